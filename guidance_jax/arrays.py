@@ -1,0 +1,64 @@
+"""The few array operations that every layer shares."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import ArrayLike
+
+
+def concrete(value: object) -> bool:
+    """Whether every leaf of `value` is known now, so that its values can be checked."""
+    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))
+
+
+def expand(value: Array, x: Array) -> Array:
+    """A value per sample, `[B]`, or one for all, `()`, in the shape that broadcasts against `x: [B, ...]`."""
+    return value.reshape(value.shape + (1,) * (x.ndim - 1)) if value.ndim else value
+
+
+def per_sample(value: ArrayLike, x: Array, name: str) -> Array:
+    """`value`, a number for all samples or one a sample, checked, in x's dtype and broadcastable against `x: [B, ...]`.
+
+    Raises:
+      ValueError: if its shape is neither `()` nor `[B]`.
+    """
+    value = jnp.asarray(value, x.dtype)
+    if value.shape not in ((), x.shape[:1]):
+        raise ValueError(
+            f"{name} has shape {value.shape}, but must be () or [B] = {x.shape[:1]}: one number for all samples, or one "
+            "a sample. For a grid of values, jax.vmap over them."
+        )
+    return expand(value, x)
+
+
+def divide(a: Array, b: Array) -> Array:
+    """`a / b`, and 0 where b is 0; so are its gradients."""
+    zero = b == 0
+    return jnp.where(zero, 0, a / jnp.where(zero, 1, b))
+
+
+def sqrt(a: Array) -> Array:
+    """The square root, and 0 where `a` is 0 or a rounding below; so are its gradients."""
+    positive = a > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, a, 1)), 0)
+
+
+def check_labels(labels: object, classes: int, what: str, lowest: int = 0) -> None:
+    """Raises where a concrete label is outside `lowest <= label < classes`; a JAX gather would silently clamp it.
+
+    Raises:
+      ValueError: naming the first label outside.
+      TypeError: if the labels are not integers.
+    """
+    if not hasattr(labels, "dtype"):
+        labels = np.asarray(labels)
+    assert isinstance(labels, jax.Array | np.ndarray)
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise TypeError(f"{what} takes integer labels, got {labels.dtype}; cast them with .astype(int).")
+    if not concrete(labels):
+        return
+    values = np.asarray(labels).ravel()
+    outside = values[(values < lowest) | (values >= classes)]
+    if outside.size:
+        raise ValueError(f"label {outside[0]} is outside {lowest}..{classes - 1}, which is all that {what} knows.")

@@ -1,0 +1,132 @@
+"""The types that every layer shares, and nothing else.
+
+Every process is `x_t = alpha(t) x_0 + sigma(t) eps`. The leading axis of `x` is samples, and nothing ever reduces over it.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import ArrayLike, Float
+
+Cond = Any
+"""A condition: any pytree of `[B, ...]` leaves (labels, embeddings with a mask, both, `None`)."""
+
+
+class NoiseLevel(NamedTuple):
+    """A point of the process, `x = alpha x_0 + sigma eps`; with a leading axis, a whole path or one level a sample.
+
+    `t` is what the network is told (0..999, `log(sigma) / 4`, `[0, 1]`), as it was trained.
+    """
+
+    t: Array
+    alpha: Array
+    sigma: Array
+
+    @property
+    def ratio(self) -> Array:
+        """`sigma / alpha`, the sigma of EDM: infinite where alpha = 0. The measure in which intervals are given."""
+        signal = self.alpha > 0
+        return jnp.where(signal, self.sigma / jnp.where(signal, self.alpha, 1), jnp.inf)
+
+
+class Schedule(NamedTuple):
+    """A noise schedule: the network's time `t` to a `NoiseLevel`, `schedule(t)`, and back from `sigma / alpha`."""
+
+    alpha_sigma: Callable[[Array], tuple[Array, Array]]
+    inverse: Callable[[Array], Array]
+    t_min: ArrayLike
+    t_max: ArrayLike
+    steps: int | None = None
+    """The number of training steps of a discrete schedule, whose `t` are 0..steps - 1; None if continuous."""
+
+    def __call__(self, t: ArrayLike) -> NoiseLevel:
+        t = jnp.asarray(t, jnp.result_type(float))
+        return NoiseLevel(t, *self.alpha_sigma(t))
+
+
+class Prediction(NamedTuple):
+    """What a denoiser says of `x`: both halves of `x = alpha x0 + sigma eps`, each `[B, ...]`.
+
+    `eps` stays separate since some methods renoise with another one than `x0` implies. `log_variance` is there for
+    networks that learn the variance of the reverse step.
+    """
+
+    x0: Float[Array, "b ..."]
+    eps: Float[Array, "b ..."]
+    log_variance: Float[Array, "b ..."] | None = None
+
+
+Denoiser = Callable[[Array, NoiseLevel, Cond], Prediction]
+"""`(x [B, ...], level, cond) -> Prediction`. `level` is scalar in sampling; one level a sample, `[B]`, also works."""
+
+
+class Branches(NamedTuple):
+    """One denoiser and the named conditions it is asked about; evaluated together, in one call.
+
+    Where several networks take part, a tuple of `Branches`. The first branch of all is the base: what is sampled where
+    nothing guides.
+    """
+
+    denoise: Denoiser
+    conds: dict[str, Cond]
+
+
+class Context(NamedTuple):
+    """All that a guidance may read."""
+
+    x: Float[Array, "b ..."]
+    level: NoiseLevel
+    """The level of `x`."""
+    next: NoiseLevel
+    """The level at which the sampler's step ends."""
+    start: NoiseLevel
+    """The level at which the sampler's step began: `level`, but for the later evaluations of a step (Heun's corrector)."""
+    base: Prediction
+    branches: dict[str, Prediction]
+    """The prediction of each branch that was asked for; in steps that did not want it, the base's stands in its place."""
+
+
+class Guidance(NamedTuple):
+    """A pair of pure functions that turns branches into the one prediction that the sampler uses.
+
+    `update(prediction, state, context)` receives what earlier parts of a chain made of the base prediction. A source
+    adds to it, a shaper changes it; neither may change it where no branch differs from the base.
+    """
+
+    needs: frozenset[str]
+    """The names of the branches that `update` reads, beside the base."""
+    init: Callable[[Array], Any]
+    update: Callable[[Prediction, Any, Context], tuple[Prediction, Any]]
+    wants: Callable[[Any, NoiseLevel], dict[str, Any]] | None = None
+    """`(state, start of the step) -> {name: True, or a boolean scalar}`: a branch that is not wanted in this step is not
+    evaluated. None: every branch, always."""
+
+
+class State(NamedTuple):
+    """What the loop carries from step to step."""
+
+    x: Float[Array, "b ..."]
+    memory: Any
+    """The sampler's."""
+    guidance: Any
+    """The guidance's."""
+    evaluations: Array
+    """The number of network evaluations so far, per sample."""
+
+
+GuidedDenoiser = Callable[[State, NoiseLevel], tuple[Prediction, State]]
+"""What a sampler calls: the guided prediction at `state.x`, which stands at the given level, and the state after it."""
+
+
+class Sampler(NamedTuple):
+    """A pair of pure functions that goes from one noise level to the next.
+
+    `step(denoise, state, level, next, keys)` moves `state.x` from `level` to `next`; `keys` holds one PRNG key a sample.
+    It calls `denoise` as often as it needs, passing on the state that each call returns.
+    """
+
+    init: Callable[[Array], Any]
+    step: Callable[[GuidedDenoiser, State, NoiseLevel, NoiseLevel, jax.Array], State]

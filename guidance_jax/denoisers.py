@@ -1,0 +1,162 @@
+"""From a network to a denoiser: what the network predicts, its preconditioning, and clipping.
+
+A network is a pure function `(x [B, ...], t [B], cond) -> output [B, ...]`, its parameters bound by the caller. Each
+formula below solves `x = alpha x0 + sigma eps` and the definition of the output for `(x0, eps)`. Where a division has no
+answer (an eps-network at alpha = 0, an x0-network at sigma = 0) the part that nothing determines is 0.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import ArrayLike
+
+from guidance_jax.arrays import divide, expand
+from guidance_jax.base import Cond, Denoiser, NoiseLevel, Prediction
+
+Network = Callable[[Array, Array, Cond], Array]
+
+
+def from_eps(out: Array, x: Array, alpha: Array, sigma: Array) -> Prediction:
+    """The output is the noise (arXiv:2006.11239): `x0 = (x - sigma eps) / alpha`."""
+    return Prediction(divide(x - sigma * out, alpha), out)
+
+
+def from_x0(out: Array, x: Array, alpha: Array, sigma: Array) -> Prediction:
+    """The output is the clean data: `eps = (x - alpha x0) / sigma`."""
+    return Prediction(out, divide(x - alpha * out, sigma))
+
+
+def from_v(out: Array, x: Array, alpha: Array, sigma: Array) -> Prediction:
+    """The output is `v = alpha eps - sigma x0` (arXiv:2202.00512), for any alpha and sigma."""
+    total = alpha**2 + sigma**2
+    return Prediction((alpha * x - sigma * out) / total, (sigma * x + alpha * out) / total)
+
+
+def from_score(out: Array, x: Array, alpha: Array, sigma: Array) -> Prediction:
+    """The output is the score, `grad log p(x_t) = -eps / sigma` (arXiv:2011.13456)."""
+    return from_eps(-sigma * out, x, alpha, sigma)
+
+
+def from_velocity(out: Array, x: Array, alpha: Array, sigma: Array) -> Prediction:
+    """The output is `u = eps - x0`: dx/dt of flow matching with noise at t = 1 (arXiv:2210.02747).
+
+    Networks trained with time the other way round predict `x0 - eps`: negate them.
+    """
+    total = alpha + sigma
+    return Prediction((x - sigma * out) / total, (x + alpha * out) / total)
+
+
+PREDICTS = {"eps": from_eps, "x0": from_x0, "v": from_v, "score": from_score, "velocity": from_velocity}
+
+
+def parameterisation(predicts: str) -> Callable[[Array, Array, Array, Array], Prediction]:
+    """The function that turns an output into a `Prediction`.
+
+    Raises:
+      ValueError: if `predicts` is none of the five.
+    """
+    if predicts not in PREDICTS:
+        raise ValueError(f"predicts={predicts!r} is unknown; a network predicts one of {', '.join(map(repr, PREDICTS))}.")
+    return PREDICTS[predicts]
+
+
+def denoiser(network: Network, predicts: str) -> Denoiser:
+    """The denoiser of a network that predicts eps, x0, v, the score or the flow's velocity.
+
+    Args:
+      network: `(x [B, ...], t [B], cond) -> [B, ...]`; t is `level.t`, repeated for each sample.
+      predicts: "eps", "x0", "v", "score" or "velocity".
+
+    Returns:
+      `(x, level, cond) -> Prediction`, for `sample` or for use on its own.
+
+    Raises:
+      ValueError: if `predicts` is none of these, or the network's output has another shape than x.
+
+    Example:
+      >>> denoise = denoiser(lambda x, t, cond: jnp.zeros_like(x), predicts="eps")
+      >>> level = schedules.cosine()(0.5)
+      >>> print(denoise(jnp.ones((1, 2)), level, None).x0.round(4))
+      [[1.4142 1.4142]]
+    """
+    convert = parameterisation(predicts)
+
+    def denoise(x: Array, level: NoiseLevel, cond: Cond) -> Prediction:
+        out = call(network, x, level.t, cond, x)
+        return convert(out, x, expand(level.alpha, x), expand(level.sigma, x))
+
+    return denoise
+
+
+def edm(network: Network, sigma_data: ArrayLike = 0.5) -> Denoiser:
+    """The denoiser of a network F with EDM's preconditioning, on any process.
+
+    With `s = sqrt(sigma^2 + alpha^2 sigma_data^2)`,
+    `x0 = (alpha sigma_data^2 / s^2) x + (sigma sigma_data / s) F(x / s, t)`; at alpha = 1 these are EDM's c_skip, c_out
+    and c_in. On `schedules.edm()` the network is told `t = c_noise = log(sigma) / 4`.
+
+    Args:
+      network: `(x [B, ...], t [B], cond) -> [B, ...]`.
+      sigma_data: the standard deviation of the data, `()`.
+
+    Raises:
+      ValueError: if the network's output has another shape than x.
+
+    Example:
+      >>> denoise = denoisers.edm(lambda x, t, cond: jnp.zeros_like(x), sigma_data=1.0)
+      >>> print(denoise(jnp.ones((1, 2)), schedules.edm()(0.0), None).x0)
+      [[0.5 0.5]]
+
+    Reference: Karras et al. 2022, arXiv:2206.00364, table 1.
+    """
+
+    def denoise(x: Array, level: NoiseLevel, cond: Cond) -> Prediction:
+        alpha, sigma = expand(level.alpha, x), expand(level.sigma, x)
+        skip, out, scale = edm_coefficients(alpha, sigma, jnp.asarray(sigma_data, x.dtype))
+        return from_x0(skip * x + out * call(network, scale * x, level.t, cond, x), x, alpha, sigma)
+
+    return denoise
+
+
+def edm_coefficients(alpha: Array, sigma: Array, sigma_data: Array) -> tuple[Array, Array, Array]:
+    """EDM's c_skip, c_out and c_in, on any process: `alpha sigma_data^2 / s^2`, `sigma sigma_data / s` and `1 / s`."""
+    s = jnp.sqrt(sigma**2 + (alpha * sigma_data) ** 2)
+    return alpha * (sigma_data / s) ** 2, sigma * sigma_data / s, 1 / s
+
+
+def clip(denoise: Denoiser, low: ArrayLike = -1.0, high: ArrayLike = 1.0) -> Denoiser:
+    """A denoiser whose x0 is clipped to the range of the data, before any guidance; eps follows.
+
+    Args:
+      denoise: the denoiser.
+      low: the least value of the data.
+      high: the greatest value of the data.
+
+    Example:
+      >>> loud = denoiser(lambda x, t, cond: 3 * x, predicts="x0")
+      >>> print(denoisers.clip(loud)(jnp.ones((1, 2)), schedules.cosine()(0.5), None).x0)
+      [[1. 1.]]
+
+    Reference: Ho et al. 2020, arXiv:2006.11239 (released code).
+    """
+
+    def clipped(x: Array, level: NoiseLevel, cond: Cond) -> Prediction:
+        prediction = denoise(x, level, cond)
+        x0 = jnp.clip(prediction.x0, low, high)
+        eps = from_x0(x0, x, expand(level.alpha, x), expand(level.sigma, x)).eps
+        return prediction._replace(x0=x0, eps=eps)
+
+    return clipped
+
+
+def call(network: Network, x: Array, t: Array, cond: Cond, like: Array) -> Array:
+    """The network's output, checked to be shaped as the data and cast to its dtype."""
+    out = network(x, jnp.broadcast_to(t, x.shape[:1]), cond)
+    if jnp.shape(out) != x.shape:
+        raise ValueError(
+            f"the network gave {jax.tree.map(jnp.shape, out)} for x of shape {x.shape}, but its output must be shaped as "
+            "x. Where it also gives a variance, return the part that predicts."
+        )
+    return out.astype(like.dtype)

@@ -1,0 +1,60 @@
+"""From a Flax module, NNX or Linen, to a pure function of its parameters."""
+
+from collections.abc import Callable
+from typing import Any
+
+from flax import linen, nnx
+
+
+def from_nnx(module: nnx.Module) -> tuple[Callable[..., Any], Any]:
+    """The pure function `apply(params, *inputs)` of an NNX module, and its parameters.
+
+    What the module holds besides parameters (batch statistics) stays as it is now: call `module.eval()` first. A module
+    that draws random numbers when called is not a pure function.
+
+    Args:
+      module: `(x, t, cond) -> output`, or any other.
+
+    Returns:
+      `apply` and `params`; jit and differentiate in `params` as you like.
+
+    Example:
+      >>> apply, params = networks.from_nnx(networks.MLP((2,), classes=3, width=8, blocks=1, rngs=nnx.Rngs(0)))
+      >>> print(apply(params, jnp.ones((5, 2)), jnp.ones(5), jnp.zeros(5, int)).shape)
+      (5, 2)
+    """
+    graph, params, rest = nnx.split(module, nnx.Param, ...)
+
+    def apply(params: Any, *inputs: Any) -> Any:
+        return nnx.merge(graph, params, rest)(*inputs)
+
+    return apply, params
+
+
+def from_linen(module: linen.Module, variables: dict[str, Any]) -> tuple[Callable[..., Any], Any]:
+    """The pure function `apply(params, *inputs)` of a Linen module, and its parameters.
+
+    Args:
+      module: `(x, t, cond) -> output`, or any other.
+      variables: what `module.init` gave; collections other than "params" (batch statistics) stay as they are.
+
+    Returns:
+      `apply` and `params`.
+
+    Raises:
+      ValueError: if variables have no collection "params".
+
+    Example:
+      >>> module = linen.Dense(2)
+      >>> apply, params = networks.from_linen(module, module.init(jax.random.key(0), jnp.ones((1, 3))))
+      >>> print(apply(params, jnp.ones((5, 3))).shape)
+      (5, 2)
+    """
+    if "params" not in variables:
+        raise ValueError(f'variables must hold a collection "params" as module.init gives it, got {list(variables)}.')
+    rest = {name: collection for name, collection in variables.items() if name != "params"}
+
+    def apply(params: Any, *inputs: Any) -> Any:
+        return module.apply({"params": params, **rest}, *inputs)
+
+    return apply, variables["params"]

@@ -1,0 +1,54 @@
+"""What a network is told beside x: the time and a label."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from guidance_jax.arrays import check_labels
+
+FREQUENCIES = 128
+
+
+class TimeEmbedding(nnx.Module):
+    """Sinusoids of the time, periods 2 pi to 20,000 pi, and two dense layers (arXiv:2006.11239).
+
+    Args:
+      width: of the output.
+      scale: the time is multiplied by it first: 1,000 for t in [0, 1], 1 for t in 0..999.
+      rngs: for the parameters.
+    """
+
+    def __init__(self, width: int, scale: float, *, rngs: nnx.Rngs):
+        self.scale = scale
+        self.inner = nnx.Linear(FREQUENCIES, width, rngs=rngs)
+        self.outer = nnx.Linear(width, width, rngs=rngs)
+
+    def __call__(self, t: Float[Array, "b"]) -> Float[Array, "b w"]:
+        half = FREQUENCIES // 2
+        frequencies = jnp.exp(-math.log(10_000) * jnp.arange(half, dtype=t.dtype) / half)
+        angles = self.scale * t[:, None] * frequencies[None]
+        waves = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=1)
+        return self.outer(jax.nn.silu(self.inner(waves)))
+
+
+class LabelEmbedding(nnx.Module):
+    """A table of `classes` labels and the null label, `classes`.
+
+    A label outside gives NaN, not its nearest neighbour; where labels are known it raises.
+
+    Args:
+      classes: the number of classes.
+      width: of the output.
+      rngs: for the parameters.
+    """
+
+    def __init__(self, classes: int, width: int, *, rngs: nnx.Rngs):
+        self.classes = classes
+        self.table = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (classes + 1, width)))
+
+    def __call__(self, labels: Int[Array, "b"]) -> Float[Array, "b w"]:
+        check_labels(labels, self.classes + 1, f"a network of {self.classes} classes and the null label")
+        return self.table[...].at[labels].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)

@@ -1,0 +1,146 @@
+"""Distributions whose every noisy score, denoiser and class posterior is known exactly: the ground truth, for tests of
+the library and of one's own methods."""
+
+import math
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import ArrayLike, Float, Int
+
+from guidance_jax.arrays import check_labels, concrete
+from guidance_jax.base import NoiseLevel, Prediction
+
+
+@jax.tree_util.register_pytree_node_class
+class GaussianMixture:
+    """A mixture of Gaussians with full covariances, each component of one class; a pytree.
+
+    `p(x_t | y) = sum over k of class y of w_k N(x_t; alpha mu_k, alpha^2 Sigma_k + sigma^2 I) / sum of those w_k`.
+
+    A label -1 stands for the unconditional distribution, all components.
+
+    Args:
+      means: `[K, D]`.
+      covariances: `[K, D, D]`, symmetric and positive definite.
+      weights: `[K]`, positive; normalised here.
+      labels: `[K]` integers from 0, the class of each component.
+
+    Raises:
+      ValueError: if the shapes do not fit, or a covariance or weight is not positive.
+
+    Example:
+      >>> mixture = oracles.GaussianMixture(jnp.array([[-2.0], [2.0]]), jnp.ones((2, 1, 1)), jnp.ones(2), jnp.arange(2))
+      >>> x, level = jnp.zeros((1, 1)), schedules.edm()(0.0)
+      >>> print(mixture.denoise(x, level, jnp.array([1])).x0, mixture.denoise(x, level, jnp.array([-1])).x0)
+      [[1.]] [[0.]]
+    """
+
+    def __init__(
+        self,
+        means: Float[Array, "k d"],
+        covariances: Float[Array, "k d d"],
+        weights: Float[Array, "k"],
+        labels: Int[Array, "k"],
+    ):
+        k, d = means.shape
+        shapes = {"covariances": (covariances, (k, d, d)), "weights": (weights, (k,)), "labels": (labels, (k,))}
+        for name, (value, shape) in shapes.items():
+            if value.shape != shape:
+                raise ValueError(f"{name} have shape {value.shape}, but means {means.shape} ask for {shape}.")
+        variances, axes = jnp.linalg.eigh(covariances)
+        if concrete(weights) and not (np.asarray(weights) > 0).all():
+            raise ValueError(f"weights must be positive, got {weights}.")
+        if concrete(variances) and not (np.asarray(variances) > 0).all():
+            raise ValueError(f"covariances must be positive definite, but their least eigenvalue is {variances.min()}.")
+        if concrete(labels) and set(labels.tolist()) != set(range(np.asarray(labels).max() + 1)):
+            raise ValueError(f"labels must name every class from 0 to the last, got {labels}; -1 stands for all of them.")
+        self.means = means
+        self.variances = variances
+        """The eigenvalues of the covariances, `[K, D]`: in the axes of a component every level is diagonal."""
+        self.axes = axes
+        self.log_weights = jnp.log(weights) - jax.nn.logsumexp(jnp.log(weights))
+        self.labels = labels
+
+    def tree_flatten(self) -> tuple[tuple[Any, ...], None]:
+        return (self.means, self.variances, self.axes, self.log_weights, self.labels), None
+
+    @classmethod
+    def tree_unflatten(cls, _: None, leaves: tuple[Any, ...]) -> Self:
+        mixture = object.__new__(cls)
+        mixture.means, mixture.variances, mixture.axes, mixture.log_weights, mixture.labels = leaves
+        return mixture
+
+    def denoise(self, x: Float[Array, "b d"], level: NoiseLevel, label: Int[Array, "b"]) -> Prediction:
+        """`E[x_0 | x_t, y]` and `E[eps | x_t, y]`: a `Denoiser`.
+
+        Args:
+          x: `[B, D]`.
+          level: its level, scalar or one a sample.
+          label: `[B]`; -1 is unconditional.
+
+        Raises:
+          ValueError: if a label names no component.
+        """
+        log_joint, pull, alpha, sigma = self._components(x, level, label)
+        responsibility = jax.nn.softmax(log_joint, axis=1)[:, :, None]
+        spread = jnp.einsum("kde,ke,kfe,bkf->bkd", self.axes, self.variances, self.axes, pull)
+        x0 = (responsibility * (self.means + alpha[:, None, None] * spread)).sum(1)
+        return Prediction(x0, sigma[:, None] * (responsibility * pull).sum(1))
+
+    def score(self, x: Float[Array, "b d"], level: NoiseLevel, label: Int[Array, "b"]) -> Float[Array, "b d"]:
+        """`grad log p(x_t | y)`; arguments as for `denoise`."""
+        log_joint, pull, _, _ = self._components(x, level, label)
+        return -(jax.nn.softmax(log_joint, axis=1)[:, :, None] * pull).sum(1)
+
+    def log_prob(self, x: Float[Array, "b d"], level: NoiseLevel, label: Int[Array, "b"]) -> Float[Array, "b"]:
+        """`log p(x_t | y)`; arguments as for `denoise`."""
+        log_joint, _, _, _ = self._components(x, level, label)
+        return jax.nn.logsumexp(log_joint, axis=1) - jax.nn.logsumexp(self._prior(label), axis=1)
+
+    def class_log_prob(self, x: Float[Array, "b d"], level: NoiseLevel, label: Int[Array, "b"]) -> Float[Array, "b"]:
+        """`log p(y | x_t)`, the exact noise-aware classifier; arguments as for `denoise`."""
+        log_joint, _, _, _ = self._components(x, level, label)
+        everything, _, _, _ = self._components(x, level, jnp.full_like(label, -1))
+        return jax.nn.logsumexp(log_joint, axis=1) - jax.nn.logsumexp(everything, axis=1)
+
+    def sample(self, key: Array, n: int, label: ArrayLike = -1) -> Float[Array, "n d"]:
+        """Exact samples of the clean data, `[n, D]`.
+
+        Args:
+          key: one PRNG key.
+          n: how many.
+          label: `()` or `[n]`; -1 is unconditional.
+
+        Raises:
+          ValueError: if a label names no component.
+        """
+        choose, draw = jax.random.split(key)
+        prior = self._prior(jnp.broadcast_to(jnp.asarray(label), (n,)))
+        k = jax.random.categorical(choose, prior)
+        z = jax.random.normal(draw, (n, self.means.shape[1]), self.means.dtype)
+        return self.means[k] + jnp.einsum("nde,ne->nd", self.axes[k], jnp.sqrt(self.variances[k]) * z)
+
+    def _prior(self, label: Array) -> Array:
+        """The log-weights of the components that a label leaves, `[B, K]`, not renormalised."""
+        if concrete(self.labels):
+            check_labels(label, int(np.asarray(self.labels).max()) + 1, "this mixture", lowest=-1)
+        chosen = (label[:, None] == -1) | (label[:, None] == self.labels[None])
+        return jnp.where(chosen, self.log_weights[None], -jnp.inf)
+
+    def _components(self, x: Array, level: NoiseLevel, label: Array) -> tuple[Array, Array, Array, Array]:
+        """Per component: `log w_k N(x; ..)` `[B, K]`, `(x - alpha mu_k)` over its covariance `[B, K, D]`; alpha, sigma `[B]`."""
+        if x.ndim != 2 or x.shape[1] != self.means.shape[1]:
+            raise ValueError(f"x has shape {x.shape}, but this mixture lives in [B, {self.means.shape[1]}].")
+        if label.shape != x.shape[:1]:
+            raise ValueError(f"label has shape {label.shape}, but x {x.shape} needs one a sample: {x.shape[:1]}.")
+        alpha = jnp.broadcast_to(level.alpha, x.shape[:1]).astype(x.dtype)
+        sigma = jnp.broadcast_to(level.sigma, x.shape[:1]).astype(x.dtype)
+        offset = x[:, None] - alpha[:, None, None] * self.means[None]
+        along = jnp.einsum("kde,bkd->bke", self.axes, offset)
+        variance = (alpha**2)[:, None, None] * self.variances[None] + (sigma**2)[:, None, None]
+        log_normal = -0.5 * (along**2 / variance + jnp.log(variance) + math.log(2 * math.pi)).sum(2)
+        pull = jnp.einsum("kde,bke->bkd", self.axes, along / variance)
+        return self._prior(label) + log_normal, pull, alpha, sigma

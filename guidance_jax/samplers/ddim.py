@@ -1,0 +1,50 @@
+"""Denoising diffusion implicit models."""
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import ArrayLike
+
+from guidance_jax.arrays import concrete, sqrt
+from guidance_jax.base import GuidedDenoiser, NoiseLevel, Sampler, State
+from guidance_jax.samplers.noise import contraction, normal
+
+
+def ddim(eta: ArrayLike = 0.0) -> Sampler:
+    """DDIM: the first-order solver of the probability-flow ODE at eta = 0, ancestral sampling at eta = 1.
+
+    `x' = alpha' x0 + sqrt(sigma'^2 - s^2) eps + s z`, `s = eta sigma' sqrt(1 - q^2)`, with z fresh noise and
+    `q = (sigma' / alpha') / (sigma / alpha)`.
+
+    One evaluation a step; order 1.
+
+    Args:
+      eta: the share of fresh noise, `()`, in [0, 1]. A plain 0 draws none.
+
+    Raises:
+      ValueError: if eta is outside [0, 1] or no scalar.
+
+    Example:
+      >>> denoise = denoiser(lambda x, t, cond: 0 * x, predicts="x0")
+      >>> path = levels(schedules.cosine(), 2, spacings.trailing())
+      >>> keys = jax.random.split(jax.random.key(0), 1)
+      >>> print(sample(keys, branches(denoise, cond=None), chain(), ddim(), path, (2,)))
+      [[0. 0.]]
+
+    Reference: Song et al. 2021, arXiv:2010.02502, equations 12 and 16.
+    """
+    if jnp.shape(eta) != ():
+        raise ValueError(f"ddim's eta has shape {jnp.shape(eta)}, but must be a scalar; vmap for several.")
+    if concrete(eta) and not 0 <= np.asarray(eta) <= 1:
+        raise ValueError(f"ddim's eta must be in [0, 1], got {eta}.")
+    deterministic = isinstance(eta, int | float) and eta == 0
+
+    def step(denoise: GuidedDenoiser, state: State, level: NoiseLevel, next: NoiseLevel, keys: Array) -> State:
+        prediction, state = denoise(state, level)
+        if deterministic:
+            return state._replace(x=next.alpha * prediction.x0 + next.sigma * prediction.eps)
+        fresh = jnp.asarray(eta, state.x.dtype) * jnp.sqrt(1 - contraction(level, next) ** 2)
+        mean = next.alpha * prediction.x0 + next.sigma * sqrt(1 - fresh**2) * prediction.eps
+        return state._replace(x=mean + next.sigma * fresh * normal(keys, state.x))
+
+    return Sampler(lambda x: (), step)

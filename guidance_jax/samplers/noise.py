@@ -1,0 +1,16 @@
+"""What stochastic samplers share: their noise, and the step that it belongs to."""
+
+import jax
+from jax import Array
+
+from guidance_jax.base import NoiseLevel
+
+
+def normal(keys: Array, x: Array) -> Array:
+    """Standard normal noise shaped as x, each sample's from its own key."""
+    return jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(keys)
+
+
+def contraction(level: NoiseLevel, next: NoiseLevel) -> Array:
+    """`q = (sigma' / alpha') / (sigma / alpha)`, in [0, 1): how far a step goes; 0 from alpha = 0 or to sigma' = 0."""
+    return (next.sigma * level.alpha) / (level.sigma * next.alpha)

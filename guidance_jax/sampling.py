@@ -1,0 +1,315 @@
+"""From branches, a guidance and a sampler to samples: the only loop."""
+
+import difflib
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from guidance_jax.arrays import concrete
+from guidance_jax.base import (
+    Branches,
+    Cond,
+    Context,
+    Denoiser,
+    Guidance,
+    GuidedDenoiser,
+    NoiseLevel,
+    Prediction,
+    Sampler,
+    State,
+)
+from guidance_jax.guidance.algebra import wants
+from guidance_jax.schedules import check_levels
+
+Networks = Branches | tuple[Branches, ...]
+
+
+def branches(denoise: Denoiser, **conds: Cond) -> Branches:
+    """Named conditions of one denoiser, evaluated in one batched call; the first is the base.
+
+    Args:
+      denoise: `(x, level, cond) -> Prediction`.
+      **conds: a condition each, any pytree of `[B, ...]` leaves; all of one structure.
+
+    Raises:
+      ValueError: if there is no condition.
+
+    Example:
+      >>> denoise = denoiser(lambda x, t, cond: 0 * x, predicts="x0")
+      >>> labels = jnp.array([3, 1])
+      >>> list(branches(denoise, cond=labels, uncond=jnp.full_like(labels, 10)).conds)
+      ['cond', 'uncond']
+    """
+    if not conds:
+        raise ValueError("branches(denoise) has no condition; name at least one: branches(denoise, cond=labels).")
+    return Branches(denoise, conds)
+
+
+def sample(
+    keys: Array,
+    branches: Networks,
+    guidance: Guidance,
+    sampler: Sampler,
+    levels: NoiseLevel,
+    shape_or_x: tuple[int, ...] | Array,
+) -> Array:
+    """Draw samples: from noise at the first level to the last, one `lax.scan` over the steps.
+
+    Call it inside your own `jax.jit`, parameters, keys, labels and scales as arguments: then none of them recompiles, and
+    `jax.vmap` over any of them is one program.
+
+    Args:
+      keys: `[B]` PRNG keys, one a sample: `jax.random.split(jax.random.key(0), B)`. A sample depends on its own key alone.
+      branches: what `branches(...)` made, or a tuple of those for several networks.
+      guidance: `cfg(scale)`, a `chain`, ...; `chain()` for none.
+      sampler: `ddim()`, ...
+      levels: the path of noise levels, `[steps + 1]`, as `levels(...)` makes it.
+      shape_or_x: the shape of one sample, to start from pure noise; or x itself, `[B, ...]`, at the level `levels[0]`.
+
+    Returns:
+      `[B, ...]`, in the dtype of x, or that of the levels.
+
+    Raises:
+      ValueError: before anything is computed, if the arguments do not fit each other, a guidance reads a branch that is
+        not there, the levels do not decrease, or x has a value that is not finite.
+      TypeError: if keys are no PRNG keys or x is not floating.
+
+    Example:
+      >>> mixture = oracles.GaussianMixture(jnp.array([[-2.0], [2.0]]), jnp.ones((2, 1, 1)), jnp.ones(2), jnp.arange(2))
+      >>> labels = jnp.array([0, 1])
+      >>> two = branches(mixture.denoise, cond=labels, uncond=jnp.full_like(labels, -1))
+      >>> path = levels(schedules.edm(), 20, spacings.karras())
+      >>> x = sample(jax.random.split(jax.random.key(0), 2), two, cfg(3.0), ddim(), path, (1,))
+      >>> print(x.shape, x.dtype)
+      (2, 1) float32
+    """
+    return _run(keys, branches, guidance, sampler, levels, shape_or_x, lambda state, dtype: state.x.astype(dtype))
+
+
+def evaluations(
+    keys: Array,
+    branches: Networks,
+    guidance: Guidance,
+    sampler: Sampler,
+    levels: NoiseLevel,
+    shape_or_x: tuple[int, ...] | Array,
+) -> Array:
+    """How many network evaluations a sample costs in this very run: 2 a step for `cfg` with `ddim`, fewer in an interval.
+
+    The loop counts as it runs, so skipped branches and correctors are seen as they happen. Classifiers are not counted.
+
+    Args:
+      The same as of `sample`.
+
+    Returns:
+      An integer scalar.
+
+    Example:
+      >>> denoise = denoiser(lambda x, t, cond: 0 * x, predicts="x0")
+      >>> path = levels(schedules.edm(), 10, spacings.karras())
+      >>> keys = jax.random.split(jax.random.key(0), 1)
+      >>> print(evaluations(keys, branches(denoise, cond=None, uncond=None), cfg(2.0), heun(), path, (1,)))
+      38
+    """
+    return _run(keys, branches, guidance, sampler, levels, shape_or_x, lambda state, dtype: state.evaluations)
+
+
+def evaluate(
+    branches: Networks, x: Array, level: NoiseLevel, wanted: dict[str, Any]
+) -> tuple[dict[str, Prediction], Array | int]:
+    """The predictions of the base and of every wanted branch at x: one call a network, the branches merged into its batch.
+
+    Args:
+      branches: one `Branches`, or a tuple of them.
+      x: `[B, ...]`.
+      level: the level of x, scalar.
+      wanted: `{name: True, or a boolean scalar}`. Where the scalar is false the branch is not evaluated, and the base's
+        prediction stands in its place.
+
+    Returns:
+      `{name: Prediction}` of the base and of every name in `wanted`, and the number of evaluations per sample.
+
+    Raises:
+      ValueError: if a branch's condition does not fit the others or the batch.
+    """
+    networks = _networks(branches)
+    base = next(iter(networks[0].conds))
+    wanted = {name: now for name, now in wanted.items() if name != base}
+    gates = list({id(now): now for now in wanted.values() if now is not True}.values())
+
+    def ask(open_gates: Sequence[bool]) -> Callable[[Array], tuple[dict[str, Prediction], Array]]:
+        passed = {id(gate) for gate, is_open in zip(gates, open_gates, strict=True) if is_open}
+        asked = {base} | {name for name, now in wanted.items() if now is True or id(now) in passed}
+
+        def call(x: Array) -> tuple[dict[str, Prediction], Array]:
+            predictions: dict[str, Prediction] = {}
+            for network in networks:
+                conds = {name: cond for name, cond in network.conds.items() if name in asked}
+                if conds:
+                    predictions |= _merged(network.denoise, x, level, conds)
+            return {name: predictions.get(name, predictions[base]) for name in (base, *wanted)}, jnp.int32(len(asked))
+
+        return call
+
+    if not gates:
+        return ask(())(x)
+    # One program for each combination of open gates; the index counts them in binary, the last gate fastest.
+    cases = [ask(combination) for combination in itertools.product((False, True), repeat=len(gates))]
+    index = jnp.int32(0)
+    for gate in gates:
+        index = 2 * index + gate
+    return jax.lax.switch(index, cases, x)
+
+
+def guide(branches: Networks, guidance: Guidance, level: NoiseLevel, next_level: NoiseLevel) -> GuidedDenoiser:
+    """The guided denoiser of one step, from `level` to `next_level`: what a sampler calls.
+
+    Which branches are wanted is decided once, by the level at which the step begins.
+
+    Args:
+      branches: one `Branches`, or a tuple of them.
+      guidance: what makes one prediction of them.
+      level: where the step begins, scalar.
+      next_level: where it ends, scalar.
+
+    Returns:
+      `(state, level of state.x) -> (prediction, state)`.
+    """
+    networks = _networks(branches)
+    base = next(iter(networks[0].conds))
+
+    def denoise(state: State, at: NoiseLevel) -> tuple[Prediction, State]:
+        predictions, count = evaluate(networks, state.x, at, wants(guidance, state.guidance, level))
+        context = Context(state.x, at, next_level, level, predictions[base], predictions)
+        prediction, remembered = guidance.update(context.base, state.guidance, context)
+        return prediction, state._replace(guidance=remembered, evaluations=state.evaluations + count)
+
+    return denoise
+
+
+def _networks(branches: Networks) -> tuple[Branches, ...]:
+    return (branches,) if isinstance(branches, Branches) else branches
+
+
+def _merged(denoise: Denoiser, x: Array, level: NoiseLevel, conds: dict[str, Cond]) -> dict[str, Prediction]:
+    """One call of a denoiser for all these conditions. Stacked behind the batch axis, so that a sharded batch stays put."""
+    count, batch = len(conds), x.shape[0]
+    if count == 1:
+        ((name, cond),) = conds.items()
+        return {name: _cast(denoise(x, level, cond), x.dtype)}
+
+    def merge(*parts: Array) -> Array:
+        stacked = jnp.stack(parts, axis=1)
+        return stacked.reshape(batch * count, *stacked.shape[2:])
+
+    prediction = denoise(merge(*[x] * count), level, jax.tree.map(merge, *conds.values()))
+    parts = jax.tree.map(lambda merged: merged.reshape(batch, count, *merged.shape[1:]), _cast(prediction, x.dtype))
+    return {name: jax.tree.map(lambda part, i=i: part[:, i], parts) for i, name in enumerate(conds)}
+
+
+def _cast(prediction: Prediction, dtype: Any) -> Prediction:
+    return jax.tree.map(lambda field: field.astype(dtype), prediction)
+
+
+def _run(
+    keys: Array,
+    branches: Networks,
+    guidance: Guidance,
+    sampler: Sampler,
+    levels: NoiseLevel,
+    shape_or_x: tuple[int, ...] | Array,
+    result: Callable[[State, Any], Array],
+) -> Array:
+    networks = _networks(branches)
+    check_levels(levels)
+    _check_keys(keys)
+    shape, dtype_out = _check_start(keys, levels, shape_or_x)
+    dtype = jnp.promote_types(dtype_out, jnp.float32)
+    _check_branches(networks, guidance, jax.ShapeDtypeStruct(shape, dtype))
+    path = jax.tree.map(lambda field: jnp.asarray(field, dtype), levels)
+
+    @jax.jit
+    def run(keys: Array, x: Array | None) -> Array:
+        begin, steps = jax.vmap(jax.random.split, out_axes=1)(keys)
+        if x is None:
+            x = path.sigma[0] * jax.vmap(lambda key: jax.random.normal(key, shape[1:], dtype))(begin)
+
+        def body(state: State, inputs: tuple[NoiseLevel, NoiseLevel, Array]) -> tuple[State, None]:
+            level, next_level, index = inputs
+            step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(steps, index)
+            return sampler.step(guide(networks, guidance, level, next_level), state, level, next_level, step_keys), None
+
+        x = x.astype(dtype)
+        state = State(x, sampler.init(x), guidance.init(x), jnp.int32(0))
+        inputs = jax.tree.map(lambda a: a[:-1], path), jax.tree.map(lambda a: a[1:], path), jnp.arange(len(path.t) - 1)
+        state, _ = jax.lax.scan(body, state, inputs)
+        return result(state, dtype_out)
+
+    return run(keys, None if isinstance(shape_or_x, tuple) else shape_or_x)
+
+
+def _check_keys(keys: Array) -> None:
+    if not hasattr(keys, "dtype") or not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key):
+        raise TypeError(
+            "keys must be an array of PRNG keys made by jax.random.key (not PRNGKey), one a sample: "
+            "jax.random.split(jax.random.key(0), B)."
+        )
+    if keys.ndim != 1:
+        raise ValueError(f"keys have shape {keys.shape}, but must be [B], one a sample: jax.random.split(key, B).")
+
+
+def _check_start(keys: Array, levels: NoiseLevel, shape_or_x: tuple[int, ...] | Array) -> tuple[tuple[int, ...], Any]:
+    """The shape and dtype of the samples."""
+    if isinstance(shape_or_x, tuple):
+        return (len(keys), *shape_or_x), levels.sigma.dtype
+    x = shape_or_x
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"x has dtype {x.dtype}, but must be floating; scale images to [-1, 1] first.")
+    if x.ndim < 2 or len(x) != len(keys):
+        raise ValueError(f"x has shape {x.shape}, but must be [B, ...] with one sample a key, B = {len(keys)}.")
+    if concrete(x):
+        bad = np.flatnonzero(~np.isfinite(np.asarray(x, np.float32)).reshape(len(x), -1).all(1))
+        if bad.size:
+            raise ValueError(f"x has NaN or infinite values in {bad.size} of {len(x)} samples, the first is {bad[0]}.")
+    return x.shape, x.dtype
+
+
+def _check_branches(networks: tuple[Branches, ...], guidance: Guidance, x: jax.ShapeDtypeStruct) -> None:
+    names = [name for network in networks for name in network.conds]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"two networks both have a branch {name!r}; name every branch once.")
+    for name in sorted(guidance.needs - set(names)):
+        close = difflib.get_close_matches(name, names, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"the guidance reads a branch {name!r}, but there are only {', '.join(map(repr, names))}.{hint}")
+    for network in networks:
+        first, *others = network.conds.items()
+        for name, cond in network.conds.items():
+            for path, leaf in jax.tree_util.tree_leaves_with_path(cond):
+                if jnp.shape(leaf)[:1] != x.shape[:1]:
+                    raise ValueError(
+                        f"branch {name!r}{jax.tree_util.keystr(path)} has shape {jnp.shape(leaf)}, but every leaf of a "
+                        f"condition is [B, ...] with B = {x.shape[0]}, the number of keys."
+                    )
+        for name, cond in others:
+            if _spec(cond) != _spec(first[1]):
+                raise ValueError(
+                    f"branches {first[0]!r} and {name!r} differ in structure, shape or dtype, so they cannot share a "
+                    f"batch: {_spec(first[1])} and {_spec(cond)}."
+                )
+    # Tracing each branch alone, its condition known, lets a network check values that it cannot see inside the loop.
+    level = NoiseLevel(*[jax.ShapeDtypeStruct((), x.dtype)] * 3)
+    for network in networks:
+        for cond in network.conds.values():
+            if concrete(cond):
+                jax.eval_shape(lambda x, at, n=network, c=cond: n.denoise(x, at, c), x, level)
+
+
+def _spec(cond: Cond) -> Any:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), leaf.dtype), cond)

@@ -1,0 +1,123 @@
+"""Spacings: which times a run of so many steps visits. Each gives a function `(schedule, steps) -> t [steps]`, decreasing.
+
+On a discrete schedule the first three give whole training steps, as the released models were sampled; the others may
+fall between them, where the schedule interpolates.
+"""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import ArrayLike
+
+from guidance_jax.arrays import concrete
+from guidance_jax.base import Schedule
+
+Spacing = Callable[[Schedule, int], Array]
+
+
+def uniform() -> Spacing:
+    """Evenly from `t_max` to `t_min`, both visited ("linspace" elsewhere).
+
+    Example:
+      >>> print(spacings.uniform()(schedules.ddpm_linear(), 4))
+      [999. 666. 333.   0.]
+    """
+
+    def spacing(schedule: Schedule, steps: int) -> Array:
+        _check_steps(schedule, steps)
+        t = jnp.linspace(schedule.t_max, schedule.t_min, steps, dtype=jnp.result_type(float))
+        return t if schedule.steps is None else jnp.round(t)
+
+    return spacing
+
+
+def leading(offset: int = 0) -> Spacing:
+    """Evenly up from `t_min`, stopping a stride short of the end, as DDIM and Stable Diffusion 1 were sampled.
+
+    A run so spaced starts below the noise level of pure noise; the published samplers start from pure noise all the same.
+
+    Args:
+      offset: added to every training step of a discrete schedule (1 for Stable Diffusion).
+
+    Example:
+      >>> print(spacings.leading()(schedules.ddpm_linear(), 4))
+      [750. 500. 250.   0.]
+
+    Reference: Song et al. 2021, arXiv:2010.02502; named in Lin et al. 2024, arXiv:2305.08891, table 2.
+    """
+
+    def spacing(schedule: Schedule, steps: int) -> Array:
+        _check_steps(schedule, steps)
+        index = jnp.arange(steps - 1, -1, -1, dtype=jnp.result_type(float))
+        if schedule.steps is None:
+            return schedule.t_min + index * (schedule.t_max - schedule.t_min) / steps
+        return index * (schedule.steps // steps) + offset
+
+    return spacing
+
+
+def trailing() -> Spacing:
+    """Evenly down from `t_max`, stopping a stride short of the end: the last step goes from there to the clean data.
+
+    Example:
+      >>> print(spacings.trailing()(schedules.ddpm_linear(), 4))
+      [999. 749. 499. 249.]
+
+    Reference: Lin et al. 2024, arXiv:2305.08891, table 2.
+    """
+
+    def spacing(schedule: Schedule, steps: int) -> Array:
+        _check_steps(schedule, steps)
+        index = jnp.arange(steps, dtype=jnp.result_type(float))
+        if schedule.steps is None:
+            return schedule.t_max - index * (schedule.t_max - schedule.t_min) / steps
+        return jnp.round(schedule.steps - index * schedule.steps / steps) - 1
+
+    return spacing
+
+
+def karras(rho: ArrayLike = 7.0, sigma_min: ArrayLike | None = None, sigma_max: ArrayLike | None = None) -> Spacing:
+    """Evenly in `(sigma / alpha)^(1 / rho)`, dense where there is little noise.
+
+    `r_i = (r_max^(1/rho) + i / (steps - 1) (r_min^(1/rho) - r_max^(1/rho)))^rho`, r = sigma / alpha.
+
+    Args:
+      rho: the larger, the denser near the data; 1 is even in `sigma / alpha`.
+      sigma_min: the smallest `sigma / alpha` visited; the schedule's own where None.
+      sigma_max: the largest `sigma / alpha` visited; the schedule's own where None.
+
+    Raises:
+      ValueError: if the schedule's largest `sigma / alpha` is infinite and none is given.
+
+    Example:
+      >>> t = spacings.karras()(schedules.edm(), 5)
+      >>> print(schedules.edm()(t).sigma.round(3))
+      [8.0000e+01 1.7528e+01 2.5150e+00 1.7000e-01 2.0000e-03]
+
+    Reference: Karras et al. 2022, arXiv:2206.00364, equation 5.
+    """
+
+    def spacing(schedule: Schedule, steps: int) -> Array:
+        least = schedule(schedule.t_min).ratio if sigma_min is None else jnp.asarray(sigma_min, jnp.result_type(float))
+        most = schedule(schedule.t_max).ratio if sigma_max is None else jnp.asarray(sigma_max, jnp.result_type(float))
+        if concrete(most) and not np.isfinite(np.asarray(most)):
+            raise ValueError(
+                "karras spacing needs a finite largest sigma / alpha, but the schedule's t_max has alpha = 0; "
+                "give karras(sigma_max=80.0), or the schedule a smaller t_max."
+            )
+        ramp = jnp.linspace(0, 1, steps, dtype=jnp.result_type(float))
+        root = 1 / jnp.asarray(rho, ramp.dtype)
+        ratio = (most**root + ramp * (least**root - most**root)) ** (1 / root)
+        return schedule.inverse(ratio)
+
+    return spacing
+
+
+def _check_steps(schedule: Schedule, steps: int) -> None:
+    if schedule.steps is not None and steps > schedule.steps:
+        raise ValueError(
+            f"{steps} steps of a discrete schedule that has {schedule.steps} training steps: at most "
+            f"{schedule.steps} of them can be visited."
+        )

@@ -1,0 +1,214 @@
+"""What training needs beside an optimiser: noise levels, losses, label dropout, averaged parameters.
+
+Losses are per sample, `[B]`; take their mean. Networks and classifiers are pure functions, parameters bound by the caller.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import ArrayLike, Float, Int
+
+from guidance_jax.arrays import check_labels, divide, expand
+from guidance_jax.base import Cond, NoiseLevel, Schedule
+from guidance_jax.denoisers import Network, call, edm_coefficients, parameterisation
+
+RESIDUALS: dict[str, Callable[..., Array]] = {
+    "eps": lambda out, x0, eps, alpha, sigma: out - eps,
+    "x0": lambda out, x0, eps, alpha, sigma: out - x0,
+    "v": lambda out, x0, eps, alpha, sigma: out - (alpha * eps - sigma * x0),
+    "score": lambda out, x0, eps, alpha, sigma: sigma * out + eps,
+    "velocity": lambda out, x0, eps, alpha, sigma: out - (eps - x0),
+}
+
+
+def noise_levels(key: Array, schedule: Schedule, n: int) -> NoiseLevel:
+    """Noise levels for a batch: t uniform over the schedule, spread evenly within the batch to lower the loss's variance.
+
+    Args:
+      key: one PRNG key.
+      schedule: continuous, or discrete, whose whole training steps are drawn.
+      n: the batch.
+
+    Returns:
+      A `NoiseLevel` of arrays `[n]`.
+
+    Example:
+      >>> print(training.noise_levels(jax.random.key(0), schedules.cosine(), 4).t.shape)
+      (4,)
+
+    Reference: Kingma et al. 2021, arXiv:2107.00630, appendix I.1.
+    """
+    u = (jax.random.uniform(key) + jnp.arange(n) / n) % 1
+    if schedule.steps is None:
+        return schedule(schedule.t_min + u * (schedule.t_max - schedule.t_min))
+    return schedule(jnp.floor(u * schedule.steps))
+
+
+def diffuse(key: Array, x0: Float[Array, "b ..."], level: NoiseLevel) -> tuple[Array, Array]:
+    """Noisy data and its noise: `x = alpha x0 + sigma eps`.
+
+    Args:
+      key: one PRNG key.
+      x0: `[B, ...]`, clean data.
+      level: scalar or `[B]`.
+
+    Returns:
+      x and eps.
+
+    Example:
+      >>> x, eps = training.diffuse(jax.random.key(0), jnp.zeros((1, 2)), schedules.edm()(0.0))
+      >>> print((x == eps).all())
+      True
+    """
+    eps = jax.random.normal(key, x0.shape, x0.dtype)
+    return expand(level.alpha, x0) * x0 + expand(level.sigma, x0) * eps, eps
+
+
+def denoising_loss(
+    network: Network, predicts: str, key: Array, x0: Float[Array, "b ..."], level: NoiseLevel, cond: Cond
+) -> Float[Array, "b"]:
+    """The mean squared error of what a network predicts, at noise drawn with `key`.
+
+    For a score it is weighted by `sigma^2`, which makes it the error in eps.
+
+    Args:
+      network: `(x, t, cond) -> output`.
+      predicts: "eps", "x0", "v", "score" or "velocity".
+      key: one PRNG key.
+      x0: `[B, ...]`, clean data.
+      level: `[B]`, as `noise_levels` draws.
+      cond: what the network is told, after label dropout.
+
+    Returns:
+      `[B]`.
+
+    Raises:
+      ValueError: if `predicts` is none of these, or the output has another shape than x.
+
+    Example:
+      >>> level = training.noise_levels(jax.random.key(0), schedules.cosine(), 2)
+      >>> network = lambda x, t, cond: jnp.zeros_like(x)
+      >>> print(training.denoising_loss(network, "x0", jax.random.key(1), jnp.ones((2, 3)), level, None))
+      [1. 1.]
+
+    Reference: Ho et al. 2020, arXiv:2006.11239, equation 14; for v Salimans & Ho 2022, arXiv:2202.00512.
+    """
+    parameterisation(predicts)
+    x, eps = diffuse(key, x0, level)
+    out = call(network, x, level.t, cond, x)
+    residual = RESIDUALS[predicts](out, x0, eps, expand(level.alpha, x), expand(level.sigma, x))
+    return jnp.mean(residual**2, axis=tuple(range(1, x.ndim)))
+
+
+def edm_loss(
+    network: Network, sigma_data: ArrayLike, key: Array, x0: Float[Array, "b ..."], level: NoiseLevel, cond: Cond
+) -> Float[Array, "b"]:
+    """The loss of a network under EDM's preconditioning: the error of its own output, of unit size at every level.
+
+    `mean |F(c_in x) - (x0 - c_skip x) / c_out|^2`, the denoiser's squared error weighted by `1 / c_out^2`.
+
+    Args:
+      network: `(x, t, cond) -> output`.
+      sigma_data: the standard deviation of the data, `()`.
+      key: one PRNG key.
+      x0: `[B, ...]`, clean data.
+      level: `[B]`.
+      cond: what the network is told, after label dropout.
+
+    Returns:
+      `[B]`.
+
+    Example:
+      >>> level = schedules.edm()(jnp.zeros(2))
+      >>> network = lambda x, t, cond: jnp.zeros_like(x)
+      >>> print(training.edm_loss(network, 1.0, jax.random.key(1), jnp.zeros((2, 3)), level, None).shape)
+      (2,)
+
+    Reference: Karras et al. 2022, arXiv:2206.00364, equation 8.
+    """
+    x, _ = diffuse(key, x0, level)
+    skip, out, scale = edm_coefficients(expand(level.alpha, x), expand(level.sigma, x), jnp.asarray(sigma_data, x.dtype))
+    residual = call(network, scale * x, level.t, cond, x) - divide(x0 - skip * x, out)
+    return jnp.mean(residual**2, axis=tuple(range(1, x.ndim)))
+
+
+def classifier_loss(
+    classify: Callable[[Array, Array], Array],
+    key: Array,
+    x0: Float[Array, "b ..."],
+    level: NoiseLevel,
+    labels: Int[Array, "b"],
+) -> Float[Array, "b"]:
+    """The cross-entropy of a noise-aware classifier on noisy data, at noise drawn with `key`.
+
+    Args:
+      classify: `(x, t) -> logits [B, C]`.
+      key: one PRNG key.
+      x0: `[B, ...]`, clean data.
+      level: `[B]`, over all levels.
+      labels: `[B]`.
+
+    Returns:
+      `[B]`.
+
+    Raises:
+      ValueError: if a label has no logit.
+
+    Example:
+      >>> level = schedules.cosine()(jnp.array([0.5]))
+      >>> classify = lambda x, t: jnp.zeros((1, 10))
+      >>> print(training.classifier_loss(classify, jax.random.key(0), jnp.ones((1, 2)), level, jnp.array([3])).round(3))
+      [2.303]
+
+    Reference: Dhariwal & Nichol 2021, arXiv:2105.05233, section 4.
+    """
+    x, _ = diffuse(key, x0, level)
+    logits = classify(x, level.t)
+    check_labels(labels, logits.shape[1], f"a classifier of {logits.shape[1]} logits")
+    return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)[:, 0]
+
+
+def drop(key: Array, cond: Cond, null: Cond, rate: float) -> Cond:
+    """Each sample's condition, or with probability `rate` the null condition: one network learns both.
+
+    Args:
+      key: one PRNG key.
+      cond: any pytree of `[B, ...]` leaves.
+      null: the same pytree, its leaves of a shape that broadcasts against one sample's.
+      rate: the probability, usually 0.1 to 0.2.
+
+    Example:
+      >>> print(training.drop(jax.random.key(0), jnp.array([3, 1]), 10, rate=1.0))
+      [10 10]
+
+    Reference: Ho & Salimans 2022, arXiv:2207.12598, algorithm 1.
+    """
+    first = jax.tree.leaves(cond)[0]
+    dropped = jax.random.bernoulli(key, rate, first.shape[:1])
+
+    def replace(leaf: Array, empty: Any) -> Array:
+        empty = jnp.broadcast_to(jnp.asarray(empty, leaf.dtype), leaf.shape)
+        return jnp.where(dropped.reshape(-1, *[1] * (leaf.ndim - 1)), empty, leaf)
+
+    return jax.tree.map(replace, cond, null)
+
+
+def ema(average: Any, params: Any, step: ArrayLike, decay: float = 0.999) -> Any:
+    """The exponential moving average of parameters, its decay warming up: `min(decay, (1 + step) / (10 + step))`.
+
+    Args:
+      average: the average so far; at step 0 any parameters.
+      params: the parameters after this step.
+      step: counts from 0.
+      decay: the final decay.
+
+    Example:
+      >>> print(training.ema(jnp.array(0.0), jnp.array(1.0), step=0))
+      0.9
+    """
+    step = jnp.asarray(step, jnp.result_type(float))
+    keep = jnp.minimum(decay, (1 + step) / (10 + step))
+    return jax.tree.map(lambda a, p: a + (1 - keep.astype(p.dtype)) * (p - a), average, params)

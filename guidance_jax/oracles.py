@@ -2,7 +2,7 @@
 the library and of one's own methods."""
 
 import math
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -68,7 +68,7 @@ class GaussianMixture:
         return (self.means, self.variances, self.axes, self.log_weights, self.labels), None
 
     @classmethod
-    def tree_unflatten(cls, _: None, leaves: tuple[Any, ...]) -> Self:
+    def tree_unflatten(cls, _: None, leaves: tuple[Any, ...]) -> "GaussianMixture":
         mixture = object.__new__(cls)
         mixture.means, mixture.variances, mixture.axes, mixture.log_weights, mixture.labels = leaves
         return mixture
@@ -87,7 +87,7 @@ class GaussianMixture:
         log_joint, pull, alpha, sigma = self._components(x, level, label)
         responsibility = jax.nn.softmax(log_joint, axis=1)[:, :, None]
         spread = jnp.einsum("kde,ke,kfe,bkf->bkd", self.axes, self.variances, self.axes, pull)
-        x0 = (responsibility * (self.means + alpha[:, None, None] * spread)).sum(1)
+        x0 = (responsibility * (self.means[None] + alpha[:, None, None] * spread)).sum(1)
         return Prediction(x0, sigma[:, None] * (responsibility * pull).sum(1))
 
     def score(self, x: Float[Array, "b d"], level: NoiseLevel, label: Int[Array, "b"]) -> Float[Array, "b d"]:
@@ -127,7 +127,8 @@ class GaussianMixture:
         """The log-weights of the components that a label leaves, `[B, K]`, not renormalised."""
         if concrete(self.labels):
             check_labels(label, int(np.asarray(self.labels).max()) + 1, "this mixture", lowest=-1)
-        chosen = (label[:, None] == -1) | (label[:, None] == self.labels[None])
+        label = label.astype(self.labels.dtype)[:, None]
+        chosen = (label == -1) | (label == self.labels[None])
         return jnp.where(chosen, self.log_weights[None], -jnp.inf)
 
     def _components(self, x: Array, level: NoiseLevel, label: Array) -> tuple[Array, Array, Array, Array]:

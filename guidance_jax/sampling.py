@@ -162,7 +162,7 @@ def evaluate(
     cases = [ask(combination) for combination in itertools.product((False, True), repeat=len(gates))]
     index = jnp.int32(0)
     for gate in gates:
-        index = 2 * index + gate
+        index = 2 * index + gate.astype(jnp.int32)
     return jax.lax.switch(index, cases, x)
 
 
@@ -229,7 +229,7 @@ def _run(
     check_levels(levels)
     _check_keys(keys)
     shape, dtype_out = _check_start(keys, levels, shape_or_x)
-    dtype = jnp.promote_types(dtype_out, jnp.float32)
+    dtype = dtype_out if jnp.dtype(dtype_out).itemsize >= 4 else jnp.float32
     _check_branches(networks, guidance, jax.ShapeDtypeStruct(shape, dtype))
     path = jax.tree.map(lambda field: jnp.asarray(field, dtype), levels)
 

@@ -1,0 +1,20 @@
+"""Every test runs under strict dtypes, no rank promotion, warnings as errors, 8 CPU devices, and checked annotations."""
+
+import os
+
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import jax
+import jaxtyping
+import pytest
+
+jaxtyping.install_import_hook("guidance_jax", "beartype.beartype")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def x64():
+    with jax.enable_x64(True):
+        yield

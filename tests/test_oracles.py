@@ -1,0 +1,128 @@
+"""The ground truth itself, against SciPy and against its own derivatives."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.stats import multivariate_normal
+from worlds import SCHEDULES, keys, mixture
+
+import guidance_jax as gj
+
+
+@pytest.mark.parametrize("label", [-1, 0, 2])
+@pytest.mark.parametrize("schedule", ["cosine", "edm", "flow"])
+def test_log_prob_is_scipys(x64, schedule, label):
+    m = mixture()
+    level = SCHEDULES[schedule]()(0.3)
+    x = jax.random.normal(jax.random.key(1), (7, 3)) * 2
+    alpha, sigma = float(level.alpha), float(level.sigma)
+    covariances = np.einsum("kij,kj,klj->kil", m.axes, m.variances, m.axes)
+    weights, total = np.exp(m.log_weights), 0.0
+    density = np.zeros(7)
+    for k in range(5):
+        if label in (-1, int(m.labels[k])):
+            noisy = multivariate_normal(alpha * m.means[k], alpha**2 * covariances[k] + sigma**2 * np.eye(3))
+            density += weights[k] * noisy.pdf(x)
+            total += weights[k]
+    np.testing.assert_allclose(m.log_prob(x, level, jnp.full(7, label)), np.log(density / total), rtol=1e-10)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_score_and_denoiser_are_derivatives_of_log_prob(x64, schedule):
+    m = mixture()
+    level = gj.training.noise_levels(jax.random.key(0), SCHEDULES[schedule](), 12)
+    x = jax.random.normal(jax.random.key(1), (12, 3))
+    labels = jnp.arange(12) % 4 - 1
+    score = jax.grad(lambda x: m.log_prob(x, level, labels).sum())(x)
+    np.testing.assert_allclose(m.score(x, level, labels), score, rtol=1e-8, atol=1e-10)
+    prediction = m.denoise(x, level, labels)
+    np.testing.assert_allclose(gj.scores.score(prediction, level), score, rtol=1e-8, atol=1e-10)
+    rebuilt = level.alpha[:, None] * prediction.x0 + level.sigma[:, None] * prediction.eps
+    np.testing.assert_allclose(rebuilt, x, atol=1e-10)
+
+
+def test_bayes_rule_and_the_posterior_sums_to_one(x64):
+    m = mixture()
+    x = jax.random.normal(jax.random.key(1), (9, 3)) * 2
+    uncond = jnp.full(9, -1)
+    for sigma in (0.05, 0.7, 20.0):
+        level = gj.schedules.edm()(jnp.log(sigma) / 4)
+        posterior = [jnp.exp(m.class_log_prob(x, level, jnp.full(9, y))) for y in range(3)]
+        np.testing.assert_allclose(sum(posterior), 1, rtol=1e-12)
+        for y in range(3):
+            labels = jnp.full(9, y)
+            pull = gj.scores.classifier_score(lambda x, level, y=labels: m.class_log_prob(x, level, y), x, level)
+            conditional, unconditional = m.score(x, level, labels), m.score(x, level, uncond)
+            np.testing.assert_allclose(conditional, gj.scores.bayes(unconditional, pull), rtol=1e-10, atol=1e-10)
+            np.testing.assert_allclose(gj.scores.implicit_classifier(conditional, unconditional), pull, atol=1e-10)
+            guided = gj.scores.guided(conditional, unconditional, 3.0)
+            np.testing.assert_allclose(guided, gj.scores.bayes(unconditional, pull, 3.0), atol=1e-9)
+
+
+def test_finite_at_both_ends(x64):
+    m = mixture()
+    x = jax.random.normal(jax.random.key(1), (4, 3))
+    labels = jnp.array([-1, 0, 1, 2])
+    ends = [gj.NoiseLevel(*map(jnp.asarray, (0.0, 1.0, 0.0))), gj.NoiseLevel(*map(jnp.asarray, (1.0, 0.0, 1.0)))]
+    clean, noise = (m.denoise(x, level, labels) for level in ends)
+    np.testing.assert_allclose(clean.x0, x, atol=1e-12)
+    np.testing.assert_allclose(clean.eps, 0, atol=1e-12)
+    means = [m.means[jnp.isin(m.labels, jnp.arange(3) if y < 0 else jnp.array([y]))] for y in (-1, 0, 1, 2)]
+    weights = [m.log_weights[jnp.isin(m.labels, jnp.arange(3) if y < 0 else jnp.array([y]))] for y in (-1, 0, 1, 2)]
+    expected = [(jax.nn.softmax(w)[:, None] * mu).sum(0) for w, mu in zip(weights, means, strict=True)]
+    np.testing.assert_allclose(noise.x0, jnp.stack(expected), atol=1e-12)
+    np.testing.assert_allclose(noise.eps, x, atol=1e-12)
+
+
+def test_samples_have_the_mixtures_moments(x64):
+    m, n = mixture(), 200_000
+    for label in (-1, 1):
+        x = np.asarray(m.sample(jax.random.key(0), n, label))
+        chosen = np.asarray(m.labels) == label if label >= 0 else np.full(5, True)
+        w = np.exp(np.asarray(m.log_weights)) * chosen / np.exp(np.asarray(m.log_weights))[chosen].sum()
+        covariances = np.einsum("kij,kj,klj->kil", m.axes, m.variances, m.axes)
+        mean = w @ np.asarray(m.means)
+        offsets = np.asarray(m.means) - mean
+        covariance = np.einsum("k,kij->ij", w, covariances + np.einsum("ki,kj->kij", offsets, offsets))
+        assert np.abs(x.mean(0) - mean).max() < 5 * np.sqrt(np.diag(covariance).max() / n)
+        assert np.abs(np.cov(x.T) - covariance).max() < 10 * np.diag(covariance).max() / np.sqrt(n)
+
+
+def test_is_a_pytree_and_takes_traced_parameters():
+    m, level, x = mixture(), gj.schedules.edm()(0.1), jnp.ones((2, 3))
+    labels = jnp.array([0, -1])
+    through_jit = jax.jit(lambda m, x: m.denoise(x, level, labels).x0)(m, x)
+    np.testing.assert_allclose(through_jit, m.denoise(x, level, labels).x0, rtol=1e-5)
+
+    def log_prob(means):
+        shifted = gj.oracles.GaussianMixture(means, jnp.stack([jnp.eye(3)] * 2), jnp.ones(2), jnp.arange(2))
+        return shifted.log_prob(x, level, labels).sum()
+
+    assert jnp.isfinite(jax.jit(jax.grad(log_prob))(jnp.ones((2, 3)))).all()
+
+
+def test_bad_input_is_told():
+    eye = jnp.stack([jnp.eye(2)] * 2)
+    good = {"means": jnp.zeros((2, 2)), "covariances": eye, "weights": jnp.ones(2), "labels": jnp.arange(2)}
+    for change, message in [
+        ({"covariances": -eye}, "positive definite"),
+        ({"weights": jnp.array([1.0, -1.0])}, "weights must be positive"),
+        ({"labels": jnp.array([0, 2])}, "every class"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            gj.oracles.GaussianMixture(**(good | change))
+    m = gj.oracles.GaussianMixture(**good)
+    level = gj.schedules.edm()(0.1)
+    with pytest.raises(ValueError, match=r"label 2 is outside -1\.\.1"):
+        m.denoise(jnp.zeros((1, 2)), level, jnp.array([2]))
+    with pytest.raises(ValueError, match="label -3"):
+        m.sample(jax.random.key(0), 4, -3)
+    with pytest.raises(ValueError, match=r"lives in \[B, 2\]"):
+        m.log_prob(jnp.zeros((1, 3)), level, jnp.array([0]))
+    with pytest.raises(ValueError, match="label 5"):
+        gj.sample(keys(1), gj.branches(m.denoise, cond=jnp.array([5])), gj.chain(), gj.ddim(), _levels(), (2,))
+
+
+def _levels():
+    return gj.levels(gj.schedules.edm(), 4, gj.spacings.karras())

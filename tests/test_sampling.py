@@ -1,0 +1,302 @@
+"""The loop: what is evaluated and what is skipped, devices, keys, conditions, and errors."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from worlds import classes, keys, mixture
+
+import guidance_jax as gj
+
+B = 8
+LABELS = jnp.arange(B) % 3
+LEVELS = gj.levels(gj.schedules.edm(), 20, gj.spacings.karras())
+
+
+class Counted:
+    """A denoiser that notes the batch of every call as it runs."""
+
+    def __init__(self, denoise):
+        self.inner, self.batches = denoise, []
+
+    def __call__(self, x, level, cond):
+        jax.debug.callback(lambda x: self.batches.append(len(x)), x)
+        return self.inner(x, level, cond)
+
+    def run(self, guidance, sampler=None, levels=LEVELS, conds=None):
+        self.batches.clear()
+        conds = conds or {"cond": LABELS, "uncond": jnp.full_like(LABELS, -1)}
+        arguments = keys(B), gj.branches(self, **conds), guidance, sampler or gj.ddim(), levels, (3,)
+        jax.block_until_ready(gj.sample(*arguments))
+        jax.effects_barrier()
+        batches = list(self.batches)
+        assert int(gj.evaluations(*arguments)) == sum(batches) // B
+        return batches
+
+
+def test_batched_cfg_is_one_call_of_2b_a_step():
+    assert Counted(mixture().denoise).run(gj.cfg(3.0)) == [2 * B] * 20
+
+
+def test_no_guidance_asks_for_the_base_alone():
+    assert Counted(mixture().denoise).run(gj.chain()) == [B] * 20
+    assert Counted(mixture().denoise).run(gj.rescale(0.7)) == [B] * 20
+
+
+def test_classifier_guidance_is_one_call_of_b_a_step():
+    m = mixture()
+    guidance = gj.classifier(lambda x, level: m.class_log_prob(x, level, LABELS), 2.0)
+    assert Counted(m.denoise).run(guidance, conds={"uncond": jnp.full_like(LABELS, -1)}) == [B] * 20
+
+
+@pytest.mark.parametrize("around", [lambda g: g, lambda g: gj.chain(g, gj.rescale(0.7)), lambda g: gj.add(g)])
+def test_an_interval_skips(around):
+    ratio = np.asarray(LEVELS.ratio)[:-1]
+    low, high = ratio[15], ratio[2]
+    batches = Counted(mixture().denoise).run(around(gj.during(gj.cfg(3.0), low, high)))
+    assert batches == [2 * B if low < r <= high else B for r in ratio]
+    assert batches.count(2 * B) == 13
+
+
+def test_an_interval_skips_the_classifier():
+    m, calls = mixture(), []
+
+    def log_prob(x, level):
+        jax.debug.callback(lambda x: calls.append(len(x)), x)
+        return m.class_log_prob(x, level, LABELS)
+
+    low, high = LEVELS.ratio[15], LEVELS.ratio[2]
+    guidance = gj.during(gj.classifier(log_prob, 2.0), low, high)
+    jax.block_until_ready(gj.sample(keys(B), classes(m, LABELS), guidance, gj.ddim(), LEVELS, (3,)))
+    jax.effects_barrier()
+    assert len(calls) == 13
+
+
+def test_heun_counts_its_corrector_and_inherits_the_steps_choice():
+    """2 N - 1 evaluations of the base; a corrector that ends outside the interval is guided as its step is."""
+    counted = Counted(mixture().denoise)
+    assert counted.run(gj.chain(), gj.heun()) == [B] * 39
+    low, high = LEVELS.ratio[15], LEVELS.ratio[2]
+    assert counted.run(gj.during(gj.cfg(3.0), low, high), gj.heun()) == [B] * 4 + [2 * B] * 26 + [B] * 9
+
+
+def test_two_gates_skip_independently():
+    third = jnp.full_like(LABELS, 2)
+    ratio = np.asarray(LEVELS.ratio)
+    guidance = gj.chain(gj.during(gj.cfg(3.0), ratio[10], ratio[0]), gj.during(gj.cfg(2.0, cond="third"), ratio[15], ratio[5]))
+    counted = Counted(mixture().denoise)
+    batches = counted.run(guidance, conds={"cond": LABELS, "uncond": jnp.full_like(LABELS, -1), "third": third})
+    # uncond is wanted by both, third by the second alone.
+    assert batches == [2 * B] * 5 + [3 * B] * 10 + [B] * 5
+
+
+@pytest.mark.parametrize("over", ["scales", "labels", "keys"])
+def test_an_interval_still_skips_under_vmap(over):
+    counted = Counted(mixture().denoise)
+    low, high = LEVELS.ratio[15], LEVELS.ratio[2]
+
+    def generate(scale, labels, key):
+        branches = gj.branches(counted, cond=labels, uncond=jnp.full_like(labels, -1))
+        arguments = key, branches, gj.during(gj.cfg(scale), low, high), gj.ddim(), LEVELS, (3,)
+        return gj.evaluations(*arguments)
+
+    mapped = {"scales": (0, None, None), "labels": (None, 0, None), "keys": (None, None, 0)}[over]
+    axes = jnp.linspace(0, 4, 3), jnp.stack([LABELS] * 3), jnp.stack([keys(B, s) for s in range(3)])
+    given = [all_ if axis == 0 else all_[0] for all_, axis in zip(axes, mapped, strict=True)]
+    counts = jax.vmap(generate, in_axes=mapped)(*given)
+    assert (counts == 20 + 13).all()
+
+
+def test_the_program_of_an_interval_holds_a_conditional_even_under_vmap():
+    def generate(scale):
+        return gj.sample(keys(B), classes(mixture(), LABELS), gj.during(gj.cfg(scale), 0.1, 1.0), gj.ddim(), LEVELS, (3,))
+
+    program = jax.jit(jax.vmap(generate)).lower(jnp.arange(3.0)).compile().as_text()
+    assert "conditional(" in program
+
+
+def test_an_interval_with_mapped_bounds_is_right(x64):
+    m, levels = mixture(), gj.levels(gj.schedules.edm(), 12, gj.spacings.karras())
+
+    def generate(low):
+        return gj.sample(keys(B), classes(m, LABELS), gj.during(gj.cfg(3.0), low, 20.0), gj.ddim(), levels, (3,))
+
+    lows = jnp.array([0.05, 0.5, 3.0])
+    np.testing.assert_allclose(jax.vmap(generate)(lows), jnp.stack([generate(low) for low in lows]), rtol=1e-10)
+
+
+def sharded(devices):
+    mesh = jax.make_mesh((devices,), ("batch",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
+    return NamedSharding(mesh, PartitionSpec("batch"))
+
+
+def generate(key, labels, scale):
+    guidance = gj.chain(gj.during(gj.cfg(scale), 0.1, 20.0), gj.rescale(0.7))
+    return gj.sample(key, classes(mixture(), labels), guidance, gj.dpmpp_2m(), LEVELS, (3,))
+
+
+def test_eight_devices_are_one_device():
+    assert len(jax.devices()) == 8
+    arguments = keys(16), jnp.arange(16) % 3, jnp.linspace(0.0, 5.0, 16)
+    one = jax.jit(generate)(*arguments)
+    many = jax.jit(generate)(*(jax.device_put(argument, sharded(8)) for argument in arguments))
+    assert len(many.sharding.device_set) == 8
+    np.testing.assert_allclose(many, one, rtol=1e-5, atol=1e-5)
+
+
+def test_a_sharded_batch_stays_put():
+    """Merging branches moves nothing between devices: concatenating them along the batch would."""
+    arguments = [jax.device_put(a, sharded(8)) for a in (keys(16), jnp.arange(16) % 3, jnp.linspace(0.0, 5.0, 16))]
+    program = jax.jit(generate).lower(*arguments).compile().as_text()
+    for collective in ("all-gather", "all-reduce", "all-to-all", "collective-permute"):
+        assert collective not in program
+
+
+def test_conditions_are_any_pytree():
+    """Labels, embeddings with a mask, both, and none at all, through one network each."""
+    embeddings, mask = jax.random.normal(jax.random.key(0), (B, 4, 3)), jnp.arange(4)[None] < 1 + jnp.arange(B)[:, None] % 4
+    conds = {
+        "labels": LABELS,
+        "text": {"embeddings": embeddings, "mask": mask},
+        "both": (LABELS, {"embeddings": embeddings, "mask": mask}),
+        "none": None,
+    }
+
+    def network(x, t, cond):
+        total = jnp.zeros_like(x)
+        for leaf in jax.tree.leaves(cond):
+            leaf = leaf.astype(x.dtype)
+            total = total + leaf.reshape(len(x), -1).mean(1)[:, None]
+        return jnp.tanh(x + total)
+
+    denoise = gj.denoiser(network, predicts="v")
+    for cond in conds.values():
+        null = jax.tree.map(jnp.zeros_like, cond)
+        two = gj.branches(denoise, cond=cond, uncond=null)
+        apart = gj.branches(denoise, cond=cond), gj.branches(denoise, uncond=null)
+        samples = [gj.sample(keys(B), each, gj.cfg(2.0), gj.ddim(), LEVELS, (3,)) for each in (two, apart)]
+        np.testing.assert_allclose(samples[0], samples[1], rtol=1e-5, atol=1e-6)
+
+
+def test_the_sample_depends_on_its_key_alone():
+    m = mixture()
+    few, many = keys(64)[:3], keys(64)
+    run = lambda key: gj.sample(key, classes(m, jnp.zeros(len(key), int)), gj.cfg(2.0), gj.ddpm(), LEVELS, (3,))
+    np.testing.assert_allclose(run(many)[:3], run(few), rtol=1e-5, atol=1e-5)
+    assert len(np.unique(run(many)[:, 0])) == 64
+
+
+def test_images_and_sequences():
+    for shape in ((4,), (4, 4, 2), (5, 3)):
+        denoise = gj.denoiser(lambda x, t, cond: jnp.tanh(x) * (1 + cond.reshape(-1, *[1] * (x.ndim - 1))), predicts="v")
+        branches = gj.branches(denoise, cond=jnp.ones(2), uncond=jnp.zeros(2))
+        guidance = gj.chain(gj.cfg(jnp.array([0.0, 5.0])), gj.rescale(0.7))
+        x = gj.sample(keys(2), branches, guidance, gj.dpmpp_2m(), LEVELS, shape)
+        assert x.shape == (2, *shape)
+        assert np.isfinite(x).all()
+
+
+M = mixture()
+GOOD = {
+    "keys": keys(B),
+    "branches": classes(M, LABELS),
+    "guidance": gj.cfg(2.0),
+    "sampler": gj.ddim(),
+    "levels": LEVELS,
+    "shape_or_x": (3,),
+}
+
+
+def logits(n):
+    return lambda x, t: jnp.zeros((len(x), n))
+
+
+def flip(levels):
+    return jax.tree.map(lambda field: field[::-1], levels)
+
+
+BAD = {
+    "old-style keys": ({"keys": jax.random.PRNGKey(0)}, TypeError, "jax.random.key"),
+    "one key": ({"keys": jax.random.key(0)}, ValueError, "one a sample"),
+    "label too large": ({"branches": classes(M, LABELS + 1)}, ValueError, r"label 3 is outside -1\.\.2"),
+    "labels of another batch": ({"branches": classes(M, LABELS[:3])}, ValueError, r"'cond' has shape \(3,\).*B = 8"),
+    "float labels": ({"branches": classes(M, LABELS.astype(float))}, Exception, "label"),
+    "conditions that differ": (
+        {"branches": gj.branches(M.denoise, cond=LABELS, uncond=None)},
+        ValueError,
+        "'cond' and 'uncond' differ",
+    ),
+    "misspelt branch": ({"guidance": gj.cfg(2.0, uncond="unconf")}, ValueError, "'unconf'.*Did you mean 'uncond'"),
+    "missing branch": ({"branches": gj.branches(M.denoise, cond=LABELS)}, ValueError, "reads a branch 'uncond'"),
+    "a branch twice": ({"branches": (classes(M, LABELS), classes(M, LABELS))}, ValueError, "both have a branch 'cond'"),
+    "scale of another batch": ({"guidance": gj.cfg(jnp.ones(3))}, ValueError, r"cfg's scale has shape \(3,\).*\[B\]"),
+    "scale as a column": ({"guidance": gj.cfg(jnp.ones((B, 1)))}, ValueError, "cfg's scale has shape"),
+    "phi of another batch": ({"guidance": gj.rescale(jnp.ones(3))}, ValueError, "rescale's phi has shape"),
+    "levels that rise": ({"levels": flip(LEVELS)}, ValueError, "must decrease in sigma / alpha"),
+    "levels that repeat": (
+        {"levels": jax.tree.map(lambda f: jnp.repeat(f, 2), LEVELS)},
+        ValueError,
+        "level 0 .* is followed by level 1",
+    ),
+    "one level": ({"levels": gj.schedules.edm()(0.0)}, ValueError, r"\[steps \+ 1\]"),
+    "NaN in x": ({"shape_or_x": jnp.ones((B, 3)).at[2, 1].set(jnp.nan)}, ValueError, "1 of 8 samples, the first is 2"),
+    "infinite x": ({"shape_or_x": jnp.ones((B, 3)).at[4, 1].set(jnp.inf)}, ValueError, "the first is 4"),
+    "x of another batch": ({"shape_or_x": jnp.ones((3, 3))}, ValueError, "B = 8"),
+    "integer x": ({"shape_or_x": jnp.ones((B, 3), int)}, TypeError, "floating"),
+    "wrong shape": ({"shape_or_x": (4,)}, ValueError, r"lives in \[B, 3\]"),
+    "logits of too few classes": (
+        {"guidance": gj.classifier(gj.scores.class_log_prob(logits(2), LABELS), 1.0)},
+        ValueError,
+        r"label 2 is outside 0\.\.1",
+    ),
+    "logits of too many classes": (
+        {"guidance": gj.classifier(gj.scores.class_log_prob(logits(7), LABELS, classes=3), 1.0)},
+        ValueError,
+        "gives 7 logits, but there are 3 classes",
+    ),
+    "logits without a batch": (
+        {"guidance": gj.classifier(gj.scores.class_log_prob(lambda x, t: jnp.zeros(3), LABELS), 1.0)},
+        ValueError,
+        r"must give \[B, classes\]",
+    ),
+    "log-prob of the whole batch": (
+        {"guidance": gj.classifier(lambda x, level: x.sum(), 1.0)},
+        ValueError,
+        "one number a sample",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_told_before_any_compute(case, monkeypatch):
+    change, kind, message = BAD[case]
+    computed = []
+    compiled = jax.stages.Lowered.compile
+    monkeypatch.setattr(jax.stages.Lowered, "compile", lambda self, *a, **k: computed.append(1) or compiled(self, *a, **k))
+    with pytest.raises(kind, match=message):
+        gj.sample(**(GOOD | change))
+    assert not computed
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: gj.branches(M.denoise), "has no condition"),
+        (lambda: gj.during(gj.cfg(2.0), 5.0, 1.0), "low must be below high"),
+        (lambda: gj.during(gj.cfg(2.0), jnp.zeros(3)), "must be a scalar"),
+    ],
+)
+def test_bad_parts_are_told(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def test_rescale_of_a_single_element_is_told():
+    denoise = gj.denoiser(lambda x, t, cond: x, predicts="eps")
+    with pytest.raises(ValueError, match="at least two elements"):
+        gj.sample(keys(2), gj.branches(denoise, cond=None), gj.rescale(0.7), gj.ddim(), LEVELS, (1,))
+
+
+def test_the_good_arguments_are_good():
+    assert np.isfinite(gj.sample(**GOOD)).all()

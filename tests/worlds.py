@@ -1,0 +1,53 @@
+"""The exact worlds that tests stand on."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import guidance_jax as gj
+
+SCHEDULES = {
+    "cosine": gj.schedules.cosine,
+    "linear": gj.schedules.linear,
+    "ddpm_linear": gj.schedules.ddpm_linear,
+    "ddpm_cosine": gj.schedules.ddpm_cosine,
+    "edm": gj.schedules.edm,
+    "flow": gj.schedules.flow,
+}
+
+
+def mixture(dimension: int = 3, seed: int = 0) -> gj.oracles.GaussianMixture:
+    """Five overlapping components of three classes, correlated, of unequal weight."""
+    rng = np.random.default_rng(seed)
+    means = 1.5 * rng.normal(size=(5, dimension))
+    roots = rng.normal(size=(5, dimension, dimension))
+    covariances = np.einsum("kij,klj->kil", roots, roots) / dimension + 0.1 * np.eye(dimension)
+    return gj.oracles.GaussianMixture(
+        jnp.asarray(means, float), jnp.asarray(covariances, float), jnp.arange(1.0, 6.0), jnp.array([0, 0, 1, 1, 2])
+    )
+
+
+def gaussians(m_c: float, v_c: float, m_u: float, v_u: float) -> tuple[gj.Branches, ...]:
+    """Two denoisers in one dimension, of N(m_c, v_c) and of N(m_u, v_u): branches `cond` and `uncond`."""
+
+    def one(mean: float, variance: float):
+        return gj.oracles.GaussianMixture(
+            jnp.full((1, 1), mean), jnp.full((1, 1, 1), variance), jnp.ones(1), jnp.zeros(1, int)
+        ).denoise
+
+    def everywhere(denoise):
+        return lambda x, level, cond: denoise(x, level, jnp.zeros(len(x), int))
+
+    return (gj.branches(everywhere(one(m_c, v_c)), cond=None), gj.branches(everywhere(one(m_u, v_u)), uncond=None))
+
+
+def keys(n: int, seed: int = 0) -> jax.Array:
+    return jax.random.split(jax.random.key(seed), n)
+
+
+def classes(mixture: gj.oracles.GaussianMixture, labels: jax.Array) -> gj.Branches:
+    return gj.branches(mixture.denoise, cond=labels, uncond=jnp.full_like(labels, -1))
+
+
+def path(levels: gj.NoiseLevel, i: int) -> gj.NoiseLevel:
+    return jax.tree.map(lambda field: field[i], levels)

@@ -58,7 +58,9 @@ def parameterisation(predicts: str) -> Callable[[Array, Array, Array, Array], Pr
       ValueError: if `predicts` is none of the five.
     """
     if predicts not in PREDICTS:
-        raise ValueError(f"predicts={predicts!r} is unknown; a network predicts one of {', '.join(map(repr, PREDICTS))}.")
+        raise ValueError(
+            f"predicts={predicts!r} is unknown; a network predicts one of {', '.join(map(repr, PREDICTS))}."
+        )
     return PREDICTS[predicts]
 
 
@@ -106,8 +108,8 @@ def edm(network: Network, sigma_data: ArrayLike = 0.5) -> Denoiser:
 
     Example:
       >>> denoise = denoisers.edm(lambda x, t, cond: jnp.zeros_like(x), sigma_data=1.0)
-      >>> print(denoise(jnp.ones((1, 2)), schedules.edm()(0.0), None).x0)
-      [[0.5 0.5]]
+      >>> print(denoise(jnp.ones((1, 1)), schedules.edm()(0.0), None).x0.round(3))
+      [[0.5]]
 
     Reference: Karras et al. 2022, arXiv:2206.00364, table 1.
     """

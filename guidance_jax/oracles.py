@@ -56,7 +56,9 @@ class GaussianMixture:
         if concrete(variances) and not (np.asarray(variances) > 0).all():
             raise ValueError(f"covariances must be positive definite, but their least eigenvalue is {variances.min()}.")
         if concrete(labels) and set(labels.tolist()) != set(range(np.asarray(labels).max() + 1)):
-            raise ValueError(f"labels must name every class from 0 to the last, got {labels}; -1 stands for all of them.")
+            raise ValueError(
+                f"labels must name every class from 0 to the last, got {labels}; -1 stands for all of them."
+            )
         self.means = means
         self.variances = variances
         """The eigenvalues of the covariances, `[K, D]`: in the axes of a component every level is diagonal."""

@@ -24,6 +24,7 @@ from guidance_jax.base import (
     State,
 )
 from guidance_jax.guidance.algebra import wants
+from guidance_jax.samplers.noise import normal
 from guidance_jax.schedules import check_levels
 
 Networks = Branches | tuple[Branches, ...]
@@ -134,8 +135,11 @@ def evaluate(
     Returns:
       `{name: Prediction}` of the base and of every name in `wanted`, and the number of evaluations per sample.
 
-    Raises:
-      ValueError: if a branch's condition does not fit the others or the batch.
+    Example:
+      >>> two = branches(denoiser(lambda x, t, cond: x * cond, predicts="x0"), a=jnp.ones((1, 1)), b=jnp.zeros((1, 1)))
+      >>> predictions, count = evaluate(two, jnp.ones((1, 1)), schedules.edm()(0.0), {"b": True})
+      >>> print(predictions["a"].x0, predictions["b"].x0, count)
+      [[1.]] [[0.]] 2
     """
     networks = _networks(branches)
     base = next(iter(networks[0].conds))
@@ -179,6 +183,14 @@ def guide(branches: Networks, guidance: Guidance, level: NoiseLevel, next_level:
 
     Returns:
       `(state, level of state.x) -> (prediction, state)`.
+
+    Example:
+      >>> one = branches(denoiser(lambda x, t, cond: x / 2, predicts="x0"), cond=None)
+      >>> level, after = schedules.edm()(0.0), schedules.edm()(-0.5)
+      >>> denoise = guide(one, chain(), level, after)
+      >>> prediction, state = denoise(State(jnp.ones((1, 1)), (), (), jnp.int32(0)), level)
+      >>> print(prediction.x0, state.evaluations)
+      [[0.5]] 1
     """
     networks = _networks(branches)
     base = next(iter(networks[0].conds))
@@ -230,23 +242,23 @@ def _run(
     _check_keys(keys)
     shape, dtype_out = _check_start(keys, levels, shape_or_x)
     dtype = dtype_out if jnp.dtype(dtype_out).itemsize >= 4 else jnp.float32
-    _check_branches(networks, guidance, jax.ShapeDtypeStruct(shape, dtype))
+    like = jax.ShapeDtypeStruct(shape, dtype)
+    _check_branches(networks, guidance, like)
     path = jax.tree.map(lambda field: jnp.asarray(field, dtype), levels)
 
     @jax.jit
     def run(keys: Array, x: Array | None) -> Array:
-        begin, steps = jax.vmap(jax.random.split, out_axes=1)(keys)
-        if x is None:
-            x = path.sigma[0] * jax.vmap(lambda key: jax.random.normal(key, shape[1:], dtype))(begin)
+        # The start draws with the keys folded with 0, step i with i + 1: the start is the same for any number of steps.
+        folded = jax.vmap(jax.random.fold_in, in_axes=(0, None))
+        x = path.sigma[0] * normal(folded(keys, 0), like) if x is None else x.astype(dtype)
 
         def body(state: State, inputs: tuple[NoiseLevel, NoiseLevel, Array]) -> tuple[State, None]:
-            level, next_level, index = inputs
-            step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(steps, index)
-            return sampler.step(guide(networks, guidance, level, next_level), state, level, next_level, step_keys), None
+            level, next_level, number = inputs
+            denoise = guide(networks, guidance, level, next_level)
+            return sampler.step(denoise, state, level, next_level, folded(keys, number)), None
 
-        x = x.astype(dtype)
         state = State(x, sampler.init(x), guidance.init(x), jnp.int32(0))
-        inputs = jax.tree.map(lambda a: a[:-1], path), jax.tree.map(lambda a: a[1:], path), jnp.arange(len(path.t) - 1)
+        inputs = jax.tree.map(lambda a: a[:-1], path), jax.tree.map(lambda a: a[1:], path), jnp.arange(1, len(path.t))
         state, _ = jax.lax.scan(body, state, inputs)
         return result(state, dtype_out)
 
@@ -287,7 +299,9 @@ def _check_branches(networks: tuple[Branches, ...], guidance: Guidance, x: jax.S
     for name in sorted(guidance.needs - set(names)):
         close = difflib.get_close_matches(name, names, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"the guidance reads a branch {name!r}, but there are only {', '.join(map(repr, names))}.{hint}")
+        raise ValueError(
+            f"the guidance reads a branch {name!r}, but there are only {', '.join(map(repr, names))}.{hint}"
+        )
     for network in networks:
         first, *others = network.conds.items()
         for name, cond in network.conds.items():

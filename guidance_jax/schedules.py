@@ -204,8 +204,8 @@ def levels(schedule: Schedule, steps: int, spacing: Callable[[Schedule, int], Ar
 
     Example:
       >>> path = levels(schedules.edm(), 3, spacings.karras())
-      >>> print(path.sigma.round(3))
-      [80.     2.515  0.002  0.   ]
+      >>> [f"{sigma:.3f}" for sigma in path.sigma]
+      ['80.000', '2.515', '0.002', '0.000']
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}.")

@@ -94,7 +94,9 @@ def classifier_score(log_prob: LogProb, x: Float[Array, "b ..."], level: NoiseLe
     def total(x: Array) -> Array:
         each = log_prob(x, level)
         if each.shape != x.shape[:1]:
-            raise ValueError(f"log_prob gave shape {each.shape} for x {x.shape}, but must give one number a sample, [B].")
+            raise ValueError(
+                f"log_prob gave shape {each.shape} for x {x.shape}, but must give one number a sample, [B]."
+            )
         return each.sum()
 
     return jax.grad(total)(x)

@@ -93,8 +93,8 @@ def karras(rho: ArrayLike = 7.0, sigma_min: ArrayLike | None = None, sigma_max: 
 
     Example:
       >>> t = spacings.karras()(schedules.edm(), 5)
-      >>> print(schedules.edm()(t).sigma.round(3))
-      [8.0000e+01 1.7528e+01 2.5150e+00 1.7000e-01 2.0000e-03]
+      >>> [f"{sigma:.3f}" for sigma in schedules.edm()(t).sigma]
+      ['80.000', '17.528', '2.515', '0.170', '0.002']
 
     Reference: Karras et al. 2022, arXiv:2206.00364, equation 5.
     """

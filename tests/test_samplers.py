@@ -89,9 +89,8 @@ VP = ["cosine", "linear", "ddpm_linear", "ddpm_cosine"]
 
 def noise(key, steps):
     """The standard normal numbers that a run draws for one sample of shape (1,): at its start, and in every step."""
-    begin, run = jax.random.split(key)
-    draw = lambda k: np.asarray(jax.random.normal(k, (1,)))[0]
-    return draw(begin), np.array([draw(jax.random.fold_in(run, i)) for i in range(steps)])
+    start, *rest = (np.asarray(jax.random.normal(jax.random.fold_in(key, i), (1,)))[0] for i in range(steps + 1))
+    return start, np.array(rest)
 
 
 @pytest.mark.parametrize("reading", READINGS)
@@ -160,7 +159,9 @@ def errors(sampler, steps, schedule=None, scale=2.0):
 @pytest.mark.parametrize(
     ("sampler", "order"), [(gj.ddim(), 1), (gj.heun(), 2), (gj.dpmpp_2m(), 2)], ids=["ddim", "heun", "dpmpp_2m"]
 )
-@pytest.mark.parametrize("schedule", [gj.schedules.edm(0.02, 20.0), gj.schedules.cosine(0.02, 0.98)], ids=["edm", "cosine"])
+@pytest.mark.parametrize(
+    "schedule", [gj.schedules.edm(0.02, 20.0), gj.schedules.cosine(0.02, 0.98)], ids=["edm", "cosine"]
+)
 def test_order_of_convergence(x64, sampler, order, schedule):
     error = errors(sampler, (200, 400, 800), schedule)
     measured = np.log2(error[:-1] / error[1:])

@@ -25,11 +25,11 @@ def ddim(eta: ArrayLike = 0.0) -> Sampler:
       ValueError: if eta is outside [0, 1] or no scalar.
 
     Example:
-      >>> denoise = denoiser(lambda x, t, cond: 0 * x, predicts="x0")
+      >>> denoise = denoiser(lambda x, t, cond: 0 * x + 3, predicts="x0")
       >>> path = levels(schedules.cosine(), 2, spacings.trailing())
       >>> keys = jax.random.split(jax.random.key(0), 1)
       >>> print(sample(keys, branches(denoise, cond=None), chain(), ddim(), path, (2,)))
-      [[0. 0.]]
+      [[3. 3.]]
 
     Reference: Song et al. 2021, arXiv:2010.02502, equations 12 and 16.
     """

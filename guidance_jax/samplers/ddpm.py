@@ -22,11 +22,11 @@ def ddpm(variance: str = "small") -> Sampler:
       ValueError: if variance is neither.
 
     Example:
-      >>> denoise = denoiser(lambda x, t, cond: 0 * x, predicts="x0")
+      >>> denoise = denoiser(lambda x, t, cond: 0 * x + 3, predicts="x0")
       >>> path = levels(schedules.cosine(), 2, spacings.trailing())
       >>> keys = jax.random.split(jax.random.key(0), 1)
       >>> print(sample(keys, branches(denoise, cond=None), chain(), ddpm(), path, (2,)))
-      [[0. 0.]]
+      [[3. 3.]]
 
     Reference: Ho et al. 2020, arXiv:2006.11239, equations 6 and 7, section 3.2.
     """

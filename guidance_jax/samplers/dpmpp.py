@@ -25,11 +25,11 @@ def dpmpp_2m() -> Sampler:
     One evaluation a step; order 2.
 
     Example:
-      >>> denoise = denoiser(lambda x, t, cond: 0 * x, predicts="x0")
+      >>> denoise = denoiser(lambda x, t, cond: 0 * x + 3, predicts="x0")
       >>> path = levels(schedules.cosine(), 2, spacings.trailing())
       >>> keys = jax.random.split(jax.random.key(0), 1)
       >>> print(sample(keys, branches(denoise, cond=None), chain(), dpmpp_2m(), path, (2,)))
-      [[0. 0.]]
+      [[3. 3.]]
 
     Reference: Lu et al. 2022, arXiv:2211.01095, algorithm 2.
     """

@@ -20,11 +20,11 @@ def heun() -> Sampler:
     Two evaluations a step, one in a step to sigma' = 0; order 2.
 
     Example:
-      >>> denoise = denoiser(lambda x, t, cond: 0 * x, predicts="x0")
+      >>> denoise = denoiser(lambda x, t, cond: 0 * x + 3, predicts="x0")
       >>> path = levels(schedules.cosine(), 2, spacings.trailing())
       >>> keys = jax.random.split(jax.random.key(0), 1)
       >>> print(sample(keys, branches(denoise, cond=None), chain(), heun(), path, (2,)))
-      [[0. 0.]]
+      [[3. 3.]]
 
     Reference: Karras et al. 2022, arXiv:2206.00364, algorithm 1.
     """

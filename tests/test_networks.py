@@ -1,0 +1,139 @@
+"""The reference networks and the adapters."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen, nnx
+from worlds import keys
+
+import guidance_jax as gj
+
+NETWORKS = {
+    "mlp": lambda rngs: gj.networks.MLP((8, 8, 1), 3, width=16, blocks=2, rngs=rngs),
+    "dit": lambda rngs: gj.networks.DiT((8, 8, 1), 3, width=16, blocks=2, heads=2, rngs=rngs),
+    "unet": lambda rngs: gj.networks.UNet((8, 8, 1), 3, widths=(8, 16), rngs=rngs),
+}
+
+
+def awake(name):
+    """A network and its parameters, moved off the zeros that some layers start from."""
+    apply, params = gj.networks.from_nnx(NETWORKS[name](nnx.Rngs(0)))
+    leaves, treedef = jax.tree.flatten(params)
+    noisy = [p + 0.1 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys(len(leaves)), strict=True)]
+    return apply, jax.tree.unflatten(treedef, noisy)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_listens_to_all_it_is_told_and_to_each_sample_alone(name):
+    apply, params = awake(name)
+    x = jax.random.normal(jax.random.key(1), (4, 8, 8, 1))
+    t, labels = jnp.array([0.1, 0.4, 0.7, 0.9]), jnp.array([0, 1, 2, 3])
+    out = apply(params, x, t, labels)
+    assert out.shape == x.shape
+    for changed in ((x + 0.1, t, labels), (x, t + 0.05, labels), (x, t, (labels + 1) % 4)):
+        assert (np.abs(apply(params, *changed) - out).max((1, 2, 3)) > 1e-4).all()
+    np.testing.assert_allclose(apply(params, x[1:2], t[1:2], labels[1:2]), out[1:2], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_label_outside_is_never_silently_another(name):
+    apply, params = awake(name)
+    x, t = jnp.ones((2, 8, 8, 1)), jnp.ones(2)
+    for outside in (4, -1):
+        with pytest.raises(ValueError, match=f"label {outside} is outside"):
+            apply(params, x, t, jnp.array([0, outside]))
+        out = jax.jit(apply)(params, x, t, jnp.array([0, outside]))
+        assert np.isfinite(out[0]).all()
+        assert np.isnan(out[1]).all()
+
+
+def test_sampling_with_a_label_outside_is_told_before_any_compute():
+    apply, params = awake("mlp")
+    denoise = gj.denoiser(lambda x, t, cond: apply(params, x, t, cond), predicts="v")
+    branches = gj.branches(denoise, cond=jnp.array([0, 7]), uncond=jnp.array([3, 3]))
+    levels = gj.levels(gj.schedules.cosine(), 4, gj.spacings.karras())
+    with pytest.raises(ValueError, match=r"label 7 is outside 0\.\.3"):
+        gj.sample(keys(2), branches, gj.cfg(2.0), gj.ddim(), levels, (8, 8, 1))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_learns_to_denoise(name):
+    """Three classes of constant images: a few steps bring the loss well below that of predicting nothing."""
+    apply, params = gj.networks.from_nnx(NETWORKS[name](nnx.Rngs(0)))
+    labels = jnp.arange(48) % 3
+    x0 = jnp.broadcast_to(labels.astype(float)[:, None, None, None] - 1, (48, 8, 8, 1))
+
+    @jax.jit
+    def loss(params, key):
+        level = gj.training.noise_levels(key, gj.schedules.cosine(), 48)
+        network = lambda x, t, cond: apply(params, x, t, cond)
+        return gj.training.denoising_loss(network, "v", key, x0, level, labels).mean()
+
+    @jax.jit
+    def step(params, moments, i):
+        gradient = jax.grad(loss)(params, jax.random.key(i))
+        moments = jax.tree.map(lambda m, g: (0.9 * m[0] + 0.1 * g, 0.99 * m[1] + 0.01 * g**2), moments, gradient,
+                               is_leaf=lambda node: isinstance(node, tuple))  # fmt: skip
+        update = lambda p, m: p - 3e-3 * m[0] / (jnp.sqrt(m[1]) + 1e-6)
+        return jax.tree.map(update, params, moments), moments
+
+    moments = jax.tree.map(lambda p: (jnp.zeros_like(p), jnp.zeros_like(p)), params)
+    before = loss(params, jax.random.key(1000))
+    for i in range(60):
+        params, moments = step(params, moments, i)
+    assert loss(params, jax.random.key(1000)) < 0.6 * before
+
+
+class Dense(linen.Module):
+    @linen.compact
+    def __call__(self, x, t, cond):
+        h = linen.Dense(8)(jnp.concatenate([x, t[:, None], cond[:, None].astype(x.dtype)], axis=1))
+        h = linen.BatchNorm(use_running_average=True)(h)
+        return linen.Dense(x.shape[1])(linen.tanh(h))
+
+
+def test_linen_and_nnx_give_pure_functions_that_sample():
+    x, t, cond = jnp.ones((4, 2)), jnp.ones(4), jnp.arange(4) % 3
+    module = Dense()
+    variables = module.init(jax.random.key(0), x, t, cond)
+    from_linen = gj.networks.from_linen(module, variables)
+    from_nnx = gj.networks.from_nnx(gj.networks.MLP((2,), 3, width=8, blocks=1, rngs=nnx.Rngs(0)))
+    np.testing.assert_allclose(from_linen[0](from_linen[1], x, t, cond), module.apply(variables, x, t, cond), rtol=1e-6)
+    levels = gj.levels(gj.schedules.cosine(), 4, gj.spacings.karras())
+    for apply, params in (from_linen, from_nnx):
+
+        @jax.jit
+        def generate(params, labels, apply=apply):
+            denoise = gj.denoiser(lambda x, t, y: apply(params, x, t, y), predicts="v")
+            branches = gj.branches(denoise, cond=labels, uncond=jnp.full_like(labels, 3))
+            return gj.sample(keys(4), branches, gj.cfg(2.0), gj.ddim(), levels, (2,))
+
+        gradient = jax.grad(lambda params: generate(params, cond).sum())(params)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+        assert any((leaf != 0).any() for leaf in jax.tree.leaves(gradient))
+
+
+def test_parameters_stay_arguments_of_the_program():
+    """Bound inside the jitted function, a network's weights are inputs of the program and not constants in it."""
+    apply, params = gj.networks.from_nnx(gj.networks.MLP((2,), 3, width=64, blocks=2, rngs=nnx.Rngs(0)))
+    levels = gj.levels(gj.schedules.cosine(), 4, gj.spacings.karras())
+
+    def generate(params, key):
+        denoise = gj.denoiser(lambda x, t, y: apply(params, x, t, y), predicts="v")
+        return gj.sample(key, gj.branches(denoise, cond=jnp.zeros(4, int)), gj.chain(), gj.ddim(), levels, (2,))
+
+    inside = jax.make_jaxpr(generate)(params, keys(4))
+    assert sum(constant.size for constant in inside.consts) < 100
+
+
+def test_bad_input_is_told():
+    for build, message in [
+        (lambda: gj.networks.DiT((9, 8, 1), 3, rngs=nnx.Rngs(0)), "does not divide into patches"),
+        (lambda: gj.networks.DiT((8, 8, 1), 3, width=10, heads=4, rngs=nnx.Rngs(0)), "into 4 heads"),
+        (lambda: gj.networks.UNet((6, 6, 1), 3, rngs=nnx.Rngs(0)), "does not halve evenly 2 times"),
+        (lambda: gj.networks.UNet((8, 8, 1), 3, widths=(8, 12), rngs=nnx.Rngs(0)), "multiples of 8"),
+        (lambda: gj.networks.from_linen(Dense(), {"batch_stats": {}}), 'collection "params"'),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            build()

@@ -1,0 +1,133 @@
+"""Losses at their exact minima, label dropout, averaging."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_denoisers import OUTPUTS, network
+from worlds import SCHEDULES, mixture
+
+import guidance_jax as gj
+
+N = 4096
+
+
+def data(m, seed=0):
+    labels = jnp.arange(N) % 3
+    return m.sample(jax.random.key(seed), N, labels), labels
+
+
+@pytest.mark.parametrize("predicts", OUTPUTS)
+def test_the_exact_denoiser_minimises_the_loss(x64, predicts):
+    """The loss at the exact output, and its rise by a known offset: E|out + d|^2 = E|out|^2 + d^2 at the minimum."""
+    m, schedule = mixture(), gj.schedules.cosine(0.1, 0.9)
+    x0, labels = data(m)
+    level = gj.training.noise_levels(jax.random.key(1), schedule, N)
+    exact = network(m, schedule, predicts)
+
+    def loss(offset):
+        return gj.training.denoising_loss(
+            lambda x, t, cond: exact(x, t, cond) + offset, predicts, jax.random.key(2), x0, level, labels
+        )
+
+    sigma = level.sigma if predicts == "score" else jnp.ones(N)
+    for offset in (-0.5, 0.5):
+        rise = np.asarray(loss(offset) - loss(0.0) - (sigma * offset) ** 2)
+        assert abs(rise.mean()) < 5 * rise.std() / np.sqrt(N)
+
+
+def test_the_loss_is_zero_for_a_single_point(x64):
+    """Data of one point: every output is known exactly, so each loss is 0."""
+    x0 = jnp.ones((8, 3))
+    for name, schedule in SCHEDULES.items():
+        schedule = schedule()
+        level = gj.training.noise_levels(jax.random.key(1), schedule, 8)
+
+        def output(predicts, schedule=schedule):
+            def apply(x, t, cond):
+                level = jax.tree.map(lambda field: field[:, None], schedule(t))
+                eps = (x - level.alpha * x0) / level.sigma
+                return OUTPUTS[predicts](gj.Prediction(x0, eps), level)
+
+            return apply
+
+        for predicts in OUTPUTS:
+            loss = gj.training.denoising_loss(output(predicts), predicts, jax.random.key(2), x0, level, None)
+            np.testing.assert_allclose(loss, 0, atol=1e-10, err_msg=f"{name} {predicts}")
+            assert (
+                gj.training.denoising_loss(lambda x, t, c: x + 5, predicts, jax.random.key(2), x0, level, None) > 1e-9
+            ).all()
+
+
+def test_edm_loss_is_the_weighted_denoising_error(x64):
+    """Karras et al. 2022, equation 2 with weight (sigma^2 + s^2) / (sigma s)^2."""
+    schedule, s = gj.schedules.edm(0.1, 10.0), 0.5
+    x0 = jax.random.normal(jax.random.key(0), (6, 3))
+    level = gj.training.noise_levels(jax.random.key(1), schedule, 6)
+    f = lambda x, t, cond: jnp.sin(x) * t[:, None]
+    loss = gj.training.edm_loss(f, s, jax.random.key(2), x0, level, None)
+    x, _ = gj.training.diffuse(jax.random.key(2), x0, level)
+    error = ((gj.denoisers.edm(f, s)(x, level, None).x0 - x0) ** 2).mean(1)
+    weight = (level.sigma**2 + s**2) / (level.sigma * s) ** 2
+    np.testing.assert_allclose(loss, weight * error, rtol=1e-10)
+
+
+def test_the_exact_posterior_minimises_the_classifier_loss(x64):
+    m, schedule = mixture(), gj.schedules.cosine()
+    x0 = m.sample(jax.random.key(0), N)
+    posterior0 = gj.NoiseLevel(*map(jnp.asarray, (0.0, 1.0, 0.0)))
+    scores = jnp.stack([m.class_log_prob(x0, posterior0, jnp.full(N, y)) for y in range(3)], axis=1)
+    labels = jax.random.categorical(jax.random.key(3), scores)
+    level = gj.training.noise_levels(jax.random.key(1), schedule, N)
+
+    def loss(sharpness):
+        def classify(x, t):
+            each = [m.class_log_prob(x, schedule(t), jnp.full(N, y)) for y in range(3)]
+            return sharpness * jnp.stack(each, axis=1)
+
+        return gj.training.classifier_loss(classify, jax.random.key(2), x0, level, labels).mean()
+
+    assert loss(1.0) < loss(0.8)
+    assert loss(1.0) < loss(1.25)
+    np.testing.assert_allclose(jax.grad(loss)(1.0), 0, atol=0.03)
+
+
+def test_noise_levels_cover_the_schedule_evenly():
+    for name, schedule in SCHEDULES.items():
+        schedule = schedule()
+        t = np.sort(gj.training.noise_levels(jax.random.key(4), schedule, 500).t)
+        assert float(schedule.t_min) <= t[0], name
+        assert t[-1] <= float(schedule.t_max), name
+        width = (float(schedule.t_max) - float(schedule.t_min)) / 500
+        assert np.diff(t).max() <= (2.01 * width if schedule.steps is None else 3), name
+        if schedule.steps:
+            assert (t == np.round(t)).all()
+
+
+def test_drop_takes_any_pytree_and_drops_whole_samples():
+    cond = {"label": jnp.arange(4000) % 10, "text": jnp.ones((4000, 3, 2))}
+    dropped = gj.training.drop(jax.random.key(0), cond, {"label": 10, "text": jnp.zeros((3, 2))}, rate=0.2)
+    gone = np.asarray(dropped["label"] == 10)
+    np.testing.assert_array_equal((dropped["text"] == 0).all((1, 2)), gone)
+    np.testing.assert_array_equal((dropped["text"] == 1).all((1, 2)), ~gone)
+    np.testing.assert_array_equal(dropped["label"][~gone], cond["label"][~gone])
+    assert abs(gone.mean() - 0.2) < 5 * np.sqrt(0.2 * 0.8 / 4000)
+
+
+def test_ema_is_the_warmed_up_average(x64):
+    average, expected = jnp.array(5.0), 5.0
+    for step, value in enumerate((1.0, 2.0, -1.0)):
+        keep = min(0.15, (1 + step) / (10 + step))
+        expected = keep * expected + (1 - keep) * value
+        average = gj.training.ema(average, jnp.array(value), step, decay=0.15)
+        np.testing.assert_allclose(average, expected, rtol=1e-12)
+
+
+def test_bad_input_is_told():
+    x0, level = jnp.ones((2, 3)), gj.schedules.cosine()(jnp.array([0.5, 0.5]))
+    with pytest.raises(ValueError, match="predicts='noise' is unknown"):
+        gj.training.denoising_loss(lambda x, t, c: x, "noise", jax.random.key(0), x0, level, None)
+    with pytest.raises(ValueError, match=r"gave \(2, 2\)"):
+        gj.training.denoising_loss(lambda x, t, c: x[:, :2], "eps", jax.random.key(0), x0, level, None)
+    with pytest.raises(ValueError, match=r"label 7 is outside 0\.\.2"):
+        gj.training.classifier_loss(lambda x, t: x, jax.random.key(0), x0, level, jnp.array([7, 0]))

@@ -69,13 +69,13 @@ def seconds(run: Callable[[], Any]) -> float:
 
 def compiled(function: Callable[..., Any], *arguments: Any) -> tuple[Callable[..., Any], float]:
     """The compiled program, and the seconds of tracing and compiling it, the least of two."""
-    took = []
-    for _ in range(2):
+
+    def once() -> tuple[Callable[..., Any], float]:
         jax.clear_caches()
         start = time.perf_counter()
-        program = jax.jit(lambda *a: function(*a)).lower(*arguments).compile()
-        took.append(time.perf_counter() - start)
-    return program, min(took)
+        return jax.jit(lambda *a: function(*a)).lower(*arguments).compile(), time.perf_counter() - start
+
+    return min(once(), once(), key=lambda result: result[1])
 
 
 def measure(case: Case, config: Config) -> list[dict[str, Any]]:
@@ -138,7 +138,8 @@ def measure(case: Case, config: Config) -> list[dict[str, Any]]:
                 for _ in range(times):
                     jax.block_until_ready(call())
 
-        seconds(guided_run), seconds(bare_run)
+        seconds(guided_run)
+        seconds(bare_run)
         pairs = [(seconds(bare_run), seconds(guided_run)) for _ in range(config.pairs)]
         rows.append(
             {

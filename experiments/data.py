@@ -29,13 +29,9 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         digits: Any = load_digits()
         images = np.round(digits.images[..., None] * (255 / 16)).astype(np.uint8)
         train, test = train_test_split(np.arange(len(images)), test_size=0.2, stratify=digits.target, random_state=0)
-        return {
-            name: self._generate_examples(images, digits.target, at) for name, at in (("train", train), ("test", test))
-        }
+        return {name: self._generate_examples(images, digits.target, at) for name, at in (("train", train), ("test", test))}
 
-    def _generate_examples(
-        self, images: np.ndarray, labels: np.ndarray, index: np.ndarray
-    ) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _generate_examples(self, images: np.ndarray, labels: np.ndarray, index: Any) -> Iterator[tuple[int, dict[str, Any]]]:
         for i in index:
             yield int(i), {"image": images[i], "label": int(labels[i])}
 
@@ -60,7 +56,7 @@ def load(name: str, split: str, directory: Path) -> Data:
     Raises:
       ValueError: if the set does not hold images of bytes with labels.
     """
-    where = {"data_dir": str(directory.absolute()), "file_format": "array_record"}
+    where: Any = {"data_dir": str(directory.absolute()), "file_format": "array_record"}
     builder: Any = Digits(**where) if name == "digits" else tfds.builder(name, **where)
     builder.download_and_prepare()
     features = builder.info.features

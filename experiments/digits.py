@@ -5,6 +5,7 @@
 """
 
 import dataclasses
+import itertools
 import json
 import time
 from pathlib import Path
@@ -65,7 +66,7 @@ class Evaluator(nnx.Module):
 
     def __init__(self, shape: tuple[int, ...], classes: int, training: Training, *, rngs: nnx.Rngs):
         widths = [shape[2], *(training.width * 2**i for i in range(training.blocks))]
-        self.convs = nnx.List([nnx.Conv(i, o, (3, 3), rngs=rngs) for i, o in zip(widths, widths[1:], strict=False)])
+        self.convs = nnx.List([nnx.Conv(i, o, (3, 3), rngs=rngs) for i, o in itertools.pairwise(widths)])
         height, across = (-(-side // 2 ** (training.blocks - 1)) for side in shape[:2])
         self.hidden = nnx.Linear(height * across * widths[-1], 128, rngs=rngs)
         self.last = nnx.Linear(128, classes, rngs=rngs)
@@ -130,9 +131,7 @@ def train(config: Config, train_set: data.Data) -> dict[str, tuple[Any, Any]]:
     return trained
 
 
-def generate(
-    config: Config, trained: dict[str, tuple[Any, Any]], shape: tuple[int, ...], classes: int
-) -> dict[str, Any]:
+def generate(config: Config, trained: dict[str, tuple[Any, Any]], shape: tuple[int, ...], classes: int) -> dict[str, Any]:
     """Samples of both ways of guidance, `[scales, classes, n, H, W, C]`, by one compiled program."""
     denoiser, denoiser_params = trained["denoiser"]
     classifier, classifier_params = trained["classifier"]
@@ -149,8 +148,7 @@ def generate(
             "classifier": (gj.branches(denoise, uncond=null), gj.classifier(log_prob, scale)),
         }
         return {
-            way: gj.sample(keys, branches, guidance, gj.dpmpp_2m(), levels, shape)
-            for way, (branches, guidance) in ways.items()
+            way: gj.sample(keys, branches, guidance, gj.dpmpp_2m(), levels, shape) for way, (branches, guidance) in ways.items()
         }
 
     over_labels = jax.vmap(one, in_axes=(None, 0, 0, None))
@@ -160,9 +158,7 @@ def generate(
     start = time.perf_counter()
     program = grid.lower(*arguments).compile()
     compiled = time.perf_counter()
-    print(
-        f"sampling: 2 ways x {len(config.scales)} scales x {classes} labels x {each}, compiled in {compiled - start:.1f} s"
-    )
+    print(f"sampling: 2 ways x {len(config.scales)} scales x {classes} labels x {each}, compiled in {compiled - start:.1f} s")
     samples = jax.block_until_ready(program(*arguments))
     print(f"sampling: {time.perf_counter() - compiled:.1f} s")
     return jax.tree.map(np.asarray, samples)
@@ -180,7 +176,7 @@ def judge(trained: dict[str, tuple[Any, Any]], evaluator: Evaluator, samples: Ar
         classes, each, *shape = images.shape
         flat = images.reshape(classes * each, *shape)
         accuracy = gj.metrics.accuracy(judged(flat), jnp.repeat(jnp.arange(classes), each))
-        return accuracy, *gj.metrics.precision_recall(judged.features(test_set.images), judged.features(flat))
+        return accuracy, *gj.metrics.precision_recall(judged.features(jnp.asarray(test_set.images)), judged.features(flat))
 
     rows = [map(float, measure(images)) for images in samples]
     return [dict(zip(("accuracy", "precision", "recall"), row, strict=True)) for row in rows]
@@ -192,10 +188,7 @@ def main(config: Config) -> dict[str, Any]:
     if config.smoke:
         config = dataclasses.replace(
             config,
-            **{
-                n: dataclasses.replace(getattr(config, n), steps=30, width=32)
-                for n in ("denoiser", "classifier", "evaluator")
-            },
+            **{n: dataclasses.replace(getattr(config, n), steps=30, width=32) for n in ("denoiser", "classifier", "evaluator")},
             scales=(0.0, 1.0, 2.0, 4.0),
             samples=100,
             steps=5,
@@ -211,7 +204,7 @@ def main(config: Config) -> dict[str, Any]:
     evaluator = Evaluator(shape, classes, config.evaluator, rngs=nnx.Rngs(0))
     apply, params = trained["evaluator"]
     metrics = {
-        "evaluator_accuracy": float(gj.metrics.accuracy(apply(params, test_set.images), test_set.labels)),
+        "evaluator_accuracy": float(gj.metrics.accuracy(apply(params, test_set.images), jnp.asarray(test_set.labels))),
         "scales": config.scales,
         **{way: judge(trained, evaluator, images, test_set) for way, images in samples.items()},
         "samples_a_scale": int(np.prod(samples["cfg"].shape[1:3])),

@@ -114,9 +114,7 @@ def _train(
             if number % LOG_EVERY == LOG_EVERY - 1 or number == training.steps - 1:
                 # Reading the loss waits for the device, so it is read seldom.
                 if not math.isfinite(value):
-                    raise FloatingPointError(
-                        f"the loss of {name} is {float(value)} at step {number}; lower its learning rate."
-                    )
+                    raise FloatingPointError(f"the loss of {name} is {float(value)} at step {number}; lower its learning rate.")
                 smooth = float(value) if smooth is None else 0.9 * smooth + 0.1 * float(value)
                 bar.set_postfix(loss=f"{smooth:.4f}")
             bar.update()

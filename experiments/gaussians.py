@@ -83,9 +83,7 @@ def measured(config: Config) -> dict[str, Array]:
     @jax.vmap
     def variances(scale: Array) -> dict[str, Array]:
         samplers = {"ddim": gj.ddim(), "ddpm": gj.ddpm()}
-        samples = {
-            name: gj.sample(keys, branches, gj.cfg(scale), sampler, levels, (1,)) for name, sampler in samplers.items()
-        }
+        samples = {name: gj.sample(keys, branches, gj.cfg(scale), sampler, levels, (1,)) for name, sampler in samplers.items()}
         return jax.tree.map(lambda x: x.var(), samples)
 
     return variances(jnp.array(config.scales))
@@ -180,9 +178,7 @@ def main(config: Config) -> list[dict[str, Any]]:
     v_c, v_u = config.conditional_variance, config.unconditional_variance
     found = measured(config)
     rows = []
-    print(
-        f"Variance with CFG, p(x|y) = N(0, {v_c:g}), p(x) = N(0, {v_u:g}), {config.steps} steps, {config.samples} samples"
-    )
+    print(f"Variance with CFG, p(x|y) = N(0, {v_c:g}), p(x) = N(0, {v_u:g}), {config.steps} steps, {config.samples} samples")
     print("  scale     tilted   DDIM: closed   sampled   DDPM: closed   sampled")
     for i, w in enumerate(config.scales):
         forms = closed_forms(w, v_c, v_u)

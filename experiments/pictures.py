@@ -10,7 +10,7 @@ mpl.use("agg")
 import matplotlib.pyplot as plt
 
 INK, MUTED, BLUE, ORANGE, GREEN = "#222222", "#777777", "#1f6fb4", "#d9730d", "#2b8a3e"
-STYLE = {
+STYLE: Any = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -89,9 +89,7 @@ def curve(path: Path, scales: tuple[float, ...], metrics: dict[str, Any]) -> Non
             axes[1].plot(scales, column["recall"], "-", color=color, label=label, marker="o", ms=3)
             axes[2].plot(column["recall"], column["precision"], "-", color=color, label=label, marker="o", ms=3)
             for scale, x, y in zip(scales, column["recall"], column["precision"], strict=True):
-                axes[2].annotate(
-                    f"{scale:g}", (x, y), xytext=(4, 3), textcoords="offset points", color=color, fontsize=8
-                )
+                axes[2].annotate(f"{scale:g}", (x, y), xytext=(4, 3), textcoords="offset points", color=color, fontsize=8)
         axes[0].axhline(metrics["evaluator_accuracy"], color=MUTED, lw=0.8, ls=":", label="evaluator on real digits")
         for axis, title, x, y in zip(
             axes,

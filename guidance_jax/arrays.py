@@ -2,14 +2,14 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
+from jax.core import Tracer
 from jaxtyping import ArrayLike
 
 
 def concrete(value: object) -> bool:
     """Whether every leaf of `value` is known now, so that its values can be checked."""
-    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))
+    return not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(value))
 
 
 def expand(value: Array, x: Array) -> Array:
@@ -42,23 +42,3 @@ def sqrt(a: Array) -> Array:
     """The square root, and 0 where `a` is 0 or a rounding below; so are its gradients."""
     positive = a > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, a, 1)), 0)
-
-
-def check_labels(labels: object, classes: int, what: str, lowest: int = 0) -> None:
-    """Raises where a concrete label is outside `lowest <= label < classes`; a JAX gather would silently clamp it.
-
-    Raises:
-      ValueError: naming the first label outside.
-      TypeError: if the labels are not integers.
-    """
-    if not hasattr(labels, "dtype"):
-        labels = np.asarray(labels)
-    assert isinstance(labels, jax.Array | np.ndarray)
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise TypeError(f"{what} takes integer labels, got {labels.dtype}; cast them with .astype(int).")
-    if not concrete(labels):
-        return
-    values = np.asarray(labels).ravel()
-    outside = values[(values < lowest) | (values >= classes)]
-    if outside.size:
-        raise ValueError(f"label {outside[0]} is outside {lowest}..{classes - 1}, which is all that {what} knows.")

@@ -11,6 +11,9 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import ArrayLike, Float
 
+Scalar = Array | float | int
+"""A number, known or traced."""
+
 Cond = Any
 """A condition: any pytree of `[B, ...]` leaves (labels, embeddings with a mask, both, `None`)."""
 
@@ -37,8 +40,8 @@ class Schedule(NamedTuple):
 
     alpha_sigma: Callable[[Array], tuple[Array, Array]]
     inverse: Callable[[Array], Array]
-    t_min: ArrayLike
-    t_max: ArrayLike
+    t_min: Scalar
+    t_max: Scalar
     steps: int | None = None
     """The number of training steps of a discrete schedule, whose `t` are 0..steps - 1; None if continuous."""
 

@@ -58,9 +58,7 @@ def parameterisation(predicts: str) -> Callable[[Array, Array, Array, Array], Pr
       ValueError: if `predicts` is none of the five.
     """
     if predicts not in PREDICTS:
-        raise ValueError(
-            f"predicts={predicts!r} is unknown; a network predicts one of {', '.join(map(repr, PREDICTS))}."
-        )
+        raise ValueError(f"predicts={predicts!r} is unknown; a network predicts one of {', '.join(map(repr, PREDICTS))}.")
     return PREDICTS[predicts]
 
 

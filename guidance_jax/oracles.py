@@ -10,8 +10,9 @@ import numpy as np
 from jax import Array
 from jaxtyping import ArrayLike, Float, Int
 
-from guidance_jax.arrays import check_labels, concrete
+from guidance_jax.arrays import concrete
 from guidance_jax.base import NoiseLevel, Prediction
+from guidance_jax.checks import check_labels
 
 
 @jax.tree_util.register_pytree_node_class
@@ -56,9 +57,7 @@ class GaussianMixture:
         if concrete(variances) and not (np.asarray(variances) > 0).all():
             raise ValueError(f"covariances must be positive definite, but their least eigenvalue is {variances.min()}.")
         if concrete(labels) and set(labels.tolist()) != set(range(np.asarray(labels).max() + 1)):
-            raise ValueError(
-                f"labels must name every class from 0 to the last, got {labels}; -1 stands for all of them."
-            )
+            raise ValueError(f"labels must name every class from 0 to the last, got {labels}; -1 stands for all of them.")
         self.means = means
         self.variances = variances
         """The eigenvalues of the covariances, `[K, D]`: in the axes of a component every level is diagonal."""
@@ -134,7 +133,8 @@ class GaussianMixture:
         return jnp.where(chosen, self.log_weights[None], -jnp.inf)
 
     def _components(self, x: Array, level: NoiseLevel, label: Array) -> tuple[Array, Array, Array, Array]:
-        """Per component: `log w_k N(x; ..)` `[B, K]`, `(x - alpha mu_k)` over its covariance `[B, K, D]`; alpha, sigma `[B]`."""
+        """Of each component `log w_k N(x; ..)`, `[B, K]`, and its covariance's inverse times `x - alpha mu_k`, `[B, K, D]`; and
+        alpha and sigma, `[B]`."""
         if x.ndim != 2 or x.shape[1] != self.means.shape[1]:
             raise ValueError(f"x has shape {x.shape}, but this mixture lives in [B, {self.means.shape[1]}].")
         if label.shape != x.shape[:1]:

@@ -1,16 +1,13 @@
 """From branches, a guidance and a sampler to samples: the only loop."""
 
-import difflib
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
-from guidance_jax.arrays import concrete
 from guidance_jax.base import (
     Branches,
     Cond,
@@ -23,9 +20,9 @@ from guidance_jax.base import (
     Sampler,
     State,
 )
+from guidance_jax.checks import check_branches, check_keys, check_levels, check_start
 from guidance_jax.guidance.algebra import wants
 from guidance_jax.samplers.noise import normal
-from guidance_jax.schedules import check_levels
 
 Networks = Branches | tuple[Branches, ...]
 
@@ -239,18 +236,18 @@ def _run(
 ) -> Array:
     networks = _networks(branches)
     check_levels(levels)
-    _check_keys(keys)
-    shape, dtype_out = _check_start(keys, levels, shape_or_x)
+    check_keys(keys)
+    shape, dtype_out = check_start(keys, levels, shape_or_x)
     dtype = dtype_out if jnp.dtype(dtype_out).itemsize >= 4 else jnp.float32
     like = jax.ShapeDtypeStruct(shape, dtype)
-    _check_branches(networks, guidance, like)
+    check_branches(networks, guidance, like)
     path = jax.tree.map(lambda field: jnp.asarray(field, dtype), levels)
 
     @jax.jit
-    def run(keys: Array, x: Array | None) -> Array:
+    def run(keys: Array, given: Array | None) -> Array:
         # The start draws with the keys folded with 0, step i with i + 1: the start is the same for any number of steps.
         folded = jax.vmap(jax.random.fold_in, in_axes=(0, None))
-        x = path.sigma[0] * normal(folded(keys, 0), like) if x is None else x.astype(dtype)
+        x = path.sigma[0] * normal(folded(keys, 0), like) if given is None else given.astype(dtype)
 
         def body(state: State, inputs: tuple[NoiseLevel, NoiseLevel, Array]) -> tuple[State, None]:
             level, next_level, number = inputs
@@ -263,67 +260,3 @@ def _run(
         return result(state, dtype_out)
 
     return run(keys, None if isinstance(shape_or_x, tuple) else shape_or_x)
-
-
-def _check_keys(keys: Array) -> None:
-    if not hasattr(keys, "dtype") or not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key):
-        raise TypeError(
-            "keys must be an array of PRNG keys made by jax.random.key (not PRNGKey), one a sample: "
-            "jax.random.split(jax.random.key(0), B)."
-        )
-    if keys.ndim != 1:
-        raise ValueError(f"keys have shape {keys.shape}, but must be [B], one a sample: jax.random.split(key, B).")
-
-
-def _check_start(keys: Array, levels: NoiseLevel, shape_or_x: tuple[int, ...] | Array) -> tuple[tuple[int, ...], Any]:
-    """The shape and dtype of the samples."""
-    if isinstance(shape_or_x, tuple):
-        return (len(keys), *shape_or_x), levels.sigma.dtype
-    x = shape_or_x
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(f"x has dtype {x.dtype}, but must be floating; scale images to [-1, 1] first.")
-    if x.ndim < 2 or len(x) != len(keys):
-        raise ValueError(f"x has shape {x.shape}, but must be [B, ...] with one sample a key, B = {len(keys)}.")
-    if concrete(x):
-        bad = np.flatnonzero(~np.isfinite(np.asarray(x, np.float32)).reshape(len(x), -1).all(1))
-        if bad.size:
-            raise ValueError(f"x has NaN or infinite values in {bad.size} of {len(x)} samples, the first is {bad[0]}.")
-    return x.shape, x.dtype
-
-
-def _check_branches(networks: tuple[Branches, ...], guidance: Guidance, x: jax.ShapeDtypeStruct) -> None:
-    names = [name for network in networks for name in network.conds]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"two networks both have a branch {name!r}; name every branch once.")
-    for name in sorted(guidance.needs - set(names)):
-        close = difflib.get_close_matches(name, names, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ValueError(
-            f"the guidance reads a branch {name!r}, but there are only {', '.join(map(repr, names))}.{hint}"
-        )
-    for network in networks:
-        first, *others = network.conds.items()
-        for name, cond in network.conds.items():
-            for path, leaf in jax.tree_util.tree_leaves_with_path(cond):
-                if jnp.shape(leaf)[:1] != x.shape[:1]:
-                    raise ValueError(
-                        f"branch {name!r}{jax.tree_util.keystr(path)} has shape {jnp.shape(leaf)}, but every leaf of a "
-                        f"condition is [B, ...] with B = {x.shape[0]}, the number of keys."
-                    )
-        for name, cond in others:
-            if _spec(cond) != _spec(first[1]):
-                raise ValueError(
-                    f"branches {first[0]!r} and {name!r} differ in structure, shape or dtype, so they cannot share a "
-                    f"batch: {_spec(first[1])} and {_spec(cond)}."
-                )
-    # Tracing each branch alone, its condition known, lets a network check values that it cannot see inside the loop.
-    level = NoiseLevel(*[jax.ShapeDtypeStruct((), x.dtype)] * 3)
-    for network in networks:
-        for cond in network.conds.values():
-            if concrete(cond):
-                jax.eval_shape(lambda x, at, n=network, c=cond: n.denoise(x, at, c), x, level)
-
-
-def _spec(cond: Cond) -> Any:
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), leaf.dtype), cond)

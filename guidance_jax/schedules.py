@@ -10,13 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import ArrayLike
 
-from guidance_jax.arrays import concrete
-from guidance_jax.base import NoiseLevel, Schedule
+from guidance_jax.base import NoiseLevel, Scalar, Schedule
+from guidance_jax.checks import check_levels
 
 
-def cosine(t_min: ArrayLike = 1e-3, t_max: ArrayLike = 0.992) -> Schedule:
+def cosine(t_min: Scalar = 1e-3, t_max: Scalar = 0.992) -> Schedule:
     """The variance-preserving cosine schedule.
 
     `alpha = cos(pi t / 2)`, `sigma = sin(pi t / 2)`, t in [0, 1].
@@ -41,9 +40,7 @@ def cosine(t_min: ArrayLike = 1e-3, t_max: ArrayLike = 0.992) -> Schedule:
     return Schedule(alpha_sigma, lambda ratio: jnp.arctan(ratio) * (2 / jnp.pi), t_min, t_max)
 
 
-def linear(
-    beta_min: ArrayLike = 0.1, beta_max: ArrayLike = 20.0, t_min: ArrayLike = 1e-5, t_max: ArrayLike = 1.0
-) -> Schedule:
+def linear(beta_min: Scalar = 0.1, beta_max: Scalar = 20.0, t_min: Scalar = 1e-5, t_max: Scalar = 1.0) -> Schedule:
     """The variance-preserving SDE whose noise rate grows linearly.
 
     `log alpha = -t^2 (beta_max - beta_min) / 4 - t beta_min / 2`, `sigma = sqrt(1 - alpha^2)`, t in [0, 1].
@@ -130,7 +127,8 @@ def ddpm_linear(steps: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.0
 def ddpm_cosine(steps: int = 1000, offset: float = 0.008, beta_max: float = 0.999) -> Schedule:
     """The discrete cosine schedule of improved DDPM.
 
-    `alpha_bar(u) = cos^2((u + offset) / (1 + offset) pi / 2)`, `beta_t = min(1 - alpha_bar((t + 1) / steps) / alpha_bar(t / steps), beta_max)`.
+    `alpha_bar(u) = cos^2((u + offset) / (1 + offset) pi / 2)`,
+    `beta_t = min(1 - alpha_bar((t + 1) / steps) / alpha_bar(t / steps), beta_max)`.
 
     Args:
       steps: the number of training steps.
@@ -148,7 +146,7 @@ def ddpm_cosine(steps: int = 1000, offset: float = 0.008, beta_max: float = 0.99
     return discrete(np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], beta_max))
 
 
-def edm(sigma_min: ArrayLike = 0.002, sigma_max: ArrayLike = 80.0) -> Schedule:
+def edm(sigma_min: Scalar = 0.002, sigma_max: Scalar = 80.0) -> Schedule:
     """The variance-exploding process of EDM: `alpha = 1`; the network is told `t = log(sigma) / 4`.
 
     Args:
@@ -165,11 +163,11 @@ def edm(sigma_min: ArrayLike = 0.002, sigma_max: ArrayLike = 80.0) -> Schedule:
     def time(sigma: Array) -> Array:
         return jnp.log(sigma) / 4
 
-    bounds = [time(jnp.asarray(sigma, jnp.result_type(float))) for sigma in (sigma_min, sigma_max)]
-    return Schedule(lambda t: (jnp.ones_like(t), jnp.exp(4 * t)), time, *bounds)
+    t_min, t_max = (time(jnp.asarray(sigma, jnp.result_type(float))) for sigma in (sigma_min, sigma_max))
+    return Schedule(lambda t: (jnp.ones_like(t), jnp.exp(4 * t)), time, t_min, t_max)
 
 
-def flow(t_min: ArrayLike = 2e-3, t_max: ArrayLike = 1.0) -> Schedule:
+def flow(t_min: Scalar = 2e-3, t_max: Scalar = 1.0) -> Schedule:
     """Flow matching, rectified flow: `alpha = 1 - t`, `sigma = t`, t in [0, 1], noise at t = 1.
 
     At t = 1 alpha is 0 and `sigma / alpha` infinite; spacings in `sigma / alpha` want a `t_max` below 1.
@@ -216,34 +214,3 @@ def levels(schedule: Schedule, steps: int, spacing: Callable[[Schedule, int], Ar
     path = jax.tree.map(lambda *parts: jnp.concatenate(parts), path, clean)
     check_levels(path)
     return path
-
-
-def check_levels(path: NoiseLevel) -> None:
-    """Raises unless a path is `[steps + 1]` arrays along which, where its values are known, the noise strictly decreases.
-
-    Raises:
-      ValueError: naming the first step that does not decrease.
-    """
-    shapes = [jnp.shape(field) for field in path]
-    if len(set(shapes)) > 1 or len(shapes[0]) != 1 or shapes[0][0] < 2:
-        raise ValueError(
-            f"levels must hold t, alpha and sigma of one shape [steps + 1], at least 2 entries, got {shapes}; "
-            "make them with gj.levels(schedule, steps, spacing)."
-        )
-    if not concrete(path):
-        return
-    alpha, sigma = np.asarray(path.alpha), np.asarray(path.sigma)
-    if not (np.isfinite(alpha).all() and np.isfinite(sigma).all() and (alpha >= 0).all() and (sigma >= 0).all()):
-        raise ValueError(
-            f"levels must have finite alpha >= 0 and sigma >= 0, got alpha {alpha} and sigma {sigma}. A spacing in "
-            "sigma / alpha needs a schedule whose largest one is finite: flow(t_max=0.99), say."
-        )
-    # alpha' sigma > alpha sigma' is sigma / alpha > sigma' / alpha', without dividing by an alpha of zero.
-    bad = np.flatnonzero(~(alpha[1:] * sigma[:-1] > alpha[:-1] * sigma[1:]))
-    if bad.size:
-        i = int(bad[0])
-        raise ValueError(
-            f"levels must decrease in sigma / alpha, but level {i} (alpha {alpha[i]:.6g}, sigma {sigma[i]:.6g}) is "
-            f"followed by level {i + 1} (alpha {alpha[i + 1]:.6g}, sigma {sigma[i + 1]:.6g}). Order them from the most "
-            "noise to the least, without repeats; ask for fewer steps where the spacing repeats one."
-        )

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import ArrayLike, Float, Int
 
-from guidance_jax.arrays import check_labels, divide, expand, per_sample
+from guidance_jax.arrays import divide, expand, per_sample
 from guidance_jax.base import NoiseLevel, Prediction
+from guidance_jax.checks import check_labels
 
 LogProb = Callable[[Array, NoiseLevel], Array]
 
@@ -34,9 +35,7 @@ def score(prediction: Prediction, level: NoiseLevel) -> Float[Array, "b ..."]:
     return divide(-prediction.eps, expand(level.sigma, prediction.eps))
 
 
-def class_log_prob(
-    classify: Callable[[Array, Array], Array], labels: Int[Array, "b"], classes: int | None = None
-) -> LogProb:
+def class_log_prob(classify: Callable[[Array, Array], Array], labels: Int[Array, "b"], classes: int | None = None) -> LogProb:
     """`log p(y | x_t)` of a noise-aware classifier: the log-softmax of its logits, at the labels.
 
     Args:
@@ -94,9 +93,7 @@ def classifier_score(log_prob: LogProb, x: Float[Array, "b ..."], level: NoiseLe
     def total(x: Array) -> Array:
         each = log_prob(x, level)
         if each.shape != x.shape[:1]:
-            raise ValueError(
-                f"log_prob gave shape {each.shape} for x {x.shape}, but must give one number a sample, [B]."
-            )
+            raise ValueError(f"log_prob gave shape {each.shape} for x {x.shape}, but must give one number a sample, [B].")
         return each.sum()
 
     return jax.grad(total)(x)
@@ -121,9 +118,7 @@ def bayes(
     return unconditional + per_sample(scale, unconditional, "scale") * classifier
 
 
-def implicit_classifier(
-    conditional: Float[Array, "b ..."], unconditional: Float[Array, "b ..."]
-) -> Float[Array, "b ..."]:
+def implicit_classifier(conditional: Float[Array, "b ..."], unconditional: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
     """The classifier's score that two models imply: `grad log p(y | x_t) = s(x | y) - s(x)`.
 
     Args:
@@ -139,9 +134,7 @@ def implicit_classifier(
     return conditional - unconditional
 
 
-def guided(
-    conditional: Float[Array, "b ..."], unconditional: Float[Array, "b ..."], scale: ArrayLike
-) -> Float[Array, "b ..."]:
+def guided(conditional: Float[Array, "b ..."], unconditional: Float[Array, "b ..."], scale: ArrayLike) -> Float[Array, "b ..."]:
     """The score of classifier-free guidance: `s(x) + scale (s(x | y) - s(x))`.
 
     Args:

@@ -9,10 +9,9 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import ArrayLike
 
 from guidance_jax.arrays import concrete
-from guidance_jax.base import Schedule
+from guidance_jax.base import Scalar, Schedule
 
 Spacing = Callable[[Schedule, int], Array]
 
@@ -78,7 +77,7 @@ def trailing() -> Spacing:
     return spacing
 
 
-def karras(rho: ArrayLike = 7.0, sigma_min: ArrayLike | None = None, sigma_max: ArrayLike | None = None) -> Spacing:
+def karras(rho: Scalar = 7.0, sigma_min: Scalar | None = None, sigma_max: Scalar | None = None) -> Spacing:
     """Evenly in `(sigma / alpha)^(1 / rho)`, dense where there is little noise.
 
     `r_i = (r_max^(1/rho) + i / (steps - 1) (r_min^(1/rho) - r_max^(1/rho)))^rho`, r = sigma / alpha.

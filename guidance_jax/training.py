@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import ArrayLike, Float, Int
 
-from guidance_jax.arrays import check_labels, divide, expand
+from guidance_jax.arrays import divide, expand
 from guidance_jax.base import Cond, NoiseLevel, Schedule
+from guidance_jax.checks import check_labels
 from guidance_jax.denoisers import Network, call, edm_coefficients, parameterisation
 
 RESIDUALS: dict[str, Callable[..., Array]] = {
@@ -130,9 +131,7 @@ def edm_loss(
     Reference: Karras et al. 2022, arXiv:2206.00364, equation 8.
     """
     x, _ = diffuse(key, x0, level)
-    skip, out, scale = edm_coefficients(
-        expand(level.alpha, x), expand(level.sigma, x), jnp.asarray(sigma_data, x.dtype)
-    )
+    skip, out, scale = edm_coefficients(expand(level.alpha, x), expand(level.sigma, x), jnp.asarray(sigma_data, x.dtype))
     residual = call(network, scale * x, level.t, cond, x) - divide(x0 - skip * x, out)
     return jnp.mean(residual**2, axis=tuple(range(1, x.ndim)))
 

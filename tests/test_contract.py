@@ -36,12 +36,12 @@ def build(name, m, value=None, log_p=None):
     function = getattr(guidance, name)
     given = {"log_prob": log_p or log_prob(m), number(name): PARAMETER[number(name)][0] if value is None else value}
     method = function(**{p: given[p] for p in inspect.signature(function).parameters if p in given})
-    return gj.chain(gj.cfg(2.0), method) if inspect.getmodule(function).__name__.endswith("shaping") else method
+    return gj.chain(gj.cfg(2.0), method) if function.__module__.endswith("shaping") else method
 
 
 def source(name):
     """What stands before a shaper."""
-    return gj.cfg(2.0) if inspect.getmodule(getattr(guidance, name)).__name__.endswith("shaping") else gj.chain()
+    return gj.cfg(2.0) if getattr(guidance, name).__module__.endswith("shaping") else gj.chain()
 
 
 LEVELS = gj.levels(gj.schedules.cosine(), 6, gj.spacings.karras())
@@ -160,17 +160,14 @@ def test_a_bfloat16_network_leaves_the_state_float32(name, sampler):
 
     def network(x, t, cond):
         seen.append(x.dtype)
-        half = jnp.tanh(x.astype(jnp.bfloat16)) + cond[:, None].astype(jnp.bfloat16)
-        return half
+        return jnp.tanh(x.astype(jnp.bfloat16)) + cond[:, None].astype(jnp.bfloat16)
 
     denoise = gj.denoiser(network, predicts="v")
     branches = gj.branches(denoise, cond=LABELS, uncond=jnp.full_like(LABELS, -1))
     x = gj.sample(keys(B), branches, build(name, m), getattr(samplers, sampler)(), LEVELS, (3,))
     assert x.dtype == jnp.float32
     assert set(seen) == {jnp.dtype("float32")}
-    half = gj.sample(
-        keys(B), branches, build(name, m), getattr(samplers, sampler)(), LEVELS, jnp.ones((B, 3), jnp.bfloat16)
-    )
+    half = gj.sample(keys(B), branches, build(name, m), getattr(samplers, sampler)(), LEVELS, jnp.ones((B, 3), jnp.bfloat16))
     assert half.dtype == jnp.bfloat16
 
 

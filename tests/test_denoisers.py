@@ -103,7 +103,7 @@ def test_clip_bounds_x0_and_moves_eps(x64):
 
 
 def test_bad_input_is_told():
-    with pytest.raises(ValueError, match="predicts='epsilon' is unknown.*'eps'"):
+    with pytest.raises(ValueError, match=r"predicts='epsilon' is unknown.*'eps'"):
         gj.denoiser(lambda x, t, c: x, predicts="epsilon")
     wide = gj.denoiser(lambda x, t, c: jnp.concatenate([x, x], 1), predicts="eps")
     with pytest.raises(ValueError, match=r"gave \(2, 6\) for x of shape \(2, 3\)"):

@@ -5,12 +5,14 @@ import importlib
 import pkgutil
 import re
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen, nnx
+from worlds import classes, keys, mixture
 
 import guidance_jax as gj
 
@@ -22,9 +24,7 @@ MODULES = sorted(m.name for m in pkgutil.walk_packages(gj.__path__, "guidance_ja
 def test_examples_run(module):
     names = {name: getattr(gj, name) for name in gj.__all__}
     names |= {"gj": gj, "jax": jax, "jnp": jnp, "np": np, "nnx": nnx, "linen": linen}
-    failures, _ = doctest.testmod(
-        importlib.import_module(module), extraglobs=names, optionflags=doctest.NORMALIZE_WHITESPACE
-    )
+    failures, _ = doctest.testmod(importlib.import_module(module), extraglobs=names, optionflags=doctest.NORMALIZE_WHITESPACE)
     assert not failures
 
 
@@ -48,10 +48,21 @@ def test_every_public_name_is_there():
     assert all(hasattr(gj, name) for name in gj.__all__)
 
 
-def test_the_readmes_code_runs():
+def test_the_readmes_code_does_what_it_says():
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-    assert blocks
-    names: dict[str, object] = {}
+    names: dict[str, Any] = {}
     for block in blocks:
         exec(compile(block, "README.md", "exec"), names)
-    assert np.isfinite(np.asarray(names["grid"])).all()
+    assert names["grid"].shape == (3, 4, 28, 28, 1)
+    assert np.isfinite(names["grid"]).all()
+
+    m, labels = mixture(), jnp.array([0, 1, 2])
+    path = gj.levels(gj.schedules.cosine(), 8, gj.spacings.karras())
+    run = lambda guidance, sampler: gj.sample(keys(3), classes(m, labels), guidance, sampler, path, (3,))
+    from_nothing = run(names["contrast"](3.0), names["euler"]())
+    np.testing.assert_allclose(from_nothing, run(gj.cfg(3.0), gj.ddim()), rtol=1e-5, atol=1e-5)
+
+    denoise = gj.denoiser(lambda x, t, y: jnp.tanh(x), predicts="v")
+    classify = lambda x, t: x.reshape(len(x), -1)[:, :10]
+    samples = names["classifier_guided"](classify, denoise, keys(2), jnp.array([3, 7]), 200.0)
+    assert (samples.reshape(2, -1)[:, :10].argmax(1) == jnp.array([3, 7])).all()

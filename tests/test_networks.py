@@ -1,5 +1,8 @@
 """The reference networks and the adapters."""
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +19,7 @@ NETWORKS = {
 }
 
 
+@functools.cache
 def awake(name):
     """A network and its parameters, moved off the zeros that some layers start from."""
     apply, params = gj.networks.from_nnx(NETWORKS[name](nnx.Rngs(0)))
@@ -27,6 +31,7 @@ def awake(name):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_network_listens_to_all_it_is_told_and_to_each_sample_alone(name):
     apply, params = awake(name)
+    apply = jax.jit(apply)
     x = jax.random.normal(jax.random.key(1), (4, 8, 8, 1))
     t, labels = jnp.array([0.1, 0.4, 0.7, 0.9]), jnp.array([0, 1, 2, 3])
     out = apply(params, x, t, labels)
@@ -39,11 +44,11 @@ def test_a_network_listens_to_all_it_is_told_and_to_each_sample_alone(name):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_label_outside_is_never_silently_another(name):
     apply, params = awake(name)
-    x, t = jnp.ones((2, 8, 8, 1)), jnp.ones(2)
+    x, t, compiled = jnp.ones((2, 8, 8, 1)), jnp.ones(2), jax.jit(apply)
     for outside in (4, -1):
         with pytest.raises(ValueError, match=f"label {outside} is outside"):
-            apply(params, x, t, jnp.array([0, outside]))
-        out = jax.jit(apply)(params, x, t, jnp.array([0, outside]))
+            jax.eval_shape(lambda x, y=jnp.array([0, outside]): apply(params, x, t, y), x)
+        out = compiled(params, x, t, jnp.array([0, outside]))
         assert np.isfinite(out[0]).all()
         assert np.isnan(out[1]).all()
 
@@ -96,10 +101,12 @@ class Dense(linen.Module):
 def test_linen_and_nnx_give_pure_functions_that_sample():
     x, t, cond = jnp.ones((4, 2)), jnp.ones(4), jnp.arange(4) % 3
     module = Dense()
-    variables = module.init(jax.random.key(0), x, t, cond)
+    variables: Any = module.init(jax.random.key(0), x, t, cond)
     from_linen = gj.networks.from_linen(module, variables)
     from_nnx = gj.networks.from_nnx(gj.networks.MLP((2,), 3, width=8, blocks=1, rngs=nnx.Rngs(0)))
-    np.testing.assert_allclose(from_linen[0](from_linen[1], x, t, cond), module.apply(variables, x, t, cond), rtol=1e-6)
+    np.testing.assert_allclose(
+        from_linen[0](from_linen[1], x, t, cond), np.asarray(module.apply(variables, x, t, cond)), rtol=1e-6
+    )
     levels = gj.levels(gj.schedules.cosine(), 4, gj.spacings.karras())
     for apply, params in (from_linen, from_nnx):
 

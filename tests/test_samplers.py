@@ -159,9 +159,7 @@ def errors(sampler, steps, schedule=None, scale=2.0):
 @pytest.mark.parametrize(
     ("sampler", "order"), [(gj.ddim(), 1), (gj.heun(), 2), (gj.dpmpp_2m(), 2)], ids=["ddim", "heun", "dpmpp_2m"]
 )
-@pytest.mark.parametrize(
-    "schedule", [gj.schedules.edm(0.02, 20.0), gj.schedules.cosine(0.02, 0.98)], ids=["edm", "cosine"]
-)
+@pytest.mark.parametrize("schedule", [gj.schedules.edm(0.02, 20.0), gj.schedules.cosine(0.02, 0.98)], ids=["edm", "cosine"])
 def test_order_of_convergence(x64, sampler, order, schedule):
     error = errors(sampler, (200, 400, 800), schedule)
     measured = np.log2(error[:-1] / error[1:])

@@ -84,9 +84,7 @@ def test_heun_counts_its_corrector_and_inherits_the_steps_choice():
 def test_two_gates_skip_independently():
     third = jnp.full_like(LABELS, 2)
     ratio = np.asarray(LEVELS.ratio)
-    guidance = gj.chain(
-        gj.during(gj.cfg(3.0), ratio[10], ratio[0]), gj.during(gj.cfg(2.0, cond="third"), ratio[15], ratio[5])
-    )
+    guidance = gj.chain(gj.during(gj.cfg(3.0), ratio[10], ratio[0]), gj.during(gj.cfg(2.0, cond="third"), ratio[15], ratio[5]))
     counted = Counted(mixture().denoise)
     batches = counted.run(guidance, conds={"cond": LABELS, "uncond": jnp.full_like(LABELS, -1), "third": third})
     # uncond is wanted by both, third by the second alone.
@@ -112,11 +110,10 @@ def test_an_interval_still_skips_under_vmap(over):
 
 def test_the_program_of_an_interval_holds_a_conditional_even_under_vmap():
     def generate(scale):
-        return gj.sample(
-            keys(B), classes(mixture(), LABELS), gj.during(gj.cfg(scale), 0.1, 1.0), gj.ddim(), LEVELS, (3,)
-        )
+        return gj.sample(keys(B), classes(mixture(), LABELS), gj.during(gj.cfg(scale), 0.1, 1.0), gj.ddim(), LEVELS, (3,))
 
     program = jax.jit(jax.vmap(generate)).lower(jnp.arange(3.0)).compile().as_text()
+    assert program
     assert "conditional(" in program
 
 
@@ -153,6 +150,7 @@ def test_a_sharded_batch_stays_put():
     """Merging branches moves nothing between devices: concatenating them along the batch would."""
     arguments = [jax.device_put(a, sharded(8)) for a in (keys(16), jnp.arange(16) % 3, jnp.linspace(0.0, 5.0, 16))]
     program = jax.jit(generate).lower(*arguments).compile().as_text()
+    assert program
     for collective in ("all-gather", "all-reduce", "all-to-all", "collective-permute"):
         assert collective not in program
 
@@ -196,9 +194,7 @@ def test_the_sample_depends_on_its_key_alone():
 
 def test_images_and_sequences():
     for shape in ((4,), (4, 4, 2), (5, 3)):
-        denoise = gj.denoiser(
-            lambda x, t, cond: jnp.tanh(x) * (1 + cond.reshape(-1, *[1] * (x.ndim - 1))), predicts="v"
-        )
+        denoise = gj.denoiser(lambda x, t, cond: jnp.tanh(x) * (1 + cond.reshape(-1, *[1] * (x.ndim - 1))), predicts="v")
         branches = gj.branches(denoise, cond=jnp.ones(2), uncond=jnp.zeros(2))
         guidance = gj.chain(gj.cfg(jnp.array([0.0, 5.0])), gj.rescale(0.7))
         x = gj.sample(keys(2), branches, guidance, gj.dpmpp_2m(), LEVELS, shape)
@@ -282,9 +278,7 @@ def test_bad_input_is_told_before_any_compute(case, monkeypatch):
     change, kind, message = BAD[case]
     computed = []
     compiled = jax.stages.Lowered.compile
-    monkeypatch.setattr(
-        jax.stages.Lowered, "compile", lambda self, *a, **k: computed.append(1) or compiled(self, *a, **k)
-    )
+    monkeypatch.setattr(jax.stages.Lowered, "compile", lambda self, *a, **k: computed.append(1) or compiled(self, *a, **k))
     with pytest.raises(kind, match=message):
         gj.sample(**(GOOD | change))
     assert not computed

@@ -49,5 +49,5 @@ def classes(mixture: gj.oracles.GaussianMixture, labels: jax.Array) -> gj.Branch
     return gj.branches(mixture.denoise, cond=labels, uncond=jnp.full_like(labels, -1))
 
 
-def path(levels: gj.NoiseLevel, i: int) -> gj.NoiseLevel:
+def path(levels: gj.NoiseLevel, i: int | slice) -> gj.NoiseLevel:
     return jax.tree.map(lambda field: field[i], levels)

@@ -26,9 +26,7 @@ def stateless(update: Callable[[Prediction, Context], Prediction], needs: Iterab
       >>> sorted(halve.needs)
       []
     """
-    return Guidance(
-        frozenset(needs), lambda x: (), lambda prediction, state, context: (update(prediction, context), state)
-    )
+    return Guidance(frozenset(needs), lambda x: (), lambda prediction, state, context: (update(prediction, context), state))
 
 
 def chain(*parts: Guidance) -> Guidance:

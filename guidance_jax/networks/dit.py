@@ -86,9 +86,7 @@ class DiT(nnx.Module):
         self.modulation = nnx.Linear(width, 2 * width, kernel_init=zeros, rngs=rngs)
         self.last = nnx.Linear(width, features, kernel_init=zeros, rngs=rngs)
 
-    def __call__(
-        self, x: Float[Array, "b h w c"], t: Float[Array, "b"], labels: Int[Array, "b"]
-    ) -> Float[Array, "b h w c"]:
+    def __call__(self, x: Float[Array, "b h w c"], t: Float[Array, "b"], labels: Int[Array, "b"]) -> Float[Array, "b h w c"]:
         batch, height, across, channels = x.shape
         p = self.patch
         rows, columns = height // p, across // p

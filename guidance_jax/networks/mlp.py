@@ -73,9 +73,7 @@ class MLP(nnx.Module):
         self.label = LabelEmbedding(classes, width, rngs=rngs)
         self.trunk = Trunk(features, features, width, blocks, rngs=rngs)
 
-    def __call__(
-        self, x: Float[Array, "b ..."], t: Float[Array, "b"], labels: Int[Array, "b"]
-    ) -> Float[Array, "b ..."]:
+    def __call__(self, x: Float[Array, "b ..."], t: Float[Array, "b"], labels: Int[Array, "b"]) -> Float[Array, "b ..."]:
         c = jax.nn.silu(self.time(t) + self.label(labels))
         return self.trunk(x.reshape(len(x), -1), c).reshape(x.shape)
 

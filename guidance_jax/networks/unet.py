@@ -76,9 +76,7 @@ class UNet(nnx.Module):
         self.norm = nnx.GroupNorm(widths[0], num_groups=GROUPS, rngs=rngs)
         self.last = nnx.Conv(widths[0], channels, (3, 3), kernel_init=nnx.initializers.zeros, rngs=rngs)
 
-    def __call__(
-        self, x: Float[Array, "b h w c"], t: Float[Array, "b"], labels: Int[Array, "b"]
-    ) -> Float[Array, "b h w c"]:
+    def __call__(self, x: Float[Array, "b h w c"], t: Float[Array, "b"], labels: Int[Array, "b"]) -> Float[Array, "b h w c"]:
         c = jax.nn.silu(self.time(t) + self.label(labels))
         h, kept = self.first(x), []
         for i, block in enumerate(self.down):

@@ -1,0 +1,129 @@
+"""What a person can get wrong, told before anything is computed: what was given, what was expected, how to mend it.
+
+Values are checked only where they are known; inside a caller's `jit` the shapes and names still are.
+"""
+
+import difflib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from guidance_jax.arrays import concrete
+from guidance_jax.base import Branches, Cond, Guidance, NoiseLevel
+
+
+def check_labels(labels: object, classes: int, what: str, lowest: int = 0) -> None:
+    """Raises where a concrete label is outside `lowest <= label < classes`; a JAX gather would silently clamp it.
+
+    Raises:
+      ValueError: naming the first label outside.
+      TypeError: if the labels are not integers.
+    """
+    if not hasattr(labels, "dtype"):
+        labels = np.asarray(labels)
+    assert isinstance(labels, jax.Array | np.ndarray)
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise TypeError(f"{what} takes integer labels, got {labels.dtype}; cast them with .astype(int).")
+    if not concrete(labels):
+        return
+    values = np.asarray(labels).ravel()
+    outside = values[(values < lowest) | (values >= classes)]
+    if outside.size:
+        raise ValueError(f"label {outside[0]} is outside {lowest}..{classes - 1}, which is all that {what} knows.")
+
+
+def check_levels(path: NoiseLevel) -> None:
+    """Raises unless a path is `[steps + 1]` arrays along which, where its values are known, the noise strictly decreases.
+
+    Raises:
+      ValueError: naming the first step that does not decrease.
+    """
+    shapes = [jnp.shape(field) for field in path]
+    if len(set(shapes)) > 1 or len(shapes[0]) != 1 or shapes[0][0] < 2:
+        raise ValueError(
+            f"levels must hold t, alpha and sigma of one shape [steps + 1], at least 2 entries, got {shapes}; "
+            "make them with gj.levels(schedule, steps, spacing)."
+        )
+    if not concrete(path):
+        return
+    alpha, sigma = np.asarray(path.alpha), np.asarray(path.sigma)
+    if not (np.isfinite(alpha).all() and np.isfinite(sigma).all() and (alpha >= 0).all() and (sigma >= 0).all()):
+        raise ValueError(
+            f"levels must have finite alpha >= 0 and sigma >= 0, got alpha {alpha} and sigma {sigma}. A spacing in "
+            "sigma / alpha needs a schedule whose largest one is finite: flow(t_max=0.99), say."
+        )
+    # alpha' sigma > alpha sigma' is sigma / alpha > sigma' / alpha', without dividing by an alpha of zero.
+    bad = np.flatnonzero(~(alpha[1:] * sigma[:-1] > alpha[:-1] * sigma[1:]))
+    if bad.size:
+        i = int(bad[0])
+        raise ValueError(
+            f"levels must decrease in sigma / alpha, but level {i} (alpha {alpha[i]:.6g}, sigma {sigma[i]:.6g}) is "
+            f"followed by level {i + 1} (alpha {alpha[i + 1]:.6g}, sigma {sigma[i + 1]:.6g}). Order them from the most "
+            "noise to the least, without repeats; ask for fewer steps where the spacing repeats one."
+        )
+
+
+def check_keys(keys: Array) -> None:
+    if not hasattr(keys, "dtype") or not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key):
+        raise TypeError(
+            "keys must be an array of PRNG keys made by jax.random.key (not PRNGKey), one a sample: "
+            "jax.random.split(jax.random.key(0), B)."
+        )
+    if keys.ndim != 1:
+        raise ValueError(f"keys have shape {keys.shape}, but must be [B], one a sample: jax.random.split(key, B).")
+
+
+def check_start(keys: Array, levels: NoiseLevel, shape_or_x: tuple[int, ...] | Array) -> tuple[tuple[int, ...], Any]:
+    """The shape and dtype of the samples."""
+    if isinstance(shape_or_x, tuple):
+        return (len(keys), *shape_or_x), levels.sigma.dtype
+    x = shape_or_x
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"x has dtype {x.dtype}, but must be floating; scale images to [-1, 1] first.")
+    if x.ndim < 2 or len(x) != len(keys):
+        raise ValueError(f"x has shape {x.shape}, but must be [B, ...] with one sample a key, B = {len(keys)}.")
+    if concrete(x):
+        bad = np.flatnonzero(~np.isfinite(np.asarray(x, np.float32)).reshape(len(x), -1).all(1))
+        if bad.size:
+            raise ValueError(f"x has NaN or infinite values in {bad.size} of {len(x)} samples, the first is {bad[0]}.")
+    return x.shape, x.dtype
+
+
+def check_branches(networks: tuple[Branches, ...], guidance: Guidance, x: jax.ShapeDtypeStruct) -> None:
+    names = [name for network in networks for name in network.conds]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"two networks both have a branch {name!r}; name every branch once.")
+    for name in sorted(guidance.needs - set(names)):
+        close = difflib.get_close_matches(name, names, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"the guidance reads a branch {name!r}, but there are only {', '.join(map(repr, names))}.{hint}")
+    for network in networks:
+        first, *others = network.conds.items()
+        for name, cond in network.conds.items():
+            for path, leaf in jax.tree_util.tree_leaves_with_path(cond):
+                if jnp.shape(leaf)[:1] != x.shape[:1]:
+                    raise ValueError(
+                        f"branch {name!r}{jax.tree_util.keystr(path)} has shape {jnp.shape(leaf)}, but every leaf of a "
+                        f"condition is [B, ...] with B = {x.shape[0]}, the number of keys."
+                    )
+        for name, cond in others:
+            if _spec(cond) != _spec(first[1]):
+                raise ValueError(
+                    f"branches {first[0]!r} and {name!r} differ in structure, shape or dtype, so they cannot share a "
+                    f"batch: {_spec(first[1])} and {_spec(cond)}."
+                )
+    # Tracing each branch alone, its condition known, lets a network check values that it cannot see inside the loop.
+    scalar: Any = jax.ShapeDtypeStruct((), x.dtype)
+    level = NoiseLevel(scalar, scalar, scalar)
+    for network in networks:
+        for cond in network.conds.values():
+            if concrete(cond):
+                jax.eval_shape(lambda x, at, n=network, c=cond: n.denoise(x, at, c), x, level)
+
+
+def _spec(cond: Cond) -> Any:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), leaf.dtype), cond)

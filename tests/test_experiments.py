@@ -1,0 +1,163 @@
+"""The parts of the experiments that could go wrong silently: data, checkpoints, closed forms, configs."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    from experiments import data
+
+    where = tmp_path_factory.mktemp("data")
+    return {split: data.load("digits", split, where) for split in ("train", "test")}
+
+
+def test_the_digits_come_back_as_scikit_learn_ships_them(digits):
+    shipped = load_digits()
+    assert {split: len(d.labels) for split, d in digits.items()} == {"train": 1437, "test": 360}
+    images = np.concatenate([d.images for d in digits.values()])
+    labels = np.concatenate([d.labels for d in digits.values()])
+    sixteenths = np.round((images[..., 0] + 1) * 8).astype(int)
+    pairs = lambda images, labels: sorted((image.tobytes(), int(label)) for image, label in zip(images, labels, strict=True))
+    assert pairs(sixteenths, labels) == pairs(shipped.images.astype(int), shipped.target)
+    assert (np.bincount(digits["test"].labels) >= 34).all()
+    assert images.min() == -1
+    assert images.max() == 1
+
+
+def test_batches_are_the_sets_own_pairs_and_repeat_with_the_seed(digits):
+    from experiments import data
+
+    train = digits["train"]
+    known = {(image.tobytes(), int(label)) for image, label in zip(train.images, train.labels, strict=True)}
+    first, again, other = (data.batches(train, 64, seed) for seed in (0, 0, 1))
+    (images, labels), (images_again, _), (images_other, _) = next(first), next(again), next(other)
+    assert {(image.tobytes(), int(label)) for image, label in zip(images, labels, strict=True)} <= known
+    np.testing.assert_array_equal(images, images_again)
+    assert (images != images_other).any()
+    assert (next(first)[0] != images).any()
+
+
+@pytest.fixture
+def standard():
+    """optax does not run under strict promotion."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+class Trained:
+    """A tiny training that counts how many batches it draws."""
+
+    def __init__(self, directory):
+        self.directory, self.drawn = directory, 0
+
+    def batches(self):
+        while True:
+            self.drawn += 1
+            yield np.ones((4, 2), np.float32), np.zeros(4, np.int32)
+
+    def fit(self, loss=None, identity=None, **changes):
+        from experiments.fit import Training, fit
+
+        def square(params, key, images, labels):
+            return ((images @ params["w"] - 1) ** 2).mean()
+
+        training = dataclasses.replace(Training(steps=40, learning_rate=0.1, ema=0.5), **changes)
+        self.drawn = 0
+        start = {"w": jnp.zeros(2)}
+        params = fit("net", loss or square, start, self.batches(), training, 0, self.directory, identity or {"data": 1})
+        return np.asarray(params["w"])
+
+
+def test_a_checkpoint_serves_its_own_config_and_no_other(standard, tmp_path):
+    trained = Trained(tmp_path)
+    first = trained.fit()
+    assert trained.drawn == 40
+    np.testing.assert_allclose(first.sum(), 1, atol=0.05)
+    np.testing.assert_array_equal(trained.fit(), first)
+    assert trained.drawn == 0
+    assert (trained.fit(steps=20) != first).any()
+    assert trained.drawn == 20
+    trained.fit(identity={"data": 2})
+    assert trained.drawn == 40
+    np.testing.assert_array_equal(trained.fit(), first)
+    assert trained.drawn == 0
+
+
+def test_a_loss_that_is_not_finite_stops_and_leaves_no_checkpoint(standard, tmp_path):
+    trained = Trained(tmp_path)
+    with pytest.raises(FloatingPointError, match="loss of net is nan at step 19"):
+        trained.fit(loss=lambda params, key, images, labels: (params["w"] * jnp.nan).sum())
+    assert not any(tmp_path.iterdir())
+
+
+def test_closed_forms_of_the_gaussian_job():
+    from experiments.gaussians import closed_forms
+
+    for w in (0.0, 1.0):
+        forms = closed_forms(w, 0.5, 2.0)
+        assert {round(v, 12) for v in forms.values()} == {(2.0, 0.5)[int(w)]}
+    # The reverse SDE's variance, integrated numerically: dV/dr along r = sigma from infinity to 0.
+    w, v_c, v_u = 3.0, 0.5, 2.0
+    variance = 1e8
+    r = np.geomspace(1e4, 1e-4, 400_001)
+    for a, b in zip(r[:-1], r[1:], strict=True):
+        pull = w / (v_c + a * a) + (1 - w) / (v_u + a * a)
+        h = (a * a - b * b) / 2
+        variance = variance * (1 - 2 * h * pull) ** 2 + 2 * h
+    assert math.isclose(variance, closed_forms(w, v_c, v_u)["ddpm"], rel_tol=2e-3)
+    assert closed_forms(-1.0, 0.5, 2.0)["tilted"] == np.inf  # not a density
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"scales": (1.0, 2.0)}, "scales must hold 0.0"),
+        ({"samples": 0}, "at least 1"),
+        ({"drop_rate": 1.5}, "drop_rate"),
+    ],
+)
+def test_a_config_that_makes_no_sense_is_told(change, message):
+    from experiments.digits import Config
+
+    with pytest.raises(ValueError, match=message):
+        Config(**change)
+
+
+def test_training_that_makes_no_sense_is_told():
+    from experiments.fit import Training
+
+    with pytest.raises(ValueError, match="steps must be at least 1"):
+        Training(steps=0)
+    with pytest.raises(ValueError, match="learning_rate must be positive"):
+        Training(steps=1, learning_rate=0.0)
+
+
+def test_jitter_moves_by_a_pixel_at_most():
+    from experiments.digits import jitter
+
+    image = np.full((200, 8, 8, 1), -1.0, np.float32)
+    image[:, 4, 4] = 9.0
+    moved = np.asarray(jitter(jax.random.key(0), jnp.asarray(image)))[..., 0]
+    at = np.array([np.unravel_index(m.argmax(), m.shape) for m in moved])
+    assert set(map(tuple, (at - 4).tolist())) == {(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1)}
+
+
+def test_montage_keeps_every_tile_in_its_place():
+    from experiments.pictures import montage
+
+    images = np.linspace(-1, 1, 6).reshape(2, 3, 1, 1, 1) * np.ones((1, 1, 8, 8, 1))
+    canvas = montage(images)
+    side = canvas.shape[0] // 2
+    for r in range(2):
+        for c in range(3):
+            assert np.isclose(canvas[r * side + side // 2, c * side + side // 2, 0], (images[r, c, 0, 0, 0] + 1) / 2)
+    assert (canvas[0] == 1).all()

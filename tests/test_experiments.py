@@ -1,7 +1,9 @@
 """The parts of the experiments that could go wrong silently: data, checkpoints, closed forms, configs."""
 
 import dataclasses
+import itertools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +23,7 @@ def digits(tmp_path_factory):
 
 
 def test_the_digits_come_back_as_scikit_learn_ships_them(digits):
-    shipped = load_digits()
+    shipped: Any = load_digits()
     assert {split: len(d.labels) for split, d in digits.items()} == {"train": 1437, "test": 360}
     images = np.concatenate([d.images for d in digits.values()])
     labels = np.concatenate([d.labels for d in digits.values()])
@@ -109,7 +111,7 @@ def test_closed_forms_of_the_gaussian_job():
     w, v_c, v_u = 3.0, 0.5, 2.0
     variance = 1e8
     r = np.geomspace(1e4, 1e-4, 400_001)
-    for a, b in zip(r[:-1], r[1:], strict=True):
+    for a, b in itertools.pairwise(r):
         pull = w / (v_c + a * a) + (1 - w) / (v_u + a * a)
         h = (a * a - b * b) / 2
         variance = variance * (1 - 2 * h * pull) ** 2 + 2 * h

@@ -46,9 +46,10 @@ def test_a_label_outside_is_never_silently_another(name):
     apply, params = awake(name)
     x, t, compiled = jnp.ones((2, 8, 8, 1)), jnp.ones(2), jax.jit(apply)
     for outside in (4, -1):
+        labels = jnp.array([0, outside])
         with pytest.raises(ValueError, match=f"label {outside} is outside"):
-            jax.eval_shape(lambda x, y=jnp.array([0, outside]): apply(params, x, t, y), x)
-        out = compiled(params, x, t, jnp.array([0, outside]))
+            jax.eval_shape(lambda x, y=labels: apply(params, x, t, y), x)
+        out = compiled(params, x, t, labels)
         assert np.isfinite(out[0]).all()
         assert np.isnan(out[1]).all()
 

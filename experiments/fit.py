@@ -95,7 +95,7 @@ def _train(
     training: Training,
     seed: int,
 ) -> Any:
-    rate = optax.warmup_cosine_decay_schedule(0.0, training.learning_rate, min(100, training.steps), training.steps + 1)
+    rate = optax.warmup_cosine_decay_schedule(0.0, training.learning_rate, min(100, training.steps // 10), training.steps + 1)
     optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=training.weight_decay))
 
     @jax.jit

@@ -83,7 +83,7 @@ def test_a_checkpoint_serves_its_own_config_and_no_other(standard, tmp_path):
     trained = Trained(tmp_path)
     first = trained.fit()
     assert trained.drawn == 40
-    np.testing.assert_allclose(first.sum(), 1, atol=0.05)
+    np.testing.assert_allclose(first.sum(), 1, atol=0.1)
     np.testing.assert_array_equal(trained.fit(), first)
     assert trained.drawn == 0
     assert (trained.fit(steps=20) != first).any()

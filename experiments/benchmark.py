@@ -67,6 +67,12 @@ def seconds(run: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
+def memory(program: Any) -> int:
+    """The bytes of a program's arguments, results and intermediate values at their peak."""
+    used = program.memory_analysis()
+    return used.argument_size_in_bytes + used.output_size_in_bytes + used.temp_size_in_bytes
+
+
 def compiled(function: Callable[..., Any], *arguments: Any) -> tuple[Callable[..., Any], float]:
     """The compiled program, and the seconds of tracing and compiling it, the least of two."""
 
@@ -148,6 +154,7 @@ def measure(case: Case, config: Config) -> list[dict[str, Any]]:
                 "network_ms": 1e3 * float(np.median([seconds(calls[0][0]) for _ in range(20)])),
                 "bare_s": float(np.median([b for b, _ in pairs])),
                 "guided_s": float(np.median([g for _, g in pairs])),
+                "program_mb": memory(program) / 2**20,
                 "ratio": float(np.median([g / b for b, g in pairs])),
                 "compile_bare_s": sum(took for _, took, _ in calls),
                 "compile_guided_s": compile_guided,
@@ -169,14 +176,15 @@ def main(config: Config) -> dict[str, Any]:
         f"\n{config.steps} DDIM steps on {results['device']}; ratio: guided run / bare network, median of {config.pairs} pairs"
     )
     print(
-        "  network    method               evaluations  network ms   bare s  guided s   ratio   compile: bare   guided  ratio"
+        "  network    method               evaluations  network ms  bare s  guided s   ratio  memory MB"
+        "  compile: bare  guided  ratio"
     )
     for name, rows in results["cases"].items():
         for row in rows:
             times = row["compile_guided_s"] / row["compile_bare_s"]
             print(
                 f"  {name:10} {row['method']:20} {row['evaluations']:11d} {row['network_ms']:11.2f} {row['bare_s']:8.3f}"
-                f" {row['guided_s']:9.3f} {row['ratio']:7.3f} {row['compile_bare_s']:13.2f} s"
+                f" {row['guided_s']:9.3f} {row['ratio']:7.3f} {row['program_mb']:10.1f} {row['compile_bare_s']:13.2f} s"
                 f" {row['compile_guided_s']:6.2f} s {times:6.2f}"
             )
     print(f"Peak memory of the process: {results['peak_memory_mb']:.0f} MB.")

@@ -81,6 +81,8 @@ def check_start(keys: Array, levels: NoiseLevel, shape_or_x: tuple[int, ...] | A
     if isinstance(shape_or_x, tuple):
         return (len(keys), *shape_or_x), levels.sigma.dtype
     x = shape_or_x
+    if not hasattr(x, "dtype"):
+        raise TypeError(f"shape_or_x must be the shape of one sample, a tuple such as (28, 28, 1), or x itself, got {x!r}.")
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"x has dtype {x.dtype}, but must be floating; scale images to [-1, 1] first.")
     if x.ndim < 2 or len(x) != len(keys):

@@ -249,6 +249,7 @@ BAD = {
     "infinite x": ({"shape_or_x": jnp.ones((B, 3)).at[4, 1].set(jnp.inf)}, ValueError, "the first is 4"),
     "x of another batch": ({"shape_or_x": jnp.ones((3, 3))}, ValueError, "B = 8"),
     "integer x": ({"shape_or_x": jnp.ones((B, 3), int)}, TypeError, "floating"),
+    "a shape that is no tuple": ({"shape_or_x": 3}, Exception, "shape_or_x|tuple"),
     "wrong shape": ({"shape_or_x": (4,)}, ValueError, r"lives in \[B, 3\]"),
     "logits of too few classes": (
         {"guidance": gj.classifier(gj.scores.class_log_prob(logits(2), LABELS), 1.0)},

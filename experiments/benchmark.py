@@ -3,7 +3,7 @@
 `python -m experiments.benchmark`. The bare network is called, jitted, at the batch that guidance gives it, as often as the
 guided run evaluates it; both are timed in turn and the ratio is the median over the pairs. What an interval or a classifier
 needs besides, the network at the batch without guidance or the classifier's gradient, counts as work of the bare side, in
-running and in compiling.
+running and in compiling. A second table has a row for every method, on the DiT.
 """
 
 import dataclasses
@@ -37,6 +37,10 @@ class Config:
     """Sampler steps."""
     pairs: int = 15
     """Timed pairs of runs; the median ratio is reported."""
+    networks: bool = True
+    """Whether to time every network with the four usual ways of guidance."""
+    methods: bool = True
+    """Whether to time every method on the DiT, over half the steps."""
     smoke: bool = False
     """A run of seconds, that shows the way but no result."""
 
@@ -163,6 +167,122 @@ def measure(case: Case, config: Config) -> list[dict[str, Any]]:
     return rows
 
 
+def every_method(scale: Array, labels: Array, shape: tuple[int, ...], log_prob: Any) -> dict[str, gj.Guidance]:
+    """A usual setting of every method, on images `[B, H, W, C]`."""
+    target = jnp.zeros((len(labels), *shape))
+    near = lambda x0: -((x0 - target) ** 2).mean((1, 2, 3))
+    left = lambda x0: x0[:, :, : shape[1] // 2]
+    widen = lambda y: jnp.concatenate([y, 0 * y], axis=2)
+    return {
+        "cfg": gj.cfg(scale),
+        "autoguidance": gj.autoguidance(scale),
+        "compose (3 conditions)": gj.compose({"cond": scale, "image": scale, "negative": -scale}),
+        "dual_cfg": gj.dual_cfg(scale, scale),
+        "perturbed": gj.perturbed(scale),
+        "perturbed and cfg": gj.chain(gj.cfg(scale), gj.perturbed(scale)),
+        "icg": gj.icg(scale),
+        "perp_neg": gj.perp_neg(scale, {"negative": 1.0}),
+        "tcfg": gj.tcfg(scale),
+        "mambo_g": gj.mambo_g(scale),
+        "power_law": gj.power_law(scale),
+        "beta_cfg": gj.in_space("eps", gj.beta_cfg(scale)),
+        "recfg": gj.in_space("eps", gj.recfg(scale, 0.9)),
+        "fdg": gj.fdg((2 * scale, scale)),
+        "fresca": gj.fresca(scale),
+        "apg": gj.apg(scale),
+        "cfg_zero_star": gj.cfg_zero_star(scale),
+        "cfg_pp": gj.cfg_pp(scale / 10),
+        "feedback": gj.feedback(0.9),
+        "reg": gj.reg(gj.cfg(scale)),
+        "rescale after cfg": gj.chain(gj.cfg(scale), gj.in_space("v", gj.rescale(0.7))),
+        "dynamic_threshold after cfg": gj.chain(gj.cfg(scale), gj.dynamic_threshold()),
+        "reuse(cfg, 2)": gj.reuse(gj.cfg(scale), 2),
+        "linear_reuse": gj.linear_reuse(scale, jnp.array([1.0, -1.0, 1.0])),
+        "adaptive(cfg)": gj.adaptive(gj.cfg(scale)),
+        "classifier": gj.classifier(log_prob, scale),
+        "mean_shift": gj.mean_shift(log_prob, scale),
+        "universal": gj.universal(near, scale),
+        "dps": gj.dps(left, left(target), scale),
+        "pigdm": gj.pigdm(left, widen, left(target)),
+        "lgd": gj.lgd(near, scale),
+        "mpgd": gj.mpgd(near, scale),
+        "freedom": gj.freedom(near, scale),
+        "tfg": gj.tfg(near, scale, scale),
+    }
+
+
+def measure_methods(case: Case, config: Config) -> list[dict[str, Any]]:
+    """A row for every method: its evaluations, and the time of a run against the bare calls that these are."""
+    apply, params = gj.networks.from_nnx(case.network(nnx.Rngs(0)))
+    classify, weights = gj.networks.from_nnx(
+        gj.networks.MLPClassifier(case.shape, CLASSES, width=32, blocks=1, rngs=nnx.Rngs(1))
+    )
+    steps, b = max(config.steps // 2, 2), case.batch
+    levels = gj.levels(gj.schedules.cosine(), steps, gj.spacings.karras())
+    keys, labels = jax.random.split(jax.random.key(0), b), jnp.arange(b) % CLASSES
+    told = {name: (labels + i) % CLASSES for i, name in enumerate(("cond", "weak", "perturbed", "negative", "image"))}
+    conds: Any = told | {"uncond": jnp.full_like(labels, CLASSES), "random": gj.conditions.random_labels(CLASSES)}
+
+    def arguments(params: Any, weights: Any, scale: Array, method: str) -> Any:
+        log_prob = gj.scores.class_log_prob(lambda x, t: classify(weights, x, t), labels, CLASSES)
+        denoise = gj.denoiser(lambda x, t, cond: apply(params, x, t, cond), predicts="v")
+        guidance = every_method(scale, labels, case.shape, log_prob)[method]
+        return keys, gj.branches(denoise, **conds), guidance, gj.ddim(), levels, case.shape
+
+    def call(function: Callable[..., Any], *given: Any) -> Callable[[], Any]:
+        program = jax.jit(function)
+        return lambda: jax.block_until_ready(program(*given))
+
+    def network(n: int) -> Callable[[], Any]:
+        return call(apply, params, jnp.ones((n * b, *case.shape)), jnp.full(n * b, 0.5), jnp.arange(n * b) % CLASSES)
+
+    def both_ways(params: Any, x: Array, t: Array, cond: Array) -> Any:
+        out, pull = jax.vjp(lambda x: apply(params, x, t, cond), x)
+        return out, pull(out)
+
+    at = jnp.ones((b, *case.shape)), jnp.full(b, 0.5), labels
+    log_p = lambda weights, x, t: gj.scores.class_log_prob(lambda x, t: classify(weights, x, t), labels)(x, schedule_at(t))
+    schedule_at = lambda t: gj.schedules.cosine()(0.5)._replace(t=t[0])
+    pull = call(jax.grad(lambda x, weights, t: log_p(weights, x, t).sum()), at[0], weights, at[1])
+    forward = {n: network(n) for n in range(1, 5)}
+    forward_backward = call(both_ways, params, *at)
+    scale, rows = jnp.float32(2.0), []
+    for method in tqdm(every_method(scale, labels, case.shape, None), desc="methods"):
+        guided = jax.jit(lambda params, weights, scale, m=method: gj.sample(*arguments(params, weights, scale, m)))
+        guidance = arguments(params, weights, scale, method)[2]
+        evaluations = int(gj.evaluations(*arguments(params, weights, scale, method)))
+        n = len(guidance.needs | {"cond"})
+        # In how many steps all branches were asked for; in the others the base alone was.
+        full = (evaluations - steps) // (n - 1) if n > 1 else 0
+        calls = [(forward[n], full), (forward[1], steps - full)]
+        if guidance.pullback:
+            calls = [(forward_backward, steps), (forward[max(n - 1, 1)], full)]
+        if method in ("classifier", "mean_shift"):
+            calls.append((pull, steps))
+
+        def bare(calls: list[tuple[Callable[[], Any], int]] = calls) -> None:
+            for one, times in calls:
+                for _ in range(times):
+                    one()
+
+        def run(guided: Callable[..., Any] = guided) -> Any:
+            return guided(params, weights, scale)
+
+        seconds(run), seconds(bare)
+        pairs = [(seconds(bare), seconds(run)) for _ in range(config.pairs)]
+        rows.append(
+            {
+                "method": method,
+                "evaluations": evaluations,
+                "backward": steps if guidance.pullback else 0,
+                "bare_s": float(np.median([one for one, _ in pairs])),
+                "guided_s": float(np.median([two for _, two in pairs])),
+                "ratio": float(np.median([two / one for one, two in pairs])),
+            }
+        )
+    return rows
+
+
 def main(config: Config) -> dict[str, Any]:
     """Measure, print the table, write `benchmark.json`."""
     if config.smoke:
@@ -170,7 +290,10 @@ def main(config: Config) -> dict[str, Any]:
     config.out.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {"device": str(jax.devices()[0]), "steps": config.steps, "cases": {}}
     for name, case in tqdm(CASES.items(), desc="networks"):
-        results["cases"][name] = measure(case, config)
+        if config.networks:
+            results["cases"][name] = measure(case, config)
+    if config.methods:
+        results["methods"] = measure_methods(CASES["DiT"], config)
     results["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(
         f"\n{config.steps} DDIM steps on {results['device']}; ratio: guided run / bare network, median of {config.pairs} pairs"
@@ -186,6 +309,14 @@ def main(config: Config) -> dict[str, Any]:
                 f"  {name:10} {row['method']:20} {row['evaluations']:11d} {row['network_ms']:11.2f} {row['bare_s']:8.3f}"
                 f" {row['guided_s']:9.3f} {row['ratio']:7.3f} {row['program_mb']:10.1f} {row['compile_bare_s']:13.2f} s"
                 f" {row['compile_guided_s']:6.2f} s {times:6.2f}"
+            )
+    if config.methods:
+        print(f"\nEvery method on the DiT at batch {CASES['DiT'].batch}, {max(config.steps // 2, 2)} DDIM steps")
+        print("  method                        evaluations  backward  bare s  guided s   ratio")
+        for row in results["methods"]:
+            print(
+                f"  {row['method']:28} {row['evaluations']:12d} {row['backward']:9d} {row['bare_s']:7.3f}"
+                f" {row['guided_s']:9.3f} {row['ratio']:7.3f}"
             )
     print(f"Peak memory of the process: {results['peak_memory_mb']:.0f} MB.")
     (config.out / "benchmark.json").write_text(json.dumps(results, indent=1))

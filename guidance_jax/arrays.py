@@ -32,6 +32,16 @@ def per_sample(value: ArrayLike, x: Array, name: str) -> Array:
     return expand(value, x)
 
 
+def inner(a: Array, b: Array) -> Array:
+    """The inner product of each sample, over all its axes, broadcastable."""
+    return (a * b).sum(tuple(range(1, a.ndim)), keepdims=True)
+
+
+def norm(a: Array) -> Array:
+    """The Euclidean norm of each sample, over all its axes, broadcastable; its gradient at 0 is 0."""
+    return sqrt(inner(a, a))
+
+
 def divide(a: Array, b: Array) -> Array:
     """`a / b`, and 0 where b is 0; so are its gradients."""
     zero = b == 0

@@ -66,15 +66,30 @@ Denoiser = Callable[[Array, NoiseLevel, Cond], Prediction]
 """`(x [B, ...], level, cond) -> Prediction`. `level` is scalar in sampling; one level a sample, `[B]`, also works."""
 
 
+class Step(NamedTuple):
+    """A step of the sampler."""
+
+    number: Array
+    """Counted from 0 at the start of the run, wherever among the noise levels that is."""
+    level: NoiseLevel
+    """The level at which it begins."""
+    next: NoiseLevel
+    """The level at which it ends."""
+    keys: Array
+    """The run's PRNG keys, `[B]`, the same in every step: `step_keys(step)` makes keys of this step for a guidance."""
+
+
 class Branches(NamedTuple):
     """One denoiser and the named conditions it is asked about; evaluated together, in one call.
 
     Where several networks take part, a tuple of `Branches`. The first branch of all is the base: what is sampled where
-    nothing guides.
+    nothing guides. A condition that is a function is called with the `Step` and gives that step's condition.
     """
 
     denoise: Denoiser
     conds: dict[str, Cond]
+    batched: bool = True
+    """False: one condition after another, for networks that do not fit into memory twice."""
 
 
 class Context(NamedTuple):
@@ -82,14 +97,21 @@ class Context(NamedTuple):
 
     x: Float[Array, "b ..."]
     level: NoiseLevel
-    """The level of `x`."""
-    next: NoiseLevel
-    """The level at which the sampler's step ends."""
-    start: NoiseLevel
-    """The level at which the sampler's step began: `level`, but for the later evaluations of a step (Heun's corrector)."""
+    """The level of `x`: the step's, but for the later evaluations of a step (Heun's corrector)."""
+    step: Step
     base: Prediction
     branches: dict[str, Prediction]
     """The prediction of each branch that was asked for; in steps that did not want it, the base's stands in its place."""
+    pullback: Callable[[Array], Array] | None = None
+    """A cotangent of the base's x0, `[B, ...]`, to its gradient in x, by the one forward pass that gave the base; there for
+    guidances that ask for it."""
+    space: str = "x0"
+    """What stands in the x0 of the predictions: another parameterisation inside of `in_space`."""
+
+    @property
+    def next(self) -> NoiseLevel:
+        """The level at which the sampler's step ends."""
+        return self.step.next
 
 
 class Guidance(NamedTuple):
@@ -103,9 +125,11 @@ class Guidance(NamedTuple):
     """The names of the branches that `update` reads, beside the base."""
     init: Callable[[Array], Any]
     update: Callable[[Prediction, Any, Context], tuple[Prediction, Any]]
-    wants: Callable[[Any, NoiseLevel], dict[str, Any]] | None = None
-    """`(state, start of the step) -> {name: True, or a boolean scalar}`: a branch that is not wanted in this step is not
-    evaluated. None: every branch, always."""
+    wants: Callable[[Any, Step], dict[str, Any]] | None = None
+    """`(state, step) -> {name: True, or a boolean scalar}`: a branch that is not wanted in this step is not evaluated. None:
+    every branch, always."""
+    pullback: bool = False
+    """Whether `update` takes gradients through the base's prediction."""
 
 
 class State(NamedTuple):

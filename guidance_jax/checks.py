@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 
 from guidance_jax.arrays import concrete
-from guidance_jax.base import Branches, Cond, Guidance, NoiseLevel
+from guidance_jax.base import Branches, Cond, Guidance, NoiseLevel, Step
 
 
 def check_labels(labels: object, classes: int, what: str, lowest: int = 0) -> None:
@@ -94,7 +94,7 @@ def check_start(keys: Array, levels: NoiseLevel, shape_or_x: tuple[int, ...] | A
     return x.shape, x.dtype
 
 
-def check_branches(networks: tuple[Branches, ...], guidance: Guidance, x: jax.ShapeDtypeStruct) -> None:
+def check_branches(networks: tuple[Branches, ...], guidance: Guidance, x: jax.ShapeDtypeStruct, keys: Array) -> None:
     names = [name for network in networks for name in network.conds]
     for name in names:
         if names.count(name) > 1:
@@ -103,9 +103,13 @@ def check_branches(networks: tuple[Branches, ...], guidance: Guidance, x: jax.Sh
         close = difflib.get_close_matches(name, names, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"the guidance reads a branch {name!r}, but there are only {', '.join(map(repr, names))}.{hint}")
+    scalar: Any = jax.ShapeDtypeStruct((), x.dtype)
+    level = NoiseLevel(scalar, scalar, scalar)
+    step = Step(jax.ShapeDtypeStruct((), jnp.int32), level, level, keys)  # pyright: ignore[reportArgumentType]
     for network in networks:
-        first, *others = network.conds.items()
-        for name, cond in network.conds.items():
+        conds = {name: jax.eval_shape(cond, step) if callable(cond) else cond for name, cond in network.conds.items()}
+        first, *others = conds.items()
+        for name, cond in conds.items():
             for path, leaf in jax.tree_util.tree_leaves_with_path(cond):
                 if jnp.shape(leaf)[:1] != x.shape[:1]:
                     raise ValueError(
@@ -119,11 +123,9 @@ def check_branches(networks: tuple[Branches, ...], guidance: Guidance, x: jax.Sh
                     f"batch: {_spec(first[1])} and {_spec(cond)}."
                 )
     # Tracing each branch alone, its condition known, lets a network check values that it cannot see inside the loop.
-    scalar: Any = jax.ShapeDtypeStruct((), x.dtype)
-    level = NoiseLevel(scalar, scalar, scalar)
     for network in networks:
         for cond in network.conds.values():
-            if concrete(cond):
+            if not callable(cond) and concrete(cond):
                 jax.eval_shape(lambda x, at, n=network, c=cond: n.denoise(x, at, c), x, level)
 
 

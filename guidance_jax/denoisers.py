@@ -50,6 +50,15 @@ def from_velocity(out: Array, x: Array, alpha: Array, sigma: Array) -> Predictio
 
 PREDICTS = {"eps": from_eps, "x0": from_x0, "v": from_v, "score": from_score, "velocity": from_velocity}
 
+OUTPUTS: dict[str, Callable[[Array, Array, Array, Array], Array]] = {
+    "eps": lambda x0, eps, alpha, sigma: eps,
+    "x0": lambda x0, eps, alpha, sigma: x0,
+    "v": lambda x0, eps, alpha, sigma: alpha * eps - sigma * x0,
+    "score": lambda x0, eps, alpha, sigma: divide(-eps, sigma),
+    "velocity": lambda x0, eps, alpha, sigma: eps - x0,
+}
+"""The other way: what each network would say of `(x0, eps)`."""
+
 
 def parameterisation(predicts: str) -> Callable[[Array, Array, Array, Array], Prediction]:
     """The function that turns an output into a `Prediction`.

@@ -35,13 +35,20 @@ def score(prediction: Prediction, level: NoiseLevel) -> Float[Array, "b ..."]:
     return divide(-prediction.eps, expand(level.sigma, prediction.eps))
 
 
-def class_log_prob(classify: Callable[[Array, Array], Array], labels: Int[Array, "b"], classes: int | None = None) -> LogProb:
-    """`log p(y | x_t)` of a noise-aware classifier: the log-softmax of its logits, at the labels.
+def class_log_prob(
+    classify: Callable[[Array, Array], Array],
+    labels: Int[Array, "b"],
+    classes: int | None = None,
+    *,
+    temperature: ArrayLike = 1.0,
+) -> LogProb:
+    """`log p(y | x_t)` of a noise-aware classifier: the log-softmax of its logits over the temperature, at the labels.
 
     Args:
       classify: `(x [B, ...], t [B]) -> logits [B, C]`, trained on noisy inputs; t is the network's own time.
       labels: `[B]`, each in 0..C - 1.
       classes: the number of logits the classifier must give; not checked where None.
+      temperature: of the softmax, `()` or `[B]`; below 1 sharpens the classifier, above 1 softens it.
 
     Returns:
       `(x, level) -> [B]`, for `guidance.classifier`.
@@ -66,6 +73,7 @@ def class_log_prob(classify: Callable[[Array, Array], Array], labels: Int[Array,
         if labels.shape != x.shape[:1]:
             raise ValueError(f"labels have shape {labels.shape}, but x {x.shape} needs one a sample: {x.shape[:1]}.")
         check_labels(labels, logits.shape[1], f"a classifier of {logits.shape[1]} logits")
+        logits = logits / per_sample(temperature, logits, "temperature")
         return jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)[:, 0]
 
     return log_prob

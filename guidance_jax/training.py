@@ -14,15 +14,7 @@ from jaxtyping import ArrayLike, Float, Int
 from guidance_jax.arrays import divide, expand
 from guidance_jax.base import Cond, NoiseLevel, Schedule
 from guidance_jax.checks import check_labels
-from guidance_jax.denoisers import Network, call, edm_coefficients, parameterisation
-
-RESIDUALS: dict[str, Callable[..., Array]] = {
-    "eps": lambda out, x0, eps, alpha, sigma: out - eps,
-    "x0": lambda out, x0, eps, alpha, sigma: out - x0,
-    "v": lambda out, x0, eps, alpha, sigma: out - (alpha * eps - sigma * x0),
-    "score": lambda out, x0, eps, alpha, sigma: sigma * out + eps,
-    "velocity": lambda out, x0, eps, alpha, sigma: out - (eps - x0),
-}
+from guidance_jax.denoisers import OUTPUTS, Network, call, edm_coefficients, parameterisation
 
 
 def noise_levels(key: Array, schedule: Schedule, n: int) -> NoiseLevel:
@@ -100,7 +92,10 @@ def denoising_loss(
     parameterisation(predicts)
     x, eps = diffuse(key, x0, level)
     out = call(network, x, level.t, cond, x)
-    residual = RESIDUALS[predicts](out, x0, eps, expand(level.alpha, x), expand(level.sigma, x))
+    alpha, sigma = expand(level.alpha, x), expand(level.sigma, x)
+    residual = out - OUTPUTS[predicts](x0, eps, alpha, sigma)
+    if predicts == "score":
+        residual = sigma * residual
     return jnp.mean(residual**2, axis=tuple(range(1, x.ndim)))
 
 

@@ -38,7 +38,9 @@ def sde_law(scale, m_c, m_u, steps, method=gj.cfg):
 
         def move(x):
             state = gj.State(jnp.full((1, 1), x), (), (), jnp.int32(0))
-            return sampler.step(gj.guide(branches, guidance, level, after), state, level, after, key).x[0, 0]
+            return sampler.step(
+                gj.guide(branches, guidance, gj.Step(jnp.int32(0), level, after, key)), state, level, after, key
+            ).x[0, 0]
 
         noise = after.sigma * jnp.sqrt(1 - (after.sigma / level.sigma) ** 2)
         b = move(0.0) - noise * z[0]

@@ -1,177 +1,270 @@
-"""One table, every method and every sampler. A new public function of `guidance` or `samplers` enters by itself."""
+"""One table, every method with every sampler. A new public function of `guidance` has no row until it is given one here."""
 
-import inspect
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from worlds import classes, keys, mixture
+from worlds import keys
 
 import guidance_jax as gj
 from guidance_jax import guidance, samplers
 
-B = 6
-LABELS = jnp.arange(B) % 3
-COMBINATORS = {"add", "chain", "during", "stateless"}
-METHODS = sorted(set(guidance.__all__) - COMBINATORS)
-SAMPLERS = sorted(samplers.__all__)
-PARAMETER = {"scale": (1.5, 1.0), "phi": (0.7, 0.0)}
-"""A parameter's usual value, and the one at which a method changes nothing (from a conditional base)."""
-NEUTRAL = {"classifier": 0.0}
+B, SHAPE = 4, (8, 2)
+COMBINATORS = {"add", "chain", "during", "in_space", "relative_to", "stateless", "fit_linear"}
+CONDS = ("cond", "uncond", "weak", "perturbed", "random", "retimed", "negative", "image")
 
 
-def log_prob(m):
-    return lambda x, level: m.class_log_prob(x, level, (LABELS if len(x) == B else LABELS[: len(x)]))
+class World(NamedTuple):
+    """All that belongs to a sample, a row each: its key, what its branches are told, what it is guided to."""
+
+    keys: jax.Array
+    conds: dict[str, jax.Array]
+    target: jax.Array
+
+    def log_prob(self, x0):
+        return -((x0 - self.target) ** 2).mean((1, 2))
+
+    def noisy(self, x, level):
+        return self.log_prob(x) / (1 + level.sigma**2)
 
 
-def number(name):
-    """The name of a method's numeric parameter."""
-    (found,) = [p for p in inspect.signature(getattr(guidance, name)).parameters if p in PARAMETER]
-    return found
+def world(dtype=float, batch=B):
+    rng = np.random.default_rng(0)
+    conds = {name: jnp.asarray(rng.normal(size=(B, 2))[:batch], dtype) for name in CONDS}
+    return World(keys(B)[:batch], conds, jnp.asarray(rng.normal(size=(B, *SHAPE))[:batch], dtype))
 
 
-def build(name, m, value=None, log_p=None):
-    """A method with its parameter at `value`; shapers have a source before them."""
-    function = getattr(guidance, name)
-    given = {"log_prob": log_p or log_prob(m), number(name): PARAMETER[number(name)][0] if value is None else value}
-    method = function(**{p: given[p] for p in inspect.signature(function).parameters if p in given})
-    return gj.chain(gj.cfg(2.0), method) if function.__module__.endswith("shaping") else method
+def network(x, t, cond):
+    wave = jnp.linspace(0.5, 1.5, SHAPE[0], dtype=x.dtype)[None, :, None]
+    return jnp.tanh(x * wave + cond[:, None] * wave**2) + 0.3 * t[:, None, None]
 
 
-def source(name):
-    """What stands before a shaper."""
-    return gj.cfg(2.0) if getattr(guidance, name).__module__.endswith("shaping") else gj.chain()
+class Row(NamedTuple):
+    make: Callable[[Any, World], gj.Guidance]
+    usual: float = 2.5
+    neutral: float = 1.0
+    """The value at which it changes nothing."""
+    source: gj.Guidance = gj.chain()
+    """What stands before it; for `cfg_pp`, whose base is the unconditional model, what it then is."""
 
 
-LEVELS = gj.levels(gj.schedules.cosine(), 6, gj.spacings.karras())
+def shaper(make, usual, neutral):
+    return Row(lambda v, w: gj.chain(gj.cfg(2.0), make(v)), usual, neutral, gj.cfg(2.0))
 
 
-def run(m, method, sampler="ddim", labels=LABELS, key=None, levels=LEVELS):
-    key = keys(len(labels)) if key is None else key
-    return gj.sample(key, classes(m, labels), method, getattr(samplers, sampler)(), levels, (3,))
+def gradient(make, usual=0.3):
+    return Row(make, usual, 0.0)
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("name", METHODS)
-def test_works_with_every_sampler_and_jit_is_eager(name, sampler):
-    m = mixture()
-    eager = run(m, build(name, m), sampler)
-    assert eager.shape == (B, 3)
-    assert eager.dtype == jnp.float32
-    assert np.isfinite(eager).all()
-    np.testing.assert_allclose(jax.jit(lambda: run(m, build(name, m), sampler))(), eager, rtol=1e-5, atol=1e-5)
-    with jax.disable_jit():
-        np.testing.assert_allclose(run(m, build(name, m), sampler), eager, rtol=1e-4, atol=1e-4)
-    assert np.abs(eager - run(m, source(name), sampler)).max() > 1e-3
+TABLE = {
+    "cfg": Row(lambda v, w: gj.cfg(v)),
+    "autoguidance": Row(lambda v, w: gj.autoguidance(v)),
+    "compose": Row(lambda v, w: gj.compose({"cond": v, "negative": 1 - v})),
+    "dual_cfg": Row(lambda v, w: gj.dual_cfg(v, (1 + v) / 2)),
+    "perturbed": Row(lambda v, w: gj.perturbed(v), neutral=0.0),
+    "icg": Row(lambda v, w: gj.icg(v)),
+    "tsg": Row(lambda v, w: gj.tsg(v)),
+    "perp_neg": Row(lambda v, w: gj.perp_neg(v, {"negative": v - 1})),
+    "tcfg": Row(lambda v, w: gj.tcfg(v)),
+    "mambo_g": Row(lambda v, w: gj.mambo_g(v, 2.0)),
+    "power_law": Row(lambda v, w: gj.power_law(v)),
+    "beta_cfg": Row(lambda v, w: gj.in_space("eps", gj.beta_cfg(v, (v - 1) / 5))),
+    "recfg": Row(lambda v, w: gj.in_space("eps", gj.recfg(v, 0.9))),
+    "fdg": Row(lambda v, w: gj.fdg((v, (1 + v) / 2))),
+    "fresca": Row(lambda v, w: gj.fresca(v, 1.0, (9 + v) / 10)),
+    "classifier": gradient(lambda v, w: gj.classifier(w.noisy, v)),
+    "mean_shift": gradient(lambda v, w: gj.mean_shift(w.noisy, v, at_mean=True)),
+    "universal": gradient(lambda v, w: gj.universal(w.log_prob, v, inner_steps=2, rate=v / 5)),
+    "dps": gradient(lambda v, w: gj.dps(lambda x0: {"half": x0[:, :4]}, {"half": w.target[:, :4]}, v)),
+    "freedom": gradient(lambda v, w: gj.freedom(w.log_prob, v)),
+    "mpgd": gradient(lambda v, w: gj.mpgd(w.log_prob, v)),
+    "pigdm": gradient(
+        lambda v, w: gj.pigdm(lambda x: x[..., :1], lambda y: jnp.concatenate([y, 0 * y], 2), w.target[..., :1], v)
+    ),
+    "lgd": gradient(lambda v, w: gj.lgd(w.log_prob, v, draws=3)),
+    "tfg": gradient(lambda v, w: gj.tfg(w.log_prob, v, v / 5, inner_steps=2, smoothing=0.1, draws=2)),
+    "apg": Row(lambda v, w: gj.apg(v, most=2.0)),
+    "cfg_zero_star": Row(lambda v, w: gj.cfg_zero_star(v, 0)),
+    "cfg_pp": Row(lambda v, w: gj.cfg_pp(v), 0.6, 0.0, gj.cfg(0.0)),
+    "reg": Row(lambda v, w: gj.reg(gj.cfg(v))),
+    "feedback": Row(lambda v, w: gj.feedback(v), 0.7, 1.0),
+    "linear_reuse": Row(lambda v, w: gj.linear_reuse(v, jnp.array([1.0, -0.9, 0.8]))),
+    "reuse": Row(lambda v, w: gj.reuse(gj.cfg(v), 2)),
+    "adaptive": Row(lambda v, w: gj.adaptive(gj.cfg(v), 0.97)),
+    "rescale": shaper(lambda v: gj.rescale(v), 0.7, 0.0),
+    "momentum": shaper(lambda v: gj.momentum(v), -0.5, 0.0),
+    "clip_norm": shaper(lambda v: gj.clip_norm(1 / v), 2.0, 0.0),
+    "project": shaper(lambda v: gj.project(v), 0.2, 1.0),
+    "amplify": shaper(lambda v: gj.amplify(v), 2.0, 1.0),
+    "dynamic_threshold": shaper(lambda v: gj.dynamic_threshold(90.0, 0.3 / v), 1.0, 0.0),
+}
+SAMPLERS: dict[str, gj.Sampler] = {
+    "ddim": gj.ddim(),
+    "ddim(eta)": gj.ddim(0.7),
+    "ddpm": gj.ddpm(),
+    "heun": gj.heun(),
+    "dpmpp_2m": gj.dpmpp_2m(),
+    "recur": gj.recur(gj.ddim(), 2),
+    "post_step": gj.post_step(gj.ddim(), lambda x, level: -(x**2).mean((1, 2)), 0.1),
+}
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_neutral_parameter_is_the_base(name):
-    m = mixture()
-    neutral = NEUTRAL.get(name, PARAMETER[number(name)][1])
-    np.testing.assert_allclose(run(m, build(name, m, neutral)), run(m, source(name)), rtol=1e-5, atol=1e-5)
+def values(row):
+    """Some values between the neutral one and beyond the usual one."""
+    return jnp.array([row.neutral + share * (row.usual - row.neutral) for share in (0.3, 0.6, 1.0, 1.2)])
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_one_trace_for_many_values(name):
-    m, traces = mixture(), []
+def run(method, w, sampler=None, network=network):
+    denoise = gj.denoiser(network, predicts="v")
+    levels = gj.levels(gj.schedules.cosine(), 4, gj.spacings.karras())
+    return gj.sample(w.keys, gj.branches(denoise, **w.conds), method, sampler or SAMPLERS["ddim"], levels, SHAPE)
+
+
+@functools.cache
+def program(name):
+    """The method's run with a value a sample, jitted, and how often it was traced."""
+    traces = []
 
     @jax.jit
-    def generate(key, labels, value, low, high, levels):
+    def generate(value, w):
         traces.append(1)
-        method = gj.during(build(name, m, value, lambda x, level: m.class_log_prob(x, level, labels)), low, high)
-        return run(m, method, labels=labels, key=key, levels=levels)
+        return run(TABLE[name].make(value, w), w)
 
-    different = set()
-    for seed, value, low, high in [(0, 0.5, 0.0, 9.0), (1, -1.0, 0.1, 9.0), (0, 2.0, 0.0, 50.0), (0, 2.0, 0.2, 1.0)]:
-        x = generate(keys(B, seed), (LABELS + seed) % 3, value, low, high, LEVELS)
-        different.add(float(x.sum()))
-    assert len(traces) == 1
-    assert len(different) == 4
+    return lambda value, w: generate(jnp.broadcast_to(jnp.float32(value), B), w), traces
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_vmap_over_values_labels_and_keys_is_a_loop(name):
-    m = mixture()
-
-    def generate(value, labels, key):
-        log_p = lambda x, level: m.class_log_prob(x, level, labels)
-        return run(m, gj.during(build(name, m, value, log_p), 0.1, 20.0), labels=labels, key=key)
-
-    values = jnp.array([0.0, 0.5, 1.0, 2.5])
-    together = jax.vmap(generate, in_axes=(0, None, None))(values, LABELS, keys(B))
-    for value, x in zip(values, together, strict=True):
-        np.testing.assert_allclose(x, generate(value, LABELS, keys(B)), rtol=1e-4, atol=1e-5)
-    batch = generate(2.0, LABELS, keys(B))
-    each = jax.vmap(generate, in_axes=(None, 0, 0))(2.0, LABELS[:, None], keys(B)[:, None])
-    np.testing.assert_allclose(each[:, 0], batch, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("name", METHODS)
-def test_batch_mates_do_nothing(name, sampler):
-    m = mixture()
-
-    def generate(rows, value):
-        log_p = lambda x, level: m.class_log_prob(x, level, LABELS[rows])
-        return run(m, build(name, m, value[rows], log_p), sampler, labels=LABELS[rows], key=keys(B)[rows])
-
-    value = jnp.linspace(0.2, 3.0, B)
-    everyone = generate(jnp.arange(B), value)
-    order = jnp.array([4, 0, 5, 2, 1, 3])
-    np.testing.assert_allclose(generate(order, value), everyone[order], rtol=1e-4, atol=1e-5)
-    for i in (0, 5):
-        np.testing.assert_allclose(generate(jnp.array([i]), value)[0], everyone[i], rtol=1e-4, atol=1e-5)
-
-
-def flat(x, t, cond):
-    """A network whose branches agree and whose x0 has no spread."""
-    return jnp.ones_like(x)
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_finite_with_finite_gradients_at_no_difference_and_no_spread(name):
-    m = mixture()
-    denoise = gj.denoiser(flat, predicts="x0")
-    branches = gj.branches(denoise, cond=LABELS, uncond=LABELS)
-
-    def total(value):
-        return gj.sample(keys(B), branches, build(name, m, value), gj.ddim(), LEVELS, (3,)).sum()
-
-    assert all(np.isfinite(jax.value_and_grad(total)(value)).all() for value in (0.0, 1.0, 7.5))
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_gradient_in_the_parameter_is_the_difference_quotient(x64, name):
-    m = mixture()
-
-    def total(value):
-        levels = gj.levels(gj.schedules.cosine(), 6, gj.spacings.karras())
-        return run(m, build(name, m, value), levels=levels).sum()
-
-    np.testing.assert_allclose(jax.grad(total)(0.6), (total(0.6 + 1e-5) - total(0.6 - 1e-5)) / 2e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("name", METHODS)
-def test_a_bfloat16_network_leaves_the_state_float32(name, sampler):
-    m, seen = mixture(), []
-
-    def network(x, t, cond):
-        seen.append(x.dtype)
-        return jnp.tanh(x.astype(jnp.bfloat16)) + cond[:, None].astype(jnp.bfloat16)
-
-    denoise = gj.denoiser(network, predicts="v")
-    branches = gj.branches(denoise, cond=LABELS, uncond=jnp.full_like(LABELS, -1))
-    x = gj.sample(keys(B), branches, build(name, m), getattr(samplers, sampler)(), LEVELS, (3,))
-    assert x.dtype == jnp.float32
-    assert set(seen) == {jnp.dtype("float32")}
-    half = gj.sample(keys(B), branches, build(name, m), getattr(samplers, sampler)(), LEVELS, jnp.ones((B, 3), jnp.bfloat16))
-    assert half.dtype == jnp.bfloat16
+@functools.cache
+def before(source):
+    return run(source, world())
 
 
 def test_every_public_method_has_its_row():
-    for name in METHODS:
-        assert number(name) in PARAMETER
-    assert len(METHODS) >= 3
+    assert set(TABLE) == set(guidance.__all__) - COMBINATORS
+    assert {name.partition("(")[0] for name in SAMPLERS} == set(samplers.__all__)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_neutral_is_the_base_and_usual_is_not(name):
+    row, (generate, _) = TABLE[name], program(name)
+    np.testing.assert_allclose(generate(row.neutral, world()), before(row.source), rtol=1e-5, atol=1e-5)
+    assert np.abs(generate(row.usual, world()) - before(row.source)).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_one_trace_for_many_values_by_sample_and_vmap_is_a_loop(name):
+    w, (generate, traces) = world(), program(name)
+    each = [generate(value, w) for value in values(TABLE[name])]
+    by_sample = generate(values(TABLE[name]), w._replace())
+    generate(values(TABLE[name])[0], w._replace(keys=keys(B, seed=1), target=w.target + 1))
+    assert len(traces) == 1
+    assert len({float(x.sum()) for x in each}) == len(each)
+    for i, x in enumerate(each):
+        np.testing.assert_allclose(by_sample[i], x[i], rtol=1e-4, atol=1e-5)
+    together = jax.jit(jax.vmap(lambda value: run(TABLE[name].make(value, w), w)))(values(TABLE[name]))
+    np.testing.assert_allclose(together, jnp.stack(each), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_batch_mates_do_nothing(name):
+    w, value, (generate, _) = world(), TABLE[name].usual, program(name)
+    everyone = generate(value, w)
+    order = jnp.array([2, 0, 3, 1])
+    np.testing.assert_allclose(generate(value, jax.tree.map(lambda a: a[order], w)), everyone[order], rtol=1e-4, atol=1e-5)
+    others = World(keys(B, 5), *jax.tree.map(lambda a: 2 * a - 1, w[1:]))
+    strangers = jax.tree.map(lambda a, b: b.at[0].set(a[0]), w, others)
+    np.testing.assert_allclose(generate(value, strangers)[0], everyone[0], rtol=1e-4, atol=1e-5)
+    alone = run(TABLE[name].make(value, world(batch=1)), world(batch=1))
+    np.testing.assert_allclose(alone[0], everyone[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_jit_is_eager(name):
+    """`sample` always runs jitted; here a method's own update, of its state too, is run operation by operation."""
+    w, level, after = world(), gj.schedules.cosine()(0.6), gj.schedules.cosine()(0.5)
+    method = TABLE[name].make(jnp.float32(TABLE[name].usual), w)
+    x, step = w.target, gj.Step(jnp.int32(0), level, after, w.keys)
+    branches = gj.branches(gj.denoiser(network, "v"), **w.conds)
+
+    def update(state):
+        predictions, _, pullback = gj.evaluate(branches, x, step, level, dict.fromkeys(method.needs, True), method.pullback)
+        base = predictions["cond"]
+        return method.update(base, state, gj.Context(x, level, step, base, predictions, pullback))
+
+    jitted = jax.jit(update)(method.init(x))
+    with jax.disable_jit():
+        eager = update(method.init(x))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), eager, jitted)
+
+
+SEVERAL = {"beta_cfg", "compose", "dual_cfg", "perp_neg", "fdg", "fresca", "universal", "tfg", "clip_norm", "dynamic_threshold"}
+"""Their rows make several parameters of one value."""
+
+
+@pytest.mark.parametrize("name", sorted(set(TABLE) - SEVERAL))
+def test_a_value_may_follow_the_level(name):
+    row, w = TABLE[name], world()
+    jax.eval_shape(lambda w: run(row.make(lambda level: row.usual * level.sigma, w), w), w)
+
+
+def test_a_value_that_follows_the_level_is_its_value_there():
+    w = world()
+    values = jnp.array([3.0, 1.0, 2.0, 0.5])
+    levels = gj.levels(gj.schedules.cosine(), 4, gj.spacings.karras())
+    table = lambda level: values[jnp.argmin(jnp.abs(levels.sigma[:-1] - level.sigma))]
+    denoise, x = gj.branches(gj.denoiser(network, "v"), **w.conds), None
+    for i, value in enumerate(values):
+        ends = jax.tree.map(lambda field, i=i: field[i : i + 2], levels)
+        x = gj.sample(w.keys, denoise, gj.cfg(value), gj.ddim(), ends, SHAPE if x is None else x)
+    np.testing.assert_allclose(run(gj.cfg(table), w), x, rtol=1e-5, atol=1e-5)
+
+
+def flat(x, t, cond):
+    """Branches that agree, of no spread, and no answer to x."""
+    return jnp.zeros_like(x)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_finite_with_finite_gradients_at_no_difference_and_no_spread(name):
+    w, row = world(), TABLE[name]
+
+    def total(value, target):
+        own = w._replace(target=target)
+        denoise = gj.denoiser(flat, predicts="x0")
+        levels = gj.levels(gj.schedules.cosine(), 3, gj.spacings.karras())
+        return gj.sample(w.keys, gj.branches(denoise, **w.conds), row.make(value, own), gj.ddim(), levels, SHAPE).sum()
+
+    gradient = jax.jit(jax.value_and_grad(total))
+    for target in (w.target, jnp.zeros_like(w.target)):
+        assert all(np.isfinite(gradient(value, target)).all() for value in values(row))
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_gradient_in_the_parameter_is_the_difference_quotient(x64, name):
+    w, h = world(), 1e-6
+    total = lambda value: run(TABLE[name].make(value, w), w).sum()
+    value = float(values(TABLE[name])[1])
+    around, gradients = jax.jit(jax.vmap(jax.value_and_grad(total)))(jnp.array([value - h, value, value + h]))
+    np.testing.assert_allclose(gradients[1], (around[2] - around[0]) / (2 * h), rtol=1e-5, atol=1e-7)
+
+
+STATEFUL = ["apg", "adaptive", "cfg_pp", "dps", "feedback", "linear_reuse", "momentum", "reuse"]
+PAIRS = [(n, s) for n in TABLE for s in SAMPLERS if s in ("ddpm", "heun", "dpmpp_2m") or n in STATEFUL]
+
+
+@pytest.mark.parametrize(("name", "sampler"), PAIRS)
+def test_every_sampler_and_a_bfloat16_network_that_leaves_the_state_float32(name, sampler):
+    w, row, seen = world(), TABLE[name], []
+
+    def half(x, t, cond):
+        seen.append(x.dtype)
+        return network(x.astype(jnp.bfloat16), t.astype(jnp.bfloat16), cond.astype(jnp.bfloat16))
+
+    x = run(row.make(row.usual, w), w, SAMPLERS[sampler], half)
+    assert x.dtype == jnp.float32
+    assert set(seen) == {jnp.dtype("float32")}
+    assert np.isfinite(x).all()
+    assert len(np.unique(np.asarray(x).round(4))) > B

@@ -15,6 +15,7 @@ from flax import linen, nnx
 from worlds import classes, keys, mixture
 
 import guidance_jax as gj
+from guidance_jax import guidance
 
 ROOT = Path(__file__).parent.parent
 MODULES = sorted(m.name for m in pkgutil.walk_packages(gj.__path__, "guidance_jax.") if not m.ispkg)
@@ -66,3 +67,17 @@ def test_the_readmes_code_does_what_it_says():
     classify = lambda x, t: x.reshape(len(x), -1)[:, :10]
     samples = names["classifier_guided"](classify, denoise, keys(2), jnp.array([3, 7]), 200.0)
     assert (samples.reshape(2, -1)[:, :10].argmax(1) == jnp.array([3, 7])).all()
+
+    attend, h = names["Attention"](6, nnx.Rngs(0)), jax.random.normal(jax.random.key(0), (2, 5, 6))
+    out, v = attend(h, jnp.array([False, True])), jnp.split(attend.qkv(h), 3, axis=-1)[2]
+    np.testing.assert_allclose(out[1], v[1], rtol=1e-5)
+    assert np.abs(out[0] - v[0]).max() > 1e-2
+    named = names["perturbed_branches"](denoise, jnp.array([3, 7]), jnp.array([10, 10]))
+    assert list(named.conds) == ["cond", "uncond", "perturbed"]
+
+
+def test_the_readme_names_every_method():
+    """Its table of methods has every public name of `guidance`, or they stand beside it."""
+    readme = (ROOT / "README.md").read_text()
+    for name in guidance.__all__:
+        assert re.search(rf"`[^`\n]*\b{name}\b[^`\n]*`", readme), name

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from worlds import SCHEDULES, classes, keys, mixture
+from worlds import SCHEDULES, classes, keys, mixture, step
 
 import guidance_jax as gj
 
@@ -69,7 +69,7 @@ def test_cfg_acts_alike_in_every_parameterisation(x64):
     level = gj.schedules.cosine()(0.6)
     x = jax.random.normal(jax.random.key(0), (6, 3))
     c, u = m.denoise(x, level, LABELS), m.denoise(x, level, jnp.full_like(LABELS, -1))
-    context = gj.Context(x, level, level, level, c, {"cond": c, "uncond": u})
+    context = gj.Context(x, level, step(level), c, {"cond": c, "uncond": u})
     guided, _ = gj.cfg(scale).update(c, (), context)
     a, s = level.alpha, level.sigma
     outputs = [
@@ -111,7 +111,7 @@ def test_rescale_is_the_papers(x64):
     level = gj.schedules.cosine()(0.6)
     x = jax.random.normal(jax.random.key(0), (6, 3))
     c, u = m.denoise(x, level, LABELS), m.denoise(x, level, jnp.full_like(LABELS, -1))
-    context = gj.Context(x, level, level, level, c, {"cond": c, "uncond": u})
+    context = gj.Context(x, level, step(level), c, {"cond": c, "uncond": u})
     guided, _ = gj.chain(gj.cfg(scale), gj.rescale(phi)).update(c, ((), ()), context)
     for i in range(6):
         x_cfg = np.asarray(u.x0[i] + scale[i] * (c.x0[i] - u.x0[i]))
@@ -126,7 +126,7 @@ def test_add_isolates_what_chain_does_not(x64):
     level = gj.schedules.cosine()(0.6)
     x = jax.random.normal(jax.random.key(0), (6, 3))
     c, u = m.denoise(x, level, LABELS), m.denoise(x, level, jnp.full_like(LABELS, -1))
-    context = gj.Context(x, level, level, level, c, {"cond": c, "uncond": u})
+    context = gj.Context(x, level, step(level), c, {"cond": c, "uncond": u})
     pull, shaped = gj.classifier(bayes_classifier(m), 2.0), gj.chain(gj.cfg(3.0), gj.rescale(0.7))
     by_pull, _ = pull.update(c, (), context)
     by_shaped, _ = shaped.update(c, ((), ()), context)

@@ -51,3 +51,7 @@ def classes(mixture: gj.oracles.GaussianMixture, labels: jax.Array) -> gj.Branch
 
 def path(levels: gj.NoiseLevel, i: int | slice) -> gj.NoiseLevel:
     return jax.tree.map(lambda field: field[i], levels)
+
+
+def step(level: gj.NoiseLevel, after: gj.NoiseLevel | None = None, number: int = 0, batch: int = 1) -> gj.Step:
+    return gj.Step(jnp.int32(number), level, after or level, keys(batch))

@@ -1,8 +1,59 @@
 """Guidance: from the predictions of several branches, or a gradient, to the one prediction that the sampler uses."""
 
-from guidance_jax.guidance.algebra import add, chain, during, stateless
-from guidance_jax.guidance.contrast import cfg
-from guidance_jax.guidance.gradient import classifier
-from guidance_jax.guidance.shaping import rescale
+from guidance_jax.guidance.algebra import add, chain, during, in_space, relative_to, stateless
+from guidance_jax.guidance.contrast import autoguidance, cfg, compose, dual_cfg, icg, perturbed, tsg
+from guidance_jax.guidance.gradient import classifier, mean_shift
+from guidance_jax.guidance.methods import apg, cfg_pp, cfg_zero_star, feedback, reg
+from guidance_jax.guidance.nonlinear import beta_cfg, mambo_g, perp_neg, power_law, recfg, tcfg
+from guidance_jax.guidance.posterior import dps, freedom, lgd, mpgd, pigdm, tfg, universal
+from guidance_jax.guidance.shaping import amplify, clip_norm, dynamic_threshold, momentum, project, rescale
+from guidance_jax.guidance.skipping import adaptive, fit_linear, linear_reuse, reuse
+from guidance_jax.guidance.spectral import fdg, fresca
 
-__all__ = ["add", "cfg", "chain", "classifier", "during", "rescale", "stateless"]
+__all__ = [
+    "adaptive",
+    "add",
+    "amplify",
+    "apg",
+    "autoguidance",
+    "beta_cfg",
+    "cfg",
+    "cfg_pp",
+    "cfg_zero_star",
+    "chain",
+    "classifier",
+    "clip_norm",
+    "compose",
+    "dps",
+    "dual_cfg",
+    "during",
+    "dynamic_threshold",
+    "fdg",
+    "feedback",
+    "fit_linear",
+    "freedom",
+    "fresca",
+    "icg",
+    "in_space",
+    "lgd",
+    "linear_reuse",
+    "mambo_g",
+    "mean_shift",
+    "momentum",
+    "mpgd",
+    "perp_neg",
+    "perturbed",
+    "pigdm",
+    "power_law",
+    "project",
+    "recfg",
+    "reg",
+    "relative_to",
+    "rescale",
+    "reuse",
+    "stateless",
+    "tcfg",
+    "tfg",
+    "tsg",
+    "universal",
+]

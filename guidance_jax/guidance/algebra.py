@@ -1,4 +1,4 @@
-"""How guidances combine: one after the other, side by side, in an interval of noise levels."""
+"""How guidances combine: one after the other, side by side, in an interval of noise levels, in another space."""
 
 import functools
 from collections.abc import Callable, Iterable
@@ -11,22 +11,30 @@ from jax import Array
 from jaxtyping import ArrayLike
 
 from guidance_jax.arrays import concrete, divide, expand
-from guidance_jax.base import Context, Guidance, NoiseLevel, Prediction
+from guidance_jax.base import Context, Guidance, NoiseLevel, Prediction, Step
+from guidance_jax.denoisers import OUTPUTS, PREDICTS, parameterisation
 
 
-def stateless(update: Callable[[Prediction, Context], Prediction], needs: Iterable[str] = ()) -> Guidance:
+def stateless(
+    update: Callable[[Prediction, Context], Prediction], needs: Iterable[str] = (), pullback: bool = False
+) -> Guidance:
     """A guidance that remembers nothing, from its formula alone.
 
     Args:
       update: `(prediction, context) -> prediction`.
       needs: the names of the branches it reads.
+      pullback: whether it takes gradients through the base's prediction, by `context.pullback`.
 
     Example:
       >>> halve = stateless(lambda prediction, context: prediction._replace(x0=prediction.x0 / 2))
       >>> sorted(halve.needs)
       []
     """
-    return Guidance(frozenset(needs), lambda x: (), lambda prediction, state, context: (update(prediction, context), state))
+
+    def remember(prediction: Prediction, state: Any, context: Context) -> tuple[Prediction, Any]:
+        return update(prediction, context), state
+
+    return Guidance(frozenset(needs), lambda x: (), remember, pullback=pullback)
 
 
 def chain(*parts: Guidance) -> Guidance:
@@ -92,8 +100,8 @@ def during(guidance: Guidance, low: ArrayLike, high: ArrayLike = jnp.inf) -> Gui
 
     Example:
       >>> guidance = during(cfg(3.0), 0.19, 1.61)
-      >>> bool(guidance.wants((), schedules.edm()(0.0))["uncond"])
-      True
+      >>> sorted(guidance.needs)
+      ['cond', 'uncond']
 
     Reference: Kynkaanniemi et al. 2024, arXiv:2404.07724.
     """
@@ -103,29 +111,111 @@ def during(guidance: Guidance, low: ArrayLike, high: ArrayLike = jnp.inf) -> Gui
     if concrete((low, high)) and not np.asarray(low) < np.asarray(high):
         raise ValueError(f"during(guidance, {low}, {high}) is empty: low must be below high, both in sigma / alpha.")
 
-    def inside(level: NoiseLevel) -> Array:
-        ratio = level.ratio
+    def inside(step: Step) -> Array:
+        ratio = step.level.ratio
         return (ratio > jnp.asarray(low, ratio.dtype)) & (ratio <= jnp.asarray(high, ratio.dtype))
 
     def update(prediction: Prediction, state: Any, context: Context) -> tuple[Prediction, Any]:
         return jax.lax.cond(
-            inside(context.start),
+            inside(context.step),
             lambda prediction, state: guidance.update(prediction, state, context),
             lambda prediction, state: (prediction, state),
             prediction,
             state,
         )
 
-    def wanted(state: Any, start: NoiseLevel) -> dict[str, Any]:
-        now = inside(start)
-        return {name: now if always is True else now & always for name, always in wants(guidance, state, start).items()}
+    def wanted(state: Any, step: Step) -> dict[str, Any]:
+        return only(inside(step), wants(guidance, state, step))
 
-    return Guidance(guidance.needs, guidance.init, update, wanted)
+    return guidance._replace(update=update, wants=wanted)
 
 
-def wants(guidance: Guidance, state: Any, start: NoiseLevel) -> dict[str, Any]:
-    """Which of its branches a guidance wants in the step that begins at `start`: `{name: True or a boolean scalar}`."""
-    return dict.fromkeys(guidance.needs, True) if guidance.wants is None else guidance.wants(state, start)
+def in_space(predicts: str, guidance: Guidance) -> Guidance:
+    """A guidance that acts on another parameterisation in place of x0.
+
+    What it finds in the x0 of every prediction is what a network of that kind would have said; its change is turned back.
+    It matters to what is not linear: `rescale`, `project`, `momentum`, `apg`, `cfg_zero_star`.
+
+    Args:
+      predicts: "eps", "x0", "v", "score" or "velocity".
+      guidance: what is to act there; gradients have no place in it.
+
+    Raises:
+      ValueError: if `predicts` is none of these, or the guidance takes gradients or is in a space already.
+
+    Example:
+      >>> guidance = in_space("v", chain(cfg(7.5), rescale(0.7)))
+
+    Reference: Lin et al. 2024, arXiv:2305.08891, whose rescaling acts on v.
+    """
+    parameterisation(predicts)
+
+    def update(prediction: Prediction, state: Any, context: Context) -> tuple[Prediction, Any]:
+        own_space("in_space", context)
+        alpha, sigma = expand(context.level.alpha, context.x), expand(context.level.sigma, context.x)
+
+        def view(p: Prediction) -> Prediction:
+            return p._replace(x0=OUTPUTS[predicts](p.x0, p.eps, alpha, sigma))
+
+        seen, branches = view(prediction), {name: view(p) for name, p in context.branches.items()}
+        inside = context._replace(base=view(context.base), branches=branches, pullback=None, space=predicts)
+        guided, state = guidance.update(seen, state, inside)
+        change = PREDICTS[predicts](guided.x0 - seen.x0, jnp.zeros_like(context.x), alpha, sigma)
+        return prediction._replace(x0=prediction.x0 + change.x0, eps=prediction.eps + change.eps), state
+
+    return guidance._replace(update=update)
+
+
+def relative_to(branch: str, guidance: Guidance) -> Guidance:
+    """A guidance that starts from a branch of its own, whatever the base is and whatever guides before it.
+
+    Its shapers see the change from that branch, not what other parts of a chain added.
+
+    Args:
+      branch: the name of the branch.
+      guidance: what is to act on it.
+
+    Example:
+      >>> guidance = relative_to("cond", chain(cfg(7.5), rescale(0.7)))
+      >>> sorted(guidance.needs)
+      ['cond', 'uncond']
+    """
+
+    def update(prediction: Prediction, state: Any, context: Context) -> tuple[Prediction, Any]:
+        own, base = context.branches[branch], context.base
+        guided, state = guidance.update(own, state, context._replace(base=own))
+        x0, eps = prediction.x0 + (guided.x0 - base.x0), prediction.eps + (guided.eps - base.eps)
+        return prediction._replace(x0=x0, eps=eps), state
+
+    def wanted(state: Any, step: Step) -> dict[str, Any]:
+        # Where nothing within is wanted the base stands in for this branch too, so it is wanted always.
+        return wants(guidance, state, step) | {branch: True}
+
+    return guidance._replace(needs=guidance.needs | {branch}, update=update, wants=wanted)
+
+
+def own_space(name: str, context: Context) -> None:
+    """Raises inside of `in_space`, for what has a space of its own.
+
+    Raises:
+      ValueError: naming the guidance.
+    """
+    if context.space != "x0":
+        raise ValueError(
+            f"{name} has a space of its own, but stands in in_space({context.space!r}, ...); put it beside: "
+            f"chain({name}(...), in_space({context.space!r}, ...))."
+        )
+
+
+def wants(guidance: Guidance, state: Any, step: Step) -> dict[str, Any]:
+    """Which of its branches a guidance wants in a step: `{name: True or a boolean scalar}`."""
+    return dict.fromkeys(guidance.needs, True) if guidance.wants is None else guidance.wants(state, step)
+
+
+def only(gate: Array, wanted: dict[str, Any]) -> dict[str, Any]:
+    """What is wanted where a gate is open too; branches that were wanted alike share one boolean."""
+    shared = {id(now): gate if now is True else gate & now for now in wanted.values()}
+    return {name: shared[id(now)] for name, now in wanted.items()}
 
 
 def move(prediction: Prediction, x0: Array, level: NoiseLevel) -> Prediction:
@@ -137,15 +227,20 @@ def move(prediction: Prediction, x0: Array, level: NoiseLevel) -> Prediction:
 def _together(parts: tuple[Guidance, ...], update: Callable[..., Any]) -> Guidance:
     """Several guidances as one: the states side by side, a branch wanted where any part wants it."""
 
-    def either(a: Any, b: Any) -> Any:
-        return True if a is True or b is True else a if a is b else a | b
-
-    def wanted(states: tuple[Any, ...], start: NoiseLevel) -> dict[str, Any]:
+    def wanted(states: tuple[Any, ...], step: Step) -> dict[str, Any]:
         union: dict[str, Any] = {}
+        shared: dict[tuple[int, int], Any] = {}
+
+        def either(a: Any, b: Any) -> Any:
+            if a is True or b is True:
+                return True
+            return a if a is b else shared.setdefault((id(a), id(b)), a | b)
+
         for part, state in zip(parts, states, strict=True):
-            for name, now in wants(part, state, start).items():
+            for name, now in wants(part, state, step).items():
                 union[name] = either(union[name], now) if name in union else now
         return union
 
     needs = functools.reduce(frozenset.union, (part.needs for part in parts), frozenset[str]())
-    return Guidance(needs, lambda x: tuple(part.init(x) for part in parts), update, wanted)
+    init = lambda x: tuple(part.init(x) for part in parts)
+    return Guidance(needs, init, update, wanted, any(part.pullback for part in parts))

@@ -1,21 +1,28 @@
-"""Guidance by the difference of branches."""
+"""Guidance by a linear contrast of branches, the same in every parameterisation.
 
-from jaxtyping import ArrayLike
+Every function here is a source: what it adds to a prediction is its formula less the base.
+"""
 
-from guidance_jax.arrays import per_sample
+from collections.abc import Callable, Mapping
+
+import jax.numpy as jnp
+from jax import Array
+
 from guidance_jax.base import Context, Guidance, Prediction
 from guidance_jax.guidance.algebra import stateless
+from guidance_jax.scales import Scale, at
 
 
-def cfg(scale: ArrayLike, *, cond: str = "cond", uncond: str = "uncond") -> Guidance:
+def cfg(scale: Scale, *, cond: str = "cond", uncond: str = "uncond") -> Guidance:
     """Classifier-free guidance.
 
     `D = uncond + scale (cond - uncond)`, in any parameterisation.
 
-    A source: what it adds is D less the base prediction. A negative prompt is an `uncond` branch with that condition.
+    A negative prompt is an `uncond` branch with that condition.
 
     Args:
-      scale: `()` or `[B]`; 1 is the conditional model, 0 the unconditional one; fractions and negatives are legal.
+      scale: `()` or `[B]`, or a function of the level; 1 is the conditional model, 0 the unconditional one; fractions and
+        negatives are legal.
       cond: the name of the branch to go to.
       uncond: the name of the branch to come from.
 
@@ -29,12 +36,177 @@ def cfg(scale: ArrayLike, *, cond: str = "cond", uncond: str = "uncond") -> Guid
 
     Reference: Ho & Salimans 2022, arXiv:2207.12598; its w is `scale - 1`.
     """
+    return _linear(lambda context: {cond: (w := at(scale, context, "cfg's scale")), uncond: 1 - w}, cond, uncond)
+
+
+def autoguidance(scale: Scale, *, cond: str = "cond", weak: str = "weak") -> Guidance:
+    """Guidance away from a weaker version of the network, under the same condition.
+
+    `D = weak + scale (cond - weak)`.
+
+    Args:
+      scale: `()` or `[B]`, or a function of the level; 1 is the network itself.
+      cond: the network's branch.
+      weak: the branch of a smaller or less trained network: `(branches(denoise, cond=y), branches(weaker, weak=y))`.
+
+    Raises:
+      ValueError: if scale is neither `()` nor `[B]`.
+
+    Example:
+      >>> sorted(autoguidance(2.0).needs)
+      ['cond', 'weak']
+
+    Reference: Karras et al. 2024, arXiv:2406.02507.
+    """
+    return cfg(scale, cond=cond, uncond=weak)
+
+
+def compose(scales: Mapping[str, Scale], *, uncond: str = "uncond") -> Guidance:
+    """Several conditions at once: AND by positive scales, NOT by negative ones.
+
+    `D = uncond + sum_i scale_i (cond_i - uncond)`.
+
+    Args:
+      scales: of each branch, `()` or `[B]`, or functions of the level.
+      uncond: the name of the branch to come from.
+
+    Raises:
+      ValueError: if there is no scale, or one is neither `()` nor `[B]`.
+
+    Example:
+      >>> sorted(compose({"red": 3.0, "round": 2.0, "blurred": -1.0}).needs)
+      ['blurred', 'red', 'round', 'uncond']
+
+    Reference: Liu et al. 2022, arXiv:2206.01714, equations 11 and 12.
+    """
+    if not scales or uncond in scales:
+        raise ValueError(f"compose needs a scale for each condition, none for {uncond!r}, got {dict(scales)}.")
+
+    def coefficients(context: Context) -> dict[str, Array]:
+        weights = {name: at(scale, context, f"compose's scale of {name!r}") for name, scale in scales.items()}
+        return weights | {uncond: jnp.asarray(1 - sum(weights.values()))}
+
+    return _linear(coefficients, *scales, uncond)
+
+
+def dual_cfg(
+    scale: Scale, middle_scale: Scale, *, cond: str = "cond", middle: str = "image", uncond: str = "uncond"
+) -> Guidance:
+    """Guidance by two conditions, one after the other: an image, then a text.
+
+    `D = uncond + middle_scale (middle - uncond) + scale (cond - middle)`.
+
+    Args:
+      scale: from the middle to the full condition, `()` or `[B]`, or a function of the level; 7.5 in the paper.
+      middle_scale: from none to the middle, likewise; 1.5 in the paper.
+      cond: the branch with both conditions.
+      middle: the branch with the first alone.
+      uncond: the branch with neither.
+
+    Raises:
+      ValueError: if a scale is neither `()` nor `[B]`.
+
+    Example:
+      >>> sorted(dual_cfg(7.5, 1.5).needs)
+      ['cond', 'image', 'uncond']
+
+    Reference: Brooks et al. 2022, arXiv:2211.09800, equation 3.
+    """
+
+    def coefficients(context: Context) -> dict[str, Array]:
+        first, second = at(middle_scale, context, "dual_cfg's middle_scale"), at(scale, context, "dual_cfg's scale")
+        return {cond: second, middle: first - second, uncond: 1 - first}
+
+    return _linear(coefficients, cond, middle, uncond)
+
+
+def perturbed(scale: Scale, *, cond: str = "cond", weak: str = "perturbed") -> Guidance:
+    """Guidance away from a perturbed forward pass: identity attention (PAG), skipped layers (SLG), blurred queries (SEG), ...
+
+    `D <- D + scale (cond - weak)`, added to whatever else guides.
+
+    So `chain(cfg(w), perturbed(k))` is `cond + (w - 1) (cond - uncond) + k (cond - weak)`.
+
+    The perturbation is a leaf of the condition, a flag a sample, that the network reads: `networks.DiT` does.
+
+    Args:
+      scale: `()` or `[B]`, or a function of the level; 0 is no guidance, 3 is usual.
+      cond: the branch that is not perturbed.
+      weak: the branch that is.
+
+    Raises:
+      ValueError: if scale is neither `()` nor `[B]`.
+
+    Example:
+      >>> sorted(chain(cfg(3.0), perturbed(3.0)).needs)
+      ['cond', 'perturbed', 'uncond']
+
+    Reference: Ahn et al. 2024, arXiv:2403.17377 (PAG); Hong 2024, arXiv:2408.00760 (SEG).
+    """
 
     def update(prediction: Prediction, context: Context) -> Prediction:
-        c, u, base = context.branches[cond], context.branches[uncond], context.base
-        w = per_sample(scale, context.x, "cfg's scale")
-        x0 = u.x0 + w * (c.x0 - u.x0)
-        eps = u.eps + w * (c.eps - u.eps)
-        return prediction._replace(x0=prediction.x0 + (x0 - base.x0), eps=prediction.eps + (eps - base.eps))
+        c, p, k = context.branches[cond], context.branches[weak], at(scale, context, "perturbed's scale")
+        return prediction._replace(x0=prediction.x0 + k * (c.x0 - p.x0), eps=prediction.eps + k * (c.eps - p.eps))
 
-    return stateless(update, needs=(cond, uncond))
+    return stateless(update, needs=(cond, weak))
+
+
+def icg(scale: Scale, *, cond: str = "cond", random: str = "random") -> Guidance:
+    """Independent condition guidance: CFG whose unconditional branch sees a random condition; no null label is trained.
+
+    `D = random + scale (cond - random)`.
+
+    `branches(denoise, cond=labels, random=conditions.random_labels(classes))` draws the condition anew in every step.
+
+    Args:
+      scale: `()` or `[B]`, or a function of the level; 1 is the conditional model.
+      cond: the branch to go to.
+      random: the branch under the random condition.
+
+    Raises:
+      ValueError: if scale is neither `()` nor `[B]`.
+
+    Example:
+      >>> sorted(icg(3.0).needs)
+      ['cond', 'random']
+
+    Reference: Sadat et al. 2024, arXiv:2407.02687, section 4.
+    """
+    return cfg(scale, cond=cond, uncond=random)
+
+
+def tsg(scale: Scale, *, cond: str = "cond", retimed: str = "retimed") -> Guidance:
+    """Time-step guidance: the weak branch is told a perturbed time. It works without any condition.
+
+    `D = retimed + scale (cond - retimed)`.
+
+    `conditions.retimed(denoise)` makes the time's offset a part of the condition.
+
+    Args:
+      scale: `()` or `[B]`, or a function of the level; 1 is the model itself.
+      cond: the branch that is told the time.
+      retimed: the branch that is told another.
+
+    Raises:
+      ValueError: if scale is neither `()` nor `[B]`.
+
+    Example:
+      >>> sorted(tsg(3.0).needs)
+      ['cond', 'retimed']
+
+    Reference: Sadat et al. 2024, arXiv:2407.02687, section 5.
+    """
+    return cfg(scale, cond=cond, uncond=retimed)
+
+
+def _linear(coefficients: Callable[[Context], Mapping[str, Array]], *needs: str) -> Guidance:
+    """`sum_i a_i branch_i` for coefficients that sum to one: the same in every parameterisation, so eps needs no x0."""
+
+    def update(prediction: Prediction, context: Context) -> Prediction:
+        base, x0, eps = context.base, prediction.x0, prediction.eps
+        for name, weight in coefficients(context).items():
+            branch = context.branches[name]
+            x0, eps = x0 + weight * (branch.x0 - base.x0), eps + weight * (branch.eps - base.eps)
+        return prediction._replace(x0=x0, eps=eps)
+
+    return stateless(update, needs)

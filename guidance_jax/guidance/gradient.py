@@ -1,26 +1,30 @@
-"""Guidance by gradients."""
+"""Guidance by the gradient of a noise-aware log-probability, `log_prob(x, level) -> [B]`: a classifier, an energy, a reward."""
 
-from jaxtyping import ArrayLike
+import jax.numpy as jnp
+from jax import Array
 
 from guidance_jax import scores
-from guidance_jax.arrays import divide, expand, per_sample
+from guidance_jax.arrays import divide, expand
 from guidance_jax.base import Context, Guidance, Prediction
-from guidance_jax.guidance.algebra import stateless
+from guidance_jax.guidance.algebra import move, own_space, stateless
+from guidance_jax.noise import contraction
+from guidance_jax.scales import Scale, at
 
 
-def classifier(log_prob: scores.LogProb, scale: ArrayLike) -> Guidance:
+def classifier(log_prob: scores.LogProb, scale: Scale) -> Guidance:
     """Classifier guidance in its score form, for any sampler.
 
     `eps <- eps - scale sigma grad log p(y | x_t)`, `x0 <- x0 + scale sigma^2 / alpha grad log p(y | x_t)`.
 
     The gradient is taken at `(x_t, t)`. At alpha = 0 x_t knows nothing of y and the shift of x0 has no value; it is 0 there.
+    Several classifiers are a chain of them.
 
     Args:
       log_prob: `(x, level) -> [B]`: `scores.class_log_prob(classify, labels)`, or any other log-probability or reward.
-      scale: `()` or `[B]`; 1 is Bayes' rule, 0 no guidance.
+      scale: `()` or `[B]`, or a function of the level; 1 is Bayes' rule, 0 no guidance.
 
     Raises:
-      ValueError: if scale is neither `()` nor `[B]`, or log_prob does not give `[B]`.
+      ValueError: if scale is neither `()` nor `[B]`, log_prob does not give `[B]`, or inside of `in_space`.
 
     Example:
       >>> log_prob = scores.class_log_prob(lambda x, t: x, labels=jnp.array([0]))
@@ -31,11 +35,54 @@ def classifier(log_prob: scores.LogProb, scale: ArrayLike) -> Guidance:
     """
 
     def update(prediction: Prediction, context: Context) -> Prediction:
-        x, level = context.x, context.level
-        alpha, sigma = expand(level.alpha, x), expand(level.sigma, x)
-        gradient = scores.classifier_score(log_prob, x, level).astype(x.dtype)
-        shift = per_sample(scale, x, "classifier's scale") * sigma * gradient
-        x0 = prediction.x0 + divide(sigma, alpha) * shift
-        return prediction._replace(x0=x0, eps=prediction.eps - shift)
+        own_space("classifier", context)
+        gradient = scores.classifier_score(log_prob, context.x, context.level).astype(context.x.dtype)
+        return add_score(prediction, at(scale, context, "classifier's scale") * gradient, context)
 
     return stateless(update)
+
+
+def mean_shift(log_prob: scores.LogProb, scale: Scale, *, variance: str = "small", at_mean: bool = False) -> Guidance:
+    """Classifier guidance in its mean-shift form: the mean of the reverse step moves by its variance times the gradient.
+
+    `mu <- mu + scale s^2 grad log p(y | x_t)`, s^2 the variance of `ddpm(variance)`; exactly so with that sampler, and with
+    any other by the same shift of x0, `scale s^2 / (alpha' (1 - q^2)) grad log p(y | x_t)`.
+
+    Args:
+      log_prob: `(x, level) -> [B]`.
+      scale: `()` or `[B]`, or a function of the level; 0 is no guidance.
+      variance: "small" or "large", as the sampler's.
+      at_mean: whether to take the gradient at the unguided mean and the next level, as the paper derives it, and not at
+        `(x_t, t)`, as its released code does.
+
+    Raises:
+      ValueError: if scale is neither `()` nor `[B]`, log_prob does not give `[B]`, variance is unknown, or in `in_space`.
+
+    Example:
+      >>> guidance = mean_shift(lambda x, level: -(x**2).sum(1), 1.0)
+
+    Reference: Dhariwal & Nichol 2021, arXiv:2105.05233, algorithm 1.
+    """
+    if variance not in ("small", "large"):
+        raise ValueError(f'variance={variance!r} is unknown; mean_shift has "small" and "large", as ddpm.')
+
+    def update(prediction: Prediction, context: Context) -> Prediction:
+        own_space("mean_shift", context)
+        level, after, base = context.step.level, context.step.next, context.base
+        x, where = context.x, context.level
+        if at_mean:
+            x, where = after.alpha * base.x0 + contraction(level, after) * after.sigma * base.eps, after
+        gradient = scores.classifier_score(log_prob, x, where).astype(context.x.dtype)
+        # s^2 / (1 - q^2); the step to sigma' = 0 adds no noise, so nothing moves its mean.
+        spread = after.sigma if variance == "small" else jnp.where(after.sigma > 0, level.sigma, 0)
+        shift = spread**2 / after.alpha * at(scale, context, "mean_shift's scale") * gradient
+        return move(prediction, prediction.x0 + shift, context.level)
+
+    return stateless(update)
+
+
+def add_score(prediction: Prediction, gradient: Array, context: Context) -> Prediction:
+    """The prediction under the score plus a gradient: `eps - sigma g`, `x0 + sigma^2 / alpha g`, 0 where alpha is."""
+    alpha, sigma = expand(context.level.alpha, context.x), expand(context.level.sigma, context.x)
+    x0 = prediction.x0 + divide(sigma, alpha) * sigma * gradient
+    return prediction._replace(x0=x0, eps=prediction.eps - sigma * gradient)

@@ -4,8 +4,8 @@ A denoising network is called as `(x [B, ...], t [B], labels [B])`; the null lab
 """
 
 from guidance_jax.networks.adapters import from_linen, from_nnx
-from guidance_jax.networks.dit import DiT
+from guidance_jax.networks.dit import DiT, Perturbed
 from guidance_jax.networks.mlp import MLP, MLPClassifier
 from guidance_jax.networks.unet import UNet
 
-__all__ = ["MLP", "DiT", "MLPClassifier", "UNet", "from_linen", "from_nnx"]
+__all__ = ["MLP", "DiT", "MLPClassifier", "Perturbed", "UNet", "from_linen", "from_nnx"]

@@ -1,13 +1,35 @@
-"""A small diffusion transformer."""
+"""A small diffusion transformer, whose condition may ask for a perturbed forward pass."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from guidance_jax.networks.embeddings import LabelEmbedding, TimeEmbedding
 
 zeros = nnx.initializers.zeros
+
+
+class Perturbed(NamedTuple):
+    """A condition that asks some samples' forward passes to be perturbed, in the blocks that the network names for it.
+
+    Branches of one network share their structure: give the unperturbed ones the same fields, at False or 0.
+
+    Example:
+      >>> labels, no, yes = jnp.array([3, 1]), jnp.zeros(2, bool), jnp.ones(2, bool)
+      >>> cond, weak = networks.Perturbed(labels, identity=no), networks.Perturbed(labels, identity=yes)
+    """
+
+    labels: Int[Array, "b"]
+    identity: Bool[Array, "b"] | None = None
+    """Each token attends to itself alone: PAG (arXiv:2403.17377)."""
+    skip: Bool[Array, "b"] | None = None
+    """The block does nothing: SLG."""
+    blur: Float[Array, "b"] | None = None
+    """The standard deviation, in tokens, of a Gaussian blur of the queries, infinite for their mean: SEG (arXiv:2408.00760)."""
 
 
 class Block(nnx.Module):
@@ -22,16 +44,37 @@ class Block(nnx.Module):
         self.inner = nnx.Linear(width, 4 * width, rngs=rngs)
         self.outer = nnx.Linear(4 * width, width, rngs=rngs)
 
-    def __call__(self, h: Float[Array, "b n w"], c: Float[Array, "b w"]) -> Float[Array, "b n w"]:
+    def __call__(
+        self, h: Float[Array, "b n w"], c: Float[Array, "b w"], grid: tuple[int, int], told: Perturbed | None
+    ) -> Float[Array, "b n w"]:
         parts = jnp.split(self.modulation(c)[:, None], 6, axis=2)
         shift_attention, scale_attention, gate_attention, shift, scale, gate = parts
-        h = h + gate_attention * self.attend(self.norm(h) * (1 + scale_attention) + shift_attention)
-        return h + gate * self.outer(jax.nn.gelu(self.inner(self.norm(h) * (1 + scale) + shift)))
+        attended = h + gate_attention * self.attend(self.norm(h) * (1 + scale_attention) + shift_attention, grid, told)
+        out = attended + gate * self.outer(jax.nn.gelu(self.inner(self.norm(attended) * (1 + scale) + shift)))
+        return out if told is None or told.skip is None else jnp.where(told.skip[:, None, None], h, out)
 
-    def attend(self, h: Float[Array, "b n w"]) -> Float[Array, "b n w"]:
+    def attend(self, h: Float[Array, "b n w"], grid: tuple[int, int], told: Perturbed | None) -> Float[Array, "b n w"]:
         batch, count, width = h.shape
         q, k, v = jnp.split(self.qkv(h).reshape(batch, count, self.heads, -1), 3, axis=3)
-        return self.project(jax.nn.dot_product_attention(q, k, v).reshape(batch, count, width))
+        if told is not None and told.blur is not None:
+            q = blur(q, grid, told.blur)
+        out = jax.nn.dot_product_attention(q, k, v)
+        if told is not None and told.identity is not None:
+            out = jnp.where(told.identity[:, None, None, None], v, out)
+        return self.project(out.reshape(batch, count, width))
+
+
+def blur(q: Float[Array, "b n h d"], grid: tuple[int, int], deviation: Float[Array, "b"]) -> Float[Array, "b n h d"]:
+    """A Gaussian blur over the grid of tokens, each sample's its own; none at 0, the mean at infinity."""
+
+    def weights(side: int) -> Array:
+        distance = (jnp.arange(side)[:, None] - jnp.arange(side)[None]).astype(q.dtype)[None] ** 2
+        spread = deviation.astype(q.dtype)[:, None, None]
+        return jax.nn.softmax(-jnp.where(distance == 0, 0, distance / (2 * spread**2)), axis=2)
+
+    rows, columns = (weights(side) for side in grid)
+    image = q.reshape(len(q), *grid, *q.shape[2:])
+    return jnp.einsum("bij,bkl,bjlhd->bikhd", rows, columns, image).reshape(q.shape)
 
 
 class DiT(nnx.Module):
@@ -44,11 +87,12 @@ class DiT(nnx.Module):
       blocks: the number of transformer blocks.
       heads: the number of attention heads.
       patch: the side of the square that makes a token.
+      perturbed: the blocks that a `Perturbed` condition perturbs; None is the middle one.
       time_scale: 1,000 where t is in [0, 1], 1 where it is in 0..999.
       rngs: for the parameters.
 
     Raises:
-      ValueError: if the image does not divide into patches, or the width into heads.
+      ValueError: if the image does not divide into patches, or the width into heads, or there is no such block.
 
     Example:
       >>> network = networks.DiT((8, 8, 1), classes=10, width=32, blocks=1, heads=2, rngs=nnx.Rngs(0))
@@ -67,6 +111,7 @@ class DiT(nnx.Module):
         heads: int = 3,
         patch: int = 2,
         time_scale: float = 1000.0,
+        perturbed: Sequence[int] | None = None,
         *,
         rngs: nnx.Rngs,
     ):
@@ -75,6 +120,9 @@ class DiT(nnx.Module):
             raise ValueError(f"an image of {height} x {across} does not divide into patches of {patch} x {patch}.")
         if width % heads:
             raise ValueError(f"a width of {width} does not divide into {heads} heads.")
+        if perturbed is not None and not set(perturbed) <= set(range(blocks)):
+            raise ValueError(f"perturbed must name blocks of 0..{blocks - 1}, got {tuple(perturbed)}.")
+        self.perturbed = (blocks // 2,) if perturbed is None else tuple(perturbed)
         self.patch = patch
         features, tokens = patch * patch * channels, (height // patch) * (across // patch)
         self.embed = nnx.Linear(features, width, rngs=rngs)
@@ -86,15 +134,18 @@ class DiT(nnx.Module):
         self.modulation = nnx.Linear(width, 2 * width, kernel_init=zeros, rngs=rngs)
         self.last = nnx.Linear(width, features, kernel_init=zeros, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "b h w c"], t: Float[Array, "b"], labels: Int[Array, "b"]) -> Float[Array, "b h w c"]:
+    def __call__(
+        self, x: Float[Array, "b h w c"], t: Float[Array, "b"], cond: Int[Array, "b"] | Perturbed
+    ) -> Float[Array, "b h w c"]:
+        told = cond if isinstance(cond, Perturbed) else None
         batch, height, across, channels = x.shape
         p = self.patch
         rows, columns = height // p, across // p
         tokens = x.reshape(batch, rows, p, columns, p, channels).transpose(0, 1, 3, 2, 4, 5)
         h = self.embed(tokens.reshape(batch, rows * columns, p * p * channels)) + self.position[...]
-        c = jax.nn.silu(self.time(t) + self.label(labels))
-        for block in self.blocks:
-            h = block(h, c)
+        c = jax.nn.silu(self.time(t) + self.label(cond.labels if isinstance(cond, Perturbed) else cond))
+        for i, block in enumerate(self.blocks):
+            h = block(h, c, (rows, columns), told if i in self.perturbed else None)
         scale, shift = jnp.split(self.modulation(c)[:, None], 2, axis=2)
         out = self.last(self.norm(h) * (1 + scale) + shift).reshape(batch, rows, columns, p, p, channels)
         return out.transpose(0, 1, 3, 2, 4, 5).reshape(x.shape)

@@ -7,7 +7,7 @@ from jaxtyping import ArrayLike
 
 from guidance_jax.arrays import concrete, sqrt
 from guidance_jax.base import GuidedDenoiser, NoiseLevel, Sampler, State
-from guidance_jax.samplers.noise import contraction, normal
+from guidance_jax.noise import contraction, normal
 
 
 def ddim(eta: ArrayLike = 0.0) -> Sampler:

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from guidance_jax.base import GuidedDenoiser, NoiseLevel, Sampler, State
-from guidance_jax.samplers.noise import contraction, normal
+from guidance_jax.noise import contraction, normal
 
 
 def ddpm(variance: str = "small") -> Sampler:

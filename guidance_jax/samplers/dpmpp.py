@@ -5,8 +5,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
+from guidance_jax.arrays import divide
 from guidance_jax.base import GuidedDenoiser, NoiseLevel, Sampler, State
-from guidance_jax.samplers.noise import contraction
+from guidance_jax.noise import contraction
 
 
 class Last(NamedTuple):
@@ -21,6 +22,9 @@ def dpmpp_2m() -> Sampler:
 
     With `q = (sigma' / alpha') / (sigma / alpha)` and `h = -log q`, `D = x0 + h / (2 h_last) (x0 - x0_last)` and
     `x' = (sigma' / sigma) x + alpha' (1 - q) D`. The first step and those of infinite length take D = x0.
+
+    It is written below as what D adds to the DDIM step, with the x0 that eps implies: another one than x0 only where a guidance
+    renoises with another eps (CFG++).
 
     One evaluation a step; order 2.
 
@@ -38,13 +42,15 @@ def dpmpp_2m() -> Sampler:
         return Last(jnp.zeros_like(x), jnp.full((), jnp.inf, x.dtype))
 
     def step(denoise: GuidedDenoiser, state: State, level: NoiseLevel, next: NoiseLevel, keys: Array) -> State:
+        x = state.x
         prediction, state = denoise(state, level)
         q = contraction(level, next)
         finite = q > 0
         length = -jnp.log(jnp.where(finite, q, 1))
         weight = jnp.where(finite, length / (2 * state.memory.length), 0)
-        blend = prediction.x0 + weight * (prediction.x0 - state.memory.x0)
-        x = next.sigma / level.sigma * state.x + next.alpha * (1 - q) * blend
-        return state._replace(x=x, memory=Last(prediction.x0, jnp.where(finite, length, jnp.inf)))
+        implied = divide(x - level.sigma * prediction.eps, level.alpha)
+        straight = next.alpha * prediction.x0 + next.sigma * prediction.eps
+        x = straight + next.alpha * (1 - q) * weight * (implied - state.memory.x0)
+        return state._replace(x=x, memory=Last(implied, jnp.where(finite, length, jnp.inf)))
 
     return Sampler(init, step)

@@ -1,0 +1,208 @@
+"""Guidance that is asked for less often: its branches are not evaluated where they are not wanted."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import ArrayLike
+
+from guidance_jax.arrays import concrete, divide, inner, norm
+from guidance_jax.base import Context, Guidance, Prediction, Step
+from guidance_jax.guidance.algebra import move, only, wants
+from guidance_jax.scales import Scale, at
+
+
+class Cache(NamedTuple):
+    """What `reuse` remembers: the state within, the step that was evaluated last (-1: none), and its change of x0."""
+
+    inner: Any
+    last: Array
+    change: Array
+
+
+def reuse(guidance: Guidance, every: ArrayLike) -> Guidance:
+    """A guidance that is evaluated in every k-th step only; between, its last change of x0 is made again.
+
+    Its branches are not evaluated between. The first step that it meets is evaluated, wherever a run or an interval begins.
+
+    Args:
+      guidance: what to evaluate less often.
+      every: k, an integer `()`, at least 1; 1 changes nothing.
+
+    Raises:
+      ValueError: if every is no integer of at least 1.
+
+    Example:
+      >>> guidance = chain(reuse(cfg(3.0), every=2), rescale(0.7))
+
+    Reference: the difference's slow change is measured in Castillo et al. 2023, arXiv:2312.12487, section 5.
+    """
+    every = jnp.asarray(every)
+    if every.shape != () or not jnp.issubdtype(every.dtype, jnp.integer) or (concrete(every) and int(every) < 1):
+        raise ValueError(f"reuse's every must be an integer of at least 1, got {every}.")
+
+    def fresh(cache: Cache, step: Step) -> Array:
+        # All evaluations of a step are treated alike: its corrector finds its own number in `last`.
+        return (cache.last < 0) | (step.number == cache.last) | (step.number >= cache.last + every.astype(jnp.int32))
+
+    def init(x: Array) -> Cache:
+        return Cache(guidance.init(x), jnp.full((), -1, jnp.int32), jnp.zeros_like(x))
+
+    def update(prediction: Prediction, cache: Cache, context: Context) -> tuple[Prediction, Cache]:
+        def anew(prediction: Prediction, cache: Cache) -> tuple[Prediction, Cache]:
+            guided, inner = guidance.update(prediction, cache.inner, context)
+            return guided, Cache(inner, context.step.number.astype(jnp.int32), guided.x0 - prediction.x0)
+
+        def again(prediction: Prediction, cache: Cache) -> tuple[Prediction, Cache]:
+            return move(prediction, prediction.x0 + cache.change, context.level), cache
+
+        return jax.lax.cond(fresh(cache, context.step), anew, again, prediction, cache)
+
+    def wanted(cache: Cache, step: Step) -> dict[str, Any]:
+        return only(fresh(cache, step), wants(guidance, cache.inner, step))
+
+    return guidance._replace(init=init, update=update, wants=wanted)
+
+
+@jax.custom_batching.custom_vmap
+def _anyone(waiting: Array) -> Array:
+    """Whether any sample waits; under `vmap`, whether any of the whole grid does, so that skipping stays a decision of one.
+
+    No sample's result depends on it: those that do not wait ignore what is evaluated for the others.
+    """
+    return waiting.any()
+
+
+@_anyone.def_vmap
+def _anyone_of_all(axis_size: int, in_batched: list[bool], waiting: Array) -> tuple[Array, bool]:
+    return _anyone(waiting.reshape(-1)), False
+
+
+def adaptive(guidance: Guidance, threshold: ArrayLike = 0.991, *, cond: str = "cond", uncond: str = "uncond") -> Guidance:
+    """A guidance that ends, for each sample, once the branches agree: from then on the prediction is left alone.
+
+    It ends after the first step in which `cos(c.eps, u.eps) > threshold`. Its branches are evaluated until it has ended for all
+    samples, those of a `vmap` around included.
+
+    Args:
+      guidance: what is to end; the base should be the conditional branch, for that is what remains.
+      threshold: of the cosine, `()`, 1 or above for never.
+      cond: the conditional branch.
+      uncond: the branch that is saved.
+
+    Example:
+      >>> sorted(adaptive(cfg(3.0)).needs)
+      ['cond', 'uncond']
+
+    Reference: Castillo et al. 2023, arXiv:2312.12487, algorithm 1.
+    """
+
+    def init(x: Array) -> tuple[Any, Array]:
+        return guidance.init(x), jnp.zeros(len(x), bool)
+
+    def update(prediction: Prediction, state: tuple[Any, Array], context: Context) -> tuple[Prediction, tuple[Any, Array]]:
+        inside, ended = state
+        c, u = context.branches[cond].eps, context.branches[uncond].eps
+        cosine = divide(inner(c, u), norm(c) * norm(u)).reshape(-1)
+        guided, inside = guidance.update(prediction, inside, context)
+        goes_on = ~ended.reshape(-1, *[1] * (prediction.x0.ndim - 1))
+        x0, eps = jnp.where(goes_on, guided.x0, prediction.x0), jnp.where(goes_on, guided.eps, prediction.eps)
+        ended = ended | (cosine > jnp.asarray(threshold, cosine.dtype))
+        return prediction._replace(x0=x0, eps=eps), (inside, ended)
+
+    def wanted(state: tuple[Any, Array], step: Step) -> dict[str, Any]:
+        inside, ended = state
+        always = {name: True for name in (cond,) if name not in guidance.needs}
+        return only(_anyone(~ended), dict.fromkeys((cond, uncond), True) | wants(guidance, inside, step)) | always
+
+    return guidance._replace(needs=guidance.needs | {cond, uncond}, init=init, update=update, wants=wanted)
+
+
+class History(NamedTuple):
+    """The last K predictions of both branches, newest first, `[K, B, ...]`, and how many there are."""
+
+    cond: Array
+    uncond: Array
+    known: Array
+
+
+def linear_reuse(
+    scale: Scale, coefficients: ArrayLike, every: int = 2, *, cond: str = "cond", uncond: str = "uncond"
+) -> Guidance:
+    """CFG whose unconditional prediction is, between, a linear function of past predictions.
+
+    `u = a_0 c + sum_i (a_i c_i + b_i u_i)`, over the K last steps, newest first.
+
+    The first K steps, and then every k-th, evaluate both branches.
+
+    Args:
+      scale: `()` or `[B]`, or a function of the level; 1 is the conditional model.
+      coefficients: `[1 + 2 K]`: `a_0, a_1 .. a_K, b_1 .. b_K`, or such a row a step, `[steps, 1 + 2 K]`, as of `fit_linear`.
+      every: k, at least 1; 1 is CFG.
+      cond: the branch to go to.
+      uncond: the branch to come from.
+
+    Raises:
+      ValueError: if coefficients has another shape, or every is below 1.
+
+    Example:
+      >>> guidance = linear_reuse(3.0, jnp.array([1.0, -1.0, 1.0]))  # the last difference once more
+
+    Reference: Castillo et al. 2023, arXiv:2312.12487, section 5 (LinearAG), which acts on eps: `in_space`.
+    """
+    rows = jnp.asarray(coefficients)
+    if rows.ndim not in (1, 2) or rows.shape[-1] < 3 or rows.shape[-1] % 2 == 0:
+        raise ValueError(f"linear_reuse's coefficients must be [1 + 2 K] or [steps, 1 + 2 K], K at least 1, got {rows.shape}.")
+    if every < 1:
+        raise ValueError(f"linear_reuse's every must be at least 1, got {every}.")
+    past = rows.shape[-1] // 2
+
+    def fresh(history: History, step: Step) -> Array:
+        return (history.known < past) | (step.number % every == 0)
+
+    def init(x: Array) -> History:
+        nothing = jnp.zeros((past, *x.shape), x.dtype)
+        return History(nothing, nothing, jnp.zeros((), jnp.int32))
+
+    def update(prediction: Prediction, history: History, context: Context) -> tuple[Prediction, History]:
+        base, c = context.base.x0, context.branches[cond].x0
+        row = (rows if rows.ndim == 1 else rows[jnp.minimum(context.step.number, len(rows) - 1)]).astype(c.dtype)
+        known = jnp.concatenate([c[None], history.cond, history.uncond])
+        u = jnp.where(fresh(history, context.step), context.branches[uncond].x0, jnp.tensordot(row, known, 1))
+        guided = u + at(scale, context, "linear_reuse's scale") * (c - u)
+        newest = lambda new, old: jnp.concatenate([new[None], old[:-1]])
+        after = History(newest(c, history.cond), newest(u, history.uncond), jnp.minimum(history.known + 1, past))
+        return move(prediction, prediction.x0 + (guided - base), context.level), after
+
+    def wanted(history: History, step: Step) -> dict[str, Any]:
+        return {cond: True, uncond: fresh(history, step)}
+
+    return Guidance(frozenset((cond, uncond)), init, update, wanted)
+
+
+def fit_linear(cond: Array, uncond: Array, past: int = 1) -> Array:
+    """The coefficients of `linear_reuse` by least squares, a row a step, from recorded runs of CFG.
+
+    Args:
+      cond: `[steps, N, ...]`, the conditional predictions of N samples along their paths.
+      uncond: `[steps, N, ...]`, the unconditional ones.
+      past: K, how many steps back to look.
+
+    Returns:
+      `[steps, 1 + 2 K]`; the first K rows are zero, for these steps are evaluated.
+
+    Example:
+      >>> c = jax.random.normal(jax.random.key(0), (3, 8, 2))
+      >>> print(fit_linear(c, 2 * c).shape)
+      (3, 3)
+
+    Reference: Castillo et al. 2023, arXiv:2312.12487, section 5.
+    """
+    steps = len(cond)
+    rows = [jnp.zeros(1 + 2 * past, cond.dtype)] * past
+    for i in range(past, steps):
+        known = [cond[i], *(cond[i - k] for k in range(1, past + 1)), *(uncond[i - k] for k in range(1, past + 1))]
+        matrix = jnp.stack([part.reshape(-1) for part in known], axis=1)
+        rows.append(jnp.linalg.lstsq(matrix, uncond[i].reshape(-1))[0])
+    return jnp.stack(rows)

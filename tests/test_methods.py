@@ -1,0 +1,373 @@
+"""Every method that reads branches, against its paper's formula: read in NumPy, sample by sample, in float64."""
+
+import functools
+import itertools
+from types import SimpleNamespace
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.ndimage
+import scipy.stats
+from worlds import SCHEDULES, step
+
+import guidance_jax as gj
+
+WORLDS = {"vector": ((4, 6), "cosine"), "sequence": ((4, 12, 3), "flow"), "image": ((4, 12, 16, 2), "edm")}
+NAMES = ("cond", "uncond", "weak", "image", "perturbed", "random", "retimed", "bad", "ugly")
+# Parameters, one a sample.
+W = np.array([-0.7, 3.5, 1.0, 7.0])
+K = np.array([0.3, 0.0, 2.0, -1.0])
+SHARE = np.array([0.0, 0.4, 0.7, 1.0])
+LENGTH = np.array([0.5, 3.0, 100.0, 1e-3])
+SPACES = {
+    "x0": (lambda x0, eps, a, s: x0, lambda out, x, a, s: out),
+    "eps": (lambda x0, eps, a, s: eps, lambda out, x, a, s: (x - s * out) / a),
+    "v": (lambda x0, eps, a, s: a * eps - s * x0, lambda out, x, a, s: (a * x - s * out) / (a**2 + s**2)),
+    "score": (lambda x0, eps, a, s: -eps / s, lambda out, x, a, s: (x + s**2 * out) / a),
+    "velocity": (lambda x0, eps, a, s: eps - x0, lambda out, x, a, s: (x - s * out) / (a + s)),
+}
+"""What a network of each kind says of x, and the x0 that follows from it."""
+
+
+def close(ours, theirs):
+    np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-11)
+
+
+def draw(world, names=NAMES, seed=0):
+    """x, an x0 of each branch, and the level of x."""
+    shape, schedule = WORLDS[world]
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=shape), {name: rng.normal(size=shape) for name in names}, SCHEDULES[schedule]()(0.6)
+
+
+def context(x, x0, level, base="cond", number=0, start=None):
+    """Predictions that agree with x: `alpha x0 + sigma eps = x`."""
+    a, s = float(level.alpha), float(level.sigma)
+    branches = {name: gj.Prediction(jnp.asarray(p), jnp.asarray((x - a * p) / s)) for name, p in x0.items()}
+    at = step(start or level, number=number, batch=len(x))
+    return gj.Context(jnp.asarray(x), level, at, branches[base], branches)
+
+
+def walk(guidance, contexts, asked=None):
+    """The prediction of each context in turn; `asked` collects whether the unconditional branch was wanted."""
+    state, predictions = guidance.init(contexts[0].x), []
+    for here in contexts:
+        if asked is not None:
+            asked.append(bool(guidance.wants(state, here.step)["uncond"]))
+        prediction, state = guidance.update(here.base, state, here)
+        predictions.append(prediction)
+    return predictions
+
+
+def agrees(guidance, formula, world, space="x0", bases=("cond", "uncond", "weak")):
+    """`formula(branches of sample i, i)` is in the given space; `alpha x0 + sigma eps` stays x."""
+    x, x0, level = draw(world)
+    a, s = float(level.alpha), float(level.sigma)
+    out, back = SPACES[space]
+    outputs = {name: out(p, (x - a * p) / s, a, s) for name, p in x0.items()}
+    each = [formula(SimpleNamespace(**{name: o[i] for name, o in outputs.items()}), i) for i in range(len(x))]
+    wanted = back(np.stack(each), x, a, s)
+    for base in bases:
+        (guided,) = walk(guidance, [context(x, x0, level, base)])
+        close(guided.x0, wanted)
+        close(guided.eps, (x - a * wanted) / s)
+
+
+def cfg(c, u, w):
+    return (1 + (w - 1)) * c - (w - 1) * u
+
+
+def perp_neg(p, w, weights):
+    d = p.cond - p.uncond
+    total = d
+    for negative, weight in zip((p.bad, p.ugly), weights, strict=True):
+        n = negative - p.uncond
+        total = total - weight * (n - np.vdot(n, d) / np.vdot(d, d) * d)
+    return p.uncond + w * total
+
+
+def tcfg(c, u, w):
+    _, _, rows = np.linalg.svd(np.stack([c.ravel(), u.ravel()]), full_matrices=False)
+    return cfg(c, (rows[0] * (rows[0] @ u.ravel())).reshape(u.shape), w)
+
+
+def mambo_g(c, u, w, damping):
+    return u + (1 + (w - 1) * np.exp(-damping * np.linalg.norm(c - u) / np.linalg.norm(u))) * (c - u)
+
+
+def clipped(d, most):
+    return d if np.linalg.norm(d) <= most else d / np.linalg.norm(d) * most
+
+
+def projected(d, c, eta):
+    unit = c / np.linalg.norm(c)
+    parallel = np.sum(d * unit) * unit
+    return d - parallel + eta * parallel
+
+
+def rescaled(guided, c, phi):
+    return phi * guided * np.std(c, ddof=1) / np.std(guided, ddof=1) + (1 - phi) * guided
+
+
+def thresholded(x0, percentile, limit):
+    s = max(np.percentile(np.abs(x0), percentile), limit)
+    return np.clip(x0, -s, s) * limit / s
+
+
+def fresca(c, u, w, low, high, cutoff):
+    axes = tuple(range(c.ndim - 1))
+    bands = np.fft.fftshift(np.fft.fftn(c - u, axes=axes), axes=axes)
+    for index in np.ndindex(*bands.shape[:-1]):
+        inside = all(abs(k - n // 2) < cutoff * n / 2 for k, n in zip(index, bands.shape[:-1], strict=True))
+        bands[index] *= low if inside else high
+    return u + w * np.fft.ifftn(np.fft.ifftshift(bands, axes=axes), axes=axes).real
+
+
+def blur(x):
+    kernel = functools.reduce(np.multiply.outer, [np.array([1, 4, 6, 4, 1]) / 16] * (x.ndim - 1))
+    return scipy.ndimage.convolve(x, kernel[..., None], mode="mirror")
+
+
+def down(x):
+    x = blur(x)
+    for axis in range(x.ndim - 1):
+        x = (np.take(x, range(0, x.shape[axis], 2), axis) + np.take(x, range(1, x.shape[axis], 2), axis)) / 2
+    return x
+
+
+def up(x):
+    for axis in range(x.ndim - 1):
+        n = x.shape[axis]
+        places = (np.arange(2 * n) + 0.5) / 2 - 0.5
+        x = np.apply_along_axis(lambda row, n=n, places=places: np.interp(places, np.arange(n), row), axis, x)
+    return blur(x)
+
+
+def pyramid(x, levels):
+    gaussian = [x]
+    for _ in range(levels - 1):
+        gaussian.append(down(gaussian[-1]))
+    return [fine - up(coarse) for fine, coarse in itertools.pairwise(gaussian)] + gaussian[-1:]
+
+
+def fdg(c, u, scales):
+    levels = zip(pyramid(c, len(scales)), pyramid(u, len(scales)), scales, strict=True)
+    *details, image = [pc + (w - 1) * (pc - pu) for pc, pu, w in levels]
+    for detail in reversed(details):
+        image = up(image) + detail
+    return image
+
+
+def length(p):
+    return np.linalg.norm(p.cond - p.uncond)
+
+
+METHODS = {
+    "cfg": (gj.cfg(W), lambda p, i: cfg(p.cond, p.uncond, W[i])),
+    "negative prompt": (gj.cfg(7.5, uncond="bad"), lambda p, i: cfg(p.cond, p.bad, 7.5)),
+    "autoguidance": (gj.autoguidance(W), lambda p, i: p.weak + W[i] * (p.cond - p.weak)),
+    "compose": (
+        gj.compose({"image": W, "random": 2.0, "bad": lambda level: -0.5}),
+        lambda p, i: p.uncond + W[i] * (p.image - p.uncond) + 2 * (p.random - p.uncond) - (p.bad - p.uncond) / 2,
+    ),
+    "dual_cfg": (gj.dual_cfg(W, K), lambda p, i: p.uncond + K[i] * (p.image - p.uncond) + W[i] * (p.cond - p.image)),
+    "perturbed": (
+        gj.chain(gj.cfg(W), gj.perturbed(K)),
+        lambda p, i: p.cond + (W[i] - 1) * (p.cond - p.uncond) + K[i] * (p.cond - p.perturbed),
+    ),
+    "icg": (gj.icg(W), lambda p, i: p.random + W[i] * (p.cond - p.random)),
+    "tsg": (gj.tsg(W), lambda p, i: p.retimed + W[i] * (p.cond - p.retimed)),
+    "perp_neg": (gj.perp_neg(W, {"bad": 0.8, "ugly": SHARE}), lambda p, i: perp_neg(p, W[i], (0.8, SHARE[i]))),
+    "tcfg": (gj.tcfg(W), lambda p, i: tcfg(p.cond, p.uncond, W[i])),
+    "mambo_g": (gj.mambo_g(W, SHARE), lambda p, i: mambo_g(p.cond, p.uncond, W[i], SHARE[i])),
+    "power_law": (
+        gj.power_law(W, SHARE),
+        lambda p, i: p.cond + (W[i] - 1) * length(p) ** SHARE[i] * (p.cond - p.uncond),
+    ),
+    "beta_cfg": (gj.beta_cfg(W, SHARE), lambda p, i: p.uncond + W[i] * (p.cond - p.uncond) / length(p) ** SHARE[i]),
+    "recfg": (gj.recfg(W, K), lambda p, i: W[i] * p.cond + (1 - W[i]) * K[i] * p.uncond),
+    "apg": (
+        gj.apg(W, most=LENGTH, eta=SHARE),
+        lambda p, i: p.cond + (W[i] - 1) * projected(clipped(p.cond - p.uncond, LENGTH[i]), p.cond, SHARE[i]),
+    ),
+    "relative_to": (
+        gj.chain(gj.perturbed(K), gj.relative_to("cond", gj.chain(gj.cfg(W), gj.rescale(SHARE)))),
+        lambda p, i: rescaled(cfg(p.cond, p.uncond, W[i]), p.cond, SHARE[i]) + K[i] * (p.cond - p.perturbed),
+    ),
+}
+SPECTRAL = {
+    "one level": (gj.fdg((W,)), lambda p, i: cfg(p.cond, p.uncond, W[i])),
+    "two levels": (gj.fdg((10.0, W)), lambda p, i: fdg(p.cond, p.uncond, (10.0, W[i]))),
+    "three levels": (gj.fdg((K, lambda level: 4.0, W)), lambda p, i: fdg(p.cond, p.uncond, (K[i], 4.0, W[i]))),
+    "fresca": (gj.fresca(W), lambda p, i: fresca(p.cond, p.uncond, W[i], 1.0, 1.25, 0.5)),
+    "narrow fresca": (gj.fresca(3.0, K, SHARE, cutoff=0.3), lambda p, i: fresca(p.cond, p.uncond, 3.0, K[i], SHARE[i], 0.3)),
+}
+SHAPERS = {
+    "rescale": (gj.rescale(SHARE), lambda g, c, i: rescaled(g, c, SHARE[i])),
+    "momentum": (gj.momentum(K), lambda g, c, i: g),
+    "clip_norm": (gj.clip_norm(LENGTH), lambda g, c, i: c + clipped(g - c, LENGTH[i])),
+    "no clip_norm": (gj.clip_norm(np.inf), lambda g, c, i: g),
+    "project": (gj.project(SHARE), lambda g, c, i: c + projected(g - c, c, SHARE[i])),
+    "amplify": (gj.amplify(K), lambda g, c, i: c + K[i] * (g - c)),
+    # Where nothing guides, nothing is thresholded.
+    "dynamic_threshold": (
+        gj.dynamic_threshold(100 * SHARE, 0.8),
+        lambda g, c, i: c if W[i] == 1 else thresholded(g, 100 * SHARE[i], 0.8),
+    ),
+}
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_is_its_papers_formula(x64, name, world):
+    agrees(*METHODS[name], world)
+
+
+@pytest.mark.parametrize("world", ["sequence", "image"])
+@pytest.mark.parametrize("name", SPECTRAL)
+def test_a_spectral_method_is_its_papers_formula(x64, name, world):
+    agrees(*SPECTRAL[name], world)
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("name", SHAPERS)
+def test_a_shaper_is_its_papers_formula_whatever_the_base(x64, name, world):
+    shaper, formula = SHAPERS[name]
+    shaped = lambda p, i: formula(cfg(p.cond, p.uncond, W[i]), p.cond, i)
+    agrees(gj.chain(gj.cfg(W), shaper), shaped, world, bases=("cond",))
+    agrees(gj.relative_to("cond", gj.chain(gj.cfg(W), shaper)), shaped, world)
+
+
+@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("world", WORLDS)
+def test_a_space_is_what_a_network_of_that_kind_would_say(x64, space, world):
+    for name in ("cfg", "tcfg", "apg", "mambo_g", "beta_cfg", "recfg", "relative_to"):
+        guidance, formula = METHODS[name]
+        agrees(gj.in_space(space, guidance), formula, world, space)
+    agrees(gj.in_space(space, gj.cfg(W)), METHODS["cfg"][1], world, "x0")
+    shaped = lambda p, i: rescaled(cfg(p.cond, p.uncond, W[i]), p.cond, 0.7)
+    agrees(gj.in_space(space, gj.chain(gj.cfg(W), gj.rescale(0.7))), shaped, world, space, bases=("cond",))
+    agrees(gj.chain(gj.cfg(W), gj.in_space(space, gj.rescale(0.7))), shaped, world, space, bases=("cond",))
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_recfg_with_a_ratio_of_each_element(x64, world):
+    ratio = np.random.default_rng(1).normal(size=WORLDS[world][0])
+    agrees(gj.recfg(W, lambda level: ratio), lambda p, i: W[i] * p.cond + (1 - W[i]) * ratio[i] * p.uncond, world)
+
+
+def test_recfg_with_a_ratio_a_sample_where_there_are_as_many_elements(x64):
+    x, x0, level = draw("vector")
+    x, x0 = x[:, :4], {name: p[:, :4] for name, p in x0.items()}
+    (guided,) = walk(gj.recfg(2.0, K), [context(x, x0, level)])
+    close(guided.x0, np.stack([2 * x0["cond"][i] - K[i] * x0["uncond"][i] for i in range(4)]))
+
+
+@pytest.mark.parametrize("predicts", ["velocity", "eps"])
+@pytest.mark.parametrize("world", WORLDS)
+def test_cfg_zero_star(x64, world, predicts):
+    def formula(p, i):
+        u = np.vdot(p.cond, p.uncond) / np.vdot(p.uncond, p.uncond) * p.uncond
+        return u + W[i] * (p.cond - u)
+
+    star = functools.partial(gj.cfg_zero_star, W, **({} if predicts == "velocity" else {"predicts": predicts}))
+    agrees(star(0), formula, world, predicts)
+    agrees(star(), lambda p, i: 0 * p.cond, world, predicts)
+    x, x0, level = draw(world)
+    contexts, asked = [context(x, x0, level, number=number) for number in range(4)], []
+    steps = walk(star(2), contexts, asked)
+    assert asked == [False, False, True, True]
+    for got, number in zip(steps, (0, 0, 1, 1), strict=True):
+        close(got.x0, walk(star(), [contexts[number]])[0].x0)
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_cfg_pp_renoises_with_the_unconditional_eps(x64, world):
+    x, x0, level = draw(world)
+    for base in ("cond", "uncond", "weak"):
+        here = context(x, x0, level, base)
+        (guided,) = walk(gj.cfg_pp(SHARE), [here])
+        for i in range(4):
+            close(guided.x0[i], (1 - SHARE[i]) * x0["uncond"][i] + SHARE[i] * x0["cond"][i])
+        close(guided.eps, here.branches["uncond"].eps)
+
+
+@pytest.mark.parametrize("name", ["linear", "clamp_linear", "cosine", "power_cosine", "beta"])
+@pytest.mark.parametrize("schedule", ["cosine", "flow", "edm", "ddpm_linear"])
+def test_a_scale_schedule_is_its_papers_curve(x64, name, schedule):
+    schedule, s = SCHEDULES[schedule](), W - 1
+    more = {"clamp_linear": {"least": 2.0}, "power_cosine": {"power": 4.0}, "beta": {"a": 2.5, "b": 1.5}}.get(name, {})
+    curve = getattr(gj.scales, name)(schedule, W, **more)
+
+    def weight(u):
+        """The paper's, of the time that is left, u = t / T, in its scale, w - 1."""
+        if name == "linear":
+            return 2 * (1 - u) * s
+        if name == "clamp_linear":
+            return np.maximum(1.0, 2 * (1 - u) * s)
+        if name == "cosine":
+            return (np.cos(np.pi * u) + 1) * s
+        if name == "power_cosine":
+            return (1 - np.cos(np.pi * (1 - u) ** 4)) / 2 * s
+        return scipy.stats.beta.pdf(1 - u, 2.5, 1.5) * s
+
+    for u in (0.0, 0.13, 0.5, 0.8, 1.0):
+        level = schedule(schedule.t_min + u * (schedule.t_max - schedule.t_min))
+        np.testing.assert_allclose(curve(level), 1 + weight(u), rtol=1e-9, atol=1e-9)
+    if name in ("linear", "cosine", "beta"):
+        middles = (np.arange(2000) + 0.5) / 2000
+        levels = schedule(schedule.t_min + middles * (schedule.t_max - schedule.t_min))
+        mean = (getattr(gj.scales, name)(schedule, 3.0, **more)(levels) - 1).mean()
+        np.testing.assert_allclose(mean, 2.0, rtol=1e-4 if name == "beta" else 1e-9)
+    x, x0, _ = draw("vector")
+    level = schedule(schedule.t_min + 0.3 * (schedule.t_max - schedule.t_min))
+    here = context(x, x0, level)
+    (by_curve,), (by_number,) = walk(gj.cfg(curve), [here]), walk(gj.cfg(1 + weight(0.3)), [here])
+    close(by_curve.x0, by_number.x0)
+    close(by_curve.eps, by_number.eps)
+
+
+@pytest.mark.parametrize(
+    ("build", "told"),
+    [
+        (lambda: gj.compose({}), "compose needs a scale"),
+        (lambda: gj.compose({"uncond": 2.0}), "compose needs a scale"),
+        (lambda: gj.fresca(2.0, cutoff=0.0), "cutoff must be in"),
+        (lambda: gj.fresca(2.0, cutoff=1.1), "cutoff must be in"),
+        (lambda: gj.reuse(gj.cfg(2.0), every=0), "at least 1"),
+        (lambda: gj.reuse(gj.cfg(2.0), every=1.5), "integer"),
+        (lambda: gj.linear_reuse(2.0, np.ones(4)), "1 \\+ 2 K"),
+        (lambda: gj.linear_reuse(2.0, np.ones(3), every=0), "at least 1"),
+        (lambda: gj.in_space("noise", gj.cfg(2.0)), "noise"),
+        (lambda: gj.cfg_zero_star(2.0, predicts="noise"), "noise"),
+    ],
+)
+def test_a_wrong_method_is_told_when_it_is_built(build, told):
+    with pytest.raises(ValueError, match=told):
+        build()
+
+
+@pytest.mark.parametrize(
+    ("shape", "guidance", "told"),
+    [
+        ((4, 6), gj.fdg(), "B, T, C"),
+        ((4, 6), gj.fresca(2.0), "B, T, C"),
+        ((4, 7, 2), gj.fdg(), "halves every spatial axis 1 times"),
+        ((4, 12, 10, 2), gj.fdg((3.0, 2.0, 1.0)), "halves every spatial axis 2 times"),
+        ((4, 4, 2), gj.fdg(), "down to 3"),
+        ((4, 1), gj.chain(gj.cfg(2.0), gj.rescale(0.7)), "two elements"),
+        ((4, 6), gj.cfg(np.ones(3)), "cfg's scale has shape"),
+        ((4, 6), gj.cfg(np.ones((4, 1))), "cfg's scale has shape"),
+        ((4, 6), gj.perp_neg(2.0, {"bad": np.ones(5)}), "weight of 'bad'"),
+        ((4, 6), gj.recfg(2.0, np.ones((2, 6))), "recfg's ratio"),
+        ((4, 6), gj.in_space("eps", gj.cfg_pp(0.5)), "space of its own"),
+        ((4, 6), gj.in_space("eps", gj.in_space("v", gj.cfg(2.0))), "space of its own"),
+        ((4, 6), gj.in_space("eps", gj.cfg_zero_star(2.0)), "space of its own"),
+    ],
+)
+def test_what_does_not_fit_x_is_told(shape, guidance, told):
+    x = np.zeros(shape, np.float32)
+    level = gj.schedules.cosine()(0.6)
+    with pytest.raises(ValueError, match=told):
+        walk(guidance, [context(x, dict.fromkeys(NAMES, x), level)])

@@ -1,0 +1,406 @@
+"""Methods that take gradients and methods that remember, against their papers' formulae: in NumPy, per sample, in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+from test_methods import LENGTH, SHARE, K, W, cfg, clipped, close, context, draw, projected, walk
+from worlds import SCHEDULES, step
+
+import guidance_jax as gj
+from guidance_jax.noise import normal, step_keys
+
+WORLDS = {"vector": ((4, 6), "cosine"), "image": ((4, 2, 3, 1), "flow")}
+RATE, DRAWS = np.array([0.1, 0.0, 0.4, -0.2]), 5
+RNG = np.random.default_rng(7)
+MIX, A, LOGITS = RNG.normal(size=(6, 6)) / 2, RNG.normal(size=(2, 6)), RNG.normal(size=(6, 3))
+BIAS, PITCH, LABELS = RNG.normal(size=6), RNG.normal(size=6), np.array([2, 0, 1, 2])
+MEASURED = {"first": RNG.normal(size=(4, 2)), "square": RNG.normal(size=(4, 6))}
+
+
+def flat(x):
+    return x.reshape(len(x), -1)
+
+
+def log_prob(x0):
+    return (jnp.sin(PITCH[None] * flat(x0)) - flat(x0) ** 2 / 2).sum(1)
+
+
+def slope(x0):
+    return PITCH * np.cos(PITCH * x0) - x0
+
+
+def measure(x0):
+    return {"first": flat(x0)[:, :2], "square": flat(x0) ** 2}
+
+
+def network(x, t, shift):
+    return jnp.tanh(flat(x) @ MIX + shift).reshape(x.shape)
+
+
+CLASS_LOG_PROB = gj.scores.class_log_prob(lambda x, t: t[:, None] * flat(x) @ LOGITS, jnp.asarray(LABELS))
+
+
+def class_slope(x, t, label):
+    odds = np.exp(t * x @ LOGITS)
+    return t * (LOGITS[:, label] - LOGITS @ odds / odds.sum())
+
+
+def at_work(guidance, world, uncond=False):
+    """x, its step, and the guided prediction at x, as the loop makes it."""
+    shape, schedule = WORLDS[world]
+    schedule, x = SCHEDULES[schedule](), np.random.default_rng(0).normal(size=shape)
+    at = step(schedule(0.6), schedule(0.4), number=3, batch=4)
+    conds = {"cond": jnp.tile(BIAS, (4, 1))} | ({"uncond": jnp.zeros((4, 6))} if uncond else {})
+    branches = gj.Branches(gj.denoiser(network, predicts="x0"), conds)
+    state = gj.State(jnp.asarray(x), (), guidance.init(jnp.asarray(x)), jnp.int32(0))
+    return x, at, gj.guide(branches, guidance, at)(state, at.level)[0]
+
+
+def kernel(x, x0, level, after):
+    """The mean of the reverse step and its two variances, small and large (arXiv:2006.11239, section 3.2)."""
+    a, s, a1, s1 = (float(value) for value in (level.alpha, level.sigma, after.alpha, after.sigma))
+    kept, added = a / a1, s**2 - (a / a1 * s1) ** 2
+    return (kept * s1**2 * x + a1 * added * x0) / s**2, added * s1**2 / s**2, added
+
+
+class Sample:
+    """What is known in closed form of sample i, its axes flattened."""
+
+    def __init__(self, x, at, i):
+        self.x, self.i, self.at = x[i].ravel(), i, at
+        self.a, self.s, self.t = (float(value) for value in (at.level.alpha, at.level.sigma, at.level.t))
+        self.a1, self.s1, self.t1 = (float(value) for value in (at.next.alpha, at.next.sigma, at.next.t))
+        self.x0 = np.tanh(self.x @ MIX + BIAS)
+        self.eps = (self.x - self.a * self.x0) / self.s
+        self.jacobian = (1 - self.x0**2)[:, None] * MIX.T  # d x0_j / d x_i
+        self.r = self.s / np.hypot(self.a, self.s)
+        like = jax.ShapeDtypeStruct((len(x), DRAWS, x[i].size), jnp.float64)
+        self.z = np.asarray(normal(step_keys(at), like))[i]
+
+    def with_score(self, gradient):
+        return self.x0 + self.s**2 / self.a * gradient, self.eps - self.s * gradient
+
+    def with_step(self, shift):
+        """DDIM's next x, `alpha' x0 + sigma' eps`, is shifted, eps left alone."""
+        after = self.a1 * self.x0 + self.s1 * self.eps + shift
+        return (after - self.s1 * self.eps) / self.a1, self.eps
+
+    def ascended(self, gradient, count):
+        z = self.x0
+        for _ in range(count):
+            z = z + RATE[self.i] * gradient(z)
+        return z - self.x0
+
+    def smooth_slope(self, x0, radius):
+        """The gradient of `log mean_k exp log_prob(x0 + radius z_k)`."""
+        points = x0 + radius * self.z
+        likelihoods = np.exp((np.sin(PITCH * points) - points**2 / 2).sum(1))
+        return likelihoods / likelihoods.sum() @ np.stack([slope(point) for point in points])
+
+
+def universal(p, count):
+    x0, eps = p.with_score(W[p.i] * p.jacobian.T @ slope(p.x0))
+    change = p.ascended(slope, count)
+    return x0 + change, eps - p.a / p.s * change
+
+
+def dps(p):
+    first, square = MEASURED["first"][p.i] - p.x0[:2], MEASURED["square"][p.i] - p.x0**2
+    gradient = -2 * p.x0 * square - np.append(first, np.zeros(4))
+    return p.with_step(-RATE[p.i] * p.jacobian.T @ gradient / np.sqrt((first**2).sum() + (square**2).sum()))
+
+
+def pigdm(p, variance):
+    pull = np.linalg.pinv(A) @ (MEASURED["first"][p.i] - A @ p.x0)
+    return p.with_score(W[p.i] * p.jacobian.T @ pull / variance)
+
+
+def tfg(p, smoothing, count):
+    smooth_slope = lambda x0: p.smooth_slope(x0, smoothing * p.r)
+    in_x, in_x0 = W[p.i] * p.jacobian.T @ smooth_slope(p.x0), p.ascended(smooth_slope, count)
+    return p.with_step(in_x / (p.a / p.a1) + p.a1 * in_x0)
+
+
+def mean_shift(p, variance, at_mean):
+    mean, small, large = kernel(p.x, p.x0, p.at.level, p.at.next)
+    gradient = class_slope(mean, p.t1, LABELS[p.i]) if at_mean else class_slope(p.x, p.t, LABELS[p.i])
+    wanted = mean + W[p.i] * (small if variance == "small" else large) * gradient
+    x0 = p.x0 + (wanted - mean) / (p.a1 * large) * p.s**2
+    return x0, (p.x - p.a * x0) / p.s
+
+
+def reg(p):
+    eps_u = (p.x - p.a * np.tanh(p.x @ MIX)) / p.s
+    of_sum = (1 - p.a * p.jacobian.sum(0)) / p.s
+    eps = p.eps + (W[p.i] - 1) * (p.eps - eps_u) * (1 - p.s * of_sum)
+    return (p.x - p.s * eps) / p.a, eps
+
+
+def by_pinv(shape, **more):
+    return gj.pigdm(lambda x0: flat(x0) @ A.T, lambda y: (y @ np.linalg.pinv(A).T).reshape(shape), MEASURED["first"], W, **more)
+
+
+GRADIENTS = {
+    "classifier": (
+        lambda shape: gj.classifier(CLASS_LOG_PROB, W),
+        lambda p: p.with_score(W[p.i] * class_slope(p.x, p.t, LABELS[p.i])),
+    ),
+    "universal": (lambda shape: gj.universal(log_prob, W), lambda p: universal(p, 0)),
+    "backward universal": (lambda shape: gj.universal(log_prob, W, inner_steps=3, rate=RATE), lambda p: universal(p, 3)),
+    "dps": (lambda shape: gj.dps(measure, MEASURED, RATE), dps),
+    "freedom": (
+        lambda shape: gj.freedom(log_prob, lambda level: level.alpha * RATE),
+        lambda p: p.with_step(p.a * RATE[p.i] * p.jacobian.T @ slope(p.x0)),
+    ),
+    "mpgd": (lambda shape: gj.mpgd(log_prob, RATE), lambda p: (p.x0 + RATE[p.i] * slope(p.x0), p.eps)),
+    "pigdm": (by_pinv, lambda p: pigdm(p, p.s**2 / (p.a**2 + p.s**2))),
+    "pigdm of a variance": (lambda shape: by_pinv(shape, variance=0.3), lambda p: pigdm(p, 0.3)),
+    "lgd": (
+        lambda shape: gj.lgd(log_prob, W, draws=DRAWS),
+        lambda p: p.with_score(W[p.i] * p.jacobian.T @ p.smooth_slope(p.x0, p.r)),
+    ),
+    "lgd of a spread": (
+        lambda shape: gj.lgd(log_prob, W, draws=DRAWS, spread=RATE),
+        lambda p: p.with_score(W[p.i] * p.jacobian.T @ p.smooth_slope(p.x0, RATE[p.i])),
+    ),
+    "tfg": (lambda shape: gj.tfg(log_prob, W, RATE), lambda p: tfg(p, 0.0, 4)),
+    "smoothed tfg": (
+        lambda shape: gj.tfg(log_prob, W, RATE, inner_steps=2, smoothing=0.7, draws=DRAWS),
+        lambda p: tfg(p, 0.7, 2),
+    ),
+    "reg": (lambda shape: gj.reg(gj.cfg(W)), reg),
+} | {
+    f"mean_shift {variance} {at_mean}": (
+        lambda shape, v=variance, m=at_mean: gj.mean_shift(CLASS_LOG_PROB, W, variance=v, at_mean=m),
+        lambda p, v=variance, m=at_mean: mean_shift(p, v, m),
+    )
+    for variance in ("small", "large")
+    for at_mean in (False, True)
+}
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_a_gradient_is_its_papers_formula(x64, name, world):
+    build, formula = GRADIENTS[name]
+    x, at, guided = at_work(build(WORLDS[world][0]), world, uncond=name == "reg")
+    for i in range(4):
+        x0, eps = formula(Sample(x, at, i))
+        close(guided.x0[i].ravel(), x0)
+        close(guided.eps[i].ravel(), eps)
+
+
+@pytest.mark.parametrize("variance", ["small", "large"])
+def test_a_ddpm_step_with_mean_shift_moves_by_w_sigma_g(x64, variance):
+    x, at, plain = at_work(gj.chain(), "vector")
+    _, _, guided = at_work(gj.mean_shift(CLASS_LOG_PROB, W, variance=variance), "vector")
+
+    def after(prediction):
+        state = gj.State(jnp.asarray(x), (), (), jnp.int32(0))
+        return gj.ddpm(variance).step(lambda state, level: (prediction, state), state, at.level, at.next, at.keys).x
+
+    shift = after(guided) - after(plain)
+    for i in range(4):
+        p = Sample(x, at, i)
+        _, small, large = kernel(p.x, p.x0, at.level, at.next)
+        close(shift[i], W[i] * (small if variance == "small" else large) * class_slope(p.x, p.t, LABELS[i]))
+    # Without noise there is no shift.
+    clean = at._replace(next=gj.NoiseLevel(*(jnp.float64(value) for value in (0, 1, 0))))
+    here = gj.Context(jnp.asarray(x), at.level, clean, plain, {"cond": plain})
+    (last,) = walk(gj.mean_shift(CLASS_LOG_PROB, W, variance=variance), [here])
+    close(last.x0, plain.x0)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "flow", "edm"])
+def test_pigdm_is_the_posterior_mean_of_gaussian_data(x64, schedule):
+    """`x0 ~ N(0, I)`, `x = a x0 + s z`, `y = Q x0`: `E[x0 | x, y]` by conditioning the joint Gaussian."""
+    level = SCHEDULES[schedule]()(0.6)
+    a, s = float(level.alpha), float(level.sigma)
+    Q = np.linalg.qr(A.T)[0].T
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(4, 6)), rng.normal(size=(4, 2))
+    branches = gj.branches(gj.denoiser(lambda x, t, cond: a / (a**2 + s**2) * x, predicts="x0"), cond=None)
+    guidance = gj.pigdm(lambda x0: x0 @ Q.T, lambda y: y @ Q, y)
+    state = gj.State(jnp.asarray(x), (), (), jnp.int32(0))
+    guided, _ = gj.guide(branches, guidance, step(level, batch=4))(state, level)
+    joint = np.block([[(a**2 + s**2) * np.eye(6), a * Q.T], [a * Q, np.eye(2)]])
+    mean = np.concatenate([a * np.eye(6), Q.T], axis=1) @ np.linalg.solve(joint, np.concatenate([x, y], axis=1).T)
+    close(guided.x0, mean.T)
+    close(guided.eps, (x - a * mean.T) / s)
+
+
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_a_gradient_has_no_place_in_another_space(x64, name):
+    here = context(*draw("vector", ("cond", "uncond")))
+    with pytest.raises(ValueError, match="space of its own"):
+        walk(gj.in_space("eps", GRADIENTS[name][0]((4, 6))), [here])
+
+
+def test_feedback_in_another_space_is_the_same_or_told(x64):
+    run = [here for *_, here in steps(3)]
+    try:
+        ours = walk(gj.in_space("eps", gj.feedback(0.9)), run)
+    except ValueError:
+        return
+    for got, wanted in zip(ours, walk(gj.feedback(0.9), run), strict=True):
+        close(got.x0, wanted.x0)
+
+
+@pytest.mark.parametrize(
+    ("build", "told"),
+    [
+        (lambda: gj.mean_shift(CLASS_LOG_PROB, 1.0, variance="learned"), "variance='learned' is unknown"),
+        (lambda: gj.universal(lambda x0: x0, 1.0), "one number a sample"),
+        (lambda: gj.mpgd(lambda x0: x0.sum(), 1.0), "one number a sample"),
+        (lambda: gj.classifier(lambda x, level: x.mean(), 1.0), "one number a sample"),
+        (lambda: gj.dps(measure, {"first": MEASURED["first"], "square": np.ones((4, 5))}, 1.0), "must match, leaf by leaf"),
+        (lambda: gj.dps(measure, MEASURED, np.ones(3)), "rate has shape"),
+        (lambda: gj.tfg(log_prob, 1.0, 1.0, smoothing=np.ones((4, 1))), "smoothing has shape"),
+    ],
+)
+def test_a_wrong_gradient_is_told(x64, build, told):
+    with pytest.raises(ValueError, match=told):
+        at_work(build(), "vector")
+
+
+def steps(count, first=0, twice=False):
+    """`(x, x0 of the branches, level, context)` of a run at falling noise, and of each step's corrector where twice."""
+    schedule, found = SCHEDULES["cosine"](), []
+    for k in range(count * (1 + twice)):
+        x, x0, _ = draw("vector", ("cond", "uncond"), seed=k)
+        number = k // (1 + twice)
+        level, start = schedule(0.95 - 0.1 * (k - number)), schedule(0.95 - 0.1 * number)
+        found.append((x, x0, level, context(x, x0, level, number=first + number, start=start)))
+    return found
+
+
+def moved(got, x, x0, level):
+    close(got.x0, x0)
+    close(got.eps, (x - float(level.alpha) * x0) / float(level.sigma))
+
+
+@pytest.mark.parametrize("base", ["cond", "uncond"])
+def test_apg_over_several_steps(x64, base):
+    run = steps(6)
+    contexts = [here._replace(base=here.branches[base]) for *_, here in run]
+    ours = walk(gj.apg(W, beta=K, most=LENGTH, eta=SHARE), contexts)
+    m = np.zeros((4, 6))
+    for got, (x, x0, level, _) in zip(ours, run, strict=True):
+        c = x0["cond"]
+        m = c - x0["uncond"] + K[:, None] * m
+        change = [projected(clipped(m[i], LENGTH[i]), c[i], SHARE[i]) for i in range(4)]
+        moved(got, x, c + (W[:, None] - 1) * np.stack(change), level)
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_reuse_by_hand_with_momentum_within(x64, twice):
+    run, asked = steps(7, first=5, twice=twice), []
+    ours = walk(gj.reuse(gj.chain(gj.cfg(W), gj.momentum(-0.5)), 3), [here for *_, here in run], asked)
+    change = np.zeros((4, 6))
+    for k, (got, (x, x0, level, _)) in enumerate(zip(ours, run, strict=True)):
+        fresh = k // (1 + twice) in (0, 3, 6)
+        assert asked[k] == fresh
+        if fresh:
+            change = (W[:, None] - 1) * (x0["cond"] - x0["uncond"]) - 0.5 * change
+        moved(got, x, x0["cond"] + change, level)
+
+
+def agreeing(distances):
+    """Contexts whose eps of both branches are `distances[step, sample]` apart, relative to their size."""
+    contexts, rng = [], np.random.default_rng(0)
+    for number, apart in enumerate(distances):
+        level = SCHEDULES["cosine"]()(0.9 - 0.1 * number)
+        x, u, noise = rng.normal(size=(3, len(apart), 6))
+        eps = {"uncond": u, "cond": u + np.asarray(apart)[:, None] * noise}
+        x0 = {name: (x - float(level.sigma) * e) / float(level.alpha) for name, e in eps.items()}
+        contexts.append(context(x, x0, level, number=number))
+    return contexts
+
+
+def test_adaptive_by_hand(x64):
+    contexts = agreeing([[2, 2, 0.01, 2], [0.01, 2, 2, 2], [2, 0.01, 2, 2], [2, 2, 2, 0.01], [2, 2, 2, 2], [2, 2, 2, 2]])
+    ended, asked = np.zeros(4, bool), []
+    for got, here in zip(walk(gj.adaptive(gj.cfg(3.0)), contexts, asked), contexts, strict=True):
+        c, u = here.branches["cond"], here.branches["uncond"]
+        for i in range(4):
+            close(got.x0[i], c.x0[i] if ended[i] else cfg(c.x0[i], u.x0[i], 3.0))
+            close(got.eps[i], c.eps[i] if ended[i] else cfg(c.eps[i], u.eps[i], 3.0))
+            cosine = np.vdot(c.eps[i], u.eps[i]) / np.linalg.norm(c.eps[i]) / np.linalg.norm(u.eps[i])
+            ended[i] |= cosine > 0.991
+    assert asked == [True] * 4 + [False] * 2
+
+
+def test_adaptive_ends_after_a_step_not_within_it(x64):
+    (first,), asked = agreeing([[0.01]]), []
+    ours = walk(gj.adaptive(gj.cfg(3.0)), [first, first, first._replace(step=first.step._replace(number=jnp.int32(1)))], asked)
+    assert asked == [True, True, False]
+    close(ours[1].x0, ours[0].x0)
+    close(ours[2].x0, first.base.x0)
+
+
+@pytest.mark.parametrize(("past", "every", "rowwise"), [(1, 2, False), (2, 3, True)])
+def test_linear_reuse_by_hand(x64, past, every, rowwise):
+    run, asked, c, u = steps(8), [], [], []
+    rows = np.random.default_rng(1).normal(size=(8, 1 + 2 * past))
+    rows = rows if rowwise else np.broadcast_to(rows[0], rows.shape)
+    guidance = gj.linear_reuse(W, rows if rowwise else rows[0], every)
+    for n, (got, (x, x0, level, _)) in enumerate(zip(walk(guidance, [here for *_, here in run], asked), run, strict=True)):
+        c.append(x0["cond"])
+        fresh = n < past or n % every == 0
+        assert asked[n] == fresh
+        known = [c[n], *(c[n - k] for k in range(1, past + 1)), *(u[n - k] for k in range(1, past + 1))] if n >= past else []
+        u.append(x0["uncond"] if fresh else sum(a * p for a, p in zip(rows[n], known, strict=True)))
+        moved(got, x, cfg(c[n], u[n], W[:, None]), level)
+
+
+def test_linear_reuse_counts_steps_not_evaluations(x64):
+    asked = []
+    walk(gj.linear_reuse(3.0, np.ones(5), every=3), [here for *_, here in steps(4, twice=True)], asked)
+    assert asked == [True, True, True, True, False, False, True, True]
+
+
+def test_fit_linear_is_least_squares(x64):
+    rng = np.random.default_rng(0)
+    c, u = rng.normal(size=(2, 4, 9, 5))
+    fitted = gj.fit_linear(jnp.asarray(c), jnp.asarray(u), past=2)
+    close(fitted[:2], np.zeros((2, 5)))
+    for n in (2, 3):
+        matrix = np.stack([part.ravel() for part in (c[n], c[n - 1], c[n - 2], u[n - 1], u[n - 2])], axis=1)
+        close(fitted[n], np.linalg.lstsq(matrix, u[n].ravel(), rcond=None)[0])
+    row = np.array([0.5, -1.0, 1.5])
+    for n in range(1, 4):
+        u[n] = row[0] * c[n] + row[1] * c[n - 1] + row[2] * u[n - 1]
+    close(gj.fit_linear(jnp.asarray(c), jnp.asarray(u))[1:], np.broadcast_to(row, (3, 3)))
+
+
+@pytest.mark.parametrize("base", ["cond", "uncond"])
+@pytest.mark.parametrize("schedule", ["cosine", "flow", "edm"])
+def test_feedback_by_hand(x64, schedule, base):
+    """The ratio of the step's two Gaussian kernels; a corrector keeps the scale of its step."""
+    prior, tau, delta, most = np.array([[0.95, 0.9, 0.8, 0.6], [1, 0.5, 2, 1], [0, -0.2, 0.1, -1], [10, 5, 30, 20]])
+    schedule, rng = SCHEDULES[schedule](), np.random.default_rng(3)
+    log_q, contexts, scales, last = np.zeros(4), [], [], None
+    for number in range(2, 10):
+        level = schedule(schedule.t_min + (schedule.t_max - schedule.t_min) * (0.8 - 0.05 * number))
+        x, u, apart = rng.normal(size=(3, 4, 6))
+        if last is not None:
+            here, c0, u0, before = last
+            (mean_c, variance, _), (mean_u, _, _) = (kernel(here, x0, before, level) for x0 in (c0, u0))
+            x = (mean_c + mean_u) / 2 + np.sqrt(variance) * x
+            log_p = [scipy.stats.norm.logpdf(x, mean, np.sqrt(variance)).sum(1) for mean in (mean_c, mean_u)]
+            log_q = log_q + tau * (log_p[0] - log_p[1]) + delta
+            log_q = np.clip(log_q, np.log((1 - prior) * most / (most - 1)), 3)  # 3 is the released code's
+        scales += 2 * [np.exp(log_q) / (np.exp(log_q) - (1 - prior))]
+        last = x, u + min(1, float(level.ratio)) * apart, u, level
+        contexts.append(context(x, {"cond": last[1], "uncond": u}, level, base, number))
+        y, x0, _ = draw("vector", ("cond", "uncond"), seed=number)
+        contexts.append(context(y, x0, schedule(0.1 * schedule.t_max), base, number, start=level))
+    ours = walk(gj.feedback(prior, temperature=tau, offset=delta, most=most), contexts)
+    for got, here, w in zip(ours, contexts, scales, strict=True):
+        c, u = (here.branches[name].x0 for name in ("cond", "uncond"))
+        moved(got, np.asarray(here.x), cfg(c, u, w[:, None]), here.level)
+    reached = np.stack(scales)
+    assert np.isclose(reached, most).any()
+    assert (reached[2:] < 0.9 * most).any()

@@ -1,0 +1,252 @@
+"""What is evaluated, counted as it runs: skipped branches, one forward and one backward pass, one condition after another."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_sampling import LABELS, LEVELS, B, Counted
+from worlds import classes, keys, mixture
+
+import guidance_jax as gj
+from guidance_jax.noise import normal
+
+RATIO = np.asarray(LEVELS.ratio)
+ONCE, TWICE = [B], [2 * B]
+
+
+def quadratic(x0):
+    return -(x0**2).sum(1)
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 7])
+def test_reuse_evaluates_every_kth_step(every):
+    batches = Counted(mixture().denoise).run(gj.reuse(gj.cfg(3.0), every))
+    assert batches == [2 * B if i % every == 0 else B for i in range(20)]
+
+
+def test_reuse_in_an_interval_evaluates_the_first_step_inside():
+    """The interval opens at an odd step; the steps counted from there are the evaluated ones."""
+    batches = Counted(mixture().denoise).run(gj.during(gj.reuse(gj.cfg(3.0), 2), RATIO[12], RATIO[3]))
+    assert batches == [2 * B if i in (3, 5, 7, 9, 11) else B for i in range(20)]
+
+
+def test_reuse_treats_a_corrector_as_its_step():
+    batches = Counted(mixture().denoise).run(gj.reuse(gj.cfg(3.0), 2), gj.heun())
+    assert batches == [2 * B, 2 * B, B, B] * 9 + [2 * B, 2 * B, B]
+
+
+def test_reuse_of_a_run_that_starts_midway(x64):
+    """The first step of image-to-image is evaluated, and a run in two parts is right from its own start."""
+    m, levels = mixture(), gj.levels(gj.schedules.edm(), 12, gj.spacings.karras())
+    late = jax.tree.map(lambda field: field[5:], levels)
+    x = 3 * jax.random.normal(jax.random.key(0), (B, 3))
+    run = lambda guidance: gj.sample(keys(B), classes(m, LABELS), guidance, gj.ddim(), late, x)
+    np.testing.assert_allclose(run(gj.reuse(gj.cfg(3.0), 1)), run(gj.cfg(3.0)), rtol=1e-12)
+    assert np.isfinite(run(gj.reuse(gj.cfg(3.0), 3))).all()
+    assert np.abs(run(gj.reuse(gj.cfg(3.0), 3)) - run(gj.cfg(3.0))).max() > 1e-3
+
+
+@pytest.mark.parametrize("over", ["scales", "labels and keys"])
+@pytest.mark.parametrize("wrap", [lambda g: gj.reuse(g, 3), lambda g: gj.adaptive(g, 0.9)])
+def test_skipping_stays_a_conditional_under_vmap(wrap, over):
+    counted = Counted(mixture().denoise)
+
+    def generate(scale, labels, key):
+        branches = gj.branches(counted, cond=labels, uncond=jnp.full_like(labels, -1))
+        return gj.sample(key, branches, wrap(gj.cfg(scale)), gj.ddim(), LEVELS, (3,))
+
+    mapped = {"scales": (0, None, None), "labels and keys": (None, 0, 0)}[over]
+    axes = jnp.linspace(1, 4, 3), jnp.stack([LABELS] * 3), jnp.stack([keys(B, s) for s in range(3)])
+    given = [all_ if axis == 0 else all_[0] for all_, axis in zip(axes, mapped, strict=True)]
+    together = jax.block_until_ready(jax.vmap(generate, in_axes=mapped)(*given))
+    jax.effects_barrier()
+    calls = np.array(counted.batches)
+    # A callback under vmap is called once for each of the three; both sizes occur, and far fewer of the larger.
+    assert (calls == B).any()
+    assert 0 < (calls == 2 * B).sum() < len(calls)
+    alone = jax.jit(generate)
+    for i in range(3):
+        one = alone(*(a[i] if axis == 0 else a for a, axis in zip(given, mapped, strict=True)))
+        np.testing.assert_allclose(together[i], one, rtol=1e-4, atol=1e-4)
+
+
+def test_adaptive_ends_for_each_sample_and_saves_once_all_have_ended():
+    m, threshold = mixture(), 0.95
+    counted = Counted(m.denoise)
+    batches = counted.run(gj.adaptive(gj.cfg(3.0), threshold))
+    assert sorted(batches, reverse=True) == batches
+    assert 0 < batches.count(2 * B) < 20
+    # By hand: guided until its own cosine first passes the threshold, that step included.
+    x = LEVELS.sigma[0] * normal(jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys(B), 0), jnp.zeros((B, 3)))
+    ended, last = np.zeros(B, bool), 0
+    for i in range(20):
+        level, after = (jax.tree.map(lambda field, n=n: field[n], LEVELS) for n in (i, i + 1))
+        c, u = m.denoise(x, level, LABELS), m.denoise(x, level, jnp.full_like(LABELS, -1))
+        scale = jnp.where(ended, 1.0, 3.0)[:, None]
+        d = jax.tree.map(lambda c, u, w=scale: u + w * (c - u), c, u)
+        x = after.alpha * d.x0 + after.sigma * d.eps
+        last = last if ended.all() else i + 1
+        cosine = (c.eps * u.eps).sum(1) / jnp.linalg.norm(c.eps, axis=1) / jnp.linalg.norm(u.eps, axis=1)
+        ended |= np.asarray(cosine > threshold)
+    guidance = gj.adaptive(gj.cfg(3.0), threshold)
+    found = gj.sample(keys(B), classes(m, LABELS), guidance, gj.ddim(), LEVELS, (3,))
+    np.testing.assert_allclose(found, x, rtol=1e-3, atol=1e-3)
+    assert batches == TWICE * last + ONCE * (20 - last)
+
+
+def test_cfg_zero_star_evaluates_nothing_more_in_its_first_steps():
+    batches = Counted(mixture().denoise).run(gj.cfg_zero_star(3.0, 4))
+    assert batches == ONCE * 4 + TWICE * 16
+
+
+def test_linear_reuse_saves_between():
+    batches = Counted(mixture().denoise).run(gj.linear_reuse(3.0, jnp.array([1.0, -0.5, -0.5, 0.5, 0.5]), 4))
+    assert batches == [2 * B if i < 2 or i % 4 == 0 else B for i in range(20)]
+
+
+class Passes:
+    """A denoiser that notes its forward and backward passes, with their batch."""
+
+    def __init__(self):
+        self.forward, self.backward = [], []
+
+        @jax.custom_vjp
+        def network(x):
+            jax.debug.callback(lambda x: self.forward.append(len(x)), x)
+            return jnp.tanh(x)
+
+        def forward(x):
+            return network(x), x
+
+        def backward(x, cotangent):
+            jax.debug.callback(lambda x: self.backward.append(len(x)), x)
+            return (cotangent * (1 - jnp.tanh(x) ** 2),)
+
+        network.defvjp(forward, backward)
+        self.denoise = gj.denoiser(lambda x, t, cond: network(x) + cond[:, None], predicts="x0")
+
+    def run(self, guidance, sampler=None):
+        self.forward.clear()
+        self.backward.clear()
+        conds: dict = {"cond": jnp.ones(B), "uncond": jnp.zeros(B)}
+        arguments = keys(B), gj.branches(self.denoise, **conds), guidance, sampler or gj.ddim(), LEVELS, (3,)
+        jax.block_until_ready(gj.sample(*arguments))
+        jax.effects_barrier()
+        counted = list(self.forward), list(self.backward)
+        assert int(gj.evaluations(*arguments)) == sum(counted[0]) // B
+        return counted
+
+
+GRADIENTS = {
+    "universal": gj.universal(quadratic, 0.1, inner_steps=3),
+    "dps": gj.dps(lambda x0: x0[:, :1], jnp.ones((B, 1)), 0.1),
+    "pigdm": gj.pigdm(lambda x0: x0[:, :1], lambda y: jnp.pad(y, ((0, 0), (0, 2))), jnp.ones((B, 1))),
+    "lgd": gj.lgd(quadratic, 0.1, draws=5),
+    "freedom": gj.freedom(quadratic, 0.1),
+    "tfg": gj.tfg(quadratic, 0.1, 0.1, inner_steps=3, smoothing=0.1, draws=5),
+}
+
+
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_gradient_methods_cost_one_forward_and_one_backward_pass(name):
+    assert Passes().run(GRADIENTS[name]) == (ONCE * 20, ONCE * 20)
+
+
+def test_mpgd_goes_backward_through_nothing():
+    assert Passes().run(gj.mpgd(quadratic, 0.1)) == (ONCE * 20, [])
+
+
+def test_reg_costs_two_forward_passes_and_one_backward():
+    assert Passes().run(gj.reg(gj.cfg(2.0))) == (ONCE * 40, ONCE * 20)
+
+
+def test_an_interval_skips_the_backward_pass():
+    forward, backward = Passes().run(gj.during(gj.freedom(quadratic, 0.1), RATIO[15], RATIO[2]))
+    assert (forward, backward) == (ONCE * 20, ONCE * 13)
+
+
+def test_a_gradient_beside_cfg_leaves_cfg_its_branches():
+    forward, backward = Passes().run(gj.chain(gj.cfg(2.0), gj.freedom(quadratic, 0.1)))
+    assert (forward, backward) == (ONCE * 40, ONCE * 20)
+
+
+def test_recurrence_costs_its_repetitions_inside_its_interval():
+    batches = Counted(mixture().denoise).run(gj.cfg(2.0), gj.recur(gj.ddim(), 3, RATIO[15], RATIO[2]))
+    assert batches == TWICE * (7 + 3 * 13)
+
+
+def test_one_condition_after_another_is_the_batch(x64):
+    """`batched=False`: as many calls as conditions, each of B, and the same samples."""
+    m, levels = mixture(), gj.levels(gj.schedules.edm(), 6, gj.spacings.karras())
+    calls = []
+
+    def denoise(x, level, cond):
+        jax.debug.callback(lambda x: calls.append(len(x)), x)
+        return m.denoise(x, level, cond)
+
+    conds: dict = {"cond": LABELS, "uncond": jnp.full_like(LABELS, -1), "negative": (LABELS + 1) % 3}
+    guidance = gj.compose({"cond": 3.0, "negative": -1.0})
+    one_by_one = gj.branches(denoise, batched=False, **conds)
+    x = gj.sample(keys(B), one_by_one, guidance, gj.heun(), levels, (3,))
+    jax.block_until_ready(x)
+    jax.effects_barrier()
+    assert calls == ONCE * (3 * 11)
+    np.testing.assert_allclose(
+        x, gj.sample(keys(B), gj.branches(m.denoise, **conds), guidance, gj.heun(), levels, (3,)), rtol=1e-10
+    )
+
+
+def test_one_condition_after_another_needs_less_memory():
+    """The intermediate values of a wide network for one condition (twice, in XLA's loop), not for all eight."""
+    width = 20_000
+    weights = jnp.ones((3, width)) / width
+
+    def network(x, t, cond):
+        return jnp.tanh(x @ weights + cond[:, None]) @ weights.T
+
+    def program(batched):
+        conds: dict = {name: jnp.ones(16) for name in "abcdefgh"}
+        branches = gj.branches(gj.denoiser(network, "x0"), batched=batched, **conds)
+        guidance = gj.compose(dict.fromkeys("bcdefgh", 1.0), uncond="a")
+        run = lambda x: gj.sample(keys(16), branches, guidance, gj.ddim(), LEVELS, x)
+        return jax.jit(run).lower(jnp.ones((16, 3))).compile().memory_analysis().temp_size_in_bytes
+
+    assert program(False) < 0.3 * program(True)
+
+
+def test_a_condition_may_be_drawn_in_every_step():
+    seen = []
+
+    def network(x, t, cond):
+        jax.debug.callback(lambda c: seen.append(np.asarray(c)), cond)
+        return x * 0
+
+    branches = gj.branches(gj.denoiser(network, "x0"), cond=LABELS, random=gj.conditions.random_labels(1000))
+    run = lambda key: jax.block_until_ready(gj.sample(key, branches, gj.icg(2.0), gj.heun(), LEVELS, (3,)))
+    run(keys(B))
+    jax.effects_barrier()
+    drawn = np.stack(seen).reshape(39, B, 2)[..., 1]
+    # Anew in each step, the same for a step's corrector, and by the sample's own key.
+    np.testing.assert_array_equal(drawn[0], drawn[1])
+    assert len(np.unique(drawn)) > 0.9 * 20 * B
+    assert drawn.min() >= 0
+    assert drawn.max() < 1000
+
+
+def test_retimed_tells_another_time_to_its_branch_alone():
+    seen = []
+
+    def network(x, t, cond):
+        jax.debug.callback(lambda t: seen.append(np.asarray(t)), t)
+        return x * 0
+
+    noise = gj.conditions.time_noise(lambda level: 0.1 * level.sigma)
+    denoise = gj.conditions.retimed(gj.denoiser(network, "x0"))
+    branches = gj.branches(denoise, cond=(LABELS, jnp.zeros(B)), retimed=lambda step: (LABELS, noise(step)))
+    jax.block_until_ready(gj.sample(keys(B), branches, gj.tsg(2.0), gj.ddim(), LEVELS, (3,)))
+    jax.effects_barrier()
+    told = np.stack(seen).reshape(20, B, 2)
+    np.testing.assert_allclose(told[..., 0], np.broadcast_to(np.asarray(LEVELS.t)[:-1, None], (20, B)), rtol=1e-6)
+    offsets = (told[..., 1] - told[..., 0]) / (0.1 * np.asarray(LEVELS.sigma)[:-1, None])
+    assert abs(offsets.std() - 1) < 0.2
+    assert abs(offsets.mean()) < 0.3

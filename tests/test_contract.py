@@ -22,7 +22,7 @@ class World(NamedTuple):
     """All that belongs to a sample, a row each: its key, what its branches are told, what it is guided to."""
 
     keys: jax.Array
-    conds: dict[str, jax.Array]
+    conds: dict[str, Any]
     target: jax.Array
 
     def log_prob(self, x0):
@@ -215,10 +215,10 @@ def test_a_value_that_follows_the_level_is_its_value_there():
     values = jnp.array([3.0, 1.0, 2.0, 0.5])
     levels = gj.levels(gj.schedules.cosine(), 4, gj.spacings.karras())
     table = lambda level: values[jnp.argmin(jnp.abs(levels.sigma[:-1] - level.sigma))]
-    denoise, x = gj.branches(gj.denoiser(network, "v"), **w.conds), None
+    denoise, x = gj.branches(gj.denoiser(network, "v"), **w.conds), jnp.zeros(0)
     for i, value in enumerate(values):
         ends = jax.tree.map(lambda field, i=i: field[i : i + 2], levels)
-        x = gj.sample(w.keys, denoise, gj.cfg(value), gj.ddim(), ends, SHAPE if x is None else x)
+        x = gj.sample(w.keys, denoise, gj.cfg(value), gj.ddim(), ends, x if i else SHAPE)
     np.testing.assert_allclose(run(gj.cfg(table), w), x, rtol=1e-5, atol=1e-5)
 
 

@@ -99,10 +99,10 @@ def test_a_classifier_is_nnx_linen_a_function_or_any_log_probability():
             return self.dense(jnp.tanh(x))
 
     module = Linen()
-    apply_linen, params = gj.networks.from_linen(module, module.init(jax.random.key(0), jnp.ones((1, 3)), jnp.ones(1)))
+    apply_linen, params = gj.networks.from_linen(module, dict(module.init(jax.random.key(0), jnp.ones((1, 3)), jnp.ones(1))))
     kernel, bias = params["Dense_0"]["kernel"], params["Dense_0"]["bias"]
     same = Nnx(nnx.Rngs(0))
-    same.dense.kernel[...], same.dense.bias[...] = kernel, bias
+    nnx.update(same.dense, {"kernel": kernel, "bias": bias})
     apply_nnx, state = gj.networks.from_nnx(same)
     classify = {
         "linen": lambda x, t: apply_linen(params, x, t),

@@ -1,5 +1,7 @@
 """What is evaluated, counted as it runs: skipped branches, one forward and one backward pass, one condition after another."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,6 +46,21 @@ def test_reuse_of_a_run_that_starts_midway(x64):
     np.testing.assert_allclose(run(gj.reuse(gj.cfg(3.0), 1)), run(gj.cfg(3.0)), rtol=1e-12)
     assert np.isfinite(run(gj.reuse(gj.cfg(3.0), 3))).all()
     assert np.abs(run(gj.reuse(gj.cfg(3.0), 3)) - run(gj.cfg(3.0))).max() > 1e-3
+
+
+def test_reuse_makes_the_change_of_eps_again_too(x64):
+    """CFG++ renoises with another eps: between, with the eps of the last difference, turned to the level at hand."""
+    m, levels = mixture(), gj.levels(gj.schedules.cosine(), 6, gj.spacings.karras())
+    x = start = levels.sigma[0] * jax.random.normal(jax.random.key(0), (B, 3))
+    d = 0.0
+    for i in range(6):
+        level, after = (jax.tree.map(lambda field, n=n: field[n], levels) for n in (i, i + 1))
+        c = m.denoise(x, level, LABELS)
+        if i % 3 == 0:
+            d = c.x0 - m.denoise(x, level, jnp.full_like(LABELS, -1)).x0
+        x = after.alpha * (c.x0 - 0.4 * d) + after.sigma * (c.eps + level.alpha / level.sigma * d)
+    found = gj.sample(keys(B), classes(m, LABELS), gj.reuse(gj.cfg_pp(0.6), 3), gj.ddim(), levels, start)
+    np.testing.assert_allclose(found, x, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("over", ["scales", "labels and keys"])
@@ -209,7 +226,8 @@ def test_one_condition_after_another_needs_less_memory():
         branches = gj.branches(gj.denoiser(network, "x0"), batched=batched, **conds)
         guidance = gj.compose(dict.fromkeys("bcdefgh", 1.0), uncond="a")
         run = lambda x: gj.sample(keys(16), branches, guidance, gj.ddim(), LEVELS, x)
-        return jax.jit(run).lower(jnp.ones((16, 3))).compile().memory_analysis().temp_size_in_bytes
+        used: Any = jax.jit(run).lower(jnp.ones((16, 3))).compile().memory_analysis()
+        return used.temp_size_in_bytes
 
     assert program(False) < 0.3 * program(True)
 

@@ -174,7 +174,8 @@ def feedback(
     """Feedback guidance: a scale that each sample earns by what its own path says of the condition.
 
     `D = u + w d`, `w = q / (q - (1 - prior))`, and after a step from x to x', whose kernels are N(mu_c, s^2) and N(mu_u, s^2),
-    `log q <- log q - temperature (|x' - mu_c|^2 - |x' - mu_u|^2) / (2 s^2) + offset`, kept where w is in (1, most).
+    `log q <- log q - temperature (|x' - mu_c|^2 - |x' - mu_u|^2) / (2 s^2) + offset`,
+    kept below 3 and where w is at most `most`.
 
     At temperature 1 and offset 0, q is the ratio p(x | y) / p(x) along the path of `ddpm`; elsewhere it is an estimate.
 
@@ -187,7 +188,7 @@ def feedback(
       uncond: the branch to come from.
 
     Raises:
-      ValueError: if a parameter is neither `()` nor `[B]`.
+      ValueError: if a parameter is neither `()` nor `[B]`, or inside of `in_space`.
 
     Example:
       >>> sorted(feedback(0.95).needs)
@@ -201,6 +202,7 @@ def feedback(
         return Track(jnp.zeros(len(x), x.dtype), jnp.full((), -1, jnp.int32), no_level, nothing, nothing, nothing)
 
     def update(prediction: Prediction, track: Track, context: Context) -> tuple[Prediction, Track]:
+        own_space("feedback", context)
         x, level = context.x, context.step.level
         c, u = context.branches[cond].x0, context.branches[uncond].x0
         pi, tau = at(prior, context, "feedback's prior"), at(temperature, context, "feedback's temperature")

@@ -173,7 +173,7 @@ def recfg(scale: Scale, ratio: Scale, *, cond: str = "cond", uncond: str = "unco
 
     Args:
       scale: `()` or `[B]`, or a function of the level; 1 is the conditional model.
-      ratio: `E[c u] / E[u^2]` over the data of a condition at the level; likewise, or shaped as x. 1 is CFG.
+      ratio: `E[c u] / E[u^2]` over the data of a condition at the level; likewise, or shaped as x or one sample. 1 is CFG.
       cond: the branch to go to.
       uncond: the branch to come from.
 
@@ -189,8 +189,9 @@ def recfg(scale: Scale, ratio: Scale, *, cond: str = "cond", uncond: str = "unco
     def x0(context: Context, c: Array, u: Array) -> Array:
         w = at(scale, context, "recfg's scale")
         given = jnp.asarray(ratio(context.level) if callable(ratio) else ratio, u.dtype)
-        share = given[None] if given.shape == u.shape[1:] else given if given.shape == u.shape else None
-        return w * c + (1 - w) * (at(given, context, "recfg's ratio") if share is None else share) * u
+        if given.shape not in ((), u.shape[:1]) and given.shape in (u.shape, u.shape[1:]):
+            return w * c + (1 - w) * given.reshape((-1, *u.shape[1:])) * u
+        return w * c + (1 - w) * at(given, context, "recfg's ratio") * u
 
     return _of_x0(x0, cond, uncond)
 

@@ -7,22 +7,26 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import ArrayLike
 
-from guidance_jax.arrays import concrete, divide, inner, norm
+from guidance_jax.arrays import concrete, divide, expand, inner, norm
 from guidance_jax.base import Context, Guidance, Prediction, Step
 from guidance_jax.guidance.algebra import move, only, wants
 from guidance_jax.scales import Scale, at
 
 
 class Cache(NamedTuple):
-    """What `reuse` remembers: the state within, the step that was evaluated last (-1: none), and its change of x0."""
+    """What `reuse` remembers: the state within, the step that was evaluated last (-1: none), and its change of x0 and of eps.
+
+    That of eps as the x0 that would move it, `-(sigma / alpha) change`, so that it holds at the next level too.
+    """
 
     inner: Any
     last: Array
-    change: Array
+    x0: Array
+    eps: Array
 
 
 def reuse(guidance: Guidance, every: ArrayLike) -> Guidance:
-    """A guidance that is evaluated in every k-th step only; between, its last change of x0 is made again.
+    """A guidance that is evaluated in every k-th step only; between, its last change is made again.
 
     Its branches are not evaluated between. The first step that it meets is evaluated, wherever a run or an interval begins.
 
@@ -47,15 +51,19 @@ def reuse(guidance: Guidance, every: ArrayLike) -> Guidance:
         return (cache.last < 0) | (step.number == cache.last) | (step.number >= cache.last + every.astype(jnp.int32))
 
     def init(x: Array) -> Cache:
-        return Cache(guidance.init(x), jnp.full((), -1, jnp.int32), jnp.zeros_like(x))
+        return Cache(guidance.init(x), jnp.full((), -1, jnp.int32), jnp.zeros_like(x), jnp.zeros_like(x))
 
     def update(prediction: Prediction, cache: Cache, context: Context) -> tuple[Prediction, Cache]:
+        alpha, sigma = expand(context.level.alpha, context.x), expand(context.level.sigma, context.x)
+
         def anew(prediction: Prediction, cache: Cache) -> tuple[Prediction, Cache]:
             guided, inner = guidance.update(prediction, cache.inner, context)
-            return guided, Cache(inner, context.step.number.astype(jnp.int32), guided.x0 - prediction.x0)
+            x0, eps = guided.x0 - prediction.x0, guided.eps - prediction.eps
+            return guided, Cache(inner, context.step.number, x0, -divide(sigma, alpha) * eps)
 
         def again(prediction: Prediction, cache: Cache) -> tuple[Prediction, Cache]:
-            return move(prediction, prediction.x0 + cache.change, context.level), cache
+            eps = prediction.eps - divide(alpha, sigma) * cache.eps
+            return prediction._replace(x0=prediction.x0 + cache.x0, eps=eps), cache
 
         return jax.lax.cond(fresh(cache, context.step), anew, again, prediction, cache)
 
@@ -98,33 +106,39 @@ def adaptive(guidance: Guidance, threshold: ArrayLike = 0.991, *, cond: str = "c
     Reference: Castillo et al. 2023, arXiv:2312.12487, algorithm 1.
     """
 
+    def goes_on(last: Array, step: Step) -> Array:
+        # A step is guided as a whole: its corrector too, where its first evaluation was the last.
+        return (last < 0) | (last == step.number)
+
     def init(x: Array) -> tuple[Any, Array]:
-        return guidance.init(x), jnp.zeros(len(x), bool)
+        return guidance.init(x), jnp.full(len(x), -1, jnp.int32)
 
     def update(prediction: Prediction, state: tuple[Any, Array], context: Context) -> tuple[Prediction, tuple[Any, Array]]:
-        inside, ended = state
+        inside, last = state
         c, u = context.branches[cond].eps, context.branches[uncond].eps
         cosine = divide(inner(c, u), norm(c) * norm(u)).reshape(-1)
         guided, inside = guidance.update(prediction, inside, context)
-        goes_on = ~ended.reshape(-1, *[1] * (prediction.x0.ndim - 1))
-        x0, eps = jnp.where(goes_on, guided.x0, prediction.x0), jnp.where(goes_on, guided.eps, prediction.eps)
-        ended = ended | (cosine > jnp.asarray(threshold, cosine.dtype))
-        return prediction._replace(x0=x0, eps=eps), (inside, ended)
+        on = goes_on(last, context.step).reshape(-1, *[1] * (prediction.x0.ndim - 1))
+        x0, eps = jnp.where(on, guided.x0, prediction.x0), jnp.where(on, guided.eps, prediction.eps)
+        agree = (last < 0) & (cosine > jnp.asarray(threshold, cosine.dtype))
+        return prediction._replace(x0=x0, eps=eps), (inside, jnp.where(agree, context.step.number, last))
 
     def wanted(state: tuple[Any, Array], step: Step) -> dict[str, Any]:
-        inside, ended = state
-        always = {name: True for name in (cond,) if name not in guidance.needs}
-        return only(_anyone(~ended), dict.fromkeys((cond, uncond), True) | wants(guidance, inside, step)) | always
+        inside, last = state
+        return only(_anyone(goes_on(last, step)), dict.fromkeys((cond, uncond), True) | wants(guidance, inside, step))
 
     return guidance._replace(needs=guidance.needs | {cond, uncond}, init=init, update=update, wants=wanted)
 
 
 class History(NamedTuple):
-    """The last K predictions of both branches, newest first, `[K, B, ...]`, and how many there are."""
+    """The predictions of both branches in the last K steps and before them in this one, newest first, `[1 + K, B, ...]`."""
 
     cond: Array
     uncond: Array
     known: Array
+    """How many steps there are."""
+    number: Array
+    """Of the newest."""
 
 
 def linear_reuse(
@@ -132,9 +146,9 @@ def linear_reuse(
 ) -> Guidance:
     """CFG whose unconditional prediction is, between, a linear function of past predictions.
 
-    `u = a_0 c + sum_i (a_i c_i + b_i u_i)`, over the K last steps, newest first.
+    `u = a_0 c + sum_i (a_i c_i + b_i u_i)`, over the K last steps, newest first, each as its first evaluation was.
 
-    The first K steps, and then every k-th, evaluate both branches.
+    The first K steps evaluate both branches, and so does every step whose number is divisible by k.
 
     Args:
       scale: `()` or `[B]`, or a function of the level; 1 is the conditional model.
@@ -158,21 +172,29 @@ def linear_reuse(
         raise ValueError(f"linear_reuse's every must be at least 1, got {every}.")
     past = rows.shape[-1] // 2
 
+    def before(history: History, step: Step) -> tuple[Array, Array]:
+        """Whether this is the step's first evaluation, and how many steps are known before it."""
+        first = history.number != step.number
+        return first, jnp.where(first, history.known, history.known - 1)
+
     def fresh(history: History, step: Step) -> Array:
-        return (history.known < past) | (step.number % every == 0)
+        return (before(history, step)[1] < past) | (step.number % every == 0)
 
     def init(x: Array) -> History:
-        nothing = jnp.zeros((past, *x.shape), x.dtype)
-        return History(nothing, nothing, jnp.zeros((), jnp.int32))
+        nothing = jnp.zeros((past + 1, *x.shape), x.dtype)
+        return History(nothing, nothing, jnp.zeros((), jnp.int32), jnp.full((), -1, jnp.int32))
 
     def update(prediction: Prediction, history: History, context: Context) -> tuple[Prediction, History]:
-        base, c = context.base.x0, context.branches[cond].x0
-        row = (rows if rows.ndim == 1 else rows[jnp.minimum(context.step.number, len(rows) - 1)]).astype(c.dtype)
-        known = jnp.concatenate([c[None], history.cond, history.uncond])
-        u = jnp.where(fresh(history, context.step), context.branches[uncond].x0, jnp.tensordot(row, known, 1))
+        base, c, step = context.base.x0, context.branches[cond].x0, context.step
+        row = (rows if rows.ndim == 1 else rows[jnp.minimum(step.number, len(rows) - 1)]).astype(c.dtype)
+        first, known = before(history, step)
+        older = lambda kept: jnp.where(first, kept[:-1], kept[1:])
+        cs, us = older(history.cond), older(history.uncond)
+        predicted = jnp.tensordot(row, jnp.concatenate([c[None], cs, us]), 1)
+        u = jnp.where(fresh(history, step), context.branches[uncond].x0, predicted)
         guided = u + at(scale, context, "linear_reuse's scale") * (c - u)
-        newest = lambda new, old: jnp.concatenate([new[None], old[:-1]])
-        after = History(newest(c, history.cond), newest(u, history.uncond), jnp.minimum(history.known + 1, past))
+        newest = lambda new, kept, old: jnp.where(first, jnp.concatenate([new[None], old]), kept)
+        after = History(newest(c, history.cond, cs), newest(u, history.uncond, us), known + 1, step.number)
         return move(prediction, prediction.x0 + (guided - base), context.level), after
 
     def wanted(history: History, step: Step) -> dict[str, Any]:

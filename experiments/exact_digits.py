@@ -1,0 +1,301 @@
+"""Guided images without training: real digits in PCA space, one Gaussian a class, where scores and classifier are exact.
+
+`python -m experiments.exact_digits` compares methods and scans their parameters in a minute on a CPU. What goes wrong here
+is the guidance's doing, and no network's.
+
+The principal components are scaled to a mean variance of 0.25, that of EDM's data: levels and distances are in this unit. Two
+readers judge samples: "exact" is the mixture's own class posterior, which guidance climbs, and "judged" a kernel regression on
+held-out real images, which knows nothing of the mixture. Samples are compared to the mixture's exact moments, all classes
+together ("FD") and class by class ("class FD", the mean), which sees each class lose or gain diversity. The table's first row
+is the floor of both for as many samples.
+"""
+
+import dataclasses
+import functools
+import gzip
+import itertools
+import json
+import math
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import tyro
+from jax import Array
+from sklearn.decomposition import PCA
+
+import guidance_jax as gj
+from experiments import data, pictures
+from experiments.pictures import BLUE, GREEN, INK, MUTED, ORANGE
+
+CLEAN = gj.NoiseLevel(*map(jnp.float32, (0.0, 1.0, 0.0)))
+COLOURS = {"CFG": BLUE, "classifier": MUTED, "interval": GREEN, "APG": ORANGE, "autoguidance": GREEN}
+SCANS = {
+    "interval": {"low": (0.0, 0.15, 0.3), "high": (0.4, 0.5, 0.7, 1.0, 1.5, 3.0)},  # sigma / alpha
+    "APG": {"beta": (0.0, -0.5, -0.75), "most": (0.1, 0.2, 0.35, 0.5)},
+}
+Results = dict[str, list[dict[str, Any]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Guided images without training."""
+
+    out: Path = Path("out/exact_digits")
+    """Where pictures and `metrics.json` go."""
+    dataset: str = "digits"
+    """The TFDS name of a set of labelled images."""
+    fashion: Path | None = None
+    """A folder of Fashion-MNIST's four gzipped IDX files, as of Debian's dataset-fashion-mnist, in place of `dataset`."""
+    components: int = 24
+    """Principal components."""
+    underfit: float = 0.2
+    """The under-fitted model sees every class blurred: this squared is added to the variance of every component."""
+    weak: float = 0.4
+    """The same of the weaker model that autoguidance leads away from."""
+    scales: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+    """Guidance scales; 1 is the unguided model."""
+    shown: tuple[float, float] = (4.0, 2.0)
+    """The scales of pictures and summary: of the exact model, which the scans take too, and of the under-fitted one."""
+    budget: float = 1.5
+    """The interval, and APG, take what the judge likes best of all whose class FD is at most this often the unguided one."""
+    samples: int = 2000
+    """Samples of each setting, in equal parts for each class."""
+    steps: int = 32
+    """Sampler steps."""
+    seed: int = 0
+    """Of the samples; the scans have their own."""
+    smoke: bool = False
+    """A run of seconds, that shows the way but no result."""
+
+    def __post_init__(self) -> None:
+        for scale in (1.0, *self.shown):
+            if scale not in self.scales:
+                raise ValueError(f"scales must hold 1 and those shown, {self.shown}, but {scale} is not in {self.scales}.")
+        if not 0 < self.underfit < self.weak:
+            raise ValueError(f"underfit must be positive and below weak, got {self.underfit} and {self.weak}.")
+        if min(self.components, self.steps) < 1 or self.samples < 20:
+            raise ValueError("components and steps must be at least 1, samples at least 20.")
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """The bytes of a gzipped IDX file, in its own shape; raises FileNotFoundError, or ValueError if it is not whole."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not there; Debian's package dataset-fashion-mnist has it.")
+    try:
+        content = gzip.decompress(path.read_bytes())
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is no whole gzip file: {error}.") from error
+    if len(content) < 4 or content[:3] != b"\0\0\x08":
+        raise ValueError(f"{path} begins with {content[:4]!r}, and not as an IDX file of bytes does: 0, 0, 8, number of axes.")
+    shape = tuple(int.from_bytes(content[i : i + 4], "big") for i in range(4, 4 + 4 * content[3], 4))
+    body = content[4 + 4 * len(shape) :]
+    if not body or len(body) != math.prod(shape):
+        raise ValueError(f"{path} should hold {shape}, {math.prod(shape)} bytes, but has {len(body)}.")
+    return np.frombuffer(body, np.uint8).reshape(shape)
+
+
+def fashion(folder: Path, split: str) -> data.Data:
+    """A split of Fashion-MNIST, "train" or "t10k"."""
+    images, labels = (read_idx(folder / f"{split}-{kind}-ubyte.gz") for kind in ("images-idx3", "labels-idx1"))
+    if images.ndim != 3 or labels.shape != images.shape[:1] or labels.max() > 9:
+        raise ValueError(f"{folder} has {split} images {images.shape} with labels {labels.shape} up to {labels.max()}.")
+    return data.Data(images[..., None].astype(np.float32) / 127.5 - 1, labels.astype(np.int32), 10, "idx")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class World:
+    """Classes of images as Gaussians in PCA space, their judge's logits, and the way back from PCA space to images."""
+
+    moments: tuple[Array, Array]
+    weights: Array
+    judge: Callable[[Array], Array]
+    images: Callable[[Array], np.ndarray]
+
+    def model(self, blur: float = 0.0) -> gj.oracles.GaussianMixture:
+        means, covariances = self.moments
+        covariances = covariances + blur**2 * jnp.eye(means.shape[1])[None]
+        return gj.oracles.GaussianMixture(means, covariances, self.weights, jnp.arange(len(means)))
+
+
+def fit(config: Config, train: data.Data, test: data.Data) -> tuple[World, float]:
+    """The world, and the judge's accuracy on images that the mixture knows and the judge does not."""
+    flat, shape = lambda images: images.reshape(len(images), -1), train.images.shape[1:]
+    pca = PCA(config.components, svd_solver="covariance_eigh").fit(flat(train.images))
+    unit = 0.5 / np.sqrt(pca.explained_variance_.mean())
+    x, held_out = (jnp.asarray(unit * pca.transform(flat(part)), jnp.float32) for part in (train.images, test.images[:2000]))
+    parts = [np.asarray(x)[train.labels == y] for y in range(train.classes)]
+    covariances = np.stack([np.cov(part, rowvar=False) for part in parts]) + 1e-3 * np.eye(config.components)
+    moments = jnp.stack([part.mean(0) for part in parts]), jnp.asarray(covariances, jnp.float32)
+    weights = jnp.array([len(part) / len(x) for part in parts], jnp.float32)
+    kernel = lambda a, b: jnp.exp(-0.2 * ((a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T))
+    gram = np.asarray(kernel(held_out, held_out)) + 0.1 * np.eye(len(held_out))
+    answers = jnp.asarray(np.linalg.solve(gram, np.eye(train.classes)[test.labels[:2000]]), jnp.float32)
+    judge = lambda x: kernel(x, held_out) @ answers
+    images = lambda x: (np.asarray(x) / unit @ pca.components_ + pca.mean_).reshape(*x.shape[:-1], *shape)
+    reading = gj.metrics.accuracy(judge(x[:10_000]), jnp.asarray(train.labels[:10_000]))
+    return World(moments, weights, judge, images), float(reading)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def measure(world: World, samples: Array) -> dict[str, Array]:
+    """Accuracy and Frechet distance of samples `[classes, n, D]`."""
+    classes, mixture = jnp.arange(len(samples)), world.model()
+    labels, x = jnp.repeat(classes, samples.shape[1]), samples.reshape(-1, samples.shape[2])
+    posterior = jax.vmap(lambda y: mixture.class_log_prob(x, CLEAN, jnp.full(len(x), y)), out_axes=1)(classes)
+    moments = samples.mean(1), jax.vmap(lambda part: jnp.cov(part, rowvar=False))(samples)
+    between = lambda means: jnp.cov(means, rowvar=False, aweights=world.weights, ddof=0)
+    pooled = lambda m, c: (world.weights @ m, jnp.tensordot(world.weights, c, 1) + between(m))
+    return {
+        "judged": gj.metrics.accuracy(world.judge(x), labels),
+        "exact": gj.metrics.accuracy(posterior, labels),
+        "fd": gj.metrics.frechet_distance(*pooled(*moments), *pooled(*world.moments)),
+        "class_fd": jax.vmap(gj.metrics.frechet_distance)(*moments, *world.moments).mean(),
+    }
+
+
+def sweep(config: Config, world: World, make: Any, settings: Any, given: Any = (), seed: int = 0) -> tuple[Array, list[Any]]:
+    """Samples `[settings, classes, n, D]` and a row for each, by one program of `make(labels, *setting, *given)`."""
+    classes, size = world.moments[0].shape
+    labels, settings = jnp.repeat(jnp.arange(classes), -(-config.samples // classes)), jnp.asarray(settings, jnp.float32)
+    levels = gj.levels(gj.schedules.edm(), config.steps, gj.spacings.karras(sigma_min=0.01, sigma_max=40.0))
+    # The start is given, for to draw it would be half of what there is to compile.
+    key = jax.random.key(config.seed + seed)
+    keys, x = jax.random.split(key, len(labels)), levels.sigma[0] * jax.random.normal(key, (len(labels), size))
+    over = lambda run: jax.jit(jax.vmap(lambda setting: run(keys, *make(labels, *setting, *given), gj.dpmpp_2m(), levels, x)))
+    program = over(gj.sample).lower(settings).compile()
+    start = time.perf_counter()
+    samples = jax.block_until_ready(program(settings)).reshape(len(settings), classes, -1, size)
+    cost = {"milliseconds": 1e3 * (time.perf_counter() - start) / (len(settings) * len(labels))}
+    counts = over(gj.evaluations)(settings).tolist()
+    rows = [jax.tree.map(float, measure(world, part)) | cost for part in samples]
+    return samples, [row | {"evaluations": count} for row, count in zip(rows, counts, strict=True)]
+
+
+def methods(config: Config, world: World) -> dict[str, Callable[..., Any]]:
+    """Of each method, what makes branches and a guidance of the labels, the scale and the method's parameters."""
+    exact, blurred, weak = (world.model(blur) for blur in (0.0, config.underfit, config.weak))
+    one = lambda model, **conds: gj.branches(model.denoise, **conds)
+    two = lambda model, y: gj.branches(model.denoise, cond=y, uncond=jnp.full_like(y, -1))
+    by_posterior = lambda y, w: gj.classifier(lambda x, level: exact.class_log_prob(x, level, y), w)
+    return {
+        "no guidance": lambda y, w: (one(exact, cond=y), gj.chain()),
+        "CFG": lambda y, w: (two(exact, y), gj.cfg(w)),
+        "classifier": lambda y, w: (one(exact, uncond=jnp.full_like(y, -1)), by_posterior(y, w)),
+        "interval": lambda y, w, low, high: (two(exact, y), gj.during(gj.cfg(w), low, high)),
+        "APG": lambda y, w, beta, most: (two(exact, y), gj.apg(w, beta=beta, most=most)),
+        "under-fitted": lambda y, w: (one(blurred, cond=y), gj.chain()),
+        "under-fitted, CFG": lambda y, w: (two(blurred, y), gj.cfg(w)),
+        "under-fitted, autoguidance": lambda y, w: ((one(blurred, cond=y), one(weak, weak=y)), gj.autoguidance(w)),
+    }
+
+
+def scan(config: Config, world: World, name: str, make: Any, most: float) -> dict[str, Any]:
+    """The rows of a scan, and what is chosen: of class FD up to `most` the most accurate to 0.1 %, of those the cheapest."""
+    grid = [(config.shown[0], *pair) for pair in itertools.product(*SCANS[name].values())]
+    _, rows = sweep(config, world, make, grid, seed=1)
+    key = lambda row: (max(row["class_fd"], most), -round(row["judged"], 3), row["evaluations"], row["class_fd"])
+    chosen = grid[rows.index(min(rows, key=key))][1:]
+    print(f"{name}: {', '.join(f'{axis} {value:g}' for axis, value in zip(SCANS[name], chosen, strict=True))}")
+    return {"rows": rows, "chosen": chosen}
+
+
+def paint(config: Config, scans: dict[str, dict[str, Any]], results: Results) -> None:
+    """The curves over the scale, and the scans."""
+    names = {"scale": "guidance scale", "judged": "accuracy, by the judge", "fd": "FD", "class_fd": "class FD"}
+    plots = [("scale", "judged"), ("scale", "fd"), ("scale", "class_fd"), ("class_fd", "judged")]
+    spread = lambda key: "log" if "fd" in key else "linear"
+    with plt.rc_context(pictures.STYLE):
+        figure, axes = plt.subplots(2, 4, figsize=(14, 6.4), layout="constrained")
+        for method, rows in results.items():
+            name = method.removeprefix("under-fitted, ")
+            hollow: Any = {"ms": 8, "mfc": "none", "ls": "none"} if name == "classifier" else {"ms": 3}
+            for axis, (x, y) in zip(axes[int(name != method)], plots if len(rows) > 1 else (), strict=False):
+                values = [[row[key] for row in rows] for key in (x, y)]
+                axis.plot(*values, marker="o", label=name, color=COLOURS[name], **hollow)
+        for line, model in zip(axes, ("exact model", "under-fitted model"), strict=True):
+            for axis, (x, y) in zip(line, plots, strict=True):
+                floor = results["exact samples"][0]
+                axis.axhline(floor[y], color=MUTED, lw=0.8, ls="--", label="exact samples")
+                axis.plot(floor[x], floor[y], "*", color=INK)
+                axis.set(title=model, xlabel=names[x], ylabel=names[y], xscale=spread(x), yscale=spread(y))
+            line[0].legend(fontsize=8)
+        figure.savefig(config.out / "curves.png")
+        figure, axes = plt.subplots(1, 2, figsize=(11, 3), layout="constrained", width_ratios=(6, 4))
+        for axis, (name, found) in zip(axes, scans.items(), strict=True):
+            (vertical, ys), (horizontal, xs) = SCANS[name].items()
+            grid = np.reshape([row["judged"] for row in found["rows"]], (len(ys), len(xs)))
+            axis.imshow(grid, cmap="Blues", aspect="auto", vmax=2 * grid.max() - grid.min())
+            for (i, j), row in zip(np.ndindex(grid.shape), found["rows"], strict=True):
+                weight = "bold" if (ys[i], xs[j]) == found["chosen"] else "normal"
+                axis.text(j, i, f"{row['judged']:.3f}\n{row['class_fd']:.3f}", ha="center", va="center", size=8, weight=weight)
+            axis.set(xticks=range(len(xs)), xticklabels=xs, yticks=range(len(ys)), yticklabels=ys)
+            axis.set(title=f"{name}: accuracy and class FD, chosen: bold", xlabel=horizontal, ylabel=vertical)
+        figure.savefig(config.out / "scans.png")
+        plt.close("all")
+
+
+def report(config: Config, results: Results) -> None:
+    """The table, and the shown scales beside the unguided models."""
+    print("\n  method                      scale   judged    exact       FD   class FD   evaluations   ms a sample")
+    notes = []
+    for method, rows in results.items():
+        under = method.startswith("under")
+        base = results["under-fitted" if under else "no guidance"][0]
+        for row in rows:
+            quality = f"{row['judged']:8.3f} {row['exact']:8.3f} {row['fd']:8.3f} {row['class_fd']:10.3f}"
+            print(f"  {method:26s} {row['scale']:6.1f} {quality} {row['evaluations']:13d} {row['milliseconds']:13.2f}")
+            times = f"FD x {row['fd'] / base['fd']:.2f}, class FD x {row['class_fd'] / base['class_fd']:.2f}"
+            if row["scale"] == config.shown[under]:
+                notes.append(f"{method} at {row['scale']:g}: {100 * (row['judged'] - base['judged']):+.1f} points, {times}")
+    print("\nBeside the same model unguided:", *notes, sep="\n  ")
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Run it all; returns what `metrics.json` holds."""
+    begin = time.perf_counter()
+    if config.smoke:
+        small: Any = {"components": 10, "scales": (1.0, *config.shown), "samples": 200, "steps": 8}
+        config = dataclasses.replace(config, **small, out=config.out / "smoke")
+    config.out.mkdir(parents=True, exist_ok=True)
+    load = lambda split: data.load(config.dataset, split, config.out / "data")
+    ours, its = ("train", "test"), ("train", "t10k")
+    train, test = (fashion(config.fashion, split) for split in its) if config.fashion else map(load, ours)
+    world, reading = fit(config, train, test)
+    print(f"{len(train.labels)} images fitted; the judge, which has not seen them, reads {reading:.1%} of them.")
+    keys = jax.random.split(jax.random.key(config.seed + 2), train.classes)
+    draw = jax.vmap(lambda key, y: world.model().sample(key, -(-config.samples // train.classes), y))
+    floor = jax.tree.map(float, measure(world, draw(keys, jnp.arange(train.classes))))
+    results: Results = {"exact samples": [floor | {"scale": 1.0, "evaluations": 0, "milliseconds": 0.0}]}
+    real = np.stack([test.images[test.labels == y][:6] for y in range(train.classes)])
+    samples, scans, grids = {}, {}, [{"real, held out": real}, {"real, held out": real}]
+    for name, make in methods(config, world).items():
+        if name in SCANS:
+            scans[name] = scan(config, world, name, make, config.budget * results["no guidance"][0]["class_fd"])
+        given, under = scans[name]["chosen"] if name in SCANS else (), name.startswith("under")
+        scales = (1.0,) if name in ("no guidance", "under-fitted") else config.scales
+        samples[name], rows = sweep(config, world, make, [[scale] for scale in scales], given)
+        results[name] = [{"scale": scale} | row for scale, row in zip(scales, rows, strict=True)]
+        shown = config.shown[under] if len(scales) > 1 else 1.0
+        grids[under][f"{name}, scale {shown:g}"] = world.images(samples[name][scales.index(shown), :, :6])
+    report(config, results)
+    apart = float(jnp.abs(samples["classifier"] - samples["CFG"]).max())
+    print(f"Guidance by the exact classifier is CFG: their samples differ by {apart:.0e} at most.")
+    for name, panels in zip(("exact", "underfit"), grids, strict=True):
+        pictures.panels(config.out / f"samples_{name}.png", panels, "Nothing trained: a Gaussian a class in PCA space")
+    paint(config, scans, results)
+    seconds = time.perf_counter() - begin
+    metrics = {"judge_on_real": reading, "scans": scans, "results": results, "apart": apart, "seconds": seconds}
+    (config.out / "metrics.json").write_text(json.dumps(metrics, indent=1))
+    print(f"Pictures and metrics are in {config.out}; {seconds:.0f} s in all.")
+    return metrics
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))

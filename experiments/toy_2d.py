@@ -1,0 +1,249 @@
+"""Autoguidance repairs a weak model where classifier-free guidance only drops branches, in the plane, with exact numbers.
+
+`python -m experiments.toy_2d` grows two trees, a class each, of small Gaussians (after the figure 1 of Karras et al. 2024,
+arXiv:2406.02507, with a shape of its own). The "network" is the exact denoiser of the trees blurred by a Gaussian, so its
+samples leak off the branches; the weaker guide of autoguidance is blurred more. Density, classes and branches of the truth
+are known, so every method is judged without an estimate but the samples' own noise. Nothing is trained.
+"""
+
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import tyro
+from jax import Array
+
+import guidance_jax as gj
+from experiments import pictures
+from experiments.pictures import BLUE, GREEN, INK, MUTED, ORANGE
+
+UNGUIDED, GUIDED = ("unguided", "weaker guide"), ("autoguidance", "CFG", "classifier", "interval", "APG")
+COLORS = {"CFG": BLUE, "interval": ORANGE, "autoguidance": GREEN, "APG": INK}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Guidance of a weak model in the plane."""
+
+    out: Path = Path("out/toy_2d")
+    """Where the pictures and `metrics.json` go."""
+    blur: float = 0.06
+    """Standard deviation of the Gaussian that blurs what the network knows; the branches are 0.03 wide and thinner."""
+    weak_blur: float = 0.12
+    """The same of the weaker guide."""
+    scale: float = 3.0
+    """Guidance scale of the table and the picture, of every method."""
+    scales: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0, 6.0)
+    """Guidance scales of the curves, that one among them."""
+    interval: tuple[float, float] = (0.1, 0.3)
+    """Of `sigma / alpha`, in which the interval method guides."""
+    steps: int = 32
+    """Sampler steps."""
+    samples: int = 2000
+    """Samples of each method at each scale, of both classes together."""
+    seed: int = 0
+    """Of the samples."""
+    smoke: bool = False
+    """A run of seconds, that shows the way but no result."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.blur < self.weak_blur:
+            raise ValueError(f"blur must be positive and below weak_blur, got {self.blur} and {self.weak_blur}.")
+        if self.steps < 1 or self.samples < 2:
+            raise ValueError(f"steps must be at least 1 and samples at least 2, got {self.steps} and {self.samples}.")
+        if self.scale not in self.scales:
+            raise ValueError(f"scales must hold scale, {self.scale:g}, got {self.scales}.")
+
+
+class World(NamedTuple):
+    """The trees, as they are and as the networks know them."""
+
+    truth: gj.oracles.GaussianMixture
+    model: gj.oracles.GaussianMixture
+    weaker: gj.oracles.GaussianMixture
+    branches: Array
+    """Of each component `[K]`, the number of the branch that it is a part of."""
+    shares: Array
+    """The probability of each branch, over both classes."""
+    edge: Array
+    """The log-density that one exact sample in a hundred is below."""
+    clean: gj.NoiseLevel
+
+
+def grow(config: Config) -> World:
+    """Two classes of 15 bent branches in four generations, the one the other's image through the origin."""
+    pieces, number, components = (6, 4, 3, 2), itertools.count(), []
+
+    def bough(x: np.ndarray, angle: float, bend: float, length: float, weight: float, label: int, age: int = 0) -> None:
+        branch, n, last = next(number), pieces[age], age + 1 == len(pieces)
+        for i in range(n):
+            a = angle + bend * (i + 0.5) / n
+            axes = np.array([[np.cos(a), np.sin(a)], [-np.sin(a), np.cos(a)]])
+            covariance = axes.T @ np.diag([0.45 * length / n, 0.03 * 0.8**age]) ** 2 @ axes
+            components.append((x + axes[0] * length / n / 2, covariance, (1 if last else 0.3) * weight / n, label, branch))
+            x = x + axes[0] * length / n
+        if not last:
+            for turn, curl in ((0.82, -0.47), (-0.64, -0.73)):
+                bough(x, angle + bend + turn, curl * bend, 0.74 * length, 0.35 * weight, label, age + 1)
+
+    for label, side in enumerate((1.0, -1.0)):
+        bough(side * np.array([-1.55, -0.53]), np.pi * label - 0.63, 1.73, 0.8, 0.5, label)
+    means, covariances, weights, labels, branches = (np.array(column) for column in zip(*components, strict=True))
+
+    @jax.jit
+    def world() -> World:
+        mean, covariance, weight = (jnp.asarray(x, jnp.float32) for x in (means, covariances, weights))
+        truth, model, weaker = (
+            gj.oracles.GaussianMixture(mean, covariance + blur**2 * jnp.eye(2)[None], weight, jnp.asarray(labels))
+            for blur in (0.0, config.blur, config.weak_blur)
+        )
+        y, clean = classes(50_000), gj.NoiseLevel(*map(jnp.float32, (0.0, 1.0, 0.0)))
+        x = truth.sample(jax.random.key(config.seed + 1), len(y), y)
+        edge = jnp.quantile(truth.log_prob(x, clean, y), 0.01)
+        shares = jnp.asarray(np.bincount(branches, weights), jnp.float32)
+        return World(truth, model, weaker, jnp.asarray(branches), shares, edge, clean)
+
+    return world()
+
+
+def classes(n: int) -> Array:
+    """The class of each of n samples: 0, 1, 0, 1, ..."""
+    return jnp.arange(n) % 2
+
+
+def arguments(config: Config, world: World, name: str, keys: Array, scale: Array) -> tuple[Any, ...]:
+    """Those of `gj.sample` for a method, one sample a key.
+
+    The classifier is the true posterior, better than a network of this strength would learn. With the model's own it would
+    be CFG, by Bayes' rule.
+    """
+    labels = classes(len(keys))
+    cond, weak = gj.branches(world.model.denoise, cond=labels), gj.branches(world.weaker.denoise, weak=labels)
+    uncond = gj.branches(world.model.denoise, uncond=jnp.full_like(labels, -1))
+    both = gj.branches(world.model.denoise, **cond.conds, **uncond.conds)
+    posterior = lambda x, level: world.truth.class_log_prob(x, level, labels)
+    networks, guidance = {
+        "unguided": (cond, gj.chain()),
+        "weaker guide": (weak, gj.chain()),
+        "autoguidance": ((cond, weak), gj.autoguidance(scale)),
+        "CFG": (both, gj.cfg(scale)),
+        "classifier": (uncond, gj.classifier(posterior, scale)),
+        "interval": (both, gj.during(gj.cfg(scale), *config.interval)),
+        "APG": (both, gj.apg(scale, most=0.2)),
+    }[name]
+    levels = gj.levels(gj.schedules.edm(), config.steps, gj.spacings.karras())
+    return keys, networks, guidance, gj.dpmpp_2m(), levels, (2,)
+
+
+def worth(world: World, x: Array) -> dict[str, Array]:
+    """What samples are worth under the truth. `mode_distance` is the total variation between their shares of the branches, each
+    sample given to its most probable one, and the true shares."""
+    labels, truth, count = classes(len(x)), world.truth, len(world.shares)
+    log_p = truth.log_prob(x, world.clean, labels)
+    along = jnp.einsum("kde,bkd->bke", truth.axes, x[:, None] - truth.means[None])
+    log_joint = truth.log_weights[None] - 0.5 * (along**2 / truth.variances[None] + jnp.log(truth.variances)[None]).sum(2)
+    branch = (jax.nn.softmax(log_joint) @ jax.nn.one_hot(world.branches, count)).argmax(1)
+    return {
+        "log_likelihood": log_p.mean(),
+        "off_tree": (log_p < world.edge).mean(),
+        "mode_distance": jnp.abs(jax.nn.one_hot(branch, count).mean(0) - world.shares).sum() / 2,
+        "accuracy": (truth.class_log_prob(x, world.clean, labels) > jnp.log(0.5)).mean(),
+    }
+
+
+def study(config: Config, world: World, names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """Samples of each method at each scale, `x [S, n, 2]`, and what they are worth, `[S]`; one program for everything.
+
+    The first is the truth: as many exact samples, and with them what the samples' own noise does to the numbers.
+    """
+    keys = jax.random.split(jax.random.key(config.seed), config.samples)
+
+    @jax.jit
+    @jax.vmap
+    def at(scale: Array) -> dict[str, Array]:
+        x, counts = [world.truth.sample(keys[0], len(keys), classes(len(keys)))], [jnp.int32(0)]
+        for name in names:
+            x.append(gj.sample(*arguments(config, world, name, keys, scale)))
+            counts.append(gj.evaluations(*arguments(config, world, name, keys[:1], scale)))
+        return {"x": jnp.stack(x), **jax.vmap(worth, in_axes=(None, 0))(world, jnp.stack(x)), "evaluations": jnp.stack(counts)}
+
+    found = jax.tree.map(np.asarray, at(jnp.array(config.scales)))
+    return {name: {key: value[:, i] for key, value in found.items()} for i, name in enumerate(("truth", *names))}
+
+
+def picture(config: Config, world: World, rows: dict[str, dict[str, Any]]) -> None:
+    """The samples of class 0 by every method, on the outline of 99 % of their truth, and in grey that of the other class."""
+    across, up = np.linspace(-1.8, 1.8, 360), np.linspace(-1.35, 1.35, 270)
+    grid = jnp.asarray(np.stack(np.meshgrid(across, up), axis=-1).reshape(-1, 2), jnp.float32)
+    density = jax.jit(lambda y: world.truth.log_prob(grid, world.clean, jnp.full(len(grid), y)) - world.edge)
+    with plt.rc_context(pictures.STYLE):
+        figure, axes = plt.subplots(2, 4, figsize=(13, 5.9), layout="constrained")
+        own, other = (density(y).reshape(len(up), len(across)) for y in (0, 1))
+        for axis, (name, row) in zip(axes.flat, rows.items(), strict=True):
+            axis.contour(across, up, other, levels=[0], colors=MUTED, linewidths=0.4)
+            axis.contour(across, up, own, levels=[0], colors=ORANGE, linewidths=0.7)
+            axis.scatter(*row["x"][::2].T, s=2.5, color=BLUE, alpha=0.45, linewidths=0)
+            axis.set_title(f"{name} at {config.scale:g}" if name in GUIDED else name, color=INK, pad=16)
+            numbers = f"log-likelihood {row['log_likelihood']:.2f}, shares off by {row['mode_distance']:.2f}"
+            axis.text(0.5, 1.02, numbers, transform=axis.transAxes, ha="center", va="bottom", fontsize=8.5, color=MUTED)
+            axis.set(xlim=(-1.8, 1.8), ylim=(-1.35, 1.35), aspect="equal")
+            axis.axis("off")
+        figure.savefig(config.out / "overview.png")
+        plt.close(figure)
+
+
+def curves(config: Config, found: dict[str, dict[str, Any]]) -> None:
+    """Log-likelihood and the distance of the branches' shares over the scale, and one against the other."""
+    with plt.rc_context(pictures.STYLE):
+        figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+        fit, off = ({name: row[key] for name, row in found.items()} for key in ("log_likelihood", "mode_distance"))
+        for name, color in COLORS.items():
+            line: Any = {"color": color, "label": name, "marker": "o", "ms": 3}
+            axes[0].plot(config.scales, fit[name], **line)
+            axes[1].plot(config.scales, off[name], **line)
+            axes[2].plot(off[name], fit[name], **line)
+            for *at, scale in zip(off[name], fit[name], config.scales, strict=True):
+                if name in ("CFG", "autoguidance"):
+                    axes[2].annotate(f"{scale:g}", at, xytext=(4, 3), textcoords="offset points", color=color, fontsize=8)
+        for axis, exact in zip(axes[:2], (fit["truth"][0], off["truth"][0]), strict=True):
+            axis.axhline(exact, color=MUTED, lw=0.8, ls=":", label="exact samples")
+        axes[2].plot(off["truth"][0], fit["truth"][0], "*", color=MUTED, ms=10)
+        axes[0].set(title="Fidelity", xlabel="guidance scale", ylabel="log-likelihood under the truth")
+        axes[1].set(title="Diversity lost", xlabel="guidance scale", ylabel="the branches' shares are off by")
+        axes[2].set(title="One against the other (numbers: scale)", xlabel=axes[1].get_ylabel(), ylabel=axes[0].get_ylabel())
+        axes[1].legend(fontsize=8)
+        figure.savefig(config.out / "curves.png")
+        plt.close(figure)
+
+
+def main(config: Config) -> dict[str, dict[str, Any]]:
+    """Print the table, paint the pictures; returns the table, a row a method."""
+    if config.smoke:
+        out = config.out / "smoke"
+        config = dataclasses.replace(config, steps=12, samples=200, scales=(1.0, config.scale), out=out)
+    config.out.mkdir(parents=True, exist_ok=True)
+    world = grow(config)
+    found = study(config, world, (*UNGUIDED, *GUIDED))
+    rows = {name: {key: value[config.scales.index(config.scale)] for key, value in row.items()} for name, row in found.items()}
+    print(f"Two trees, a network blurred by {config.blur:g} and a guide by {config.weak_blur:g}, scale {config.scale:g}")
+    print("                log-likelihood   off the tree   shares off by   class accuracy   network calls")
+    for name, row in rows.items():
+        fidelity = f"{row['log_likelihood']:14.3f}   {row['off_tree']:12.3f}   {row['mode_distance']:13.3f}"
+        print(f"  {name:12s}  {fidelity}   {row['accuracy']:14.4f}   {row['evaluations']:13d}")
+    print(f"{config.steps} steps, {config.samples} samples of two classes; what the truth's shares are off by is their noise.")
+    picture(config, world, rows)
+    curves(config, found)
+    numbers = {name: {k: v.tolist() for k, v in row.items() if k != "x"} for name, row in found.items()}
+    (config.out / "metrics.json").write_text(json.dumps({"scales": config.scales, **numbers}, indent=1))
+    print(f"Pictures and metrics are in {config.out}.")
+    return rows
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))

@@ -6,8 +6,8 @@ is the guidance's doing, and no network's.
 The principal components are scaled to a mean variance of 0.25, that of EDM's data: levels and distances are in this unit. Two
 readers judge samples: "exact" is the mixture's own class posterior, which guidance climbs, and "judged" a kernel regression on
 held-out real images, which knows nothing of the mixture. Samples are compared to the mixture's exact moments, all classes
-together ("FD") and class by class ("class FD", the mean), which sees each class lose or gain diversity. The table's first row
-is the floor of both for as many samples.
+together ("FD") and each by itself ("class FD", the mean), which sees a class lose or gain diversity. The table's first row is
+the floor of both for as many samples.
 """
 
 import dataclasses
@@ -40,7 +40,6 @@ SCANS = {
     "interval": {"low": (0.0, 0.15, 0.3), "high": (0.4, 0.5, 0.7, 1.0, 1.5, 3.0)},  # sigma / alpha
     "APG": {"beta": (0.0, -0.5, -0.75), "most": (0.1, 0.2, 0.35, 0.5)},
 }
-Results = dict[str, list[dict[str, Any]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,7 +205,7 @@ def scan(config: Config, world: World, name: str, make: Any, most: float) -> dic
     return {"rows": rows, "chosen": chosen}
 
 
-def paint(config: Config, scans: dict[str, dict[str, Any]], results: Results) -> None:
+def paint(config: Config, scans: dict[str, dict[str, Any]], results: dict[str, Any]) -> None:
     """The curves over the scale, and the scans."""
     names = {"scale": "guidance scale", "judged": "accuracy, by the judge", "fd": "FD", "class_fd": "class FD"}
     plots = [("scale", "judged"), ("scale", "fd"), ("scale", "class_fd"), ("class_fd", "judged")]
@@ -241,7 +240,7 @@ def paint(config: Config, scans: dict[str, dict[str, Any]], results: Results) ->
         plt.close("all")
 
 
-def report(config: Config, results: Results) -> None:
+def report(config: Config, results: dict[str, Any]) -> None:
     """The table, and the shown scales beside the unguided models."""
     print("\n  method                      scale   judged    exact       FD   class FD   evaluations   ms a sample")
     notes = []
@@ -261,18 +260,17 @@ def main(config: Config) -> dict[str, Any]:
     """Run it all; returns what `metrics.json` holds."""
     begin = time.perf_counter()
     if config.smoke:
-        small: Any = {"components": 10, "scales": (1.0, *config.shown), "samples": 200, "steps": 8}
+        small: Any = {"components": 10, "scales": (1.0, *sorted(config.shown)), "samples": 200, "steps": 8}
         config = dataclasses.replace(config, **small, out=config.out / "smoke")
     config.out.mkdir(parents=True, exist_ok=True)
     load = lambda split: data.load(config.dataset, split, config.out / "data")
-    ours, its = ("train", "test"), ("train", "t10k")
-    train, test = (fashion(config.fashion, split) for split in its) if config.fashion else map(load, ours)
+    train, test = (fashion(config.fashion, s) for s in ("train", "t10k")) if config.fashion else map(load, ("train", "test"))
     world, reading = fit(config, train, test)
     print(f"{len(train.labels)} images fitted; the judge, which has not seen them, reads {reading:.1%} of them.")
     keys = jax.random.split(jax.random.key(config.seed + 2), train.classes)
     draw = jax.vmap(lambda key, y: world.model().sample(key, -(-config.samples // train.classes), y))
     floor = jax.tree.map(float, measure(world, draw(keys, jnp.arange(train.classes))))
-    results: Results = {"exact samples": [floor | {"scale": 1.0, "evaluations": 0, "milliseconds": 0.0}]}
+    results: dict[str, Any] = {"exact samples": [floor | {"scale": 1.0, "evaluations": 0, "milliseconds": 0.0}]}
     real = np.stack([test.images[test.labels == y][:6] for y in range(train.classes)])
     samples, scans, grids = {}, {}, [{"real, held out": real}, {"real, held out": real}]
     for name, make in methods(config, world).items():

@@ -355,7 +355,7 @@ def test_a_wrong_method_is_told_when_it_is_built(build, told):
         ((4, 6), gj.fresca(2.0), "B, T, C"),
         ((4, 7, 2), gj.fdg(), "halves every spatial axis 1 times"),
         ((4, 12, 10, 2), gj.fdg((3.0, 2.0, 1.0)), "halves every spatial axis 2 times"),
-        ((4, 4, 2), gj.fdg(), "down to 3"),
+        ((4, 2, 2), gj.fdg(), "down to 2"),
         ((4, 1), gj.chain(gj.cfg(2.0), gj.rescale(0.7)), "two elements"),
         ((4, 6), gj.cfg(np.ones(3)), "cfg's scale has shape"),
         ((4, 6), gj.cfg(np.ones((4, 1))), "cfg's scale has shape"),

@@ -41,9 +41,9 @@ def fdg(scales: Sequence[Scale] = (10.0, 5.0), *, cond: str = "cond", uncond: st
     def update(prediction: Prediction, context: Context) -> Prediction:
         c, band = context.branches[cond].x0, context.branches[cond].x0 - context.branches[uncond].x0
         axes, halvings = _spatial(c, "fdg"), 2 ** (len(scales) - 1)
-        if any(c.shape[axis] % halvings or c.shape[axis] // halvings < (3 if halvings > 1 else 1) for axis in axes):
+        if any(c.shape[axis] % halvings or c.shape[axis] // halvings < (2 if halvings > 1 else 1) for axis in axes):
             raise ValueError(
-                f"fdg with {len(scales)} levels halves every spatial axis {len(scales) - 1} times, down to 3 or more, but x "
+                f"fdg with {len(scales)} levels halves every spatial axis {len(scales) - 1} times, down to 2 or more, but x "
                 f"is {c.shape}."
             )
         bands = []

@@ -1,0 +1,200 @@
+"""Whole runs under CFG against the schedulers of diffusers, from the same start, with the same noise; and the noise levels."""
+
+import functools
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from reference import STEPS, close, cumulative, diffusers, from_torch, levels_of, network, prepared, to_torch, torch, walk
+from worlds import keys
+
+import guidance_jax as gj
+from guidance_jax.noise import normal
+
+# diffusers hands tensors to NumPy, which warns of how torch 2 takes that.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
+
+W, SHAPE = 3.0, (3, 4, 8, 2)
+PREDICTS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "velocity"}
+ALL = tuple(PREDICTS)[:3]
+
+
+def ratios(scheduler):
+    """Once each: Heun's scheduler holds most of them twice."""
+    return -torch.unique(-scheduler.sigmas)
+
+
+def preserving(scheduler):
+    alpha = (1 + ratios(scheduler) ** 2) ** -0.5
+    return alpha, alpha * ratios(scheduler)
+
+
+def scaled(scheduler):
+    """As k-diffusion, these schedulers walk x / alpha."""
+    return preserving(scheduler)
+
+
+def exploding(scheduler):
+    return torch.ones_like(ratios(scheduler)), ratios(scheduler)
+
+
+def flowing(scheduler):
+    return 1 - ratios(scheduler), ratios(scheduler)
+
+
+DDIM = functools.partial(diffusers.DDIMScheduler, clip_sample=False)
+DDPM = functools.partial(diffusers.DDPMScheduler, clip_sample=False)
+DPM = functools.partial(diffusers.DPMSolverMultistepScheduler, solver_order=2, solver_type="midpoint")
+EDM_DPM = functools.partial(diffusers.EDMDPMSolverMultistepScheduler, solver_order=2, solver_type="midpoint")
+STABLE = {"beta_schedule": "scaled_linear", "steps_offset": 1, "set_alpha_to_one": False}
+COSINE = {"beta_schedule": "squaredcos_cap_v2", "timestep_spacing": "trailing"}
+ZERO_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+TO_SIGMA_MIN = {"lower_order_final": False, "final_sigmas_type": "sigma_min"}
+FLOW = {"use_flow_sigmas": True, "flow_shift": 3.0}
+SCHEDULERS = {
+    "ddim": (DDIM, ALL, gj.ddim(), cumulative),
+    "ddim, Stable Diffusion's levels": (functools.partial(DDIM, **STABLE), ALL[:1], gj.ddim(), cumulative),
+    "ddim, cosine": (functools.partial(DDIM, **COSINE), ALL[2:], gj.ddim(), cumulative),
+    "ddim, zero terminal SNR": (functools.partial(DDIM, **ZERO_SNR), ALL[1:], gj.ddim(), cumulative),
+    "ddpm, small": (functools.partial(DDPM, variance_type="fixed_small"), ALL, gj.ddpm("small"), cumulative),
+    "ddpm, small, by its log": (functools.partial(DDPM, variance_type="fixed_small_log"), ALL[:1], gj.ddpm(), cumulative),
+    # Where the last step begins above t = 0, diffusers ends a run of the large variance with noise, and this library does not.
+    "ddpm, large": (functools.partial(DDPM, variance_type="fixed_large"), ALL[:1], gj.ddpm("large"), cumulative),
+    "dpmpp_2m": (DPM, ALL, gj.dpmpp_2m(), preserving),
+    "dpmpp_2m, order kept": (functools.partial(DPM, lower_order_final=False), ALL[:1], gj.dpmpp_2m(), preserving),
+    # To a last level of some noise, diffusers' last step is of first order unless told not to be, and this library's is not.
+    "dpmpp_2m, to sigma_min": (functools.partial(DPM, **TO_SIGMA_MIN), ALL[2:], gj.dpmpp_2m(), preserving),
+    "dpmpp_2m, flow": (functools.partial(DPM, **FLOW), ("flow_prediction",), gj.dpmpp_2m(), flowing),
+    "dpmpp_2m, edm": (EDM_DPM, ("edm",), gj.dpmpp_2m(), exploding),
+    "euler": (diffusers.EulerDiscreteScheduler, ALL[:1], gj.ddim(), scaled),
+    "euler, flow": (functools.partial(diffusers.FlowMatchEulerDiscreteScheduler, shift=3.0), ("flow",), gj.ddim(), flowing),
+    "euler, edm": (diffusers.EDMEulerScheduler, ("edm",), gj.ddim(), exploding),
+    "euler ancestral": (diffusers.EulerAncestralDiscreteScheduler, ALL[::2], gj.ddim(1.0), scaled),
+    "heun": (diffusers.HeunDiscreteScheduler, ALL, gj.heun(), scaled),
+}
+RUNS = [
+    (name, predicts, tolerance)
+    for name, (_, kinds, *_) in SCHEDULERS.items()
+    for predicts in kinds
+    for tolerance in ((1e-8, 1e-5) if predicts == kinds[0] else (1e-8,))
+]
+
+
+def both(scheduler, process, denoise, guidance, sampler, monkeypatch, w=W, **options):
+    """Our run and the scheduler's of the same network, there guided by CFG at w."""
+    levels, rng, seeds = levels_of(scheduler, process), np.random.default_rng(0), keys(SHAPE[0])
+    x, cond, uncond = (jnp.asarray(rng.normal(size=SHAPE), levels.t.dtype) for _ in range(3))
+    x = levels.sigma[0] * x
+    branches = gj.branches(denoise, cond=cond, uncond=uncond)
+    mine = gj.sample(seeds, branches, guidance, sampler, levels, x)
+
+    def output(number, x, t):
+        c, u = (network(torch, x, t, to_torch(y)) for y in (cond, uncond))
+        return u + w * (c - u)
+
+    # What the loop here draws in its step i, with keys folded with i + 1.
+    folded = (jax.vmap(jax.random.fold_in, in_axes=(0, None))(seeds, jnp.uint32(i + 1)) for i in range(STEPS))
+    noise = (to_torch(normal(at_step, x)) for at_step in folded)
+    module = sys.modules[type(scheduler).__module__]
+    monkeypatch.setattr(module, "randn_tensor", lambda *_, **__: next(noise), raising=False)
+    first = x / levels.alpha[0] if process is scaled else x
+    return mine, from_torch(walk(scheduler, output, to_torch(first), **options))
+
+
+def denoiser(predicts):
+    net = functools.partial(network, jnp)
+    return gj.denoisers.edm(net) if predicts == "edm" else gj.denoiser(net, PREDICTS.get(predicts, "velocity"))
+
+
+@pytest.mark.parametrize(("name", "predicts", "tolerance"), RUNS, indirect=["tolerance"])
+def test_the_run_agrees(name, predicts, tolerance, monkeypatch):
+    make, _, sampler, process = SCHEDULERS[name]
+    scheduler = prepared(make(prediction_type=predicts) if predicts in PREDICTS else make())
+    mine, theirs = both(scheduler, process, denoiser(predicts), gj.cfg(W), sampler, monkeypatch)
+    close(mine, theirs, tolerance)
+
+
+@pytest.mark.parametrize("tolerance", [1e-8], indirect=True)
+@pytest.mark.parametrize("eta", [0.6, 1.0])
+def test_ddim_agrees_with_noise(eta, tolerance, monkeypatch):
+    mine, theirs = both(prepared(DDIM()), cumulative, denoiser("epsilon"), gj.cfg(W), gj.ddim(eta), monkeypatch, eta=eta)
+    close(mine, theirs, tolerance)
+
+
+@pytest.mark.parametrize("tolerance", [1e-8], indirect=True)
+@pytest.mark.parametrize("predicts", ALL)
+def test_dynamic_thresholding_agrees(predicts, tolerance, monkeypatch):
+    """diffusers' eps follows the thresholded x0 only if asked to, and ours always."""
+    scheduler = prepared(
+        DDIM(prediction_type=predicts, thresholding=True, dynamic_thresholding_ratio=0.9, sample_max_value=1e3)
+    )
+    guidance = gj.chain(gj.cfg(W), gj.dynamic_threshold(90.0))
+    mine, theirs = both(
+        scheduler, cumulative, denoiser(predicts), guidance, gj.ddim(), monkeypatch, use_clipped_model_output=True
+    )
+    close(mine, theirs, tolerance)
+
+
+@pytest.mark.parametrize("tolerance", [1e-8], indirect=True)
+@pytest.mark.parametrize(
+    ("kind", "sampler", "options"),
+    [
+        (diffusers.DDIMScheduler, gj.ddim(), {"use_clipped_model_output": True}),
+        (diffusers.DDPMScheduler, gj.ddpm(), {}),
+    ],
+    ids=["ddim", "ddpm"],
+)
+def test_clipping_agrees_where_nothing_guides(kind, sampler, options, tolerance, monkeypatch):
+    """diffusers clips the guided x0, and this library each branch's."""
+    scheduler, denoise = prepared(kind(clip_sample=True)), gj.denoisers.clip(denoiser("epsilon"))
+    mine, theirs = both(scheduler, cumulative, denoise, gj.chain(), sampler, monkeypatch, w=1.0, **options)
+    close(mine, theirs, tolerance)
+
+
+@pytest.mark.parametrize("tolerance", [1e-8], indirect=True)
+@pytest.mark.parametrize(
+    ("schedule", "options"),
+    [
+        (gj.schedules.ddpm_linear(), {}),
+        # As in ADM, the rates here are for 1,000 steps and scale with 1000 / steps.
+        (gj.schedules.ddpm_linear(250), {"num_train_timesteps": 250, "beta_start": 4e-4, "beta_end": 0.08}),
+        (gj.schedules.ddpm_cosine(), {"beta_schedule": "squaredcos_cap_v2"}),
+        (gj.schedules.discrete(np.linspace(0.0001**0.5, 0.02**0.5, 1000) ** 2), {"beta_schedule": "scaled_linear"}),
+    ],
+    ids=["linear", "250 steps", "cosine", "scaled linear"],
+)
+def test_the_schedules_agree(schedule, options, tolerance):
+    scheduler = diffusers.DDPMScheduler(**options)
+    level = schedule(jnp.arange(len(scheduler.alphas_cumprod)))
+    close(level.alpha, scheduler.alphas_cumprod.numpy() ** 0.5, tolerance)
+    close(level.sigma, (1 - scheduler.alphas_cumprod.numpy()) ** 0.5, tolerance)
+
+
+@pytest.mark.parametrize("steps", [2, 3, 7, 10, 30, 50, 250, 999, 1000])
+def test_the_spacings_agree(steps):
+    schedule = gj.schedules.ddpm_linear()
+    for spacing, name, offset in (
+        (gj.spacings.uniform(), "linspace", 0),
+        (gj.spacings.leading(), "leading", 0),
+        (gj.spacings.leading(1), "leading", 1),
+        (gj.spacings.trailing(), "trailing", 0),
+    ):
+        scheduler = diffusers.DDIMScheduler(timestep_spacing=name, steps_offset=offset)
+        scheduler.set_timesteps(steps)
+        np.testing.assert_array_equal(spacing(schedule, steps), scheduler.timesteps.numpy(), err_msg=name)
+
+
+@pytest.mark.parametrize("tolerance", [1e-6], indirect=True)
+def test_karras_levels_agree(tolerance):
+    edm = diffusers.EDMEulerScheduler(sigma_min=0.01, sigma_max=50.0, rho=5.0)
+    edm.set_timesteps(STEPS)
+    schedule = gj.schedules.edm(0.01, 50.0)
+    mine = gj.levels(schedule, STEPS, gj.spacings.karras(5.0))
+    np.testing.assert_allclose(mine.sigma, edm.sigmas.numpy(), rtol=tolerance)
+    np.testing.assert_allclose(mine.t[:-1], edm.timesteps.numpy(), rtol=tolerance)
+    dpm = DPM(use_karras_sigmas=True)
+    dpm.set_timesteps(STEPS)
+    mine = gj.levels(gj.schedules.ddpm_linear(), STEPS, gj.spacings.karras())
+    np.testing.assert_allclose(mine.ratio, dpm.sigmas.numpy(), rtol=tolerance)

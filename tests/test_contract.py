@@ -251,6 +251,27 @@ def test_gradient_in_the_parameter_is_the_difference_quotient(x64, name):
     np.testing.assert_allclose(gradients[1], (around[2] - around[0]) / (2 * h), rtol=1e-5, atol=1e-7)
 
 
+GRADIENTS = {"classifier", "mean_shift", "universal", "dps", "freedom", "mpgd", "pigdm", "lgd", "tfg", "reg"}
+OWN_SPACE = GRADIENTS | {"cfg_pp", "feedback", "beta_cfg", "recfg", "cfg_zero_star"}
+"""They have no space but x0's, or set another in their row."""
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_composes_with_every_other_part(name):
+    row, w = TABLE[name], world()
+    method = row.make(row.usual, w)
+    together = gj.chain(gj.during(method, 0.1, 20.0), gj.add(gj.reuse(method, 2), gj.cfg(2.0)), gj.rescale(0.5))
+    x = run(together, w)
+    assert np.isfinite(x).all()
+    assert np.abs(x - before(row.source)).max() > 1e-3
+    inside = lambda: jax.eval_shape(lambda: run(gj.in_space("v", method), w))
+    if name in OWN_SPACE:
+        with pytest.raises(ValueError, match="put it beside"):
+            inside()
+    else:
+        assert inside().shape == (B, *SHAPE)
+
+
 STATEFUL = ["apg", "adaptive", "cfg_pp", "dps", "feedback", "linear_reuse", "momentum", "reuse"]
 PAIRS = [(n, s) for n in TABLE for s in SAMPLERS if s in ("ddpm", "heun", "dpmpp_2m") or n in STATEFUL]
 

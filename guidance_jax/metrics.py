@@ -75,13 +75,11 @@ def frechet_distance(
 
     Reference: Heusel et al. 2017, arXiv:1706.08500, equation 6.
     """
-
-    def root(cov: Array) -> Array:
-        variances, axes = jnp.linalg.eigh(cov)
-        return (axes * jnp.sqrt(jnp.maximum(variances, 0))[None]) @ axes.T
-
+    # One decomposition for both: several batched ones in a program can deadlock the CPU's threads in jaxlib 0.10.
+    variances, axes = jnp.linalg.eigh(jnp.stack([cov_a, cov_b]))
+    root_a, root_b = (axes * jnp.sqrt(jnp.maximum(variances, 0))[:, None]) @ axes.mT
     # Singular values of the product of roots, and not roots of eigenvalues, which would lose half of the digits near zero.
-    cross = jnp.linalg.svd(root(cov_a) @ root(cov_b), compute_uv=False)
+    cross = jnp.linalg.svd(root_a @ root_b, compute_uv=False)
     return ((mean_a - mean_b) ** 2).sum() + jnp.trace(cov_a) + jnp.trace(cov_b) - 2 * cross.sum()
 
 

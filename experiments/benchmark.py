@@ -269,7 +269,8 @@ def measure_methods(case: Case, config: Config) -> list[dict[str, Any]]:
         def run(guided: Callable[..., Any] = guided) -> Any:
             return guided(params, weights, scale)
 
-        seconds(run), seconds(bare)
+        seconds(run)
+        seconds(bare)
         pairs = [(seconds(bare), seconds(run)) for _ in range(config.pairs)]
         rows.append(
             {

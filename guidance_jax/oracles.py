@@ -1,6 +1,7 @@
 """Distributions whose every noisy score, denoiser and class posterior is known exactly: the ground truth, for tests of
 the library and of one's own methods."""
 
+import contextlib
 import math
 from typing import Any
 
@@ -51,7 +52,10 @@ class GaussianMixture:
         for name, (value, shape) in shapes.items():
             if value.shape != shape:
                 raise ValueError(f"{name} have shape {value.shape}, but means {means.shape} ask for {shape}.")
-        variances, axes = jnp.linalg.eigh(covariances)
+        # Known covariances are decomposed now, not in the program that is being traced: it is smaller, and several batched
+        # decompositions in one program can deadlock the CPU's threads in jaxlib 0.10.
+        with jax.ensure_compile_time_eval() if concrete(covariances) else contextlib.nullcontext():
+            variances, axes = jnp.linalg.eigh(covariances)
         if concrete(weights) and not (np.asarray(weights) > 0).all():
             raise ValueError(f"weights must be positive, got {weights}.")
         if concrete(variances) and not (np.asarray(variances) > 0).all():

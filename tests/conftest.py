@@ -4,10 +4,10 @@ import importlib.metadata
 import os
 
 # Quick to compile, for most of these tests is compiling. The last flag halves that; later versions abort where they find it.
-QUICK = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
-if tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 11):
-    QUICK.append("--xla_cpu_use_fusion_emitters=false")
-os.environ["XLA_FLAGS"] = " ".join(["--xla_force_host_platform_device_count=8", *QUICK])
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    + " --xla_cpu_use_fusion_emitters=false" * (tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 11))
+)
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax

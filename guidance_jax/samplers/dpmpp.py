@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from guidance_jax.arrays import divide
-from guidance_jax.base import GuidedDenoiser, NoiseLevel, Sampler, State
+from guidance_jax.base import GuidedDenoiser, NoiseLevel, Prediction, Sampler, State
 from guidance_jax.noise import contraction
 
 
@@ -48,9 +48,17 @@ def dpmpp_2m() -> Sampler:
         finite = q > 0
         length = -jnp.log(jnp.where(finite, q, 1))
         weight = jnp.where(finite, length / (2 * state.memory.length), 0)
-        implied = divide(x - level.sigma * prediction.eps, level.alpha)
+        implied = _implied(prediction, x, level)
         straight = next.alpha * prediction.x0 + next.sigma * prediction.eps
         x = straight + next.alpha * (1 - q) * weight * (implied - state.memory.x0)
         return state._replace(x=x, memory=Last(implied, jnp.where(finite, length, jnp.inf)))
 
     return Sampler(init, step)
+
+
+def _implied(prediction: Prediction, x: Array, level: NoiseLevel) -> Array:
+    """The x0 that eps implies, `(x - sigma eps) / alpha`; where that is x0 but for rounding, x0 itself, unmagnified."""
+    signal, noise = level.alpha * prediction.x0, level.sigma * prediction.eps
+    rounding = 32 * jnp.finfo(x.dtype).eps * (jnp.abs(x) + jnp.abs(signal) + jnp.abs(noise))
+    rest = x - signal - noise
+    return prediction.x0 + divide(jnp.where(jnp.abs(rest) > rounding, rest, 0), level.alpha)

@@ -4,9 +4,22 @@ A network becomes a denoiser, conditions become branches, a guidance makes one p
 noise levels, and `sample` owns the loop.
 """
 
-from guidance_jax import conditions, denoisers, metrics, networks, oracles, scales, schedules, scores, spacings, training
+from guidance_jax import (
+    conditions,
+    denoisers,
+    metrics,
+    networks,
+    oracles,
+    samplers,
+    scales,
+    schedules,
+    scores,
+    spacings,
+    training,
+)
 from guidance_jax.base import Branches, Context, Guidance, NoiseLevel, Prediction, Sampler, Schedule, State, Step
 from guidance_jax.denoisers import denoiser
+from guidance_jax.evaluation import evaluate, guide
 from guidance_jax.guidance import (
     adaptive,
     add,
@@ -55,7 +68,7 @@ from guidance_jax.guidance import (
     universal,
 )
 from guidance_jax.samplers import ddim, ddpm, dpmpp_2m, heun, post_step, recur
-from guidance_jax.sampling import branches, evaluate, evaluations, guide, sample
+from guidance_jax.sampling import branches, evaluations, run, sample
 from guidance_jax.schedules import levels
 
 __all__ = [
@@ -125,7 +138,9 @@ __all__ = [
     "relative_to",
     "rescale",
     "reuse",
+    "run",
     "sample",
+    "samplers",
     "scales",
     "schedules",
     "scores",

@@ -49,17 +49,21 @@ class Schedule(NamedTuple):
         t = jnp.asarray(t, jnp.result_type(float))
         return NoiseLevel(t, *self.alpha_sigma(t))
 
+    def at(self, ratio: ArrayLike) -> NoiseLevel:
+        """The level at which `sigma / alpha` is `ratio`."""
+        return self(self.inverse(jnp.asarray(ratio, jnp.result_type(float))))
+
 
 class Prediction(NamedTuple):
     """What a denoiser says of `x`: both halves of `x = alpha x0 + sigma eps`, each `[B, ...]`.
 
-    `eps` stays separate since some methods renoise with another one than `x0` implies. `log_variance` is there for
-    networks that learn the variance of the reverse step.
+    `eps` stays separate since some methods renoise with another one than `x0` implies. `variance` is there for networks that
+    learn the variance of the reverse step: where its logarithm lies between the small one's (0) and the large one's (1).
     """
 
     x0: Float[Array, "b ..."]
     eps: Float[Array, "b ..."]
-    log_variance: Float[Array, "b ..."] | None = None
+    variance: Float[Array, "b ..."] | None = None
 
 
 Denoiser = Callable[[Array, NoiseLevel, Cond], Prediction]
@@ -142,18 +146,40 @@ class State(NamedTuple):
     """The guidance's."""
     evaluations: Array
     """The number of network evaluations so far, per sample."""
+    x0: Float[Array, "b ..."]
+    """The last x0-prediction, guided."""
 
 
-GuidedDenoiser = Callable[[State, NoiseLevel], tuple[Prediction, State]]
-"""What a sampler calls: the guided prediction at `state.x`, which stands at the given level, and the state after it."""
+class GuidedDenoiser(NamedTuple):
+    """What a sampler calls: `denoise(state, level)` gives the guided prediction at `state.x`, which stands at that level, and
+    the state after it."""
+
+    look: Callable[[State, NoiseLevel], tuple[Prediction, State, Context]]
+    """The same, and all that the guidance read: for samplers that weigh their samples by the branches."""
+    base: Callable[[State, NoiseLevel], tuple[Prediction, State]]
+    """The base's prediction alone, guided by nothing: no other branch is evaluated."""
+
+    def __call__(self, state: State, level: NoiseLevel) -> tuple[Prediction, State]:
+        prediction, state, _ = self.look(state, level)
+        return prediction, state
+
+
+Kernel = Callable[[Prediction, NoiseLevel, NoiseLevel], tuple[Array, Scalar]]
+"""`(prediction, level, next) -> mean [B, ...], deviation`: a step that is one draw from a Gaussian."""
 
 
 class Sampler(NamedTuple):
     """A pair of pure functions that goes from one noise level to the next.
 
     `step(denoise, state, level, next, keys)` moves `state.x` from `level` to `next`; `keys` holds one PRNG key a sample.
-    It calls `denoise` as often as it needs, passing on the state that each call returns.
+    It calls `denoise` as often as it needs, passing on the state that each call returns. Every leaf of what `init(x)` makes is
+    `[B, ...]`, a row a sample, or a scalar.
     """
 
     init: Callable[[Array], Any]
     step: Callable[[GuidedDenoiser, State, NoiseLevel, NoiseLevel, jax.Array], State]
+    kernel: Kernel | None = None
+    """The Gaussian of a step, of samplers whose step is one evaluation and one draw: its deviation, `()` or `[B, ...]`, is 0
+    where nothing is drawn."""
+    reversible: bool = False
+    """Whether `step` also goes from less noise to more, and so can be run from data to noise."""

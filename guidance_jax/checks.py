@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 
 from guidance_jax.arrays import concrete
-from guidance_jax.base import Branches, Cond, Guidance, NoiseLevel, Step
+from guidance_jax.base import Branches, Cond, Guidance, NoiseLevel, Sampler, Step
 
 
 def check_labels(labels: object, classes: int, what: str, lowest: int = 0) -> None:
@@ -35,8 +35,9 @@ def check_labels(labels: object, classes: int, what: str, lowest: int = 0) -> No
         raise ValueError(f"label {outside[0]} is outside {lowest}..{classes - 1}, which is all that {what} knows.")
 
 
-def check_levels(path: NoiseLevel) -> None:
-    """Raises unless a path is `[steps + 1]` arrays along which, where its values are known, the noise strictly decreases.
+def check_levels(path: NoiseLevel, sampler: Sampler | None = None, start_given: bool = False) -> None:
+    """Raises unless a path is `[steps + 1]` arrays along which, where its values are known, the noise strictly decreases; or
+    strictly increases, for a sampler that goes that way too and a start that is given.
 
     Raises:
       ValueError: naming the first step that does not decrease.
@@ -56,7 +57,11 @@ def check_levels(path: NoiseLevel) -> None:
             "sigma / alpha needs a schedule whose largest one is finite: flow(t_max=0.99), say."
         )
     # alpha' sigma > alpha sigma' is sigma / alpha > sigma' / alpha', without dividing by an alpha of zero.
-    bad = np.flatnonzero(~(alpha[1:] * sigma[:-1] > alpha[:-1] * sigma[1:]))
+    change = alpha[1:] * sigma[:-1] - alpha[:-1] * sigma[1:]
+    if sampler is not None and (change < 0).all():
+        check_upward(sampler, float(sigma[0]), start_given)
+        return
+    bad = np.flatnonzero(~(change > 0))
     if bad.size:
         i = int(bad[0])
         raise ValueError(
@@ -64,6 +69,17 @@ def check_levels(path: NoiseLevel) -> None:
             f"followed by level {i + 1} (alpha {alpha[i + 1]:.6g}, sigma {sigma[i + 1]:.6g}). Order them from the most "
             "noise to the least, without repeats; ask for fewer steps where the spacing repeats one."
         )
+
+
+def check_upward(sampler: Sampler, sigma: float, start_given: bool) -> None:
+    """Raises unless a run from data to noise has a sampler that goes that way, a start, and some noise there."""
+    told = "levels must decrease in sigma / alpha, but these increase throughout, from data to noise"
+    if not sampler.reversible:
+        raise ValueError(f"{told}, which this sampler does not go; ddim() and heun() do. For samples, turn them round.")
+    if not start_given:
+        raise ValueError(f"{told}; such a run starts at the data: give x, [B, ...], and not a shape.")
+    if sigma == 0:
+        raise ValueError(f"{told}; such a run starts with sigma > 0: gj.schedules.reverse(levels) makes its levels.")
 
 
 def check_keys(keys: Array) -> None:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from guidance_jax.arrays import concrete
 from guidance_jax.base import NoiseLevel, Scalar, Schedule
 from guidance_jax.checks import check_levels
 
@@ -214,3 +215,25 @@ def levels(schedule: Schedule, steps: int, spacing: Callable[[Schedule, int], Ar
     path = jax.tree.map(lambda *parts: jnp.concatenate(parts), path, clean)
     check_levels(path)
     return path
+
+
+def reverse(path: NoiseLevel) -> NoiseLevel:
+    """The path from data to noise, for inversion: a path turned round, without the clean end.
+
+    The run starts at its least noise and takes the data for what stands there. Only deterministic samplers go this way.
+
+    Args:
+      path: `[steps + 1]`, as `levels` makes it.
+
+    Returns:
+      The path turned round, `[steps]`; `[steps + 1]` where its last level is known to have some noise.
+
+    Example:
+      >>> path = schedules.reverse(levels(schedules.edm(), 3, spacings.karras()))
+      >>> [f"{sigma:.3f}" for sigma in path.sigma]
+      ['0.002', '2.515', '80.000']
+
+    Reference: Song et al. 2021, arXiv:2010.02502, section 4.3.
+    """
+    noisy = path if concrete(path) and path.sigma[-1] > 0 else jax.tree.map(lambda field: field[:-1], path)
+    return jax.tree.map(lambda field: field[::-1], noisy)

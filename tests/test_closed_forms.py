@@ -37,7 +37,7 @@ def sde_law(scale, m_c, m_u, steps, method=gj.cfg):
         level, after = ends
 
         def move(x):
-            state = gj.State(jnp.full((1, 1), x), (), (), jnp.int32(0))
+            state = gj.State(jnp.full((1, 1), x), (), (), jnp.int32(0), jnp.zeros((1, 1)))
             return sampler.step(
                 gj.guide(branches, guidance, gj.Step(jnp.int32(0), level, after, key)), state, level, after, key
             ).x[0, 0]

@@ -144,7 +144,7 @@ def before(source):
 
 def test_every_public_method_has_its_row():
     assert set(TABLE) == set(guidance.__all__) - COMBINATORS
-    assert {name.partition("(")[0] for name in SAMPLERS} == set(samplers.__all__)
+    assert {name.partition("(")[0] for name in SAMPLERS} == set(samplers.__all__) - {"gaussian"}
 
 
 @pytest.mark.parametrize("name", TABLE)

@@ -53,7 +53,7 @@ def at_work(guidance, uncond=False):
     at = step(schedule(0.6), schedule(0.4), number=3, batch=4)
     conds = {"cond": jnp.tile(BIAS, (4, 1))} | ({"uncond": jnp.zeros((4, 6))} if uncond else {})
     branches = gj.Branches(gj.denoiser(network, predicts="x0"), conds)
-    state = gj.State(jnp.asarray(x), (), guidance.init(jnp.asarray(x)), jnp.int32(0))
+    state = gj.State(jnp.asarray(x), (), guidance.init(jnp.asarray(x)), jnp.int32(0), jnp.zeros_like(x))
     return x, at, gj.guide(branches, guidance, at)(state, at.level)[0]
 
 
@@ -195,10 +195,12 @@ def test_a_gradient_is_its_papers_formula(x64, name):
 def test_a_ddpm_step_with_mean_shift_moves_by_w_sigma_g(x64, variance):
     x, at, plain = at_work(gj.chain())
     _, _, guided = at_work(gj.mean_shift(CLASS_LOG_PROB, W, variance=variance))
+    context = gj.Context(jnp.asarray(x), at.level, at, plain, {"cond": plain})
 
     def after(prediction):
-        state = gj.State(jnp.asarray(x), (), (), jnp.int32(0))
-        return gj.ddpm(variance).step(lambda state, level: (prediction, state), state, at.level, at.next, at.keys).x
+        state = gj.State(jnp.asarray(x), (), (), jnp.int32(0), jnp.zeros_like(x))
+        told = gj.base.GuidedDenoiser(lambda state, level: (prediction, state, context), lambda state, level: (plain, state))
+        return gj.ddpm(variance).step(told, state, at.level, at.next, at.keys).x
 
     shift = after(guided) - after(plain)
     for i in range(4):
@@ -207,8 +209,7 @@ def test_a_ddpm_step_with_mean_shift_moves_by_w_sigma_g(x64, variance):
         close(shift[i].ravel(), W[i] * (small if variance == "small" else large) * class_slope(p.x, p.t, LABELS[i]))
     # Without noise there is no shift.
     clean = at._replace(next=gj.NoiseLevel(*(jnp.float64(value) for value in (0, 1, 0))))
-    here = gj.Context(jnp.asarray(x), at.level, clean, plain, {"cond": plain})
-    (last,) = walk(gj.mean_shift(CLASS_LOG_PROB, W, variance=variance), [here])
+    (last,) = walk(gj.mean_shift(CLASS_LOG_PROB, W, variance=variance), [context._replace(step=clean)])
     close(last.x0, plain.x0)
 
 
@@ -222,7 +223,7 @@ def test_pigdm_is_the_posterior_mean_of_gaussian_data(x64, schedule):
     x, y = rng.normal(size=(4, 6)), rng.normal(size=(4, 2))
     branches = gj.branches(gj.denoiser(lambda x, t, cond: a / (a**2 + s**2) * x, predicts="x0"), cond=None)
     guidance = gj.pigdm(lambda x0: x0 @ Q.T, lambda y: y @ Q, y)
-    state = gj.State(jnp.asarray(x), (), (), jnp.int32(0))
+    state = gj.State(jnp.asarray(x), (), (), jnp.int32(0), jnp.zeros_like(x))
     guided, _ = gj.guide(branches, guidance, step(level, batch=4))(state, level)
     joint = np.block([[(a**2 + s**2) * np.eye(6), a * Q.T], [a * Q, np.eye(2)]])
     mean = np.concatenate([a * np.eye(6), Q.T], axis=1) @ np.linalg.solve(joint, np.concatenate([x, y], axis=1).T)

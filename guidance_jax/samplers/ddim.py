@@ -6,8 +6,9 @@ from jax import Array
 from jaxtyping import ArrayLike
 
 from guidance_jax.arrays import concrete, sqrt
-from guidance_jax.base import GuidedDenoiser, NoiseLevel, Sampler, State
-from guidance_jax.noise import contraction, normal
+from guidance_jax.base import NoiseLevel, Prediction, Sampler, Scalar
+from guidance_jax.noise import contraction
+from guidance_jax.samplers.gaussian import gaussian
 
 
 def ddim(eta: ArrayLike = 0.0) -> Sampler:
@@ -39,12 +40,11 @@ def ddim(eta: ArrayLike = 0.0) -> Sampler:
         raise ValueError(f"ddim's eta must be in [0, 1], got {eta}.")
     deterministic = isinstance(eta, int | float) and eta == 0
 
-    def step(denoise: GuidedDenoiser, state: State, level: NoiseLevel, next: NoiseLevel, keys: Array) -> State:
-        prediction, state = denoise(state, level)
+    def kernel(prediction: Prediction, level: NoiseLevel, next: NoiseLevel) -> tuple[Array, Scalar]:
         if deterministic:
-            return state._replace(x=next.alpha * prediction.x0 + next.sigma * prediction.eps)
-        fresh = jnp.asarray(eta, state.x.dtype) * jnp.sqrt(1 - contraction(level, next) ** 2)
+            return next.alpha * prediction.x0 + next.sigma * prediction.eps, 0.0
+        fresh = jnp.asarray(eta, prediction.x0.dtype) * jnp.sqrt(1 - contraction(level, next) ** 2)
         mean = next.alpha * prediction.x0 + next.sigma * sqrt(1 - fresh**2) * prediction.eps
-        return state._replace(x=mean + next.sigma * fresh * normal(keys, state.x))
+        return mean, next.sigma * fresh
 
-    return Sampler(lambda x: (), step)
+    return gaussian(kernel, reversible=deterministic)

@@ -41,4 +41,4 @@ def heun() -> Sampler:
 
         return jax.lax.cond(next.sigma > 0, correct, lambda state: state, state)
 
-    return Sampler(lambda x: (), step)
+    return Sampler(lambda x: (), step, reversible=True)

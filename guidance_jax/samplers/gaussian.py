@@ -1,0 +1,31 @@
+"""Samplers whose step is one evaluation and one draw from a Gaussian."""
+
+from jax import Array
+
+from guidance_jax.base import GuidedDenoiser, Kernel, NoiseLevel, Sampler, State
+from guidance_jax.noise import normal
+
+
+def gaussian(kernel: Kernel, *, reversible: bool = False) -> Sampler:
+    """The sampler of a Gaussian kernel: `x' = mean + deviation z`.
+
+    Args:
+      kernel: `(prediction, level, next) -> mean [B, ...], deviation`, the latter `()` or `[B, ...]`; a plain 0 draws nothing.
+      reversible: whether the kernel also goes from less noise to more.
+
+    Example:
+      >>> euler = samplers.gaussian(lambda p, level, next: (next.alpha * p.x0 + next.sigma * p.eps, 0.0))
+      >>> denoise = denoiser(lambda x, t, cond: 0 * x + 3, predicts="x0")
+      >>> path = levels(schedules.cosine(), 2, spacings.trailing())
+      >>> keys = jax.random.split(jax.random.key(0), 1)
+      >>> print(sample(keys, branches(denoise, cond=None), chain(), euler, path, (2,)))
+      [[3. 3.]]
+    """
+
+    def step(denoise: GuidedDenoiser, state: State, level: NoiseLevel, next: NoiseLevel, keys: Array) -> State:
+        prediction, state = denoise(state, level)
+        mean, deviation = kernel(prediction, level, next)
+        drawn = not (isinstance(deviation, int | float) and deviation == 0)
+        return state._replace(x=mean + deviation * normal(keys, state.x) if drawn else mean)
+
+    return Sampler(lambda x: (), step, kernel, reversible)

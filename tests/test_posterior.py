@@ -9,6 +9,7 @@ from test_methods import LENGTH, SHARE, K, W, cfg, clipped, close, context, draw
 from worlds import SCHEDULES, step
 
 import guidance_jax as gj
+from guidance_jax.base import GuidedDenoiser
 from guidance_jax.noise import normal, step_keys
 
 SHAPE = (4, 2, 3, 1)
@@ -199,7 +200,7 @@ def test_a_ddpm_step_with_mean_shift_moves_by_w_sigma_g(x64, variance):
 
     def after(prediction):
         state = gj.State(jnp.asarray(x), (), (), jnp.int32(0), jnp.zeros_like(x))
-        told = gj.base.GuidedDenoiser(lambda state, level: (prediction, state, context), lambda state, level: (plain, state))
+        told = GuidedDenoiser(lambda state, level: (prediction, state, context), lambda state, level: (plain, state))
         return gj.ddpm(variance).step(told, state, at.level, at.next, at.keys).x
 
     shift = after(guided) - after(plain)

@@ -44,10 +44,12 @@ class Schedule(NamedTuple):
     t_max: Scalar
     steps: int | None = None
     """The number of training steps of a discrete schedule, whose `t` are 0..steps - 1; None if continuous."""
+    told: Callable[[Array], Array] | None = None
+    """What the network is told at t, where that is not t itself: under a `shift`."""
 
     def __call__(self, t: ArrayLike) -> NoiseLevel:
         t = jnp.asarray(t, jnp.result_type(float))
-        return NoiseLevel(t, *self.alpha_sigma(t))
+        return NoiseLevel(t if self.told is None else self.told(t), *self.alpha_sigma(t))
 
     def at(self, ratio: ArrayLike) -> NoiseLevel:
         """The level at which `sigma / alpha` is `ratio`."""

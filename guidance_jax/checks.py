@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import ArrayLike
 
 from guidance_jax.arrays import concrete
 from guidance_jax.base import Branches, Cond, Guidance, NoiseLevel, Sampler, Step
@@ -82,6 +83,18 @@ def check_upward(sampler: Sampler, sigma: float, start_given: bool) -> None:
         raise ValueError(f"{told}; such a run starts with sigma > 0: gj.schedules.reverse(levels) makes its levels.")
 
 
+def check_scalar(value: ArrayLike, name: str, least: float | int = 0, most: float | int = np.inf) -> None:
+    """Raises where a number is none, or is known and outside `least <= value <= most`.
+
+    Raises:
+      ValueError: naming it.
+    """
+    if jnp.shape(value) != ():
+        raise ValueError(f"{name} has shape {jnp.shape(value)}, but must be a scalar; vmap for several.")
+    if concrete(value) and not least <= np.asarray(value) <= most:
+        raise ValueError(f"{name} must be in [{least:g}, {most:g}], got {value}.")
+
+
 def check_keys(keys: Array) -> None:
     if not hasattr(keys, "dtype") or not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key):
         raise TypeError(
@@ -108,6 +121,17 @@ def check_start(keys: Array, levels: NoiseLevel, shape_or_x: tuple[int, ...] | A
         if bad.size:
             raise ValueError(f"x has NaN or infinite values in {bad.size} of {len(x)} samples, the first is {bad[0]}.")
     return x.shape, x.dtype
+
+
+def check_one_device(progress: str, *arrays: object) -> None:
+    """Raises where an array is known to lie on several devices: a progress bar's callbacks come in order, from one alone."""
+    for array in arrays:
+        devices = array.sharding.device_set if isinstance(array, jax.Array) and concrete(array) else ()
+        if len(devices) > 1:
+            raise ValueError(
+                f"progress={progress!r} is for runs on one device, but this batch lies on {len(devices)}; leave it out, or "
+                "call sample in a loop of smaller batches and show that loop's progress."
+            )
 
 
 def check_branches(networks: tuple[Branches, ...], guidance: Guidance, x: jax.ShapeDtypeStruct, keys: Array) -> None:

@@ -99,6 +99,46 @@ def denoiser(network: Network, predicts: str) -> Denoiser:
     return denoise
 
 
+def learned_variance(network: Network, predicts: str) -> Denoiser:
+    """The denoiser of a network that predicts the reverse step's variance too, in twice the channels: for `ddpm("learned")`.
+
+    `variance = (v + 1) / 2`, v the second half of the output's last axis: at -1 the small variance, at 1 the large one, and
+    between them their logarithms are interpolated. The first half is as of `denoiser`.
+
+    Args:
+      network: `(x [B, ..., C], t [B], cond) -> [B, ..., 2 C]`, channels last.
+      predicts: "eps", "x0", "v", "score" or "velocity": what the first half is.
+
+    Returns:
+      `(x, level, cond) -> Prediction`, its variance given.
+
+    Raises:
+      ValueError: if `predicts` is none of these, or the output does not have twice the channels of x.
+
+    Example:
+      >>> network = lambda x, t, cond: jnp.concatenate([jnp.zeros_like(x), jnp.full_like(x, -0.5)], -1)
+      >>> denoise = denoisers.learned_variance(network, predicts="eps")
+      >>> print(denoise(jnp.ones((1, 2)), schedules.cosine()(0.5), None).variance)
+      [[0.25 0.25]]
+
+    Reference: Nichol & Dhariwal 2021, arXiv:2102.09672, equation 15; the range of v, in its released code.
+    """
+    convert = parameterisation(predicts)
+
+    def denoise(x: Array, level: NoiseLevel, cond: Cond) -> Prediction:
+        out = network(x, jnp.broadcast_to(level.t, x.shape[:1]), cond)
+        if jnp.shape(out) != (*x.shape[:-1], 2 * x.shape[-1]):
+            raise ValueError(
+                f"the network gave {jax.tree.map(jnp.shape, out)} for x of shape {x.shape}, but learned_variance takes twice "
+                f"the channels, {(*x.shape[:-1], 2 * x.shape[-1])}: what is predicted, then the variance, along the last axis."
+            )
+        first, second = jnp.split(out.astype(x.dtype), 2, axis=-1)
+        prediction = convert(first, x, expand(level.alpha, x), expand(level.sigma, x))
+        return prediction._replace(variance=(second + 1) / 2)
+
+    return denoise
+
+
 def edm(network: Network, sigma_data: ArrayLike = 0.5) -> Denoiser:
     """The denoiser of a network F with EDM's preconditioning, on any process.
 
@@ -166,6 +206,6 @@ def call(network: Network, x: Array, t: Array, cond: Cond, like: Array) -> Array
     if jnp.shape(out) != x.shape:
         raise ValueError(
             f"the network gave {jax.tree.map(jnp.shape, out)} for x of shape {x.shape}, but its output must be shaped as "
-            "x. Where it also gives a variance, return the part that predicts."
+            "x. Where it also gives a variance, in twice the channels: denoisers.learned_variance."
         )
     return out.astype(like.dtype)

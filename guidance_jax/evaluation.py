@@ -57,7 +57,8 @@ def evaluate(
                 conds = {name: cond for name, cond in network.conds.items() if name in asked and name not in predictions}
                 if conds:
                     predictions |= _together(network, x, step, level, conds)
-            return {name: predictions.get(name, predictions[base]) for name in (base, *wanted)}, jnp.int32(len(asked))
+            predictions = {name: predictions.get(name, predictions[base]) for name in (base, *wanted)}
+            return {name: _alike(each, predictions[base]) for name, each in predictions.items()}, jnp.int32(len(asked))
 
         return call
 
@@ -143,6 +144,12 @@ def _together(network: Branches, x: Array, step: Step, level: NoiseLevel, conds:
     prediction = network.denoise(merge(*[x] * count), level, jax.tree.map(merge, *given))
     parts = jax.tree.map(lambda merged: merged.reshape(batch, count, *merged.shape[1:]), _cast(prediction, x.dtype))
     return {name: jax.tree.map(lambda part, i=i: part[:, i], parts) for i, name in enumerate(conds)}
+
+
+def _alike(prediction: Prediction, base: Prediction) -> Prediction:
+    """A prediction with a variance where the base has one: its own, or, of a network that predicts none, the base's."""
+    known = base.variance is not None and prediction.variance is not None
+    return prediction if known else prediction._replace(variance=base.variance)
 
 
 def _cast(prediction: Prediction, dtype: Any) -> Prediction:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from guidance_jax.base import Branches, Cond, Denoiser, Guidance, NoiseLevel, Sampler, State, Step
-from guidance_jax.checks import check_branches, check_keys, check_levels, check_start
+from guidance_jax.checks import check_branches, check_keys, check_levels, check_one_device, check_start
 from guidance_jax.evaluation import Networks, as_tuple, guide
 from guidance_jax.noise import normal
 
@@ -65,14 +65,16 @@ def sample(
       trace: what to record of the state after each step, `lambda state: (state.x, state.x0)` for the path and the predictions
         along it.
       remat: whether gradients through the run compute each step again, in the memory of one step.
-      progress: the name of a progress bar, for long runs; it needs `jax-tqdm`, and has no place under `vmap` or `grad`.
+      progress: the name of a progress bar, for long runs on one device; it needs `jax-tqdm`. A `vmap` has one bar for all its
+        runs, and a gradient one for the way forward.
 
     Returns:
       `[B, ...]`, in the dtype of x, or that of the levels. With `trace`, `(samples, trace)`, the latter `[steps, ...]`.
 
     Raises:
       ValueError: before anything is computed, if the arguments do not fit each other, a guidance reads a branch that is
-        not there, the levels do not decrease, or x has a value that is not finite.
+        not there, the levels do not decrease, x has a value that is not finite, or a batch with a progress bar lies on
+        several devices.
       TypeError: if keys are no PRNG keys or x is not floating.
       ImportError: if progress is asked for and `jax-tqdm` is not installed.
 
@@ -155,6 +157,8 @@ def run(
     like = jax.ShapeDtypeStruct(shape, dtype)
     path = jax.tree.map(lambda field: jnp.asarray(field, dtype), levels)
     check_branches(networks, guidance, like, keys)
+    if progress is not None:
+        check_one_device(progress, keys, shape_or_x)
 
     @jax.jit
     def loop(keys: Array, given: Array | None) -> tuple[State, Any]:
@@ -173,7 +177,7 @@ def run(
             jnp.arange(len(path.t) - 1, dtype=jnp.int32),
             *(jax.tree.map(lambda a, part=part: a[part], path) for part in (slice(-1), slice(1, None))),
         )
-        body = jax.checkpoint(body) if remat else body
+        body = jax.checkpoint(body, prevent_cse=False) if remat else body
         body = body if progress is None else _bar(progress, len(path.t) - 1)(body)
         return jax.lax.scan(body, state, inputs)
 

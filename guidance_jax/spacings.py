@@ -1,6 +1,6 @@
 """Spacings: which times a run of so many steps visits. Each gives a function `(schedule, steps) -> t [steps]`, decreasing.
 
-On a discrete schedule the first three give whole training steps, as the released models were sampled; the others may
+On a discrete schedule the first four give whole training steps, as the released models were sampled; the others may
 fall between them, where the schedule interpolates.
 """
 
@@ -77,6 +77,41 @@ def trailing() -> Spacing:
     return spacing
 
 
+def quadratic(reach: float = 1.0) -> Spacing:
+    """Evenly in the square root of t, dense where there is little noise, as DDIM was sampled on CIFAR-10.
+
+    `t_i = t_min + c i^2`, i from 0 to steps - 1; on a discrete schedule `t_i = floor(c i^2)`, but at least i, so that none
+    repeats.
+
+    Args:
+      reach: the share of `t_max` at which the run starts; DDIM's released code has 0.8, its paper a time close to the last.
+
+    Raises:
+      ValueError: if reach is outside (0, 1].
+
+    Example:
+      >>> print(spacings.quadratic()(schedules.ddpm_linear(), 4))
+      [999. 444. 111.   0.]
+
+    Reference: Song et al. 2021, arXiv:2010.02502, appendix D.2.
+    """
+    if not 0 < reach <= 1:
+        raise ValueError(f"quadratic's reach must be in (0, 1], got {reach}.")
+
+    def spacing(schedule: Schedule, steps: int) -> Array:
+        _check_steps(schedule, steps)
+        index = np.arange(steps - 1, -1, -1)
+        share = np.square(index / (steps - 1)) if steps > 1 else np.ones(1)
+        if schedule.steps is None:
+            share = jnp.asarray(reach * share, jnp.result_type(float))
+            return schedule.t_min + share * (schedule.t_max - schedule.t_min)
+        # A little above, for the whole numbers that rounding puts below themselves.
+        whole = np.floor(min(reach * schedule.steps, schedule.steps - 1) * share + 1e-9)
+        return jnp.asarray(np.maximum(whole, index), jnp.result_type(float))
+
+    return spacing
+
+
 def karras(rho: Scalar = 7.0, sigma_min: Scalar | None = None, sigma_max: Scalar | None = None) -> Spacing:
     """Evenly in `(sigma / alpha)^(1 / rho)`, dense where there is little noise.
 
@@ -99,19 +134,55 @@ def karras(rho: Scalar = 7.0, sigma_min: Scalar | None = None, sigma_max: Scalar
     """
 
     def spacing(schedule: Schedule, steps: int) -> Array:
-        least = schedule(schedule.t_min).ratio if sigma_min is None else jnp.asarray(sigma_min, jnp.result_type(float))
-        most = schedule(schedule.t_max).ratio if sigma_max is None else jnp.asarray(sigma_max, jnp.result_type(float))
-        if concrete(most) and not np.isfinite(np.asarray(most)):
-            raise ValueError(
-                "karras spacing needs a finite largest sigma / alpha, but the schedule's t_max has alpha = 0; "
-                "give karras(sigma_max=80.0), or the schedule a smaller t_max."
-            )
+        least, most = _bounds(schedule, sigma_min, sigma_max, "karras")
         ramp = jnp.linspace(0, 1, steps, dtype=jnp.result_type(float))
         root = 1 / jnp.asarray(rho, ramp.dtype)
         ratio = (most**root + ramp * (least**root - most**root)) ** (1 / root)
         return schedule.inverse(ratio)
 
     return spacing
+
+
+def exponential(sigma_min: Scalar | None = None, sigma_max: Scalar | None = None) -> Spacing:
+    """Evenly in `log(sigma / alpha)`, and so in the log-SNR, whatever the schedule ("log-SNR" elsewhere).
+
+    `r_i = r_max (r_min / r_max)^(i / (steps - 1))`, r = sigma / alpha: `karras` of an infinite rho.
+
+    Args:
+      sigma_min: the smallest `sigma / alpha` visited; the schedule's own where None.
+      sigma_max: the largest `sigma / alpha` visited; the schedule's own where None.
+
+    Raises:
+      ValueError: if the schedule's largest `sigma / alpha` is infinite and none is given.
+
+    Example:
+      >>> t = spacings.exponential(0.1, 10.0)(schedules.edm(), 5)
+      >>> [f"{sigma:.3f}" for sigma in schedules.edm()(t).sigma]
+      ['10.000', '3.162', '1.000', '0.316', '0.100']
+
+    Reference: Lu et al. 2022, arXiv:2206.00927, section 4.1 (uniform in log-SNR); named in k-diffusion.
+    """
+
+    def spacing(schedule: Schedule, steps: int) -> Array:
+        least, most = map(jnp.log, _bounds(schedule, sigma_min, sigma_max, "exponential"))
+        ramp = jnp.linspace(0, 1, steps, dtype=jnp.result_type(float))
+        return schedule.inverse(jnp.exp(most + ramp * (least - most)))
+
+    return spacing
+
+
+def _bounds(schedule: Schedule, least: Scalar | None, most: Scalar | None, name: str) -> tuple[Array, Array]:
+    """The smallest and the largest `sigma / alpha` of a path."""
+    least, most = (
+        schedule(end).ratio if given is None else jnp.asarray(given, jnp.result_type(float))
+        for end, given in ((schedule.t_min, least), (schedule.t_max, most))
+    )
+    if concrete(most) and not np.isfinite(np.asarray(most)):
+        raise ValueError(
+            f"{name} spacing needs a finite largest sigma / alpha, but the schedule's t_max has alpha = 0; "
+            f"give {name}(sigma_max=80.0), or the schedule a smaller t_max."
+        )
+    return least, most
 
 
 def _check_steps(schedule: Schedule, steps: int) -> None:

@@ -102,7 +102,74 @@ def test_clip_bounds_x0_and_moves_eps(x64):
     np.testing.assert_allclose(level.alpha * p.x0 + level.sigma * p.eps, x, rtol=1e-12)
 
 
+def both_halves(x, t, cond):
+    """Of a network that predicts eps and, in as many channels again, a share of the variance that its condition moves."""
+    eps = jnp.sin(x + cond[:, None, None]) + 0.001 * t[:, None, None]
+    return jnp.concatenate([eps, jnp.tanh(2 * x[..., ::-1] + 3 * cond[:, None, None])], -1)
+
+
+def adm_step(x, w, cond, uncond, t, after, bar, z):
+    """Improved DDPM's learned range, and CFG of its eps: the variance is the conditional model's."""
+    out = [np.asarray(both_halves(jnp.asarray(x), jnp.full(len(x), t), c)) for c in (cond, uncond)]
+    (eps_c, v), (eps_u, _) = (np.split(half, 2, axis=-1) for half in out)
+    eps = eps_u + w * (eps_c - eps_u)
+    beta = 1 - bar[t] / bar[after]
+    x0 = (x - np.sqrt(1 - bar[t]) * eps) / np.sqrt(bar[t])
+    mean = np.sqrt(bar[after]) * beta / (1 - bar[t]) * x0 + np.sqrt(1 - beta) * (1 - bar[after]) / (1 - bar[t]) * x
+    share = (v + 1) / 2
+    log_variance = share * np.log(beta) + (1 - share) * np.log(beta * (1 - bar[after]) / (1 - bar[t]))
+    return mean + np.exp(0.5 * log_variance) * z
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["one call", "two calls"])
+def test_a_learned_variance_is_improved_ddpms_and_cfg_keeps_the_bases(x64, together):
+    cond, uncond, w = jnp.array([0.5, -1.0, 2.0]), jnp.zeros(3), 3.0
+    schedule, times = gj.schedules.ddpm_linear(), (700, 400, 20)
+    levels = schedule(jnp.array(times))
+    denoise = gj.denoisers.learned_variance(both_halves, predicts="eps")
+    branches = (gj.branches(denoise, cond=cond), gj.branches(denoise, uncond=uncond))
+    branches = gj.branches(denoise, cond=cond, uncond=uncond) if together else branches
+    x = jax.random.normal(jax.random.key(0), (3, 4, 2))
+    mine = gj.sample(keys(3), branches, gj.cfg(w), gj.ddpm("learned"), levels, x)
+    bar, x = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)), np.asarray(x)
+    for number in range(2):
+        folded = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys(3), number + 1)
+        z = np.asarray(jax.vmap(lambda key: jax.random.normal(key, (8,)))(folded)).reshape(3, 4, 2)
+        x = adm_step(x, w, cond, uncond, times[number], times[number + 1], bar, z)
+    np.testing.assert_allclose(mine, x, rtol=1e-10)
+
+
+@pytest.mark.parametrize("learned", ["cond", "uncond"])
+def test_networks_with_and_without_a_variance_guide_each_other_in_an_interval(learned):
+    """The base's variance is what counts: the other's is not read, nor missed."""
+    with_one = gj.denoisers.learned_variance(both_halves, predicts="eps")
+    without = gj.denoiser(lambda x, t, cond: both_halves(x, t, cond)[..., :2], predicts="eps")
+    conds = {"cond": jnp.array([0.5, -1.0]), "uncond": jnp.zeros(2)}
+    pick = lambda one: tuple(gj.Branches(with_one if one in (name, "both") else without, {name: conds[name]}) for name in conds)
+    levels = gj.levels(gj.schedules.ddpm_linear(), 6, gj.spacings.trailing())
+    guidance, small = gj.during(gj.cfg(2.0), 0.3, 5.0), "learned" if learned == "cond" else "small"
+    run = lambda one: gj.sample(keys(2), pick(one), guidance, gj.ddpm(small), levels, (4, 2))
+    np.testing.assert_allclose(run(learned), run("both"), rtol=1e-5, atol=1e-5)
+
+
+def test_a_learned_variance_survives_clipping_and_comes_back_in_float32():
+    half = lambda x, t, cond: both_halves(*(a.astype(jnp.bfloat16) for a in (x, t, cond)))
+    denoise = gj.denoisers.clip(gj.denoisers.learned_variance(half, predicts="eps"))
+    branches = gj.branches(denoise, cond=jnp.array([0.5, -1.0]), uncond=jnp.zeros(2))
+    x, level = jax.random.normal(jax.random.key(0), (2, 4, 2)), gj.schedules.ddpm_linear()(300)
+    step = gj.Step(jnp.int32(0), level, level, keys(2))
+    predictions, _, _ = gj.evaluate(branches, x, step, level, {"uncond": True})
+    for name, cond in branches.conds.items():
+        exact = (np.split(np.asarray(both_halves(x, jnp.full(2, 300.0), cond)), 2, axis=-1)[1] + 1) / 2
+        variance = jnp.asarray(predictions[name].variance)
+        assert {predictions[name].x0.dtype, predictions[name].eps.dtype, variance.dtype} == {jnp.dtype("float32")}
+        np.testing.assert_allclose(variance, exact, atol=0.02)
+
+
 def test_bad_input_is_told():
+    narrow = gj.denoisers.learned_variance(lambda x, t, c: x, predicts="eps")
+    with pytest.raises(ValueError, match=r"gave \(2, 3\) for x of shape \(2, 3\).*twice the channels, \(2, 6\)"):
+        narrow(jnp.zeros((2, 3)), gj.schedules.cosine()(0.5), None)
     with pytest.raises(ValueError, match=r"predicts='epsilon' is unknown.*'eps'"):
         gj.denoiser(lambda x, t, c: x, predicts="epsilon")
     wide = gj.denoiser(lambda x, t, c: jnp.concatenate([x, x], 1), predicts="eps")

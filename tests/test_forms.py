@@ -27,7 +27,7 @@ def null():
     return jnp.full_like(LABELS, -1)
 
 
-@pytest.mark.parametrize("variance", ["small", "large"])
+@pytest.mark.parametrize("variance", ["small", "large", "learned"])
 @pytest.mark.parametrize("at_mean", [False, True])
 def test_the_mean_shift_moves_the_mean_of_a_ddpm_step_by_its_variance_times_the_gradient(x64, variance, at_mean):
     """Dhariwal & Nichol's algorithm 1, a step by hand, for a conditional and an unconditional base."""
@@ -36,12 +36,14 @@ def test_the_mean_shift_moves_the_mean_of_a_ddpm_step_by_its_variance_times_the_
         ends = path(at, slice(start, start + 2))
         x = jax.random.normal(jax.random.key(1), (B, 3)) * ends.sigma[0]
         log_prob = lambda x, level: m.class_log_prob(x, level, LABELS)
-        branches, ddpm = gj.branches(m.denoise, base=base), gj.ddpm(variance)
+        denoise = lambda x, level, y: m.denoise(x, level, y)._replace(variance=jnp.cos(x) ** 2)
+        branches, ddpm = gj.branches(denoise, base=base), gj.ddpm(variance)
         plain = gj.sample(keys(B), branches, gj.chain(), ddpm, ends, x)
         guided = gj.sample(keys(B), branches, gj.mean_shift(log_prob, 1.7, variance=variance, at_mean=at_mean), ddpm, ends, x)
         (a, a1), (s, s1) = ends.alpha, ends.sigma
         beta = 1 - (a * s1 / (a1 * s)) ** 2
-        sigma2 = s1**2 * beta if variance == "small" else s**2 * beta
+        share = {"small": 0.0, "large": 1.0, "learned": jnp.cos(x) ** 2}[variance]
+        sigma2 = beta * s1 ** (2 - 2 * share) * s ** (2 * share)
         p = m.denoise(x, path(ends, 0), base)
         mean = a1 * beta * p.x0 + (a * s1**2) / (a1 * s**2) * x
         at_x, level = (mean, path(ends, 1)) if at_mean else (x, path(ends, 0))

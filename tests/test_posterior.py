@@ -253,7 +253,7 @@ def test_feedback_in_another_space_is_the_same_or_told(x64):
 @pytest.mark.parametrize(
     ("build", "told"),
     [
-        (lambda: gj.mean_shift(CLASS_LOG_PROB, 1.0, variance="learned"), "variance='learned' is unknown"),
+        (lambda: gj.mean_shift(CLASS_LOG_PROB, 1.0, variance="medium"), "variance='medium' is unknown"),
         (lambda: gj.universal(lambda x0: x0, 1.0), "one number a sample"),
         (lambda: gj.mpgd(lambda x0: x0.sum(), 1.0), "one number a sample"),
         (lambda: gj.classifier(lambda x, level: x.mean(), 1.0), "one number a sample"),

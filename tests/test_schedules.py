@@ -4,9 +4,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from worlds import SCHEDULES
+from worlds import SCHEDULES, gaussians, keys, mixture
 
 import guidance_jax as gj
+
+zero_terminal = lambda: gj.schedules.zero_terminal_snr(gj.schedules.scaled_linear())
+shifted = lambda: gj.schedules.shift(gj.schedules.cosine(), 2.0)
+ALL = SCHEDULES | {"scaled_linear": gj.schedules.scaled_linear, "zero_terminal": zero_terminal, "shifted": shifted}
+
+
+def rates(name: str) -> np.ndarray:
+    """The betas of the discrete schedules, as the papers write them."""
+    if name == "ddpm_linear":
+        return np.linspace(1e-4, 0.02, 1000)
+    if name in ("scaled_linear", "zero_terminal"):
+        return np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+    f = lambda u: np.cos((u + 0.008) / 1.008 * np.pi / 2) ** 2
+    return np.array([min(1 - f((i + 1) / 1000) / f(i / 1000), 0.999) for i in range(1000)])
 
 
 def reference(name: str, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -20,18 +34,23 @@ def reference(name: str, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return np.ones_like(t), np.exp(4 * t)
     if name == "flow":
         return 1 - t, t
-    if name == "ddpm_linear":
-        betas = np.linspace(1e-4, 0.02, 1000)
-    else:
-        f = lambda u: np.cos((u + 0.008) / 1.008 * np.pi / 2) ** 2
-        betas = np.array([min(1 - f((i + 1) / 1000) / f(i / 1000), 0.999) for i in range(1000)])
-    alpha_bar = np.cumprod(1 - betas)[t.astype(int)]
-    return np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar)
+    if name == "shifted":
+        # Simple diffusion: the log-SNR of cosine, less 2 log 2.
+        log_snr = -2 * np.log(np.tan(np.pi * t / 2)) - 2 * np.log(2)
+        return np.sqrt(1 / (1 + np.exp(-log_snr))), np.sqrt(1 / (1 + np.exp(log_snr)))
+    root = np.sqrt(np.cumprod(1 - rates(name)))
+    if name == "zero_terminal":
+        # Lin et al., algorithm 1, line by line.
+        first, last = root[0], root[-1]
+        root = root - last
+        root = root * first / (first - last)
+    alpha = root[t.astype(int)]
+    return alpha, np.sqrt(1 - alpha**2)
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("name", ALL)
 def test_schedule_is_the_papers(x64, name):
-    schedule = SCHEDULES[name]()
+    schedule = ALL[name]()
     t = np.linspace(float(schedule.t_min), float(schedule.t_max), 37)
     t = np.round(t) if schedule.steps else t
     level = schedule(t)
@@ -43,12 +62,14 @@ def test_schedule_is_the_papers(x64, name):
     assert (np.diff(level.ratio) > 0).all()
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
-@pytest.mark.parametrize("spacing", ["uniform", "leading", "trailing", "karras"])
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("spacing", ["uniform", "leading", "trailing", "quadratic", "karras", "exponential"])
 def test_every_path_ends_clean_and_decreases(name, spacing):
-    schedule = SCHEDULES[name](t_max=0.99) if (name, spacing) == ("flow", "karras") else SCHEDULES[name]()
-    for steps in (1, 2, 7, 250):
-        path = gj.levels(schedule, steps, getattr(gj.spacings, spacing)())
+    schedule = ALL[name]()
+    to_infinity = np.isinf(schedule(schedule.t_max).ratio) and spacing in ("karras", "exponential")
+    spaced = getattr(gj.spacings, spacing)(**{"sigma_max": 99.0} if to_infinity else {})
+    for steps in (1, 7, 250):
+        path = gj.levels(schedule, steps, spaced)
         assert [field.shape for field in path] == [(steps + 1,)] * 3
         assert (path.alpha[-1], path.sigma[-1]) == (1, 0)
         assert (np.diff(path.ratio) < 0).all()
@@ -67,6 +88,31 @@ def test_spacings_visit_the_published_times():
     np.testing.assert_allclose(edm(gj.spacings.karras()(edm, 18)).sigma, ramp, rtol=2e-5)
     narrow = gj.levels(ddpm, 9, gj.spacings.karras(sigma_min=0.1, sigma_max=10.0))
     np.testing.assert_allclose(narrow.ratio[jnp.array([0, 8])], [10, 0.1], rtol=1e-4)
+
+
+def test_exponential_is_even_in_the_log_and_karras_of_a_large_rho(x64):
+    for schedule in (gj.schedules.edm(), gj.schedules.cosine(), gj.schedules.flow(t_max=0.99)):
+        ratio = np.asarray(schedule(gj.spacings.exponential()(schedule, 12)).ratio)
+        ends = schedule(schedule.t_max).ratio, schedule(schedule.t_min).ratio
+        np.testing.assert_allclose(ratio, np.geomspace(*ends, 12), rtol=1e-9)
+        np.testing.assert_allclose(schedule(gj.spacings.karras(1e7)(schedule, 12)).ratio, ratio, rtol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [2, 3, 5, 10, 20, 21, 25, 50, 100])
+def test_quadratic_visits_the_times_of_ddims_released_code_but_none_twice(steps):
+    published = (np.linspace(0, np.sqrt(1000 * 0.8), steps) ** 2).astype(int)
+    times = np.asarray(gj.spacings.quadratic(0.8)(gj.schedules.ddpm_linear(), steps))[::-1]
+    assert (np.diff(times) > 0).all()
+    same = np.cumsum(np.diff(published, prepend=-1) == 0) == 0
+    # After the first repetition ours are a little ahead, until the parabola outgrows the whole numbers.
+    np.testing.assert_array_equal(times[same], published[same])
+    np.testing.assert_array_equal(times, np.maximum(published, np.arange(steps)))
+    assert gj.spacings.quadratic()(gj.schedules.ddpm_linear(), steps)[0] == 999
+
+
+def test_quadratic_is_even_in_the_root_of_t(x64):
+    t = np.asarray(gj.spacings.quadratic(0.5)(gj.schedules.flow(t_min=0.1), 5))
+    np.testing.assert_allclose(t, 0.1 + 0.45 * np.array([1, 0.75, 0.5, 0.25, 0]) ** 2, rtol=1e-12)
 
 
 def test_a_karras_path_of_a_discrete_schedule_repeats_no_time():
@@ -89,7 +135,14 @@ def test_schedules_take_traced_parameters():
     [
         (lambda: gj.levels(gj.schedules.ddpm_linear(), 1001, gj.spacings.uniform()), "1000 training steps"),
         (lambda: gj.levels(gj.schedules.edm(), 0, gj.spacings.karras()), "steps must be at least 1"),
-        (lambda: gj.levels(gj.schedules.flow(), 9, gj.spacings.karras()), "finite largest"),
+        (lambda: gj.levels(gj.schedules.flow(), 9, gj.spacings.karras()), r"finite largest.*karras\(sigma_max"),
+        (lambda: gj.levels(zero_terminal(), 9, gj.spacings.exponential()), r"finite largest.*exponential\(sigma_max"),
+        (lambda: gj.levels(gj.schedules.ddpm_linear(), 1001, gj.spacings.quadratic()), "1000 training steps"),
+        (lambda: gj.spacings.quadratic(1.2), r"reach must be in \(0, 1\], got 1.2"),
+        (lambda: gj.schedules.zero_terminal_snr(gj.schedules.cosine()), "has None; a continuous one is pure noise at"),
+        (lambda: gj.schedules.shift(gj.schedules.scaled_linear(), 3.0), "has 1000 steps, beyond whose last"),
+        (lambda: gj.schedules.shift(gj.schedules.flow(), -3.0), "positive scalar, got -3.0"),
+        (lambda: gj.schedules.shift(gj.schedules.flow(), jnp.ones(2)), "positive scalar"),
         (lambda: gj.levels(gj.schedules.cosine(), 3, lambda s, n: jnp.array([0.1, 0.5, 0.9])), "decrease"),
         (lambda: gj.levels(gj.schedules.cosine(), 3, lambda s, n: jnp.array([0.9, 0.5, 0.5])), "decrease"),
         (lambda: gj.levels(gj.schedules.cosine(), 3, lambda s, n: jnp.array([0.9])), r"\[steps\] = \(3,\)"),
@@ -99,3 +152,97 @@ def test_schedules_take_traced_parameters():
 def test_bad_input_is_told(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@pytest.mark.parametrize("factor", [0.5, 3.0])
+def test_a_shifted_flow_is_stable_diffusion_3s_and_tells_the_shifted_time(x64, factor):
+    flow = gj.schedules.flow()
+    level = gj.schedules.shift(flow, factor)(t := np.linspace(0.002, 1.0, 41))
+    moved = factor * t / (1 + (factor - 1) * t)
+    for field, expected in zip(level, (moved, 1 - moved, moved), strict=True):
+        np.testing.assert_allclose(field, expected, atol=1e-12)
+    # Spaced in sigma / alpha, and by itself, a shift moves nothing but the ends.
+    spaced = gj.spacings.karras(sigma_min=0.01, sigma_max=50.0)
+    plain, other = (gj.levels(schedule, 7, spaced) for schedule in (flow, gj.schedules.shift(flow, factor)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9), plain, other)
+    back = gj.schedules.shift(gj.schedules.shift(flow, factor), 1 / factor)(t)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), back, flow(t))
+
+
+def test_the_level_of_a_shift_is_the_schedules_at_the_time_that_is_told(x64):
+    """So a network trained on the schedule may be sampled on the shifted one; training draws the shifted times."""
+    for schedule in (gj.schedules.flow(), gj.schedules.cosine(), gj.schedules.linear(), gj.schedules.edm()):
+        moved = gj.schedules.shift(schedule, 2.5)
+        level = moved(jnp.linspace(moved.t_min, moved.t_max, 9))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-9), level, schedule(level.t))
+        drawn, plain = (gj.training.noise_levels(jax.random.key(0), one, 4) for one in (moved, schedule))
+        np.testing.assert_allclose(drawn.ratio, 2.5 * plain.ratio, rtol=1e-7)
+        np.testing.assert_allclose(moved.at(drawn.ratio).t, drawn.t, rtol=1e-6)
+
+
+def test_a_shift_takes_a_traced_factor_from_pure_noise_on(x64):
+    def total(factor):
+        levels = gj.levels(gj.schedules.shift(gj.schedules.flow(), factor), 6, gj.spacings.uniform())
+        labels = jnp.array([0, 1])
+        branches = gj.branches(mixture().denoise, cond=labels, uncond=jnp.full_like(labels, -1))
+        return gj.sample(keys(2), branches, gj.cfg(2.0), gj.heun(), levels, (3,)).sum()
+
+    values, slopes = jax.jit(jax.vmap(jax.value_and_grad(total)))(jnp.array([3 - 1e-5, 3, 3 + 1e-5]))
+    np.testing.assert_allclose(slopes[1], (values[2] - values[0]) / 2e-5, rtol=1e-6)
+
+
+def test_zero_terminal_snr_is_exact_in_float32_too_and_made_inside_jit():
+    alpha, sigma = reference("zero_terminal", np.arange(1000))
+    level = jax.jit(lambda t: zero_terminal()(t))(jnp.arange(1000))
+    np.testing.assert_allclose(level.alpha, alpha, rtol=2e-6)
+    np.testing.assert_allclose(level.sigma, sigma, rtol=2e-6)
+    assert (level.alpha[-1], level.sigma[-1]) == (0, 1)
+
+
+def test_between_its_last_two_steps_zero_terminal_snr_is_continuous_and_has_an_inverse(x64):
+    schedule = zero_terminal()
+    t = jnp.array([997.5, 998.0, 998.25, 998.9, 999.0])
+    level = schedule(t)
+    np.testing.assert_allclose(schedule.inverse(level.ratio), t, atol=1e-9)
+    np.testing.assert_allclose((level.alpha / level.sigma)[1:] / (level.alpha / level.sigma)[1], [1, 0.75, 0.1, 0], atol=1e-9)
+    for at, of in ((t, lambda t: schedule(t).alpha + schedule(t).sigma), (level.ratio, schedule.inverse)):
+        assert np.isfinite(jax.vmap(jax.grad(of))(at)).all()
+
+
+@pytest.mark.parametrize(
+    ("sampler", "tolerance"), [(gj.ddim(), 1.2e-2), (gj.heun(), 2e-4), (gj.dpmpp_2m(), 2e-3)], ids=["ddim", "heun", "dpmpp_2m"]
+)
+def test_from_a_zero_terminal_snr_the_law_is_right(x64, sampler, tolerance):
+    """Of N(3, 1/4) by its ODE from pure noise z. From the last step of Stable Diffusion, alpha = 0.07, the mean falls short."""
+    z = jnp.linspace(-2, 2, 5)[:, None]
+    schedule, plain = zero_terminal(), gj.schedules.scaled_linear()
+
+    def run(schedule, scale=1.0, steps=200):
+        levels = gj.levels(schedule, steps, gj.spacings.trailing())
+        return gj.sample(keys(5), gaussians(3.0, 0.25, 1.0, 2.0), gj.cfg(scale), sampler, levels, levels.sigma[0] * z)
+
+    # The last step, from t = 4, goes to the posterior's mean.
+    last = schedule(4)
+    spread = 0.25 * last.alpha / jnp.sqrt(0.25 * last.alpha**2 + last.sigma**2)
+    np.testing.assert_allclose(x := run(schedule), 3 + spread * z, atol=tolerance)
+    np.testing.assert_allclose(x[2], 3, atol=1e-12)
+    assert (run(plain) < 3 + spread * z - 0.08).all()
+    gradient = jax.jit(jax.vmap(jax.value_and_grad(lambda scale: run(schedule, scale, 9).sum())))
+    values, slopes = gradient(jnp.array([2 - 1e-5, 2, 2 + 1e-5]))
+    np.testing.assert_allclose(slopes[1], (values[2] - values[0]) / 2e-5, rtol=1e-6)
+
+
+def test_networks_and_classifiers_see_the_training_step_and_not_its_place_in_the_run():
+    times: dict[str, list[float]] = {"network": [], "classifier": []}
+
+    def seen(name, x, t):
+        jax.debug.callback(lambda t: times[name].append(float(t[0])), t, ordered=True)
+        return jnp.zeros_like(x)
+
+    levels = gj.levels(gj.schedules.scaled_linear(), 4, gj.spacings.leading(1))
+    denoise = gj.denoiser(lambda x, t, cond: seen("network", x, t), predicts="eps")
+    classify = gj.scores.class_log_prob(lambda x, t: seen("classifier", x, t), jnp.array([0, 1]))
+    guidance = gj.classifier(classify, 1.0)
+    gj.sample(keys(2), gj.branches(denoise, cond=None), guidance, gj.ddim(), levels, (3,)).block_until_ready()
+    jax.effects_barrier()
+    assert times == {"network": [751, 501, 251, 1], "classifier": [751, 501, 251, 1]}

@@ -87,8 +87,8 @@ def add(*parts: Guidance) -> Guidance:
 def during(guidance: Guidance, low: ArrayLike, high: ArrayLike = jnp.inf) -> Guidance:
     """A guidance in the interval `low < sigma / alpha <= high` only; elsewhere its branches are not even evaluated.
 
-    A step is inside if the level at which it begins is, and all evaluations of a step are treated alike, so a run whose
-    levels include `low` and `high` switches exactly there, at no loss of order.
+    A step is inside if its noisier end is, where it begins (in inversion, where it ends), and all evaluations of a step are
+    treated alike, so a run whose levels include `low` and `high` switches exactly there, at no loss of order.
 
     Args:
       guidance: what to confine.
@@ -112,7 +112,7 @@ def during(guidance: Guidance, low: ArrayLike, high: ArrayLike = jnp.inf) -> Gui
         raise ValueError(f"during(guidance, {low}, {high}) is empty: low must be below high, both in sigma / alpha.")
 
     def inside(step: Step) -> Array:
-        ratio = step.level.ratio
+        ratio = jnp.maximum(step.level.ratio, step.next.ratio)
         return (ratio > jnp.asarray(low, ratio.dtype)) & (ratio <= jnp.asarray(high, ratio.dtype))
 
     def update(prediction: Prediction, state: Any, context: Context) -> tuple[Prediction, Any]:

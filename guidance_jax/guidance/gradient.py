@@ -1,13 +1,12 @@
 """Guidance by the gradient of a noise-aware log-probability, `log_prob(x, level) -> [B]`: a classifier, an energy, a reward."""
 
-import jax.numpy as jnp
 from jax import Array
 
 from guidance_jax import scores
 from guidance_jax.arrays import divide, expand
 from guidance_jax.base import Context, Guidance, Prediction
 from guidance_jax.guidance.algebra import move, own_space, stateless
-from guidance_jax.noise import contraction
+from guidance_jax.noise import ancestral, contraction
 from guidance_jax.scales import Scale, at
 
 
@@ -51,20 +50,21 @@ def mean_shift(log_prob: scores.LogProb, scale: Scale, *, variance: str = "small
     Args:
       log_prob: `(x, level) -> [B]`.
       scale: `()` or `[B]`, or a function of the level; 0 is no guidance.
-      variance: "small" or "large", as the sampler's.
+      variance: "small", "large" or "learned", as the sampler's; `ddpm("learned")` and this one make ADM-G.
       at_mean: whether to take the gradient at the unguided mean and the next level, as the paper derives it, and not at
         `(x_t, t)`, as its released code does.
 
     Raises:
-      ValueError: if scale is neither `()` nor `[B]`, log_prob does not give `[B]`, variance is unknown, or in `in_space`.
+      ValueError: if scale is neither `()` nor `[B]`, log_prob does not give `[B]`, variance is unknown, or learned and the
+        network predicts none, or in `in_space`.
 
     Example:
       >>> guidance = mean_shift(lambda x, level: -(x**2).sum(1), 1.0)
 
     Reference: Dhariwal & Nichol 2021, arXiv:2105.05233, algorithm 1.
     """
-    if variance not in ("small", "large"):
-        raise ValueError(f'variance={variance!r} is unknown; mean_shift has "small" and "large", as ddpm.')
+    if variance not in ("small", "large", "learned"):
+        raise ValueError(f'variance={variance!r} is unknown; mean_shift has "small", "large" and "learned", as ddpm.')
 
     def update(prediction: Prediction, context: Context) -> Prediction:
         own_space("mean_shift", context)
@@ -74,7 +74,7 @@ def mean_shift(log_prob: scores.LogProb, scale: Scale, *, variance: str = "small
             x, where = after.alpha * base.x0 + contraction(level, after) * after.sigma * base.eps, after
         gradient = scores.classifier_score(log_prob, x, where).astype(context.x.dtype)
         # s^2 / (1 - q^2); the step to sigma' = 0 adds no noise, so nothing moves its mean.
-        spread = after.sigma if variance == "small" else jnp.where(after.sigma > 0, level.sigma, 0)
+        spread = ancestral(variance, base.variance, level, after)
         shift = spread**2 / after.alpha * at(scale, context, "mean_shift's scale") * gradient
         return move(prediction, prediction.x0 + shift, context.level)
 

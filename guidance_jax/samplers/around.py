@@ -1,14 +1,17 @@
 """Samplers around samplers."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import ArrayLike
 
 from guidance_jax import scores
-from guidance_jax.arrays import per_sample
+from guidance_jax.arrays import concrete, per_sample
 from guidance_jax.base import GuidedDenoiser, NoiseLevel, Sampler, State
-from guidance_jax.noise import contraction, normal
+from guidance_jax.noise import apart, contraction, normal
 
 
 def recur(sampler: Sampler, times: int, low: ArrayLike = 0.0, high: ArrayLike = jnp.inf) -> Sampler:
@@ -26,7 +29,7 @@ def recur(sampler: Sampler, times: int, low: ArrayLike = 0.0, high: ArrayLike = 
       high: likewise, included.
 
     Raises:
-      ValueError: if times is below 1.
+      ValueError: if times is below 1, or the sampler keeps a memory.
 
     Example:
       >>> denoise = denoiser(lambda x, t, cond: 0 * x + 3, predicts="x0")
@@ -39,6 +42,15 @@ def recur(sampler: Sampler, times: int, low: ArrayLike = 0.0, high: ArrayLike = 
     """
     if times < 1:
         raise ValueError(f"recur's times must be at least 1, got {times}.")
+
+    def init(x: Array) -> Any:
+        memory = sampler.init(x)
+        if times > 1 and jax.tree.leaves(memory):
+            raise ValueError(
+                "recur repeats a step, and this sampler remembers the step before, which a repetition is not; recur samplers "
+                "that keep no memory: ddim(), ddpm(), heun()."
+            )
+        return memory
 
     def step(denoise: GuidedDenoiser, state: State, level: NoiseLevel, next: NoiseLevel, keys: Array) -> State:
         q = contraction(level, next)
@@ -56,7 +68,60 @@ def recur(sampler: Sampler, times: int, low: ArrayLike = 0.0, high: ArrayLike = 
         first = sampler.step(denoise, state, level, next, keys)
         return jax.lax.cond(inside, repeat, lambda state: state, first) if times > 1 else first
 
+    return Sampler(init, step)
+
+
+def inpaint(sampler: Sampler, known: ArrayLike, mask: ArrayLike) -> Sampler:
+    """Inpainting by replacement: before and after every step, the known part of x is the known data, noised to the level.
+
+    `x' <- m (alpha' known + sigma' z) + (1 - m) x'`, z fresh noise at both ends of each step; at sigma' = 0 known itself.
+
+    The unknown part hears of the known one through the network alone, and is not drawn from the conditional law: `recur` it,
+    `recur(inpaint(ddpm(), known, mask), 10)`, and it comes near.
+
+    Args:
+      sampler: whose steps are so framed.
+      known: the data, `[B, ...]` or broadcastable to that; what the mask leaves out is never read and may be NaN.
+      mask: `[B, ...]` or broadcastable to that: 1 or True where the data are known, 0 where they are not. A fraction blends
+        the two, for soft edges; its noise is then too small.
+
+    Raises:
+      ValueError: if known or mask do not broadcast to x, or a mask's value is outside [0, 1].
+
+    Example:
+      >>> denoise = denoiser(lambda x, t, cond: 0 * x + 3, predicts="x0")
+      >>> path = levels(schedules.cosine(), 2, spacings.trailing())
+      >>> keys = jax.random.split(jax.random.key(0), 1)
+      >>> half = inpaint(ddpm(), known=jnp.array([1.0, jnp.nan]), mask=jnp.array([1, 0]))
+      >>> print(sample(keys, branches(denoise, cond=None), chain(), half, path, (2,)))
+      [[1. 3.]]
+
+    Reference: Lugmayr et al. 2022, arXiv:2201.09865, equation 8 and algorithm 1.
+    """
+    if concrete(mask):
+        values = np.asarray(mask, np.float32)
+        outside = values[~((values >= 0) & (values <= 1))]
+        if outside.size:
+            raise ValueError(f"inpaint's mask must be in [0, 1], 1 where the data are known, and has a value {outside[0]}.")
+
+    def replaced(state: State, level: NoiseLevel, keys: Array) -> State:
+        x = state.x
+        share, data = (_shaped(value, x, name) for value, name in ((mask, "mask"), (known, "known")))
+        noisy = level.alpha * jnp.where(share > 0, data, 0) + level.sigma * normal(keys, x)
+        return state._replace(x=share * noisy + (1 - share) * x)
+
+    def step(denoise: GuidedDenoiser, state: State, level: NoiseLevel, next: NoiseLevel, keys: Array) -> State:
+        state = sampler.step(denoise, replaced(state, level, apart(keys, 1)), level, next, keys)
+        return replaced(state, next, apart(keys, 2))
+
     return Sampler(sampler.init, step)
+
+
+def _shaped(value: ArrayLike, x: Array, name: str) -> Array:
+    value = jnp.asarray(value).astype(x.dtype)
+    if value.ndim > x.ndim or any(size not in (1, n) for size, n in zip(value.shape[::-1], x.shape[::-1], strict=False)):
+        raise ValueError(f"inpaint's {name} has shape {value.shape}, which does not broadcast to x, {x.shape}.")
+    return jnp.broadcast_to(value, x.shape)
 
 
 def post_step(sampler: Sampler, log_prob: scores.LogProb, scale: ArrayLike) -> Sampler:

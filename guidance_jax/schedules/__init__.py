@@ -1,0 +1,22 @@
+"""Noise schedules, which map the network's own time to `(alpha, sigma)`, and the path of noise levels that a sampler walks."""
+
+from guidance_jax.schedules.continuous import cosine, edm, flow, linear, shift
+from guidance_jax.schedules.paths import below, levels, reverse, strength
+from guidance_jax.schedules.stepwise import ddpm_cosine, ddpm_linear, discrete, scaled_linear, zero_terminal_snr
+
+__all__ = [
+    "below",
+    "cosine",
+    "ddpm_cosine",
+    "ddpm_linear",
+    "discrete",
+    "edm",
+    "flow",
+    "levels",
+    "linear",
+    "reverse",
+    "scaled_linear",
+    "shift",
+    "strength",
+    "zero_terminal_snr",
+]

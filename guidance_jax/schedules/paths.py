@@ -1,0 +1,118 @@
+"""The path of noise levels that a sampler walks: of a whole run, of the end of one, or from data to noise."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from guidance_jax.arrays import concrete
+from guidance_jax.base import NoiseLevel, Schedule
+from guidance_jax.checks import check_levels
+
+
+def levels(schedule: Schedule, steps: int, spacing: Callable[[Schedule, int], Array]) -> NoiseLevel:
+    """The path of a run: `steps` noise levels by a spacing, from the most noise to the least, and then the clean data.
+
+    Args:
+      schedule: the noise schedule.
+      steps: the number of steps the sampler takes.
+      spacing: one of `spacings`; `(schedule, steps) -> t`, decreasing, `[steps]`.
+
+    Returns:
+      A `NoiseLevel` of arrays `[steps + 1]`; the last has alpha 1 and sigma 0.
+
+    Raises:
+      ValueError: if the noise does not strictly decrease along the path, as when a discrete schedule is asked for more
+        steps than it has.
+
+    Example:
+      >>> path = levels(schedules.edm(), 3, spacings.karras())
+      >>> [f"{sigma:.3f}" for sigma in path.sigma]
+      ['80.000', '2.515', '0.002', '0.000']
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}.")
+    path = schedule(spacing(schedule, steps))
+    if path.t.shape != (steps,):
+        raise ValueError(f"the spacing gave times of shape {path.t.shape}, but must give [steps] = ({steps},).")
+    clean = NoiseLevel(path.t[-1:], jnp.ones_like(path.alpha[-1:]), jnp.zeros_like(path.sigma[-1:]))
+    path = jax.tree.map(lambda *parts: jnp.concatenate(parts), path, clean)
+    check_levels(path)
+    return path
+
+
+def reverse(path: NoiseLevel) -> NoiseLevel:
+    """The path from data to noise, for inversion: a path turned round, without the clean end.
+
+    The run starts at its least noise and takes the data for what stands there. Only deterministic samplers go this way.
+
+    Args:
+      path: `[steps + 1]`, as `levels` makes it.
+
+    Returns:
+      The path turned round, `[steps]`; `[steps + 1]` where its last level is known to have some noise.
+
+    Example:
+      >>> path = schedules.reverse(levels(schedules.edm(), 3, spacings.karras()))
+      >>> [f"{sigma:.3f}" for sigma in path.sigma]
+      ['0.002', '2.515', '80.000']
+
+    Reference: Song et al. 2021, arXiv:2010.02502, section 4.3.
+    """
+    noisy = path if concrete(path) and path.sigma[-1] > 0 else jax.tree.map(lambda field: field[:-1], path)
+    return jax.tree.map(lambda field: field[::-1], noisy)
+
+
+def strength(path: NoiseLevel, share: float) -> NoiseLevel:
+    """The end of a path, for image-to-image: its last `int(steps * share)` steps.
+
+    The run starts from the data, noised to the level at which they begin: `gj.diffuse`.
+
+    Args:
+      path: `[steps + 1]`, as `levels` makes it.
+      share: in (0, 1]; the larger, the less of the data is kept.
+
+    Raises:
+      ValueError: if the share is outside of (0, 1], or so small that no step is left.
+
+    Example:
+      >>> path = schedules.strength(levels(schedules.edm(), 10, spacings.karras()), 0.35)
+      >>> print(path.t.shape)
+      (4,)
+
+    Reference: Meng et al. 2022, arXiv:2108.01073; counted as diffusers does.
+    """
+    steps = path.t.shape[0] - 1
+    kept = int(steps * share)
+    if not 0 < share <= 1 or kept < 1:
+        raise ValueError(f"strength must be in (0, 1] and leave at least one step, but {share} of {steps} steps is {kept}.")
+    return jax.tree.map(lambda field: field[steps - kept :], path)
+
+
+def below(path: NoiseLevel, ratio: float) -> NoiseLevel:
+    """The end of a path, for image-to-image: from its first level whose `sigma / alpha` is at most `ratio`.
+
+    Args:
+      path: `[steps + 1]`, as `levels` makes it; its values known, as they decide how many steps are left.
+      ratio: `sigma / alpha`, the noise under which the data are hidden.
+
+    Raises:
+      ValueError: if the path is traced, or no step is left.
+
+    Example:
+      >>> path = schedules.below(levels(schedules.edm(), 10, spacings.karras()), 5.0)
+      >>> print(f"{path.sigma[0]:.2f}", path.sigma.shape)
+      4.07 (7,)
+
+    Reference: Meng et al. 2022, arXiv:2108.01073.
+    """
+    if not concrete(path):
+        raise ValueError("below(path) counts the levels that are left, but these are traced; make the path outside of jit.")
+    kept = int((np.asarray(path.ratio) <= ratio).sum())
+    if kept < 2:
+        raise ValueError(
+            f"no step is left of this path below sigma / alpha = {ratio}; its last begins at {path.ratio[-2]:.6g}."
+        )
+    return jax.tree.map(lambda field: field[-kept:], path)

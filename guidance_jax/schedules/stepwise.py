@@ -1,0 +1,154 @@
+"""Discrete schedules: those of networks of the DDPM family, trained at whole steps."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from guidance_jax.base import Schedule
+
+
+def discrete(betas: np.ndarray) -> Schedule:
+    """A schedule given by the noise rates of its training steps, as networks of the DDPM family were trained.
+
+    `alpha(t) = sqrt(prod over s <= t of (1 - beta_s))`, `sigma = sqrt(1 - alpha^2)`, t in 0..steps - 1. Between the
+    steps log(sigma / alpha) is interpolated, so that spacings may ask for fractional t, and no t comes twice.
+
+    Args:
+      betas: `[steps]`, each in (0, 1).
+
+    Raises:
+      ValueError: if betas is not one-dimensional or a rate is outside (0, 1).
+
+    Example:
+      >>> schedules.discrete(np.linspace(1e-4, 0.02, 1000)).steps
+      1000
+
+    Reference: Ho et al. 2020, arXiv:2006.11239.
+    """
+    betas = np.asarray(betas, np.float64)
+    if betas.ndim != 1 or not ((betas > 0) & (betas < 1)).all():
+        raise ValueError(f"betas must be one-dimensional with every rate in (0, 1), got shape {betas.shape}: {betas}.")
+    log_alpha_squared = np.cumsum(np.log1p(-betas))
+    return _interpolated(0.5 * (np.log(-np.expm1(log_alpha_squared)) - log_alpha_squared))
+
+
+def _interpolated(log_ratios: np.ndarray) -> Schedule:
+    """The discrete schedule of these `log(sigma / alpha)`, interpolated between its steps."""
+    times = np.arange(len(log_ratios), dtype=np.float64)
+
+    def alpha_sigma(t: Array) -> tuple[Array, Array]:
+        doubled = 2 * jnp.interp(t, jnp.asarray(times, t.dtype), jnp.asarray(log_ratios, t.dtype))
+        return jnp.sqrt(jax.nn.sigmoid(-doubled)), jnp.sqrt(jax.nn.sigmoid(doubled))
+
+    def inverse(ratio: Array) -> Array:
+        return jnp.interp(jnp.log(ratio), jnp.asarray(log_ratios, ratio.dtype), jnp.asarray(times, ratio.dtype))
+
+    return Schedule(alpha_sigma, inverse, 0, len(log_ratios) - 1, steps=len(log_ratios))
+
+
+def ddpm_linear(steps: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02) -> Schedule:
+    """The discrete schedule of DDPM and of ADM on ImageNet: `steps` rates from beta_min to beta_max, evenly.
+
+    As in ADM, the default rates are for 1,000 steps and scale with `1000 / steps`.
+
+    Args:
+      steps: the number of training steps.
+      beta_min: the first rate, at 1,000 steps.
+      beta_max: the last rate, at 1,000 steps.
+
+    Example:
+      >>> print(schedules.ddpm_linear()(999).ratio.round(0))
+      157.0
+
+    Reference: Ho et al. 2020, arXiv:2006.11239.
+    """
+    return discrete(np.linspace(beta_min, beta_max, steps) * (1000 / steps))
+
+
+def scaled_linear(steps: int = 1000, beta_min: float = 0.00085, beta_max: float = 0.012) -> Schedule:
+    """The discrete schedule of Stable Diffusion 1, 2 and XL: rates whose square roots are even, from beta_min to beta_max.
+
+    Args:
+      steps: the number of training steps.
+      beta_min: the first rate.
+      beta_max: the last rate.
+
+    Example:
+      >>> print(schedules.scaled_linear()(999).ratio.round(2))
+      14.61
+
+    Reference: Rombach et al. 2022, arXiv:2112.10752 (released code).
+    """
+    return discrete(np.linspace(beta_min**0.5, beta_max**0.5, steps) ** 2)
+
+
+def ddpm_cosine(steps: int = 1000, offset: float = 0.008, beta_max: float = 0.999) -> Schedule:
+    """The discrete cosine schedule of improved DDPM.
+
+    `alpha_bar(u) = cos^2((u + offset) / (1 + offset) pi / 2)`,
+    `beta_t = min(1 - alpha_bar((t + 1) / steps) / alpha_bar(t / steps), beta_max)`.
+
+    Args:
+      steps: the number of training steps.
+      offset: keeps the first rates from vanishing.
+      beta_max: the largest rate.
+
+    Example:
+      >>> print(schedules.ddpm_cosine()(500).alpha.round(3))
+      0.702
+
+    Reference: Nichol & Dhariwal 2021, arXiv:2102.09672, equation 17.
+    """
+    u = np.arange(steps + 1) / steps
+    alpha_bar = np.cos((u + offset) / (1 + offset) * np.pi / 2) ** 2
+    return discrete(np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], beta_max))
+
+
+def zero_terminal_snr(schedule: Schedule) -> Schedule:
+    """A discrete schedule rescaled so that its last step is pure noise: alpha is 0 there, and unchanged at the first.
+
+    `alpha'(t) = (alpha(t) - alpha(T)) alpha(0) / (alpha(0) - alpha(T))`, T the last step, `sigma' = sqrt(1 - alpha'^2)`.
+
+    For networks trained so. An eps-network says nothing of x0 at alpha = 0: they predict v or x0. Between the last two steps
+    alpha / sigma is interpolated, since log(sigma / alpha) has no end there.
+
+    Args:
+      schedule: discrete, variance-preserving.
+
+    Raises:
+      ValueError: if the schedule is continuous, or has fewer than two steps.
+
+    Example:
+      >>> schedule = schedules.zero_terminal_snr(schedules.scaled_linear())
+      >>> print(schedule(999).alpha, schedule(0).alpha == schedules.scaled_linear()(0).alpha)
+      0.0 True
+
+    Reference: Lin et al. 2024, arXiv:2305.08891, algorithm 1.
+    """
+    if schedule.steps is None or schedule.steps < 2:
+        raise ValueError(
+            f"zero_terminal_snr rescales a discrete schedule of at least two steps, and this one has {schedule.steps}; a "
+            "continuous one is pure noise at a t_max of its own: cosine(t_max=1.0), flow()."
+        )
+    last = schedule.steps - 1
+    # Known numbers, in float64 whatever the run's precision: near the data alpha alone would not tell sigma.
+    with jax.ensure_compile_time_eval(), jax.enable_x64(True):
+        alpha, sigma = map(np.asarray, schedule.alpha_sigma(jnp.arange(last + 1, dtype=jnp.float64)))
+    # 1 - alpha'^2 = sigma^2 + (alpha - alpha') (alpha + alpha'), and alpha - alpha' is this share of alpha(0) - alpha.
+    rescaled = (alpha - alpha[-1]) * (alpha[0] / (alpha[0] - alpha[-1]))
+    removed = (alpha[0] - alpha) * (alpha[-1] / (alpha[0] - alpha[-1]))
+    noise = np.sqrt(sigma**2 + removed * (alpha + rescaled))
+    finite = _interpolated(np.log(noise[:-1] / rescaled[:-1]))
+
+    def alpha_sigma(t: Array) -> tuple[Array, Array]:
+        a, s = finite.alpha_sigma(t)
+        share = jnp.clip(last - t, 0, 1)
+        size = jnp.sqrt((share * a) ** 2 + s**2)
+        return jnp.where(t > last - 1, share * a / size, a), jnp.where(t > last - 1, s / size, s)
+
+    def inverse(ratio: Array) -> Array:
+        highest = jnp.asarray(noise[-2] / rescaled[-2], ratio.dtype)
+        return finite.inverse(jnp.minimum(ratio, highest)) + 1 - highest / jnp.maximum(ratio, highest)
+
+    return Schedule(alpha_sigma, inverse, 0, last, steps=last + 1)

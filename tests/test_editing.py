@@ -1,0 +1,302 @@
+"""Runs that start from data: image-to-image, inpainting, and inversion to noise and back."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from worlds import classes, gaussians, keys, mixture, path
+
+import guidance_jax as gj
+from guidance_jax.noise import normal, step_keys
+
+LABELS = jnp.arange(6) % 3
+LEVELS = gj.levels(gj.schedules.cosine(), 10, gj.spacings.karras())
+
+
+def first(levels: gj.NoiseLevel) -> gj.NoiseLevel:
+    return jax.tree.map(lambda field: field[0], levels)
+
+
+def drawn(sampler: gj.Sampler, levels: gj.NoiseLevel) -> dict[tuple[int, ...], int]:
+    """How often each of the numbers that a run draws comes, as found where this library makes normal ones."""
+    seen: list[np.ndarray] = []
+
+    def watched(key, size, dtype):
+        numbers = plain(key, size, dtype)
+        jax.debug.callback(lambda z: seen.append(z), numbers)
+        return numbers
+
+    plain, jax.random.normal = jax.random.normal, watched
+    try:
+        x = gj.diffuse(keys(2), jnp.zeros((2, 3)), first(levels))
+        denoise = gj.denoiser(lambda x, t, cond: 0 * x, predicts="x0")
+        gj.sample(keys(2), gj.branches(denoise, cond=None), gj.chain(), sampler, levels, x).block_until_ready()
+        gj.sample(keys(2), gj.branches(denoise, cond=None), gj.chain(), gj.ddim(), levels, (3,)).block_until_ready()
+        normal(step_keys(gj.Step(jnp.int32(0), first(levels), first(levels), keys(2))), x)
+        jax.effects_barrier()
+    finally:
+        jax.random.normal = plain
+    rows = [tuple(row.view(np.int32)) for z in seen for row in np.asarray(z).reshape(-1, 3)]
+    return {row: rows.count(row) for row in rows}
+
+
+def test_what_diffuse_inpaint_and_a_run_draw_is_all_different():
+    sampler = gj.recur(gj.inpaint(gj.ddpm(), 0.0, jnp.array([1, 0, 0])), 3)
+    counts = drawn(sampler, path(LEVELS, slice(-4, None)))
+    # diffuse, a start, a guidance's; 2 steps of 3 repetitions of 3 draws and with 2 renoisings, a last one of 3 draws.
+    assert len(counts) == 2 * (1 + 1 + 1 + 2 * 3 * 3 + 3 + 2 * 2)
+    assert set(counts.values()) == {1}
+
+
+def test_diffuse_noises_each_sample_by_its_own_key_to_its_level():
+    x0, level = jnp.full((40000, 2), 3.0), gj.schedules.cosine()(0.6)
+    x = gj.diffuse(keys(40000), x0, level)
+    z = (x - level.alpha * x0) / level.sigma
+    np.testing.assert_allclose(z.mean(0), 0, atol=4 / 200)
+    np.testing.assert_allclose(jnp.cov(z.T), np.eye(2), atol=6 / 200)
+    np.testing.assert_array_equal(gj.diffuse(keys(40000)[7:9], x0[:2], level), x[7:9])
+    of_each = gj.schedules.cosine()(jnp.linspace(0.1, 0.9, 5))
+    each = gj.diffuse(keys(5), x0[:5], of_each)
+    for i in range(5):
+        np.testing.assert_allclose(each[i], gj.diffuse(keys(5), x0[:5], path(of_each, i))[i], rtol=1e-6)
+
+
+def test_a_path_is_cut_by_strength_or_by_noise():
+    for share, kept in ((1.0, 10), (0.99, 9), (0.35, 3), (0.1, 1)):
+        cut = gj.schedules.strength(LEVELS, share)
+        jax.tree.map(lambda a, b, k=kept: np.testing.assert_array_equal(a, b[10 - k :]), cut, LEVELS)
+    ratio = np.asarray(LEVELS.ratio)
+    for bound in (1e3, ratio[3], 0.9999 * ratio[3], ratio[9]):
+        cut = gj.schedules.below(LEVELS, float(bound))
+        np.testing.assert_array_equal(cut.ratio, ratio[ratio <= bound])
+    for cut, message in (
+        (lambda: gj.schedules.strength(LEVELS, 0.09), "0.09 of 10 steps is 0"),
+        (lambda: gj.schedules.strength(LEVELS, 1.1), r"in \(0, 1\]"),
+        (lambda: gj.schedules.below(LEVELS, 1e-3), "its last begins at 0.00157"),
+        (lambda: jax.jit(lambda levels: gj.schedules.below(levels, 1.0))(LEVELS), "these are traced"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            cut()
+
+
+def test_image_to_image_keeps_the_law_of_the_data(x64):
+    """Noised to any level and denoised, exact samples of a Gaussian are exact samples still, more changed by more noise."""
+    mean, deviation, n = 1.3, 0.5**0.5, 2000
+    x0 = mean + deviation * jax.random.normal(jax.random.key(9), (n, 1))
+    levels, kept = gj.levels(gj.schedules.edm(0.01), 40, gj.spacings.exponential()), []
+    for bound in (0.3, 3.0):
+        cut = gj.schedules.below(levels, bound)
+        x = gj.diffuse(keys(n), x0, first(cut))
+        after = gj.sample(keys(n), gaussians(mean, 0.5, 0.0, 1.0), gj.chain(), gj.heun(), cut, x)
+        np.testing.assert_allclose(after.mean(), mean, atol=4 * deviation / n**0.5)
+        np.testing.assert_allclose(after.var(), 0.5, rtol=4 * (2 / n) ** 0.5)
+        kept.append(float(jnp.corrcoef(after.ravel(), x0.ravel())[0, 1]))
+        noisy = first(cut).ratio
+        np.testing.assert_allclose(kept[-1], deviation / (0.5 + noisy**2) ** 0.5, atol=0.03)
+
+
+def test_momentum_and_reuse_begin_with_the_run_wherever_it_starts(x64):
+    """momentum and apg count from the run's own first step, and reuse evaluates its difference there."""
+    m, cut = mixture(), gj.schedules.strength(gj.levels(gj.schedules.cosine(), 10, gj.spacings.karras()), 0.6)
+    start = gj.diffuse(keys(6), m.sample(jax.random.key(1), 6), first(cut))
+    beta, w, every = -0.6, 3.0, 2
+    uncond = jnp.full_like(LABELS, -1)
+
+    def walk(contrast):
+        x, running = start, jnp.zeros_like(start)
+        for number in range(6):
+            level, after = path(cut, number), path(cut, number + 1)
+            c, u = m.denoise(x, level, LABELS).x0, m.denoise(x, level, uncond).x0
+            running, guided = contrast(number, running, c, u)
+            x = after.alpha * guided + after.sigma / level.sigma * (x - level.alpha * guided)
+        return x
+
+    def apg(number, running, c, u):
+        running = c - u + beta * running
+        parallel = (running * c).sum(1, keepdims=True) / (c * c).sum(1, keepdims=True) * c
+        return running, c + (w - 1) * (running - parallel)
+
+    def reuse(number, running, c, u):
+        running = c - u if number % every == 0 else running
+        return running, c + (w - 1) * running
+
+    run = lambda guidance: gj.run(keys(6), classes(m, LABELS), guidance, gj.ddim(), cut, start)[0]
+    np.testing.assert_allclose(run(gj.apg(w, beta=beta, most=1e9)).x, walk(apg), rtol=1e-9)
+    reused = run(gj.reuse(gj.cfg(w), every))
+    np.testing.assert_allclose(reused.x, walk(reuse), rtol=1e-9)
+    assert reused.evaluations == 6 + 3
+
+
+CORRELATION, MEANS, GIVEN = 0.8, (1.0, -0.5), 2.5
+
+
+def inpainted(times: int, n: int = 1024, steps: int = 40) -> jax.Array:
+    """Samples of a correlated Gaussian whose first coordinate is given."""
+    covariance = jnp.array([[[1.0, CORRELATION], [CORRELATION, 1.0]]])
+    m = gj.oracles.GaussianMixture(jnp.array([MEANS]), covariance, jnp.ones(1), jnp.zeros(1, int))
+    levels = gj.levels(gj.schedules.cosine(0.02, 0.98), steps, gj.spacings.exponential())
+    # The larger variance is the right one for data of unit variance.
+    sampler = gj.recur(gj.inpaint(gj.ddpm("large"), jnp.array([GIVEN, jnp.nan]), jnp.array([True, False])), times)
+    branches = gj.branches(m.denoise, cond=jnp.zeros(n, int))
+    return gj.sample(keys(n), branches, gj.chain(), sampler, levels, (2,))
+
+
+def test_inpainting_approaches_the_conditional_law_by_recurrence_and_not_without():
+    mean, variance = MEANS[1] + CORRELATION * (GIVEN - MEANS[0]), 1 - CORRELATION**2
+    errors = []
+    for times in (1, 16):
+        x = inpainted(times)
+        np.testing.assert_array_equal(x[:, 0], GIVEN)
+        errors.append((abs(float(x[:, 1].mean()) - mean), abs(float(x[:, 1].var()) / variance - 1)))
+    assert errors[0][0] > 0.4
+    assert errors[0][1] > 0.3
+    # Three standard errors of 1,024 samples.
+    assert errors[1][0] < 3 * (variance / 1024) ** 0.5, errors
+    assert errors[1][1] < 3 * (2 / 1024) ** 0.5, errors
+
+
+def test_inpainting_sets_the_known_part_at_the_level_before_and_after_every_step():
+    """What the network sees of it at each level, and what is recorded, is the data noised to that level, by fresh noise."""
+    seen, n = [], 2000
+
+    def network(x, t, cond):
+        jax.debug.callback(lambda x: seen.append(np.asarray(x)), x, ordered=True)
+        return 0 * x + 7
+
+    known, mask = np.array([[2.0, -1.0], [5.0, 5.0]]), np.array([[1.0], [0.0]])
+    branches = gj.branches(gj.denoiser(network, predicts="x0"), cond=None)
+    levels, sampler = path(LEVELS, slice(-5, None)), gj.inpaint(gj.ddim(), known, mask)
+    x, trace = gj.sample(keys(n), branches, gj.chain(), sampler, levels, (2, 2), trace=lambda state: state.x)
+    jax.effects_barrier()
+    noises = []
+    for x_there, level in zip([*seen, *trace[:-1]], [*range(4), *range(1, 4)], strict=True):
+        at = path(levels, level)
+        z = (np.asarray(x_there)[:, 0] - float(at.alpha) * known[0]) / float(at.sigma)
+        np.testing.assert_allclose(z.mean(0), 0, atol=4 / n**0.5)
+        np.testing.assert_allclose(z.std(0), 1, atol=4 / (2 * n) ** 0.5)
+        noises.append(z.ravel())
+    assert np.abs(np.corrcoef(noises) - np.eye(7)).max() < 4.5 / (2 * n) ** 0.5
+    np.testing.assert_array_equal(x, jnp.broadcast_to(jnp.array([[2.0, -1.0], [7.0, 7.0]]), (n, 2, 2)))
+
+
+def test_a_fraction_of_a_mask_blends_and_an_empty_one_changes_nothing():
+    run = lambda sampler: gj.sample(keys(6), classes(mixture(), LABELS), gj.cfg(2.0), sampler, LEVELS, (3,))
+    plain = run(gj.dpmpp_2m())
+    np.testing.assert_allclose(run(gj.inpaint(gj.dpmpp_2m(), jnp.nan, 0.0)), plain, rtol=1e-4, atol=1e-5)
+    known = jnp.arange(18.0).reshape(6, 3)
+    np.testing.assert_array_equal(run(gj.inpaint(gj.heun(), known, 1)), known)
+    denoise = gj.denoiser(lambda x, t, cond: 0 * x + 3, predicts="x0")
+    half = gj.inpaint(gj.ddim(), known, jnp.array([0.0, 0.25, 1.0]))
+    x = gj.sample(keys(6), gj.branches(denoise, cond=None), gj.chain(), half, LEVELS, (3,))
+    np.testing.assert_allclose(x, jnp.stack([0 * known[:, 0] + 3, 0.75 * 3 + 0.25 * known[:, 1], known[:, 2]], 1))
+
+
+def test_what_cannot_be_inpainted_or_repeated_is_told():
+    run = lambda sampler: gj.sample(keys(6), classes(mixture(), LABELS), gj.chain(), sampler, LEVELS, (3,))
+    for build, message in (
+        (lambda: gj.inpaint(gj.ddim(), 0.0, jnp.array([0, 2])), r"mask must be in \[0, 1\].*a value 2"),
+        (lambda: gj.inpaint(gj.ddim(), 0.0, jnp.array([0, jnp.nan])), "a value nan"),
+        (lambda: run(gj.inpaint(gj.ddim(), 0.0, jnp.ones(4))), r"mask has shape \(4,\).*to x, \(6, 3\)"),
+        (lambda: run(gj.inpaint(gj.ddim(), jnp.ones((1, 1, 3)), 1.0)), r"known has shape \(1, 1, 3\)"),
+        (lambda: run(gj.recur(gj.dpmpp_2m(), 2)), "remembers the step before.*ddim"),
+        (lambda: run(gj.recur(gj.inpaint(gj.dpmpp_2m(), 0.0, 1.0), 2)), "remembers the step before"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            build()
+    np.testing.assert_array_equal(run(gj.recur(gj.dpmpp_2m(), 1)), run(gj.dpmpp_2m()))
+
+
+SCALES = jnp.array([1.0, 1.0, 1.0, 2.0, 2.0, 2.0])
+
+
+def round_trip(sampler, steps, schedule):
+    """Data taken to noise and back: the data, the noise, and what came back."""
+    levels = path(gj.levels(schedule, steps + 1, gj.spacings.uniform()), slice(-1))
+    m = mixture()
+    data = m.sample(jax.random.key(2), 6, LABELS)
+    run = lambda levels, x: gj.sample(keys(6), classes(m, LABELS), gj.cfg(SCALES.astype(x.dtype)), sampler, levels, x)
+    noise = run(gj.schedules.reverse(levels), data)
+    return data, noise, run(levels, noise)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "order", "back", "schedule"),
+    [(gj.ddim(), 1, 1, gj.schedules.edm(0.05, 20.0)), (gj.heun(), 2, 3, gj.schedules.cosine(0.03, 0.97))],
+    ids=["ddim", "heun"],
+)
+def test_to_noise_at_the_samplers_order_and_back_guided_or_not(x64, sampler, order, back, schedule):
+    """The way back undoes the leading error of a method of even order, so Heun's round trip is better by one."""
+    _, exact, _ = round_trip(gj.heun(), 3200, schedule)
+    errors = []
+    for steps in (200, 400, 800):
+        data, noise, again = round_trip(sampler, steps, schedule)
+        errors.append([jnp.abs(d.reshape(2, 9)).max(1) for d in (noise - exact, again - data)])
+    measured = np.log2(np.divide(errors[:-1], errors[1:]))
+    assert (abs(measured[:, 0] - order) < 0.25).all(), measured
+    assert (abs(measured[:, 1] - back) < 0.25).all(), measured
+
+
+def test_an_interval_is_the_same_steps_in_both_directions(x64):
+    """Half-open at its step boundaries, so that Heun keeps its order there and back; the evaluations are those of sampling."""
+    levels = path(gj.levels(gj.schedules.edm(0.05, 20.0), 13, gj.spacings.uniform()), slice(-1))
+    m, guidance = mixture(), gj.during(gj.cfg(2.0), levels.ratio[9], levels.ratio[4])
+    sets = []
+    for way in (levels, gj.schedules.reverse(levels)):
+        asked = []
+
+        def denoise(x, level, cond, asked=asked):
+            jax.debug.callback(lambda x, sigma: asked.append((len(x) // 6, round(float(sigma), 4))), x, level.sigma)
+            return m.denoise(x, level, cond)
+
+        gj.sample(keys(6), classes(m, LABELS)._replace(denoise=denoise), guidance, gj.heun(), way, jnp.ones((6, 3)))
+        jax.effects_barrier()
+        sets.append(sorted(asked))
+    assert sets[0] == sets[1]
+    assert sum(count == 2 for count, _ in sets[0]) == 2 * 5
+
+
+def test_encodings_of_one_gaussian_are_the_known_map_of_the_data(x64):
+    """`x_T = alpha_T m + s_T / s_0 (x - alpha_0 m)`, `s^2 = alpha^2 v + sigma^2`: the ODE's exact flow."""
+    levels = gj.levels(gj.schedules.cosine(0.01, 0.99), 400, gj.spacings.uniform())
+    start, end = path(levels, -2), first(levels)
+    x = jnp.linspace(-2, 3, 7)[:, None]
+    encode = lambda sampler: gj.sample(
+        keys(7), gaussians(1.3, 0.5, 0.0, 1.0), gj.chain(), sampler, gj.schedules.reverse(levels), x
+    )
+    deviation = [jnp.sqrt(level.alpha**2 * 0.5 + level.sigma**2) for level in (start, end)]
+    exact = end.alpha * 1.3 + deviation[1] / deviation[0] * (x - start.alpha * 1.3)
+    np.testing.assert_allclose(encode(gj.heun()), exact, atol=2e-4)
+    np.testing.assert_allclose(encode(gj.ddim()), exact, atol=2e-2)
+
+
+def test_encodings_of_a_mixture_are_standard_normal():
+    n, m = 2000, mixture(2)
+    labels = jnp.full(n, -1)
+    levels = gj.levels(gj.schedules.cosine(0.02, 0.998), 40, gj.spacings.karras())
+    back = gj.schedules.reverse(levels)
+    x = gj.diffuse(keys(n), m.sample(jax.random.key(3), n), first(back))
+    z = gj.sample(keys(n), classes(m, labels), gj.cfg(1.0), gj.heun(), back, x) / levels.sigma[0]
+    np.testing.assert_allclose(z.mean(0), 0, atol=4 / n**0.5)
+    np.testing.assert_allclose(np.cov(z.T), np.eye(2), atol=4 * (2 / n) ** 0.5)
+    np.testing.assert_allclose((z**4).mean(0), 3, atol=4 * (96 / n) ** 0.5)
+    uniform = np.asarray(jax.scipy.stats.norm.cdf(jnp.sort(z[:, 0])))
+    assert np.abs(uniform - (np.arange(n) + 0.5) / n).max() < 1.63 / n**0.5
+
+
+def test_what_goes_from_data_to_noise_wrongly_is_told():
+    up = gj.schedules.reverse(LEVELS)
+    run = lambda sampler, levels, start: gj.sample(keys(6), classes(mixture(), LABELS), gj.chain(), sampler, levels, start)
+    data = jnp.ones((6, 3))
+    clean = jax.tree.map(lambda field: field[::-1], LEVELS)
+    for sampler, levels, start, message in (
+        (gj.ddpm(), up, data, r"does not go; ddim\(\) and heun\(\) do"),
+        (gj.ddim(0.5), up, data, "does not go"),
+        (gj.dpmpp_2m(), up, data, "does not go"),
+        (gj.recur(gj.ddim(), 2), up, data, "does not go"),
+        (gj.inpaint(gj.ddim(), 0.0, 1.0), up, data, "does not go"),
+        (gj.heun(), up, (3,), r"starts at the data: give x, \[B, ...\]"),
+        (gj.ddim(), clean, data, r"starts with sigma > 0: gj.schedules.reverse"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(sampler, levels, start)
+    assert np.isfinite(run(gj.ddim(), up, data)).all()

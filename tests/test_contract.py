@@ -102,14 +102,27 @@ TABLE = {
     "amplify": shaper(lambda v: gj.amplify(v), 2.0, 1.0),
     "dynamic_threshold": shaper(lambda v: gj.dynamic_threshold(90.0, 0.3 / v), 1.0, 0.0),
 }
+COSINE = gj.schedules.cosine()
 SAMPLERS: dict[str, gj.Sampler] = {
     "ddim": gj.ddim(),
     "ddim(eta)": gj.ddim(0.7),
     "ddpm": gj.ddpm(),
-    "heun": gj.heun(),
     "dpmpp_2m": gj.dpmpp_2m(),
-    "recur": gj.recur(gj.ddim(), 2),
+    "dpmpp_2s(eta)": gj.dpmpp_2s(COSINE, eta=0.7),
+    "dpmpp_3m": gj.dpmpp_3m(),
+    "dpmpp_sde": gj.dpmpp_sde(),
+    "euler(churn)": gj.euler(COSINE, churn=0.2),
+    "euler_ancestral": gj.euler_ancestral(),
+    "flow_heun": gj.flow_heun(),
+    "heun": gj.heun(),
+    "heun(churn)": gj.heun(COSINE, churn=0.2),
+    "heun_sde": gj.heun_sde(),
+    "inpaint": gj.inpaint(gj.ddpm(), jnp.ones(SHAPE), jnp.arange(SHAPE[0])[:, None] < 2),
     "post_step": gj.post_step(gj.ddim(), lambda x, level: -(x**2).mean((1, 2)), 0.1),
+    "predictor_corrector": gj.predictor_corrector(gj.ddim()),
+    "recur": gj.recur(gj.ddim(), 2),
+    "restart": samplers.restart(gj.dpmpp_2m(), 1.0),
+    "unipc": gj.unipc(3),
 }
 
 
@@ -272,7 +285,13 @@ def test_composes_with_every_other_part(name):
         assert inside().shape == (B, *SHAPE)
 
 
-PAIRS = [(name, sampler) for name in TABLE for sampler in SAMPLERS if sampler != "ddim"]
+EVERY_METHOD = ("ddpm", "heun", "dpmpp_2m")
+"""A sampler that draws, one that asks twice a step, and one that remembers: with these every method is run, and with the
+others one method of each kind."""
+KINDS = ("cfg", "cfg_pp", "apg", "adaptive", "feedback", "dps", "classifier", "reuse")
+"""A contrast, another eps, shaping with momentum, skipping, memory of its own, a gradient through the network, one beside it,
+and predictions that are used again."""
+PAIRS = [(name, sampler) for sampler in SAMPLERS for name in (TABLE if sampler in EVERY_METHOD else KINDS) if sampler != "ddim"]
 
 
 @pytest.mark.parametrize(("name", "sampler"), PAIRS)

@@ -1,238 +1,319 @@
-"""Samplers against independent NumPy readings of their papers, noise included, and their orders of convergence."""
+"""Samplers against independent NumPy readings of their papers, noise included, and what each of them is held to."""
+
+import functools
+import itertools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from worlds import SCHEDULES, classes, gaussians, keys, mixture, path
+import readings
+from worlds import SCHEDULES, classes, keys, mixture, path
 
 import guidance_jax as gj
+from guidance_jax.base import Prediction
 
 MEAN_C, VAR_C, MEAN_U, VAR_U, SCALE = 1.3, 0.5, -0.4, 2.0, 3.0
+SHARE, STEPS, RUNS = 0.3, 7, 40
 
 
-def denoise(x, alpha, sigma):
+def one(mean, variance):
+    return lambda x, alpha, sigma: mean + alpha * variance / (alpha**2 * variance + sigma**2) * (x - alpha * mean)
+
+
+def guided(x, alpha, sigma):
     """The guided x0 of the two Gaussians: `u + w (c - u)`."""
-
-    def one(mean, variance):
-        return mean + alpha * variance / (alpha**2 * variance + sigma**2) * (x - alpha * mean)
-
-    c, u = one(MEAN_C, VAR_C), one(MEAN_U, VAR_U)
+    c, u = one(MEAN_C, VAR_C)(x, alpha, sigma), one(MEAN_U, VAR_U)(x, alpha, sigma)
     return u + SCALE * (c - u)
 
 
-def ddim(eta):
-    """Song et al. 2021, equations 12 and 16, for the variance-preserving process, `a` being their alpha (our alpha^2)."""
+def two_gaussians(batch, schedule=None):
+    """The branches of which `guided` is the CFG; each predicts a variance between the small and the large one. Given a
+    schedule, they know their level by its t alone."""
 
-    def step(x, memory, now, after, z):
-        a, a_next = now[0] ** 2, after[0] ** 2
-        x0 = denoise(x, *now)
-        eps = (x - np.sqrt(a) * x0) / np.sqrt(1 - a)
-        s = eta * np.sqrt((1 - a_next) / (1 - a)) * np.sqrt(1 - a / a_next)
-        return np.sqrt(a_next) * x0 + np.sqrt(1 - a_next - s**2) * eps + s * z, memory
+    def denoise(x, level, cond):
+        alpha, sigma = level[1:] if schedule is None else schedule(level.t)[1:]
+        x0 = one(cond[:, :1], cond[:, 1:])(x, alpha, sigma)
+        return Prediction(x0, (x - alpha * x0) / sigma, jnp.full_like(x, SHARE))
 
-    return step
-
-
-def ddpm(large):
-    """Ho et al. 2020, equations 6 and 7 and section 3.2, with alpha_bar = our alpha^2."""
-
-    def step(x, memory, now, after, z):
-        bar, bar_next = now[0] ** 2, after[0] ** 2
-        alpha_t = bar / bar_next
-        beta = 1 - alpha_t
-        x0 = denoise(x, *now)
-        mean = np.sqrt(bar_next) * beta / (1 - bar) * x0 + np.sqrt(alpha_t) * (1 - bar_next) / (1 - bar) * x
-        variance = beta if large else (1 - bar_next) / (1 - bar) * beta
-        return mean + np.sqrt(variance) * (z if bar_next < 1 else 0), memory
-
-    return step
+    both = (MEAN_C, VAR_C), (MEAN_U, VAR_U)
+    cond, uncond = (jnp.broadcast_to(jnp.array(parameters, float), (batch, 2)) for parameters in both)
+    return gj.branches(denoise, cond=cond, uncond=uncond)
 
 
-def heun(x, memory, now, after, z):
-    """Karras et al. 2022, algorithm 1 without churn, in their coordinates x / alpha and sigma / alpha."""
+class Row(NamedTuple):
+    make: Callable[[gj.Schedule], gj.Sampler]
+    reading: Callable[..., tuple[float, object]]
+    evaluations: int = 1
+    """In a step that does not end at sigma' = 0; there it is one."""
+    schedules: tuple[str, ...] = ()
+    """Those to test it on, each a program of its own, where it is made of one."""
+
+
+CHURN = {"churn": 2.0 / STEPS, "low": 0.05, "high": 50.0, "noise_scale": 1.1}
+EDM = {"s_churn": 2.0, "s_min": 0.05, "s_max": 50.0, "s_noise": 1.1, "steps": STEPS}
+ROWS = {
+    "ddim": Row(lambda schedule: gj.ddim(), readings.ddim(0.0)),
+    "ddim eta": Row(lambda schedule: gj.ddim(0.6), readings.ddim(0.6)),
+    "ddim ancestral": Row(lambda schedule: gj.ddim(1.0), readings.ddim(1.0)),
+    "ddpm small": Row(lambda schedule: gj.ddpm(), readings.ddpm(lambda beta, tilde: np.log(tilde))),
+    "ddpm large": Row(lambda schedule: gj.ddpm("large"), readings.ddpm(lambda beta, tilde: np.log(beta))),
+    "ddpm learned": Row(
+        lambda schedule: gj.ddpm("learned"),
+        readings.ddpm(lambda beta, tilde: SHARE * np.log(beta) + (1 - SHARE) * np.log(tilde)),
+    ),
+    "euler": Row(lambda schedule: gj.euler(), readings.edm(False)),
+    "euler churn": Row(lambda schedule: gj.euler(schedule, **CHURN), readings.edm(False, **EDM), 1, ("ddpm_linear", "edm")),
+    "euler_ancestral": Row(lambda schedule: gj.euler_ancestral(), readings.euler_ancestral(1.0, 1.0)),
+    "euler_ancestral eta": Row(lambda schedule: gj.euler_ancestral(0.6, noise_scale=1.1), readings.euler_ancestral(0.6, 1.1)),
+    "heun": Row(lambda schedule: gj.heun(), readings.edm(True), 2),
+    "heun churn": Row(lambda schedule: gj.heun(schedule, **CHURN), readings.edm(True, **EDM), 2, ("cosine", "flow")),
+    "flow_heun": Row(lambda schedule: gj.flow_heun(), readings.flow_heun, 2),
+    "dpmpp_2s": Row(lambda schedule: gj.dpmpp_2s(schedule), readings.dpmpp_2s(), 2, ("cosine", "edm")),
+    "dpmpp_2s eta": Row(
+        lambda schedule: gj.dpmpp_2s(schedule, eta=0.7, noise_scale=1.1),
+        readings.dpmpp_2s(0.7, 1.1),
+        2,
+        ("ddpm_linear", "flow"),
+    ),
+    "dpmpp_2m": Row(lambda schedule: gj.dpmpp_2m(), readings.dpmpp_2m),
+    "dpmpp_3m": Row(lambda schedule: gj.dpmpp_3m(), readings.dpmpp_3m),
+    "dpmpp_sde": Row(lambda schedule: gj.dpmpp_sde(), readings.dpmpp_sde(1.0, 1.0)),
+    "dpmpp_sde eta": Row(lambda schedule: gj.dpmpp_sde(0.6, noise_scale=1.1), readings.dpmpp_sde(0.6, 1.1)),
+    "unipc 1": Row(lambda schedule: gj.unipc(1), readings.unipc(1, 2)),
+    "unipc 2": Row(lambda schedule: gj.unipc(), readings.unipc(2, 2)),
+    "unipc 3": Row(lambda schedule: gj.unipc(3), readings.unipc(3, 2)),
+    "unipc 3, variant 1": Row(lambda schedule: gj.unipc(3, variant=1), readings.unipc(3, 1)),
+}
+
+
+def schedule_named(name):
+    return gj.schedules.flow(t_max=0.99) if name == "flow" else SCHEDULES[name]()
+
+
+@functools.cache
+def program(name, schedule):
+    """A run of the sampler over any levels of STEPS steps, compiled once: samples and evaluations."""
+    sampler = ROWS[name].make(schedule and schedule_named(schedule))
+
+    @jax.jit
+    def generate(levels):
+        state, _ = gj.run(keys(RUNS), two_gaussians(RUNS), gj.cfg(SCALE), sampler, levels, (1,))
+        return state.x.ravel(), state.evaluations
+
+    return generate
+
+
+@functools.cache
+def noise():
+    """The standard normal numbers of every run, at its start and in each step: `[RUNS, STEPS + 1]`."""
+    draw = lambda key, i: jax.random.normal(jax.random.fold_in(key, i), (1,))[0]
+    return np.asarray(jax.vmap(lambda key: jax.vmap(lambda i: draw(key, i))(jnp.arange(STEPS + 1)))(keys(RUNS)))
+
+
+def read(step, levels, start, z, denoise=guided):
+    """A run of a reading; start and z may be arrays of runs."""
+    pairs = [(float(a), float(s)) for a, s in zip(levels.alpha, levels.sigma, strict=True)]
+    x, memory = start, None
+    for n, (now, after) in enumerate(itertools.pairwise(pairs)):
+        x, memory = step(denoise, x, memory, now, after, z[n])
+    return x
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_samples_are_the_papers_given_the_same_noise(x64, name):
+    row = ROWS[name]
+    for schedule in row.schedules or SCHEDULES:
+        levels = gj.levels(schedule_named(schedule), STEPS, gj.spacings.trailing())
+        samples, evaluations = program(name, schedule if row.schedules else None)(levels)
+        z0, *z = noise().T
+        np.testing.assert_allclose(samples, read(row.reading, levels, levels.sigma[0] * z0, z), rtol=1e-9, err_msg=schedule)
+        assert evaluations == 2 * (row.evaluations * (STEPS - 1) + 1)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_n_step_variance_is_an_exact_product(x64, name):
+    """The coefficients of a run in its start and in each step's noise, solved for from many runs: their squares add up."""
+    row = ROWS[name]
+    schedule, *_ = row.schedules or ("cosine",)
+    levels = gj.levels(schedule_named(schedule), STEPS, gj.spacings.trailing())
+    samples, _ = program(name, schedule if row.schedules else None)(levels)
+    design = np.concatenate([np.ones((RUNS, 1)), noise()], 1)
+    coefficients, _, rank, _ = np.linalg.lstsq(design, np.asarray(samples), rcond=None)
+    assert rank == STEPS + 2
+    np.testing.assert_allclose(design @ coefficients, samples, atol=1e-10)
+
+    at_zero = read(row.reading, levels, 0.0, np.zeros(STEPS))
+    by_start = read(row.reading, levels, float(levels.sigma[0]), np.zeros(STEPS)) - at_zero
+    by_noise = [read(row.reading, levels, 0.0, unit) - at_zero for unit in np.eye(STEPS)]
+    np.testing.assert_allclose(coefficients[0], at_zero, rtol=1e-9)
+    np.testing.assert_allclose(np.sum(coefficients[1:] ** 2), np.sum(np.square([by_start, *by_noise])), rtol=1e-9)
+
+
+def adjusted_ddim(denoise, x, memory, now, after, z):
+    """A DDIM whose eps goes to the next level with the current level's share of noise."""
+    x0 = denoise(x, *now)
+    return after[0] * x0 + now[1] * (x - now[0] * x0) / now[1], memory
+
+
+def heun_from_the_predicted_point(denoise, x, memory, now, after, z):
     y, t, t_next = x / now[0], now[1] / now[0], after[1] / after[0]
     d = (y - denoise(y, 1.0, t)) / t
     y_next = y + (t_next - t) * d
     if t_next > 0:
-        d_next = (y_next - denoise(y_next, 1.0, t_next)) / t_next
-        y_next = y + (t_next - t) * (d + d_next) / 2
+        y_next = y_next + (t_next - t) * (d + (y_next - denoise(y_next, 1.0, t_next)) / t_next) / 2
     return after[0] * y_next, memory
 
 
-def dpmpp_2m(x, memory, now, after, z):
-    """Lu et al. 2022, algorithm 2; the first and the last step of first order."""
-    x0 = denoise(x, *now)
-    lam = np.log(now[0] / now[1])
-    if after[1] == 0:
-        return after[0] * x0, memory
-    h = np.log(after[0] / after[1]) - lam
-    d = x0
-    if memory:
-        x0_last, lam_last = memory
-        r = (lam - lam_last) / h
-        d = (1 + 1 / (2 * r)) * x0 - 1 / (2 * r) * x0_last
-    return after[1] / now[1] * x - after[0] * np.expm1(-h) * d, (x0, lam)
-
-
-READINGS = {
-    "ddim": (gj.ddim(), ddim(0.0)),
-    "ddim eta": (gj.ddim(0.6), ddim(0.6)),
-    "ddim ancestral": (gj.ddim(1.0), ddim(1.0)),
-    "ddpm small": (gj.ddpm("small"), ddpm(large=False)),
-    "ddpm large": (gj.ddpm("large"), ddpm(large=True)),
-    "heun": (gj.heun(), heun),
-    "dpmpp_2m": (gj.dpmpp_2m(), dpmpp_2m),
-}
-VP = ["cosine", "linear", "ddpm_linear", "ddpm_cosine"]
-
-
-def noise(key, steps):
-    """The standard normal numbers that a run draws for one sample of shape (1,): at its start, and in every step."""
-    start, *rest = (np.asarray(jax.random.normal(jax.random.fold_in(key, i), (1,)))[0] for i in range(steps + 1))
-    return start, np.array(rest)
-
-
-@pytest.mark.parametrize("reading", READINGS)
-@pytest.mark.parametrize("schedule", VP)
-def test_samples_are_the_papers_given_the_same_noise(x64, schedule, reading):
-    sampler, step = READINGS[reading]
-    steps = 9
-    levels = gj.levels(SCHEDULES[schedule](), steps, gj.spacings.trailing())
-    key = keys(3, seed=5)
-    branches = gaussians(MEAN_C, VAR_C, MEAN_U, VAR_U)
-    samples = gj.sample(key, branches, gj.cfg(SCALE), sampler, levels, (1,)).ravel()
-    pairs = [(float(a), float(s)) for a, s in zip(levels.alpha, levels.sigma, strict=True)]
-    for i, sample in enumerate(samples):
-        z0, z = noise(key[i], steps)
-        x, memory = pairs[0][1] * z0, None
-        for n in range(steps):
-            x, memory = step(x, memory, pairs[n], pairs[n + 1], z[n])
-        np.testing.assert_allclose(sample, x, rtol=1e-10)
-
-
-@pytest.mark.parametrize("reading", READINGS)
-def test_n_step_variance_is_an_exact_product(x64, reading):
-    """The coefficients of a run in its start and in each step's noise, solved for from many runs: their squares add up."""
-    sampler, step = READINGS[reading]
-    steps, runs = 7, 40
-    levels = gj.levels(gj.schedules.cosine(), steps, gj.spacings.trailing())
-    key = keys(runs)
-    branches = gaussians(MEAN_C, VAR_C, MEAN_U, VAR_U)
-    samples = gj.sample(key, branches, gj.cfg(SCALE), sampler, levels, (1,)).ravel()
-    draws = [noise(k, steps) for k in key]
-    design = np.array([[1.0, z0, *z] for z0, z in draws])
-    coefficients, _, rank, _ = np.linalg.lstsq(design, np.asarray(samples), rcond=None)
-    assert rank == steps + 2
-    np.testing.assert_allclose(design @ coefficients, samples, atol=1e-10)
-
-    pairs = [(float(a), float(s)) for a, s in zip(levels.alpha, levels.sigma, strict=True)]
-
-    def run(start, z):
-        x, memory = start, None
-        for n in range(steps):
-            x, memory = step(x, memory, pairs[n], pairs[n + 1], z[n])
-        return x
-
-    at_zero = run(0.0, np.zeros(steps))
-    parts = [run(pairs[0][1], np.zeros(steps)) - at_zero, *(run(0.0, unit) - at_zero for unit in np.eye(steps))]
-    np.testing.assert_allclose(coefficients[0], at_zero, rtol=1e-9)
-    np.testing.assert_allclose(np.sum(coefficients[1:] ** 2), np.sum(np.square(parts)), rtol=1e-9)
-
-
-def errors(sampler, steps, schedule=None, scale=2.0):
-    """The error of a guided run at each number of steps, against many Heun steps on the same span of levels."""
-    m = mixture()
-    labels = jnp.arange(8) % 3
-    schedule = schedule or gj.schedules.edm(0.02, 20.0)
-    x = jax.random.normal(jax.random.key(3), (8, 3)) * schedule(schedule.t_max).sigma
-
-    def run(sampler, n):
-        levels = gj.levels(schedule, n, gj.spacings.uniform())
-        levels = jax.tree.map(lambda field: field[:-1], levels)  # to t_min and no farther: a jump to 0 has no order
-        return gj.sample(keys(8), classes(m, labels), gj.cfg(scale), sampler, levels, x)
-
-    exact = run(gj.heun(), 6401)
-    return np.array([np.abs(run(sampler, n + 1) - exact).max() for n in steps])
+def heun_with_the_first_conditional_output(denoise, x, memory, now, after, z):
+    y, t, t_next = x / now[0], now[1] / now[0], after[1] / after[0]
+    c, d = one(MEAN_C, VAR_C)(y, 1.0, t), (y - denoise(y, 1.0, t)) / t
+    y_next = y + (t_next - t) * d
+    if t_next > 0:
+        u = one(MEAN_U, VAR_U)(y_next, 1.0, t_next)
+        y_next = y + (t_next - t) * (d + (y_next - u - SCALE * (c - u)) / t_next) / 2
+    return after[0] * y_next, memory
 
 
 @pytest.mark.parametrize(
-    ("sampler", "order"), [(gj.ddim(), 1), (gj.heun(), 2), (gj.dpmpp_2m(), 2)], ids=["ddim", "heun", "dpmpp_2m"]
+    ("name", "defective"),
+    [
+        ("ddim", adjusted_ddim),
+        ("heun", heun_from_the_predicted_point),
+        ("heun", heun_with_the_first_conditional_output),
+        ("ddpm learned", ROWS["ddpm small"].reading),
+    ],
 )
-@pytest.mark.parametrize("schedule", [gj.schedules.edm(0.02, 20.0), gj.schedules.cosine(0.02, 0.98)], ids=["edm", "cosine"])
-def test_order_of_convergence(x64, sampler, order, schedule):
-    error = errors(sampler, (200, 400, 800), schedule)
-    measured = np.log2(error[:-1] / error[1:])
-    assert (abs(measured - order) < 0.25).all(), measured
+def test_defects_of_other_libraries_are_told_apart(x64, name, defective):
+    levels = gj.levels(gj.schedules.cosine(), STEPS, gj.spacings.trailing())
+    z0, *z = noise().T
+    wrong = read(defective, levels, levels.sigma[0] * z0, z)
+    assert np.abs(np.asarray(program(name, None)(levels)[0]) - wrong).min() > 1e-4
 
 
-def test_heun_and_ddim_from_alpha_zero(x64):
-    """From flow matching's t = 1 every sampler stays finite, and halving the step still divides the error."""
-    schedule = gj.schedules.flow(0.02)
-    ddim_error, heun_error = errors(gj.ddim(), (100, 200, 400), schedule), errors(gj.heun(), (100, 200, 400), schedule)
-    assert (ddim_error[:-1] / ddim_error[1:] > 1.8).all()
-    assert (heun_error[:-1] / heun_error[1:] > 3.0).all()
-    assert (heun_error < 0.15 * ddim_error).all()
+@pytest.mark.parametrize("name", ["dpmpp_2m", "dpmpp_3m", "dpmpp_sde eta", "unipc 2", "unipc 3"])
+def test_cfg_plus_plus_is_the_unconditional_step_and_the_difference_beside_it(x64, name):
+    """What a multistep sampler remembers is the x0 that its eps implies: the unconditional one."""
+    share, step = 0.7, ROWS[name].reading
+    levels = gj.levels(gj.schedules.cosine(), STEPS, gj.spacings.trailing())
+    sampler = ROWS[name].make(gj.schedules.cosine())
+    samples = gj.sample(keys(RUNS), two_gaussians(RUNS), gj.cfg_pp(share), sampler, levels, (1,)).ravel()
+    c, u = one(MEAN_C, VAR_C), one(MEAN_U, VAR_U)
+
+    def beside(denoise, x, memory, now, after, z):
+        moved, memory = step(u, x, memory, now, after, z)
+        return moved + after[0] * share * (c(x, *now) - u(x, *now)), memory
+
+    z0, *z = noise().T
+    np.testing.assert_allclose(samples, read(beside, levels, levels.sigma[0] * z0, z), rtol=1e-9)
 
 
-@pytest.mark.parametrize("reading", READINGS)
-def test_finite_from_alpha_zero_to_sigma_zero_with_finite_gradients(reading):
-    sampler, _ = READINGS[reading]
-    levels = gj.levels(gj.schedules.flow(), 5, gj.spacings.trailing())
+@pytest.mark.parametrize("name", ["euler churn", "dpmpp_2s eta"])
+def test_between_two_levels_the_network_is_told_the_time_there(x64, name):
+    """A denoiser that knows the level by its t alone gives the same samples: here at times between the discrete steps."""
+    schedule = gj.schedules.ddpm_linear()
+    levels = gj.levels(schedule, STEPS, gj.spacings.trailing())
+    branches, sampler = two_gaussians(RUNS, schedule), ROWS[name].make(schedule)
+    samples = gj.sample(keys(RUNS), branches, gj.cfg(SCALE), sampler, levels, (1,)).ravel()
+    np.testing.assert_allclose(samples, program(name, "ddpm_linear")(levels)[0], rtol=1e-9)
+
+
+def test_churn_goes_no_higher_than_the_schedule(x64):
+    schedule = gj.schedules.ddpm_linear()
+    levels = path(gj.levels(schedule, STEPS, gj.spacings.trailing()), slice(None, 2))
+    assert levels.t[0] == schedule.t_max
+    run = lambda sampler: gj.sample(keys(3), two_gaussians(3), gj.cfg(SCALE), sampler, levels, (1,))
+    np.testing.assert_allclose(run(gj.euler(schedule, churn=0.3)), run(gj.euler()), rtol=1e-12)
+
+
+SCHEDULE = gj.schedules.flow()
+TRACED = {
+    "ddim": gj.ddim,
+    "euler": lambda v: gj.euler(SCHEDULE, churn=v, noise_scale=1 + v, high=1e3),
+    "euler_ancestral": lambda v: gj.euler_ancestral(v, noise_scale=1 + v),
+    "heun": lambda v: gj.heun(SCHEDULE, churn=v, noise_scale=1 + v, high=1e3),
+    "dpmpp_2s": lambda v: gj.dpmpp_2s(SCHEDULE, eta=v, noise_scale=1 + v),
+    "dpmpp_3m": lambda v: gj.dpmpp_3m(curvature=v),
+    "dpmpp_sde": lambda v: gj.dpmpp_sde(v, noise_scale=1 + v),
+}
+UNTRACED = {name: ROWS[name].make(SCHEDULE) for name in ("ddpm large", "ddpm learned", "flow_heun", "dpmpp_2m", "unipc 3")}
+
+
+def from_alpha_zero():
+    levels = gj.levels(SCHEDULE, 5, gj.spacings.trailing())
     assert levels.alpha[0] == 0
     assert levels.sigma[-1] == 0
-    m, labels = mixture(), jnp.array([0, 1])
+    return levels
 
-    def total(scale, levels):
+
+@pytest.mark.parametrize("name", UNTRACED)
+def test_finite_from_alpha_zero_to_sigma_zero_with_finite_gradients(name):
+    def summed(scale, levels):
         guidance = gj.chain(gj.cfg(scale), gj.rescale(0.5))
-        return gj.sample(keys(2), classes(m, labels), guidance, sampler, levels, (3,)).sum()
+        return gj.sample(keys(2), two_gaussians(2), guidance, UNTRACED[name], levels, (3,)).sum()
 
-    value, slopes = jax.value_and_grad(total, argnums=(0, 1))(3.0, levels)
+    value, slopes = jax.value_and_grad(summed, argnums=(0, 1))(3.0, from_alpha_zero())
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((value, slopes)))
 
 
+@pytest.mark.parametrize("name", TRACED)
+def test_one_trace_for_many_values_finite_from_alpha_zero_with_exact_gradients(x64, name):
+    traces, levels, branches = [], from_alpha_zero(), two_gaussians(2)
+
+    def summed(value, levels):
+        return gj.sample(keys(2), branches, gj.cfg(SCALE), TRACED[name](value), levels, (1,)).sum()
+
+    @jax.jit
+    def generate(value, levels):
+        traces.append(1)
+        return jax.value_and_grad(summed, argnums=(0, 1))(value, levels)
+
+    h = 1e-6
+    values = jnp.array([0.0, 0.4 - h, 0.4, 0.4 + h, 0.9])
+    sums, (slopes, by_level) = jax.tree.map(lambda *parts: jnp.stack(parts), *[generate(value, levels) for value in values])
+    assert len(traces) == 1
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((sums, slopes, by_level)))
+    np.testing.assert_allclose(slopes[2], (sums[3] - sums[1]) / (2 * h), rtol=1e-5)
+    together = jax.jit(jax.vmap(lambda value: summed(value, levels)))(values)
+    np.testing.assert_allclose(together, sums, rtol=1e-10)
+    np.testing.assert_allclose(sums[0], summed(0.0, levels), rtol=1e-10)
+
+
 def test_gradient_in_the_scale_is_the_difference_quotient(x64):
-    m, labels = mixture(), jnp.array([0, 1])
+    m, labels, h = mixture(), jnp.array([0, 1]), 1e-5
     levels = gj.levels(gj.schedules.cosine(), 6, gj.spacings.karras())
-
-    def total(scale):
-        return gj.sample(keys(2), classes(m, labels), gj.cfg(scale), gj.dpmpp_2m(), levels, (3,)).sum()
-
-    quotient = (total(2.0 + 1e-5) - total(2.0 - 1e-5)) / 2e-5
-    np.testing.assert_allclose(jax.grad(total)(2.0), quotient, rtol=1e-6)
+    summed = lambda scale: gj.sample(keys(2), classes(m, labels), gj.cfg(scale), gj.unipc(3), levels, (3,)).sum()
+    around, slopes = jax.vmap(jax.value_and_grad(summed))(jnp.array([2.0 - h, 2.0, 2.0 + h]))
+    np.testing.assert_allclose(slopes[1], (around[2] - around[0]) / (2 * h), rtol=1e-6)
 
 
-def test_an_interval_on_step_boundaries_keeps_the_order(x64):
-    """Heun's corrector inherits its step's choice; one that chose by its own level would fall to first order here."""
-    m, labels = mixture(), jnp.arange(8) % 3
-    schedule = gj.schedules.edm(0.02, 20.0)
-    x = jax.random.normal(jax.random.key(3), (8, 3)) * 20.0
-    coarse = gj.levels(schedule, 41, gj.spacings.uniform()).ratio
-    low, high = coarse[24], coarse[12]
-
-    def run(n):
-        levels = jax.tree.map(lambda field: field[:-1], gj.levels(schedule, n + 1, gj.spacings.uniform()))
-        # Halved grids share these levels up to rounding: pin them, so that the bounds fall exactly on them.
-        ratio = levels.sigma.at[n * 24 // 40].set(low).at[n * 12 // 40].set(high)
-        return gj.sample(
-            keys(8), classes(m, labels), gj.during(gj.cfg(3.0), low, high), gj.heun(), levels._replace(sigma=ratio), x
-        )
-
-    exact = run(6400)
-    error = np.array([np.abs(run(n) - exact).max() for n in (200, 400, 800)])
-    measured = np.log2(error[:-1] / error[1:])
-    assert (abs(measured - 2) < 0.25).all(), measured
+def test_a_plain_zero_draws_nothing_and_needs_no_schedule():
+    levels = gj.levels(gj.schedules.cosine(), 3, gj.spacings.trailing())
+    still = [gj.ddim(), gj.euler(), gj.euler(churn=0), gj.heun(), gj.euler_ancestral(0), gj.dpmpp_sde(0)]
+    still.append(gj.dpmpp_2s(gj.schedules.cosine()))
+    run = lambda sampler: lambda x: gj.sample(keys(2), two_gaussians(2), gj.cfg(2.0), sampler, levels, x)
+    for sampler, draws in [*((sampler, False) for sampler in still), (gj.euler_ancestral(0.1), True)]:
+        assert ("random_bits" in str(jax.make_jaxpr(run(sampler))(jnp.ones((2, 1))))) == draws
+    assert gj.euler().reversible
+    assert gj.dpmpp_2s(gj.schedules.cosine()).reversible
+    assert not gj.heun(gj.schedules.cosine(), churn=0.1).reversible
 
 
-def test_all_samplers_agree_in_the_limit(x64):
-    m, labels = mixture(), jnp.arange(6) % 3
-    levels = gj.levels(gj.schedules.cosine(), 3000, gj.spacings.karras())
-    samples = [
-        gj.sample(keys(6), classes(m, labels), gj.cfg(2.0), sampler, levels, (3,))
-        for sampler in (gj.ddim(), gj.heun(), gj.dpmpp_2m())
-    ]
-    np.testing.assert_allclose(samples[0], samples[1], atol=5e-3)
-    np.testing.assert_allclose(samples[2], samples[1], atol=1e-4)
+def test_samplers_that_are_one_at_some_value(x64):
+    """Euler ancestral is DDIM at every eta, and of SDE the first step is DDPM's."""
+    levels = gj.levels(gj.schedules.cosine(), STEPS, gj.spacings.karras())
+    run = lambda sampler, levels=levels: gj.sample(keys(3), two_gaussians(3), gj.cfg(SCALE), sampler, levels, (1,))
+    for same, as_this in [
+        (gj.euler(), gj.ddim()),
+        (gj.euler_ancestral(0.6), gj.ddim(0.6)),
+        (gj.euler_ancestral(), gj.ddpm()),
+        (gj.dpmpp_sde(0), gj.dpmpp_2m()),
+    ]:
+        np.testing.assert_allclose(run(same), run(as_this), rtol=1e-10)
+    first = path(levels, slice(None, 2))
+    np.testing.assert_allclose(run(gj.dpmpp_sde(), first), run(gj.ddpm(), first), rtol=1e-10)
 
 
 def test_a_run_may_start_midway(x64):
@@ -240,16 +321,28 @@ def test_a_run_may_start_midway(x64):
     m, labels = mixture(), jnp.arange(6) % 3
     levels = gj.levels(gj.schedules.cosine(), 20, gj.spacings.karras())
     first, second = path(levels, slice(None, 11)), path(levels, slice(10, None))
-    for sampler in (gj.ddim(), gj.heun()):
+    for sampler in (gj.ddim(), gj.dpmpp_2s(gj.schedules.cosine())):
         run = lambda levels, start, s=sampler: gj.sample(keys(6), classes(m, labels), gj.cfg(2.0), s, levels, start)
         np.testing.assert_allclose(run(second, run(first, (3,))), run(levels, (3,)), rtol=1e-12)
 
 
-def test_bad_input_is_told():
-    for build, message in [
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
         (lambda: gj.ddim(1.5), r"eta must be in \[0, 1\]"),
         (lambda: gj.ddim(jnp.zeros(3)), "scalar"),
         (lambda: gj.ddpm("medium"), "small"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            build()
+        (lambda: gj.euler(churn=0.1), r"the schedule knows: heun\(schedule, churn=0.2\)"),
+        (lambda: gj.heun(gj.schedules.edm(), churn=-0.1), r"churn must be in \[0, inf\], got -0.1"),
+        (lambda: gj.heun(gj.schedules.edm(), churn=jnp.ones(2)), "scalar"),
+        (lambda: gj.euler_ancestral(-1.0), "euler_ancestral's eta"),
+        (lambda: gj.dpmpp_2s(gj.schedules.edm(), noise_scale=-1.0), "dpmpp_2s's noise_scale"),
+        (lambda: gj.dpmpp_sde(jnp.ones(2)), "dpmpp_sde's eta"),
+        (lambda: gj.dpmpp_3m(curvature=-1.0), "dpmpp_3m's curvature"),
+        (lambda: gj.unipc(4), "order must be 1, 2 or 3, got 4"),
+        (lambda: gj.unipc(2, variant=3), "variant must be 1 or 2, got 3"),
+    ],
+)
+def test_bad_input_is_told(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()

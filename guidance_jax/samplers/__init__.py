@@ -1,10 +1,35 @@
 """Samplers: each goes from one noise level to the next. Every function here gives a `Sampler`."""
 
-from guidance_jax.samplers.around import post_step, recur
+from guidance_jax.samplers.around import inpaint, post_step, recur
 from guidance_jax.samplers.ddim import ddim
 from guidance_jax.samplers.ddpm import ddpm
-from guidance_jax.samplers.dpmpp import dpmpp_2m
+from guidance_jax.samplers.dpmpp import dpmpp_2m, dpmpp_2s, dpmpp_3m
+from guidance_jax.samplers.dpmpp_sde import dpmpp_sde
+from guidance_jax.samplers.euler import euler, euler_ancestral
 from guidance_jax.samplers.gaussian import gaussian
-from guidance_jax.samplers.heun import heun
+from guidance_jax.samplers.heun import flow_heun, heun
+from guidance_jax.samplers.langevin import predictor_corrector
+from guidance_jax.samplers.restart import restart
+from guidance_jax.samplers.stochastic import heun_sde
+from guidance_jax.samplers.unipc import unipc
 
-__all__ = ["ddim", "ddpm", "dpmpp_2m", "gaussian", "heun", "post_step", "recur"]
+__all__ = [
+    "ddim",
+    "ddpm",
+    "dpmpp_2m",
+    "dpmpp_2s",
+    "dpmpp_3m",
+    "dpmpp_sde",
+    "euler",
+    "euler_ancestral",
+    "flow_heun",
+    "gaussian",
+    "heun",
+    "heun_sde",
+    "inpaint",
+    "post_step",
+    "predictor_corrector",
+    "recur",
+    "restart",
+    "unipc",
+]

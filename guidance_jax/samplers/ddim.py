@@ -1,14 +1,14 @@
 """Denoising diffusion implicit models."""
 
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jaxtyping import ArrayLike
 
-from guidance_jax.arrays import concrete, sqrt
+from guidance_jax.arrays import sqrt
 from guidance_jax.base import NoiseLevel, Prediction, Sampler, Scalar
+from guidance_jax.checks import check_scalar
 from guidance_jax.noise import contraction
-from guidance_jax.samplers.gaussian import gaussian
+from guidance_jax.samplers.gaussian import gaussian, is_zero
 
 
 def ddim(eta: ArrayLike = 0.0) -> Sampler:
@@ -34,11 +34,8 @@ def ddim(eta: ArrayLike = 0.0) -> Sampler:
 
     Reference: Song et al. 2021, arXiv:2010.02502, equations 12 and 16.
     """
-    if jnp.shape(eta) != ():
-        raise ValueError(f"ddim's eta has shape {jnp.shape(eta)}, but must be a scalar; vmap for several.")
-    if concrete(eta) and not 0 <= np.asarray(eta) <= 1:
-        raise ValueError(f"ddim's eta must be in [0, 1], got {eta}.")
-    deterministic = isinstance(eta, int | float) and eta == 0
+    check_scalar(eta, "ddim's eta", most=1.0)
+    deterministic = is_zero(eta)
 
     def kernel(prediction: Prediction, level: NoiseLevel, next: NoiseLevel) -> tuple[Array, Scalar]:
         if deterministic:

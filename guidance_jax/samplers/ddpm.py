@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from guidance_jax.base import NoiseLevel, Prediction, Sampler
-from guidance_jax.noise import contraction
+from guidance_jax.noise import ancestral, contraction
 from guidance_jax.samplers.gaussian import gaussian
 
 
@@ -12,8 +12,9 @@ def ddpm(variance: str = "small") -> Sampler:
     """DDPM: a draw from the reverse step's Gaussian, with one of the paper's two variances or the network's own.
 
     `x' = alpha' x0 + q sigma' eps + s z`, `q = (sigma' / alpha') / (sigma / alpha)`, the mean of p(x' | x, x0), and
-    `s = sigma' sqrt(1 - q^2)`, the deviation of p(x' | x, x0) (small), or `s = sigma sqrt(1 - q^2)`, that of p(x | x') (large);
-    or, learned, `log s` between these two, at the share `prediction.variance`: 0 is small, 1 is large.
+    `s = sigma' sqrt(1 - q^2)`, the deviation of p(x' | x, x0) (small), or `s = (c' / c) sigma sqrt(1 - q^2)`, that of p(x' | x)
+    for data of unit variance, `c = sqrt(alpha^2 + sigma^2)` (large; c is 1 in the paper, and s there that of p(x | x')); or,
+    learned, `log s` between these two, at the share `prediction.variance`: 0 is small, 1 is large.
 
     One evaluation a step. No noise is added on the way to sigma' = 0.
 
@@ -40,20 +41,6 @@ def ddpm(variance: str = "small") -> Sampler:
     def kernel(prediction: Prediction, level: NoiseLevel, next: NoiseLevel) -> tuple[Array, Array]:
         q = contraction(level, next)
         mean = next.alpha * prediction.x0 + q * next.sigma * prediction.eps
-        return mean, deviation(prediction, level, next) * jnp.sqrt(1 - q**2)
-
-    def deviation(prediction: Prediction, level: NoiseLevel, next: NoiseLevel) -> Array:
-        """s, before the factor that all have in common."""
-        if variance == "small":
-            return next.sigma
-        noisy = next.sigma > 0
-        if variance == "large":
-            return jnp.where(noisy, level.sigma, 0)
-        if prediction.variance is None:
-            raise ValueError(
-                'ddpm(variance="learned") needs a network that predicts the variance: gj.denoisers.learned_variance.'
-            )
-        log_small, log_large = jnp.log(jnp.where(noisy, next.sigma, 1)), jnp.log(level.sigma)
-        return jnp.where(noisy, jnp.exp(log_small + prediction.variance * (log_large - log_small)), 0)
+        return mean, ancestral(variance, prediction.variance, level, next) * jnp.sqrt(1 - q**2)
 
     return gaussian(kernel)

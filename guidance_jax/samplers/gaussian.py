@@ -1,6 +1,7 @@
 """Samplers whose step is one evaluation and one draw from a Gaussian."""
 
 from jax import Array
+from jaxtyping import ArrayLike
 
 from guidance_jax.base import GuidedDenoiser, Kernel, NoiseLevel, Sampler, State
 from guidance_jax.noise import normal
@@ -25,7 +26,11 @@ def gaussian(kernel: Kernel, *, reversible: bool = False) -> Sampler:
     def step(denoise: GuidedDenoiser, state: State, level: NoiseLevel, next: NoiseLevel, keys: Array) -> State:
         prediction, state = denoise(state, level)
         mean, deviation = kernel(prediction, level, next)
-        drawn = not (isinstance(deviation, int | float) and deviation == 0)
-        return state._replace(x=mean + deviation * normal(keys, state.x) if drawn else mean)
+        return state._replace(x=mean if is_zero(deviation) else mean + deviation * normal(keys, state.x))
 
     return Sampler(lambda x: (), step, kernel, reversible)
+
+
+def is_zero(value: ArrayLike) -> bool:
+    """Whether it is a plain 0, which no tracing hides: then nothing need be drawn."""
+    return isinstance(value, int | float) and value == 0

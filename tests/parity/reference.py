@@ -45,9 +45,9 @@ def guide(guider, predictions, number=0, steps=1):
     return guider(asked).pred
 
 
-def prepared(scheduler):
+def prepared(scheduler, steps=STEPS):
     """Its tables in the precision of the test; some of them it makes in float32 in any case."""
-    scheduler.set_timesteps(STEPS)
+    scheduler.set_timesteps(steps)
     for name in ("sigmas", "alphas_cumprod", "timesteps"):
         table = getattr(scheduler, name, None)
         if table is not None and table.is_floating_point():

@@ -47,11 +47,13 @@ def flowing(scheduler):
 DDIM = functools.partial(diffusers.DDIMScheduler, clip_sample=False)
 DDPM = functools.partial(diffusers.DDPMScheduler, clip_sample=False)
 DPM = functools.partial(diffusers.DPMSolverMultistepScheduler, solver_order=2, solver_type="midpoint")
+UNIPC = diffusers.UniPCMultistepScheduler
 EDM_DPM = functools.partial(diffusers.EDMDPMSolverMultistepScheduler, solver_order=2, solver_type="midpoint")
 STABLE = {"beta_schedule": "scaled_linear", "steps_offset": 1, "set_alpha_to_one": False}
 COSINE = {"beta_schedule": "squaredcos_cap_v2", "timestep_spacing": "trailing"}
 ZERO_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
 TO_SIGMA_MIN = {"lower_order_final": False, "final_sigmas_type": "sigma_min"}
+THIRD = functools.partial(diffusers.DPMSolverMultistepScheduler, solver_order=3, lower_order_final=False)
 FLOW = {"use_flow_sigmas": True, "flow_shift": 3.0}
 SCHEDULERS = {
     "ddim": (DDIM, ALL, gj.ddim(), cumulative),
@@ -67,11 +69,32 @@ SCHEDULERS = {
     # To a last level of some noise, diffusers' last step is of first order unless told not to be, and this library's is not.
     "dpmpp_2m, to sigma_min": (functools.partial(DPM, **TO_SIGMA_MIN), ALL[2:], gj.dpmpp_2m(), preserving),
     "dpmpp_2m, flow": (functools.partial(DPM, **FLOW), ("flow_prediction",), gj.dpmpp_2m(), flowing),
+    # diffusers' 3M has half the last term. Ours is UniPC's predictor alone.
+    "dpmpp_3m, as released": (THIRD, ALL[:1], gj.dpmpp_3m(curvature=0.5), preserving),
+    "dpmpp_3m": (
+        functools.partial(UNIPC, solver_order=3, disable_corrector=[*range(STEPS)], **TO_SIGMA_MIN),
+        ALL[:1],
+        gj.dpmpp_3m(),
+        preserving,
+    ),
+    "dpmpp_sde": (functools.partial(DPM, algorithm_type="sde-dpmsolver++"), ALL[2:], gj.dpmpp_sde(), preserving),
+    "unipc": (UNIPC, ALL[2:], gj.unipc(), preserving),
+    # To sigma' = 0 diffusers' variant 1 is not a number.
+    "unipc, variant 1": (functools.partial(UNIPC, solver_type="bh1", **TO_SIGMA_MIN), ALL[:1], gj.unipc(variant=1), preserving),
+    "unipc 1": (functools.partial(UNIPC, solver_order=1), ALL[:1], gj.unipc(1), preserving),
+    "unipc 3": (functools.partial(UNIPC, solver_order=3, **TO_SIGMA_MIN), ALL[:1], gj.unipc(3), preserving),
+    "unipc, flow": (functools.partial(UNIPC, **FLOW), ("flow_prediction",), gj.unipc(), flowing),
     "dpmpp_2m, edm": (EDM_DPM, ("edm",), gj.dpmpp_2m(), exploding),
-    "euler": (diffusers.EulerDiscreteScheduler, ALL[:1], gj.ddim(), scaled),
-    "euler, flow": (functools.partial(diffusers.FlowMatchEulerDiscreteScheduler, shift=3.0), ("flow",), gj.ddim(), flowing),
-    "euler, edm": (diffusers.EDMEulerScheduler, ("edm",), gj.ddim(), exploding),
-    "euler ancestral": (diffusers.EulerAncestralDiscreteScheduler, ALL[::2], gj.ddim(1.0), scaled),
+    "euler": (diffusers.EulerDiscreteScheduler, ALL[:1], gj.euler(), scaled),
+    "euler, flow": (functools.partial(diffusers.FlowMatchEulerDiscreteScheduler, shift=3.0), ("flow",), gj.euler(), flowing),
+    "euler, edm": (diffusers.EDMEulerScheduler, ("edm",), gj.euler(), exploding),
+    "euler ancestral": (diffusers.EulerAncestralDiscreteScheduler, ALL[::2], gj.euler_ancestral(), scaled),
+    "heun, flow": (
+        functools.partial(diffusers.FlowMatchHeunDiscreteScheduler, shift=3.0),
+        ("flow",),
+        gj.flow_heun(),
+        flowing,
+    ),
     "heun": (diffusers.HeunDiscreteScheduler, ALL, gj.heun(), scaled),
 }
 RUNS = [
@@ -82,9 +105,9 @@ RUNS = [
 ]
 
 
-def both(scheduler, process, denoise, guidance, sampler, monkeypatch, w=W, **options):
-    """Our run and the scheduler's of the same network, there guided by CFG at w."""
-    levels, rng, seeds = levels_of(scheduler, process), np.random.default_rng(0), keys(SHAPE[0])
+def both(scheduler, process, denoise, guidance, sampler, monkeypatch, w=W, levels=None, learned=False, **options):
+    """Our run and the scheduler's of the same network, there guided by CFG at w, its variance that of the condition."""
+    levels, rng, seeds = levels or levels_of(scheduler, process), np.random.default_rng(0), keys(SHAPE[0])
     x, cond, uncond = (jnp.asarray(rng.normal(size=SHAPE), levels.t.dtype) for _ in range(3))
     x = levels.sigma[0] * x
     branches = gj.branches(denoise, cond=cond, uncond=uncond)
@@ -92,7 +115,8 @@ def both(scheduler, process, denoise, guidance, sampler, monkeypatch, w=W, **opt
 
     def output(number, x, t):
         c, u = (network(torch, x, t, to_torch(y)) for y in (cond, uncond))
-        return u + w * (c - u)
+        guided = u + w * (c - u)
+        return torch.cat([guided, torch.tanh(c)], 1) if learned else guided
 
     # What the loop here draws in its step i, with keys folded with i + 1.
     folded = (jax.vmap(jax.random.fold_in, in_axes=(0, None))(seeds, jnp.uint32(i + 1)) for i in range(STEPS))
@@ -121,6 +145,34 @@ def test_the_run_agrees(name, predicts, tolerance, monkeypatch):
 def test_ddim_agrees_with_noise(eta, tolerance, monkeypatch):
     mine, theirs = both(prepared(DDIM()), cumulative, denoiser("epsilon"), gj.cfg(W), gj.ddim(eta), monkeypatch, eta=eta)
     close(mine, theirs, tolerance)
+
+
+def test_ddpm_agrees_with_a_learned_variance(tolerance, monkeypatch):
+    scheduler = prepared(DDPM(variance_type="learned_range"))
+
+    def twice(x, t, cond):
+        out = network(jnp, x, t, cond)
+        return jnp.concatenate([out, jnp.tanh(out)], -1)
+
+    denoise = gj.denoisers.learned_variance(twice, "eps")
+    close(*both(scheduler, cumulative, denoise, gj.cfg(W), gj.ddpm("learned"), monkeypatch, learned=True), tolerance)
+
+
+def test_dpmpp_2s_agrees(tolerance, monkeypatch):
+    """diffusers counts its evaluations as steps, halfway levels and all."""
+    scheduler = prepared(diffusers.DPMSolverSinglestepScheduler(use_exponential_sigmas=True), STEPS - 1)
+    scheduler.sigmas[1:-1:2] = (scheduler.sigmas[:-2:2] * scheduler.sigmas[2::2]) ** 0.5
+    levels = levels_of(scheduler, preserving)
+    t, log_ratio = levels.t[-2::-1], jnp.log(levels.ratio[-2::-1])
+    angle = lambda at: jnp.arctan(jnp.exp(jnp.interp(at, t, log_ratio)))
+    schedule = gj.Schedule(
+        lambda at: (jnp.cos(angle(at)), jnp.sin(angle(at))), lambda ratio: jnp.interp(jnp.log(ratio), log_ratio, t), t[0], t[-1]
+    )
+    whole = jax.tree.map(lambda field: field[jnp.array([*range(0, STEPS, 2), STEPS - 1])], levels)
+    close(
+        *both(scheduler, preserving, denoiser("epsilon"), gj.cfg(W), gj.dpmpp_2s(schedule), monkeypatch, levels=whole),
+        tolerance,
+    )
 
 
 @pytest.mark.parametrize("tolerance", [1e-8], indirect=True)

@@ -1,0 +1,68 @@
+"""The guided reverse SDE to second order."""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import ArrayLike
+
+from guidance_jax.arrays import sqrt
+from guidance_jax.base import GuidedDenoiser, NoiseLevel, Sampler, State
+from guidance_jax.checks import check_scalar
+from guidance_jax.noise import contraction, normal
+
+
+def heun_sde(eta: ArrayLike = 1.0) -> Sampler:
+    """Heun's method on the reverse SDE, with the same noise in predictor and corrector.
+
+    In `y = x / alpha` and `tau = (sigma / alpha)^2` the SDE is `dy = (1 + eta^2) / 2 score |dtau| + eta sqrt|dtau| z`. Where x0
+    stands still its step is, with `q = (sigma' / alpha') / (sigma / alpha)`,
+    `x' = alpha' x0 + sigma' q^(eta^2) eps + sigma' sqrt(1 - q^(2 eta^2)) z`.
+    That is the predictor; the corrector, `x' <- x' + alpha' weight (x0' - x0)`, takes x0 for a line in tau to the x0' predicted
+    there: with `c = (1 + eta^2) / 2`, `weight = (1 - q^(2 c) - c / (1 - c) (q^(2 c) - q^2)) / (1 - q^2)`.
+
+    Two evaluations a step, one in a step to sigma' = 0, which gives x0; weak order 2, where ancestral sampling has 1. Of five
+    variables for the line, tau left the least error of exact Gaussian laws, at every eta.
+
+    Args:
+      eta: the amount of fresh noise, `()`, 0 or more: 0 is the probability-flow ODE, 1 the reverse SDE.
+
+    Raises:
+      ValueError: if eta is negative or no scalar.
+
+    Example:
+      >>> denoise = denoiser(lambda x, t, cond: 0 * x + 3, predicts="x0")
+      >>> path = levels(schedules.cosine(), 2, spacings.trailing())
+      >>> keys = jax.random.split(jax.random.key(0), 1)
+      >>> print(sample(keys, branches(denoise, cond=None), chain(), heun_sde(), path, (2,)))
+      [[3. 3.]]
+
+    Reference: the SDE, Song et al. 2021, arXiv:2011.13456; of solvers that hold x0 or take it for a line, Lu et al. 2022,
+    arXiv:2211.01095, section 5.
+    """
+    check_scalar(eta, "heun_sde's eta")
+
+    def step(denoise: GuidedDenoiser, state: State, level: NoiseLevel, next: NoiseLevel, keys: Array) -> State:
+        first, state = denoise(state, level)
+        square = jnp.asarray(eta, state.x.dtype) ** 2
+        q = contraction(level, next)
+        length = -2 * jnp.log(jnp.where(q > 0, q, 1))
+        # From alpha = 0, where length is infinite, nothing of eps is kept, unless eta is 0.
+        kept = jnp.where(q > 0, jnp.exp(-square * length / 2), (square == 0).astype(q.dtype))
+        x = next.alpha * first.x0 + next.sigma * (kept * first.eps + sqrt(1 - kept**2) * normal(keys, state.x))
+        state = state._replace(x=x)
+
+        def correct(state: State) -> State:
+            second, after = denoise(state, next)
+            c = (1 + square) / 2
+            weight = (1 - q * kept - c * length * q**2 * _expm1_ratio((1 - c) * length)) / (1 - q**2)
+            return after._replace(x=state.x + next.alpha * weight * (second.x0 - first.x0))
+
+        return jax.lax.cond(next.sigma > 0, correct, lambda state: state, state)
+
+    return Sampler(lambda x: (), step)
+
+
+def _expm1_ratio(z: Array) -> Array:
+    """`(exp(z) - 1) / z`, and its derivatives at 0."""
+    small = jnp.abs(z) < 1e-2
+    return jnp.where(small, 1 + z / 2 + z**2 / 6 + z**3 / 24, jnp.expm1(z) / jnp.where(small, 1, z))

@@ -1,0 +1,64 @@
+"""Every sampler, unguided, gives the mixture's own law: as near to exact samples as another set of exact samples is."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from worlds import classes, keys, mixture
+
+import guidance_jax as gj
+
+N, DIMENSION = 2400, 4
+LABELS = jnp.arange(N) % 3
+EDM = gj.schedules.edm(0.01, 50.0)
+SAMPLERS = {
+    "ddim": (gj.ddim(), 200),
+    "heun": (gj.heun(), 40),
+    "dpmpp_2s": (gj.dpmpp_2s(EDM), 40),
+    "dpmpp_2m": (gj.dpmpp_2m(), 60),
+    "dpmpp_3m": (gj.dpmpp_3m(), 60),
+    "unipc": (gj.unipc(), 60),
+    "ddim(0.5)": (gj.ddim(0.5), 200),
+    "ddpm": (gj.ddpm(), 300),
+    "ddpm(large)": (gj.ddpm("large"), 300),
+    "dpmpp_sde": (gj.dpmpp_sde(), 100),
+    "heun_sde": (gj.heun_sde(), 80),
+    "heun, churned": (gj.heun(EDM, churn=0.2, low=0.05, high=20.0), 60),
+    "predictor_corrector": (gj.predictor_corrector(gj.ddim()), 200),
+}
+
+
+@functools.cache
+def exact(seed):
+    return mixture(DIMENSION).sample(jax.random.key(seed), N, LABELS)
+
+
+def distance(a, b):
+    """Over each class by itself: a class that gains at another's cost would not be seen in all of them together."""
+    split = lambda x, y: x[y == LABELS]
+    return np.mean([float(gj.metrics.sliced_wasserstein(split(a, y), split(b, y), jax.random.key(0))) for y in range(3)])
+
+
+@functools.cache
+def between_exact_sets():
+    return np.array([distance(exact(i), exact(i + 1)) for i in range(0, 12, 2)])
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_samples_are_as_near_to_exact_ones_as_those_to_each_other(name):
+    sampler, steps = SAMPLERS[name]
+    levels = gj.levels(EDM, steps, gj.spacings.karras())
+    branches = classes(mixture(DIMENSION), LABELS)
+    x = gj.sample(keys(N, seed=7), branches, gj.chain(), sampler, levels, (DIMENSION,))
+    noise = between_exact_sets()
+    found = np.mean([distance(x, exact(i)) for i in (20, 21, 22)])
+    assert found < noise.mean() + 3 * noise.std(ddof=1), (found, noise)
+
+
+def test_the_criterion_sees_a_run_that_is_too_short():
+    levels = gj.levels(EDM, 8, gj.spacings.karras())
+    x = gj.sample(keys(N, seed=7), classes(mixture(DIMENSION), LABELS), gj.chain(), gj.ddim(), levels, (DIMENSION,))
+    noise = between_exact_sets()
+    assert np.mean([distance(x, exact(i)) for i in (20, 21, 22)]) > noise.mean() + 6 * noise.std(ddof=1)

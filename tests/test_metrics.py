@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
+from scipy.stats import norm
 from sklearn.neighbors import NearestNeighbors
 
 import guidance_jax as gj
@@ -61,3 +62,68 @@ def test_frechet_distance_in_closed_form(x64):
     found = gj.metrics.frechet_distance(mean, matrix(a), jnp.zeros(4), matrix(b))
     np.testing.assert_allclose(found, (mean**2).sum() + ((a - b) ** 2).sum(), rtol=1e-8)
     np.testing.assert_allclose(gj.metrics.frechet_distance(mean, matrix(a), mean, matrix(a)), 0, atol=1e-12)
+
+
+def test_sliced_wasserstein_on_a_line_is_wasserstein(x64):
+    """Of sets of two sizes, by copying both to a common one and pairing what is sorted."""
+    a, b = np.asarray(jax.random.normal(jax.random.key(0), (6,))), 2 * np.asarray(jax.random.normal(jax.random.key(1), (4,)))
+    gap = np.sort(np.repeat(a, 2)) - np.sort(np.repeat(b, 3))
+    found = gj.metrics.sliced_wasserstein(jnp.asarray(a)[:, None], jnp.asarray(b)[:, None], jax.random.key(2), projections=3)
+    np.testing.assert_allclose(found, np.sqrt((gap**2).mean()), rtol=1e-12)
+
+
+def test_sliced_wasserstein_in_closed_form(x64):
+    """A shift by d in D dimensions: `|d| / sqrt(D)`. Two round Gaussians: the difference of their deviations."""
+    a = jax.random.normal(jax.random.key(0), (2000, 3))
+    shift = jnp.array([[1.0, -2.0, 2.0]])
+    shifted = gj.metrics.sliced_wasserstein(a[:50], a[:50] + shift, jax.random.key(1), projections=4000)
+    np.testing.assert_allclose(shifted, np.sqrt(3), rtol=0.02)
+    np.testing.assert_allclose(gj.metrics.sliced_wasserstein(a, 3 * a[:1000], jax.random.key(1)), 2, rtol=0.03)
+    assert gj.metrics.sliced_wasserstein(a, a[::-1], jax.random.key(1)) == 0
+
+
+def test_sliced_wasserstein_has_the_gradient_of_its_differences(x64):
+    a, b = jax.random.normal(jax.random.key(0), (7, 2)), jax.random.normal(jax.random.key(1), (5, 2))
+    distance = lambda a: gj.metrics.sliced_wasserstein(a, b, jax.random.key(2), projections=16)
+    along = jax.random.normal(jax.random.key(3), a.shape)
+    slope = (distance(a + 1e-6 * along) - distance(a - 1e-6 * along)) / 2e-6
+    np.testing.assert_allclose((jax.grad(distance)(a) * along).sum(), slope, rtol=1e-6)
+    assert (jax.grad(lambda a: gj.metrics.sliced_wasserstein(a, b, jax.random.key(2)))(b) == 0).all()
+
+
+def gaussian_kernel(bandwidth):
+    return lambda distance: np.exp(-(distance**2) / (2 * bandwidth**2))
+
+
+@pytest.mark.parametrize(
+    ("metric", "kernel"),
+    [
+        (gj.metrics.energy_distance, lambda distance: -distance),
+        (lambda a, b: gj.metrics.mmd(a, b, 0.7), gaussian_kernel(0.7)),
+    ],
+    ids=["energy", "mmd"],
+)
+def test_discrepancies_are_averages_over_pairs(x64, metric, kernel):
+    a, b = np.asarray(jax.random.normal(jax.random.key(0), (60, 3))), np.asarray(jax.random.normal(jax.random.key(1), (40, 3)))
+    pairs = lambda a, b: kernel(np.linalg.norm(a[:, None] - b[None], axis=2))
+    within = lambda a: pairs(a, a)[~np.eye(len(a), dtype=bool)].mean()
+    expected = within(a) + within(b) - 2 * pairs(a, b).mean()
+    np.testing.assert_allclose(metric(jnp.asarray(a), jnp.asarray(b)), expected, rtol=1e-9)
+    along = np.asarray(jax.random.normal(jax.random.key(2), a.shape))
+    slope = (metric(jnp.asarray(a + 1e-6 * along), jnp.asarray(b)) - expected) / 1e-6
+    np.testing.assert_allclose((jax.grad(metric)(jnp.asarray(a), jnp.asarray(b)) * along).sum(), slope, rtol=1e-3)
+    with pytest.raises(ValueError, match="at least 2 points, got 1 and 40"):
+        metric(jnp.asarray(a[:1]), jnp.asarray(b))
+
+
+def test_discrepancies_are_unbiased(x64):
+    """Over many tiny sets of two Gaussians they average to the laws' own: biased ones are off by ten standard errors."""
+    a, b = jax.random.normal(jax.random.key(0), (2, 8000, 4, 1))
+    b = b[:, :3] + 0.5
+    energy, mmd = jax.vmap(lambda a, b: (gj.metrics.energy_distance(a, b), gj.metrics.mmd(a, b, 1.0)))(a, b)
+    # |X - Y| of N(d, 2), and exp(-(X - Y)^2 / 2) of the same.
+    spread = lambda d: 2 / np.sqrt(np.pi) * np.exp(-(d**2) / 4) + d * (2 * norm.cdf(d / np.sqrt(2)) - 1)
+    kernel = lambda d: np.sqrt(1 / 3) * np.exp(-(d**2) / 6)
+    for found, expected in ((energy, 2 * spread(0.5) - 2 * spread(0)), (mmd, 2 * kernel(0) - 2 * kernel(0.5))):
+        assert abs(found.mean() - expected) < 3.5 * found.std() / np.sqrt(8000)
+        assert found.std() / np.sqrt(8000) < 0.05

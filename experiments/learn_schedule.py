@@ -1,0 +1,355 @@
+"""A guidance scale for each noise level, learned by gradient through the sampler.
+
+`python -m experiments.learn_schedule` takes classifier-free guidance by a sampler of few steps, and asks it for the density
+that guidance is often said to sample, p(x)^(1 - w) p(x | y)^w, of a mixture in the plane whose every score is exact. No
+constant scale gives it, nor does an interval of noise levels (Kynkaanniemi et al. 2024, arXiv:2404.07724), but the scale may be
+any function of the level. Here it is piecewise linear in log(sigma / alpha), and Adam moves its knots along the gradient of a
+sliced Wasserstein distance between the samples and exact ones, through every step (`gj.sample(..., remat=True)`).
+
+The best constant and the best interval are searched for over a grid by the same criterion, and every interval that the steps
+can tell apart is tried. All are judged on noise and exact samples that neither saw.
+"""
+
+import dataclasses
+import functools
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+import tyro
+from jax import Array
+from tqdm import tqdm
+
+import guidance_jax as gj
+from experiments import pictures
+from experiments.pictures import BLUE, GREEN, INK, ORANGE
+
+COLORS = {"exact samples": INK, "best constant": BLUE, "best interval": GREEN, "learned": ORANGE}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A guidance scale for each noise level, learned."""
+
+    out: Path = Path("out/learn_schedule")
+    """Where the picture and `metrics.json` go."""
+    target: float = 3.0
+    """w of the density asked for, at least 1."""
+    steps: int = 10
+    """Sampler steps."""
+    knots: int = 6
+    """Knots of the learned scale, evenly in log(sigma / alpha) over the sampler's levels."""
+    iterations: int = 400
+    """Steps of Adam."""
+    rate: float = 0.1
+    """Its first rate; it falls to 0 along a cosine."""
+    roughness: float = 2e-4
+    """Weight of the mean squared difference of neighbouring knots, for levels at which the scale hardly matters."""
+    batch: int = 1500
+    """Samples, and exact ones, in an iteration and in an evaluation of the search."""
+    repeats: int = 8
+    """Independent pairs of sets on which all are judged; their spread gives the error bars."""
+    judged: int = 8000
+    """Samples, and exact ones, in each of them."""
+    seed: int = 0
+    """Of everything drawn."""
+    smoke: bool = False
+    """A run of seconds, that shows the way but no result."""
+
+    def __post_init__(self) -> None:
+        if self.target < 1:
+            raise ValueError(f"target must be at least 1, where rejection from p(x | y) is exact, got {self.target}.")
+        if self.steps < 2 or self.knots < 2 or self.iterations < 1 or self.repeats < 2:
+            raise ValueError(
+                "steps, knots and repeats must be at least 2, iterations at least 1, got "
+                f"{self.steps}, {self.knots}, {self.repeats} and {self.iterations}."
+            )
+
+
+class World(NamedTuple):
+    """What is sampled, by which steps, and the knots of the scale, in log(sigma / alpha)."""
+
+    mixture: gj.oracles.GaussianMixture
+    levels: gj.NoiseLevel
+    knots: Array
+
+
+def grow(config: Config) -> World:
+    """Two overlapping classes of two components each, class 1 much the wider and more frequent."""
+    mixture = gj.oracles.GaussianMixture(
+        jnp.array([[0.9, -0.4], [0.3, 0.5], [-0.5, 0.2], [-1.5, 1.0]]),
+        jnp.array([0.5, 0.5, 2.5, 1.5])[:, None, None] * jnp.eye(2)[None],
+        jnp.array([1.0, 1.0, 20.0, 10.0]),
+        jnp.array([0, 0, 1, 1]),
+    )
+    levels = gj.levels(gj.schedules.edm(0.02, 40.0), config.steps, gj.spacings.karras())
+    least, most = jnp.log(levels.ratio[-2]), jnp.log(levels.ratio[0])
+    return World(mixture, levels, jnp.linspace(least, most, config.knots))
+
+
+def clean_log_prob(world: World, x: Array, label: int) -> Array:
+    """Of the data; label -1 stands for all of it."""
+    clean = jax.tree.map(lambda field: field[-1], world.levels)
+    return world.mixture.log_prob(x, clean, jnp.full(len(x), label))
+
+
+def exact(config: Config, world: World, key: Array, n: int) -> Array:
+    """Samples of the target, `[n, 2]`."""
+    return jax.jit(lambda key: world.mixture.sample_tilted(key, n, 0, config.target))(key)
+
+
+def run(world: World, guidance: gj.Guidance, key: Array, n: int) -> tuple[Any, ...]:
+    """The arguments of `gj.sample`: class 0, n samples."""
+    labels = jnp.zeros(n, int)
+    branches = gj.branches(world.mixture.denoise, cond=labels, uncond=jnp.full(n, -1))
+    return jax.random.split(key, n), branches, guidance, gj.dpmpp_2m(), world.levels, (2,)
+
+
+def learned(world: World, values: Array) -> gj.Guidance:
+    return gj.cfg(lambda level: jnp.interp(jnp.log(level.ratio), world.knots, values))
+
+
+def criterion(world: World, guidance: gj.Guidance, target: Array, key: Array, remat: bool = False) -> Array:
+    """The squared sliced Wasserstein distance of as many samples as the target has."""
+    draw, lines = jax.random.split(key)
+    x = gj.sample(*run(world, guidance, draw, len(target)), remat=remat)
+    return gj.metrics.sliced_wasserstein(x, target, lines, projections=32) ** 2
+
+
+class Found(NamedTuple):
+    """A constant scale, or an interval with its scale, and the criterion there."""
+
+    low: float
+    high: float
+    scale: float
+    criterion: float
+
+
+def search(config: Config, world: World, bank: Array, scales: np.ndarray) -> tuple[Found, Found]:
+    """The best constant and the best interval.
+
+    Every pair of switches between the sampler's levels at every scale; then, on four times as many samples, the best five pairs
+    at scales around their best, ten times as fine.
+    """
+    ratio = np.asarray(world.levels.ratio[:-1], np.float64)
+    edges = [0.0, *np.sqrt(ratio[1:] * ratio[:-1])[::-1], np.inf]
+    spacing = scales[1] - scales[0]
+
+    @functools.partial(jax.jit, static_argnames="n")
+    def at(low: float, high: float, scales: Array, n: int) -> Array:
+        guided = lambda scale: criterion(world, gj.during(gj.cfg(scale), low, high), bank[:n], jax.random.key(config.seed + 1))
+        return jax.lax.map(guided, scales)
+
+    def one(pair: tuple[float, float], scales: np.ndarray, n: int) -> Found:
+        tried = np.asarray(at(*pair, jnp.asarray(scales, jnp.float32), n))
+        return Found(*pair, float(scales[tried.argmin()]), float(tried.min()))
+
+    def best(pairs: list[tuple[float, float]], name: str) -> Found:
+        coarse = [one(pair, scales, config.batch) for pair in tqdm(pairs, desc=name, leave=False)]
+        top = sorted(coarse, key=lambda found: found.criterion)[:5]
+        fine = spacing * np.linspace(-0.9, 0.9, 19)
+        return min((one(found[:2], found.scale + fine, 4 * config.batch) for found in top), key=lambda found: found.criterion)
+
+    return best([(0.0, np.inf)], "constants"), best(list(itertools.combinations(edges, 2)), "intervals")
+
+
+def train(config: Config, world: World, bank: Array, start: float) -> tuple[Array, np.ndarray]:
+    """The learned knots, and the criterion in each iteration."""
+    optimizer = optax.adam(optax.cosine_decay_schedule(config.rate, config.iterations), b2=0.99)
+
+    @jax.jit
+    def step(values: Array, state: Any, key: Array) -> tuple[Array, Any, Array]:
+        choose, draw = jax.random.split(key)
+
+        def loss(values: Array) -> tuple[Array, Array]:
+            target = bank[jax.random.randint(choose, (config.batch,), 0, len(bank))]
+            value = criterion(world, learned(world, values), target, draw, remat=True)
+            return value + config.roughness * (jnp.diff(values) ** 2).mean(), value
+
+        (_, value), gradient = jax.value_and_grad(loss, has_aux=True)(values)
+        change, state = optimizer.update(gradient, state)
+        return values + change, state, value  # pyright: ignore[reportOperatorIssue]
+
+    values, keys = jnp.full(config.knots, start), jax.random.split(jax.random.key(config.seed + 2), config.iterations)
+    state, history = optimizer.init(values), []
+    with tqdm(keys, desc="training", leave=False) as bar:
+        for key in bar:
+            values, state, value = step(values, state, key)
+            history.append(float(value))
+            bar.set_postfix(distance=f"{np.sqrt(history[-1]):.4f}", refresh=False)
+    return values, np.array(history)
+
+
+def references(config: Config, world: World, bank: Array, guidances: dict[str, gj.Guidance]) -> dict[str, float]:
+    """The criterion of guidances, and of exact samples, at the size of a training batch: the mean over sixteen of them."""
+    keys = jax.random.split(jax.random.key(config.seed + 6), 16)
+
+    def mean(guidance: gj.Guidance | None) -> float:
+        def one(key: Array) -> Array:
+            choose, draw = jax.random.split(key)
+            x, target = bank[jax.random.randint(choose, (2, config.batch), 0, len(bank))]
+            if guidance is None:
+                return gj.metrics.sliced_wasserstein(x, target, draw, projections=32) ** 2
+            return criterion(world, guidance, target, draw)
+
+        return float(jax.jit(lambda keys: jax.lax.map(one, keys).mean())(keys))
+
+    return {name: mean(guidances.get(name)) for name in ("best constant", "best interval", "exact samples")}
+
+
+def mean_error(values: np.ndarray) -> tuple[float, float]:
+    return float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))
+
+
+def memory(config: Config, world: World, steps: int, remat: bool) -> int:
+    """The bytes that the gradient's program asks for beside its arguments and its result."""
+    world = grow(dataclasses.replace(config, steps=steps))
+    target = jnp.zeros((config.batch, 2))
+    loss = lambda values: criterion(world, learned(world, values), target, jax.random.key(0), remat)
+    compiled = jax.jit(jax.grad(loss)).lower(jnp.ones(config.knots)).compile()
+    return compiled.memory_analysis().temp_size_in_bytes  # pyright: ignore[reportOptionalMemberAccess]
+
+
+def judge(config: Config, world: World, guidances: dict[str, gj.Guidance]) -> dict[str, dict[str, Any]]:
+    """Both distances to exact samples, `[repeats]`, on noise and exact samples seen nowhere else; and the network calls."""
+    n, repeats = config.judged, config.repeats
+    fresh = exact(config, world, jax.random.key(config.seed + 3), 2 * n * repeats).reshape(2, repeats, n, 2)
+
+    lines = jax.random.key(config.seed + 4)
+    sliced = jax.jit(lambda x, target: gj.metrics.sliced_wasserstein(x, target, lines, projections=64))
+    energy = jax.jit(lambda x, target: gj.metrics.energy_distance(x[:2000], target[:2000]))
+    rows = {}
+    for name in tqdm(["exact samples", *guidances], desc="judging", leave=False):
+        calls, x = 0, fresh[1]
+        if name in guidances:
+            draw = jax.jit(lambda key, g=guidances[name]: gj.run(*run(world, g, key, n))[0])
+            states = [draw(key) for key in jax.random.split(jax.random.key(config.seed + 5), repeats)]
+            calls, x = int(states[0].evaluations), jnp.stack([state.x for state in states])
+        pairs = list(zip(x, fresh[0], strict=True))
+        row: dict[str, Any] = {"calls": calls, "x": np.asarray(x).reshape(-1, 2)}
+        for metric, distance in {"sliced": sliced, "energy": energy}.items():
+            row[metric] = np.array([float(distance(*pair)) for pair in pairs])
+        rows[name] = row
+    return rows
+
+
+def picture(
+    config: Config,
+    world: World,
+    rows: dict[str, dict[str, Any]],
+    lines: dict[str, Callable[[Any], Any]],
+    history: np.ndarray,
+    levels: dict[str, float],
+) -> None:
+    """The scales over the level, the training, the distances, and where there are too many samples or too few."""
+    cells, sub, limits = 36, 4, ((-1.3, 2.7), (-2.2, 1.8))
+    edges = [np.linspace(*limit, cells + 1) for limit in limits]
+    centres = [(fine := np.linspace(*limit, cells * sub + 1))[:-1] + (fine[1] - fine[0]) / 2 for limit in limits]
+    grid = jnp.asarray(np.stack(np.meshgrid(*centres), axis=-1).reshape(-1, 2), jnp.float32)
+    log_p, log_q = (np.asarray(clean_log_prob(world, grid, y)).reshape(cells * sub, -1) for y in (0, -1))
+    tilted = np.exp(config.target * log_p + (1 - config.target) * log_q)
+    coarse = tilted.reshape(cells, sub, cells, sub).mean((1, 3)) / tilted.mean((0, 1))
+    ratio = np.asarray(world.levels.ratio[:-1])
+    with plt.rc_context(pictures.STYLE):
+        figure, axes = plt.subplots(2, 3, figsize=(12.5, 7.8), layout="constrained")
+        scale, training, bars = axes[0]
+        r = np.geomspace(ratio[-1], ratio[0], 600)
+        for name, line in lines.items():
+            scale.plot(r, line(r), color=COLORS[name], label=name)
+            scale.plot(ratio, line(ratio), "o", ms=3.5, color=COLORS[name])
+        scale.set(
+            xscale="log", xlabel="sigma / alpha (dots: the sampler's levels)", ylabel="guidance scale", title="The scales"
+        )
+        scale.legend(fontsize=8, loc="lower left")
+        window = max(1, len(history) // 20)
+        smooth = np.sqrt(np.convolve(history, np.ones(window) / window, mode="valid"))
+        training.plot(np.sqrt(history), color=COLORS["learned"], lw=0.5, alpha=0.35)
+        training.plot(np.arange(len(smooth)) + window / 2, smooth, color=COLORS["learned"], label="learned, mean of neighbours")
+        for name, value in levels.items():
+            training.axhline(np.sqrt(value), color=COLORS[name], ls="--", lw=1, label=name)
+        training.set(xlabel="iteration", ylabel="sliced Wasserstein distance", ylim=(0, None))
+        training.set_title(f"Training, batches of {config.batch}")
+        training.legend(fontsize=8, loc="lower right")
+        names = ["exact samples", "best constant", "best interval", "learned"]
+        means, errors = zip(*(mean_error(rows[name]["sliced"]) for name in names), strict=True)
+        bars.barh(names, means, xerr=2 * np.array(errors), color=[COLORS[name] for name in names], height=0.65)
+        for i, (mean, error) in enumerate(zip(means, errors, strict=True)):
+            bars.text(mean + 2 * error + 0.02 * max(means), i, f"{mean:.3f}", va="center", fontsize=9, color=INK)
+        bars.invert_yaxis()
+        bars.set(xlabel="sliced Wasserstein distance", xlim=(0, 1.2 * max(means)))
+        bars.set_title(f"Held out, sets of {config.judged} (bars: 2 standard errors)")
+        for axis, name in zip(axes[1], ("best constant", "best interval", "learned"), strict=True):
+            x, y = rows[name]["x"].T
+            found = np.histogram2d(y, x, bins=edges[::-1])[0] / len(x) * cells**2
+            mesh = axis.pcolormesh(*edges, (found - coarse) / coarse.max(), cmap="PuOr_r", vmin=-0.2, vmax=0.2, rasterized=True)
+            axis.contour(*centres, tilted, levels=np.array([0.05, 0.2, 0.5, 0.8]) * tilted.max(), colors=INK, linewidths=0.7)
+            axis.set(title=f"{name}: samples less target", aspect="equal", xticks=[], yticks=[])
+        axes[1, 0].set_xlabel("contours: the target density")
+        figure.colorbar(mesh, ax=axes[1], shrink=0.8, label="difference, of the target's maximum")  # pyright: ignore
+        figure.savefig(config.out / "learn_schedule.png")
+        plt.close(figure)
+
+
+def main(config: Config) -> dict[str, dict[str, Any]]:
+    """Search, train, judge; print the table, paint the picture; returns the table, a row a method."""
+    scales = np.arange(0.5, 8.01, 0.5)
+    if config.smoke:
+        small = {"steps": 4, "iterations": 3, "batch": 100, "judged": 100, "repeats": 2, "out": config.out / "smoke"}
+        config, scales = dataclasses.replace(config, **small), scales[:3]
+    config.out.mkdir(parents=True, exist_ok=True)
+    world = grow(config)
+    bank = exact(config, world, jax.random.key(config.seed), 20 * config.batch)
+    constant, interval = search(config, world, bank, scales)
+    values, history = train(config, world, bank, constant.scale)
+    guidances = {
+        "no guidance": gj.cfg(1.0),
+        f"constant {config.target:g}": gj.cfg(config.target),
+        "best constant": gj.cfg(constant.scale),
+        "best interval": gj.during(gj.cfg(interval.scale), interval.low, interval.high),
+        "learned": learned(world, values),
+    }
+    rows = judge(config, world, guidances)
+    lines = {
+        "best constant": lambda r: np.full_like(r, constant.scale),
+        "best interval": lambda r: np.where((r > interval.low) & (r <= interval.high), interval.scale, 1.0),
+        "learned": lambda r: np.interp(np.log(r), np.asarray(world.knots), np.asarray(values)),
+    }
+    print(
+        f"Samples of p(x)^{1 - config.target:g} p(x | y)^{config.target:g} by CFG and {config.steps} steps of DPM-Solver++ 2M"
+    )
+    print("                   network calls   sliced Wasserstein      energy distance")
+    for name, row in rows.items():
+        sliced, energy = ("{:8.4f} +- {:.4f}".format(*mean_error(row[key])) for key in ("sliced", "energy"))
+        print(f"  {name:15s}  {row['calls']:13d}   {sliced}   {energy}")
+    gain = mean_error(rows["best interval"]["sliced"] - rows["learned"]["sliced"])
+    print("Set by set, the best interval's sliced Wasserstein less the learned's: {:.4f} +- {:.4f}.".format(*gain))
+    print(
+        f"The best constant is {constant.scale:.2f}; the best interval has {interval.scale:.2f} in "
+        f"({interval.low:.3g}, {interval.high:.3g}]."
+    )
+    knots = ", ".join(f"{v:.2f} at {r:.3g}" for v, r in zip(values, np.exp(world.knots), strict=True))
+    print(f"The learned scale: {knots}; linear in log(sigma / alpha) between.")
+    sizes = {
+        f"{n} steps": [memory(config, world, n, remat) for remat in (False, True)] for n in (config.steps, 4 * config.steps)
+    }
+    for name, (plain, remat) in sizes.items():
+        print(f"Memory of the gradient at {name}: {plain / 2**20:.1f} MiB, with remat {remat / 2**20:.1f} MiB.")
+    picture(config, world, rows, lines, history, references(config, world, bank, guidances))
+    numbers = {
+        name: {key: np.asarray(value).tolist() for key, value in row.items() if key != "x"} for name, row in rows.items()
+    }
+    found = {"constant": constant, "interval": interval, "values": values.tolist(), "knots": world.knots.tolist()}
+    (config.out / "metrics.json").write_text(json.dumps({**numbers, **found, "bytes": sizes}, indent=1))
+    print(f"The picture and metrics are in {config.out}.")
+    return rows
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))

@@ -1,0 +1,255 @@
+"""Likelihoods against densities that are known: of mixtures, of guided Gaussians, and of the ODE's own latents."""
+
+import functools
+import math
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.integrate import cumulative_simpson, quad
+from scipy.stats import norm
+from worlds import classes, gaussians, keys, mixture
+
+import guidance_jax as gj
+from guidance_jax.denoisers import OUTPUTS
+from guidance_jax.likelihood import encode
+
+TINY = functools.partial(encode, tolerance=1e-9)
+M_C, V_C, M_U, V_U = 1.3, 0.5, -0.4, 2.0
+
+
+def normal_log_prob(x, mean, variance):
+    return -0.5 * ((x - mean) ** 2 / variance + math.log(2 * math.pi * variance))
+
+
+@pytest.mark.parametrize(
+    ("make", "predicts"),
+    [
+        (gj.schedules.edm, "x0"),
+        (gj.schedules.cosine, "v"),
+        (gj.schedules.ddpm_linear, "eps"),
+        (gj.schedules.flow, "velocity"),
+    ],
+)
+def test_the_density_of_a_mixture(x64, make, predicts):
+    """Exact but for what the run starts from, N(0, sigma^2) in place of the mixture at that level: nothing where alpha is 0."""
+    truth, schedule, labels = mixture(2), make(), jnp.array([-1, 0, 1, 2, -1])
+
+    def network(x, t, y):
+        level = schedule(t)
+        alpha, sigma = level.alpha[:, None], level.sigma[:, None]
+        return OUTPUTS[predicts](*truth.denoise(x, level, y)[:2], alpha, sigma)
+
+    x = truth.sample(jax.random.key(1), 5, labels)
+    found = TINY(classes(truth, labels)._replace(denoise=gj.denoiser(network, predicts)), gj.chain(), x, schedule)
+    most = schedule(schedule.t_max)
+    start = norm.logpdf(found.latent, scale=most.sigma).sum(1)
+    np.testing.assert_allclose(
+        found.log_likelihood - start + truth.log_prob(found.latent, most, labels),
+        truth.log_prob(x, schedule(schedule.t_min), labels),
+        atol=2e-7,
+    )
+    if predicts == "velocity":
+        np.testing.assert_allclose(start, truth.log_prob(found.latent, most, labels), atol=1e-12)
+
+
+def guided_law(w, interval, low, high):
+    """Mean and variance at `low` of `dy/dl = sum_i w_i r^2 / (v_i + r^2) (y - m_i)`, l = log r, from N(0, high^2).
+
+    The weights are w and 1 - w in the interval, 1 and 0 elsewhere.
+    """
+    edges = (low, *interval, high)
+    weights = ((1.0, 0.0), (w, 1 - w), (1.0, 0.0))
+
+    def growth(r):
+        """The integral of `sum_i w_i r^2 / (v_i + r^2)` from low."""
+        pieces = zip(edges, edges[1:], weights, strict=False)
+        terms = [(k, v, a, min(b, r)) for a, b, each in pieces if r > a for k, v in zip(each, (V_C, V_U), strict=True)]
+        return sum(k / 2 * np.log((v + b**2) / (v + a**2)) for k, v, a, b in terms)
+
+    mean = 0.0
+    for a, b, (c, u) in zip(edges, edges[1:], weights, strict=False):
+        pull = lambda r, c=c, u=u: r**2 * (c * M_C / (V_C + r**2) + u * M_U / (V_U + r**2)) * np.exp(-growth(r))
+        mean += quad(lambda l, pull=pull: pull(np.exp(l)), np.log(a), np.log(b), epsabs=1e-11, limit=200)[0]
+    return mean, high**2 * np.exp(-2 * growth(high))
+
+
+def test_guided_gaussians_in_intervals(x64):
+    """CFG of Gaussians in an interval is Gaussian, by an affine ODE. vmap over scales and intervals."""
+    schedule = gj.schedules.edm(0.01, 50.0)
+    x, branches = jnp.array([[0.3], [2.0]]), gaussians(M_C, V_C, M_U, V_U)
+    cases = [(w, low, high) for w in (0.0, 0.5, 3.0, 8.0) for low, high in ((0.01, 50.0), (0.4, 3.0))]
+    solve = lambda w, low, high: TINY(branches, gj.during(gj.cfg(w), low, high), x, schedule).log_likelihood
+    for (w, *interval), found in zip(cases, jax.vmap(solve)(*jnp.array(cases).T), strict=True):
+        mean, variance = guided_law(w, interval, 0.01, 50.0)
+        np.testing.assert_allclose(found, normal_log_prob(x[:, 0], mean, variance), rtol=1e-6, atol=1e-6)
+
+
+def test_closed_forms_from_infinite_noise_and_their_gradients(x64):
+    """From sigma / alpha = infinity: the variance `(v_c + s)^w (v_u + s)^(1 - w)`, s the square of the least sigma / alpha."""
+    schedule = gj.schedules.flow()
+    s = float(schedule(schedule.t_min).ratio) ** 2
+    level = schedule(schedule.t_min)
+    branches = gaussians(0.7, V_C, 0.7, V_U)
+
+    def found(x, w):
+        return TINY(branches, gj.cfg(w), x[None, None], schedule).log_likelihood[0]
+
+    def exact(x, w):
+        variance = level.alpha**2 * (V_C + s) ** w * (V_U + s) ** (1 - w)
+        return -0.5 * ((x - level.alpha * 0.7) ** 2 / variance + jnp.log(2 * jnp.pi * variance))
+
+    at = jnp.array(1.9), jnp.array(3.0)
+    for a, b in zip(*(jax.value_and_grad(f, argnums=(0, 1))(*at) for f in (found, exact)), strict=True):
+        np.testing.assert_allclose(np.array(a), np.array(b), rtol=1e-6)
+
+
+def test_a_gradient_guidance_is_differentiated_through(x64):
+    """REG pulls back through the network, and the divergence differentiates that; the exact classifier is Bayes' rule."""
+    schedule = gj.schedules.edm(0.01, 50.0)
+    found = TINY(gaussians(0.0, V_C, 0.0, V_U), gj.reg(gj.cfg(3.0)), jnp.array([[0.8]]), schedule).log_likelihood[0]
+
+    def slope(l):
+        r2 = np.exp(2 * l)
+        c, u = V_C / (V_C + r2), V_U / (V_U + r2)
+        return 1 - c - c * 2.0 * (c - u)
+
+    variance = 50.0**2 * np.exp(-2 * quad(slope, np.log(0.01), np.log(50.0), epsabs=1e-12)[0])
+    np.testing.assert_allclose(found, normal_log_prob(0.8, 0.0, variance), rtol=1e-6)
+
+    truth, flow, labels = mixture(2), gj.schedules.flow(), jnp.array([0, 2])
+    x = truth.sample(jax.random.key(1), 2, labels)
+
+    def of_class(x, label):
+        classify = gj.classifier(lambda x, level: truth.class_log_prob(x, level, label[None]), 1.0)
+        return TINY(gj.branches(truth.denoise, uncond=jnp.array([-1])), classify, x[None], flow).log_likelihood[0]
+
+    np.testing.assert_allclose(jax.vmap(of_class)(x, labels), truth.log_prob(x, flow(flow.t_min), labels), atol=2e-7)
+
+
+def test_a_guided_mixture_on_the_line(x64):
+    """It integrates to one, its cumulative is that of the latents, and it is not the tilted density."""
+    truth, schedule, n = mixture(1), gj.schedules.flow(), 401
+    x, labels, w = jnp.linspace(-9.0, 9.0, n), jnp.zeros(n, int), 3.0
+    found = encode(classes(truth, labels), gj.cfg(w), x[:, None], schedule, tolerance=1e-8)
+    p = np.exp(found.log_likelihood)
+    cumulative = cumulative_simpson(p, x=np.asarray(x), initial=0)
+    np.testing.assert_allclose(cumulative[-1], 1, atol=1e-5)
+    np.testing.assert_allclose(cumulative, norm.cdf(found.latent[:, 0]), atol=2e-5)
+    level = schedule(schedule.t_min)
+    tilted = np.exp(sum(k * truth.log_prob(x[:, None], level, y) for k, y in ((w, labels), (1 - w, labels - 1))))
+    tilted /= np.trapezoid(tilted, x)
+    assert np.trapezoid(np.abs(p - tilted), x) / 2 > 0.03
+
+
+def test_hutchinsons_estimate_is_right_on_average_and_narrows_with_probes(x64):
+    truth, schedule, n = mixture(3), gj.schedules.cosine(), 200
+    x = jnp.broadcast_to(truth.sample(jax.random.key(3), 1, 1), (n, 3))
+    branches = lambda n: classes(truth, jnp.ones(n, int))
+    solve = functools.partial(gj.log_likelihood, tolerance=1e-5)
+    exact = solve(branches(1), gj.cfg(2.0), x[:1], schedule)[0]
+    spreads = []
+    for probes in (1, 4):
+        found = solve(branches(n), gj.cfg(2.0), x, schedule, keys=keys(n, probes), probes=probes)
+        spreads.append(found.std())
+        assert 0.05 < spreads[-1] < 2
+        assert abs(found.mean() - exact) < 3.5 * spreads[-1] / math.sqrt(n)
+    np.testing.assert_allclose(spreads[0] / spreads[1], 2, rtol=0.3)
+
+
+def test_hutchinsons_estimate_is_exact_for_a_diagonal_jacobian(x64):
+    one = gj.oracles.GaussianMixture(
+        jnp.array([[1.0, 2.0, 3.0]]), jnp.diag(jnp.array([0.2, 1.0, 4.0]))[None], jnp.ones(1), jnp.zeros(1, int)
+    )
+    branches, x = gj.branches(one.denoise, cond=jnp.zeros(4, int)), jnp.ones((4, 3))
+    found = gj.log_likelihood(branches, gj.chain(), x, gj.schedules.flow(), keys=keys(4), probes=1, tolerance=1e-8)
+    np.testing.assert_allclose(found, one.log_prob(x, gj.schedules.flow()(2e-3), jnp.zeros(4, int)), atol=1e-6)
+
+
+def test_a_sample_does_not_depend_on_its_neighbours_and_its_latent_leads_back(x64):
+    truth, schedule, labels = mixture(2), gj.schedules.cosine(), jnp.array([0, 1, 2, 0])
+    x = truth.sample(jax.random.key(4), 4, labels) * jnp.array([[1.0], [1.5], [3.0], [1.0]])
+    together = encode(classes(truth, labels), gj.cfg(2.0), x, schedule, tolerance=1e-6)
+    assert len(set(together.steps.tolist())) > 1
+    alone = encode(classes(truth, labels[1:2]), gj.cfg(2.0), x[1:2], schedule, tolerance=1e-6)
+    np.testing.assert_allclose(alone.log_likelihood[0], together.log_likelihood[1], rtol=1e-11)
+    down = gj.levels(schedule, 400, gj.spacings.karras())
+    down = jax.tree.map(lambda field: field[:-1], down)
+    back = gj.sample(keys(4), classes(truth, labels), gj.cfg(2.0), gj.heun(), down, together.latent)
+    np.testing.assert_allclose(back, x, rtol=1e-3, atol=1e-3)
+
+
+def test_float32_at_its_own_tolerance():
+    truth, schedule, labels = mixture(2), gj.schedules.flow(), jnp.array([0, 1, 2, -1])
+    x = truth.sample(jax.random.key(5), 4, labels)
+    found = jax.jit(lambda x: encode(classes(truth, labels), gj.chain(), x, schedule))(x)
+    assert found.log_likelihood.dtype == found.latent.dtype == jnp.float32
+    np.testing.assert_allclose(found.log_likelihood, truth.log_prob(x, schedule(schedule.t_min), labels), atol=2e-4)
+    assert max(found.steps) < 40
+
+
+def test_bits_per_dimension_of_uniform_noise():
+    """Of a density that is uniform over 32 of the 256 values: 5 bits."""
+    nats = jnp.array([3 * math.log(256 / 32 / 2)])
+    np.testing.assert_allclose(gj.likelihood.bits_per_dimension(nats, (3,)), [5.0], rtol=1e-6)
+
+
+def call(guidance, x=None, **keywords):
+    labels = jnp.array([0, 1, 2])
+    x = jnp.ones((3, 2)) if x is None else x
+    conds = keywords.pop("conds", {"cond": labels, "uncond": labels * 0 - 1})
+    return gj.log_likelihood(gj.branches(mixture(2).denoise, **conds), guidance, x, gj.schedules.edm(), **keywords)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"guidance": gj.chain(gj.cfg(2.0), gj.momentum(-0.5))}, "remembers 1 arrays"),
+        ({"guidance": gj.reuse(gj.cfg(2.0), 2)}, "remembers"),
+        ({"guidance": gj.cfg(2.0), "probes": 4}, "keys to draw them"),
+        ({"guidance": gj.cfg(2.0), "probes": 0, "keys": keys(3)}, "at least one"),
+        ({"guidance": gj.cfg(2.0), "keys": keys(2)}, "one sample a key"),
+        ({"guidance": gj.cfg(2.0, cond="cnd")}, "Did you mean 'cond'"),
+        ({"guidance": gj.cfg(2.0), "x": jnp.full((3, 2), jnp.nan)}, "NaN or infinite"),
+        (
+            {"guidance": gj.icg(2.0), "conds": {"cond": jnp.arange(3), "random": gj.conditions.random_labels(3)}},
+            "drawn anew in every step",
+        ),
+    ],
+)
+def test_what_has_no_likelihood_is_told(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        call(**arguments)
+
+
+@pytest.mark.parametrize(
+    "guidance",
+    [
+        gj.cfg(jnp.arange(3.0)),
+        gj.stateless(lambda p, _: p._replace(x0=p.x0 * jnp.ones((3, 1)), eps=p.eps * jnp.ones((3, 1)))),
+        gj.classifier(lambda x, level: -(x**2).sum(1) * jnp.arange(3.0), 1.0),
+    ],
+    ids=["scale", "silent", "classifier"],
+)
+def test_what_is_one_a_sample_and_hidden_in_the_guidance_is_told(guidance):
+    with pytest.raises(ValueError, match="shape") as caught:
+        call(guidance)
+    assert any("vmap" in note for note in caught.value.__notes__)
+
+
+def test_cfg_pp_has_no_ode():
+    with pytest.raises(Exception, match="CFG\\+\\+"):
+        jax.block_until_ready(call(gj.cfg_pp(0.6)))
+
+
+def test_too_few_steps_are_told():
+    with pytest.raises(Exception, match="maximum number of"):
+        jax.block_until_ready(call(gj.cfg(2.0), max_steps=3))
+
+
+def test_diffrax_is_asked_for(monkeypatch):
+    monkeypatch.setitem(sys.modules, "diffrax", None)
+    with pytest.raises(ImportError, match="pip install diffrax"):
+        call(gj.cfg(2.0))

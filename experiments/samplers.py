@@ -1,0 +1,256 @@
+"""What each sampler costs, and which of them stand a large guidance scale, where the law that they approach is known.
+
+`python -m experiments.samplers` guides a correlated mixture of three classes in several dimensions by CFG, with exact scores:
+what is wrong with a sample is the sampler's step. Deterministic samplers approach the law of the guided ODE and stochastic
+ones that of the guided SDE, which differ (Bradley & Nakkiran 2024, arXiv:2408.09000); each is compared to a long second-order
+run of its own, from other noise, by the sliced Wasserstein distance. The floor is the distance of two such runs. Nothing is
+trained.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import tyro
+from jax import Array
+from tqdm import tqdm
+
+import guidance_jax as gj
+from experiments import pictures
+from experiments.pictures import INK, MUTED
+
+SCHEDULE = gj.schedules.edm()
+
+
+class Way(NamedTuple):
+    """A sampler, the law that it approaches, and what guides."""
+
+    sampler: gj.Sampler
+    law: str = "ODE"
+    guidance: str = "CFG"
+
+
+WAYS = {
+    "ddim": Way(gj.ddim()),
+    "heun": Way(gj.heun()),
+    "dpmpp_2s": Way(gj.dpmpp_2s(SCHEDULE)),
+    "dpmpp_2m": Way(gj.dpmpp_2m()),
+    "dpmpp_3m": Way(gj.dpmpp_3m()),
+    "unipc": Way(gj.unipc()),
+    "ddpm": Way(gj.ddpm(), "SDE"),
+    "euler_ancestral": Way(gj.euler_ancestral(), "SDE"),
+    "dpmpp_sde": Way(gj.dpmpp_sde(), "SDE"),
+    "heun_sde": Way(gj.heun_sde(), "SDE"),
+}
+LOW, HIGH = 0.2, 2.0
+"""The interval of `sigma / alpha` among the remedies; its ends are made levels of the run."""
+REMEDIES = {
+    "dpmpp_2m, thresholded": Way(gj.dpmpp_2m(), "ODE", "thresholded"),
+    "heun, thresholded": Way(gj.heun(), "ODE", "thresholded"),
+    "dpmpp_2m, CFG rescaled": Way(gj.dpmpp_2m(), "ODE", "rescaled"),
+    "dpmpp_2m, APG": Way(gj.dpmpp_2m(), "ODE", "APG"),
+    "heun, interval": Way(gj.heun(), "ODE", "interval"),
+    "dpmpp_2m, interval": Way(gj.dpmpp_2m(), "ODE", "interval"),
+    "dpmpp_2m, interval, restarted at its ends": Way(gj.restart(gj.dpmpp_2m(), LOW, HIGH), "ODE", "interval"),
+    "unipc, interval": Way(gj.unipc(), "ODE", "interval"),
+    "unipc, interval, restarted at its ends": Way(gj.restart(gj.unipc(), LOW, HIGH), "ODE", "interval"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What each sampler costs, and which of them stand a large guidance scale."""
+
+    out: Path = Path("out/samplers")
+    """Where the picture and `metrics.json` go."""
+    dimension: int = 8
+    """Of the mixture."""
+    samples: int = 16_384
+    """Samples of each run, of all classes together."""
+    scale: float = 3.0
+    """The usual guidance scale."""
+    large: float = 15.0
+    """The large one."""
+    targets: tuple[float, ...] = (0.05, 0.02)
+    """Sliced Wasserstein distances to reach at the usual scale, the largest first; the data's deviation is about 0.6."""
+    most: int = 1024
+    """Network evaluations a sample beyond which a target counts as not reached."""
+    steps: tuple[int, ...] = (8, 12, 16, 24, 32)
+    """Sampler steps at the large scale."""
+    only: tuple[str, ...] = ()
+    """Rows to make; all where empty."""
+    exact: int = 400
+    """Steps of the long runs."""
+    seed: int = 0
+    """Of mixture and samples."""
+    smoke: bool = False
+    """A run of seconds, that shows the way but no result."""
+
+    def __post_init__(self) -> None:
+        if self.dimension < 1 or self.samples < 3 or min(self.steps) < 2 or self.exact < 2:
+            raise ValueError("dimension must be at least 1, samples 3, steps and exact 2.")
+        if not self.targets or list(self.targets) != sorted(self.targets, reverse=True):
+            raise ValueError(f"targets must be the largest first, got {self.targets}.")
+        if unknown := set(self.only) - {*WAYS, *REMEDIES}:
+            raise ValueError(f"only names {sorted(unknown)}, but the rows are {', '.join((*WAYS, *REMEDIES))}.")
+
+    def chosen(self, ways: dict[str, Way]) -> dict[str, Way]:
+        return {name: way for name, way in ways.items() if not self.only or name in self.only}
+
+
+def mixture(config: Config) -> gj.oracles.GaussianMixture:
+    """Six overlapping, correlated components of three classes, of unequal weight."""
+    rng, d = np.random.default_rng(config.seed), config.dimension
+    means, roots = 0.5 * rng.normal(size=(6, d)), rng.normal(size=(6, d, d))
+    covariances = 0.15 * np.einsum("kij,klj->kil", roots, roots) / d + 0.005 * np.eye(d)
+    mean, covariance = (jnp.asarray(part, jnp.float32) for part in (means, covariances))
+    return gj.oracles.GaussianMixture(mean, covariance, jnp.arange(2.0, 8.0), jnp.arange(6) // 2)
+
+
+def path(steps: int, through: tuple[float, ...] = ()) -> gj.NoiseLevel:
+    """EDM's levels; the nearest ones moved to the levels that the run is to pass through."""
+    levels = gj.levels(SCHEDULE, steps, gj.spacings.karras())
+    ratio = np.asarray(levels.ratio).copy()
+    for bound in through:
+        ratio[np.abs(np.log(np.maximum(ratio, 1e-9) / bound)).argmin()] = bound
+    return jax.tree.map(lambda a, b: jnp.where(levels.sigma > 0, a, b), SCHEDULE.at(jnp.maximum(ratio, 1e-9)), levels)
+
+
+class World:
+    """The mixture's samples by any way; compiled anew for a way and a number of steps only."""
+
+    def __init__(self, config: Config) -> None:
+        self.config, self.truth = config, mixture(config)
+        self.labels = jnp.arange(config.samples) % 3
+        self.directions = jax.random.key(config.seed + 1)
+        self.reach = float(jnp.abs(self.truth.sample(jax.random.key(config.seed + 2), 10_000)).max())
+
+    def run(self, way: Way, scale: float, steps: int, seed: int) -> tuple[Array, int]:
+        """Samples `[n, D]`, and the evaluations that each took."""
+        keys = jax.random.split(jax.random.key(self.config.seed + seed), len(self.labels))
+
+        @jax.jit
+        def generate(keys: Array, scale: Array, levels: gj.NoiseLevel) -> tuple[Array, Array]:
+            nothing = jnp.full_like(self.labels, -1)
+            branches = gj.branches(self.truth.denoise, cond=self.labels, uncond=nothing)
+            guidance = {
+                "CFG": gj.cfg(scale),
+                "thresholded": gj.chain(gj.cfg(scale), gj.dynamic_threshold(100.0, self.reach)),
+                "rescaled": gj.chain(gj.cfg(scale), gj.rescale(0.7)),
+                "APG": gj.apg(scale, most=1.0),
+                "interval": gj.during(gj.cfg(scale), LOW, HIGH),
+            }[way.guidance]
+            state, _ = gj.run(keys, branches, guidance, way.sampler, levels, (self.config.dimension,))
+            return state.x, state.evaluations
+
+        levels = path(steps, (LOW, HIGH) if way.guidance == "interval" else ())
+        x, evaluations = generate(keys, jnp.float32(scale), levels)
+        return x, int(evaluations)
+
+    def exact(self, way: Way, scale: float, seed: int) -> Array:
+        """A long run to the same law."""
+        sampler = gj.heun() if way.law == "ODE" else gj.heun_sde()
+        return self.run(way._replace(sampler=sampler), scale, self.config.exact, seed)[0]
+
+    def distance(self, a: Array, b: Array) -> float:
+        return float(gj.metrics.sliced_wasserstein(a, b, self.directions))
+
+
+def usual(world: World) -> dict[str, Any]:
+    """The distance of each sampler over its evaluations, until the last target is reached."""
+    config, found = world.config, {}
+    exact = {law: [world.exact(Way(gj.ddim(), law), config.scale, seed) for seed in (10, 11)] for law in ("ODE", "SDE")}
+    for name, way in tqdm(config.chosen(WAYS).items(), desc=f"scale {config.scale:g}"):
+        costs, distances = [], []
+        for steps in (round(4 * 2 ** (i / 2)) for i in range(24)):
+            x, evaluations = world.run(way, config.scale, steps, 12)
+            if evaluations > config.most:
+                break
+            costs.append(evaluations)
+            distances.append(world.distance(x, exact[way.law][0]))
+            if distances[-1] <= config.targets[-1]:
+                break
+        reached = [next((c for c, d in zip(costs, distances, strict=True) if d <= target), None) for target in config.targets]
+        found[name] = {"law": way.law, "evaluations": costs, "distance": distances, "reached": reached}
+    floors = {law: world.distance(*pair) for law, pair in exact.items()}
+    return {"floor": floors, "laws_apart": world.distance(exact["ODE"][0], exact["SDE"][0]), "samplers": found}
+
+
+def large(world: World) -> dict[str, Any]:
+    """The distance of each way at each number of steps to its own law, and how far that law reaches."""
+    config, found, exact = world.config, {}, {}
+    for name, way in tqdm(config.chosen({**WAYS, **REMEDIES}).items(), desc=f"scale {config.large:g}"):
+        law = (way.law, way.guidance)
+        if law not in exact:
+            pair = [world.exact(way, config.large, seed) for seed in (10, 11)]
+            exact[law] = pair[0], world.distance(*pair), float(jnp.abs(pair[0]).max())
+        reference, floor, reach = exact[law]
+        distances = [world.distance(world.run(way, config.large, steps, 12)[0], reference) for steps in config.steps]
+        found[name] = {"law": way.law, "guidance": way.guidance, "distance": distances, "floor": floor, "reach": reach}
+    return found
+
+
+def picture(config: Config, at_usual: dict[str, Any], at_large: dict[str, Any]) -> None:
+    colours = dict(zip(WAYS, plt.get_cmap("tab10").colors, strict=True))  # pyright: ignore[reportAttributeAccessIssue]
+    with plt.rc_context(pictures.STYLE):
+        figure, axes = plt.subplots(1, 3, figsize=(13.5, 4.4), layout="constrained")
+        for name, row in at_usual["samplers"].items():
+            dash = "-" if row["law"] == "ODE" else "--"
+            axes[0].loglog(row["evaluations"], row["distance"], dash, color=colours[name], marker="o", ms=3, label=name)
+            axes[1].loglog(config.steps, at_large[name]["distance"], dash, color=colours[name], marker="o", ms=3, label=name)
+        axes[0].axhline(at_usual["floor"]["ODE"], color=MUTED, lw=0.8, ls=":", label="two long runs")
+        for name, row in at_large.items():
+            if name in REMEDIES:
+                axes[2].loglog(config.steps, row["distance"], marker="o", ms=3, label=name)
+        if "dpmpp_2m" in at_large:
+            axes[2].loglog(config.steps, at_large["dpmpp_2m"]["distance"], color=INK, marker="o", ms=3, label="dpmpp_2m")
+        for axis, title, x in zip(
+            axes,
+            (f"Scale {config.scale:g}", f"Scale {config.large:g}", f"Scale {config.large:g}, remedies"),
+            ("network evaluations", "steps", "steps"),
+            strict=True,
+        ):
+            axis.set(title=title, xlabel=x, ylabel="sliced Wasserstein distance to its own law")
+            axis.legend(fontsize=7)
+        for axis in axes[1:]:
+            axis.set_xticks(config.steps, [str(n) for n in config.steps])
+            axis.minorticks_off()
+        figure.savefig(config.out / "samplers.png")
+        plt.close(figure)
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Print the tables, paint the picture; returns the tables."""
+    if config.smoke:
+        only = ("ddim", "dpmpp_2m", "ddpm", "dpmpp_2m, thresholded")
+        small: Any = {"samples": 512, "steps": (8, 12), "targets": (0.5, 0.3), "exact": 30, "most": 64, "only": only}
+        config = dataclasses.replace(config, **small, out=config.out / "smoke")
+    config.out.mkdir(parents=True, exist_ok=True)
+    world = World(config)
+    at_usual = usual(world)
+    at_large = large(world)
+    floors = ", ".join(f"{law} {floor:.3f}" for law, floor in at_usual["floor"].items())
+    print(f"CFG at {config.scale:g}: evaluations a sample to a sliced Wasserstein distance (floor: {floors})")
+    print("  " + "".join(f"{heading:>18s}" for heading in ("law", *(f"<= {target:g}" for target in config.targets))))
+    for name, row in at_usual["samplers"].items():
+        print(f"  {name:18s}{row['law']:>4s}" + "".join(f"{n or f'> {config.most}':>18}" for n in row["reached"]))
+    print(f"The laws of ODE and SDE are {at_usual['laws_apart']:.3f} apart.")
+    print(f"CFG at {config.large:g}: distance to its own law by steps, and how far that reaches (data: {world.reach:.1f})")
+    print(f"  {'':44s}" + "".join(f"{n:>10d}" for n in config.steps) + f"{'floor':>10s}{'reach':>8s}")
+    for name, row in at_large.items():
+        numbers = "".join(f"{d:10.3f}" if d < 1e4 else f"{d:10.0e}" for d in row["distance"])
+        print(f"  {name:44s}{numbers}{row['floor']:10.3f}{row['reach']:8.1f}")
+    picture(config, at_usual, at_large)
+    results = {"usual": at_usual, "large": {"steps": config.steps, **at_large}}
+    (config.out / "metrics.json").write_text(json.dumps(results, indent=1))
+    print(f"Picture and metrics are in {config.out}.")
+    return results
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))

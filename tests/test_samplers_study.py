@@ -1,0 +1,39 @@
+"""The study of samplers: its levels pass where they are to, its claims hold at small size, and it writes what it says."""
+
+import numpy as np
+import pytest
+
+from experiments import samplers
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+
+def test_levels_pass_through_the_bounds_and_keep_their_ends():
+    levels, plain = samplers.path(12, (0.2, 2.0)), samplers.path(12)
+    ratio = np.asarray(levels.ratio)
+    assert {0.2, 2.0} <= {round(float(r), 5) for r in ratio}
+    np.testing.assert_allclose(ratio[[0, -1]], plain.ratio[np.array([0, -1])])
+    assert (np.diff(ratio) < 0).all()
+    assert (np.asarray(plain.ratio) != ratio).sum() == 2
+
+
+def test_thresholding_keeps_what_a_large_scale_blows_up():
+    world = samplers.World(samplers.Config(samples=600, exact=60))
+    blown, kept = (samplers.WAYS["dpmpp_2m"], samplers.REMEDIES["dpmpp_2m, thresholded"])
+    far, near = (world.distance(world.run(way, 15.0, 12, 12)[0], world.exact(way, 15.0, 10)) for way in (blown, kept))
+    assert far > 1.0 > 0.3 > near
+
+
+def test_a_smoke_run_writes_its_tables_and_picture(tmp_path):
+    found = samplers.main(samplers.Config(out=tmp_path, smoke=True))
+    assert list(found["usual"]["samplers"]) == ["ddim", "dpmpp_2m", "ddpm"]
+    assert {path.name for path in (tmp_path / "smoke").iterdir()} == {"samplers.png", "metrics.json"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"steps": (1,)}, "at least"), ({"targets": (0.1, 0.2)}, "largest first"), ({"only": ("dddim",)}, "only names")],
+)
+def test_a_config_that_makes_no_sense_is_told(change, message):
+    with pytest.raises(ValueError, match=message):
+        samplers.Config(**change)

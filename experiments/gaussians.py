@@ -2,7 +2,8 @@
 
 `python -m experiments.gaussians` compares the variance that DDIM and DDPM give with CFG on two Gaussians, p(x | y) = N(0,
 v_c) and p(x) = N(0, v_u), to their closed forms and to the tilted density p(x)^(1 - w) p(x | y)^w that CFG is often said
-to sample (Bradley & Nakkiran 2024, arXiv:2408.09000); and it paints a mixture in the plane. Nothing is trained.
+to sample (Bradley & Nakkiran 2024, arXiv:2408.09000). Particles that carry weights (Feynman-Kac correctors, Skreta et al. 2025,
+arXiv:2503.02819) do sample it: shown there, and on mixtures in the plane. Nothing is trained.
 """
 
 import dataclasses
@@ -16,6 +17,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import tyro
 from jax import Array
+from jaxtyping import ArrayLike
 
 import guidance_jax as gj
 from experiments import pictures
@@ -38,6 +40,12 @@ class Config:
     """Sampler steps."""
     samples: int = 20_000
     """Samples at each scale, for the measured columns, and in the picture's densities."""
+    particles: int = 2000
+    """Particles of a group; a divisor of the samples."""
+    tilted_scales: tuple[float, ...] = (2.0, 3.0, 5.0)
+    """Guidance scales of the mixture's table, at least 1."""
+    tilted_steps: int = 200
+    """Sampler steps of the particles, and in the mixture's table."""
     picture_scale: float = 3.0
     """The guidance scale of the picture."""
     seed: int = 0
@@ -53,6 +61,10 @@ class Config:
             )
         if self.steps < 1 or self.samples < 2:
             raise ValueError(f"steps must be at least 1 and samples at least 2, got {self.steps} and {self.samples}.")
+        if self.particles < 2 or self.samples % self.particles or self.samples < 2 * self.particles:
+            raise ValueError(f"{self.samples} samples are no two groups or more of {self.particles} particles.")
+        if min(self.tilted_scales) < 1:
+            raise ValueError(f"tilted_scales must be at least 1, got {self.tilted_scales}.")
 
 
 def closed_forms(w: float, v_c: float, v_u: float) -> dict[str, float]:
@@ -70,8 +82,9 @@ def gaussian(variance: float) -> gj.oracles.GaussianMixture:
 
 
 def measured(config: Config) -> dict[str, Array]:
-    """The variance of the samples of each sampler at each scale; one program, vmapped over the scales."""
+    """The variance of the samples of each sampler at each scale, and of particles; one program, vmapped over the scales."""
     levels = gj.levels(gj.schedules.edm(0.002, 200.0), config.steps, gj.spacings.karras())
+    fewer = gj.levels(gj.schedules.edm(0.01, 40.0), config.tilted_steps, gj.spacings.karras())
     keys = jax.random.split(jax.random.key(config.seed), config.samples)
     label = jnp.zeros(config.samples, int)
     branches = (
@@ -84,9 +97,96 @@ def measured(config: Config) -> dict[str, Array]:
     def variances(scale: Array) -> dict[str, Array]:
         samplers = {"ddim": gj.ddim(), "ddpm": gj.ddpm()}
         samples = {name: gj.sample(keys, branches, gj.cfg(scale), sampler, levels, (1,)) for name, sampler in samplers.items()}
-        return jax.tree.map(lambda x: x.var(), samples)
+        target = gj.targets.tilted(scale)
+        found = gj.feynman_kac(keys, branches, target, PARTICLES, fewer, (1,), size=config.particles)
+        square, error = pooled(found, found.x**2)
+        return jax.tree.map(lambda x: x.var(), samples) | {"tilted": square[0], "tilted_error": error[0]}
 
     return variances(jnp.array(config.scales))
+
+
+PARTICLES = gj.heun_sde(2.0)
+"""More noise than the reverse SDE's keeps the weights even."""
+
+
+def pooled(found: gj.particles.Particles, values: Array) -> tuple[Array, Array]:
+    """The means of `values [B, D]` under the weights of all groups, each group by its normaliser, and their standard errors."""
+    groups = len(found.log_normaliser)
+    each = (jnp.exp(found.log_weights)[:, None] * values).reshape(groups, -1, values.shape[1]).sum(1)
+    share = jax.nn.softmax(found.log_normaliser)[:, None]
+    mean = (share * each).sum(0)
+    return mean, jnp.sqrt((share**2 * (each - mean[None]) ** 2).sum(0) * groups / (groups - 1))
+
+
+def two_modes() -> gj.oracles.GaussianMixture:
+    """A class of two modes in the plane, one of them near to the other class: the tilted density leaves it."""
+    means = jnp.array([[-1.5, 0.0], [1.0, 0.8], [1.8, -0.6]])
+    spreads = jnp.array([[0.3, 0.6], [0.4, 0.3], [0.5, 0.5]])
+    return gj.oracles.GaussianMixture(means, jax.vmap(jnp.diag)(spreads), jnp.array([0.3, 0.3, 0.4]), jnp.array([0, 0, 1]))
+
+
+CLEAN = gj.NoiseLevel(*map(jnp.float32, (0.0, 1.0, 0.0)))
+MOMENTS = ("mean", "variance", "share")
+
+
+def statistics(x: Array, mean: ArrayLike) -> Array:
+    """What is averaged, `[B, 3]`: the first coordinate, its square about the mean, and whether x is in the left mode."""
+    return jnp.stack([x[:, 0], (x[:, 0] - mean) ** 2, (x[:, 0] < -0.25).astype(x.dtype)], axis=1)
+
+
+def named(means: ArrayLike, errors: ArrayLike | None = None) -> dict[str, float]:
+    """The means of `statistics` and their standard errors, by name."""
+    values: dict[str, float] = dict(zip(MOMENTS, np.asarray(means).tolist(), strict=True))
+    if errors is None:
+        return values
+    return values | {f"{name}_error": error for name, error in zip(MOMENTS, np.asarray(errors).tolist(), strict=True)}
+
+
+def exact(mixture: gj.oracles.GaussianMixture, w: float) -> dict[str, float]:
+    """The tilted density's moments and log-normaliser, by the midpoint rule; the left mode ends where a cell does."""
+    side = (np.arange(240) + 0.5) / 20 - 6
+    grid = jnp.asarray(np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2), jnp.float32)
+    density = np.exp(np.asarray(mixture.log_tilted(grid, CLEAN, jnp.zeros(len(grid), int), w), np.float64))
+    share = density / density.sum()
+    means = share @ np.asarray(statistics(grid, share @ np.asarray(grid[:, 0])), np.float64)
+    return named(means) | {"log_normaliser": float(np.log(density.sum() * (side[1] - side[0]) ** 2))}
+
+
+def tilted(config: Config) -> list[dict[str, Any]]:
+    """A row a scale and way: the tilted density, what CFG samples by ODE and by SDE, and particles, all of the same keys."""
+    mixture, n = two_modes(), config.samples
+    levels = gj.levels(gj.schedules.edm(0.01, 40.0), config.tilted_steps, gj.spacings.karras())
+    keys, labels = jax.random.split(jax.random.key(config.seed), n), jnp.zeros(n, int)
+    branches = gj.branches(mixture.denoise, cond=labels, uncond=labels - 1)
+
+    def plain(scale: Array, sampler: gj.Sampler) -> tuple[Array, Array]:
+        x = gj.sample(keys, branches, gj.cfg(scale), sampler, levels, (2,))
+        values = statistics(x, x[:, 0].mean())
+        return values.mean(0), values.std(0) / np.sqrt(n)
+
+    @jax.jit
+    def ways(scale: Array) -> Any:
+        target = gj.targets.tilted(scale)
+        found = gj.feynman_kac(keys, branches, target, PARTICLES, levels, (2,), size=config.particles)
+        weighted = pooled(found, statistics(found.x, pooled(found, found.x)[0][0]))
+        return plain(scale, gj.heun()), plain(scale, gj.heun_sde()), found, weighted
+
+    rows = []
+    for w in config.tilted_scales:
+        ode, sde, found, weighted = ways(jnp.float32(w))
+        normaliser = np.exp(np.asarray(found.log_normaliser, np.float64))
+        extra = {
+            "log_normaliser": float(np.log(normaliser.mean())),
+            "log_normaliser_error": float(normaliser.std(ddof=1) / normaliser.mean() / np.sqrt(len(normaliser))),
+            "effective": float(found.effective.mean()),
+            "least": float(found.least.min()),
+            "ancestors": float(np.median(found.ancestors)),
+        }
+        rows.append({"scale": w, "way": "exact", **exact(mixture, w)})
+        rows.append({"scale": w, "way": "CFG, ODE", **named(*ode)})
+        rows.append({"scale": w, "way": "CFG, SDE", **named(*sde)})
+        rows.append({"scale": w, "way": "particles", **named(*weighted), **extra})
+    return rows
 
 
 def flower() -> gj.oracles.GaussianMixture:
@@ -111,39 +211,42 @@ def picture(config: Config) -> dict[str, float]:
 
     side = np.linspace(-4.0, 4.0, 240)
     grid = jnp.asarray(np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2), jnp.float32)
-    clean = gj.NoiseLevel(*map(jnp.float32, (0.0, 1.0, 0.0)))
-    conditional = mixture.log_prob(grid, clean, jnp.zeros(len(grid), int))
-    unconditional = mixture.log_prob(grid, clean, jnp.full(len(grid), -1))
+    conditional = mixture.log_prob(grid, CLEAN, jnp.zeros(len(grid), int))
+    unconditional = mixture.log_prob(grid, CLEAN, jnp.full(len(grid), -1))
 
     def density(log_p: Array) -> np.ndarray:
         p = np.exp(np.asarray(log_p - log_p.max())).reshape(len(side), len(side))
         return p / p.sum()
 
     tilted = density((1 - w) * unconditional + w * conditional)
+    found = gj.feynman_kac(keys, branches, gj.targets.tilted(w), PARTICLES, levels, (2,), size=config.particles)
+    weights = found.log_weights + jnp.repeat(found.log_normaliser, config.particles)
+    drawn = gj.particles.systematic(jax.random.key(config.seed), weights)
     shown = {
         "unguided: p(x | y)": (generate(1.0), density(conditional)),
         f"CFG at {w:g}, DDIM": (generate(w), tilted),
         f"CFG at {w:g}, DDPM": (ancestral(w), tilted),
+        f"CFG at {w:g}, particles": (found.x[drawn], tilted),
     }
     everything, heights = density(unconditional), np.array([0.05, 0.2, 0.4, 0.6, 0.8])
     edges = np.linspace(-4.0, 4.0, 61)
     coarse = tilted.reshape(60, 4, 60, 4).sum((1, 3))
     distances = {}
     with plt.rc_context(pictures.STYLE):
-        figure, axes = plt.subplots(1, 4, figsize=(13, 3.6), layout="constrained")
+        figure, axes = plt.subplots(1, 5, figsize=(16, 3.6), layout="constrained")
         for axis, (title, (samples, law)) in zip(axes, shown.items(), strict=False):
             points = np.asarray(samples)
             axis.contour(side, side, everything, levels=heights * everything.max(), colors=MUTED, linewidths=0.4)
-            axis.scatter(*points[:3000].T, s=1.5, color=BLUE, alpha=0.35, linewidths=0)
+            axis.scatter(*points[:: max(1, len(points) // 3000)].T, s=1.5, color=BLUE, alpha=0.35, linewidths=0)
             axis.contour(side, side, law, levels=heights * law.max(), colors=ORANGE, linewidths=0.9)
             histogram = np.histogram2d(points[:, 1], points[:, 0], bins=(edges, edges))[0] / len(points)
             if law is tilted:
                 distances[title] = float(np.abs(histogram - coarse).sum() / 2)
                 title += f"\ntotal variation to the tilted law {distances[title]:.2f}"
             axis.set_title(title)
-        axes[3].contour(side, side, everything, levels=heights * everything.max(), colors=MUTED, linewidths=0.4)
-        axes[3].imshow(tilted, extent=(-4, 4, -4, 4), origin="lower", cmap="Oranges")
-        axes[3].set_title(f"the tilted density\np(x)^{1 - w:g} p(x | y)^{w:g}")
+        axes[4].contour(side, side, everything, levels=heights * everything.max(), colors=MUTED, linewidths=0.4)
+        axes[4].imshow(tilted, extent=(-4, 4, -4, 4), origin="lower", cmap="Oranges")
+        axes[4].set_title(f"the tilted density\np(x)^{1 - w:g} p(x | y)^{w:g}")
         for axis in axes:
             axis.set(xlim=(-4, 4), ylim=(-4, 4), aspect="equal", xticks=[], yticks=[])
         figure.savefig(config.out / "mixture.png")
@@ -160,9 +263,9 @@ def plot(config: Config, rows: list[dict[str, Any]]) -> None:
         lines = {"tilted": ("the tilted density", GREEN), "ddim": ("DDIM", BLUE), "ddpm": ("DDPM", ORANGE)}
         for law, (label, color) in lines.items():
             axis.plot(w, [form[law] for form in forms], color=color, label=f"{label}, closed form")
-            if law != "tilted":
-                found = [row[f"{law}_measured"] for row in rows]
-                axis.plot(config.scales, found, "o", ms=5, mfc="none", color=color, label=f"{label}, sampled")
+            found = [row[f"{law}_measured"] for row in rows]
+            how = "particles" if law == "tilted" else f"{label}, sampled"
+            axis.plot(config.scales, found, "o", ms=5, mfc="none", color=color, label=how)
         axis.set(yscale="log", xlabel="guidance scale", ylabel="variance of the samples", title="What CFG samples")
         axis.title.set_color(INK)
         axis.legend(fontsize=8)
@@ -170,31 +273,79 @@ def plot(config: Config, rows: list[dict[str, Any]]) -> None:
         plt.close(figure)
 
 
+def plot_tilted(config: Config, rows: list[dict[str, Any]]) -> None:
+    w = np.linspace(1.0, max(config.tilted_scales), 17)
+    law = [exact(two_modes(), x) for x in w]
+    names = {
+        "mean": "mean of the first coordinate",
+        "variance": "its variance",
+        "share": "share of the left mode",
+        "log_normaliser": "log-normaliser",
+    }
+    ways = {"CFG, ODE": (BLUE, -0.06), "CFG, SDE": (ORANGE, 0.06), "particles": (GREEN, 0.0)}
+    with plt.rc_context(pictures.STYLE):
+        figure, axes = plt.subplots(1, 4, figsize=(13, 3.4), layout="constrained")
+        for axis, (name, title) in zip(axes, names.items(), strict=True):
+            axis.plot(w, [form[name] for form in law], color=GREEN, label="the tilted density")
+            for way, (color, shift) in ways.items():
+                mine = [row for row in rows if row["way"] == way and name in row]
+                if mine:
+                    at, values = [row["scale"] + shift for row in mine], [row[name] for row in mine]
+                    errors = [2 * row[f"{name}_error"] for row in mine]
+                    axis.errorbar(at, values, errors, fmt="o", ms=5, mfc="none", capsize=2, color=color, label=way)
+            axis.set(title=title, xlabel="guidance scale")
+            axis.title.set_color(INK)
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
+        figure.savefig(config.out / "tilted.png")
+        plt.close(figure)
+
+
 def main(config: Config) -> list[dict[str, Any]]:
     """Print the table, paint the pictures; returns the table."""
     if config.smoke:
-        config = dataclasses.replace(config, steps=40, samples=500, out=config.out / "smoke")
+        config = dataclasses.replace(config, steps=40, samples=500, particles=100, tilted_steps=40, out=config.out / "smoke")
     config.out.mkdir(parents=True, exist_ok=True)
     v_c, v_u = config.conditional_variance, config.unconditional_variance
     found = measured(config)
     rows = []
     print(f"Variance with CFG, p(x|y) = N(0, {v_c:g}), p(x) = N(0, {v_u:g}), {config.steps} steps, {config.samples} samples")
-    print("  scale     tilted   DDIM: closed   sampled   DDPM: closed   sampled")
+    print("  scale   tilted: closed   particles   DDIM: closed   sampled   DDPM: closed   sampled")
     for i, w in enumerate(config.scales):
         forms = closed_forms(w, v_c, v_u)
-        row = {"scale": w, **forms, **{f"{law}_measured": float(found[law][i]) for law in ("ddim", "ddpm")}}
+        row = {"scale": w, **forms, **{f"{law}_measured": float(found[law][i]) for law in ("ddim", "ddpm", "tilted")}}
+        row["tilted_error"] = float(found["tilted_error"][i])
         rows.append(row)
         print(
-            f"  {w:5.1f}  {row['tilted']:9.5f}   {row['ddim']:12.5f} {row['ddim_measured']:9.5f}"
+            f"  {w:5.1f}   {row['tilted']:14.5f} {row['tilted_measured']:11.5f}"
+            f"   {row['ddim']:12.5f} {row['ddim_measured']:9.5f}"
             f"   {row['ddpm']:12.5f} {row['ddpm_measured']:9.5f}"
         )
     error = np.sqrt(2 / config.samples)
     print(f"The sampled columns have a relative standard error of {error:.1%}; their noise is the same at every scale.")
+    print(f"That of the particles' column is {max(row['tilted_error'] / row['tilted'] for row in rows):.1%} at most.")
     plot(config, rows)
+
+    mixed = tilted(config)
+    groups = config.samples // config.particles
+    told = f"A class of two modes, {config.tilted_steps} steps, {groups} groups of {config.particles} particles"
+    print(f"{told}, ± two standard errors")
+    print("  scale  way         mean            variance        left mode       log-normaliser   effective  least  ancestors")
+    for row in mixed:
+        cells = [
+            f"{row[name]:7.3f}" + (f" ±{2 * row[name + '_error']:.3f}" if name + "_error" in row else " " * 7)
+            for name in MOMENTS
+        ]
+        end = f"{row['log_normaliser']:7.3f}" if "log_normaliser" in row else ""
+        if "effective" in row:
+            end += (
+                f" ±{2 * row['log_normaliser_error']:.3f}  {row['effective']:9.0f} {row['least']:6.0f} {row['ancestors']:10.0f}"
+            )
+        print(" ".join([f"  {row['scale']:5.1f}  {row['way']:10s}", "  ".join(cells), "", end]).rstrip())
+    plot_tilted(config, mixed)
     distances = picture(config)
     for title, distance in distances.items():
         print(f"{title}: total variation distance to the tilted density {distance:.2f}")
-    (config.out / "metrics.json").write_text(json.dumps({"variances": rows, "mixture": distances}, indent=1))
+    (config.out / "metrics.json").write_text(json.dumps({"variances": rows, "tilted": mixed, "mixture": distances}, indent=1))
     print(f"Pictures and metrics are in {config.out}.")
     return rows
 

@@ -13,7 +13,7 @@ from jaxtyping import ArrayLike, Float, Int
 
 from guidance_jax.arrays import concrete
 from guidance_jax.base import NoiseLevel, Prediction
-from guidance_jax.checks import check_labels
+from guidance_jax.checks import check_labels, check_scalar
 
 
 @jax.tree_util.register_pytree_node_class
@@ -127,6 +127,48 @@ class GaussianMixture:
         k = jax.random.categorical(choose, prior)
         z = jax.random.normal(draw, (n, self.means.shape[1]), self.means.dtype)
         return self.means[k] + jnp.einsum("nde,ne->nd", self.axes[k], jnp.sqrt(self.variances[k]) * z)
+
+    def log_tilted(
+        self, x: Float[Array, "b d"], level: NoiseLevel, label: Int[Array, "b"], scale: ArrayLike
+    ) -> Float[Array, "b"]:
+        """`(1 - scale) log p(x_t) + scale log p(x_t | y)`, not normalised; arguments as for `denoise`, scale `()` or `[B]`."""
+        scale = jnp.asarray(scale, x.dtype)
+        everything = self.log_prob(x, level, jnp.full_like(label, -1))
+        return everything + scale * (self.log_prob(x, level, label) - everything)
+
+    def sample_tilted(self, key: Array, n: int, label: ArrayLike, scale: ArrayLike) -> Float[Array, "n d"]:
+        """Exact samples of `p(x)^(1 - scale) p(x | y)^scale`, `[n, D]`: the law that classifier-free guidance is named after.
+
+        Drawn from p(x | y), accepted with probability `p(y | x)^(scale - 1)`, and drawn again until it is. What 10,000 draws
+        did not give is NaN.
+
+        Args:
+          key: one PRNG key.
+          n: how many.
+          label: `()` or `[n]`; -1 is unconditional.
+          scale: `()`, at least 1; below, that is no probability.
+
+        Raises:
+          ValueError: if a label names no component, or scale is below 1 or no scalar.
+        """
+        check_scalar(scale, "sample_tilted's scale", least=1)
+        labels = jnp.broadcast_to(jnp.asarray(label), (n,))
+        power = jnp.asarray(scale, self.means.dtype) - 1
+        clean = NoiseLevel(*(jnp.asarray(value, self.means.dtype) for value in (0, 1, 0)))
+
+        def again(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+            i, x, missing = state
+            draw, decide = jax.random.split(jax.random.fold_in(key, i))
+            fresh = self.sample(draw, n, labels)
+            log_uniform = -jax.random.exponential(decide, (n,), x.dtype)
+            accepted = missing & (log_uniform <= power * self.class_log_prob(fresh, clean, labels)) & (power >= 0)
+            return i + 1, jnp.where(accepted[:, None], fresh, x), missing & ~accepted
+
+        def unfinished(state: tuple[Array, Array, Array]) -> Array:
+            return state[2].any() & (state[0] < 10_000) & (power >= 0)
+
+        nothing = jnp.full((n, self.means.shape[1]), jnp.nan, self.means.dtype)
+        return jax.lax.while_loop(unfinished, again, (jnp.int32(0), nothing, jnp.full(n, True)))[1]
 
     def _prior(self, label: Array) -> Array:
         """The log-weights of the components that a label leaves, `[B, K]`, not renormalised."""

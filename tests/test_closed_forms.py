@@ -4,11 +4,13 @@ Every sampler here is affine in its starting point and its noise, so the law of 
 """
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.integrate import quad
 from worlds import gaussians, keys
 
 import guidance_jax as gj
@@ -25,30 +27,68 @@ def ode_law(guidance, levels, m_c=0.0, m_u=0.0, sampler=None):
     return at_zero, ((at_one - at_zero) * levels.sigma[0]) ** 2
 
 
-@functools.partial(jax.jit, static_argnames=("steps", "method"))
-def sde_law(scale, m_c, m_u, steps, method=gj.cfg):
-    """Mean and variance of DDPM's output: its transition of each step is affine, x' = a x + b + s z."""
-    levels = gj.levels(gj.schedules.edm(**WIDE), steps, gj.spacings.karras())
-    branches = gaussians(m_c, V_C, m_u, V_U)
-    sampler, guidance, key = gj.ddpm(), method(scale), keys(1)
-    z = jax.random.normal(key[0], (1,))
+def draws(key, numbers=()):
+    """The noise of a step: drawn from its keys themselves, or from those folded with each number."""
+    folded = [jax.vmap(jax.random.fold_in, in_axes=(0, None))(key, i) for i in numbers] or [key]
+    return jnp.stack([jax.vmap(lambda k: jax.random.normal(k, (1,)))(one)[:, 0] for one in folded], axis=1)
+
+
+@functools.partial(jax.jit, static_argnames=("make", "method", "numbers"))
+def affine_law(make, value, scale, bounds, levels, *, means=(1.5, -0.5), method=gj.cfg, numbers=()):
+    """Mean and variance of the output of a sampler, `make(value)`: each of its steps is affine, `x' = a x + b + sum_j s_j z_j`,
+    and is solved for from as many rows as it has coefficients."""
+    sampler, branches, guidance = make(value), gaussians(means[0], V_C, means[1], V_U), gj.during(method(scale), *bounds)
+    rows = max(len(numbers), 1) + 2
+    key = keys(rows, seed=1)
+    start = jnp.linspace(-1.0, 1.0, rows)[:, None]
+    design = jnp.concatenate([start, jnp.ones((rows, 1)), draws(key, numbers)], axis=1)
+    inverse = jnp.linalg.inv(design)
 
     def step(law, ends):
         level, after = ends
-
-        def move(x):
-            state = gj.State(jnp.full((1, 1), x), (), (), jnp.int32(0), jnp.zeros((1, 1)))
-            return sampler.step(
-                gj.guide(branches, guidance, gj.Step(jnp.int32(0), level, after, key)), state, level, after, key
-            ).x[0, 0]
-
-        noise = after.sigma * jnp.sqrt(1 - (after.sigma / level.sigma) ** 2)
-        b = move(0.0) - noise * z[0]
-        a = move(1.0) - move(0.0)
-        return (a * law[0] + b, a**2 * law[1] + noise**2), None
+        state = gj.State(start, sampler.init(start), guidance.init(start), jnp.int32(0), jnp.zeros_like(start))
+        denoise = gj.guide(branches, guidance, gj.Step(jnp.int32(0), level, after, key))
+        a, b, *s = inverse @ sampler.step(denoise, state, level, after, key).x[:, 0]
+        return (a * law[0] + b, a**2 * law[1] + sum(x**2 for x in s)), None
 
     pairs = jax.tree.map(lambda f: f[:-1], levels), jax.tree.map(lambda f: f[1:], levels)
     return jax.lax.scan(step, (jnp.zeros(()), levels.sigma[0] ** 2), pairs)[0]
+
+
+EVERYWHERE = (0.0, 1e9)
+
+
+def ancestral(_):
+    return gj.ddpm()
+
+
+def sde_law(scale, means, steps, method=gj.cfg):
+    return affine_law(ancestral, 0.0, scale, EVERYWHERE, wide(steps), means=means, method=method)
+
+
+def wide(steps):
+    return gj.levels(gj.schedules.edm(**WIDE), steps, gj.spacings.karras())
+
+
+def guided_law(scale, eta, means=(0.0, 0.0), low=0.0, high=1e9):
+    """Mean and variance of `dy = (1 + eta^2) / 2 score |dtau| + eta sqrt|dtau| z`, from N(0, sigma_max^2) to tau = 0, guided in
+    an interval of sigma: two linear equations in tau, solved by an integrating factor and quadrature."""
+    (m_c, m_u), end = means, WIDE["sigma_max"] ** 2
+    gap = lambda tau: np.log((V_C + tau) / (V_U + tau))
+    log_factor = lambda tau: np.log(V_C + tau) + (scale - 1) * (gap(np.clip(tau, low**2, high**2)) - gap(low**2))
+
+    def pull(tau):
+        inside = (scale - 1) * (low**2 < tau < high**2)
+        return m_c / (V_C + tau) + inside * (m_c / (V_C + tau) - m_u / (V_U + tau))
+
+    def integral(f):
+        ends = sorted({np.log(x) for x in (1e-10, V_C, V_U, 1e2, end, *(b**2 for b in (low, high) if 0 < b < 1e3))})
+        parts = itertools.pairwise(ends)
+        return sum(quad(lambda s: f(np.exp(s)) * np.exp(s), *part, epsabs=0, epsrel=1e-10)[0] for part in parts)
+
+    k, first, last = 1 + eta**2, log_factor(0.0), log_factor(end)
+    variance = end * np.exp(k * (first - last)) + eta**2 * integral(lambda tau: np.exp(k * (first - log_factor(tau))))
+    return k / 2 * integral(lambda tau: pull(tau) * np.exp(k / 2 * (first - log_factor(tau)))), variance
 
 
 SCALES = [0.0, 0.5, 1.0, 2.0, 3.0, 8.0]
@@ -73,7 +113,7 @@ def test_ode_mean_for_equal_variances(x64, scale):
 @pytest.mark.parametrize("scale", SCALES)
 def test_sde_variance_and_mean(x64, scale):
     """First order in the step: Richardson's extrapolation of two runs removes the leading error."""
-    (mean1, var1), (mean2, var2) = (sde_law(scale, 3.0, 1.0, steps) for steps in (2000, 4000))
+    (mean1, var1), (mean2, var2) = (sde_law(scale, (3.0, 1.0), steps) for steps in (2000, 4000))
     g = V_C**scale * V_U ** (1 - scale)
     variance = (V_C * V_U - V_C ** (2 * scale) * V_U ** (2 - 2 * scale)) / ((V_U - V_C) * (2 * scale - 1 or np.nan))
     if scale == 0.5:  # the limit of the formula, where numerator and denominator vanish
@@ -86,7 +126,7 @@ def test_neither_is_the_tilted_law(x64):
     """At w = 3 the three variances differ by far more than any tolerance above."""
     tilted = 1 / (3 / V_C - 2 / V_U)
     ode = ode_law(gj.cfg(3.0), gj.levels(gj.schedules.edm(**WIDE), 500, gj.spacings.karras()))[1]
-    sde = sde_law(3.0, 0.0, 0.0, 2000)[1]
+    sde = sde_law(3.0, (0.0, 0.0), 2000)[1]
     assert abs(ode - tilted) > 0.1 * tilted
     assert abs(sde - tilted) > 0.1 * tilted
     assert abs(sde - ode) > 0.1 * tilted
@@ -127,7 +167,7 @@ def test_a_scaled_score_is_not_a_temperature(x64, scale):
 
         return gj.stateless(update)
 
-    variance1, variance2 = (sde_law(scale, 0.0, 0.0, steps, power)[1] for steps in (4000, 8000))
+    variance1, variance2 = (sde_law(scale, (0.0, 0.0), steps, power)[1] for steps in (4000, 8000))
     np.testing.assert_allclose(2 * variance2 - variance1, V_C / (2 * scale - 1), rtol=1e-3)
 
     def variance_by_ode(sigma_max):
@@ -141,3 +181,94 @@ def test_a_tolerance_here_would_catch_a_scale_one_percent_off(x64):
     levels = gj.levels(gj.schedules.edm(**WIDE), 2000, gj.spacings.karras())
     _, variance = ode_law(gj.cfg(3.03), levels)
     assert abs(variance / (V_C**3 / V_U**2) - 1) > 0.03
+
+
+def test_the_law_of_every_eta_meets_the_known_ones():
+    for scale in (0.3, 1.0, 3.0, 8.0):
+        sde = (V_C * V_U - V_C ** (2 * scale) * V_U ** (2 - 2 * scale)) / ((V_U - V_C) * (2 * scale - 1))
+        np.testing.assert_allclose(guided_law(scale, 1.0)[1], sde, rtol=3e-5)
+        np.testing.assert_allclose(guided_law(scale, 0.0)[1], V_C**scale * V_U ** (1 - scale), rtol=3e-5)
+
+
+def limit(order, steps, make, value, scale, bounds=EVERYWHERE, **how):
+    """The law of a sampler in the limit of many steps, by Richardson's extrapolation of two runs; levels of the one are levels
+    of the other, and an interval begins and ends on them."""
+    bounds = tuple(bound * (1 + 1e-9) for bound in bounds)
+    coarse, fine = (np.array(affine_law(make, value, scale, bounds, wide(n), **how)) for n in (steps, 2 * steps - 1))
+    return fine + (fine - coarse) / (2**order - 1)
+
+
+@pytest.mark.parametrize("interval", [None, (100, 300)], ids=["everywhere", "interval"])
+@pytest.mark.parametrize("scale", [0.5, 2.0, 8.0])
+def test_heun_sde_at_any_eta(x64, scale, interval):
+    bounds = EVERYWHERE if interval is None else tuple(np.asarray(wide(500).ratio)[[interval[1], interval[0]]])
+    for eta in (0.0, 0.5, 1.0, 1.5):
+        exact = guided_law(scale, eta, (1.5, -0.5), *bounds)
+        np.testing.assert_allclose(limit(2, 500, gj.heun_sde, eta, scale, bounds), exact, rtol=4e-4, err_msg=f"{eta=}")
+
+
+@pytest.mark.parametrize("scale", [0.5, 8.0])
+def test_ddim_at_any_eta_to_first_order(x64, scale):
+    for eta in (0.6, 1.0):
+        exact = guided_law(scale, eta, (1.5, -0.5))
+        np.testing.assert_allclose(limit(1, 4000, gj.ddim, eta, scale), exact, rtol=2e-3, err_msg=f"{eta=}")
+
+
+def test_weak_order_of_the_stochastic_samplers(x64):
+    """Of the exact law, no Monte Carlo: 2 for `heun_sde`, whose error is a tenth of ancestral sampling's at the same number of
+    evaluations, 1 for `ddim(1.0)`."""
+    exact = guided_law(3.0, 1.0)[1]
+    error = lambda make, steps: abs(affine_law(make, 1.0, 3.0, EVERYWHERE, wide(steps), means=(0.0, 0.0))[1] / exact - 1)
+    for make, order in ((gj.heun_sde, 2), (gj.ddim, 1)):
+        errors = np.array([error(make, steps) for steps in (400, 800)])
+        assert abs(np.log2(errors[0] / errors[1]) - order) < 0.1, errors
+    assert error(gj.heun_sde, 200) < 0.1 * error(gj.ddim, 400)
+
+
+def corrected(corrections):
+    return lambda size: gj.predictor_corrector(gj.ddim(), corrections, size=size)
+
+
+CORRECTED = {corrections: corrected(corrections) for corrections in (1, 4, 16)}
+
+
+def test_predictor_corrector_guidance_is_ddpm_at_half_way(x64):
+    """Bradley & Nakkiran 2024, the SDE limit: DDIM and one Langevin step at scale w is DDPM-CFG at (w + 1) / 2."""
+    for scale in (0.5, 2.0, 5.0):
+        found = limit(1, 4000, CORRECTED[1], 1.0, scale, numbers=(1,))
+        np.testing.assert_allclose(found, guided_law((scale + 1) / 2, 1.0, (1.5, -0.5)), rtol=1e-3)
+
+
+def test_predictor_corrector_guidance_samples_the_tilted_law_with_many_corrections(x64):
+    scale, errors = 3.0, []
+    precision = scale / V_C + (1 - scale) / V_U
+    tilted = np.array([(scale * 1.5 / V_C + (1 - scale) * -0.5 / V_U) / precision, 1 / precision])
+    for corrections, make in CORRECTED.items():
+        found = limit(1, 500, make, 1.0, scale, numbers=tuple(range(1, corrections + 1)))
+        errors.append(np.abs(found / tilted - 1))
+    assert (errors[1] < 0.5 * errors[0]).all(), errors
+    assert (errors[2] < 0.5 * errors[1]).all(), errors
+    assert (errors[2] < 0.01).all(), errors
+
+
+def test_gradients_in_eta_and_size_are_finite_from_alpha_zero():
+    levels = gj.levels(gj.schedules.flow(), 4, gj.spacings.trailing())
+    assert levels.alpha[0] == 0
+    for make in (gj.heun_sde, CORRECTED[1]):
+        run = lambda v, make=make: gj.sample(keys(1), gaussians(1.0, V_C, 0.0, V_U), gj.cfg(2.0), make(v), levels, (1,)).sum()
+        assert np.isfinite(jax.jit(jax.vmap(jax.grad(run)))(jnp.array([0.0, 0.7, 1.0]))).all()
+
+
+def test_without_corrections_or_of_size_zero_the_predictor_is_left(x64):
+    levels = gj.levels(gj.schedules.flow(), 4, gj.spacings.trailing())
+    run = lambda sampler: gj.sample(keys(3), gaussians(1.0, V_C, 0.0, V_U), gj.cfg(3.0), sampler, levels, (1,))
+    unguided = gj.sample(keys(3), gaussians(1.0, V_C, 0.0, V_U), gj.chain(), gj.ddim(), levels, (1,))
+    np.testing.assert_allclose(run(gj.predictor_corrector(gj.ddim(), 0)), unguided, rtol=1e-12)
+    np.testing.assert_allclose(run(gj.predictor_corrector(gj.ddim(), 0, guided=True)), run(gj.ddim()), rtol=1e-12)
+    for build, message in [
+        (lambda: gj.predictor_corrector(gj.ddim(), -1), "0 or more, got -1"),
+        (lambda: run(gj.predictor_corrector(gj.ddim(), size=jnp.ones(2))), r"size has shape \(2,\)"),
+        (lambda: gj.heun_sde(-0.5), "eta"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            build()

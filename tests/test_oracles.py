@@ -89,6 +89,41 @@ def test_samples_have_the_mixtures_moments(x64):
         assert np.abs(np.cov(x.T) - covariance).max() < 10 * np.diag(covariance).max() / np.sqrt(n)
 
 
+@pytest.mark.parametrize("scale", [1.0, 3.0, 6.0])
+def test_tilted_samples_are_those_of_the_density(scale):
+    """Moments and a mode's share by quadrature of `log_prob` itself; those of p(x | y) are far outside."""
+    means = jnp.array([[-1.5, 0.0], [1.0, 0.8], [1.8, -0.6]])
+    spreads = jnp.array([[0.3, 0.6], [0.4, 0.3], [0.5, 0.5]])
+    m = gj.oracles.GaussianMixture(means, jax.vmap(jnp.diag)(spreads), jnp.array([0.3, 0.3, 0.4]), jnp.array([0, 0, 1]))
+    side = (np.arange(200) + 0.5) / 20 - 5
+    grid = jnp.asarray(np.stack(np.meshgrid(side, side), -1).reshape(-1, 2), jnp.float32)
+    clean, label = gj.NoiseLevel(*map(jnp.float32, (0.0, 1.0, 0.0))), jnp.zeros(len(grid), int)
+    conditional, unconditional = m.log_prob(grid, clean, label), m.log_prob(grid, clean, label - 1)
+    log_density = (1 - scale) * unconditional + scale * conditional
+    np.testing.assert_allclose(m.log_tilted(grid, clean, label, scale), log_density, rtol=1e-4, atol=1e-4)
+    p, n = np.exp(np.asarray(log_density, np.float64)), 40_000
+    statistics = lambda x: np.stack([x[:, 0], x[:, 1], x[:, 0] ** 2, x[:, 0] < -0.25], axis=1)
+    exact = (p[:, None] * statistics(np.asarray(grid))).sum(0) / p.sum()
+    for found, inside in (
+        (m.sample_tilted(jax.random.key(0), n, 0, scale), True),
+        (m.sample(jax.random.key(0), n, 0), scale == 1),
+    ):
+        values = statistics(np.asarray(found))
+        errors = np.abs(values.mean(0) - exact) / (values.std(0) / np.sqrt(n))
+        assert (errors < 4).all() if inside else errors.max() > 20, errors
+
+
+def test_tilted_samples_of_traced_scales_and_labels():
+    m = mixture()
+    run = jax.jit(lambda scale, labels: m.sample_tilted(jax.random.key(0), 6, labels, scale))
+    labels = jnp.array([0, 1, 2, 0, 1, -1])
+    np.testing.assert_allclose(run(3.0, labels), m.sample_tilted(jax.random.key(0), 6, labels, 3.0), rtol=1e-5)
+    # No bound on a traced scale is checked, so what is no law is NaN.
+    assert np.isnan(run(0.5, labels)).all()
+    with pytest.raises(ValueError, match="scale"):
+        m.sample_tilted(jax.random.key(0), 6, labels, 0.5)
+
+
 def test_is_a_pytree_and_takes_traced_parameters():
     m, level, x = mixture(), gj.schedules.edm()(0.1), jnp.ones((2, 3))
     labels = jnp.array([0, -1])

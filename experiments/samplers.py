@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 import guidance_jax as gj
 from experiments import pictures
-from experiments.pictures import INK, MUTED
+from experiments.pictures import MUTED
 
 SCHEDULE = gj.schedules.edm()
 
@@ -43,22 +43,24 @@ WAYS = {
     "dpmpp_3m": Way(gj.dpmpp_3m()),
     "unipc": Way(gj.unipc()),
     "ddpm": Way(gj.ddpm(), "SDE"),
-    "euler_ancestral": Way(gj.euler_ancestral(), "SDE"),
     "dpmpp_sde": Way(gj.dpmpp_sde(), "SDE"),
     "heun_sde": Way(gj.heun_sde(), "SDE"),
 }
 LOW, HIGH = 0.2, 2.0
-"""The interval of `sigma / alpha` among the remedies; its ends are made levels of the run."""
-REMEDIES = {
-    "dpmpp_2m, thresholded": Way(gj.dpmpp_2m(), "ODE", "thresholded"),
-    "heun, thresholded": Way(gj.heun(), "ODE", "thresholded"),
-    "dpmpp_2m, CFG rescaled": Way(gj.dpmpp_2m(), "ODE", "rescaled"),
-    "dpmpp_2m, APG": Way(gj.dpmpp_2m(), "ODE", "APG"),
+"""The interval of `sigma / alpha`; its ends are made levels of the run."""
+INTERVALS = {
     "heun, interval": Way(gj.heun(), "ODE", "interval"),
     "dpmpp_2m, interval": Way(gj.dpmpp_2m(), "ODE", "interval"),
     "dpmpp_2m, interval, restarted at its ends": Way(gj.restart(gj.dpmpp_2m(), LOW, HIGH), "ODE", "interval"),
     "unipc, interval": Way(gj.unipc(), "ODE", "interval"),
     "unipc, interval, restarted at its ends": Way(gj.restart(gj.unipc(), LOW, HIGH), "ODE", "interval"),
+}
+REMEDIES = {
+    "heun, thresholded": Way(gj.heun(), "ODE", "thresholded"),
+    "dpmpp_2m, thresholded": Way(gj.dpmpp_2m(), "ODE", "thresholded"),
+    "dpmpp_2m, CFG rescaled": Way(gj.dpmpp_2m(), "ODE", "rescaled"),
+    "dpmpp_2m, APG": Way(gj.dpmpp_2m(), "ODE", "APG"),
+    "dpmpp_sde, thresholded": Way(gj.dpmpp_sde(), "SDE", "thresholded"),
 }
 
 
@@ -84,7 +86,7 @@ class Config:
     """Sampler steps at the large scale."""
     only: tuple[str, ...] = ()
     """Rows to make; all where empty."""
-    exact: int = 400
+    exact: int = 250
     """Steps of the long runs."""
     seed: int = 0
     """Of mixture and samples."""
@@ -96,8 +98,8 @@ class Config:
             raise ValueError("dimension must be at least 1, samples 3, steps and exact 2.")
         if not self.targets or list(self.targets) != sorted(self.targets, reverse=True):
             raise ValueError(f"targets must be the largest first, got {self.targets}.")
-        if unknown := set(self.only) - {*WAYS, *REMEDIES}:
-            raise ValueError(f"only names {sorted(unknown)}, but the rows are {', '.join((*WAYS, *REMEDIES))}.")
+        if unknown := set(self.only) - {*WAYS, *INTERVALS, *REMEDIES}:
+            raise ValueError(f"only names {sorted(unknown)}, but the rows are {', '.join((*WAYS, *INTERVALS, *REMEDIES))}.")
 
     def chosen(self, ways: dict[str, Way]) -> dict[str, Way]:
         return {name: way for name, way in ways.items() if not self.only or name in self.only}
@@ -181,45 +183,55 @@ def usual(world: World) -> dict[str, Any]:
     return {"floor": floors, "laws_apart": world.distance(exact["ODE"][0], exact["SDE"][0]), "samplers": found}
 
 
-def large(world: World) -> dict[str, Any]:
+def by_steps(world: World, ways: dict[str, Way], scale: float) -> dict[str, Any]:
     """The distance of each way at each number of steps to its own law, and how far that law reaches."""
     config, found, exact = world.config, {}, {}
-    for name, way in tqdm(config.chosen({**WAYS, **REMEDIES}).items(), desc=f"scale {config.large:g}"):
+    for name, way in tqdm(config.chosen(ways).items(), desc=f"by steps, scale {scale:g}"):
         law = (way.law, way.guidance)
         if law not in exact:
-            pair = [world.exact(way, config.large, seed) for seed in (10, 11)]
+            pair = [world.exact(way, scale, seed) for seed in (10, 11)]
             exact[law] = pair[0], world.distance(*pair), float(jnp.abs(pair[0]).max())
         reference, floor, reach = exact[law]
-        distances = [world.distance(world.run(way, config.large, steps, 12)[0], reference) for steps in config.steps]
+        distances = [world.distance(world.run(way, scale, steps, 12)[0], reference) for steps in config.steps]
         found[name] = {"law": way.law, "guidance": way.guidance, "distance": distances, "floor": floor, "reach": reach}
     return found
 
 
-def picture(config: Config, at_usual: dict[str, Any], at_large: dict[str, Any]) -> None:
-    colours = dict(zip(WAYS, plt.get_cmap("tab10").colors, strict=True))  # pyright: ignore[reportAttributeAccessIssue]
+def show(config: Config, title: str, rows: dict[str, Any]) -> None:
+    print(title)
+    print(f"  {'':44s}" + "".join(f"{n:>10d}" for n in config.steps) + f"{'floor':>10s}{'reach':>8s}")
+    for name, row in rows.items():
+        numbers = "".join(f"{d:10.3f}" if d < 1e4 else f"{d:10.0e}" for d in row["distance"])
+        print(f"  {name:44s}{numbers}{row['floor']:10.3f}{row['reach']:8.1f}")
+
+
+def picture(config: Config, at_usual: dict[str, Any], intervals: dict[str, Any], at_large: dict[str, Any]) -> None:
+    colours = [*plt.get_cmap("tab10").colors]  # pyright: ignore[reportAttributeAccessIssue]
+    samplers = {name: row for name, row in at_large.items() if name in WAYS}
+    remedies = {name: row for name, row in at_large.items() if name in REMEDIES or name == "dpmpp_2m"}
     with plt.rc_context(pictures.STYLE):
-        figure, axes = plt.subplots(1, 3, figsize=(13.5, 4.4), layout="constrained")
-        for name, row in at_usual["samplers"].items():
+        figure, axes = plt.subplots(1, 4, figsize=(16, 4.6), layout="constrained")
+        for i, (name, row) in enumerate(at_usual["samplers"].items()):
             dash = "-" if row["law"] == "ODE" else "--"
-            axes[0].loglog(row["evaluations"], row["distance"], dash, color=colours[name], marker="o", ms=3, label=name)
-            axes[1].loglog(config.steps, at_large[name]["distance"], dash, color=colours[name], marker="o", ms=3, label=name)
+            axes[0].loglog(row["evaluations"], row["distance"], dash, color=colours[i], marker="o", ms=3, label=name)
         axes[0].axhline(at_usual["floor"]["ODE"], color=MUTED, lw=0.8, ls=":", label="two long runs")
-        for name, row in at_large.items():
-            if name in REMEDIES:
-                axes[2].loglog(config.steps, row["distance"], marker="o", ms=3, label=name)
-        if "dpmpp_2m" in at_large:
-            axes[2].loglog(config.steps, at_large["dpmpp_2m"]["distance"], color=INK, marker="o", ms=3, label="dpmpp_2m")
-        for axis, title, x in zip(
-            axes,
-            (f"Scale {config.scale:g}", f"Scale {config.large:g}", f"Scale {config.large:g}, remedies"),
-            ("network evaluations", "steps", "steps"),
-            strict=True,
+        axes[0].set(title=f"Scale {config.scale:g}", xlabel="network evaluations")
+        for axis, title, rows in (
+            (axes[1], f"Scale {config.scale:g}, in an interval", intervals),
+            (axes[2], f"Scale {config.large:g}", samplers),
+            (axes[3], f"Scale {config.large:g}, remedies", remedies),
         ):
-            axis.set(title=title, xlabel=x, ylabel="sliced Wasserstein distance to its own law")
-            axis.legend(fontsize=7)
-        for axis in axes[1:]:
+            for i, (name, row) in enumerate(rows.items()):
+                dash = "-" if row["law"] == "ODE" else "--"
+                axis.loglog(config.steps, row["distance"], dash, color=colours[i], marker="o", ms=3, label=name)
+            axis.set(title=title, xlabel="steps")
             axis.set_xticks(config.steps, [str(n) for n in config.steps])
             axis.minorticks_off()
+        axes[0].set_ylabel("sliced Wasserstein distance to its own law")
+        for axis in axes:
+            columns = 2 if len(axis.lines) > 6 else 1
+            if axis.lines:
+                axis.legend(fontsize=7.5, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=columns)
         figure.savefig(config.out / "samplers.png")
         plt.close(figure)
 
@@ -227,26 +239,25 @@ def picture(config: Config, at_usual: dict[str, Any], at_large: dict[str, Any]) 
 def main(config: Config) -> dict[str, Any]:
     """Print the tables, paint the picture; returns the tables."""
     if config.smoke:
-        only = ("ddim", "dpmpp_2m", "ddpm", "dpmpp_2m, thresholded")
+        only = ("ddim", "dpmpp_2m", "ddpm", "dpmpp_2m, interval", "dpmpp_2m, thresholded")
         small: Any = {"samples": 512, "steps": (8, 12), "targets": (0.5, 0.3), "exact": 30, "most": 64, "only": only}
         config = dataclasses.replace(config, **small, out=config.out / "smoke")
     config.out.mkdir(parents=True, exist_ok=True)
     world = World(config)
     at_usual = usual(world)
-    at_large = large(world)
+    intervals = by_steps(world, INTERVALS, config.scale)
+    at_large = by_steps(world, {**WAYS, **REMEDIES}, config.large)
     floors = ", ".join(f"{law} {floor:.3f}" for law, floor in at_usual["floor"].items())
     print(f"CFG at {config.scale:g}: evaluations a sample to a sliced Wasserstein distance (floor: {floors})")
     print("  " + "".join(f"{heading:>18s}" for heading in ("law", *(f"<= {target:g}" for target in config.targets))))
     for name, row in at_usual["samplers"].items():
-        print(f"  {name:18s}{row['law']:>4s}" + "".join(f"{n or f'> {config.most}':>18}" for n in row["reached"]))
+        print(f"  {name:14s}{row['law']:>4s}" + "".join(f"{n or f'> {config.most}':>18}" for n in row["reached"]))
     print(f"The laws of ODE and SDE are {at_usual['laws_apart']:.3f} apart.")
-    print(f"CFG at {config.large:g}: distance to its own law by steps, and how far that reaches (data: {world.reach:.1f})")
-    print(f"  {'':44s}" + "".join(f"{n:>10d}" for n in config.steps) + f"{'floor':>10s}{'reach':>8s}")
-    for name, row in at_large.items():
-        numbers = "".join(f"{d:10.3f}" if d < 1e4 else f"{d:10.0e}" for d in row["distance"])
-        print(f"  {name:44s}{numbers}{row['floor']:10.3f}{row['reach']:8.1f}")
-    picture(config, at_usual, at_large)
-    results = {"usual": at_usual, "large": {"steps": config.steps, **at_large}}
+    told = f"distance to its own law by steps, and how far that reaches (data: {world.reach:.1f})"
+    show(config, f"CFG at {config.scale:g} in the interval ({LOW:g}, {HIGH:g}]: {told}", intervals)
+    show(config, f"CFG at {config.large:g}: {told}", at_large)
+    picture(config, at_usual, intervals, at_large)
+    results = {"usual": at_usual, "steps": config.steps, "interval": intervals, "large": at_large}
     (config.out / "metrics.json").write_text(json.dumps(results, indent=1))
     print(f"Picture and metrics are in {config.out}.")
     return results

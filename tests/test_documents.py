@@ -15,7 +15,7 @@ from flax import linen, nnx
 from worlds import classes, keys, mixture
 
 import guidance_jax as gj
-from guidance_jax import guidance
+from guidance_jax import guidance, samplers
 
 ROOT = Path(__file__).parent.parent
 MODULES = sorted(m.name for m in pkgutil.walk_packages(gj.__path__, "guidance_jax.") if not m.ispkg)
@@ -75,9 +75,21 @@ def test_the_readmes_code_does_what_it_says():
     named = names["perturbed_branches"](denoise, jnp.array([3, 7]), jnp.array([10, 10]))
     assert list(named.conds) == ["cond", "uncond", "perturbed"]
 
+    image, labels = jax.random.normal(jax.random.key(1), (2, 28, 28, 1)), jnp.array([3, 7])
+    edited, predictions, latent = names["edit"](denoise, keys(2), image, labels, 0.5, 1.0)
+    assert predictions.shape == (10, 2, 28, 28, 1)
+    assert np.abs(edited - predictions[-1]).max() < 0.2 < np.abs(edited - image).max()
+    down = jax.tree.map(lambda field: field[:-1], names["levels"])
+    back = gj.sample(keys(2), gj.branches(denoise, cond=labels), gj.chain(), gj.heun(), down, latent)
+    assert np.abs(back - image).max() < 0.05 < np.abs(latent - image).max()
+    near = gj.oracles.GaussianMixture(0.3 * m.means, jnp.tile(jnp.eye(3), (5, 1, 1)), jnp.ones(5), m.labels)
+    found = names["weighed"](near.denoise, keys(512), 0, 2.0)
+    assert found.effective.shape == (2,)
+    assert (found.effective > 100).all()
 
-def test_the_readme_names_every_method():
-    """Its table of methods has every public name of `guidance`, or they stand beside it."""
+
+def test_the_readme_names_every_method_and_sampler():
+    """Its tables have every public name of `guidance` and of `samplers`, or they stand beside them."""
     readme = (ROOT / "README.md").read_text()
-    for name in guidance.__all__:
+    for name in (*guidance.__all__, *samplers.__all__):
         assert re.search(rf"`[^`\n]*\b{name}\b[^`\n]*`", readme), name

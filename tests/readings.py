@@ -204,3 +204,39 @@ def unipc(order, variant):
         return predicted, (past, x, now, predicted)
 
     return step
+
+
+def heun_sde(eta):
+    """The SDE `dy = c (x0 - y) / tau |dtau| + eta sqrt|dtau| z` in y = x / alpha and tau = (sigma / alpha)^2, with
+    c = (1 + eta^2) / 2, solved by quadrature: x0 a line in tau, to the x0 at the end of the same step with x0 standing still."""
+    nodes, weights = np.polynomial.legendre.leggauss(60)
+    c = (1 + eta**2) / 2
+
+    def step(denoise, x, memory, now, after, z):
+        y, tau, to = x / now[0], (now[1] / now[0]) ** 2, (after[1] / after[0]) ** 2
+        x0 = denoise(y, 1.0, np.sqrt(tau))
+        if to == 0:
+            return after[0] * x0, memory
+        noise = np.sqrt(to * (1 - (to / tau) ** eta**2)) * z
+        end = denoise((to / tau) ** c * y + (1 - (to / tau) ** c) * x0 + noise, 1.0, np.sqrt(to))
+        log_tau = np.log(to) + (nodes + 1) / 2 * np.log(tau / to)
+        line = [x0 + (tau - t) / (tau - to) * (end - x0) for t in np.exp(log_tau)]
+        drift = sum(w * c * (to / t) ** c * at for w, t, at in zip(weights, np.exp(log_tau), line, strict=True))
+        return after[0] * ((to / tau) ** c * y + np.log(tau / to) / 2 * drift + noise), memory
+
+    return step
+
+
+def predictor_corrector(size):
+    """Song et al. 2021, algorithm 1, in y = x / alpha: a step of the ODE, and Langevin dynamics for the time
+    `size (r^2 - r'^2)` in the Gaussian of mean x0 and deviation r' that the prediction there stands for, solved exactly."""
+
+    def step(denoise, x, memory, now, after, z):
+        y, r, end = x / now[0], now[1] / now[0], after[1] / after[0]
+        y = y + (end - r) * (y - denoise(y, 1.0, r)) / r
+        if end > 0:
+            x0, kept = denoise(y, 1.0, end), np.exp(-size * (r**2 - end**2) / (2 * end**2))
+            y = x0 + kept * (y - x0) + np.sqrt(1 - kept**2) * end * z
+        return after[0] * y, memory
+
+    return step

@@ -50,6 +50,8 @@ class Row(NamedTuple):
     """In a step that does not end at sigma' = 0; there it is one."""
     schedules: tuple[str, ...] = ()
     """Those to test it on, each a program of its own, where it is made of one."""
+    fold: int | None = None
+    """With what the step's keys are folded once more before it draws."""
 
 
 CHURN = {"churn": 2.0 / STEPS, "low": 0.05, "high": 50.0, "noise_scale": 1.1}
@@ -82,6 +84,11 @@ ROWS = {
     "dpmpp_3m": Row(lambda schedule: gj.dpmpp_3m(), readings.dpmpp_3m),
     "dpmpp_sde": Row(lambda schedule: gj.dpmpp_sde(), readings.dpmpp_sde(1.0, 1.0)),
     "dpmpp_sde eta": Row(lambda schedule: gj.dpmpp_sde(0.6, noise_scale=1.1), readings.dpmpp_sde(0.6, 1.1)),
+    "heun_sde": Row(lambda schedule: gj.heun_sde(), readings.heun_sde(1.0), 2),
+    "heun_sde eta": Row(lambda schedule: gj.heun_sde(0.6), readings.heun_sde(0.6), 2),
+    "predictor_corrector": Row(
+        lambda schedule: gj.predictor_corrector(gj.ddim(), size=0.3, guided=True), readings.predictor_corrector(0.3), 2, fold=1
+    ),
     "unipc 1": Row(lambda schedule: gj.unipc(1), readings.unipc(1, 2)),
     "unipc 2": Row(lambda schedule: gj.unipc(), readings.unipc(2, 2)),
     "unipc 3": Row(lambda schedule: gj.unipc(3), readings.unipc(3, 2)),
@@ -107,9 +114,14 @@ def program(name, schedule):
 
 
 @functools.cache
-def noise():
+def noise(fold=None):
     """The standard normal numbers of every run, at its start and in each step: `[RUNS, STEPS + 1]`."""
-    draw = lambda key, i: jax.random.normal(jax.random.fold_in(key, i), (1,))[0]
+
+    def draw(key, i):
+        key = jax.random.fold_in(key, i)
+        again = key if fold is None else jax.random.fold_in(key, fold)
+        return jnp.where(i == 0, jax.random.normal(key, (1,)), jax.random.normal(again, (1,)))[0]
+
     return np.asarray(jax.vmap(lambda key: jax.vmap(lambda i: draw(key, i))(jnp.arange(STEPS + 1)))(keys(RUNS)))
 
 
@@ -128,7 +140,7 @@ def test_samples_are_the_papers_given_the_same_noise(x64, name):
     for schedule in row.schedules or SCHEDULES:
         levels = gj.levels(schedule_named(schedule), STEPS, gj.spacings.trailing())
         samples, evaluations = program(name, schedule if row.schedules else None)(levels)
-        z0, *z = noise().T
+        z0, *z = noise(row.fold).T
         np.testing.assert_allclose(samples, read(row.reading, levels, levels.sigma[0] * z0, z), rtol=1e-9, err_msg=schedule)
         assert evaluations == 2 * (row.evaluations * (STEPS - 1) + 1)
 
@@ -140,7 +152,7 @@ def test_n_step_variance_is_an_exact_product(x64, name):
     schedule, *_ = row.schedules or ("cosine",)
     levels = gj.levels(schedule_named(schedule), STEPS, gj.spacings.trailing())
     samples, _ = program(name, schedule if row.schedules else None)(levels)
-    design = np.concatenate([np.ones((RUNS, 1)), noise()], 1)
+    design = np.concatenate([np.ones((RUNS, 1)), noise(row.fold)], 1)
     coefficients, _, rank, _ = np.linalg.lstsq(design, np.asarray(samples), rcond=None)
     assert rank == STEPS + 2
     np.testing.assert_allclose(design @ coefficients, samples, atol=1e-10)

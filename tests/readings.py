@@ -208,7 +208,7 @@ def unipc(order, variant):
 
 def heun_sde(eta):
     """The SDE `dy = c (x0 - y) / tau |dtau| + eta sqrt|dtau| z` in y = x / alpha and tau = (sigma / alpha)^2, with
-    c = (1 + eta^2) / 2, solved by quadrature: x0 a line in tau, to the x0 at the end of the same step with x0 standing still."""
+    c = (1 + eta^2) / 2, solved by quadrature: x0 a line in tau, to the x0 where the step with x0 standing still ends."""
     nodes, weights = np.polynomial.legendre.leggauss(60)
     c = (1 + eta**2) / 2
 

@@ -347,9 +347,9 @@ def test_one_trace_for_many_scales_and_vmap_is_a_loop():
         return a, b
 
     jitted, values = jax.jit(run), jnp.array([0.0, 1.0, 3.5])
-    each = [jitted(value, value + 1) for value in values]
+    each = [jitted(value, 1 + value / 7) for value in values]
     assert len(traces) == 1
-    together = jax.vmap(lambda value: run(value, value + 1))(values)
+    together = jax.vmap(lambda value: run(value, 1 + value / 7))(values)
     for i, one in enumerate(each):
         jax.tree.map(lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-3, atol=1e-3), together, one)
     # Nothing to tilt: as many samples of the model, of equal weights.

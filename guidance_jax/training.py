@@ -40,6 +40,41 @@ def noise_levels(key: Array, schedule: Schedule, n: int) -> NoiseLevel:
     return schedule(jnp.floor(u * schedule.steps))
 
 
+def log_normal_levels(
+    key: Array, schedule: Schedule, n: int, *, mean: ArrayLike = -1.2, deviation: ArrayLike = 1.2
+) -> NoiseLevel:
+    """Noise levels for a batch: `log(sigma / alpha)` normal, spread evenly within the batch, and within the schedule's range.
+
+    Args:
+      key: one PRNG key.
+      schedule: continuous.
+      n: the batch.
+      mean: of the logarithm, `()`; EDM's is -1.2.
+      deviation: its standard deviation, `()`; EDM's is 1.2.
+
+    Returns:
+      A `NoiseLevel` of arrays `[n]`.
+
+    Raises:
+      ValueError: if the schedule is discrete: its network knows no levels between.
+
+    Example:
+      >>> level = training.log_normal_levels(jax.random.key(0), schedules.edm(), 1000)
+      >>> print(jnp.log(level.sigma).mean().round(1), jnp.log(level.sigma).std().round(1))
+      -1.2 1.2
+
+    Reference: Karras et al. 2022, arXiv:2206.00364, table 1.
+    """
+    if schedule.steps is not None:
+        raise ValueError(
+            f"log_normal_levels needs a continuous schedule, got one of {schedule.steps} steps: noise_levels draws these."
+        )
+    u = (jax.random.uniform(key) + jnp.arange(n) / n) % 1
+    ratio = jnp.exp(jnp.asarray(mean) + jnp.asarray(deviation) * jax.scipy.special.ndtri(u))
+    ends = schedule(jnp.asarray(schedule.t_min)).ratio, schedule(jnp.asarray(schedule.t_max)).ratio
+    return schedule.at(jnp.clip(ratio, *ends))
+
+
 def diffuse(key: Array, x0: Float[Array, "b ..."], level: NoiseLevel) -> tuple[Array, Array]:
     """Noisy data and its noise: `x = alpha x0 + sigma eps`.
 
@@ -97,6 +132,44 @@ def denoising_loss(
     if predicts == "score":
         residual = sigma * residual
     return jnp.mean(residual**2, axis=tuple(range(1, x.ndim)))
+
+
+def min_snr(level: NoiseLevel, predicts: str, gamma: ArrayLike = 5.0) -> Float[Array, "b"]:
+    """The weight that makes a `denoising_loss` the error in x0 times the signal-to-noise ratio, cut off at gamma.
+
+    `min(SNR, gamma) |x0 error|^2`, `SNR = (alpha / sigma)^2`: for eps `min(SNR, gamma) / SNR`, for v of a
+    variance-preserving process `min(SNR, gamma) / (SNR + 1)`.
+
+    Args:
+      level: `[B]`.
+      predicts: what the network predicts, as `denoising_loss` is told.
+      gamma: `()`; 5 in the paper.
+
+    Returns:
+      `[B]`, to be multiplied with the loss.
+
+    Raises:
+      ValueError: if `predicts` is none of the five.
+
+    Example:
+      >>> level = schedules.cosine()(jnp.array([0.1, 0.5, 0.9]))
+      >>> print(training.min_snr(level, "eps").round(3))
+      [0.125 1.    1.   ]
+
+    Reference: Hang et al. 2023, arXiv:2303.09556, section 3.4.
+    """
+    parameterisation(predicts)
+    alpha, sigma = level.alpha, level.sigma
+    # What an error of 1 in the output is in eps, and in x0; a score's loss is already in eps.
+    in_eps, in_x0 = {
+        "eps": (jnp.ones_like(alpha), sigma / alpha),
+        "x0": (alpha / sigma, jnp.ones_like(alpha)),
+        "v": (alpha / (alpha**2 + sigma**2), sigma / (alpha**2 + sigma**2)),
+        "score": (jnp.ones_like(alpha), sigma / alpha),
+        "velocity": (alpha / (alpha + sigma), sigma / (alpha + sigma)),
+    }[predicts]
+    most = jnp.asarray(gamma, alpha.dtype)
+    return jnp.where((alpha / sigma) ** 2 < most, in_eps**2, most * in_x0**2)
 
 
 def edm_loss(

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 from test_denoisers import OUTPUTS, network
 from worlds import SCHEDULES, mixture
 
@@ -102,6 +103,40 @@ def test_noise_levels_cover_the_schedule_evenly():
         assert np.diff(t).max() <= (2.01 * width if schedule.steps is None else 3), name
         if schedule.steps:
             assert (t == np.round(t)).all()
+
+
+@pytest.mark.parametrize("predicts", OUTPUTS)
+@pytest.mark.parametrize("name", ["cosine", "edm", "flow"])
+def test_min_snr_weighs_the_error_in_x0(x64, predicts, name):
+    """An output off by a known offset is off in x0 by what the denoiser makes of it."""
+    schedule, x = SCHEDULES[name](), jax.random.normal(jax.random.key(0), (5, 3))
+    level = schedule(schedule.t_min + jnp.array([0.05, 0.3, 0.5, 0.8, 0.95]) * (schedule.t_max - schedule.t_min))
+    network = lambda offset: gj.denoiser(lambda x, t, cond: jnp.sin(x) + offset, predicts)(x, level, None).x0
+    error = ((network(0.1) - network(0.0)) ** 2).mean(1)
+    loss = 0.1**2 * (level.sigma**2 if predicts == "score" else jnp.ones(5))
+    snr = (level.alpha / level.sigma) ** 2
+    assert (snr < 5).any()
+    assert (snr > 5).any()
+    np.testing.assert_allclose(gj.training.min_snr(level, predicts) * loss, np.minimum(snr, 5.0) * error, rtol=1e-9)
+
+
+def test_min_snr_is_finite_at_the_ends():
+    ends = gj.NoiseLevel(*(jnp.array(x) for x in ([0.0, 1.0], [1.0, 0.0], [0.0, 1.0])))
+    expected = {"eps": (0, 1), "score": (0, 1), "x0": (5, 0), "v": (0, 0), "velocity": (0, 0)}
+    for predicts, weight in expected.items():
+        np.testing.assert_allclose(gj.training.min_snr(ends, predicts), weight, err_msg=predicts)
+
+
+def test_log_normal_levels_are_normal_in_the_logarithm_and_stay_in_the_schedule(x64):
+    level = gj.training.log_normal_levels(jax.random.key(0), gj.schedules.cosine(), 2000, mean=-0.4, deviation=1.0)
+    log_ratio = np.sort(np.log(level.sigma / level.alpha))
+    quantiles = scipy.stats.norm.ppf((np.arange(2000) + 0.5) / 2000) - 0.4
+    np.testing.assert_allclose(log_ratio[20:-20], quantiles[20:-20], atol=0.03)
+    np.testing.assert_allclose(level.alpha**2 + level.sigma**2, 1, rtol=1e-12)
+    narrow = gj.training.log_normal_levels(jax.random.key(0), gj.schedules.edm(0.3, 0.31), 200)
+    np.testing.assert_allclose([narrow.sigma.min(), narrow.sigma.max()], [0.3, 0.31], rtol=1e-6)
+    with pytest.raises(ValueError, match="one of 1000 steps"):
+        gj.training.log_normal_levels(jax.random.key(0), gj.schedules.ddpm_linear(), 4)
 
 
 def test_drop_takes_any_pytree_and_drops_whole_samples():

@@ -1,52 +1,110 @@
-"""Metrics against scikit-learn and hand-made sets."""
+"""Moments, classifiers' readings and diversity against NumPy, SciPy and closed forms; what every metric refuses."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 import scipy.linalg
-from scipy.stats import norm
-from sklearn.neighbors import NearestNeighbors
+import scipy.stats
 
 import guidance_jax as gj
 
-
-def reference(points, others, k):
-    """The share of points within the k-NN radius of some other, by scikit-learn."""
-    radius = NearestNeighbors(n_neighbors=k + 1).fit(others).kneighbors(others)[0][:, k]
-    distances = np.linalg.norm(points[:, None] - others[None], axis=2)
-    return (distances <= radius[None]).any(1).mean()
+F32 = jnp.float32
 
 
-@pytest.mark.parametrize("k", [1, 3, 5])
-def test_precision_and_recall(x64, k):
-    real = np.asarray(jax.random.normal(jax.random.key(0), (60, 4)))
-    fake = np.asarray(jax.random.normal(jax.random.key(1), (45, 4))) * 0.7 + 0.9
-    precision, recall = gj.metrics.precision_recall(jnp.asarray(real), jnp.asarray(fake), k)
-    np.testing.assert_allclose(precision, reference(fake, real, k))
-    np.testing.assert_allclose(recall, reference(real, fake, k))
-    assert 0 < recall < precision < 1
-
-
-def test_the_same_set_is_all_near_itself_and_a_far_one_is_not():
-    real = jax.random.normal(jax.random.key(0), (50, 3))
-    assert [float(v) for v in gj.metrics.precision_recall(real, real)] == [1, 1]
-    assert [float(v) for v in gj.metrics.precision_recall(real, real + 100)] == [0, 0]
+def normal(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape)
 
 
 def test_accuracy():
     assert float(gj.metrics.accuracy(jnp.array([[1.0, 2.0], [3.0, 0.0]]), jnp.array([1, 1]))) == 0.5
 
 
-def test_bad_input_is_told():
-    with pytest.raises(ValueError, match="more than 3 points, got 3 and 9"):
-        gj.metrics.precision_recall(jnp.ones((3, 2)), jnp.ones((9, 2)))
+def test_inception_score(x64):
+    """By SciPy's relative entropies; 1 for one reading of all, C for sure and even ones, however sure."""
+    score, logits = gj.metrics.inception_score, 3 * normal(0, 23, 4)
+    p = scipy.special.softmax(logits, axis=1)
+    one = lambda part: np.exp(np.mean([scipy.stats.entropy(row, part.mean(0)) for row in part]))
+    np.testing.assert_allclose(score(jnp.asarray(logits)), one(p), rtol=1e-12)
+    # Parts of 7, 8 and 8.
+    expected = np.mean([one(part) for part in (p[:7], p[7:15], p[15:])])
+    np.testing.assert_allclose(score(jnp.asarray(logits), splits=3), expected, rtol=1e-12)
+    for sure in (1e4, np.inf):
+        even = jnp.where(jnp.tile(jnp.eye(5), (3, 1)) == 1, 0, -sure)
+        np.testing.assert_allclose(score(even), 5, rtol=1e-12)
+    np.testing.assert_allclose(score(jnp.tile(jnp.asarray(logits[:1]), (9, 1))), 1, rtol=1e-12)
+
+
+def test_moments_in_float32_keep_their_digits_far_from_zero():
+    """Deviations of 1 at 10,000: of squares summed as they are, float32 would keep none."""
+    x = (normal(0, 3000, 5) @ normal(1, 5, 5) + 1e4).astype(np.float32)
+    found, exact = gj.metrics.moments(x), x.astype(np.float64)
+    assert int(found.count) == 3000
+    np.testing.assert_allclose(found.mean, exact.mean(0), rtol=1e-7)
+    covariance = np.cov(exact, rowvar=False)
+    np.testing.assert_allclose(found.covariance, covariance, rtol=1e-5, atol=1e-5)
+    parts = np.split(x, [1, 100, 1700])
+    merged = functools.reduce(gj.metrics.merge, map(gj.metrics.moments, parts))
+    assert int(merged.count) == 3000
+    np.testing.assert_allclose(merged.mean, exact.mean(0), rtol=1e-7)
+    np.testing.assert_allclose(merged.covariance, covariance, rtol=3e-4, atol=3e-4)
+
+
+def test_merging_is_exact_at_any_sizes(x64):
+    """Parts of any order and none at all, in a scan; counts whose product is beyond int32."""
+    x = normal(0, 60, 3) + np.repeat(normal(1, 6, 3) * 9, 10, axis=0)
+    nothing = gj.metrics.Moments(jnp.int32(0), jnp.zeros(3), jnp.zeros((3, 3)))
+    add = lambda total, part: (gj.metrics.merge(total, gj.metrics.moments(part)), None)
+    found = gj.metrics.merge(jax.lax.scan(add, nothing, jnp.asarray(x).reshape(6, 10, 3))[0], nothing)
+    np.testing.assert_allclose(found.mean, x.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(found.covariance, np.cov(x, rowvar=False), rtol=1e-12)
+    assert np.asarray(gj.metrics.merge(nothing, nothing).mean).tolist() == [0, 0, 0]
+    part = lambda mean: gj.metrics.Moments(jnp.int32(100_000), jnp.full(1, mean, F32), jnp.full((1, 1), 1e5, F32))
+    np.testing.assert_allclose(gj.metrics.merge(part(1.0), part(-1.0)).covariance, 2.0, rtol=1e-5)
+
+
+def scipys(real, fake):
+    """The FID as its reference code reads: NumPy's covariances, SciPy's square root of their product."""
+    a, b = np.cov(real, rowvar=False), np.cov(fake, rowvar=False)
+    root = scipy.linalg.sqrtm(a @ b)
+    return ((real.mean(0) - fake.mean(0)) ** 2).sum() + np.trace(a + b - 2 * np.real(root))
+
+
+def test_fid_is_scipys_and_takes_moments(x64):
+    real, fake = normal(0, 40, 6) @ normal(1, 6, 6), normal(2, 30, 6) @ normal(3, 6, 6) + 0.5
+    a, b = jnp.asarray(real), jnp.asarray(fake)
+    expected = scipys(real, fake)
+    np.testing.assert_allclose(gj.metrics.fid(a, b), expected, rtol=1e-9)
+    np.testing.assert_allclose(gj.metrics.fid(b, a), expected, rtol=1e-9)
+    merged = gj.metrics.merge(gj.metrics.moments(a[:13]), gj.metrics.moments(a[13:]))
+    np.testing.assert_allclose(gj.metrics.fid(merged, b), expected, rtol=1e-9)
+    np.testing.assert_allclose(gj.metrics.fid(a, a + jnp.array([[1.0, 2.0, 0.0, 0.0, 2.0, 0.0]])), 9, rtol=1e-9)
+
+
+@pytest.mark.parametrize(("n", "m"), [(5, 9), (5, 60), (60, 5)])
+def test_fid_of_singular_covariances(x64, n, m):
+    """Fewer points than features: the root's trace is the nuclear norm of the two sets' inner products, with no root at all."""
+    real, fake = normal(0, n, 12) @ normal(1, 12, 12), normal(2, m, 12) @ normal(3, 12, 12)
+    a, b = ((x - x.mean(0)) / np.sqrt(len(x) - 1) for x in (real, fake))
+    expected = ((real.mean(0) - fake.mean(0)) ** 2).sum() + (a**2).sum() + (b**2).sum() - 2 * np.linalg.norm(a @ b.T, "nuc")
+    np.testing.assert_allclose(gj.metrics.fid(jnp.asarray(real), jnp.asarray(fake)), expected, rtol=1e-6)
+    found = gj.metrics.fid(jnp.asarray(real, F32), jnp.asarray(fake, F32))
+    np.testing.assert_allclose(found, expected, atol=1e-3 * ((a**2).sum() + (b**2).sum()))
+
+
+def test_fid_of_one_law_is_its_bias(x64):
+    """`2 D / N` of the means and `D (D + 1) / (2 N)` of the covariances, to the first order, for sets of N(0, I)."""
+    found = [gj.metrics.fid(*jnp.asarray(normal(seed, 2, 4000, 12))) for seed in range(4)]
+    np.testing.assert_allclose(np.mean(found), (2 * 12 + 12 * 13 / 2) / 4000, rtol=0.2)
 
 
 def test_frechet_distance_is_that_of_scipys_root_and_symmetric(x64):
-    factors = jax.random.normal(jax.random.key(0), (2, 6, 9))
+    factors = jnp.asarray(normal(0, 2, 6, 9))
     a, b = factors @ factors.transpose(0, 2, 1)
-    mean_a, mean_b = jax.random.normal(jax.random.key(1), (2, 6))
+    mean_a, mean_b = jnp.asarray(normal(1, 2, 6))
     root = np.asarray(scipy.linalg.sqrtm(np.asarray(a) @ np.asarray(b)))
     expected = ((mean_a - mean_b) ** 2).sum() + np.trace(a + b - 2 * np.real(root))
     np.testing.assert_allclose(gj.metrics.frechet_distance(mean_a, a, mean_b, b), expected, rtol=1e-10)
@@ -55,7 +113,7 @@ def test_frechet_distance_is_that_of_scipys_root_and_symmetric(x64):
 
 def test_frechet_distance_in_closed_form(x64):
     """Of covariances that commute it is the distance of the standard deviations, singular ones included."""
-    axes = jnp.linalg.qr(jax.random.normal(jax.random.key(0), (4, 4)))[0]
+    axes = jnp.linalg.qr(jnp.asarray(normal(0, 4, 4)))[0]
     a, b = jnp.array([0.0, 1.0, 2.0, 3.0]), jnp.array([4.0, 0.0, 2.0, 0.5])
     matrix = lambda deviations: (axes * deviations[None] ** 2) @ axes.T
     mean = jnp.arange(4.0)
@@ -64,66 +122,104 @@ def test_frechet_distance_in_closed_form(x64):
     np.testing.assert_allclose(gj.metrics.frechet_distance(mean, matrix(a), mean, matrix(a)), 0, atol=1e-12)
 
 
-def test_sliced_wasserstein_on_a_line_is_wasserstein(x64):
-    """Of sets of two sizes, by copying both to a common one and pairing what is sorted."""
-    a, b = np.asarray(jax.random.normal(jax.random.key(0), (6,))), 2 * np.asarray(jax.random.normal(jax.random.key(1), (4,)))
-    gap = np.sort(np.repeat(a, 2)) - np.sort(np.repeat(b, 3))
-    found = gj.metrics.sliced_wasserstein(jnp.asarray(a)[:, None], jnp.asarray(b)[:, None], jax.random.key(2), projections=3)
-    np.testing.assert_allclose(found, np.sqrt((gap**2).mean()), rtol=1e-12)
+def test_vendi(x64):
+    """From NumPy's eigenvalues of the similarities, with less samples than features and with more."""
+    for n, d in ((7, 12), (30, 4)):
+        x = normal(0, n, d) + 0.5
+        unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+        p = np.linalg.eigvalsh(unit @ unit.T / n)
+        p = p[p > 1e-12]
+        found = functools.partial(gj.metrics.vendi, jnp.asarray(x))
+        np.testing.assert_allclose(found(), np.exp(-(p * np.log(p)).sum()), rtol=1e-9)
+        np.testing.assert_allclose(found(order=0.5), np.sqrt(p).sum() ** 2, rtol=1e-5)
+        np.testing.assert_allclose(found(order=2), 1 / (p**2).sum(), rtol=1e-9)
+        np.testing.assert_allclose(found(order=np.inf), 1 / p.max(), rtol=1e-9)
+        np.testing.assert_allclose(gj.metrics.vendi(jnp.asarray(x * np.geomspace(1e-3, 1e3, n)[:, None])), found(), rtol=1e-9)
 
 
-def test_sliced_wasserstein_in_closed_form(x64):
-    """A shift by d in D dimensions: `|d| / sqrt(D)`. Two round Gaussians: the difference of their deviations."""
-    a = jax.random.normal(jax.random.key(0), (2000, 3))
-    shift = jnp.array([[1.0, -2.0, 2.0]])
-    shifted = gj.metrics.sliced_wasserstein(a[:50], a[:50] + shift, jax.random.key(1), projections=4000)
-    np.testing.assert_allclose(shifted, np.sqrt(3), rtol=0.02)
-    np.testing.assert_allclose(gj.metrics.sliced_wasserstein(a, 3 * a[:1000], jax.random.key(1)), 2, rtol=0.03)
-    assert gj.metrics.sliced_wasserstein(a, a[::-1], jax.random.key(1)) == 0
+def test_vendi_counts_what_is_different(x64):
+    """Orthogonal samples, of any lengths and multiplicity, count once each; the same one over and over is one."""
+    axes = np.linalg.qr(normal(0, 9, 9))[0]
+    for order in (1.0, 2.0, np.inf):
+        several = jnp.asarray(np.concatenate([3 * axes[:4], axes[:4]]))
+        np.testing.assert_allclose(gj.metrics.vendi(several, order=order), 4, rtol=1e-9)
+        np.testing.assert_allclose(gj.metrics.vendi(jnp.ones((20, 6)), order=order), 1, rtol=1e-9)
 
 
-def test_sliced_wasserstein_has_the_gradient_of_its_differences(x64):
-    a, b = jax.random.normal(jax.random.key(0), (7, 2)), jax.random.normal(jax.random.key(1), (5, 2))
-    distance = lambda a: gj.metrics.sliced_wasserstein(a, b, jax.random.key(2), projections=16)
-    along = jax.random.normal(jax.random.key(3), a.shape)
-    slope = (distance(a + 1e-6 * along) - distance(a - 1e-6 * along)) / 2e-6
-    np.testing.assert_allclose((jax.grad(distance)(a) * along).sum(), slope, rtol=1e-6)
-    assert (jax.grad(lambda a: gj.metrics.sliced_wasserstein(a, b, jax.random.key(2)))(b) == 0).all()
+@pytest.fixture
+def unchecked():
+    """Without the annotations' own checks, which only tests have."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
-def gaussian_kernel(bandwidth):
-    return lambda distance: np.exp(-(distance**2) / (2 * bandwidth**2))
+SETS = {
+    name: getattr(gj.metrics, name) for name in ("precision_recall", "density_coverage", "energy_distance", "kid", "fid")
+} | {
+    "mmd": lambda a, b: gj.metrics.mmd(a, b, 1.0),
+    "sliced_wasserstein": lambda a, b: gj.metrics.sliced_wasserstein(a, b, jax.random.key(0)),
+    "kid_subsets": lambda a, b: gj.metrics.kid_subsets(a, b, jax.random.key(0), subsets=2, size=4),
+}
 
 
-@pytest.mark.parametrize(
-    ("metric", "kernel"),
-    [
-        (gj.metrics.energy_distance, lambda distance: -distance),
-        (lambda a, b: gj.metrics.mmd(a, b, 0.7), gaussian_kernel(0.7)),
-    ],
-    ids=["energy", "mmd"],
-)
-def test_discrepancies_are_averages_over_pairs(x64, metric, kernel):
-    a, b = np.asarray(jax.random.normal(jax.random.key(0), (60, 3))), np.asarray(jax.random.normal(jax.random.key(1), (40, 3)))
-    pairs = lambda a, b: kernel(np.linalg.norm(a[:, None] - b[None], axis=2))
-    within = lambda a: pairs(a, a)[~np.eye(len(a), dtype=bool)].mean()
-    expected = within(a) + within(b) - 2 * pairs(a, b).mean()
-    np.testing.assert_allclose(metric(jnp.asarray(a), jnp.asarray(b)), expected, rtol=1e-9)
-    along = np.asarray(jax.random.normal(jax.random.key(2), a.shape))
-    slope = (metric(jnp.asarray(a + 1e-6 * along), jnp.asarray(b)) - expected) / 1e-6
-    np.testing.assert_allclose((jax.grad(metric)(jnp.asarray(a), jnp.asarray(b)) * along).sum(), slope, rtol=1e-3)
-    with pytest.raises(ValueError, match="at least 2 points, got 1 and 40"):
-        metric(jnp.asarray(a[:1]), jnp.asarray(b))
+@pytest.mark.parametrize("metric", SETS.values(), ids=SETS)
+def test_bad_sets_are_told(unchecked, metric):
+    good, broken = np.ones((9, 2), np.float32), np.ones((9, 2), np.float32)
+    broken[[2, 5]] = np.nan, np.inf
+    for a, b in ((good, broken), (jnp.asarray(broken), jnp.asarray(good))):
+        with pytest.raises(ValueError, match="NaN or infinite values in 2 of 9 rows, the first is 2"):
+            metric(a, b)
+    if metric is not gj.metrics.fid:
+        with pytest.raises(ValueError, match=r"different sizes D, .*2.*3"):
+            metric(good, np.ones((9, 3), np.float32))
+    with pytest.raises(ValueError, match="empty"):
+        metric(good, good[:0])
 
 
-def test_discrepancies_are_unbiased(x64):
-    """Over many tiny sets of two Gaussians they average to the laws' own: biased ones are off by ten standard errors."""
-    a, b = jax.random.normal(jax.random.key(0), (2, 8000, 4, 1))
-    b = b[:, :3] + 0.5
-    energy, mmd = jax.vmap(lambda a, b: (gj.metrics.energy_distance(a, b), gj.metrics.mmd(a, b, 1.0)))(a, b)
-    # |X - Y| of N(d, 2), and exp(-(X - Y)^2 / 2) of the same.
-    spread = lambda d: 2 / np.sqrt(np.pi) * np.exp(-(d**2) / 4) + d * (2 * norm.cdf(d / np.sqrt(2)) - 1)
-    kernel = lambda d: np.sqrt(1 / 3) * np.exp(-(d**2) / 6)
-    for found, expected in ((energy, 2 * spread(0.5) - 2 * spread(0)), (mmd, 2 * kernel(0) - 2 * kernel(0.5))):
-        assert abs(found.mean() - expected) < 3.5 * found.std() / np.sqrt(8000)
-        assert found.std() / np.sqrt(8000) < 0.05
+def test_bad_input_is_told(unchecked):
+    x, key, metrics = jnp.ones((9, 2)), jax.random.key(0), gj.metrics
+    for told, call in {
+        "more than 3 points, got 3 and 9": lambda: metrics.precision_recall(x[:3], x),
+        "real data of more than 5 points, got 5": lambda: metrics.density_coverage(x[:5], x),
+        "k >= 1": lambda: metrics.density_coverage(x, x, k=0),
+        "at least 2 points, got 9 and 1": lambda: metrics.kid(x, x[:1]),
+        "size=10 must be at least 2 and at most the smaller set, got 9 and 9": lambda: metrics.kid_subsets(x, x, key, size=10),
+        "subsets=1 must be at least 2": lambda: metrics.kid_subsets(x, x, key, subsets=1, size=3),
+        "covariance needs at least 2 points, got 1": lambda: metrics.fid(x, x[:1]),
+        "different sizes D, 2 and 3": lambda: metrics.fid(x, jnp.ones((9, 3))),
+        "all zero in 1 of 3 rows, the first is 1": lambda: metrics.vendi(jnp.ones((3, 2)).at[1].set(0)),
+        "order must be positive, got 0": lambda: metrics.vendi(x, order=0.0),
+        "splits=10 must be at least 1 and at most the number of samples, 9": lambda: metrics.inception_score(x, splits=10),
+        "logits have NaN in 1 of 9 rows, the first is 4": lambda: metrics.accuracy(x.at[4].set(jnp.nan), jnp.zeros(9, int)),
+    }.items():
+        with pytest.raises(ValueError, match=told):
+            call()
+
+
+def test_inside_jit_what_is_not_finite_gives_nan():
+    """A NaN is near nothing, so that its comparisons alone would give a number that looks like one."""
+    x = jnp.asarray(normal(0, 12, 3), F32)
+    both = jax.jit(lambda a, b: (*gj.metrics.precision_recall(a, b), *gj.metrics.density_coverage(a, b)))
+    assert np.isfinite(both(x, x)).all()
+    for a, b in ((x, x.at[3, 1].set(jnp.nan)), (x.at[0, 0].set(jnp.inf), x)):
+        assert np.isnan(both(a, b)).all()
+
+
+def test_half_precision_is_computed_in_float32():
+    x, y = jnp.asarray(normal(0, 2, 400, 8), jnp.bfloat16)
+    for metric in (gj.metrics.fid, gj.metrics.kid, gj.metrics.energy_distance):
+        found = metric(x, y)
+        assert found.dtype == F32
+        np.testing.assert_allclose(found, metric(x.astype(F32), y.astype(F32)), rtol=1e-6)
+
+
+def test_fifty_thousand_points_fit():
+    """What the compiler asks for beside the arguments, 12.8 MB a set: all pairs would be 10 GB."""
+    x = jax.ShapeDtypeStruct((50_000, 64), F32)
+    every = lambda a, b: (gj.metrics.precision_recall(a, b), gj.metrics.density_coverage(a, b), gj.metrics.kid(a, b))
+    slope = jax.grad(gj.metrics.energy_distance)
+    for program in (every, slope):
+        memory = jax.jit(program).lower(x, x).compile().memory_analysis()
+        assert memory is not None
+        assert memory.temp_size_in_bytes < 150e6

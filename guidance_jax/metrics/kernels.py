@@ -1,0 +1,168 @@
+"""Discrepancies of two laws: averages of a kernel over the pairs of samples of both."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.lax import Precision
+from jaxtyping import ArrayLike, Float
+
+from guidance_jax.arrays import sqrt
+from guidance_jax.metrics.pairs import Features, features, fold, squared_distances
+
+
+def energy_distance(a: Float[Features, "n d"], b: Float[Features, "m d"]) -> Float[Array, ""]:
+    """The energy distance of two laws, estimated without bias from samples of both; no parameter to choose.
+
+    `2 E|a - b| - E|a - a'| - E|b - b'|` over pairs of different samples: 0 only for equal laws, and of either sign for finite
+    sets of the same one. Differentiable.
+
+    Args:
+      a: `[N, D]`, at least two.
+      b: `[M, D]`, likewise.
+
+    Raises:
+      ValueError: if a set has no pair, the sets differ in D, or are known and not finite.
+
+    Example:
+      >>> a, b = jax.random.normal(jax.random.key(0), (2, 1000, 2))
+      >>> print(abs(metrics.energy_distance(a, b)) < 0.01, metrics.energy_distance(a, b + 1) > 0.5)
+      True True
+
+    Reference: Szekely & Rizzo 2013, "Energy statistics: a class of statistics based on distances".
+    """
+    return _discrepancy(_minus_distance, *_checked(a=a, b=b), ())
+
+
+def mmd(a: Float[Features, "n d"], b: Float[Features, "m d"], bandwidth: ArrayLike) -> Float[Array, ""]:
+    """The squared maximum mean discrepancy of two laws with a Gaussian kernel, estimated without bias from samples of both.
+
+    `E k(a, a') + E k(b, b') - 2 E k(a, b)` over pairs of different samples, `k(x, y) = exp(-|x - y|^2 / (2 bandwidth^2))`: of
+    either sign for finite sets of the same law. Differentiable.
+
+    Args:
+      a: `[N, D]`, at least two.
+      b: `[M, D]`, likewise.
+      bandwidth: the kernel's standard deviation, `()`.
+
+    Raises:
+      ValueError: if a set has no pair, the sets differ in D, or are known and not finite.
+
+    Example:
+      >>> a, b = jax.random.normal(jax.random.key(0), (2, 1000, 2))
+      >>> print(abs(metrics.mmd(a, b, 1.0)) < 0.01, metrics.mmd(a, b + 1, 1.0) > 0.1)
+      True True
+
+    Reference: Gretton et al. 2012, "A kernel two-sample test", lemma 6.
+    """
+    a, b = _checked(a=a, b=b)
+    return _discrepancy(_gaussian, a, b, jnp.asarray(bandwidth, a.dtype))
+
+
+def kid(real: Float[Features, "n d"], fake: Float[Features, "m d"]) -> Float[Array, ""]:
+    """The squared maximum mean discrepancy with a cubic kernel, estimated without bias; of Inception features it is the KID.
+
+    `E k(r, r') + E k(f, f') - 2 E k(r, f)` over pairs of different samples, `k(x, y) = (x . y / D + 1)^3`: of either sign for
+    finite sets of the same law, 0 on average. Differentiable.
+
+    Args:
+      real: `[N, D]`, features of real data, at least two.
+      fake: `[M, D]`, features of samples, likewise.
+
+    Raises:
+      ValueError: if a set has no pair, the features differ in size, or are known and not finite.
+
+    Example:
+      >>> real, fake = jax.random.normal(jax.random.key(0), (2, 1000, 2))
+      >>> print(abs(metrics.kid(real, fake)) < 0.1, metrics.kid(real, fake + 1) > 1)
+      True True
+
+    Reference: Binkowski et al. 2018, arXiv:1801.01401.
+    """
+    return _discrepancy(_cubic, *_checked(real=real, fake=fake), ())
+
+
+def kid_subsets(
+    real: Float[Features, "n d"], fake: Float[Features, "m d"], key: Array, *, subsets: int = 100, size: int = 1000
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """The KID as papers print it: the mean over random subsets, with its standard error.
+
+    `mean of kid(r, f)`, `standard deviation of kid(r, f) / sqrt(subsets)`; r and f drawn from the sets without replacement.
+
+    Its mean is that of `kid`, which has the smaller variance. The error is that of the draws: subsets of one set overlap, so
+    it tells little about other sets of the same law.
+
+    Args:
+      real: `[N, D]`, features of real data.
+      fake: `[M, D]`, features of samples.
+      key: one PRNG key, of the subsets.
+      subsets: their number.
+      size: the points in each.
+
+    Returns:
+      the mean and its standard error.
+
+    Raises:
+      ValueError: if there are less than two subsets, or a set has less than `size` points; as `kid` does.
+
+    Example:
+      >>> real, fake = jax.random.normal(jax.random.key(0), (2, 1000, 2))
+      >>> mean, error = metrics.kid_subsets(real, fake + 1, jax.random.key(1), subsets=10, size=100)
+      >>> print(abs(mean - metrics.kid(real, fake + 1)) < 4 * error)
+      True
+
+    Reference: Binkowski et al. 2018, arXiv:1801.01401, section 4.
+    """
+    real, fake = _checked(real=real, fake=fake)
+    if subsets < 2:
+        raise ValueError(f"subsets={subsets} must be at least 2 to have a standard error; for the whole sets, call kid.")
+    if not 2 <= size <= min(len(real), len(fake)):
+        raise ValueError(f"size={size} must be at least 2 and at most the smaller set, got {len(real)} and {len(fake)} points.")
+    return _kid_subsets(real, fake, jax.random.split(key, subsets), size)
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _kid_subsets(real: Array, fake: Array, keys: Array, size: int) -> tuple[Array, Array]:
+    def one(key: Array) -> Array:
+        sets = zip((real, fake), jax.random.split(key), strict=True)
+        return _discrepancy(_cubic, *(jax.random.choice(draw, x, (size,), replace=False) for x, draw in sets), ())
+
+    found = jax.lax.map(one, keys)
+    return found.mean(), found.std(ddof=1) / len(keys) ** 0.5
+
+
+def _minus_distance(a: Array, b: Array, _: tuple[()]) -> Array:
+    return -sqrt(squared_distances(a, b))
+
+
+def _gaussian(a: Array, b: Array, bandwidth: Array) -> Array:
+    return jnp.exp(-squared_distances(a, b) / (2 * bandwidth**2))
+
+
+def _cubic(a: Array, b: Array, _: tuple[()]) -> Array:
+    return (jnp.matmul(a, b.T, precision=Precision.HIGHEST) / a.shape[1] + 1) ** 3
+
+
+def _checked(**sets: Features) -> tuple[Array, ...]:
+    a, b = features(**sets)
+    if min(len(a), len(b)) < 2:
+        raise ValueError(f"an average over pairs needs sets of at least 2 points, got {len(a)} and {len(b)}.")
+    return a, b
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _discrepancy(kernel: Callable[..., Array], a: Array, b: Array, parameters: Array | tuple[()]) -> Array:
+    """`E k(a, a') + E k(b, b') - 2 E k(a, b)` over pairs of different samples, `k = kernel(a [S, D], b [T, D], parameters)`."""
+    # What is taken off all pairs alike changes nothing, and float32 sums what is left with more digits.
+    typical = jax.lax.stop_gradient(kernel(a[:1], b[:1], parameters))
+
+    def mean(points: Array, others: Array, itself: bool) -> Array:
+        def add(total: Array, x: Array, y: Array, counted: Array) -> Array:
+            return total + jnp.where(counted, kernel(x, y, parameters) - typical, 0).sum(1)
+
+        totals = fold(add, jnp.zeros((), a.dtype), points, others, itself=itself)
+        return (totals / (len(others) - (not itself))).mean()
+
+    return mean(a, a, False) + mean(b, b, False) - 2 * mean(a, b, True)

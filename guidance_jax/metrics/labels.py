@@ -1,0 +1,70 @@
+"""What a classifier says of samples."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.scipy.special import entr
+from jaxtyping import Float, Int
+
+from guidance_jax.arrays import concrete
+
+
+def accuracy(logits: Float[Array, "n c"], labels: Int[Array, "n"]) -> Float[Array, ""]:
+    """The share of samples whose largest logit is that of their label.
+
+    `mean(argmax(logits) == labels)`
+
+    Args:
+      logits: `[N, C]`.
+      labels: `[N]`.
+
+    Raises:
+      ValueError: if logits that are known have NaN.
+
+    Example:
+      >>> print(metrics.accuracy(jnp.eye(4), jnp.array([0, 1, 2, 0])))
+      0.75
+    """
+    _check(logits)
+    return (logits.argmax(1) == labels).mean()
+
+
+def inception_score(logits: Float[Array, "n c"], *, splits: int = 1) -> Float[Array, ""]:
+    """How sure a classifier is of each sample, and how evenly samples spread over its classes: from 1 to C.
+
+    `exp(mean KL(p(y | x) || p(y)))`, `p(y | x) = softmax(logits)`, `p(y) = mean p(y | x)`. It sees neither real data nor how
+    varied the samples of a class are.
+
+    Args:
+      logits: `[N, C]`.
+      splits: the score is the mean of those of so many consecutive parts, 10 by custom, and falls as the parts get small;
+        shuffle samples that lie sorted by class.
+
+    Raises:
+      ValueError: if there are fewer samples than splits, or logits that are known have NaN.
+
+    Example:
+      >>> print(metrics.inception_score(100 * jnp.eye(4)), metrics.inception_score(jnp.ones((4, 4))))
+      4.0 1.0
+
+    Reference: Salimans et al. 2016, arXiv:1606.03498.
+    """
+    _check(logits)
+    if not 1 <= splits <= len(logits):
+        raise ValueError(f"splits={splits} must be at least 1 and at most the number of samples, {len(logits)}.")
+    p = jax.nn.softmax(logits)
+    bounds = [len(p) * i // splits for i in range(splits + 1)]
+    parts = [p[start:stop] for start, stop in itertools.pairwise(bounds)]
+    return jnp.stack([jnp.exp(entr(part.mean(0)).sum() - entr(part).sum(1).mean()) for part in parts]).mean()
+
+
+def _check(logits: Array) -> None:
+    if 0 in logits.shape:
+        raise ValueError(f"logits are empty: their shape is {logits.shape}.")
+    if concrete(logits):
+        bad = np.flatnonzero(np.isnan(np.asarray(logits)).any(1))
+        if bad.size:
+            raise ValueError(f"logits have NaN in {bad.size} of {len(logits)} rows, the first is {bad[0]}.")

@@ -1,0 +1,123 @@
+"""What every metric asks of its sets of features, and passes over all pairs of two sets, block by block."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.lax import Precision
+
+from guidance_jax.arrays import concrete
+
+Features = Array | np.ndarray
+"""What holds them, on a device or in the host's memory."""
+BLOCK = 1024
+"""The most rows of a block."""
+
+
+def features(**sets: Features) -> tuple[Array, ...]:
+    """The sets in one floating dtype, float32 or wider.
+
+    Raises:
+      TypeError: if a set is not of floating numbers.
+      ValueError: if a set is not `[N, D]`, is empty, has another D than the first, or is known and not finite.
+    """
+    for name, x in sets.items():
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise TypeError(f"{name} has dtype {x.dtype}, but features are floating numbers; cast them with .astype(float).")
+        if x.ndim != 2:
+            raise ValueError(f"{name} has shape {x.shape}, but features are [N, D]; reshape them to x.reshape(len(x), -1).")
+        if 0 in x.shape:
+            raise ValueError(f"{name} is empty: its shape is {x.shape}.")
+    widths = {name: x.shape[1] for name, x in sets.items()}
+    if len(set(widths.values())) > 1:
+        raise ValueError(
+            f"the sets have features of different sizes D, {widths}; both must come from the same network and layer."
+        )
+    arrays = {name: jnp.asarray(x) for name, x in sets.items()}
+    for name, x in arrays.items():
+        if concrete(x):
+            bad = np.flatnonzero(~np.isfinite(np.asarray(x)).all(1))
+            if bad.size:
+                raise ValueError(
+                    f"{name} has NaN or infinite values in {bad.size} of {len(x)} rows, the first is {bad[0]}; find out why "
+                    "before leaving them out, for a sampler that diverges is no better for it."
+                )
+    wide = any(x.dtype == jnp.float64 for x in arrays.values())
+    return tuple(x.astype(jnp.float64 if wide else jnp.float32) for x in arrays.values())
+
+
+@jax.custom_jvp
+def squared_distances(a: Array, b: Array) -> Array:
+    """`[S, T]`, of `a` `[S, D]` and `b` `[T, D]`; no array of `[S, T, D]` is made.
+
+    By differences, one feature after another, and not by `|a|^2 + |b|^2 - 2 a b`, which in float32 loses all digits of the
+    distance of two points that are nearly the same, and puts equal ones apart.
+    """
+
+    def add(total: Array, feature: tuple[Array, Array]) -> tuple[Array, None]:
+        x, y = feature
+        return total + (x[:, None] - y[None]) ** 2, None
+
+    return jax.lax.scan(add, jnp.zeros((len(a), len(b)), a.dtype), (a.T, b.T))[0]
+
+
+@squared_distances.defjvp
+def _squared_distances_jvp(points: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    """`2 (a - b) . (da - db)`, by products of matrices, of points seen from one of them."""
+    (a, b), (da, db) = points, tangents
+    centre = jax.lax.stop_gradient(b[:1])
+    x, y = a - centre, b - centre
+    product = functools.partial(jnp.matmul, precision=Precision.HIGHEST)
+    change = (x * da).sum(1)[:, None] + (y * db).sum(1)[None] - product(da, y.T) - product(x, db.T)
+    return squared_distances(a, b), 2 * change
+
+
+def fold(step: Callable[[Any, Any, Any, Array], Any], start: Any, rows: Any, columns: Any, *, itself: bool = True) -> Any:
+    """What each row gathers from all columns, one block of rows and one of columns at a time.
+
+    Its gradient takes the same way, and computes again what it needs: nothing is kept of a pair.
+
+    Args:
+      step: `(state, rows, columns, counted) -> state`, on blocks of S rows and T columns; `counted`, `[S, T]`, is False at
+        pairs to leave out.
+      start: a row's state before the first column, a pytree.
+      rows: a pytree of `[N, ...]`.
+      columns: a pytree of `[M, ...]`.
+      itself: whether a row counts the column of its own number, which is itself where a set is paired with itself.
+
+    Returns:
+      the rows' states, `[N, ...]`.
+    """
+    n, m = (len(jax.tree.leaves(points)[0]) for points in (rows, columns))
+    columns = _cut((columns, jnp.arange(m)))
+
+    def gather(block: tuple[Any, Array]) -> Any:
+        x, i = block
+
+        def visit(state: Any, block: tuple[Any, Array]) -> tuple[Any, None]:
+            y, j = block
+            counted = jnp.broadcast_to(j < m, (len(i), len(j)))
+            return jax.checkpoint(step)(state, x, y, counted if itself else counted & (i[:, None] != j[None])), None
+
+        states = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(i), *jnp.shape(leaf))), start)
+        return jax.lax.scan(visit, states, columns)[0]
+
+    states = jax.lax.map(jax.checkpoint(gather), _cut((rows, jnp.arange(n))))
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:n], states)
+
+
+def _cut(points: tuple[Any, Array]) -> tuple[Any, Array]:
+    """Points and their numbers in the fewest equal blocks of at most BLOCK; the last is filled up with numbers of none."""
+    n = len(points[1])
+    blocks = -(-n // BLOCK)
+    size = -(-n // blocks)
+
+    def cut(leaf: Array) -> Array:
+        width = [(0, blocks * size - n)] + [(0, 0)] * (leaf.ndim - 1)
+        return jnp.pad(leaf, width).reshape(blocks, size, *leaf.shape[1:])
+
+    return jax.tree.map(cut, points[0]), jnp.arange(blocks * size).reshape(blocks, size)

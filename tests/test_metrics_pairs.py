@@ -1,0 +1,197 @@
+"""Metrics over pairs of points against scikit-learn, NumPy and closed forms, in blocks so small that every set has several."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.stats import norm
+from sklearn.neighbors import NearestNeighbors
+
+import guidance_jax as gj
+from guidance_jax.metrics import pairs
+
+F32 = jnp.float32
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_blocks():
+    """Compiled anew before and after, for what is compiled knows the size that it was compiled for."""
+    size, pairs.BLOCK = pairs.BLOCK, 16
+    jax.clear_caches()
+    yield
+    pairs.BLOCK = size
+    jax.clear_caches()
+
+
+def normal(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape)
+
+
+@pytest.mark.parametrize("itself", [True, False])
+def test_every_pair_is_counted_once(itself):
+    """At sizes around those of whole blocks; of a set with itself, all pairs but the diagonal's."""
+    step = lambda total, x, y, counted: total + jnp.where(counted, 100 * x[:, None] + y[None], 0).sum(1)
+    for n, m in itertools.product((1, 15, 16, 17, 33), repeat=2):
+        found = pairs.fold(step, 0, jnp.arange(n), jnp.arange(m), itself=itself)
+        expected = 100 * np.arange(n)[:, None] + np.arange(m)
+        expected = np.where(np.eye(n, m, dtype=bool) & (not itself), 0, expected).sum(1)
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_distances_are_those_of_differences():
+    """In float32 and far from the origin: equal points are at 0, and close ones as far apart as they are."""
+    a = (1000 + normal(0, 20, 70)).astype(np.float32)
+    b = np.concatenate([a[:4], a[:4] + np.float32(2) ** -10, a[:9] + 1])
+    exact = ((a[:, None].astype(np.float64) - b[None].astype(np.float64)) ** 2).sum(2)
+    found = pairs.squared_distances(jnp.asarray(a), jnp.asarray(b))
+    assert (np.asarray(found)[range(4), range(4)] == 0).all()
+    np.testing.assert_allclose(found, exact, rtol=2e-6)
+
+
+def sklearns(real, fake, k):
+    """Precision, recall, density and coverage, by scikit-learn's neighbours and a table of all distances."""
+    radius = lambda x: NearestNeighbors(n_neighbors=k + 1).fit(x).kneighbors(x)[0][:, k]
+    distances = np.linalg.norm(real[:, None] - fake[None], axis=2)
+    near_real, near_fake = distances <= radius(real)[:, None], distances <= radius(fake)[None]
+    return near_real.any(0).mean(), near_fake.any(1).mean(), near_real.sum() / (k * len(fake)), near_real.any(1).mean()
+
+
+def found(real, fake, k):
+    a, b = jnp.asarray(real), jnp.asarray(fake)
+    return *gj.metrics.precision_recall(a, b, k), *gj.metrics.density_coverage(a, b, k)
+
+
+@pytest.mark.parametrize("k", [1, 3, 5])
+def test_neighbours_are_scikit_learns(x64, k):
+    real, fake = normal(0, 60, 4), normal(1, 45, 4) * 0.7 + 0.9
+    numbers = found(real, fake, k)
+    np.testing.assert_allclose(numbers, sklearns(real, fake, k), rtol=1e-12)
+    assert 0 < numbers[1] < numbers[0] < 1
+    assert 0 < numbers[3] < 1
+
+
+@pytest.mark.parametrize("offset", [0, 4096])
+def test_ties_and_duplicates(offset):
+    """Whole numbers, of which many are equal and many as far apart as others: distances have no rounding, wherever they lie."""
+    rng = np.random.default_rng(3)
+    real, fake = rng.integers(0, 4, (50, 2)), rng.integers(1, 6, (40, 2))
+    table = lambda a, b: ((a[:, None] - b[None]) ** 2).sum(2)
+    # Numbers of the points' own places are left out by their place, not by their distance.
+    others = lambda x: np.sort(table(x, x)[~np.eye(len(x), dtype=bool)].reshape(len(x), -1), axis=1)
+    for k in (1, 4):
+        near_real = table(real, fake) <= others(real)[:, k - 1, None]
+        near_fake = table(real, fake) <= others(fake)[None, :, k - 1]
+        assert (others(real)[:, k - 1] == 0).any()
+        expected = near_real.any(0).mean(), near_fake.any(1).mean(), near_real.sum() / (k * 40), near_real.any(1).mean()
+        np.testing.assert_allclose(
+            found((real + offset).astype(np.float32), (fake + offset).astype(np.float32), k), expected, rtol=1e-6
+        )
+
+
+def test_the_same_set_is_all_near_itself_and_a_far_one_is_not():
+    real = normal(0, 50, 3).astype(np.float32)
+    assert [float(v) for v in (*gj.metrics.precision_recall(real, real), gj.metrics.density_coverage(real, real)[1])] == [
+        1,
+        1,
+        1,
+    ]
+    assert [float(v) for v in found(real, real + 100, 3)] == [0, 0, 0, 0]
+
+
+def test_density_and_coverage_of_one_law(x64):
+    """On average 1, and `1 - (N - 1) ... (N - k) / ((N + M - 1) ... (N + M - k))`, whatever the law."""
+    sets = jax.random.normal(jax.random.key(0), (400, 30, 3)) ** 3
+    density, coverage = jax.vmap(lambda x: gj.metrics.density_coverage(x[:18], x[18:], 2))(sets)
+    for numbers, expected in ((density, 1), (coverage, 1 - 17 * 16 / (29 * 28))):
+        error = numbers.std() / 20
+        assert abs(numbers.mean() - expected) < 3.5 * error
+        assert error < 0.02
+
+
+def test_sliced_wasserstein_on_a_line_is_wasserstein(x64):
+    """Of sets of two sizes, by copying both to a common one and pairing what is sorted."""
+    a, b = np.asarray(jax.random.normal(jax.random.key(0), (6,))), 2 * np.asarray(jax.random.normal(jax.random.key(1), (4,)))
+    gap = np.sort(np.repeat(a, 2)) - np.sort(np.repeat(b, 3))
+    found = gj.metrics.sliced_wasserstein(jnp.asarray(a)[:, None], jnp.asarray(b)[:, None], jax.random.key(2), projections=3)
+    np.testing.assert_allclose(found, np.sqrt((gap**2).mean()), rtol=1e-12)
+
+
+def test_sliced_wasserstein_in_closed_form(x64):
+    """A shift by d in D dimensions: `|d| / sqrt(D)`. Two round Gaussians: the difference of their deviations."""
+    a = jax.random.normal(jax.random.key(0), (2000, 3))
+    shift = jnp.array([[1.0, -2.0, 2.0]])
+    shifted = gj.metrics.sliced_wasserstein(a[:50], a[:50] + shift, jax.random.key(1), projections=4000)
+    np.testing.assert_allclose(shifted, np.sqrt(3), rtol=0.02)
+    np.testing.assert_allclose(gj.metrics.sliced_wasserstein(a, 3 * a[:1000], jax.random.key(1)), 2, rtol=0.03)
+    assert gj.metrics.sliced_wasserstein(a, a[::-1], jax.random.key(1)) == 0
+
+
+def test_sliced_wasserstein_has_the_gradient_of_its_differences(x64):
+    a, b = jax.random.normal(jax.random.key(0), (7, 2)), jax.random.normal(jax.random.key(1), (5, 2))
+    distance = lambda a: gj.metrics.sliced_wasserstein(a, b, jax.random.key(2), projections=16)
+    along = jax.random.normal(jax.random.key(3), a.shape)
+    slope = (distance(a + 1e-6 * along) - distance(a - 1e-6 * along)) / 2e-6
+    np.testing.assert_allclose((jax.grad(distance)(a) * along).sum(), slope, rtol=1e-6)
+    assert (jax.grad(lambda a: gj.metrics.sliced_wasserstein(a, b, jax.random.key(2)))(b) == 0).all()
+
+
+KERNELS = {
+    "energy": (gj.metrics.energy_distance, lambda x, y: -np.linalg.norm(x - y)),
+    "mmd": (lambda a, b: gj.metrics.mmd(a, b, 0.7), lambda x, y: np.exp(-((x - y) ** 2).sum() / (2 * 0.7**2))),
+    "kid": (gj.metrics.kid, lambda x, y: (x @ y / len(x) + 1) ** 3),
+}
+
+
+@pytest.mark.parametrize(("metric", "kernel"), KERNELS.values(), ids=KERNELS)
+def test_discrepancies_are_averages_over_pairs(x64, metric, kernel):
+    a, b = normal(0, 60, 3), normal(1, 40, 3) + 0.3
+    within = lambda a: np.mean([kernel(x, y) for i, x in enumerate(a) for j, y in enumerate(a) if i != j])
+    between = lambda a, b: np.mean([kernel(x, y) for x in a for y in b])
+    expected = lambda a: within(a) + within(b) - 2 * between(a, b)
+    np.testing.assert_allclose(metric(jnp.asarray(a), jnp.asarray(b)), expected(a), rtol=1e-10)
+    along = normal(2, *a.shape)
+    slope = (expected(a + 1e-5 * along) - expected(a - 1e-5 * along)) / 2e-5
+    np.testing.assert_allclose((jax.grad(metric)(jnp.asarray(a), jnp.asarray(b)) * along).sum(), slope, rtol=1e-6)
+    with pytest.raises(ValueError, match="at least 2 points, got 1 and 40"):
+        metric(jnp.asarray(a[:1]), jnp.asarray(b))
+
+
+def test_gradients_in_float32_far_from_zero():
+    """Shifts that float32 holds exactly change nothing; points that are equal pull with no force."""
+    a, b = (np.round(64 * normal(seed, 40, 3)) / 64 for seed in (0, 1))
+    b = np.concatenate([b, a[:3]])
+    slope = jax.grad(gj.metrics.energy_distance)
+    near, far = (np.asarray(slope(jnp.asarray(a + shift, F32), jnp.asarray(b + shift, F32))) for shift in (0, 4096))
+    np.testing.assert_allclose(far, near, atol=2e-6 * np.abs(near).max())
+    assert np.isfinite(near).all()
+
+
+def test_discrepancies_are_unbiased(x64):
+    """Over many tiny sets of two Gaussians they average to the laws' own: biased ones are off by ten standard errors."""
+    a, b = jax.random.normal(jax.random.key(0), (2, 8000, 4, 1))
+    b = b[:, :3] + 0.5
+    metrics = lambda a, b: (gj.metrics.energy_distance(a, b), gj.metrics.mmd(a, b, 1.0), gj.metrics.kid(a / 2, b / 2))
+    energy, mmd, kid = jax.vmap(metrics)(a, b)
+    # |X - Y| of N(d, 2), and exp(-(X - Y)^2 / 2) of the same; of the cubic kernel, the differences of the first three moments.
+    spread = lambda d: 2 / np.sqrt(np.pi) * np.exp(-(d**2) / 4) + d * (2 * norm.cdf(d / np.sqrt(2)) - 1)
+    kernel = lambda d: np.sqrt(1 / 3) * np.exp(-(d**2) / 6)
+    cubic = ((0.5**3 + 3 * 0.5) / 8) ** 2 + 3 * (0.25 / 4) ** 2 + 3 * (0.5 / 2) ** 2
+    exact = 2 * spread(0.5) - 2 * spread(0), 2 * kernel(0) - 2 * kernel(0.5), cubic
+    for found, expected in zip((energy, mmd, kid), exact, strict=True):
+        assert abs(found.mean() - expected) < 3.5 * found.std() / np.sqrt(8000)
+        assert found.std() / np.sqrt(8000) < 0.05
+
+
+def test_kid_over_subsets(x64):
+    """All points in each: the KID, with no error. Some: as far from it as the error says, over many draws of the subsets."""
+    a, b = jnp.asarray(normal(0, 30, 2)), jnp.asarray(normal(1, 30, 2) + 0.5)
+    whole = gj.metrics.kid(a, b)
+    mean, error = gj.metrics.kid_subsets(a, b, jax.random.key(0), subsets=3, size=30)
+    np.testing.assert_allclose(mean, whole, rtol=1e-12)
+    np.testing.assert_allclose(error, 0, atol=1e-12)
+    draw = lambda key: gj.metrics.kid_subsets(a, b, key, subsets=4, size=10)
+    means, errors = jax.lax.map(draw, jax.random.split(jax.random.key(1), 1000))
+    assert abs(means.mean() - whole) < 3.5 * means.std() / np.sqrt(1000)
+    np.testing.assert_allclose(np.sqrt((errors**2).mean()), means.std(), rtol=0.08)

@@ -12,12 +12,9 @@ the floor of both for as many samples.
 
 import dataclasses
 import functools
-import gzip
 import itertools
 import json
-import math
 import time
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,7 +28,7 @@ from jax import Array
 from sklearn.decomposition import PCA
 
 import guidance_jax as gj
-from experiments import data, pictures
+from experiments import data, idx, pictures
 from experiments.pictures import BLUE, GREEN, INK, MUTED, ORANGE
 
 CLEAN = gj.NoiseLevel(*map(jnp.float32, (0.0, 1.0, 0.0)))
@@ -51,7 +48,7 @@ class Config:
     dataset: str = "digits"
     """The TFDS name of a set of labelled images."""
     fashion: Path | None = None
-    """A folder of Fashion-MNIST's four gzipped IDX files, as of Debian's dataset-fashion-mnist, in place of `dataset`."""
+    """A folder of Fashion-MNIST's four IDX files, as of Debian's dataset-fashion-mnist, in place of `dataset`."""
     components: int = 24
     """Principal components."""
     underfit: float = 0.2
@@ -82,29 +79,10 @@ class Config:
             raise ValueError("components and samples must be at least 2, steps at least 1.")
 
 
-def read_idx(path: Path) -> np.ndarray:
-    """The bytes of a gzipped IDX file, in its own shape; raises FileNotFoundError, or ValueError if it is not whole."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there; Debian's package dataset-fashion-mnist has it.")
-    try:
-        content = gzip.decompress(path.read_bytes())
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} is no whole gzip file: {error}.") from error
-    if len(content) < 4 or content[:3] != b"\0\0\x08":
-        raise ValueError(f"{path} begins with {content[:4]!r}, and not as an IDX file of bytes does: 0, 0, 8, number of axes.")
-    shape = tuple(int.from_bytes(content[i : i + 4], "big") for i in range(4, 4 + 4 * content[3], 4))
-    body = content[4 + 4 * len(shape) :]
-    if not body or len(body) != math.prod(shape):
-        raise ValueError(f"{path} should hold {shape}, {math.prod(shape)} bytes, but has {len(body)}.")
-    return np.frombuffer(body, np.uint8).reshape(shape)
-
-
 def fashion(folder: Path, split: str) -> data.Data:
-    """A split of Fashion-MNIST, "train" or "t10k"."""
-    images, labels = (read_idx(folder / f"{split}-{kind}-ubyte.gz") for kind in ("images-idx3", "labels-idx1"))
-    if images.ndim != 3 or labels.shape != images.shape[:1] or labels.max() > 9:
-        raise ValueError(f"{folder} has {split} images {images.shape} with labels {labels.shape} up to {labels.max()}.")
-    return data.Data(images[..., None].astype(np.float32) / 127.5 - 1, labels.astype(np.int32), 10, "idx")
+    """A split of Fashion-MNIST, "train" or "test", in the order of its files."""
+    images, labels = idx.pair(*idx.find(folder)[split], (28, 28, 1), 10)
+    return data.Data(images.astype(np.float32) / 127.5 - 1, labels.astype(np.int32), tuple(map(str, range(10))), "idx")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -263,8 +241,8 @@ def main(config: Config) -> dict[str, Any]:
         small: Any = {"components": 10, "scales": (1.0, *sorted(config.shown)), "samples": 20, "steps": 8}
         config = dataclasses.replace(config, **small, out=config.out / "smoke")
     config.out.mkdir(parents=True, exist_ok=True)
-    load = lambda split: data.load(config.dataset, split, config.out / "data")
-    train, test = (fashion(config.fashion, s) for s in ("train", "t10k")) if config.fashion else map(load, ("train", "test"))
+    load, splits = lambda split: data.load(config.dataset, split, config.out / "data"), ("train", "test")
+    train, test = (fashion(config.fashion, s) for s in splits) if config.fashion else map(load, splits)
     world, reading = fit(config, train, test)
     print(f"{len(train.labels)} images fitted; the judge, which has not seen them, reads {reading:.1%} of them.")
     rng, laws = np.random.default_rng((config.seed, 2)), zip(*map(np.asarray, world.moments), strict=True)

@@ -3,49 +3,13 @@
 import dataclasses
 import itertools
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sklearn.datasets import load_digits
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-    from experiments import data
-
-    where = tmp_path_factory.mktemp("data")
-    return {split: data.load("digits", split, where) for split in ("train", "test")}
-
-
-def test_the_digits_come_back_as_scikit_learn_ships_them(digits):
-    shipped: Any = load_digits()
-    assert {split: len(d.labels) for split, d in digits.items()} == {"train": 1437, "test": 360}
-    images = np.concatenate([d.images for d in digits.values()])
-    labels = np.concatenate([d.labels for d in digits.values()])
-    sixteenths = np.round((images[..., 0] + 1) * 8).astype(int)
-    pairs = lambda images, labels: sorted((image.tobytes(), int(label)) for image, label in zip(images, labels, strict=True))
-    assert pairs(sixteenths, labels) == pairs(shipped.images.astype(int), shipped.target)
-    assert (np.bincount(digits["test"].labels) >= 34).all()
-    assert images.min() == -1
-    assert images.max() == 1
-
-
-def test_batches_are_the_sets_own_pairs_and_repeat_with_the_seed(digits):
-    from experiments import data
-
-    train = digits["train"]
-    known = {(image.tobytes(), int(label)) for image, label in zip(train.images, train.labels, strict=True)}
-    first, again, other = (data.batches(train, 64, seed) for seed in (0, 0, 1))
-    (images, labels), (images_again, _), (images_other, _) = next(first), next(again), next(other)
-    assert {(image.tobytes(), int(label)) for image, label in zip(images, labels, strict=True)} <= known
-    np.testing.assert_array_equal(images, images_again)
-    assert (images != images_other).any()
-    assert (next(first)[0] != images).any()
 
 
 @pytest.fixture
@@ -174,7 +138,7 @@ def test_training_that_makes_no_sense_is_told():
 
 
 def test_jitter_moves_by_a_pixel_at_most():
-    from experiments.digits import jitter
+    from experiments.evaluator import jitter
 
     image = np.full((200, 8, 8, 1), -1.0, np.float32)
     image[:, 4, 4] = 9.0

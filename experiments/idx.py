@@ -1,0 +1,137 @@
+"""IDX files, the format of MNIST and its kin, and TFDS sets made of them without network or TensorFlow."""
+
+import gzip
+import hashlib
+import math
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from tensorflow_datasets.image_classification.mnist import MNIST
+
+PARTS = {"train": ("train",), "test": ("t10k", "test")}
+KINDS = ("images-idx3-ubyte", "labels-idx1-ubyte")
+
+
+def read(path: Path) -> np.ndarray:
+    """The bytes of an IDX file, gzipped or not, in its own shape; raises ValueError if it is not whole."""
+    content = path.read_bytes()
+    if not content:
+        raise ValueError(f"{path} is empty.")
+    if content[:2] == b"\x1f\x8b":
+        try:
+            content = gzip.decompress(content)
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise ValueError(f"{path} is no whole gzip file: {error}.") from error
+    if len(content) < 4 or content[:3] != b"\0\0\x08":
+        raise ValueError(f"{path} begins with {content[:4]!r}, and not as an IDX file of bytes does: 0, 0, 8, number of axes.")
+    axes = content[3]
+    if len(content) < 4 + 4 * axes:
+        raise ValueError(f"{path} ends within its header: {len(content)} bytes, where {axes} axes need {4 + 4 * axes}.")
+    shape = tuple(int.from_bytes(content[i : i + 4], "big") for i in range(4, 4 + 4 * axes, 4))
+    body = content[4 + 4 * axes :]
+    if not body or len(body) != math.prod(shape):
+        raise ValueError(f"{path} should hold {shape}, {math.prod(shape)} bytes, but has {len(body)}.")
+    return np.frombuffer(body, np.uint8).reshape(shape)
+
+
+def find(directory: Path, prefix: str = "") -> dict[str, tuple[Path, Path]]:
+    """`{split: (images, labels)}`, the four files of a set; raises FileNotFoundError that names what is missing."""
+    found, missing = {}, []
+    for split, parts in PARTS.items():
+        for kind in KINDS:
+            names = [f"{p}{part}-{kind}{gz}" for p in dict.fromkeys(("", prefix)) for part in parts for gz in (".gz", "")]
+            path = next((directory / name for name in names if (directory / name).is_file()), None)
+            found[split, kind] = path
+            if path is None:
+                missing.append(names[0])
+    if missing:
+        raise FileNotFoundError(
+            f"{directory} {'lacks ' + ', '.join(missing) if directory.is_dir() else 'is no directory'}. It must hold the four "
+            "IDX files of the set, gzipped or not. Those of Fashion-MNIST are in Debian's package dataset-fashion-mnist, which "
+            "puts them into /usr/share/datasets/fashion-mnist."
+        )
+    return {split: (found[split, KINDS[0]], found[split, KINDS[1]]) for split in PARTS}
+
+
+def pair(images_path: Path, labels_path: Path, shape: tuple[int, ...], classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images `[N, H, W, 1]` and labels `[N]` of bytes; raises ValueError if they do not fit each other, shape or classes."""
+    images, labels = read(images_path), read(labels_path)
+    if images.ndim != 3 or (*images.shape[1:], 1) != shape:
+        raise ValueError(f"{images_path} holds {images.shape}, not images of {shape[:2]}.")
+    if labels.shape != images.shape[:1]:
+        raise ValueError(f"{labels_path} holds labels {labels.shape} for the images {images.shape} of {images_path}.")
+    if labels.max() >= classes:
+        raise ValueError(f"{labels_path} holds the label {labels.max()}, where {classes} classes end with {classes - 1}.")
+    return images[..., None], labels
+
+
+def builder(theirs: MNIST, directory: Path) -> tfds.core.GeneratorBasedBuilder:
+    """What prepares the set of TFDS' own builder `theirs`, one of MNIST's kin, from IDX files: the same name, version, splits,
+    description and classes; images as Tensor and not Image, which TFDS writes only where TensorFlow is installed.
+
+    All four files are read and checked here, before anything is written.
+    """
+    features: Any = theirs.info.features
+    shape, classes = features["image"].shape, features["label"].num_classes
+    parts = {split: pair(*paths, shape, classes) for split, paths in find(directory, _prefix(theirs)).items()}
+
+    class FromIdx(type(theirs), skip_registration=True):
+        name = theirs.name
+
+        def _info(self) -> tfds.core.DatasetInfo:
+            info = super()._info()
+            tensors = {"image": tfds.features.Tensor(shape=shape, dtype=np.uint8), "label": features["label"]}
+            return tfds.core.DatasetInfo(
+                builder=self,
+                description=info.description,
+                features=tfds.features.FeaturesDict(tensors),
+                supervised_keys=("image", "label"),
+                homepage=info.homepage,
+                citation=info.citation,
+                metadata=tfds.core.MetadataDict(sha256=digest(parts)),
+            )
+
+        def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> Any:
+            return {split: self._examples(*part) for split, part in parts.items()}
+
+        def _examples(self, images: np.ndarray, labels: np.ndarray) -> Iterator[tuple[int, dict[str, Any]]]:
+            for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+                yield i, {"image": image, "label": int(label)}
+
+    config = {"config": theirs.builder_config.name} if theirs.builder_config else {}
+    return FromIdx(data_dir=str(theirs.data_dir_root), file_format="array_record", **config)
+
+
+def digest(parts: dict[str, tuple[np.ndarray, np.ndarray]]) -> str:
+    """SHA-256 of all images and labels."""
+    total = hashlib.sha256()
+    for part in parts.values():
+        for array in part:
+            total.update(array.tobytes())
+    return total.hexdigest()
+
+
+def check_same(prepared: Any, theirs: MNIST, directory: Path) -> None:
+    """Raises ValueError if the files are not those that the set was prepared from; says nothing where one cannot know."""
+    known = (prepared.info.metadata or {}).get("sha256")
+    if not known:
+        return
+    try:
+        files = find(directory, _prefix(theirs))
+    except FileNotFoundError:
+        return
+    features: Any = prepared.info.features
+    parts = {split: pair(*paths, features["image"].shape, features["label"].num_classes) for split, paths in files.items()}
+    if digest(parts) != known:
+        raise ValueError(
+            f"the set in {prepared.data_path} was prepared from other files than those in {directory}: remove the one, or give "
+            "another folder for prepared sets."
+        )
+
+
+def _prefix(theirs: MNIST) -> str:
+    return f"{theirs.name}-{theirs.builder_config.name}-" if theirs.builder_config else ""

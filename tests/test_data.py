@@ -1,0 +1,438 @@
+"""Data sets from disk, and the order in which batches are drawn from them."""
+
+import gzip
+import importlib.util
+import io
+import json
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+FILES = {
+    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+}
+
+
+def header(*shape):
+    return b"\0\0\x08" + bytes([len(shape)]) + np.array(shape, ">u4").tobytes()
+
+
+def content(array):
+    return header(*array.shape) + array.astype(np.uint8).tobytes()
+
+
+def arrays(seed=0, classes=10, train=47, test=13):
+    rng = np.random.default_rng(seed)
+    part = lambda n: (rng.integers(256, size=(n, 28, 28)), rng.permutation(np.arange(n) % classes))
+    return {"train": part(train), "test": part(test)}
+
+
+def write(folder, parts, prefix="", test="t10k", zipped=True):
+    folder.mkdir(exist_ok=True)
+    for split, pair in parts.items():
+        for name, array in zip(FILES[split], pair, strict=True):
+            path = folder / f"{prefix}{name.replace('t10k', test)}{'.gz' * zipped}"
+            path.write_bytes(gzip.compress(content(array), 1) if zipped else content(array))
+    return folder
+
+
+def pairs(images, labels):
+    """The multiset of an image's bytes with its label."""
+    images = np.round((np.asarray(images) + 1) * 127.5) if np.issubdtype(images.dtype, np.floating) else images
+    return sorted((image.astype(np.uint8).tobytes(), int(label)) for image, label in zip(images, labels, strict=True))
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    from experiments import data
+
+    where = tmp_path_factory.mktemp("data")
+    return {split: data.load("digits", split, where) for split in ("train", "test")}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A small Fashion-MNIST: the folder of its prepared set, what is in it, and the folder of its files."""
+    from experiments import data
+
+    root, parts = tmp_path_factory.mktemp("fashion"), arrays()
+    data.prepare("fashion_mnist", root / "sets", write(root / "files", parts))
+    return root / "sets", parts, root / "files"
+
+
+def test_the_digits_come_back_as_scikit_learn_ships_them(digits):
+    shipped: Any = load_digits()
+    assert {split: len(d) for split, d in digits.items()} == {"train": 1437, "test": 360}
+    images = np.concatenate([d.images for d in digits.values()])
+    labels = np.concatenate([d.labels for d in digits.values()])
+    sixteenths = np.round((images[..., 0] + 1) * 8).astype(int)
+    raw = lambda images, labels: sorted((image.tobytes(), int(label)) for image, label in zip(images, labels, strict=True))
+    assert raw(sixteenths, labels) == raw(shipped.images.astype(int), shipped.target)
+    assert (np.bincount(digits["test"].labels) >= 34).all()
+    assert images.min() == -1
+    assert images.max() == 1
+
+
+def test_idx_files_become_the_tfds_set(prepared):
+    import tensorflow_datasets as tfds
+
+    from experiments import data
+
+    directory, parts, files = prepared
+    for split, (images, labels) in parts.items():
+        read = data.load("fashion_mnist", split, directory)
+        assert pairs(read.images, read.labels) == pairs(images, labels)
+        assert (read.images.shape, read.images.dtype, read.labels.dtype) == ((len(images), 28, 28, 1), np.float32, np.int32)
+        assert (read.classes, read.version) == (10, "3.0.1")
+        left = data.records("fashion_mnist", split, directory, files)
+        index = np.array([3, 0, 7])
+        assert (len(left), left.shape) == (len(images), (28, 28, 1))
+        for ours, theirs in zip(left.read(index), read.read(index), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+            assert ours.dtype == theirs.dtype
+    ours: Any = data.prepare("fashion_mnist", directory).info
+    theirs: Any = tfds.builder("fashion_mnist").info
+    assert set(ours.features) == set(theirs.features)
+    for key in ("shape", "np_dtype"):
+        assert getattr(ours.features["image"], key) == getattr(theirs.features["image"], key)
+    assert ours.features["label"].names == theirs.features["label"].names
+    assert ours.features["label"].names[9] == "Ankle boot"
+    assert {split: info.num_examples for split, info in ours.splits.items()} == {"train": 47, "test": 13}
+    assert (ours.full_name, ours.description, ours.supervised_keys) == (
+        theirs.full_name,
+        theirs.description,
+        ("image", "label"),
+    )
+
+
+def test_emnist_has_file_names_and_classes_of_its_own(tmp_path):
+    from experiments import data
+
+    parts = arrays(classes=37, train=40)
+    files = write(tmp_path / "files", parts, "emnist-letters-", test="test", zipped=False)
+    read = data.load("emnist/letters", "train", tmp_path, files)
+    assert pairs(read.images, read.labels) == pairs(*parts["train"])
+    assert (read.classes, data.prepare("emnist/letters", tmp_path).info.full_name) == (37, "emnist/letters/3.1.0")
+
+
+def test_what_tfds_has_prepared_by_itself_is_read_too(tmp_path, prepared):
+    import PIL.Image
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.image_classification.mnist import FashionMNIST
+
+    from experiments import data
+
+    _, parts, files = prepared
+
+    class WithImage(FashionMNIST, skip_registration=True):
+        name = "fashion_mnist"
+
+        def _split_generators(self, dl_manager) -> Any:
+            return {split: self._pngs(*part) for split, part in parts.items()}
+
+        def _pngs(self, images, labels):
+            for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+                png = io.BytesIO()
+                PIL.Image.fromarray(image.astype(np.uint8)).save(png, "png")
+                png.seek(0)
+                yield i, {"image": png, "label": int(label)}
+
+    WithImage(data_dir=str(tmp_path), file_format="array_record").download_and_prepare()
+    assert isinstance(data.prepare("fashion_mnist", tmp_path).info.features["image"], tfds.features.Image)
+    read = data.load("fashion_mnist", "train", tmp_path, files)
+    assert pairs(read.images, read.labels) == pairs(*parts["train"])
+
+
+IMAGES, LABELS = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"
+DAMAGES = {
+    "cut gzip": (IMAGES, lambda raw: raw[:-9], "no whole gzip file"),
+    "flipped gzip": (IMAGES, lambda raw: raw[:500] + bytes(100) + raw[600:], "no whole gzip file"),
+    "empty": (LABELS, lambda raw: b"", "is empty"),
+    "empty within": (LABELS, lambda raw: gzip.compress(b""), "begins with b''"),
+    "no IDX": (LABELS, lambda raw: b"<html>not found</html>", "not as an IDX"),
+    "of floats": (LABELS, lambda raw: gzip.compress(b"\0\0\x0d\1" + bytes(8)), "not as an IDX"),
+    "cut header": (IMAGES, lambda raw: gzip.compress(header(47, 28, 28)[:9]), "ends within its header: 9 bytes"),
+    "cut body": (IMAGES, lambda raw: gzip.compress(gzip.decompress(raw)[:-1]), r"\(47, 28, 28\), 36848 bytes, but has 36847"),
+    "extra bytes": (LABELS, lambda raw: gzip.compress(gzip.decompress(raw) + b"\0"), "47 bytes, but has 48"),
+    "no records": (LABELS, lambda raw: gzip.compress(header(0)), "has 0"),
+    "too few labels": (
+        LABELS,
+        lambda raw: gzip.compress(content(np.zeros(46))),
+        r"labels \(46,\) for the images \(47, 28, 28\)",
+    ),
+    "labels for images": (IMAGES, lambda raw: gzip.compress(content(np.zeros(47))), r"\(47,\), not images of \(28, 28\)"),
+    "another size": (IMAGES, lambda raw: gzip.compress(content(np.zeros((47, 32, 32)))), r"\(47, 32, 32\), not images of \(28"),
+    "label out of range": (
+        LABELS,
+        lambda raw: gzip.compress(content(np.full(47, 10))),
+        "label 10, where 10 classes end with 9",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_files_are_named_and_nothing_is_written(tmp_path, prepared, damage):
+    from experiments import data
+
+    name, change, message = DAMAGES[damage]
+    files = Path(shutil.copytree(prepared[2], tmp_path / "files"))
+    (files / name).write_bytes(change((files / name).read_bytes()))
+    with pytest.raises(ValueError, match=f"{name}.*{message}"):
+        data.load("fashion_mnist", "test", tmp_path / "sets", files)
+    assert [path.name for path in (tmp_path / "sets").rglob("*")] == [".lock"]
+
+
+def test_missing_files_are_named_with_the_package_that_has_them(tmp_path, prepared):
+    from experiments import data
+
+    files = Path(shutil.copytree(prepared[2], tmp_path / "files"))
+    load = lambda files: data.load("fashion_mnist", "test", tmp_path / "sets", files)
+    for name in (LABELS, "t10k-images-idx3-ubyte.gz"):
+        (files / name).unlink()
+    with pytest.raises(FileNotFoundError, match=f"{files} lacks {LABELS}, t10k-images-idx3-ubyte.gz.*dataset-fashion-mnist"):
+        load(files)
+    with pytest.raises(FileNotFoundError, match="nowhere is no directory"):
+        load(tmp_path / "nowhere")
+    # Mended, it just goes on.
+    for name in (LABELS, "t10k-images-idx3-ubyte.gz"):
+        shutil.copy(prepared[2] / name, files)
+    assert len(load(files)) == 13
+
+
+def test_other_files_than_those_prepared_are_refused(tmp_path, prepared):
+    from experiments import data
+
+    other = arrays()
+    other["test"][0][0, 0, 0] ^= 1
+    with pytest.raises(ValueError, match="prepared from other files than those in"):
+        data.load("fashion_mnist", "train", prepared[0], write(tmp_path / "files", other))
+    assert len(data.load("fashion_mnist", "train", prepared[0], tmp_path / "not there")) == 47
+
+
+def test_killed_while_it_prepares_a_second_call_just_works(tmp_path, prepared):
+    from experiments import data
+
+    script = (
+        "import os, signal, sys; from pathlib import Path; from experiments import data, idx; write = idx.builder\n"
+        "def builder(*arguments):\n"
+        "    made = write(*arguments); examples = type(made)._examples\n"
+        "    def dies(self, images, labels):\n"
+        "        for i, example in enumerate(examples(self, images, labels)):\n"
+        "            if len(images) == 13 and i == 5: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "            yield example\n"
+        "    type(made)._examples = dies; return made\n"
+        "idx.builder = builder; data.load('fashion_mnist', 'train', *map(Path, sys.argv[1:]))"
+    )
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", script, tmp_path, prepared[2]], cwd=root, capture_output=True, text=True)
+    assert done.returncode == -9, done.stderr
+    left = [path.name for path in (tmp_path / "fashion_mnist").iterdir()]
+    assert len(left) == 1
+    assert left[0].startswith("incomplete.")
+    read = data.load("fashion_mnist", "test", tmp_path, prepared[2])
+    assert pairs(read.images, read.labels) == pairs(*prepared[1]["test"])
+    assert [path.name for path in (tmp_path / "fashion_mnist").iterdir()] == ["3.0.1"]
+
+
+def test_many_at_once_prepare_one_set(tmp_path, prepared):
+    from experiments import data
+
+    sizes = []
+    load = lambda: sizes.append(len(data.load("fashion_mnist", "test", tmp_path, prepared[2])))
+    threads = [threading.Thread(target=load) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sizes == [13] * 4
+    assert [path.name for path in (tmp_path / "fashion_mnist").iterdir()] == ["3.0.1"]
+
+
+def test_a_damaged_prepared_set_is_told(tmp_path, prepared):
+    from experiments import data
+
+    where = Path(shutil.copytree(prepared[0], tmp_path / "sets"))
+    (path,) = where.rglob("*train.array_record*")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(RuntimeError, match=f"{path.parent} is damaged: .*Remove it"):
+        data.load("fashion_mnist", "train", where)
+
+
+def test_what_tfds_cannot_prepare_here_is_told(tmp_path, monkeypatch):
+    import tensorflow_datasets as tfds
+
+    from experiments import data
+
+    load = lambda name, files=None: data.load(name, "train", tmp_path, files)
+    find_spec = importlib.util.find_spec
+    absent = lambda name, *rest: None if name == "tensorflow" else find_spec(name, *rest)
+    with monkeypatch.context() as patch:
+        patch.setattr(importlib.util, "find_spec", absent)
+        for name, mend in (
+            ("mnist", "--manual-dir"),
+            ("fashion_mnist", "dataset-fashion-mnist"),
+            ("cifar10", "copy the folder"),
+        ):
+            with pytest.raises(
+                ModuleNotFoundError, match=f"needs TensorFlow to prepare '{name}'.*pip install tensorflow.*{mend}"
+            ):
+                load(name)
+    with pytest.raises(tfds.core.DatasetNotFoundError, match="Did you mean: cifar11"):
+        load("cifar11")
+    with pytest.raises(ValueError, match="not images of bytes with labels"):
+        load("imdb_reviews")
+    with pytest.raises(ValueError, match="images of many sizes"):
+        load("tf_flowers")
+    with pytest.raises(ValueError, match="neither read from IDX files"):
+        load("cifar10", tmp_path)
+
+    def fails(error):
+        def download_and_prepare(self, **options):
+            raise error
+
+        return download_and_prepare
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: True)
+    for error, kind, message in (
+        (ConnectionError("no route to host"), RuntimeError, "could not prepare 'mnist': no route to host.*--manual-dir"),
+        (ModuleNotFoundError("No module named 'tensorflow'"), ModuleNotFoundError, "needs TensorFlow to prepare 'mnist'"),
+    ):
+        monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", fails(error))
+        with pytest.raises(kind, match=f"(?s){message}"):
+            load("mnist")
+    assert {path.name for path in tmp_path.iterdir()} == {".lock"}
+
+
+def numbered(records=23):
+    """A set whose images say their own number, at the left, and a constant at the right."""
+    from experiments import data
+
+    images = np.full((records, 2, 2, 1), -1, np.float32)
+    images[:, :, 0] = np.arange(records)[:, None, None]
+    return data.Data(images, np.arange(records, dtype=np.int32), tuple(map(str, range(records))), "")
+
+
+def drawn(batches, count):
+    """The labels of so many batches, `[count, B]`, and their images."""
+    images, labels = zip(*(next(batches) for _ in range(count)), strict=True)
+    return np.stack(labels), np.stack(images)
+
+
+def test_each_epoch_visits_each_record_once_in_an_order_of_its_own():
+    from experiments import data
+
+    labels, images = drawn(data.batches(numbered(), 8, seed=0), 23 * 3)
+    np.testing.assert_array_equal(images[..., 0, 0, 0], labels)
+    epochs = labels.reshape(24, 23)
+    np.testing.assert_array_equal(np.sort(epochs), np.tile(np.arange(23), (24, 1)))
+    assert len({tuple(epoch) for epoch in epochs}) == 24
+    # A shuffle: no record has a place it prefers. The statistic has 22 * 22 degrees of freedom.
+    many = drawn(data.batches(numbered(), 23, seed=1), 400)[0]
+    counts = np.stack([np.bincount(column, minlength=23) for column in many.T])
+    assert abs(((counts - 400 / 23) ** 2 / (400 / 23)).sum() * 22 / 23 - 484) < 5 * np.sqrt(2 * 484)
+    again, other = (drawn(data.batches(numbered(), 8, seed=seed), 23 * 3)[0] for seed in (0, 1))
+    np.testing.assert_array_equal(again, labels)
+    assert (other != labels).any()
+    # A batch may be larger than the set.
+    np.testing.assert_array_equal(np.sort(drawn(data.batches(numbered(3), 6, seed=0), 2)[0].reshape(4, 3)), [[0, 1, 2]] * 4)
+
+
+def test_processes_read_the_rows_of_the_one_global_batch():
+    from experiments import data
+
+    whole = drawn(data.batches(numbered(), 12, seed=2, flip=True), 9)
+    for processes in (1, 2, 3, 4):
+        parts = [drawn(data.batches(numbered(), 12, 2, process=p, processes=processes, flip=True), 9) for p in range(processes)]
+        for part, all_rows in zip(zip(*parts, strict=True), whole, strict=True):
+            np.testing.assert_array_equal(np.concatenate(part, axis=1), all_rows)
+    for size, process, processes in ((12, 0, 5), (0, 0, 1), (12, 2, 2), (12, -1, 2)):
+        with pytest.raises(ValueError, match=f"size must be a multiple of processes, got size {size}"):
+            data.batches(numbered(), size, 2, process=process, processes=processes)
+    with pytest.raises(ValueError, match="the source is empty"):
+        data.batches(numbered(0), 12, 2)
+
+
+def test_flips_mirror_half_of_the_images_anew_each_time():
+    from experiments import data
+
+    plain, flipped = (drawn(data.batches(numbered(), 20, seed=0, flip=flip), 100) for flip in (False, True))
+    np.testing.assert_array_equal(plain[0], flipped[0])
+    mirrored = (flipped[1] == plain[1][..., ::-1, :]).all((2, 3, 4))
+    np.testing.assert_array_equal(np.where(mirrored[..., None, None, None], plain[1][..., ::-1, :], plain[1]), flipped[1])
+    assert abs(mirrored.mean() - 0.5) < 5 * 0.5 / np.sqrt(mirrored.size)
+    assert 0 < mirrored[plain[0] == 7].mean() < 1
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 7])
+def test_a_restored_state_goes_on_as_the_undisturbed_stream(ahead):
+    import grain
+
+    from experiments import data
+
+    read = grain.ReadOptions(num_threads=min(ahead, 3), prefetch_buffer_size=ahead)
+    make = lambda: data.batches(numbered(), 6, seed=0, flip=True, read=read)
+    whole, first = drawn(make(), 20), make()
+    for at in (0, 1, 3, 4, 11):  # 23 = 3 * 6 + 5: before, within and after the batch that holds two epochs
+        first.set_state({"next_index": 0})
+        for _ in range(at):
+            next(first)
+        state = json.dumps(first.get_state())
+        resumed = make()
+        resumed.set_state(json.loads(state))
+        used = make()
+        drawn(used, 2)
+        used.set_state(json.loads(state))
+        for batches in (first, resumed, used):
+            for rest, all_of_it in zip(drawn(batches, 8), whole, strict=True):
+                np.testing.assert_array_equal(rest, all_of_it[at : at + 8])
+    with pytest.raises(ValueError, match="got -1"):
+        first.set_state({"next_index": -1})
+    first.close()
+    with pytest.raises(ValueError, match="closed"):
+        next(first)
+
+
+def test_orbax_saves_and_restores_the_iterator(tmp_path):
+    import grain.checkpoint
+    import orbax.checkpoint as ocp
+
+    from experiments import data
+
+    batches = data.batches(numbered(), 6, seed=0)
+    drawn(batches, 5)
+    handler: Any = grain.checkpoint.CheckpointHandler()
+    with ocp.Checkpointer(handler) as checkpointer:
+        checkpointer.save(tmp_path / "batches", args=grain.checkpoint.CheckpointSave(batches))
+        after = drawn(batches, 5)[0]
+        resumed = data.batches(numbered(), 6, seed=0)
+        checkpointer.restore(tmp_path / "batches", args=grain.checkpoint.CheckpointRestore(resumed))
+    np.testing.assert_array_equal(drawn(resumed, 5)[0], after)
+
+
+def test_workers_draw_the_same_and_any_number_of_them_resumes(prepared):
+    from experiments import data
+
+    source = data.records("fashion_mnist", "train", prepared[0])
+    undisturbed, workers = data.batches(source, 10, seed=0), data.batches(source, 10, seed=0, workers=2)
+    drawn(undisturbed, 3)
+    workers.set_state(undisturbed.get_state())
+    for theirs, ours in zip(drawn(workers, 5), drawn(undisturbed, 5), strict=True):
+        np.testing.assert_array_equal(theirs, ours)
+    assert workers.get_state() == undisturbed.get_state() == {"next_index": 8}
+    undisturbed.set_state({"next_index": 0})
+    drawn(undisturbed, 8)
+    state = workers.get_state()
+    workers.close()
+    resumed = data.batches(source, 10, seed=0)
+    resumed.set_state(state)
+    np.testing.assert_array_equal(drawn(resumed, 3)[0], drawn(undisturbed, 3)[0])

@@ -1,0 +1,44 @@
+"""The judge of samples: a convolutional classifier of clean images, which no guidance sees, and what keeps it honest."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+
+class Evaluator(nnx.Module):
+    """A small convolutional network: `features [B, 128]`, and logits when called.
+
+    Args:
+      shape: `(H, W, C)` of one image.
+      classes: the number of classes.
+      width: channels of the first convolution; they double after each pooling.
+      blocks: the number of convolutions, a 2 x 2 pooling between each two.
+      rngs: for the parameters.
+    """
+
+    def __init__(self, shape: tuple[int, ...], classes: int, width: int, blocks: int, *, rngs: nnx.Rngs):
+        widths = [shape[2], *(width * 2**i for i in range(blocks))]
+        self.convs = nnx.List([nnx.Conv(i, o, (3, 3), rngs=rngs) for i, o in itertools.pairwise(widths)])
+        height, across = (-(-side // 2 ** (blocks - 1)) for side in shape[:2])
+        self.hidden = nnx.Linear(height * across * widths[-1], 128, rngs=rngs)
+        self.last = nnx.Linear(128, classes, rngs=rngs)
+
+    def features(self, x: Array) -> Array:
+        for i, conv in enumerate(self.convs):
+            x = jax.nn.relu(conv(nnx.max_pool(x, (2, 2), strides=(2, 2), padding="SAME") if i else x))
+        return jax.nn.relu(self.hidden(x.reshape(len(x), -1)))
+
+    def __call__(self, x: Array) -> Array:
+        return self.last(self.features(x))
+
+
+def jitter(key: Array, images: Array) -> Array:
+    """Images moved by up to a pixel, with a little noise: what keeps an evaluator of a small set honest."""
+    move, noise = jax.random.split(key)
+    padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-1)
+    corners = jax.random.randint(move, (len(images), 2), 0, 3)
+    crop = lambda image, corner: jax.lax.dynamic_slice(image, (*corner, 0), images.shape[1:])
+    return jax.vmap(crop)(padded, corners) + 0.1 * jax.random.normal(noise, images.shape)

@@ -1,0 +1,392 @@
+"""The guidance table of a paper, on Fashion-MNIST: train, sweep every method's scale, judge, report.
+
+`python -m experiments.fashion_mnist` does it in an hour on 2 CPU cores, `... small` in ten minutes, `... gpu` with networks and
+sample sizes of a paper. Every stage goes on where it was stopped; all of it lies in `out/fashion_mnist`, and `report.md` is
+what to read.
+
+The judge is a classifier of clean images that no guidance sees. Its features give the Frechet distance (here called FD, not
+FID: that is Inception's), precision, recall, density and coverage, all against the 10,000 held-out images.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from flax import nnx
+from jax import Array
+
+import guidance_jax as gj
+from experiments import data, devices, models, report
+from experiments.evaluator import Evaluator, jitter
+from experiments.fit import Training, fit, run_directory
+from experiments.generate import generate
+
+CONTRASTS = (1.5, 2.0, 3.0, 5.0, 8.0)
+SCALES = {
+    **dict.fromkeys(("cfg", "interval", "rescale", "apg", "cfg_zero_star", "early_cfg"), CONTRASTS),
+    **dict.fromkeys(("autoguidance", "early_autoguidance"), (1.5, 2.0, 3.0, 4.0)),
+    **dict.fromkeys(("classifier", "clean_classifier"), (1.0, 2.0, 4.0, 8.0, 16.0)),
+}
+CLEAN = 0.0
+ACCURATE = 0.98
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Guidance on Fashion-MNIST, from the data to the report."""
+
+    out: Path = Path("out/fashion_mnist")
+    """Where data, checkpoints, samples and the report go."""
+    dataset: str = "fashion_mnist"
+    """The TFDS name of a set of labelled images."""
+    manual_dir: Path | None = None
+    """A folder of the set's four IDX files, where it is not to be downloaded: Debian's package dataset-fashion-mnist puts them
+    in /usr/share/datasets/fashion-mnist."""
+    seed: int = 0
+    """Of everything random."""
+    network: gj.networks.UNetConfig = gj.networks.UNetConfig((28, 28, 1), 10, widths=(32, 64), patch=2)
+    """The network to be guided. Shape and classes are those of the data."""
+    classifier_network: gj.networks.UNetConfig = gj.networks.UNetConfig((28, 28, 1), 10, widths=(32, 64), patch=2)
+    """The classifiers that guide, one trained on noisy images and one on clean ones."""
+    evaluator_width: int = 32
+    """Channels of the judge's first convolution; there are three."""
+    denoiser: Training = Training(steps=7000, batch=64, learning_rate=2e-3, snapshots=(300, 1000))
+    """Its averaged parameters at the first snapshot are the weak model of autoguidance, at the second the under-trained one."""
+    classifier: Training = Training(steps=2500, batch=64, weight_decay=0.05)
+    """Of both classifiers that guide."""
+    evaluator: Training = Training(steps=4000, batch=64, weight_decay=0.05)
+    """Of the judge."""
+    drop_rate: float = 0.1
+    """The probability of dropping the label in training."""
+    steps: int = 12
+    """Steps of DPM-Solver++ 2M, on Karras' levels."""
+    samples: int = 2000
+    """Samples a point of the sweeps, in equal parts for each class."""
+    headline: int = 5000
+    """Samples of each row of the headline table."""
+    batch: int = 250
+    """Samples at once."""
+    coordinator: str | None = None
+    """Of several processes, as `jax.distributed` takes it: host:port."""
+    processes: int | None = None
+    process: int | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.denoiser.snapshots) != 2:
+            raise ValueError(f"denoiser.snapshots must be two steps, weak and under-trained, got {self.denoiser.snapshots}.")
+        if not 1 <= self.samples <= self.headline or self.steps < 1 or not 0 <= self.drop_rate <= 1:
+            raise ValueError("samples and steps must be at least 1, headline at least samples, drop_rate in [0, 1].")
+
+
+PRESETS: dict[str, tuple[str, Config]] = {
+    "default": ("An hour on 2 CPU cores.", Config()),
+    "small": (
+        "Ten minutes on 2 CPU cores: fewer steps, samples and scales.",
+        Config(
+            out=Path("out/fashion_mnist_small"),
+            denoiser=Training(steps=1500, batch=64, learning_rate=2e-3, ema=0.99, snapshots=(100, 300)),
+            classifier=Training(steps=600, batch=64, weight_decay=0.05),
+            evaluator=Training(steps=1200, batch=64, weight_decay=0.05),
+            steps=8,
+            samples=300,
+            headline=500,
+        ),
+    ),
+    "gpu": (
+        "Networks and sample sizes of a paper, for one GPU.",
+        Config(
+            out=Path("out/fashion_mnist_gpu"),
+            network=gj.networks.UNetConfig(
+                (28, 28, 1), 10, widths=(128, 256), blocks=2, attention=(1,), patch=1, dtype="bfloat16"
+            ),
+            denoiser=Training(steps=50_000, batch=512, snapshots=(1000, 5000)),
+            classifier=Training(steps=10_000, batch=512, weight_decay=0.05),
+            evaluator=Training(steps=10_000, batch=256, weight_decay=0.05),
+            steps=18,
+            samples=10_000,
+            headline=50_000,
+            batch=1000,
+        ),
+    ),
+    "smoke": (
+        "Seconds, that show the way but no result.",
+        Config(
+            out=Path("out/fashion_mnist_smoke"),
+            dataset="digits",
+            network=gj.networks.UNetConfig((8, 8, 1), 10, widths=(8, 16), heads=2),
+            classifier_network=gj.networks.UNetConfig((8, 8, 1), 10, widths=(8, 16), heads=2),
+            evaluator_width=8,
+            denoiser=Training(steps=30, batch=32, snapshots=(10, 20)),
+            classifier=Training(steps=10, batch=32),
+            evaluator=Training(steps=10, batch=32),
+            steps=3,
+            samples=50,
+            headline=100,
+            batch=50,
+        ),
+    ),
+}
+
+
+class Judge:
+    """The evaluator, and the features of the held-out images."""
+
+    def __init__(self, module: Evaluator, params: Any, held_out: data.Data):
+        graph, _, rest = nnx.split(module, nnx.Param, ...)
+
+        def read(params: Any, images: Array) -> tuple[Array, Array]:
+            module = nnx.merge(graph, params, rest)
+            features = module.features(images)
+            return features, module.last(features)
+
+        self.params, self.program = params, jax.jit(read)
+        self.real, logits = self.read(held_out.images)
+        self.accuracy = float(gj.metrics.accuracy(logits, jnp.asarray(held_out.labels)))
+
+    def read(self, images: np.ndarray, batch: int = 500) -> tuple[Array, Array]:
+        """Features and logits, a batch at a time."""
+        parts = [self.program(self.params, jnp.asarray(images[i : i + batch])) for i in range(0, len(images), batch)]
+        features, logits = (jnp.concatenate(part) for part in zip(*parts, strict=True))
+        return features, logits
+
+    def __call__(self, images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        """Fidelity and diversity of images `[N, H, W, C]` in bytes."""
+        features, logits = self.read(images.astype(np.float32) / 127.5 - 1)
+        precision, recall = gj.metrics.precision_recall(self.real, features)
+        density, coverage = gj.metrics.density_coverage(self.real, features)
+        row = {
+            "accuracy": gj.metrics.accuracy(logits, jnp.asarray(labels)),
+            "fd": gj.metrics.fid(self.real, features),
+            "kid": gj.metrics.kid(self.real, features),
+            "precision": precision,
+            "recall": recall,
+            "density": density,
+            "coverage": coverage,
+            "vendi": gj.metrics.vendi(features),
+        }
+        return {"samples": len(images)} | {name: float(value) for name, value in row.items()}
+
+
+def losses(config: Config, apply: dict[str, Callable[..., Array]], null: int) -> dict[str, Callable[..., Array]]:
+    """`{network: loss(params, key, images, labels)}`."""
+
+    def denoiser(params: Any, key: Array, images: Array, labels: Array) -> Array:
+        drop, levels, noise = jax.random.split(key, 3)
+        labels = gj.training.drop(drop, labels, null, config.drop_rate)
+        level = gj.training.noise_levels(levels, models.SCHEDULE, len(images))
+        network = lambda x, t, cond: apply["denoiser"](params, x, t, cond)
+        return gj.training.denoising_loss(network, models.PREDICTS, noise, images, level, labels).mean()
+
+    def classifier(params: Any, key: Array, images: Array, labels: Array) -> Array:
+        levels, noise = jax.random.split(key)
+        level = gj.training.noise_levels(levels, models.SCHEDULE, len(images))
+        return gj.training.classifier_loss(lambda x, t: apply["classifier"](params, x, t), noise, images, level, labels).mean()
+
+    def cross_entropy(logits: Array, labels: Array) -> Array:
+        return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1).mean()
+
+    def clean(params: Any, key: Array, images: Array, labels: Array) -> Array:
+        return cross_entropy(apply["clean"](params, images, jnp.full(len(images), CLEAN)), labels)
+
+    def evaluator(params: Any, key: Array, images: Array, labels: Array) -> Array:
+        return cross_entropy(apply["evaluator"](params, jitter(key, images)), labels)
+
+    return {"denoiser": denoiser, "classifier": classifier, "clean": clean, "evaluator": evaluator}
+
+
+def plan(config: Config, networks: dict[str, models.Trained], shape: tuple[int, ...]) -> None:
+    """Print how many operations the run will take, counted by the compiler."""
+    x, t, labels = jnp.zeros((1, *shape)), jnp.zeros(1), jnp.zeros(1, jnp.int32)
+    inputs = {"denoiser": (x, t, labels), "classifier": (x, t), "clean": (x, t), "evaluator": (x,)}
+    one = {}
+    for name, (apply, params) in networks.items():
+        counted: Any = jax.jit(apply).lower(params, *inputs[name]).cost_analysis()
+        one[name] = counted["flops"]
+    trainings = {"denoiser": config.denoiser, "clean": config.classifier, "classifier": config.classifier}
+    trainings["evaluator"] = config.evaluator
+    # A gradient is worth two forward passes.
+    training = sum(3 * one[name] * each.steps * each.batch for name, each in trainings.items())
+    contrasts = sum(len(scales) for way, scales in SCALES.items() if "classifier" not in way)
+    steered = sum(len(scales) for way, scales in SCALES.items() if "classifier" in way)
+    passes = config.samples * (2 * contrasts + steered + 3) + config.headline * 14
+    sampling = config.steps * (passes * one["denoiser"] + steered * config.samples * 3 * one["classifier"])
+    told = f"training {training / 1e12:.1f} TFLOP, sampling {sampling / 1e12:.1f}"
+    print(f"plan: {told}; at 100 GFLOP/s that is {(training + sampling) / 6e12:.0f} minutes")
+
+
+def train(config: Config, train_set: data.Data, held_out: data.Data) -> tuple[models.Run, Judge, str]:
+    """The networks, the judge, and a digest of all that they depend on."""
+    shape, classes = train_set.images.shape[1:], train_set.classes
+    sized = lambda network: dataclasses.replace(network, shape=shape, classes=classes)
+    described = {
+        "denoiser": models.describe("UNet", sized(config.network)),
+        "classifier": models.describe("UNetClassifier", sized(config.classifier_network)),
+        "clean": models.describe("UNetClassifier", sized(config.classifier_network)),
+    }
+    judge = Evaluator(shape, classes, config.evaluator_width, 3, rngs=nnx.Rngs(config.seed))
+    networks = {name: models.build(told, config.seed) for name, told in described.items()}
+    networks["evaluator"] = models.Trained(*gj.networks.from_nnx(judge))
+    described["evaluator"] = {"kind": "Evaluator", "config": {"width": config.evaluator_width}}
+    wanted = losses(config, {name: network.apply for name, network in networks.items()}, classes)
+    plan(config, networks, shape)
+    entries, checkpoints = {}, config.out / "checkpoints"
+    for name, (_, params) in networks.items():
+        training = config.classifier if name == "clean" else getattr(config, name)
+        identity = {
+            "network": described[name],
+            "data": f"{config.dataset} {train_set.version}, {len(train_set.labels)} images",
+            **({"drop_rate": config.drop_rate} if name == "denoiser" else {}),
+        }
+        batches = data.batches(train_set, training.batch, config.seed)
+        params = fit(name, wanted[name], params, batches, training, config.seed, checkpoints, identity, mesh=devices.mesh())
+        kept = run_directory(name, training, config.seed, checkpoints, identity)
+        entries[name] = described[name] | {"checkpoint": str(kept.relative_to(config.out.absolute()))}
+        networks[name] = networks[name]._replace(params=params)
+    weak, early = config.denoiser.snapshots
+    entries |= {"weak": entries["denoiser"] | {"step": weak}, "early": entries["denoiser"] | {"step": early}}
+    trained = Judge(judge, networks["evaluator"].params, held_out)
+    del entries["evaluator"]
+    models.save(config.out, shape, train_set.names, entries)
+    digest = hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()[:12]
+    return models.load(config.out), trained, digest
+
+
+class Sweep:
+    """Samples of any way at any scale, kept in shards, and what the judge says of them."""
+
+    def __init__(self, config: Config, run: models.Run, judge: Judge, digest: str):
+        self.config, self.run, self.judge, self.digest = config, run, judge, digest
+        self.levels = gj.levels(models.SCHEDULE, config.steps, gj.spacings.karras(sigma_min=0.02, sigma_max=60.0))
+        self.programs: dict[str, Any] = {}
+        self.costs: dict[str, dict[str, float]] = {}
+
+    def row(self, way: str, scale: float, count: int) -> dict[str, Any]:
+        """A row of the table: what was sampled, its measures and its cost."""
+        images, labels = self.images(way, scale, count)
+        return {"way": way, "scale": scale} | self.judge(images, labels) | self.cost(way)
+
+    def images(self, way: str, scale: float, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """The first `count` samples, in bytes, and their labels."""
+        program, params = self.program(way)
+        labels = np.arange(count, dtype=np.int32) % len(self.run.names)
+        directory = self.config.out / "samples" / self.digest / f"{way}_{scale:g}"
+        identity = {
+            "way": way,
+            "scale": scale,
+            "networks": self.digest,
+            "levels": [round(float(ratio), 4) for ratio in self.levels.ratio],
+            "interval": models.INTERVAL,
+        }
+        inputs, seed, batch = (params, jnp.float32(scale)), self.config.seed + 1, self.config.batch
+        return generate(program, inputs, labels, seed, directory, identity, batch=batch, shard=batch).samples()
+
+    def program(self, way: str) -> tuple[Any, Any]:
+        if way not in self.programs:
+            generate, params = models.program(self.run, models.WAYS[way], gj.dpmpp_2m(), self.levels)
+            self.programs[way] = jax.jit(generate), params
+        return self.programs[way]
+
+    def cost(self, way: str) -> dict[str, float]:
+        """Network evaluations a sample, without those of classifiers, and seconds a sample in one batch."""
+        if way not in self.costs:
+            program, params = self.program(way)
+            count, _ = models.program(self.run, models.WAYS[way], gj.dpmpp_2m(), self.levels, gj.evaluations)
+            keys = jax.random.split(jax.random.key(0), self.config.batch)
+            arguments = (params, jnp.float32(2)), keys, jnp.zeros(len(keys), jnp.int32)
+            evaluations = int(jax.jit(count)(*arguments))
+            jax.block_until_ready(program(*arguments))
+            start = time.perf_counter()
+            jax.block_until_ready(program(*arguments))
+            self.costs[way] = {"evaluations": evaluations, "seconds": (time.perf_counter() - start) / len(keys)}
+        return self.costs[way]
+
+
+def scale_at(rows: list[dict[str, Any]], accuracy: float) -> float | None:
+    """The smallest scale at which a sweep's accuracy, linear between its points, is that; None where it is never."""
+    for low, high in itertools.pairwise(rows):
+        if low["accuracy"] <= accuracy <= high["accuracy"]:
+            share = (accuracy - low["accuracy"]) / max(high["accuracy"] - low["accuracy"], 1e-9)
+            return round(low["scale"] + share * (high["scale"] - low["scale"]), 2)
+    return None
+
+
+def headlines(curves: dict[str, list[dict[str, Any]]]) -> dict[str, tuple[str, float]]:
+    """`{row: (way, scale)}`: what the comparisons of the report stand on, chosen by the sweeps."""
+    best = lambda way: min(curves[way], key=lambda row: row["fd"])
+    reach = lambda *ways: min(max(row["accuracy"] for row in curves[way]) for way in ways)
+    rows: dict[str, tuple[str, float | None]] = {
+        "unconditional": ("unconditional", 1.0),
+        "conditional": ("conditional", 1.0),
+        "CFG, lowest FD": ("cfg", best("cfg")["scale"]),
+    }
+    level = min(ACCURATE, reach("cfg", "interval"))
+    for way in ("cfg", "interval"):
+        rows[f"{models.WAYS[way].title}, at accuracy {level:.3f}"] = way, scale_at(curves[way], level)
+    rows["under-trained, conditional"] = "early", 1.0
+    guided = best("early_autoguidance")
+    rows["under-trained, autoguidance, lowest FD"] = "early_autoguidance", guided["scale"]
+    rows["under-trained, CFG, at its accuracy"] = "early_cfg", scale_at(curves["early_cfg"], guided["accuracy"])
+    strongest = max(curves["classifier"][1:], key=lambda row: row["accuracy"])["scale"]
+    for way in ("classifier", "clean_classifier"):
+        rows[f"{models.WAYS[way].title}, scale {strongest:g}"] = way, strongest
+    return {name: (way, scale) for name, (way, scale) in rows.items() if scale is not None}
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Run it all; returns what `metrics.json` holds."""
+    devices.start(config.coordinator, config.processes, config.process)
+    start = time.perf_counter()
+    config.out.mkdir(parents=True, exist_ok=True)
+    jax.config.update("jax_compilation_cache_dir", str((config.out / "compilation_cache").absolute()))
+    train_set, held_out = (
+        data.load(config.dataset, split, config.out / "data", config.manual_dir) for split in ("train", "test")
+    )
+    run, judge, digest = train(config, train_set, held_out)
+    trained = time.perf_counter()
+    sweep = Sweep(config, run, judge, digest)
+    plain = {way: sweep.row(way, 1.0, config.samples) for way in ("unconditional", "conditional", "early")}
+    starts = {
+        "classifier": "unconditional",
+        "clean_classifier": "unconditional",
+        "early_cfg": "early",
+        "early_autoguidance": "early",
+    }
+    curves = {
+        way: [
+            plain[starts.get(way, "conditional")] | {"scale": 0.0 if "classifier" in way else 1.0},
+            *(sweep.row(way, scale, config.samples) for scale in scales),
+        ]
+        for way, scales in SCALES.items()
+    }
+    rows = {name: sweep.row(way, scale, config.headline) for name, (way, scale) in headlines(curves).items()}
+    real = np.round((train_set.images[: config.headline] + 1) * 127.5).astype(np.uint8)
+    metrics = {
+        "evaluator_accuracy": judge.accuracy,
+        "real": judge(real, train_set.labels[: config.headline]),
+        "curves": curves,
+        "headlines": rows,
+        "seconds": {"training": trained - start, "all": time.perf_counter() - start},
+    }
+    (config.out / "metrics.json").write_text(json.dumps(metrics, indent=1))
+    report.write(config, metrics, sweep, held_out)
+    return metrics
+
+
+if __name__ == "__main__":
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] not in {*PRESETS, "-h", "--help"}:
+        arguments = ["default", *arguments]
+    configs = tyro.extras.subcommand_type_from_defaults(
+        {name: config for name, (_, config) in PRESETS.items()}, {name: text for name, (text, _) in PRESETS.items()}
+    )
+    main(tyro.cli(configs, args=arguments, description=__doc__))

@@ -1,0 +1,175 @@
+"""The trained networks of a run, and the ways to guide by them: what `generate` and the study of Fashion-MNIST share.
+
+A run is a directory with `models.json`, which says of each network what it is and where its checkpoint lies.
+"""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+import guidance_jax as gj
+from experiments.fit import restore
+from guidance_jax.base import Denoiser
+
+SCHEDULE = gj.schedules.cosine()
+PREDICTS = "v"
+INTERVAL = (0.3, 3.0)
+"""Where the interval guides, in sigma / alpha."""
+MODULES: dict[str, tuple[Any, Any]] = {
+    "UNet": (gj.networks.UNet, gj.networks.UNetConfig),
+    "DiT": (gj.networks.DiT, gj.networks.DiTConfig),
+    "UNetClassifier": (gj.networks.UNetClassifier, gj.networks.UNetConfig),
+}
+
+Network = Callable[..., Array]
+
+
+class Trained(NamedTuple):
+    """A network as a pure function of its parameters, and these."""
+
+    apply: Network
+    params: Any
+
+
+class Run(NamedTuple):
+    """What was trained, on what."""
+
+    shape: tuple[int, int, int]
+    """Of one image."""
+    names: tuple[str, ...]
+    """Of the classes; the label after the last is the null label."""
+    networks: dict[str, Trained]
+
+
+def describe(kind: str, config: Any) -> dict[str, Any]:
+    """A network in words that JSON can keep, for `build`."""
+    return {"kind": kind, "config": json.loads(json.dumps(dataclasses.asdict(config)))}
+
+
+def build(described: Mapping[str, Any], seed: int = 0) -> Trained:
+    """The network that `describe` described, with new parameters.
+
+    Raises:
+      ValueError: if there is no network of that kind.
+    """
+    if described["kind"] not in MODULES:
+        raise ValueError(f"there is no network {described['kind']!r}, only {', '.join(MODULES)}.")
+    module, config = MODULES[described["kind"]]
+    return Trained(*gj.networks.from_nnx(module(config(**described["config"]), rngs=nnx.Rngs(seed))))
+
+
+def save(run: Path, shape: tuple[int, ...], names: tuple[str, ...], networks: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write `models.json`: of each network what `describe` says, its `checkpoint` inside of the run, and the `step`, if not
+    the last."""
+    text = json.dumps({"shape": shape, "names": names, "networks": networks}, indent=1)
+    (run / "models.json").write_text(text)
+
+
+def load(run: Path) -> Run:
+    """The networks of a run, from their checkpoints.
+
+    Raises:
+      FileNotFoundError: if the directory is no run.
+    """
+    path = run / "models.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{run} has no models.json: it is no finished run, as experiments.fashion_mnist leaves one.")
+    told = json.loads(path.read_text())
+
+    def trained(entry: dict[str, Any]) -> Trained:
+        network = build(entry)
+        return network._replace(params=restore(run / entry["checkpoint"], network.params, entry.get("step")))
+
+    networks = {name: trained(entry) for name, entry in told["networks"].items()}
+    return Run(tuple(told["shape"]), tuple(told["names"]), networks)
+
+
+class Way(NamedTuple):
+    """A way to sample: the networks it asks and what it makes of them."""
+
+    title: str
+    networks: tuple[str, ...]
+    guide: Callable[..., tuple[Any, gj.Guidance]]
+    """`(*networks, labels, null, scale) -> branches, guidance`; networks are pure functions with their parameters bound."""
+
+
+def denoiser(network: Network) -> Denoiser:
+    return gj.denoiser(network, PREDICTS)
+
+
+def _contrast(method: Callable[[Array], gj.Guidance]) -> Callable[..., tuple[Any, gj.Guidance]]:
+    """Of the conditional and the unconditional answer of one network."""
+    return lambda network, labels, null, scale: (
+        gj.branches(denoiser(network), cond=labels, uncond=null),
+        method(scale),
+    )
+
+
+def _weaker(network: Network, weak: Network, labels: Array, null: Array, scale: Array) -> tuple[Any, gj.Guidance]:
+    """Of a network and a weaker one."""
+    both = gj.branches(denoiser(network), cond=labels), gj.branches(denoiser(weak), weak=labels)
+    return both, gj.autoguidance(scale)
+
+
+def _classifier(network: Network, classify: Network, labels: Array, null: Array, scale: Array) -> tuple[Any, gj.Guidance]:
+    """The unconditional answer, and a classifier."""
+    return gj.branches(denoiser(network), uncond=null), gj.classifier(gj.scores.class_log_prob(classify, labels), scale)
+
+
+def _clean(network: Network, classify: Network, labels: Array, null: Array, scale: Array) -> tuple[Any, gj.Guidance]:
+    """A classifier of clean images, which knows no time but 0."""
+    return _classifier(network, lambda x, t: classify(x, jnp.zeros_like(t)), labels, null, scale)
+
+
+WAYS = {
+    "unconditional": Way(
+        "unconditional", ("denoiser",), lambda n, labels, null, scale: (gj.branches(denoiser(n), uncond=null), gj.chain())
+    ),
+    "conditional": Way(
+        "conditional", ("denoiser",), lambda n, labels, null, scale: (gj.branches(denoiser(n), cond=labels), gj.chain())
+    ),
+    "cfg": Way("CFG", ("denoiser",), _contrast(gj.cfg)),
+    "interval": Way("CFG in an interval", ("denoiser",), _contrast(lambda w: gj.during(gj.cfg(w), *INTERVAL))),
+    "rescale": Way("CFG, rescaled", ("denoiser",), _contrast(lambda w: gj.chain(gj.cfg(w), gj.rescale(0.7)))),
+    "apg": Way("APG", ("denoiser",), _contrast(lambda w: gj.apg(w, most=5.0))),
+    "cfg_zero_star": Way("CFG-Zero*", ("denoiser",), _contrast(gj.cfg_zero_star)),
+    "autoguidance": Way("autoguidance", ("denoiser", "weak"), _weaker),
+    "early": Way(
+        "under-trained", ("early",), lambda n, labels, null, scale: (gj.branches(denoiser(n), cond=labels), gj.chain())
+    ),
+    "early_cfg": Way("under-trained, CFG", ("early",), _contrast(gj.cfg)),
+    "early_autoguidance": Way("under-trained, autoguidance", ("early", "weak"), _weaker),
+    "classifier": Way("noise-aware classifier", ("denoiser", "classifier"), _classifier),
+    "clean_classifier": Way("clean-trained classifier", ("denoiser", "clean"), _clean),
+}
+"""The ways by name, all on one scale: 1 is the conditional model, or, of a classifier, Bayes' rule."""
+
+
+def program(
+    run: Run, way: Way, sampler: gj.Sampler, levels: gj.NoiseLevel, loop: Callable[..., Array] = gj.sample
+) -> tuple[Callable[[Any, Array, Array], Array], dict[str, Any]]:
+    """`generate((params, scale), keys [B], labels [B]) -> images [B, H, W, C]`, and its params.
+
+    With `gj.evaluations` as the loop it gives the number of a sample's network evaluations instead.
+
+    Raises:
+      ValueError: if the run lacks a network that the way asks.
+    """
+    missing = [name for name in way.networks if name not in run.networks]
+    if missing:
+        raise ValueError(f"{way.title} needs the networks {', '.join(missing)}; the run has {', '.join(run.networks)}.")
+
+    def generate(arguments: tuple[dict[str, Any], Array], keys: Array, labels: Array) -> Array:
+        params, scale = arguments
+        bound = [functools.partial(run.networks[name].apply, params[name]) for name in way.networks]
+        branches, guidance = way.guide(*bound, labels, jnp.full_like(labels, len(run.names)), scale)
+        return loop(keys, branches, guidance, sampler, levels, run.shape)
+
+    return generate, {name: run.networks[name].params for name in way.networks}

@@ -58,10 +58,12 @@ class Case:
     network: Callable[[nnx.Rngs], nnx.Module]
 
 
+DIT = gj.networks.DiTConfig((16, 16, 3), CLASSES, width=192, blocks=6, heads=3, patch=2)
+UNET = gj.networks.UNetConfig((32, 32, 3), CLASSES, widths=(32, 64, 128), blocks=1)
 CASES = {
     "MLP, toy": Case((2,), 1024, lambda rngs: gj.networks.MLP((2,), CLASSES, width=64, blocks=2, rngs=rngs)),
-    "DiT": Case((16, 16, 3), 4, lambda rngs: gj.networks.DiT((16, 16, 3), CLASSES, rngs=rngs)),
-    "U-Net": Case((32, 32, 3), 2, lambda rngs: gj.networks.UNet((32, 32, 3), CLASSES, rngs=rngs)),
+    "DiT": Case((16, 16, 3), 4, lambda rngs: gj.networks.DiT(DIT, rngs=rngs)),
+    "U-Net": Case((32, 32, 3), 2, lambda rngs: gj.networks.UNet(UNET, rngs=rngs)),
 }
 
 

@@ -1,5 +1,6 @@
 """The reference networks and the adapters."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -12,10 +13,12 @@ from worlds import keys
 
 import guidance_jax as gj
 
+DIT = gj.networks.DiTConfig((8, 8, 1), 3, width=16, blocks=2, heads=2)
+UNET = gj.networks.UNetConfig((8, 8, 1), 3, widths=(8, 16))
 NETWORKS = {
     "mlp": lambda rngs: gj.networks.MLP((8, 8, 1), 3, width=16, blocks=2, rngs=rngs),
-    "dit": lambda rngs: gj.networks.DiT((8, 8, 1), 3, width=16, blocks=2, heads=2, rngs=rngs),
-    "unet": lambda rngs: gj.networks.UNet((8, 8, 1), 3, widths=(8, 16), rngs=rngs),
+    "dit": lambda rngs: gj.networks.DiT(DIT, rngs=rngs),
+    "unet": lambda rngs: gj.networks.UNet(UNET, rngs=rngs),
 }
 
 
@@ -136,11 +139,27 @@ def test_parameters_stay_arguments_of_the_program():
 
 
 def test_bad_input_is_told():
+    dit = lambda **changes: dataclasses.replace(DIT, **changes)
+    unet = lambda **changes: dataclasses.replace(UNET, **changes)
     for build, message in [
-        (lambda: gj.networks.DiT((9, 8, 1), 3, rngs=nnx.Rngs(0)), "does not divide into patches"),
-        (lambda: gj.networks.DiT((8, 8, 1), 3, width=10, heads=4, rngs=nnx.Rngs(0)), "into 4 heads"),
-        (lambda: gj.networks.UNet((6, 6, 1), 3, rngs=nnx.Rngs(0)), "does not halve evenly 2 times"),
-        (lambda: gj.networks.UNet((8, 8, 1), 3, widths=(8, 12), rngs=nnx.Rngs(0)), "multiples of 8"),
+        (lambda: dit(shape=(9, 8, 1), patch=2), "does not divide into patches"),
+        (lambda: dit(width=10, heads=4), "into 4 heads"),
+        (lambda: dit(perturbed=(0, 2)), r"blocks of 0\.\.1"),
+        (lambda: dit(blocks=0), "blocks must be at least 1, got 0"),
+        (lambda: dit(tokens=-1), "at least 0, got 3 and -1"),
+        (lambda: dit(dtype="float16"), "float32, bfloat16, got 'float16'"),
+        (lambda: unet(shape=(6, 6, 1), widths=(8, 8, 8)), "6 x 6 patches does not halve evenly 2 times"),
+        (lambda: unet(shape=(28, 28, 1), widths=(8, 8), patch=4), "7 x 7 patches does not halve evenly 1 times"),
+        (lambda: unet(widths=(8, 12)), "multiples of 8"),
+        (lambda: unet(widths=()), "one level at least"),
+        (lambda: unet(attention=(2,)), r"levels of 0\.\.1"),
+        (lambda: unet(attention=(0,), heads=3), "width of 8 does not divide into 3 heads"),
+        (lambda: unet(classes=0), "classes must be at least 1"),
+        (lambda: unet(patch=3), "patches of 3 x 3"),
+        (lambda: unet(dtype="float64"), "got 'float64'"),
+        (lambda: gj.networks.UNetClassifier(unet(heads=3), rngs=nnx.Rngs(0)), "width of 16 does not divide into 3 heads"),
+        (lambda: awake("unet")[0](awake("unet")[1], jnp.ones((2, 4, 4, 1)), jnp.ones(2), jnp.zeros(2, int)), "got images"),
+        (lambda: awake("dit")[0](awake("dit")[1], jnp.ones((2, 4, 4, 1)), jnp.ones(2), jnp.zeros(2, int)), "got images"),
         (lambda: gj.networks.from_linen(Dense(), {"batch_stats": {}}), 'collection "params"'),
     ]:
         with pytest.raises(ValueError, match=message):

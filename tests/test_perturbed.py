@@ -19,7 +19,8 @@ X, T = jax.random.normal(jax.random.key(1), (B, 8, 8, 1)), jnp.linspace(0.2, 0.8
 
 def dit(perturbed=(1,)):
     """Moved off the zeros that some layers start from."""
-    module = gj.networks.DiT((8, 8, 1), 3, width=16, blocks=2, heads=2, perturbed=perturbed, rngs=nnx.Rngs(0))
+    config = gj.networks.DiTConfig((8, 8, 1), 3, width=16, blocks=2, heads=2, perturbed=perturbed)
+    module = gj.networks.DiT(config, rngs=nnx.Rngs(0))
     apply, params = gj.networks.from_nnx(module)
     leaves, treedef = jax.tree.flatten(params)
     noisy = [p + 0.3 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys(len(leaves)), strict=True)]
@@ -57,11 +58,11 @@ def test_a_skipped_block_is_a_block_that_does_nothing():
 
 def test_identity_attention_is_attention_of_which_each_token_sees_itself():
     """With huge, equal queries and keys the softmax picks the token itself: made so by hand in one block."""
-    module = gj.networks.DiT((8, 8, 1), 3, width=16, blocks=1, heads=2, perturbed=(0,), rngs=nnx.Rngs(0))
+    module = gj.networks.DiT(gj.networks.DiTConfig((8, 8, 1), 3, width=16, blocks=1, heads=2), rngs=nnx.Rngs(0))
     h = jax.random.normal(jax.random.key(2), (B, 16, 16))
     block = module.blocks[0]
     v = jnp.split(block.qkv(h).reshape(B, 16, 2, -1), 3, axis=3)[2].reshape(B, 16, 16)
-    identity = block.attend(h, (4, 4), Perturbed(LABELS, identity=YES))
+    identity = block.attend(h, Perturbed(LABELS, identity=YES))
     np.testing.assert_allclose(identity, block.project(v), rtol=1e-5, atol=1e-6)
 
 

@@ -1,5 +1,6 @@
-"""A small diffusion transformer, whose condition may ask for a perturbed forward pass."""
+"""A diffusion transformer, whose condition may hold tokens, and may ask for a perturbed forward pass."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -9,8 +10,92 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from guidance_jax.networks.embeddings import LabelEmbedding, TimeEmbedding
+from guidance_jax.networks.layers import (
+    Dense,
+    LayerNorm,
+    RMSNorm,
+    attention,
+    call,
+    check_sizes,
+    in_heads,
+    patchify,
+    unpatchify,
+    zeros,
+)
 
-zeros = nnx.initializers.zeros
+
+@dataclasses.dataclass(frozen=True)
+class DiTConfig:
+    """The sizes of a diffusion transformer, all of them; `dataclasses.asdict` makes JSON of them, `DiTConfig(**read)` reads it.
+
+    Raises:
+      ValueError: if the image does not divide into patches, or the width into heads, there is no such block, or the dtype is
+        unknown.
+
+    Example:
+      >>> config = networks.DiTConfig((28, 28, 1), classes=10, width=64, blocks=2, heads=2, patch=4)
+      >>> print(config.grid, dataclasses.asdict(config)["width"])
+      (7, 7) 64
+    """
+
+    shape: Sequence[int]
+    """`(H, W, C)` of one image; H and W are multiples of the patch."""
+    classes: int
+    """The number of classes; the label `classes` is the null label."""
+    width: int = 192
+    """Of a token of the image; a multiple of the heads."""
+    blocks: int = 6
+    """Transformer blocks."""
+    heads: int = 3
+    """Attention heads."""
+    patch: int = 2
+    """The side of the square of pixels that makes a token."""
+    tokens: int = 0
+    """The width of each token of the condition, `Tokens.tokens`; 0 where the network takes none."""
+    qk_norm: bool = False
+    """Whether queries and keys are normalised in each head (arXiv:2302.05442)."""
+    perturbed: Sequence[int] | None = None
+    """The blocks that a `Perturbed` condition perturbs; None is the middle one."""
+    time_scale: float = 1000.0
+    """1,000 where t is in [0, 1], 1 where it is in 0..999."""
+    dtype: str = "float32"
+    """What dense layers compute in: "float32" or "bfloat16". Parameters, norms, softmax and output are float32."""
+    remat: bool = False
+    """Whether a gradient computes the insides of each block anew: less memory, a third more compute."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(self.shape))
+        sizes = {"width": self.width, "blocks": self.blocks, "heads": self.heads}
+        check_sizes(self.shape, self.patch, self.dtype, **sizes)
+        if min(self.classes, self.tokens) < 0:
+            raise ValueError(f"classes and tokens must be at least 0, got {self.classes} and {self.tokens}.")
+        if self.width % self.heads:
+            raise ValueError(f"a width of {self.width} does not divide into {self.heads} heads.")
+        if self.perturbed is not None:
+            object.__setattr__(self, "perturbed", tuple(self.perturbed))
+            if not set(self.perturbed) <= set(range(self.blocks)):
+                raise ValueError(f"perturbed must name blocks of 0..{self.blocks - 1}, got {self.perturbed}.")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of tokens."""
+        return self.shape[0] // self.patch, self.shape[1] // self.patch
+
+
+class Tokens(NamedTuple):
+    """A condition of tokens, an encoded text say, beside the label.
+
+    Where the mask is False all along, the sample has no tokens: the null condition of classifier-free guidance.
+
+    Example:
+      >>> cond = networks.Tokens(jnp.array([3, 1]), jnp.ones((2, 7, 16)), jnp.arange(7)[None] < jnp.array([[5], [7]]))
+      >>> uncond = cond._replace(labels=jnp.full(2, 10), mask=jnp.zeros((2, 7), bool))
+    """
+
+    labels: Int[Array, "b"]
+    tokens: Float[Array, "b l e"]
+    mask: Bool[Array, "b l"]
+    """True where there is a token."""
 
 
 class Perturbed(NamedTuple):
@@ -23,7 +108,8 @@ class Perturbed(NamedTuple):
       >>> cond, weak = networks.Perturbed(labels, identity=no), networks.Perturbed(labels, identity=yes)
     """
 
-    labels: Int[Array, "b"]
+    labels: Int[Array, "b"] | Tokens
+    """Labels, or `Tokens` with them."""
     identity: Bool[Array, "b"] | None = None
     """Each token attends to itself alone: PAG (arXiv:2403.17377)."""
     skip: Bool[Array, "b"] | None = None
@@ -33,35 +119,87 @@ class Perturbed(NamedTuple):
 
 
 class Block(nnx.Module):
-    """Attention and a dense layer, each scaled, shifted and gated by the condition; the gates start at zero (adaLN-zero)."""
+    """Attention and a dense layer, each scaled, shifted and gated by the condition; the gates start at zero (adaLN-zero).
 
-    def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs):
-        self.heads = heads
-        self.norm = nnx.LayerNorm(width, use_bias=False, use_scale=False, rngs=rngs)
+    Between the two, the image's tokens attend to the condition's, where the network takes them.
+    """
+
+    def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
+        width, dtype = config.width, jnp.dtype(config.dtype)
+        self.heads, self.grid = config.heads, config.grid
+        self.norm = LayerNorm(width, rngs=rngs)
         self.modulation = nnx.Linear(width, 6 * width, kernel_init=zeros, rngs=rngs)
-        self.qkv = nnx.Linear(width, 3 * width, rngs=rngs)
-        self.project = nnx.Linear(width, width, rngs=rngs)
-        self.inner = nnx.Linear(width, 4 * width, rngs=rngs)
-        self.outer = nnx.Linear(4 * width, width, rngs=rngs)
+        self.qkv = Dense(width, 3 * width, dtype=dtype, rngs=rngs)
+        self.qk_norm = QKNorm(width // config.heads, rngs=rngs) if config.qk_norm else None
+        self.project = Dense(width, width, dtype=dtype, rngs=rngs)
+        self.cross = Cross(config, rngs=rngs) if config.tokens else None
+        self.inner = Dense(width, 4 * width, dtype=dtype, rngs=rngs)
+        self.outer = Dense(4 * width, width, dtype=dtype, rngs=rngs)
 
     def __call__(
-        self, h: Float[Array, "b n w"], c: Float[Array, "b w"], grid: tuple[int, int], told: Perturbed | None
+        self,
+        h: Float[Array, "b n w"],
+        c: Float[Array, "b w"],
+        tokens: Float[Array, "b l w"] | None,
+        mask: Bool[Array, "b l"] | None,
+        told: Perturbed | None,
     ) -> Float[Array, "b n w"]:
         parts = jnp.split(self.modulation(c)[:, None], 6, axis=2)
         shift_attention, scale_attention, gate_attention, shift, scale, gate = parts
-        attended = h + gate_attention * self.attend(self.norm(h) * (1 + scale_attention) + shift_attention, grid, told)
-        out = attended + gate * self.outer(jax.nn.gelu(self.inner(self.norm(attended) * (1 + scale) + shift)))
+        attended = self.attend((self.norm(h) * (1 + scale_attention) + shift_attention).astype(h.dtype), told)
+        out = h + gate_attention.astype(h.dtype) * attended
+        if self.cross is not None and tokens is not None and mask is not None:
+            out = out + self.cross(self.norm(out).astype(h.dtype), tokens, mask)
+        inner = jax.nn.gelu(self.inner((self.norm(out) * (1 + scale) + shift).astype(h.dtype)))
+        out = out + gate.astype(h.dtype) * self.outer(inner)
         return out if told is None or told.skip is None else jnp.where(told.skip[:, None, None], h, out)
 
-    def attend(self, h: Float[Array, "b n w"], grid: tuple[int, int], told: Perturbed | None) -> Float[Array, "b n w"]:
-        batch, count, width = h.shape
-        q, k, v = jnp.split(self.qkv(h).reshape(batch, count, self.heads, -1), 3, axis=3)
+    def attend(self, h: Float[Array, "b n w"], told: Perturbed | None) -> Float[Array, "b n w"]:
+        q, k, v = in_heads(self.qkv(h), self.heads, 3)
+        if self.qk_norm is not None:
+            q, k = self.qk_norm(q, k)
         if told is not None and told.blur is not None:
-            q = blur(q, grid, told.blur)
-        out = jax.nn.dot_product_attention(q, k, v)
+            q = blur(q, self.grid, told.blur)
+        out = attention(q, k, v)
         if told is not None and told.identity is not None:
             out = jnp.where(told.identity[:, None, None, None], v, out)
-        return self.project(out.reshape(batch, count, width))
+        return self.project(out.reshape(h.shape))
+
+
+class QKNorm(nnx.Module):
+    """Queries and keys of root mean square one in each head, up to learned scales: logits that cannot grow without bound."""
+
+    def __init__(self, width: int, *, rngs: nnx.Rngs):
+        self.query = RMSNorm(width, rngs=rngs)
+        self.key = RMSNorm(width, rngs=rngs)
+
+    def __call__(self, q: Float[Array, "b n heads d"], k: Float[Array, "b m heads d"]) -> tuple[Array, Array]:
+        return self.query(q).astype(q.dtype), self.key(k).astype(k.dtype)
+
+
+class Cross(nnx.Module):
+    """Attention to the tokens of the condition and to one that is learned, which is all where there are none (PixArt)."""
+
+    def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
+        width, dtype = config.width, jnp.dtype(config.dtype)
+        self.heads = config.heads
+        self.null = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (1, 1, width)))
+        self.query = Dense(width, width, dtype=dtype, rngs=rngs)
+        self.key_value = Dense(width, 2 * width, dtype=dtype, rngs=rngs)
+        self.qk_norm = QKNorm(width // config.heads, rngs=rngs) if config.qk_norm else None
+        self.project = Dense(width, width, dtype=dtype, kernel_init=zeros, rngs=rngs)
+
+    def __call__(
+        self, h: Float[Array, "b n w"], tokens: Float[Array, "b l w"], mask: Bool[Array, "b l"]
+    ) -> Float[Array, "b n w"]:
+        batch, _, width = tokens.shape
+        null = jnp.broadcast_to(self.null[...].astype(tokens.dtype), (batch, 1, width))
+        (q,) = in_heads(self.query(h), self.heads, 1)
+        k, v = in_heads(self.key_value(jnp.concatenate([null, tokens], axis=1)), self.heads, 2)
+        if self.qk_norm is not None:
+            q, k = self.qk_norm(q, k)
+        seen = jnp.concatenate([jnp.ones((batch, 1), bool), mask], axis=1)
+        return self.project(attention(q, k, v, seen).reshape(h.shape))
 
 
 def blur(q: Float[Array, "b n h d"], grid: tuple[int, int], deviation: Float[Array, "b"]) -> Float[Array, "b n h d"]:
@@ -80,72 +218,66 @@ def blur(q: Float[Array, "b n h d"], grid: tuple[int, int], deviation: Float[Arr
 class DiT(nnx.Module):
     """A diffusion transformer with labels, for images `[B, H, W, C]`.
 
+    Its condition is labels `[B]`, or `Tokens` with them where the config has their width, or either in `Perturbed`.
+
     Args:
-      shape: `(H, W, C)` of one image; H and W are multiples of the patch.
-      classes: the number of classes; the label `classes` is the null label.
-      width: of a token; a multiple of the heads.
-      blocks: the number of transformer blocks.
-      heads: the number of attention heads.
-      patch: the side of the square that makes a token.
-      perturbed: the blocks that a `Perturbed` condition perturbs; None is the middle one.
-      time_scale: 1,000 where t is in [0, 1], 1 where it is in 0..999.
+      config: its sizes.
       rngs: for the parameters.
 
     Raises:
-      ValueError: if the image does not divide into patches, or the width into heads, or there is no such block.
+      ValueError: when called, if an image is not of the config's shape, a label outside, or tokens not of the config's width.
 
     Example:
-      >>> network = networks.DiT((8, 8, 1), classes=10, width=32, blocks=1, heads=2, rngs=nnx.Rngs(0))
+      >>> config = networks.DiTConfig((8, 8, 1), classes=10, width=32, blocks=1, heads=2)
+      >>> network = networks.DiT(config, rngs=nnx.Rngs(0))
       >>> print(network(jnp.ones((5, 8, 8, 1)), jnp.ones(5), jnp.zeros(5, int)).shape)
       (5, 8, 8, 1)
 
-    Reference: Peebles & Xie 2023, arXiv:2212.09748.
+    Reference: Peebles & Xie 2023, arXiv:2212.09748; attention to tokens is that of Chen et al. 2023, arXiv:2310.00426.
     """
 
-    def __init__(
-        self,
-        shape: tuple[int, int, int],
-        classes: int,
-        width: int = 192,
-        blocks: int = 6,
-        heads: int = 3,
-        patch: int = 2,
-        time_scale: float = 1000.0,
-        perturbed: Sequence[int] | None = None,
-        *,
-        rngs: nnx.Rngs,
-    ):
-        height, across, channels = shape
-        if height % patch or across % patch:
-            raise ValueError(f"an image of {height} x {across} does not divide into patches of {patch} x {patch}.")
-        if width % heads:
-            raise ValueError(f"a width of {width} does not divide into {heads} heads.")
-        if perturbed is not None and not set(perturbed) <= set(range(blocks)):
-            raise ValueError(f"perturbed must name blocks of 0..{blocks - 1}, got {tuple(perturbed)}.")
-        self.perturbed = (blocks // 2,) if perturbed is None else tuple(perturbed)
-        self.patch = patch
-        features, tokens = patch * patch * channels, (height // patch) * (across // patch)
-        self.embed = nnx.Linear(features, width, rngs=rngs)
-        self.position = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (1, tokens, width)))
-        self.time = TimeEmbedding(width, time_scale, rngs=rngs)
-        self.label = LabelEmbedding(classes, width, rngs=rngs)
-        self.blocks = nnx.List([Block(width, heads, rngs=rngs) for _ in range(blocks)])
-        self.norm = nnx.LayerNorm(width, use_bias=False, use_scale=False, rngs=rngs)
+    def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.perturbed = (config.blocks // 2,) if config.perturbed is None else config.perturbed
+        width, dtype = config.width, jnp.dtype(config.dtype)
+        features = config.patch**2 * config.shape[2]
+        self.embed = Dense(features, width, dtype=dtype, rngs=rngs)
+        count = config.grid[0] * config.grid[1]
+        self.position = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (1, count, width)))
+        self.time = TimeEmbedding(width, config.time_scale, rngs=rngs)
+        self.label = LabelEmbedding(config.classes, width, rngs=rngs)
+        self.tokens = Dense(config.tokens, width, dtype=dtype, rngs=rngs) if config.tokens else None
+        self.blocks = nnx.List([Block(config, rngs=rngs) for _ in range(config.blocks)])
+        self.norm = LayerNorm(width, rngs=rngs)
         self.modulation = nnx.Linear(width, 2 * width, kernel_init=zeros, rngs=rngs)
-        self.last = nnx.Linear(width, features, kernel_init=zeros, rngs=rngs)
+        self.last = Dense(width, features, kernel_init=zeros, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "b h w c"], t: Float[Array, "b"], cond: Int[Array, "b"] | Perturbed
+        self, x: Float[Array, "b h w c"], t: Float[Array, "b"], cond: Int[Array, "b"] | Tokens | Perturbed
     ) -> Float[Array, "b h w c"]:
+        if x.shape[1:] != self.config.shape:
+            raise ValueError(f"a network of images {self.config.shape} got images {x.shape[1:]}.")
         told = cond if isinstance(cond, Perturbed) else None
-        batch, height, across, channels = x.shape
-        p = self.patch
-        rows, columns = height // p, across // p
-        tokens = x.reshape(batch, rows, p, columns, p, channels).transpose(0, 1, 3, 2, 4, 5)
-        h = self.embed(tokens.reshape(batch, rows * columns, p * p * channels)) + self.position[...]
-        c = jax.nn.silu(self.time(t) + self.label(cond.labels if isinstance(cond, Perturbed) else cond))
+        given = cond.labels if isinstance(cond, Perturbed) else cond
+        tokens, mask = self.read(given, len(x))
+        dtype = jnp.dtype(self.config.dtype)
+        squares = patchify(x.astype(dtype), self.config.patch)
+        h = self.embed(squares.reshape(len(x), -1, squares.shape[3])) + self.position[...].astype(dtype)
+        c = jax.nn.silu(self.time(t) + self.label(given.labels if isinstance(given, Tokens) else given))
         for i, block in enumerate(self.blocks):
-            h = block(h, c, (rows, columns), told if i in self.perturbed else None)
+            h = call(block, self.config.remat, h, c, tokens, mask, told if i in self.perturbed else None)
         scale, shift = jnp.split(self.modulation(c)[:, None], 2, axis=2)
-        out = self.last(self.norm(h) * (1 + scale) + shift).reshape(batch, rows, columns, p, p, channels)
-        return out.transpose(0, 1, 3, 2, 4, 5).reshape(x.shape)
+        return unpatchify(self.last(self.norm(h) * (1 + scale) + shift).reshape(squares.shape), self.config.patch)
+
+    def read(self, given: Array | Tokens, batch: int) -> tuple[Array | None, Array | None]:
+        """The condition's tokens at the network's width, and which of them are there."""
+        if self.tokens is None:
+            if isinstance(given, Tokens):
+                raise ValueError("this network takes no tokens: give DiTConfig(tokens=...) their width.")
+            return None, None
+        dtype = jnp.dtype(self.config.dtype)
+        if not isinstance(given, Tokens):
+            return jnp.zeros((batch, 0, self.config.width), dtype), jnp.zeros((batch, 0), bool)
+        if given.tokens.shape[2] != self.config.tokens:
+            raise ValueError(f"a network of tokens of width {self.config.tokens} got tokens of width {given.tokens.shape[2]}.")
+        return self.tokens(jnp.where(given.mask[:, :, None], given.tokens, 0).astype(dtype)), given.mask

@@ -1,5 +1,6 @@
-"""A small convolutional U-Net."""
+"""A convolutional U-Net with attention, and the sizes that it and the classifier of its lower half are built from."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import jax
@@ -8,88 +9,208 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from guidance_jax.networks.embeddings import LabelEmbedding, TimeEmbedding
+from guidance_jax.networks.layers import (
+    Dense,
+    GroupNorm,
+    attention,
+    call,
+    check_sizes,
+    in_heads,
+    patchify,
+    unpatchify,
+    zeros,
+)
 
-GROUPS = 8
+
+@dataclasses.dataclass(frozen=True)
+class UNetConfig:
+    """The sizes of a U-Net, all of them; `dataclasses.asdict` makes JSON of them, `UNetConfig(**read)` reads it.
+
+    Raises:
+      ValueError: if the image does not divide into patches or halve often enough, a width not into groups or heads, a level
+        is not there, or the dtype is unknown.
+
+    Example:
+      >>> config = networks.UNetConfig((28, 28, 1), classes=10, widths=(16, 32), patch=2, attention=(1,), heads=2)
+      >>> print(config.levels, dataclasses.asdict(config)["widths"])
+      [(14, 14, 16), (7, 7, 32)] (16, 32)
+    """
+
+    shape: Sequence[int]
+    """`(H, W, C)` of one image; H and W are multiples of the patch and then halve evenly between the levels."""
+    classes: int
+    """The number of classes; the label `classes` is the null label."""
+    widths: Sequence[int] = (64, 128)
+    """The channels at each level, the finest first; multiples of the groups."""
+    blocks: int = 1
+    """Residual blocks at each level, down and up again."""
+    attention: Sequence[int] = ()
+    """The levels, counted from 0, whose blocks attention follows, over all pixels of the level."""
+    heads: int = 4
+    """Attention heads, also those of the classifier's pooling."""
+    patch: int = 1
+    """The side of the square of pixels that become the channels of one; 2 leaves the finest level a quarter of the pixels."""
+    groups: int = 8
+    """Groups of channels that are normalised together."""
+    time_scale: float = 1000.0
+    """1,000 where t is in [0, 1], 1 where it is in 0..999."""
+    dtype: str = "float32"
+    """What convolutions and dense layers compute in: "float32" or "bfloat16". Parameters, norms and output are float32."""
+    remat: bool = False
+    """Whether a gradient computes the insides of each block anew: less memory, a third more compute."""
+
+    def __post_init__(self) -> None:
+        for name in ("shape", "widths", "attention"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        check_sizes(self.shape, self.patch, self.dtype, classes=self.classes, blocks=self.blocks, heads=self.heads)
+        if not self.widths:
+            raise ValueError("widths must name the channels of one level at least, got none.")
+        if self.groups < 1 or any(width < 1 or width % self.groups for width in self.widths):
+            raise ValueError(f"widths must be multiples of {self.groups} groups, got {self.widths}.")
+        halvings = len(self.widths) - 1
+        rows, columns = (side // self.patch for side in self.shape[:2])
+        if rows % 2**halvings or columns % 2**halvings:
+            raise ValueError(f"an image of {rows} x {columns} patches does not halve evenly {halvings} times.")
+        for level in self.attention:
+            if level not in range(len(self.widths)):
+                raise ValueError(f"attention must name levels of 0..{halvings}, got {self.attention}.")
+            if self.widths[level] % self.heads:
+                raise ValueError(f"a width of {self.widths[level]} does not divide into {self.heads} heads.")
+
+    @property
+    def levels(self) -> list[tuple[int, int, int]]:
+        """Rows, columns and channels of each level."""
+        rows, columns = (side // self.patch for side in self.shape[:2])
+        return [(rows >> i, columns >> i, width) for i, width in enumerate(self.widths)]
+
+
+class Residual(nnx.Module):
+    """Two convolutions around a residual, the second one's input scaled and shifted by the condition."""
+
+    def __init__(self, inputs: int, outputs: int, config: UNetConfig, *, rngs: nnx.Rngs):
+        dtype = jnp.dtype(config.dtype)
+        self.norm1 = GroupNorm(inputs, config.groups, rngs=rngs)
+        self.conv1 = nnx.Conv(inputs, outputs, (3, 3), dtype=dtype, rngs=rngs)
+        self.modulation = nnx.Linear(embedding(config), 2 * outputs, rngs=rngs)
+        self.norm2 = GroupNorm(outputs, config.groups, rngs=rngs)
+        self.conv2 = nnx.Conv(outputs, outputs, (3, 3), dtype=dtype, kernel_init=zeros, rngs=rngs)
+        self.skip = Dense(inputs, outputs, dtype=dtype, rngs=rngs)
+
+    def __call__(self, h: Float[Array, "b h w i"], c: Float[Array, "b e"]) -> Float[Array, "b h w o"]:
+        scale, shift = jnp.split(self.modulation(c), 2, axis=1)
+        inner = self.conv1(jax.nn.silu(self.norm1(h)))
+        return self.skip(h) + self.conv2(jax.nn.silu(self.norm2(inner, scale, shift)))
+
+
+class Attention(nnx.Module):
+    """Self-attention of all pixels around a residual."""
+
+    def __init__(self, width: int, config: UNetConfig, *, rngs: nnx.Rngs):
+        dtype = jnp.dtype(config.dtype)
+        self.heads = config.heads
+        self.norm = GroupNorm(width, config.groups, rngs=rngs)
+        self.qkv = Dense(width, 3 * width, dtype=dtype, rngs=rngs)
+        self.project = Dense(width, width, dtype=dtype, kernel_init=zeros, rngs=rngs)
+
+    def __call__(self, h: Float[Array, "b h w i"]) -> Float[Array, "b h w i"]:
+        batch, rows, columns, width = h.shape
+        q, k, v = in_heads(self.qkv(self.norm(h)).reshape(batch, rows * columns, 3 * width), self.heads, 3)
+        return h + self.project(attention(q, k, v).reshape(h.shape))
 
 
 class Block(nnx.Module):
-    """Two convolutions around a residual, the second one's input scaled and shifted by the condition."""
+    """A residual block, and attention where its level has it."""
 
-    def __init__(self, inputs: int, outputs: int, width: int, *, rngs: nnx.Rngs):
-        self.norm1 = nnx.GroupNorm(inputs, num_groups=GROUPS, rngs=rngs)
-        self.conv1 = nnx.Conv(inputs, outputs, (3, 3), rngs=rngs)
-        self.modulation = nnx.Linear(width, 2 * outputs, rngs=rngs)
-        self.norm2 = nnx.GroupNorm(outputs, num_groups=GROUPS, rngs=rngs)
-        self.conv2 = nnx.Conv(outputs, outputs, (3, 3), kernel_init=nnx.initializers.zeros, rngs=rngs)
-        self.skip = nnx.Linear(inputs, outputs, rngs=rngs)
+    def __init__(self, inputs: int, outputs: int, level: int, config: UNetConfig, *, rngs: nnx.Rngs):
+        self.residual = Residual(inputs, outputs, config, rngs=rngs)
+        self.attention = Attention(outputs, config, rngs=rngs) if level in config.attention else None
 
     def __call__(self, h: Float[Array, "b h w i"], c: Float[Array, "b e"]) -> Float[Array, "b h w o"]:
-        scale, shift = jnp.split(self.modulation(c)[:, None, None], 2, axis=3)
-        inner = self.conv1(jax.nn.silu(self.norm1(h)))
-        return self.skip(h) + self.conv2(jax.nn.silu(self.norm2(inner) * (1 + scale) + shift))
+        h = self.residual(h, c)
+        return h if self.attention is None else self.attention(h)
+
+
+class Down(nnx.Module):
+    """The lower half of a U-Net: from an image to the values after each block, the coarsest last, and after the middle one."""
+
+    def __init__(self, config: UNetConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        width = config.widths[0]
+        self.first = nnx.Conv(config.patch**2 * config.shape[2], width, (3, 3), dtype=jnp.dtype(config.dtype), rngs=rngs)
+        blocks = []
+        for level, outputs in enumerate(config.widths):
+            for _ in range(config.blocks):
+                blocks.append(Block(width, outputs, level, config, rngs=rngs))
+                width = outputs
+        self.blocks = nnx.List(blocks)
+        self.middle = Block(width, width, len(config.widths) - 1, config, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b h w c"], c: Float[Array, "b e"]) -> tuple[Float[Array, "b r s d"], list[Array]]:
+        config, kept = self.config, []
+        if x.shape[1:] != config.shape:
+            raise ValueError(f"a network of images {config.shape} got images {x.shape[1:]}.")
+        h = self.first(patchify(x.astype(jnp.dtype(config.dtype)), config.patch))
+        for i, block in enumerate(self.blocks):
+            h = call(block, config.remat, halve(h) if i and i % config.blocks == 0 else h, c)
+            kept.append(h)
+        return call(self.middle, config.remat, h, c), kept
 
 
 class UNet(nnx.Module):
-    """A convolutional U-Net with labels, for images `[B, H, W, C]`; one block a resolution, down and up.
+    """A convolutional U-Net with labels, for images `[B, H, W, C]`.
 
     Args:
-      shape: `(H, W, C)` of one image; H and W halve evenly between the resolutions.
-      classes: the number of classes; the label `classes` is the null label.
-      widths: the channels at each resolution, multiples of 8.
-      time_scale: 1,000 where t is in [0, 1], 1 where it is in 0..999.
+      config: its sizes.
       rngs: for the parameters.
 
     Raises:
-      ValueError: if the image does not halve often enough, or a width is no multiple of 8.
+      ValueError: when called, if an image is not of the config's shape, or a label outside.
 
     Example:
-      >>> network = networks.UNet((8, 8, 1), classes=10, widths=(8, 16), rngs=nnx.Rngs(0))
+      >>> config = networks.UNetConfig((8, 8, 1), classes=10, widths=(8, 16))
+      >>> network = networks.UNet(config, rngs=nnx.Rngs(0))
       >>> print(network(jnp.ones((5, 8, 8, 1)), jnp.ones(5), jnp.zeros(5, int)).shape)
       (5, 8, 8, 1)
 
-    Reference: Ho et al. 2020, arXiv:2006.11239, appendix B, without its attention.
+    Reference: Ho et al. 2020, arXiv:2006.11239, appendix B; the scale and shift are those of Dhariwal & Nichol 2021,
+      arXiv:2105.05233.
     """
 
-    def __init__(
-        self,
-        shape: tuple[int, int, int],
-        classes: int,
-        widths: Sequence[int] = (32, 64, 128),
-        time_scale: float = 1000.0,
-        *,
-        rngs: nnx.Rngs,
-    ):
-        height, across, channels = shape
-        halvings = 2 ** (len(widths) - 1)
-        if height % halvings or across % halvings:
-            raise ValueError(f"an image of {height} x {across} does not halve evenly {len(widths) - 1} times.")
-        if any(width % GROUPS for width in widths):
-            raise ValueError(f"widths must be multiples of {GROUPS}, got {tuple(widths)}.")
-        embedding = 4 * widths[0]
-        self.time = TimeEmbedding(embedding, time_scale, rngs=rngs)
-        self.label = LabelEmbedding(classes, embedding, rngs=rngs)
-        self.first = nnx.Conv(channels, widths[0], (3, 3), rngs=rngs)
-        before = (widths[0], *widths[:-1])
-        self.down = nnx.List([Block(i, o, embedding, rngs=rngs) for i, o in zip(before, widths, strict=True)])
-        self.middle = Block(widths[-1], widths[-1], embedding, rngs=rngs)
-        self.up = nnx.List([Block(2 * o, i, embedding, rngs=rngs) for i, o in zip(before, widths, strict=True)])
-        self.norm = nnx.GroupNorm(widths[0], num_groups=GROUPS, rngs=rngs)
-        self.last = nnx.Conv(widths[0], channels, (3, 3), kernel_init=nnx.initializers.zeros, rngs=rngs)
+    def __init__(self, config: UNetConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.time = TimeEmbedding(embedding(config), config.time_scale, rngs=rngs)
+        self.label = LabelEmbedding(config.classes, embedding(config), rngs=rngs)
+        self.down = Down(config, rngs=rngs)
+        up, h = [], config.widths[-1]
+        for level, width in reversed(list(enumerate(config.widths))):
+            for i in range(config.blocks):
+                outputs = config.widths[max(level - 1, 0)] if i == config.blocks - 1 else width
+                up.append(Block(h + width, outputs, level, config, rngs=rngs))
+                h = outputs
+        self.up = nnx.List(up)
+        self.norm = GroupNorm(h, config.groups, rngs=rngs)
+        self.last = nnx.Conv(h, config.patch**2 * config.shape[2], (3, 3), kernel_init=zeros, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"], t: Float[Array, "b"], labels: Int[Array, "b"]) -> Float[Array, "b h w c"]:
         c = jax.nn.silu(self.time(t) + self.label(labels))
-        h, kept = self.first(x), []
-        for i, block in enumerate(self.down):
-            h = block(halve(h) if i else h, c)
-            kept.append(h)
-        h = self.middle(h, c)
-        for i, block in reversed(list(enumerate(self.up))):
-            h = block(jnp.concatenate([h, kept[i]], axis=3), c)
-            h = h.repeat(2, axis=1).repeat(2, axis=2) if i else h
-        return self.last(jax.nn.silu(self.norm(h)))
+        h, kept = self.down(x, c)
+        for i, block in enumerate(self.up):
+            h = double(h) if i and i % self.config.blocks == 0 else h
+            h = call(block, self.config.remat, jnp.concatenate([h, kept[-1 - i]], axis=3), c)
+        return unpatchify(self.last(jax.nn.silu(self.norm(h)).astype(jnp.float32)), self.config.patch)
+
+
+def embedding(config: UNetConfig) -> int:
+    """The width of what the blocks are told."""
+    return 4 * config.widths[0]
 
 
 def halve(h: Float[Array, "b h w c"]) -> Float[Array, "b h//2 w//2 c"]:
     """The mean of every 2 x 2 pixels."""
     batch, height, across, channels = h.shape
     return h.reshape(batch, height // 2, 2, across // 2, 2, channels).mean((2, 4))
+
+
+def double(h: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
+    """Every pixel as 2 x 2 of the same."""
+    return h.repeat(2, axis=1).repeat(2, axis=2)

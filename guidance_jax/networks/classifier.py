@@ -1,0 +1,77 @@
+"""A noise-aware classifier: the lower half of a U-Net, and attention that pools its pixels."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from guidance_jax.networks.embeddings import TimeEmbedding
+from guidance_jax.networks.layers import Dense, GroupNorm, attention, in_heads
+from guidance_jax.networks.unet import Down, UNetConfig, embedding
+
+
+class AttentionPool(nnx.Module):
+    """What the mean token gathers from all tokens and itself, each of which knows its place.
+
+    Args:
+      tokens: their number.
+      width: of each, a multiple of the heads.
+      heads: of the attention.
+      dtype: of the dense layers.
+      rngs: for the parameters.
+    """
+
+    def __init__(self, tokens: int, width: int, heads: int, dtype: str, *, rngs: nnx.Rngs):
+        self.heads = heads
+        start = nnx.initializers.normal(width**-0.5)
+        self.position = nnx.Param(start(rngs.params(), (1, tokens + 1, width)))
+        self.query = Dense(width, width, dtype=jnp.dtype(dtype), rngs=rngs)
+        self.key_value = Dense(width, 2 * width, dtype=jnp.dtype(dtype), rngs=rngs)
+        self.project = Dense(width, width, dtype=jnp.dtype(dtype), rngs=rngs)
+
+    def __call__(self, h: Float[Array, "b n w"]) -> Float[Array, "b w"]:
+        mean = h.mean(1, keepdims=True, dtype=jnp.float32).astype(h.dtype)
+        tokens = jnp.concatenate([mean, h], axis=1) + self.position[...].astype(h.dtype)
+        (q,) = in_heads(self.query(tokens[:, :1]), self.heads, 1)
+        k, v = in_heads(self.key_value(tokens), self.heads, 2)
+        return self.project(attention(q, k, v).reshape(len(h), -1))
+
+
+class UNetClassifier(nnx.Module):
+    """A noise-aware classifier: logits `[B, classes]` of `(x_t, t)`.
+
+    Args:
+      config: the sizes of the U-Net whose lower half it is, with its middle block.
+      rngs: for the parameters.
+
+    Raises:
+      ValueError: if the coarsest width does not divide into heads; when called, if an image is not of the config's shape.
+
+    Example:
+      >>> config = networks.UNetConfig((8, 8, 1), classes=10, widths=(8, 16))
+      >>> classify = networks.UNetClassifier(config, rngs=nnx.Rngs(0))
+      >>> x, t = jnp.ones((5, 8, 8, 1)), jnp.ones(5)
+      >>> print(classify(x, t).shape, classify.features(x, t).shape)
+      (5, 10) (5, 16)
+
+    Reference: Dhariwal & Nichol 2021, arXiv:2105.05233; the pooling is that of Radford et al. 2021, arXiv:2103.00020.
+    """
+
+    def __init__(self, config: UNetConfig, *, rngs: nnx.Rngs):
+        rows, columns, width = config.levels[-1]
+        if width % config.heads:
+            raise ValueError(f"a width of {width} does not divide into {config.heads} heads.")
+        self.time = TimeEmbedding(embedding(config), config.time_scale, rngs=rngs)
+        self.down = Down(config, rngs=rngs)
+        self.norm = GroupNorm(width, config.groups, rngs=rngs)
+        self.pool = AttentionPool(rows * columns, width, config.heads, config.dtype, rngs=rngs)
+        self.last = nnx.Linear(width, config.classes, rngs=rngs)
+
+    def features(self, x: Float[Array, "b h w c"], t: Float[Array, "b"]) -> Float[Array, "b d"]:
+        """What the logits are a dense layer of, `[B, D]`, float32; D is the coarsest width."""
+        h, _ = self.down(x, jax.nn.silu(self.time(t)))
+        pooled = self.pool(jax.nn.silu(self.norm(h)).reshape(len(x), -1, h.shape[3]))
+        return pooled.astype(jnp.float32)
+
+    def __call__(self, x: Float[Array, "b h w c"], t: Float[Array, "b"]) -> Float[Array, "b k"]:
+        return self.last(self.features(x, t))

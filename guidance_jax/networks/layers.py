@@ -1,0 +1,123 @@
+"""What the networks for images share: patches, dense layers, norms, attention.
+
+Parameters are float32. Dense layers and convolutions compute in the dtype that they are given; norms and softmax in float32.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+zeros = nnx.initializers.zeros
+DTYPES = ("float32", "bfloat16")
+
+
+def check_sizes(shape: Sequence[int], patch: int, dtype: str, **positive: int) -> None:
+    """Raises where an image network cannot be built of these."""
+    if len(shape) != 3 or min(shape) < 1:
+        raise ValueError(f"shape must be (height, width, channels) of one image, got {shape}.")
+    for name, value in {"patch": patch, **positive}.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}.")
+    if shape[0] % patch or shape[1] % patch:
+        raise ValueError(f"an image of {shape[0]} x {shape[1]} does not divide into patches of {patch} x {patch}.")
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
+
+
+def patchify(x: Float[Array, "b h w c"], patch: int) -> Float[Array, "b r s f"]:
+    """Squares of `patch x patch` pixels as the channels of one: `[B, H/p, W/p, p * p * C]`."""
+    batch, height, across, channels = x.shape
+    squares = x.reshape(batch, height // patch, patch, across // patch, patch, channels).transpose(0, 1, 3, 2, 4, 5)
+    return squares.reshape(batch, height // patch, across // patch, patch * patch * channels)
+
+
+def unpatchify(h: Float[Array, "b r s f"], patch: int) -> Float[Array, "b h w c"]:
+    """The inverse of `patchify`."""
+    batch, rows, columns, features = h.shape
+    squares = h.reshape(batch, rows, columns, patch, patch, features // patch**2).transpose(0, 1, 3, 2, 4, 5)
+    return squares.reshape(batch, rows * patch, columns * patch, -1)
+
+
+class Dense(nnx.Linear):
+    """A dense layer of the last axis; as one matrix product, since XLA's CPU gradient of a batched one is twice as slow."""
+
+    def __call__(self, inputs: Float[Array, "... i"]) -> Float[Array, "... o"]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return super().__call__(inputs.reshape(-1, inputs.shape[-1])).reshape(*inputs.shape[:-1], -1)
+
+
+class LayerNorm(nnx.LayerNorm):
+    """The norm without parameters that adaptive scales and shifts follow, in float32."""
+
+    def __init__(self, width: int, *, rngs: nnx.Rngs):
+        super().__init__(width, use_bias=False, use_scale=False, dtype=jnp.float32, rngs=rngs)
+
+
+class GroupNorm(nnx.Module):
+    """A group norm and what scales and shifts it after, as one affine map a channel of each sample.
+
+        out = (h - mean) / sqrt(variance + 1e-6) * gain + bias, * (1 + scale) + shift
+
+    Args:
+      width: the channels.
+      groups: that they divide into.
+      rngs: for the parameters.
+    """
+
+    def __init__(self, width: int, groups: int, *, rngs: nnx.Rngs):
+        self.groups = groups
+        self.gain = nnx.Param(jnp.ones(width))
+        self.bias = nnx.Param(jnp.zeros(width))
+
+    def __call__(
+        self, h: Float[Array, "b r s w"], scale: Float[Array, "b w"] | None = None, shift: Float[Array, "b w"] | None = None
+    ) -> Float[Array, "b r s w"]:
+        batch, width = h.shape[0], h.shape[3]
+
+        def over_groups(moment: Array) -> Array:
+            return moment.reshape(batch, self.groups, -1).mean(2).repeat(width // self.groups, axis=1)
+
+        pixels = h.astype(jnp.float32)
+        mean = over_groups(pixels.mean((1, 2)))
+        variance = over_groups((pixels**2).mean((1, 2))) - mean**2
+        slope = jax.lax.rsqrt(jnp.maximum(variance, 0) + 1e-6) * self.gain[...][None]
+        start = self.bias[...][None] - mean * slope
+        if scale is not None and shift is not None:
+            slope, start = slope * (1 + scale), start * (1 + scale) + shift
+        return (pixels * slope[:, None, None] + start[:, None, None]).astype(h.dtype)
+
+
+class RMSNorm(nnx.RMSNorm):
+    """The norm of queries and keys, of each head alone, in float32."""
+
+    def __init__(self, width: int, *, rngs: nnx.Rngs):
+        super().__init__(width, dtype=jnp.float32, rngs=rngs)
+
+
+def attention(
+    q: Float[Array, "b n heads d"],
+    k: Float[Array, "b m heads d"],
+    v: Float[Array, "b m heads d"],
+    mask: Bool[Array, "b m"] | None = None,
+) -> Float[Array, "b n heads d"]:
+    """`softmax(q k / sqrt(d)) v`, the softmax in float32 and over what the mask has True; heads first, as the CPU likes it."""
+    q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
+    logits = jnp.einsum("bhnd,bhmd->bhnm", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
+    if mask is not None:
+        logits = jnp.where(mask[:, None, None], logits, -jnp.inf)
+    weights = jax.nn.softmax(logits, axis=3).astype(v.dtype)
+    return jnp.einsum("bhnm,bhmd->bhnd", weights, v).transpose(0, 2, 1, 3)
+
+
+def in_heads(h: Float[Array, "b n w"], heads: int, parts: int) -> list[Float[Array, "b n heads d"]]:
+    """The last axis in heads, each of them in `parts`."""
+    return jnp.split(h.reshape(*h.shape[:2], heads, -1), parts, axis=3)
+
+
+def call(block: nnx.Module, remat: bool, *inputs: Any) -> Array:
+    """`block(*inputs)`; where `remat` says so, its gradient computes anew what it needs from within the block."""
+    run = lambda block, *inputs: block(*inputs)
+    return (nnx.remat(run) if remat else run)(block, *inputs)

@@ -5,7 +5,6 @@
 """
 
 import dataclasses
-import itertools
 import json
 import time
 from pathlib import Path
@@ -20,10 +19,25 @@ from jax import Array
 
 import guidance_jax as gj
 from experiments import data, pictures
+from experiments.evaluator import Evaluator, jitter
 from experiments.fit import Training, fit
 
 SCHEDULE = gj.schedules.cosine()
 FIDELITY = "judged the right class by the evaluator"
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """The size of a network."""
+
+    width: int = 256
+    """Of the hidden layers; of the first one, where it is convolutional."""
+    blocks: int = 4
+    """Residual blocks, or convolutions."""
+
+    def __post_init__(self) -> None:
+        if self.width < 1 or self.blocks < 1:
+            raise ValueError(f"width and blocks must be at least 1, got {self.width} and {self.blocks}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,10 +52,16 @@ class Config:
     """Of everything random."""
     denoiser: Training = Training(steps=8000)
     """The network to be guided: it predicts v, and its label is dropped in training."""
-    classifier: Training = Training(steps=3000, blocks=3, weight_decay=0.05)
+    classifier: Training = Training(steps=3000, weight_decay=0.05)
     """The noise-aware classifier that guides."""
-    evaluator: Training = Training(steps=1500, width=32, blocks=2, batch=128, weight_decay=0.05)
+    evaluator: Training = Training(steps=1500, batch=128, weight_decay=0.05)
     """The convolutional classifier that judges; it sees clean images only, and no guidance sees it."""
+    denoiser_size: Size = Size()
+    """Of the denoiser."""
+    classifier_size: Size = Size(blocks=3)
+    """Of the classifier."""
+    evaluator_size: Size = Size(width=32, blocks=2)
+    """Of the evaluator."""
     drop_rate: float = 0.15
     """The probability of dropping the label in training."""
     scales: tuple[float, ...] = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
@@ -61,42 +81,15 @@ class Config:
             raise ValueError("samples and steps must be at least 1, drop_rate in [0, 1].")
 
 
-class Evaluator(nnx.Module):
-    """A small convolutional network: `features [B, D]`, and logits when called."""
-
-    def __init__(self, shape: tuple[int, ...], classes: int, training: Training, *, rngs: nnx.Rngs):
-        widths = [shape[2], *(training.width * 2**i for i in range(training.blocks))]
-        self.convs = nnx.List([nnx.Conv(i, o, (3, 3), rngs=rngs) for i, o in itertools.pairwise(widths)])
-        height, across = (-(-side // 2 ** (training.blocks - 1)) for side in shape[:2])
-        self.hidden = nnx.Linear(height * across * widths[-1], 128, rngs=rngs)
-        self.last = nnx.Linear(128, classes, rngs=rngs)
-
-    def features(self, x: Array) -> Array:
-        for i, conv in enumerate(self.convs):
-            x = jax.nn.relu(conv(nnx.max_pool(x, (2, 2), strides=(2, 2), padding="SAME") if i else x))
-        return jax.nn.relu(self.hidden(x.reshape(len(x), -1)))
-
-    def __call__(self, x: Array) -> Array:
-        return self.last(self.features(x))
-
-
-def jitter(key: Array, images: Array) -> Array:
-    """Images moved by up to a pixel, with a little noise: what keeps an evaluator of 1,437 images honest."""
-    move, noise = jax.random.split(key)
-    padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-1)
-    corners = jax.random.randint(move, (len(images), 2), 0, 3)
-    crop = lambda image, corner: jax.lax.dynamic_slice(image, (*corner, 0), images.shape[1:])
-    return jax.vmap(crop)(padded, corners) + 0.1 * jax.random.normal(noise, images.shape)
-
-
 def train(config: Config, train_set: data.Data) -> dict[str, tuple[Any, Any]]:
     """`{name: (apply, params)}` of the denoiser, the classifier and the evaluator."""
     shape, classes, null = train_set.images.shape[1:], train_set.classes, train_set.classes
-    size = lambda t: {"width": t.width, "blocks": t.blocks, "rngs": nnx.Rngs(config.seed)}
+    size = lambda name: dataclasses.asdict(getattr(config, f"{name}_size"))
+    rngs = lambda: nnx.Rngs(config.seed)
     modules = {
-        "denoiser": gj.networks.MLP(shape, classes, **size(config.denoiser)),
-        "classifier": gj.networks.MLPClassifier(shape, classes, **size(config.classifier)),
-        "evaluator": Evaluator(shape, classes, config.evaluator, rngs=nnx.Rngs(config.seed)),
+        "denoiser": gj.networks.MLP(shape, classes, **size("denoiser"), rngs=rngs()),
+        "classifier": gj.networks.MLPClassifier(shape, classes, **size("classifier"), rngs=rngs()),
+        "evaluator": Evaluator(shape, classes, **size("evaluator"), rngs=rngs()),
     }
     networks = {name: gj.networks.from_nnx(module) for name, module in modules.items()}
     apply = {name: network for name, (network, _) in networks.items()}
@@ -119,14 +112,15 @@ def train(config: Config, train_set: data.Data) -> dict[str, tuple[Any, Any]]:
         return -jnp.take_along_axis(log_p, labels[:, None], axis=1).mean()
 
     losses = {"denoiser": denoiser_loss, "classifier": classifier_loss, "evaluator": evaluator_loss}
-    identity = {"data": f"{config.dataset} {train_set.version}", "size": len(train_set.labels)}
+    identity = {"data": f"{config.dataset} {train_set.version}", "images": len(train_set.labels)}
     trained = {}
     for name, (network, params) in networks.items():
         training = getattr(config, name)
-        own = {"drop_rate": config.drop_rate} if name == "denoiser" else {}
+        own = size(name) | ({"drop_rate": config.drop_rate} if name == "denoiser" else {})
         batches = data.batches(train_set, training.batch, config.seed)
         checkpoints = config.out / "checkpoints"
         params = fit(name, losses[name], params, batches, training, config.seed, checkpoints, identity | own)
+        batches.close()
         trained[name] = network, params
     return trained
 
@@ -186,9 +180,11 @@ def main(config: Config) -> dict[str, Any]:
     """Run it all; returns what `metrics.json` holds."""
     start = time.perf_counter()
     if config.smoke:
+        names = ("denoiser", "classifier", "evaluator")
         config = dataclasses.replace(
             config,
-            **{n: dataclasses.replace(getattr(config, n), steps=30, width=32) for n in ("denoiser", "classifier", "evaluator")},
+            **{n: dataclasses.replace(getattr(config, n), steps=30) for n in names},
+            **{f"{n}_size": dataclasses.replace(getattr(config, f"{n}_size"), width=32) for n in names},
             scales=(0.0, 1.0, 2.0, 4.0),
             samples=100,
             steps=5,
@@ -201,7 +197,7 @@ def main(config: Config) -> dict[str, Any]:
     shape, classes = train_set.images.shape[1:], train_set.classes
     samples = generate(config, trained, shape, classes)
 
-    evaluator = Evaluator(shape, classes, config.evaluator, rngs=nnx.Rngs(0))
+    evaluator = Evaluator(shape, classes, **dataclasses.asdict(config.evaluator_size), rngs=nnx.Rngs(0))
     apply, params = trained["evaluator"]
     metrics = {
         "evaluator_accuracy": float(gj.metrics.accuracy(apply(params, test_set.images), jnp.asarray(test_set.labels))),

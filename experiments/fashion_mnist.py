@@ -8,6 +8,7 @@ The judge is a classifier of clean images that no guidance sees. Its features gi
 FID: that is Inception's), precision, recall, density and coverage, all against the 10,000 held-out images.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -247,8 +248,8 @@ def train(config: Config, train_set: data.Data, held_out: data.Data) -> tuple[mo
             "data": f"{config.dataset} {train_set.version}, {len(train_set.labels)} images",
             **({"drop_rate": config.drop_rate} if name == "denoiser" else {}),
         }
-        batches = data.batches(train_set, training.batch, config.seed)
-        params = fit(name, wanted[name], params, batches, training, config.seed, checkpoints, identity, mesh=devices.mesh())
+        with contextlib.closing(data.batches(train_set, training.batch, config.seed)) as batches:
+            params = fit(name, wanted[name], params, batches, training, config.seed, checkpoints, identity)
         kept = run_directory(name, training, config.seed, checkpoints, identity)
         entries[name] = described[name] | {"checkpoint": str(kept.relative_to(config.out.absolute()))}
         networks[name] = networks[name]._replace(params=params)

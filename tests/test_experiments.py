@@ -1,6 +1,5 @@
 """The parts of the experiments that could go wrong silently: data, checkpoints, closed forms, configs."""
 
-import dataclasses
 import itertools
 import math
 
@@ -10,59 +9,6 @@ import numpy as np
 import pytest
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-
-
-@pytest.fixture
-def standard():
-    """optax does not run under strict promotion."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
-
-
-class Trained:
-    """A tiny training that counts how many batches it draws."""
-
-    def __init__(self, directory):
-        self.directory, self.drawn = directory, 0
-
-    def batches(self):
-        while True:
-            self.drawn += 1
-            yield np.ones((4, 2), np.float32), np.zeros(4, np.int32)
-
-    def fit(self, loss=None, identity=None, **changes):
-        from experiments.fit import Training, fit
-
-        def square(params, key, images, labels):
-            return ((images @ params["w"] - 1) ** 2).mean()
-
-        training = dataclasses.replace(Training(steps=40, learning_rate=0.1, ema=0.5), **changes)
-        self.drawn = 0
-        start = {"w": jnp.zeros(2)}
-        params = fit("net", loss or square, start, self.batches(), training, 0, self.directory, identity or {"data": 1})
-        return np.asarray(params["w"])
-
-
-def test_a_checkpoint_serves_its_own_config_and_no_other(standard, tmp_path):
-    trained = Trained(tmp_path)
-    first = trained.fit()
-    assert trained.drawn == 40
-    np.testing.assert_allclose(first.sum(), 1, atol=0.1)
-    np.testing.assert_array_equal(trained.fit(), first)
-    assert trained.drawn == 0
-    assert (trained.fit(steps=20) != first).any()
-    assert trained.drawn == 20
-    trained.fit(identity={"data": 2})
-    assert trained.drawn == 40
-    np.testing.assert_array_equal(trained.fit(), first)
-    assert trained.drawn == 0
-
-
-def test_a_loss_that_is_not_finite_stops_and_leaves_no_checkpoint(standard, tmp_path):
-    trained = Trained(tmp_path)
-    with pytest.raises(FloatingPointError, match="loss of net is nan at step 19"):
-        trained.fit(loss=lambda params, key, images, labels: (params["w"] * jnp.nan).sum())
-    assert not any(tmp_path.iterdir())
 
 
 def test_closed_forms_of_the_gaussian_job():
@@ -126,15 +72,6 @@ def test_a_config_that_makes_no_sense_is_told(change, message):
 
     with pytest.raises(ValueError, match=message):
         Config(**change)
-
-
-def test_training_that_makes_no_sense_is_told():
-    from experiments.fit import Training
-
-    with pytest.raises(ValueError, match="steps must be at least 1"):
-        Training(steps=0)
-    with pytest.raises(ValueError, match="learning_rate must be positive"):
-        Training(steps=1, learning_rate=0.0)
 
 
 def test_jitter_moves_by_a_pixel_at_most():

@@ -1,0 +1,333 @@
+"""The trainer: what it keeps, what it refuses, what it says."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+
+@pytest.fixture(autouse=True)
+def standard():
+    """optax does not run under strict promotion."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+class Batches:
+    """Batches of 8 rows, each drawn from its own number."""
+
+    def __init__(self, rows=8):
+        self.rows, self.drawn, self.position = rows, 0, 0
+
+    def __next__(self):
+        rng = np.random.default_rng(self.position)
+        self.drawn, self.position = self.drawn + 1, self.position + 1
+        return rng.normal(size=(self.rows, 2)).astype(np.float32), np.zeros(self.rows, np.int32)
+
+    def get_state(self):
+        return {"position": self.position}
+
+    def set_state(self, state):
+        self.position = state["position"]
+
+
+class Job:
+    """A line fitted to noise, in a directory."""
+
+    def __init__(self, directory):
+        self.directory, self.batches = directory, Batches()
+
+    def training(self, **changes):
+        from experiments.fit import Training
+
+        start = Training(steps=12, batch=8, learning_rate=0.1, ema=0.5, checkpoint_every=4, keep=3)
+        return dataclasses.replace(start, **changes)
+
+    def run(self, identity=None, **changes):
+        from experiments.fit import run_directory
+
+        return run_directory("net", self.training(**changes), 0, self.directory, identity or {"data": 1})
+
+    def fit(self, loss=None, params=None, identity=None, batches=None, mesh=None, **changes):
+        from experiments.fit import fit
+
+        def square(params, key, images, labels):
+            return ((images @ params["w"] - 1 + 0.1 * jax.random.normal(key, (len(images),))) ** 2).mean()
+
+        self.batches = batches or Batches()
+        params = {"w": jnp.zeros(2)} if params is None else params
+        kept, identity = self.training(**changes), identity or {"data": 1}
+        return fit("net", loss or square, params, self.batches, kept, 0, self.directory, identity, mesh=mesh)
+
+
+@pytest.fixture
+def job(tmp_path):
+    return Job(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A run of 12 steps with the checkpoints 4, 8 and 12; to be copied, and hurt."""
+    job = Job(tmp_path_factory.mktemp("done"))
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        return job, np.asarray(job.fit()["w"])
+
+
+def copied(done, directory):
+    job = Job(directory)
+    shutil.copytree(done[0].run(), job.run())
+    return job
+
+
+def test_the_steps_are_those_of_adamw_by_hand(done):
+    from experiments.progress import scalars
+
+    w, m, v, average, told, rate = np.zeros(2), np.zeros(2), np.zeros(2), np.zeros(2), [], 0.0
+    batches, norms = Batches(), []
+    for k in range(12):
+        x = next(batches)[0].astype(np.float64)
+        noise = np.asarray(jax.random.normal(jax.random.fold_in(jax.random.key(0), k), (8,)), np.float64)
+        residual = x @ w - 1 + 0.1 * noise
+        told.append((residual**2).mean())
+        gradient = 2 * x.T @ residual / 8
+        norms.append(np.linalg.norm(gradient))
+        gradient = gradient / max(1, norms[-1])
+        m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
+        rate = 0.0 if k == 0 else 0.1 * (1 + np.cos(np.pi * (k - 1) / 12)) / 2  # One step of warm-up.
+        w = w - rate * (m / (1 - 0.9 ** (k + 1))) / (np.sqrt(v / (1 - 0.999 ** (k + 1))) + 1e-8)
+        keep = min(0.5, (1 + k) / (10 + k))
+        average = keep * average + (1 - keep) * w
+    run = done[0].run()
+    np.testing.assert_allclose(done[1], average, rtol=2e-5)
+    np.testing.assert_allclose(list(scalars(run, "loss").values()), told, rtol=2e-5)
+    assert scalars(run, "gradient_norm")[11] == pytest.approx(norms[11], rel=2e-5)
+    assert scalars(run, "learning_rate")[11] == pytest.approx(rate, rel=1e-5)
+
+
+def test_a_checkpoint_serves_its_own_config_and_no_other(done, tmp_path):
+    job = copied(done, tmp_path)
+    np.testing.assert_array_equal(job.fit()["w"], done[1])
+    np.testing.assert_array_equal(job.fit(checkpoint_every=5, keep=1)["w"], done[1])
+    assert job.batches.drawn == 0
+    assert (job.fit(learning_rate=0.2)["w"] != done[1]).any()
+    assert job.batches.drawn == 12
+    job.fit(identity={"data": 2})
+    assert job.batches.drawn == 12
+    np.testing.assert_array_equal(job.fit()["w"], done[1])
+    assert job.batches.drawn == 0
+
+
+def test_it_goes_on_from_every_checkpoint_to_the_same_bits(done, tmp_path):
+    for step in (8, 4):
+        job = copied(done, tmp_path / str(step))
+        for later in range(step + 4, 13, 4):
+            shutil.rmtree(job.run() / str(later))
+        np.testing.assert_array_equal(job.fit()["w"], done[1])
+        assert job.batches.drawn == 12 - step
+
+
+def test_one_device_trains_as_eight_do(done, job):
+    from experiments import devices
+
+    one = job.fit(mesh=devices.mesh(jax.devices()[:1]))
+    np.testing.assert_allclose(one["w"], done[1], rtol=1e-5)
+    assert one["w"].sharding.device_set == {jax.devices()[0]}
+
+
+def test_snapshots_stay(job):
+    from experiments.fit import restore
+
+    last = job.fit(snapshots=(3, 5), keep=1)
+    run, like = job.run(snapshots=(3, 5)), {"w": jnp.zeros(2)}
+    assert sorted(int(path.name) for path in run.iterdir() if path.name.isdecimal()) == [3, 5, 12]
+    np.testing.assert_array_equal(restore(run, like)["w"], last["w"])
+    early = restore(run, jax.eval_shape(lambda: like), 3)["w"]
+    assert (early != last["w"]).any()
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint of step 4; of these: \[3, 5, 12\]"):
+        restore(run, like, 4)
+    shutil.rmtree(run / "3")
+    with pytest.raises(OSError, match="snapshots"):
+        job.fit(snapshots=(3, 5), keep=1)
+
+
+def hurt(path, how):
+    data = bytearray(path.read_bytes())
+    if how == "truncated":
+        data = data[: len(data) // 2]
+    elif how == "emptied":
+        data = bytearray()
+    else:
+        data[int(how * len(data))] ^= 1 << int(8 * how)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("how", ["truncated", "emptied", 0.03, 0.35, 0.62, 0.97])
+def test_damage_to_any_file_never_changes_what_is_read(done, tmp_path, how):
+    from experiments.checkpoints import DamagedError, read
+
+    like = {"average": {"w": jnp.zeros(2)}, "params": {"w": jnp.zeros(2)}}
+    source = done[0].run() / "12"
+    _, whole = read(source, like)
+    files = [path.relative_to(source) for path in source.rglob("*") if path.is_file() and "optimiser" not in path.parts]
+    assert len(files) > 15
+    caught = []
+    for file in files:
+        if not (source / file).read_bytes():
+            continue
+        work = tmp_path / file.name / "12"
+        shutil.copytree(source, work)
+        hurt(work / file, how)
+        try:
+            _, found = read(work, like)
+        except DamagedError:
+            caught.append(file)
+        else:  # The file says nothing that matters.
+            assert all(found[part]["w"].tobytes() == whole[part]["w"].tobytes() for part in like), file
+        shutil.rmtree(work)
+    assert any("d" in file.parts for file in caught)
+    assert any("about" in file.parts for file in caught)
+
+
+def test_a_changed_value_that_orbax_does_not_see_is_seen(done, tmp_path):
+    import orbax.checkpoint as ocp
+
+    job = copied(done, tmp_path)
+    part = job.run() / "12" / "average"
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        found = {name: np.asarray(leaf) for name, leaf in checkpointer.restore(part).items()}
+        found["w"] = np.nextafter(found["w"], np.float32(9))
+        checkpointer.save(part, found, force=True)
+    with pytest.warns(UserWarning, match="average w has changed since it was written"):
+        np.testing.assert_array_equal(job.fit()["w"], done[1])
+
+
+def test_the_newest_good_checkpoint_is_taken_with_a_warning_and_none_is_an_error(done, tmp_path):
+    job = copied(done, tmp_path)
+    for step in (12, 8):
+        for path in (job.run() / str(step) / "params" / "d").iterdir():
+            hurt(path, "truncated")
+    with pytest.warns(UserWarning, match=r"the checkpoint .*/(12|8) is damaged.*goes on from step 4") as warned:
+        np.testing.assert_array_equal(job.fit()["w"], done[1])
+    assert sum("is damaged" in str(one.message) for one in warned) == 2
+    assert job.batches.drawn == 8
+    assert sorted(path.name for path in (job.run() / "damaged").iterdir()) == ["12", "8"]
+    for step in (4, 8, 12):
+        hurt(job.run() / str(step) / "about" / "metadata", "truncated")
+    with pytest.raises(OSError, match=r"no checkpoint in .* is good: .*/12 is damaged.*/8 is damaged.*/4 is damaged"):
+        job.fit()
+    assert job.batches.drawn == 0
+    assert all((job.run() / str(step)).exists() for step in (4, 8, 12))
+
+
+def test_a_half_written_checkpoint_is_dropped_with_a_warning(done, tmp_path):
+    job = copied(done, tmp_path)
+    (job.run() / "12").rename(job.run() / "12.orbax-checkpoint-tmp")
+    with pytest.warns(UserWarning, match="the checkpoint of step 12 .* was half-written"):
+        np.testing.assert_array_equal(job.fit()["w"], done[1])
+    assert job.batches.drawn == 4
+    assert not list(job.run().glob("*tmp*"))
+
+
+def test_a_checkpoint_of_another_network_or_config_is_refused(done, tmp_path):
+    from experiments.fit import restore
+
+    job = copied(done, tmp_path)
+    for params, message in (
+        ({"w": jnp.zeros(3)}, r"'w' of params is float32\[2\] in it and float32\[3\] in the network"),
+        ({"w": jnp.zeros(2), "b": jnp.zeros(())}, "'b' of params is no such leaf in it"),
+        ({"v": jnp.zeros(2)}, "'v' of params is no such leaf in it"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            job.fit(params=params)
+    with pytest.raises(ValueError, match="'w' of average"):
+        restore(job.run(), {"w": jnp.zeros(2, jnp.bfloat16)})
+    path = job.run() / "identity.json"
+    said = json.loads(path.read_text())
+    path.write_text(json.dumps(said | {"data": 7}))
+    with pytest.raises(ValueError, match="contradicts its directory's name: data is 7 there and 1 here"):
+        job.fit()
+    with pytest.raises(ValueError, match="identity must not hold seed"):
+        job.fit(identity={"seed": 3})
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_last_checkpoint(job):
+    def burst(params, key, images, labels):
+        return (params["w"] ** 2).sum() + jnp.where(jnp.abs(images - last).max() == 0, jnp.nan, 0.0)
+
+    batches = Batches()
+    last = [next(batches)[0] for _ in range(7)][6]
+    with pytest.raises(FloatingPointError, match=r"loss of net is nan at step 6\. The last good checkpoint is of step 4\."):
+        job.fit(loss=burst)
+    with pytest.raises(FloatingPointError, match=r"loss of other is nan at step 0\. There is no checkpoint yet\."):
+        fit_other(job)
+    for run in job.directory.iterdir():
+        steps = [path.name for path in run.iterdir() if path.name.isdecimal()]
+        assert steps == (["4"] if run.name.startswith("net") else [])
+
+
+def fit_other(job):
+    from experiments.fit import fit
+
+    nan = lambda params, key, images, labels: (params["w"] * jnp.nan).sum()
+    return fit("other", nan, {"w": jnp.zeros(2)}, Batches(), job.training(), 0, job.directory, {})
+
+
+def test_a_parameter_that_is_not_finite_is_never_kept(job):
+    steep = lambda params, key, images, labels: (params["w"] * 1e-3).sum()
+    with pytest.raises(FloatingPointError, match=r"average\.w of net is not finite after 3 steps\. There is no checkpoint"):
+        job.fit(loss=steep, learning_rate=3e38, checkpoint_every=3)
+    assert not [path for path in job.run(learning_rate=3e38, checkpoint_every=3).iterdir() if path.name.isdecimal()]
+
+
+def test_batches_that_do_not_fit_are_told(job):
+    with pytest.raises(ValueError, match=r"a batch of 8 is 8 rows in each of 1 processes, got \[16, 16\]"):
+        job.fit(batches=Batches(16))
+    with pytest.raises(ValueError, match="12 rows do not go evenly onto 8 devices"):
+        job.fit(batches=Batches(12), batch=12)
+    with pytest.raises(TypeError, match="get_state"):
+        job.fit(batches=iter([]))
+
+
+def test_two_trainings_of_one_run_do_not_mix(job):
+    from experiments.checkpoints import Checkpoints
+
+    job.run().mkdir(parents=True)
+    other = Checkpoints(job.run(), 1, ())
+    with pytest.raises(RuntimeError, match="another process trains in"):
+        job.fit()
+    other.close()
+    job.fit()
+
+
+def test_the_share_of_waiting_is_measured(monkeypatch):
+    from experiments import progress
+
+    now = iter([0.0, 1.0, 4.0, 10.0, 11.0, 12.0, 20.0, 20.0])
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: next(now))
+    waiting, batches = progress.Waiting(), iter("ab")
+    assert waiting.next(batches) == "a"  # From 1 to 4.
+    assert waiting.lap() == (0.1, 0.3)
+    assert waiting.next(batches) == "b"  # From 11 to 12.
+    assert waiting.lap() == (0.1, 0.1)
+    assert waiting.share() == 0.2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"learning_rate": 0.0}, "learning_rate must be positive"),
+        ({"clip": 0.0}, "clip must be positive"),
+        ({"snapshots": (13,)}, "snapshots must lie in 1..steps = 12"),
+        ({"checkpoint_every": 0}, "checkpoint_every must be at least 1"),
+    ],
+)
+def test_training_that_makes_no_sense_is_told(job, changes, message):
+    with pytest.raises(ValueError, match=message):
+        job.training(**changes)

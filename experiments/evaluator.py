@@ -28,17 +28,24 @@ class Evaluator(nnx.Module):
 
     def features(self, x: Array) -> Array:
         for i, conv in enumerate(self.convs):
-            x = jax.nn.relu(conv(nnx.max_pool(x, (2, 2), strides=(2, 2), padding="SAME") if i else x))
+            x = jax.nn.relu(conv(largest(x) if i else x))
         return jax.nn.relu(self.hidden(x.reshape(len(x), -1)))
 
     def __call__(self, x: Array) -> Array:
         return self.last(self.features(x))
 
 
-def jitter(key: Array, images: Array) -> Array:
+def largest(x: Array) -> Array:
+    """The largest of every 2 x 2 pixels; on a CPU its gradient costs a tenth of a pooling window's."""
+    batch, height, across, channels = x.shape
+    x = jnp.pad(x, ((0, 0), (0, height % 2), (0, across % 2), (0, 0)))
+    return x.reshape(batch, (height + 1) // 2, 2, (across + 1) // 2, 2, channels).max((2, 4))
+
+
+def jitter(key: Array, images: Array, noise: float = 0.1) -> Array:
     """Images moved by up to a pixel, with a little noise: what keeps an evaluator of a small set honest."""
-    move, noise = jax.random.split(key)
+    move, add = jax.random.split(key)
     padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-1)
     corners = jax.random.randint(move, (len(images), 2), 0, 3)
     crop = lambda image, corner: jax.lax.dynamic_slice(image, (*corner, 0), images.shape[1:])
-    return jax.vmap(crop)(padded, corners) + 0.1 * jax.random.normal(noise, images.shape)
+    return jax.vmap(crop)(padded, corners) + noise * jax.random.normal(add, images.shape)

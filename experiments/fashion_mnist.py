@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -62,11 +62,13 @@ class Config:
     evaluator_width: int = 32
     """Channels of the judge's first convolution; there are three."""
     denoiser: Training = Training(steps=7000, batch=64, learning_rate=2e-3, snapshots=(300, 1000))
-    """Its averaged parameters at the first snapshot are the weak model of autoguidance, at the second the under-trained one."""
+    """Its averaged parameters at the second snapshot are the under-trained model, at the first the one that guides it."""
     classifier: Training = Training(steps=2500, batch=64, weight_decay=0.05)
     """Of both classifiers that guide."""
-    evaluator: Training = Training(steps=4000, batch=64, weight_decay=0.05)
+    evaluator: Training = Training(steps=5000, batch=64, learning_rate=2e-3, weight_decay=0.05)
     """Of the judge."""
+    loss: Literal["v", "min_snr", "edm"] = "v"
+    """Of the denoiser: the error in v, that weighted by min-SNR, or EDM's preconditioning, weight and noise levels."""
     drop_rate: float = 0.1
     """The probability of dropping the label in training."""
     steps: int = 12
@@ -97,7 +99,7 @@ PRESETS: dict[str, tuple[str, Config]] = {
             out=Path("out/fashion_mnist_small"),
             denoiser=Training(steps=1500, batch=64, learning_rate=2e-3, ema=0.99, snapshots=(100, 300)),
             classifier=Training(steps=600, batch=64, weight_decay=0.05),
-            evaluator=Training(steps=1200, batch=64, weight_decay=0.05),
+            evaluator=Training(steps=1500, batch=64, learning_rate=2e-3, weight_decay=0.05),
             steps=8,
             samples=300,
             headline=500,
@@ -184,9 +186,13 @@ def losses(config: Config, apply: dict[str, Callable[..., Array]], null: int) ->
     def denoiser(params: Any, key: Array, images: Array, labels: Array) -> Array:
         drop, levels, noise = jax.random.split(key, 3)
         labels = gj.training.drop(drop, labels, null, config.drop_rate)
-        level = gj.training.noise_levels(levels, models.SCHEDULE, len(images))
+        draw = gj.training.log_normal_levels if config.loss == "edm" else gj.training.noise_levels
+        level = draw(levels, models.SCHEDULE, len(images))
         network = lambda x, t, cond: apply["denoiser"](params, x, t, cond)
-        return gj.training.denoising_loss(network, models.PREDICTS, noise, images, level, labels).mean()
+        if config.loss == "edm":
+            return gj.training.edm_loss(network, models.SIGMA_DATA, noise, images, level, labels).mean()
+        weight = gj.training.min_snr(level, "v") if config.loss == "min_snr" else 1.0
+        return (weight * gj.training.denoising_loss(network, "v", noise, images, level, labels)).mean()
 
     def classifier(params: Any, key: Array, images: Array, labels: Array) -> Array:
         levels, noise = jax.random.split(key)
@@ -200,7 +206,7 @@ def losses(config: Config, apply: dict[str, Callable[..., Array]], null: int) ->
         return cross_entropy(apply["clean"](params, images, jnp.full(len(images), CLEAN)), labels)
 
     def evaluator(params: Any, key: Array, images: Array, labels: Array) -> Array:
-        return cross_entropy(apply["evaluator"](params, jitter(key, images)), labels)
+        return cross_entropy(apply["evaluator"](params, jitter(key, images, noise=0.0)), labels)
 
     return {"denoiser": denoiser, "classifier": classifier, "clean": clean, "evaluator": evaluator}
 
@@ -210,7 +216,7 @@ def plan(config: Config, networks: dict[str, models.Trained], shape: tuple[int, 
     x, t, labels = jnp.zeros((1, *shape)), jnp.zeros(1), jnp.zeros(1, jnp.int32)
     inputs = {"denoiser": (x, t, labels), "classifier": (x, t), "clean": (x, t), "evaluator": (x,)}
     one = {}
-    for name, (apply, params) in networks.items():
+    for name, (apply, params, _) in networks.items():
         counted: Any = jax.jit(apply).lower(params, *inputs[name]).cost_analysis()
         one[name] = counted["flops"]
     trainings = {"denoiser": config.denoiser, "clean": config.classifier, "classifier": config.classifier}
@@ -230,23 +236,23 @@ def train(config: Config, train_set: data.Data, held_out: data.Data) -> tuple[mo
     shape, classes = train_set.images.shape[1:], train_set.classes
     sized = lambda network: dataclasses.replace(network, shape=shape, classes=classes)
     described = {
-        "denoiser": models.describe("UNet", sized(config.network)),
+        "denoiser": models.describe("UNet", sized(config.network), "edm" if config.loss == "edm" else "v"),
         "classifier": models.describe("UNetClassifier", sized(config.classifier_network)),
         "clean": models.describe("UNetClassifier", sized(config.classifier_network)),
     }
     judge = Evaluator(shape, classes, config.evaluator_width, 3, rngs=nnx.Rngs(config.seed))
     networks = {name: models.build(told, config.seed) for name, told in described.items()}
     networks["evaluator"] = models.Trained(*gj.networks.from_nnx(judge))
-    described["evaluator"] = {"kind": "Evaluator", "config": {"width": config.evaluator_width}}
+    described["evaluator"] = {"kind": "Evaluator", "config": {"width": config.evaluator_width, "jitter": "a pixel"}}
     wanted = losses(config, {name: network.apply for name, network in networks.items()}, classes)
     plan(config, networks, shape)
     entries, checkpoints = {}, config.out / "checkpoints"
-    for name, (_, params) in networks.items():
+    for name, (_, params, _) in networks.items():
         training = config.classifier if name == "clean" else getattr(config, name)
         identity = {
             "network": described[name],
             "data": f"{config.dataset} {train_set.version}, {len(train_set.labels)} images",
-            **({"drop_rate": config.drop_rate} if name == "denoiser" else {}),
+            **({"drop_rate": config.drop_rate, "loss": config.loss} if name == "denoiser" else {}),
         }
         with contextlib.closing(data.batches(train_set, training.batch, config.seed)) as batches:
             params = fit(name, wanted[name], params, batches, training, config.seed, checkpoints, identity)

@@ -19,8 +19,8 @@ from experiments.fit import restore
 from guidance_jax.base import Denoiser
 
 SCHEDULE = gj.schedules.cosine()
-PREDICTS = "v"
-INTERVAL = (0.3, 3.0)
+SIGMA_DATA = 0.5
+INTERVAL = (0.0, 3.0)
 """Where the interval guides, in sigma / alpha."""
 MODULES: dict[str, tuple[Any, Any]] = {
     "UNet": (gj.networks.UNet, gj.networks.UNetConfig),
@@ -28,14 +28,21 @@ MODULES: dict[str, tuple[Any, Any]] = {
     "UNetClassifier": (gj.networks.UNetClassifier, gj.networks.UNetConfig),
 }
 
-Network = Callable[..., Array]
-
 
 class Trained(NamedTuple):
     """A network as a pure function of its parameters, and these."""
 
-    apply: Network
+    apply: Callable[..., Array]
     params: Any
+    predicts: str | None = None
+    """What a denoising network predicts, or "edm" under EDM's preconditioning; None of a classifier."""
+
+    def bind(self, params: Any) -> Any:
+        """The denoiser with these parameters, or the classifier `(x, t) -> logits`."""
+        network = functools.partial(self.apply, params)
+        if self.predicts == "edm":
+            return gj.denoisers.edm(network, SIGMA_DATA)
+        return network if self.predicts is None else gj.denoiser(network, self.predicts)
 
 
 class Run(NamedTuple):
@@ -48,9 +55,10 @@ class Run(NamedTuple):
     networks: dict[str, Trained]
 
 
-def describe(kind: str, config: Any) -> dict[str, Any]:
+def describe(kind: str, config: Any, predicts: str | None = None) -> dict[str, Any]:
     """A network in words that JSON can keep, for `build`."""
-    return {"kind": kind, "config": json.loads(json.dumps(dataclasses.asdict(config)))}
+    told = {"kind": kind, "config": json.loads(json.dumps(dataclasses.asdict(config)))}
+    return told if predicts is None else told | {"predicts": predicts}
 
 
 def build(described: Mapping[str, Any], seed: int = 0) -> Trained:
@@ -62,7 +70,8 @@ def build(described: Mapping[str, Any], seed: int = 0) -> Trained:
     if described["kind"] not in MODULES:
         raise ValueError(f"there is no network {described['kind']!r}, only {', '.join(MODULES)}.")
     module, config = MODULES[described["kind"]]
-    return Trained(*gj.networks.from_nnx(module(config(**described["config"]), rngs=nnx.Rngs(seed))))
+    apply, params = gj.networks.from_nnx(module(config(**described["config"]), rngs=nnx.Rngs(seed)))
+    return Trained(apply, params, described.get("predicts"))
 
 
 def save(run: Path, shape: tuple[int, ...], names: tuple[str, ...], networks: Mapping[str, Mapping[str, Any]]) -> None:
@@ -97,53 +106,51 @@ class Way(NamedTuple):
     title: str
     networks: tuple[str, ...]
     guide: Callable[..., tuple[Any, gj.Guidance]]
-    """`(*networks, labels, null, scale) -> branches, guidance`; networks are pure functions with their parameters bound."""
+    """`(*networks, labels, null, scale) -> branches, guidance`; the networks as `Trained.bind` gives them."""
 
 
-def denoiser(network: Network) -> Denoiser:
-    return gj.denoiser(network, PREDICTS)
+Guided = tuple[Any, gj.Guidance]
+Classify = Callable[[Array, Array], Array]
 
 
-def _contrast(method: Callable[[Array], gj.Guidance]) -> Callable[..., tuple[Any, gj.Guidance]]:
+def _contrast(method: Callable[[Array], gj.Guidance]) -> Callable[..., Guided]:
     """Of the conditional and the unconditional answer of one network."""
-    return lambda network, labels, null, scale: (
-        gj.branches(denoiser(network), cond=labels, uncond=null),
-        method(scale),
-    )
+    return lambda denoise, labels, null, scale: (gj.branches(denoise, cond=labels, uncond=null), method(scale))
 
 
-def _weaker(network: Network, weak: Network, labels: Array, null: Array, scale: Array) -> tuple[Any, gj.Guidance]:
+def _conditional(denoise: Denoiser, labels: Array, null: Array, scale: Array) -> Guided:
+    return gj.branches(denoise, cond=labels), gj.chain()
+
+
+def _unconditional(denoise: Denoiser, labels: Array, null: Array, scale: Array) -> Guided:
+    return gj.branches(denoise, uncond=null), gj.chain()
+
+
+def _weaker(denoise: Denoiser, weak: Denoiser, labels: Array, null: Array, scale: Array) -> Guided:
     """Of a network and a weaker one."""
-    both = gj.branches(denoiser(network), cond=labels), gj.branches(denoiser(weak), weak=labels)
-    return both, gj.autoguidance(scale)
+    return (gj.branches(denoise, cond=labels), gj.branches(weak, weak=labels)), gj.autoguidance(scale)
 
 
-def _classifier(network: Network, classify: Network, labels: Array, null: Array, scale: Array) -> tuple[Any, gj.Guidance]:
+def _classifier(denoise: Denoiser, classify: Classify, labels: Array, null: Array, scale: Array) -> Guided:
     """The unconditional answer, and a classifier."""
-    return gj.branches(denoiser(network), uncond=null), gj.classifier(gj.scores.class_log_prob(classify, labels), scale)
+    return gj.branches(denoise, uncond=null), gj.classifier(gj.scores.class_log_prob(classify, labels), scale)
 
 
-def _clean(network: Network, classify: Network, labels: Array, null: Array, scale: Array) -> tuple[Any, gj.Guidance]:
+def _clean(denoise: Denoiser, classify: Classify, labels: Array, null: Array, scale: Array) -> Guided:
     """A classifier of clean images, which knows no time but 0."""
-    return _classifier(network, lambda x, t: classify(x, jnp.zeros_like(t)), labels, null, scale)
+    return _classifier(denoise, lambda x, t: classify(x, jnp.zeros_like(t)), labels, null, scale)
 
 
 WAYS = {
-    "unconditional": Way(
-        "unconditional", ("denoiser",), lambda n, labels, null, scale: (gj.branches(denoiser(n), uncond=null), gj.chain())
-    ),
-    "conditional": Way(
-        "conditional", ("denoiser",), lambda n, labels, null, scale: (gj.branches(denoiser(n), cond=labels), gj.chain())
-    ),
+    "unconditional": Way("unconditional", ("denoiser",), _unconditional),
+    "conditional": Way("conditional", ("denoiser",), _conditional),
     "cfg": Way("CFG", ("denoiser",), _contrast(gj.cfg)),
     "interval": Way("CFG in an interval", ("denoiser",), _contrast(lambda w: gj.during(gj.cfg(w), *INTERVAL))),
     "rescale": Way("CFG, rescaled", ("denoiser",), _contrast(lambda w: gj.chain(gj.cfg(w), gj.rescale(0.7)))),
-    "apg": Way("APG", ("denoiser",), _contrast(lambda w: gj.apg(w, most=5.0))),
+    "apg": Way("APG", ("denoiser",), _contrast(lambda w: gj.apg(w, most=2.5))),
     "cfg_zero_star": Way("CFG-Zero*", ("denoiser",), _contrast(gj.cfg_zero_star)),
-    "autoguidance": Way("autoguidance", ("denoiser", "weak"), _weaker),
-    "early": Way(
-        "under-trained", ("early",), lambda n, labels, null, scale: (gj.branches(denoiser(n), cond=labels), gj.chain())
-    ),
+    "autoguidance": Way("autoguidance", ("denoiser", "early"), _weaker),
+    "early": Way("under-trained", ("early",), _conditional),
     "early_cfg": Way("under-trained, CFG", ("early",), _contrast(gj.cfg)),
     "early_autoguidance": Way("under-trained, autoguidance", ("early", "weak"), _weaker),
     "classifier": Way("noise-aware classifier", ("denoiser", "classifier"), _classifier),
@@ -168,7 +175,7 @@ def program(
 
     def generate(arguments: tuple[dict[str, Any], Array], keys: Array, labels: Array) -> Array:
         params, scale = arguments
-        bound = [functools.partial(run.networks[name].apply, params[name]) for name in way.networks]
+        bound = [run.networks[name].bind(params[name]) for name in way.networks]
         branches, guidance = way.guide(*bound, labels, jnp.full_like(labels, len(run.names)), scale)
         return loop(keys, branches, guidance, sampler, levels, run.shape)
 

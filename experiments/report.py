@@ -77,7 +77,7 @@ def gradients(path: Path, run: models.Run, held_out: data.Data) -> None:
         x = level.alpha * x0 + level.sigma * noise
         rows[0].extend(np.asarray(x / (level.alpha + level.sigma)))
         for row, (name, way) in enumerate((("classifier", "classifier"), ("clean", "clean_classifier")), 1):
-            apply, params = run.networks[name]
+            apply, params, _ = run.networks[name]
             time = (lambda t: t) if way == "classifier" else jnp.zeros_like
             classify = lambda x, t, apply=apply, params=params, time=time: apply(params, x, time(t))
             log_prob = gj.scores.class_log_prob(classify, labels)

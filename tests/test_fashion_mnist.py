@@ -60,7 +60,7 @@ def linear_run():
     def classifier(params, x, t):
         return jnp.stack([x.mean((1, 2, 3)), params * x[:, 0, 0, 0] * (1 + t)], axis=1)
 
-    networks = {name: Trained(denoiser, jnp.float32(p)) for name, p in (("denoiser", 0.5), ("early", 0.3), ("weak", 0.1))}
+    networks = {name: Trained(denoiser, jnp.float32(p), "v") for name, p in (("denoiser", 0.5), ("early", 0.3), ("weak", 0.1))}
     networks |= {name: Trained(classifier, jnp.float32(p)) for name, p in (("classifier", 2.0), ("clean", -2.0))}
     return Run((2, 2, 1), ("a", "b"), networks)
 
@@ -93,7 +93,7 @@ def test_every_way_is_unguided_at_its_neutral_scale_and_guides_elsewhere():
 
 def test_the_clean_classifier_is_told_no_time():
     run = linear_run()
-    apply, params = run.networks["clean"]
+    apply, params, _ = run.networks["clean"]
     assert not np.allclose(
         apply(params, jnp.ones((1, 2, 2, 1)), jnp.ones(1)), apply(params, jnp.ones((1, 2, 2, 1)), jnp.zeros(1))
     )
@@ -115,7 +115,7 @@ def test_a_run_is_read_back_as_it_was_described(tmp_path, monkeypatch):
     run = models.load(tmp_path)
     assert (run.shape, run.names) == ((4, 4, 1), ("a", "b"))
     x, t, labels = jnp.ones((2, 4, 4, 1)), jnp.ones(2), jnp.arange(2)
-    network, params = run.networks["denoiser"]
+    network, params, _ = run.networks["denoiser"]
     np.testing.assert_array_equal(network(params, x, t, labels), built.apply(built.params, x, t, labels))
     moved = jax.tree.map(lambda a, b: np.asarray(b - a), params, run.networks["weak"].params)
     assert all((np.asarray(leaf).round() == 5).all() for leaf in jax.tree.leaves(moved))

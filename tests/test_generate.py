@@ -284,7 +284,7 @@ def test_the_command_draws_what_the_run_was_trained_for(monkeypatch, tmp_path):
         return (alpha * x - x0) / sigma
 
     monkeypatch.setattr(
-        models, "load", lambda path: models.Run((4, 4, 1), ("a", "b", "c"), {"denoiser": models.Trained(network, shades)})
+        models, "load", lambda path: models.Run((4, 4, 1), ("a", "b", "c"), {"denoiser": models.Trained(network, shades, "v")})
     )
     config = generate.Config(run, tmp_path / "out", samples=12, steps=4, batch=8, shard=8, scale=2.0, labels=(2, 0), channels=3)
     drawn = generate.main(config)

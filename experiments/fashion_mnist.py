@@ -97,7 +97,7 @@ PRESETS: dict[str, tuple[str, Config]] = {
         "Ten minutes on 2 CPU cores: fewer steps, samples and scales.",
         Config(
             out=Path("out/fashion_mnist_small"),
-            denoiser=Training(steps=1500, batch=64, learning_rate=2e-3, ema=0.99, snapshots=(100, 300)),
+            denoiser=Training(steps=1200, batch=64, learning_rate=2e-3, ema=0.99, snapshots=(100, 300)),
             classifier=Training(steps=600, batch=64, weight_decay=0.05),
             evaluator=Training(steps=1500, batch=64, learning_rate=2e-3, weight_decay=0.05),
             steps=8,

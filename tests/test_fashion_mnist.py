@@ -131,7 +131,7 @@ def test_what_is_no_run_is_told(tmp_path):
     run = linear_run()
     del run.networks["weak"]
     with pytest.raises(ValueError, match="needs the networks weak"):
-        models.program(run, models.WAYS["autoguidance"], gj.ddim(), gj.levels(models.SCHEDULE, 3, gj.spacings.karras()))
+        models.program(run, models.WAYS["early_autoguidance"], gj.ddim(), gj.levels(models.SCHEDULE, 3, gj.spacings.karras()))
 
 
 def test_a_study_that_makes_no_sense_is_told():

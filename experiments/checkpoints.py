@@ -189,6 +189,7 @@ def restore(run: Path, like: Any, step: int | None = None) -> Any:
       OSError: if it is damaged.
       ValueError: if it does not fit the network, with the leaf.
     """
+    run = run.absolute()
     found = steps(run)
     if not found or step not in (None, *found):
         raise FileNotFoundError(f"{run} holds no checkpoint of step {step or 'any'}; of these: {found}.")

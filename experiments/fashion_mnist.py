@@ -280,7 +280,10 @@ class Sweep:
     def row(self, way: str, scale: float, count: int) -> dict[str, Any]:
         """A row of the table: what was sampled, its measures and its cost."""
         images, labels = self.images(way, scale, count)
-        return {"way": way, "scale": scale} | self.judge(images, labels) | self.cost(way)
+        row = {"way": way, "scale": scale} | self.judge(images, labels) | self.cost(way)
+        told = ", ".join(f"{name} {row[name]:.3f}" for name in ("accuracy", "fd", "precision", "recall", "coverage"))
+        print(f"{models.WAYS[way].title}, scale {scale:g}, {count} samples: {told}", flush=True)
+        return row
 
     def images(self, way: str, scale: float, count: int) -> tuple[np.ndarray, np.ndarray]:
         """The first `count` samples, in bytes, and their labels."""

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -140,13 +141,15 @@ def test_one_device_trains_as_eight_do(done, job):
     assert one["w"].sharding.device_set == {jax.devices()[0]}
 
 
-def test_snapshots_stay(job):
+def test_snapshots_stay(job, monkeypatch):
     from experiments.fit import restore
 
     last = job.fit(snapshots=(3, 5), keep=1)
     run, like = job.run(snapshots=(3, 5)), {"w": jnp.zeros(2)}
     assert sorted(int(path.name) for path in run.iterdir() if path.name.isdecimal()) == [3, 5, 12]
     np.testing.assert_array_equal(restore(run, like)["w"], last["w"])
+    monkeypatch.chdir(run.parent)
+    np.testing.assert_array_equal(restore(Path(run.name), like)["w"], last["w"])
     early = restore(run, jax.eval_shape(lambda: like), 3)["w"]
     assert (early != last["w"]).any()
     with pytest.raises(FileNotFoundError, match=r"no checkpoint of step 4; of these: \[3, 5, 12\]"):

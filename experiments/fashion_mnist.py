@@ -1,8 +1,8 @@
 """The guidance table of a paper, on Fashion-MNIST: train, sweep every method's scale, judge, report.
 
-`python -m experiments.fashion_mnist` does it in an hour on 2 CPU cores, `... small` in ten minutes, `... gpu` with networks and
-sample sizes of a paper. Every stage goes on where it was stopped; all of it lies in `out/fashion_mnist`, and `report.md` is
-what to read.
+`python -m experiments.fashion_mnist` is planned for an hour on 2 CPU cores, `... small` takes a quarter of that, `... gpu` has
+networks and sample sizes of a paper. Every stage goes on where it was stopped; all of it lies in `out/fashion_mnist`, and
+`report.md` is what to read.
 
 The judge is a classifier of clean images that no guidance sees. Its features give the Frechet distance (here called FD, not
 FID: that is Inception's), precision, recall, density and coverage, all against the 10,000 held-out images.
@@ -92,9 +92,9 @@ class Config:
 
 
 PRESETS: dict[str, tuple[str, Config]] = {
-    "default": ("An hour on 2 CPU cores.", Config()),
+    "default": ("About an hour on 2 CPU cores.", Config()),
     "small": (
-        "Ten minutes on 2 CPU cores: fewer steps, samples and scales.",
+        "A quarter of an hour: fewer steps and samples.",
         Config(
             out=Path("out/fashion_mnist_small"),
             denoiser=Training(steps=1200, batch=64, learning_rate=2e-3, ema=0.99, snapshots=(100, 300)),

@@ -111,13 +111,13 @@ COLUMNS = {
 
 def table(rows: dict[str, dict[str, Any]]) -> Iterator[str]:
     """Rows of measures in Markdown."""
-    heads = ["", "scale", *(name.replace("fd", "FD") for name in COLUMNS), "KID x 1000", "Vendi", "evaluations", "ms a sample"]
+    heads = ["", "scale", *(name.replace("fd", "FD") for name in COLUMNS), "KID", "Vendi", "evaluations", "ms a sample"]
     yield f"| {' | '.join(heads)} |"
     yield "|---|" + "---:|" * (len(heads) - 1)
     for name, row in rows.items():
         cells = [name, f"{row['scale']:g}" if "scale" in row else ""]
         cells += [format(row[column], form) for column, form in COLUMNS.items()]
-        cells += [f"{1000 * row['kid']:.2f}", f"{row['vendi']:.1f}"]
+        cells += [f"{row['kid']:.2f}", f"{row['vendi']:.1f}"]
         cells += [str(row["evaluations"]), f"{1000 * row['seconds']:.1f}"] if "seconds" in row else ["", ""]
         yield f"| {' | '.join(cells)} |"
 

@@ -1,11 +1,16 @@
 """The judge of samples: a convolutional classifier of clean images, which no guidance sees, and what keeps it honest."""
 
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
+
+import guidance_jax as gj
+from experiments import data
 
 
 class Evaluator(nnx.Module):
@@ -49,3 +54,42 @@ def jitter(key: Array, images: Array, noise: float = 0.1) -> Array:
     corners = jax.random.randint(move, (len(images), 2), 0, 3)
     crop = lambda image, corner: jax.lax.dynamic_slice(image, (*corner, 0), images.shape[1:])
     return jax.vmap(crop)(padded, corners) + noise * jax.random.normal(add, images.shape)
+
+
+class Judge:
+    """The evaluator, and the features of the held-out images."""
+
+    def __init__(self, module: Evaluator, params: Any, held_out: data.Data):
+        graph, _, rest = nnx.split(module, nnx.Param, ...)
+
+        def read(params: Any, images: Array) -> tuple[Array, Array]:
+            module = nnx.merge(graph, params, rest)
+            features = module.features(images)
+            return features, module.last(features)
+
+        self.params, self.program = params, jax.jit(read)
+        self.real, logits = self.read(held_out.images)
+        self.accuracy = float(gj.metrics.accuracy(logits, jnp.asarray(held_out.labels)))
+
+    def read(self, images: np.ndarray, batch: int = 500) -> tuple[Array, Array]:
+        """Features and logits, a batch at a time."""
+        parts = [self.program(self.params, jnp.asarray(images[i : i + batch])) for i in range(0, len(images), batch)]
+        features, logits = (jnp.concatenate(part) for part in zip(*parts, strict=True))
+        return features, logits
+
+    def __call__(self, images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        """Fidelity and diversity of images `[N, H, W, C]` in bytes."""
+        features, logits = self.read(images.astype(np.float32) / 127.5 - 1)
+        precision, recall = gj.metrics.precision_recall(self.real, features)
+        density, coverage = gj.metrics.density_coverage(self.real, features)
+        row = {
+            "accuracy": gj.metrics.accuracy(logits, jnp.asarray(labels)),
+            "fd": gj.metrics.fid(self.real, features),
+            "kid": gj.metrics.kid(self.real, features),
+            "precision": precision,
+            "recall": recall,
+            "density": density,
+            "coverage": coverage,
+            "vendi": gj.metrics.vendi(features),
+        }
+        return {"samples": len(images)} | {name: float(value) for name, value in row.items()}

@@ -28,7 +28,7 @@ from jax import Array
 
 import guidance_jax as gj
 from experiments import data, devices, models, report
-from experiments.evaluator import Evaluator, jitter
+from experiments.evaluator import Evaluator, Judge, jitter
 from experiments.fit import Training, fit, run_directory
 from experiments.generate import generate
 
@@ -141,45 +141,6 @@ PRESETS: dict[str, tuple[str, Config]] = {
 }
 
 
-class Judge:
-    """The evaluator, and the features of the held-out images."""
-
-    def __init__(self, module: Evaluator, params: Any, held_out: data.Data):
-        graph, _, rest = nnx.split(module, nnx.Param, ...)
-
-        def read(params: Any, images: Array) -> tuple[Array, Array]:
-            module = nnx.merge(graph, params, rest)
-            features = module.features(images)
-            return features, module.last(features)
-
-        self.params, self.program = params, jax.jit(read)
-        self.real, logits = self.read(held_out.images)
-        self.accuracy = float(gj.metrics.accuracy(logits, jnp.asarray(held_out.labels)))
-
-    def read(self, images: np.ndarray, batch: int = 500) -> tuple[Array, Array]:
-        """Features and logits, a batch at a time."""
-        parts = [self.program(self.params, jnp.asarray(images[i : i + batch])) for i in range(0, len(images), batch)]
-        features, logits = (jnp.concatenate(part) for part in zip(*parts, strict=True))
-        return features, logits
-
-    def __call__(self, images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        """Fidelity and diversity of images `[N, H, W, C]` in bytes."""
-        features, logits = self.read(images.astype(np.float32) / 127.5 - 1)
-        precision, recall = gj.metrics.precision_recall(self.real, features)
-        density, coverage = gj.metrics.density_coverage(self.real, features)
-        row = {
-            "accuracy": gj.metrics.accuracy(logits, jnp.asarray(labels)),
-            "fd": gj.metrics.fid(self.real, features),
-            "kid": gj.metrics.kid(self.real, features),
-            "precision": precision,
-            "recall": recall,
-            "density": density,
-            "coverage": coverage,
-            "vendi": gj.metrics.vendi(features),
-        }
-        return {"samples": len(images)} | {name: float(value) for name, value in row.items()}
-
-
 def losses(config: Config, apply: dict[str, Callable[..., Array]], null: int) -> dict[str, Callable[..., Array]]:
     """`{network: loss(params, key, images, labels)}`."""
 
@@ -225,7 +186,8 @@ def plan(config: Config, networks: dict[str, models.Trained], shape: tuple[int, 
     training = sum(3 * one[name] * each.steps * each.batch for name, each in trainings.items())
     contrasts = sum(len(scales) for way, scales in SCALES.items() if "classifier" not in way)
     steered = sum(len(scales) for way, scales in SCALES.items() if "classifier" in way)
-    passes = config.samples * (2 * contrasts + steered + 3) + config.headline * 14
+    # Three models without guidance, and ten headlines, half of them of two branches.
+    passes = config.samples * (2 * contrasts + steered + 3) + config.headline * 15
     sampling = config.steps * (passes * one["denoiser"] + steered * config.samples * 3 * one["classifier"])
     told = f"training {training / 1e12:.1f} TFLOP, sampling {sampling / 1e12:.1f}"
     print(f"plan: {told}; at 100 GFLOP/s that is {(training + sampling) / 6e12:.0f} minutes")
@@ -263,7 +225,7 @@ def train(config: Config, train_set: data.Data, held_out: data.Data) -> tuple[mo
     entries |= {"weak": entries["denoiser"] | {"step": weak}, "early": entries["denoiser"] | {"step": early}}
     trained = Judge(judge, networks["evaluator"].params, held_out)
     del entries["evaluator"]
-    models.save(config.out, shape, train_set.names, entries)
+    devices.first(lambda: models.save(config.out, shape, train_set.names, entries))
     digest = hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()[:12]
     return models.load(config.out), trained, digest
 

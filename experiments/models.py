@@ -15,7 +15,8 @@ from flax import nnx
 from jax import Array
 
 import guidance_jax as gj
-from experiments.fit import restore
+from experiments.checkpoints import restore
+from experiments.shards import replacing
 from guidance_jax.base import Denoiser
 
 SCHEDULE = gj.schedules.cosine()
@@ -78,7 +79,8 @@ def save(run: Path, shape: tuple[int, ...], names: tuple[str, ...], networks: Ma
     """Write `models.json`: of each network what `describe` says, its `checkpoint` inside of the run, and the `step`, if not
     the last."""
     text = json.dumps({"shape": shape, "names": names, "networks": networks}, indent=1)
-    (run / "models.json").write_text(text)
+    with replacing(run / "models.json") as file:
+        file.write(text.encode())
 
 
 def load(run: Path) -> Run:

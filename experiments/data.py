@@ -150,7 +150,6 @@ def prepare(name: str, directory: Path, manual_dir: Path | None = None) -> Any:
     theirs: Any = Digits(**where) if name == "digits" else tfds.builder(name, **where)
     path = Path(theirs.data_path)
     if not path.exists():
-        _checked(name, theirs)
         with _alone(directory):
             for left in path.parent.glob(f"incomplete.*_{path.name}"):
                 shutil.rmtree(left)

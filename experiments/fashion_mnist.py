@@ -22,6 +22,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import tyro
 from flax import nnx
 from jax import Array
@@ -63,7 +64,7 @@ class Config:
     """Channels of the judge's first convolution; there are three."""
     denoiser: Training = Training(steps=7000, batch=64, learning_rate=2e-3, snapshots=(300, 1000))
     """Its averaged parameters at the second snapshot are the under-trained model, at the first the one that guides it."""
-    classifier: Training = Training(steps=2500, batch=64, weight_decay=0.05)
+    classifier: Training = Training(steps=3500, batch=64, weight_decay=0.05)
     """Of both classifiers that guide."""
     evaluator: Training = Training(steps=5000, batch=64, learning_rate=2e-3, weight_decay=0.05)
     """Of the judge."""
@@ -160,14 +161,13 @@ def losses(config: Config, apply: dict[str, Callable[..., Array]], null: int) ->
         level = gj.training.noise_levels(levels, models.SCHEDULE, len(images))
         return gj.training.classifier_loss(lambda x, t: apply["classifier"](params, x, t), noise, images, level, labels).mean()
 
-    def cross_entropy(logits: Array, labels: Array) -> Array:
-        return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1).mean()
+    cross_entropy = optax.softmax_cross_entropy_with_integer_labels
 
     def clean(params: Any, key: Array, images: Array, labels: Array) -> Array:
-        return cross_entropy(apply["clean"](params, images, jnp.full(len(images), CLEAN)), labels)
+        return cross_entropy(apply["clean"](params, images, jnp.full(len(images), CLEAN)), labels).mean()
 
     def evaluator(params: Any, key: Array, images: Array, labels: Array) -> Array:
-        return cross_entropy(apply["evaluator"](params, jitter(key, images, noise=0.0)), labels)
+        return cross_entropy(apply["evaluator"](params, jitter(key, images, noise=0.0)), labels).mean()
 
     return {"denoiser": denoiser, "classifier": classifier, "clean": clean, "evaluator": evaluator}
 

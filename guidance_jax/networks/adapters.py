@@ -6,7 +6,7 @@ from typing import Any
 from flax import linen, nnx
 
 
-def from_nnx(module: nnx.Module) -> tuple[Callable[..., Any], Any]:
+def from_nnx(module: nnx.Module, method: str = "__call__") -> tuple[Callable[..., Any], Any]:
     """The pure function `apply(params, *inputs)` of an NNX module, and its parameters.
 
     What the module holds besides parameters (batch statistics) stays as it is now: call `module.eval()` first. A module
@@ -14,6 +14,7 @@ def from_nnx(module: nnx.Module) -> tuple[Callable[..., Any], Any]:
 
     Args:
       module: `(x, t, cond) -> output`, or any other.
+      method: which of its methods, `"decode"` of an autoencoder.
 
     Returns:
       `apply` and `params`; jit and differentiate in `params` as you like.
@@ -26,7 +27,7 @@ def from_nnx(module: nnx.Module) -> tuple[Callable[..., Any], Any]:
     graph, params, rest = nnx.split(module, nnx.Param, ...)
 
     def apply(params: Any, *inputs: Any) -> Any:
-        return nnx.merge(graph, params, rest)(*inputs)
+        return getattr(nnx.merge(graph, params, rest), method)(*inputs)
 
     return apply, params
 

@@ -59,16 +59,17 @@ class LayerNorm(nnx.LayerNorm):
 class GroupNorm(nnx.Module):
     """A group norm and what scales and shifts it after, as one affine map a channel of each sample.
 
-        out = (h - mean) / sqrt(variance + 1e-6) * gain + bias, * (1 + scale) + shift
+        out = (h - mean) / sqrt(variance + epsilon) * gain + bias, * (1 + scale) + shift
 
     Args:
       width: the channels.
       groups: that they divide into.
+      epsilon: added to the variance.
       rngs: for the parameters.
     """
 
-    def __init__(self, width: int, groups: int, *, rngs: nnx.Rngs):
-        self.groups = groups
+    def __init__(self, width: int, groups: int, epsilon: float = 1e-6, *, rngs: nnx.Rngs):
+        self.groups, self.epsilon = groups, epsilon
         self.gain = nnx.Param(jnp.ones(width))
         self.bias = nnx.Param(jnp.zeros(width))
 
@@ -83,7 +84,7 @@ class GroupNorm(nnx.Module):
         pixels = h.astype(jnp.float32)
         mean = over_groups(pixels.mean((1, 2)))
         variance = over_groups((pixels**2).mean((1, 2))) - mean**2
-        slope = jax.lax.rsqrt(jnp.maximum(variance, 0) + 1e-6) * self.gain[...][None]
+        slope = jax.lax.rsqrt(jnp.maximum(variance, 0) + self.epsilon) * self.gain[...][None]
         start = self.bias[...][None] - mean * slope
         if scale is not None and shift is not None:
             slope, start = slope * (1 + scale), start * (1 + scale) + shift

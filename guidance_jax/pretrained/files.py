@@ -1,0 +1,69 @@
+"""Files of weights: opened, their names and shapes known, their values read when they are asked for."""
+
+import itertools
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from guidance_jax.pretrained.pickles import open_pickle
+
+
+class Tensor(NamedTuple):
+    """An array of a file, not read yet: its shape, and what reads a part of it by a tuple of slices."""
+
+    shape: tuple[int, ...]
+    read: Callable[[Any], np.ndarray]
+
+
+def open_weights(path: str | Path) -> dict[str, Tensor]:
+    """The weights in a `.safetensors` file, a `.safetensors.index.json` of several, or a `.pt` or `.pth` file, not read yet.
+
+    Opening a file never runs code: of pickles, tensors alone are read, and anything else is refused.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: if it is truncated, holds anything but tensors, or is of another kind.
+      ImportError: if the package safetensors is needed and not installed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}.")
+    if path.name.endswith(".safetensors.index.json"):
+        files = sorted(set(json.loads(path.read_text())["weight_map"].values()))
+        if any(file != Path(file).name for file in files):
+            raise ValueError(f"{path} names files that do not lie beside it: {files}.")
+        return dict(itertools.chain.from_iterable(open_weights(path.parent / file).items() for file in files))
+    if path.suffix == ".safetensors":
+        return _open_safetensors(path)
+    if path.suffix in (".pt", ".pth", ".bin"):
+        return from_arrays(open_pickle(path))
+    raise ValueError(f"{path} is no file of weights that can be read: .safetensors, .safetensors.index.json, .pt, .pth, .bin.")
+
+
+def from_arrays(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+    """Weights that lie in memory, as `load` takes them."""
+    return {name: Tensor(array.shape, array.__getitem__) for name, array in arrays.items()}
+
+
+def _open_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ImportError as error:
+        raise ImportError(
+            "reading .safetensors needs the package safetensors: pip install guidance_jax[pretrained]."
+        ) from error
+    try:
+        file = safe_open(path, framework="np")
+        names = list(file.keys())
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or truncated, or no safetensors file: {error}. Download it again.") from error
+
+    def tensor(name: str) -> Tensor:
+        part = file.get_slice(name)
+        shape = tuple(part.get_shape())
+        return Tensor(shape, lambda index: part[index] if shape else file.get_tensor(name))
+
+    return {name: tensor(name) for name in names}

@@ -1,0 +1,160 @@
+"""From files of published weights to modules: every weight used once, read straight to where it will lie.
+
+A module is written with the published names as its attributes, so its weights find themselves: `down.0.conv.weight` of a file
+is `down[0].conv.kernel` of the module. Only orders of axes differ, and the last part of the name.
+"""
+
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
+
+from guidance_jax.pretrained.files import Tensor
+
+Module = TypeVar("Module", bound=nnx.Module)
+Place = Sharding | Callable[[str, tuple[int, ...]], Sharding] | None
+
+WEIGHTS = {"kernel": "weight", "scale": "weight", "gain": "weight", "embedding": "weight"}
+"""What Flax calls the weight of a dense layer or a convolution, a norm, our norm, a table."""
+ORDERS = {2: (1, 0), 3: (2, 1, 0), 4: (2, 3, 1, 0)}
+"""A kernel's axes, among those of PyTorch's weight `[out, in, ...]`."""
+
+
+def load(
+    build: Callable[[], Module],
+    tensors: Mapping[str, Tensor],
+    *,
+    rename: Callable[[str], str] = lambda name: name,
+    ignored: Collection[str] = (),
+    dtype: Any = jnp.float32,
+    sharding: Place = None,
+) -> Module:
+    """A module with published weights, each of them used exactly once.
+
+    Each weight is read from the file to the devices by itself, on each device the part that lies there: the host holds one at
+    a time.
+
+    Args:
+      build: makes the module, `lambda: UNet(config, rngs=nnx.Rngs(0))`; it is traced only, so nothing is initialised.
+      tensors: the weights by their published names, as `open_weights` gives them.
+      rename: from a name in the file to the module's: for older files.
+      ignored: names that a file may hold beside weights, such as tables of positions 0, 1, 2.
+      dtype: of the parameters, float32 or bfloat16. The networks of this package compute in that of their parameters.
+      sharding: where they go: one sharding for all (replicated), or `(name, shape) -> sharding`, as `fully_sharded` makes it;
+        None for the default device.
+
+    Raises:
+      ValueError: naming what is missing, left over, of another shape or there twice.
+
+    Example:
+      >>> values = {"weight": np.ones((3, 2), np.float32), "bias": np.zeros(3, np.float32)}
+      >>> tensors = pretrained.from_arrays(values)
+      >>> dense = pretrained.load(lambda: nnx.Linear(2, 3, rngs=nnx.Rngs(0)), tensors, dtype=jnp.bfloat16)
+      >>> print(dense.kernel.shape, dense(jnp.ones((1, 2), jnp.bfloat16)))
+      (2, 3) [[2 2 2]]
+    """
+    graph, abstract, rest = nnx.split(nnx.eval_shape(build), nnx.Param, ...)
+    if jax.tree.leaves(rest):
+        raise ValueError(f"a module to load holds parameters alone, and this one also {rest}.")
+    wanted = {_published(path): (path, variable) for path, variable in nnx.to_flat_state(abstract)}
+    given = _renamed(tensors, rename, ignored)
+    _check(wanted, given)
+    leaves = []
+    for name, (path, variable) in wanted.items():
+        place = sharding(name, variable.shape) if callable(sharding) else sharding
+        leaves.append((path, variable.replace(_array(given[name], path[-1] == "kernel", variable.shape, dtype, place))))
+    return nnx.merge(graph, nnx.from_flat_state(leaves), rest)
+
+
+def fully_sharded(mesh: Mesh) -> Callable[[str, tuple[int, ...]], Sharding]:
+    """Each weight split over all devices of a mesh, along its largest axis that divides evenly; whole where none does.
+
+    Example:
+      >>> mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+      >>> print(pretrained.fully_sharded(mesh)("kernel", (3, 3, 4, 64)).spec)
+      P(None, None, None, 'data')
+    """
+
+    def place(name: str, shape: tuple[int, ...]) -> Sharding:
+        dividing = [axis for axis, size in enumerate(shape) if size % mesh.size == 0]
+        spec: list[Any] = [None] * len(shape)
+        if dividing:
+            spec[max(dividing, key=lambda axis: shape[axis])] = mesh.axis_names
+        return NamedSharding(mesh, PartitionSpec(*spec))
+
+    return place
+
+
+def parameter_count(module: nnx.Module) -> int:
+    """How many parameters a module has, abstract (`nnx.eval_shape`) or not."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(module, nnx.Param)))
+
+
+def _published(path: Sequence[Any]) -> str:
+    *parents, last = path
+    return ".".join(map(str, [*parents, WEIGHTS.get(str(last), last)]))
+
+
+def _renamed(tensors: Mapping[str, Tensor], rename: Callable[[str], str], ignored: Collection[str]) -> dict[str, Tensor]:
+    given: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if name in ignored:
+            continue
+        if rename(name) in given:
+            raise ValueError(f"the weight {rename(name)} is there twice, the second time as {name}.")
+        given[rename(name)] = tensor
+    return given
+
+
+def _check(wanted: Mapping[str, tuple[Any, Any]], given: Mapping[str, Tensor]) -> None:
+    wrong = {
+        name: f"{given[name].shape}, expected {_published_shape(path, variable.shape)}"
+        for name, (path, variable) in wanted.items()
+        if name in given and not _fits(given[name].shape, _published_shape(path, variable.shape))
+    }
+    faults = [
+        _listed("missing", sorted(wanted.keys() - given.keys())),
+        _listed("left over", sorted(given.keys() - wanted.keys())),
+        _listed("of another shape", [f"{name} {told}" for name, told in wrong.items()]),
+    ]
+    if any(faults):
+        raise ValueError(
+            f"the weights are not of this network, which has {len(wanted)}: {'; '.join(filter(None, faults))}. "
+            "Check that the file belongs to this configuration."
+        )
+
+
+def _listed(what: str, names: Iterable[str], most: int = 8) -> str:
+    names = list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{len(names)} {what}: {', '.join(names[:most])}{more}" if names else ""
+
+
+def _published_shape(path: Sequence[Any], shape: tuple[int, ...]) -> tuple[int, ...]:
+    if path[-1] != "kernel":
+        return shape
+    order = ORDERS[len(shape)]
+    return tuple(shape[order.index(axis)] for axis in range(len(shape)))
+
+
+def _fits(shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:
+    """A convolution of one pixel is a dense layer."""
+    return shape[: len(expected)] == expected and all(size == 1 for size in shape[len(expected) :])
+
+
+def _array(tensor: Tensor, kernel: bool, shape: tuple[int, ...], dtype: Any, place: Sharding | None) -> jax.Array:
+    order = ORDERS[len(shape)] if kernel else tuple(range(len(shape)))
+    pixel = (0,) * (len(tensor.shape) - len(shape))
+
+    def part(index: Any) -> np.ndarray:
+        source = tuple(index[order.index(axis)] for axis in range(len(shape)))
+        return np.ascontiguousarray(tensor.read(source + pixel).transpose(order).astype(dtype, copy=False))
+
+    if place is None:
+        return jnp.asarray(part((slice(None),) * len(shape)))
+    return jax.make_array_from_callback(shape, place, part)

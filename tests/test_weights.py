@@ -1,0 +1,274 @@
+"""Weights of published files: each used once, none from a damaged file, and nothing run that a file holds."""
+
+import collections
+import io
+import json
+import os
+import pickle
+import zipfile
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import save_file
+
+from guidance_jax import networks, pretrained
+from guidance_jax.networks.layers import GroupNorm
+from guidance_jax.pretrained.layers import Conv
+
+
+class Small(nnx.Module):
+    """One of each kind of weight."""
+
+    def __init__(self, *, rngs):
+        self.stem = nnx.List([Conv(3, 8, rngs=rngs), jax.nn.silu, Conv(8, 4, 1, rngs=rngs)])
+        self.norm = GroupNorm(4, 2, 1e-5, rngs=rngs)
+        self.table = nnx.Embed(5, 4, rngs=rngs)
+        self.last = nnx.Linear(4, 6, rngs=rngs)
+
+    def __call__(self, x, y):
+        for layer in self.stem:
+            x = layer(x)
+        return self.last(self.norm(x).mean((1, 2)) + self.table(y))
+
+
+SHAPES = {
+    "stem.0.weight": (8, 3, 3, 3),
+    "stem.0.bias": (8,),
+    "stem.2.weight": (4, 8, 1, 1),
+    "stem.2.bias": (4,),
+    "norm.weight": (4,),
+    "norm.bias": (4,),
+    "table.weight": (5, 4),
+    "last.weight": (6, 4),
+    "last.bias": (6,),
+}
+
+
+@pytest.fixture
+def arrays():
+    rng = np.random.default_rng(0)
+    return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in SHAPES.items()}
+
+
+def load(tensors, **options) -> Any:
+    return pretrained.load(lambda: Small(rngs=nnx.Rngs(0)), tensors, **options)
+
+
+def test_every_kind_of_weight_lands_where_it_belongs(arrays):
+    module = load(pretrained.from_arrays(arrays))
+    assert np.array_equal(module.stem[0].kernel[...], arrays["stem.0.weight"].transpose(2, 3, 1, 0))
+    assert np.array_equal(module.last.kernel[...], arrays["last.weight"].T)
+    assert np.array_equal(module.norm.gain[...], arrays["norm.weight"])
+    assert np.array_equal(module.table.embedding[...], arrays["table.weight"])
+    assert pretrained.parameter_count(module) == sum(array.size for array in arrays.values())
+    apply, params = networks.from_nnx(module)
+    assert jax.jit(apply)(params, jnp.ones((2, 5, 7, 3)), jnp.array([0, 4])).shape == (2, 6)
+
+
+def test_a_convolution_of_one_pixel_may_be_a_dense_layer(arrays):
+    arrays["last.weight"] = arrays["last.weight"][..., None]
+    assert np.array_equal(load(pretrained.from_arrays(arrays)).last.kernel[...], arrays["last.weight"][..., 0].T)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda arrays: arrays.pop("norm.bias"), "1 missing: norm.bias"),
+        (lambda arrays: arrays.update(extra=np.zeros(3, np.float32)), "1 left over: extra"),
+        (lambda arrays: arrays.update({"last.bias": np.zeros(7, np.float32)}), r"last.bias \(7,\), expected \(6,\)"),
+        (
+            lambda arrays: arrays.update({"last.weight": np.zeros((4, 6), np.float32)}),
+            r"last.weight \(4, 6\), expected \(6, 4\)",
+        ),
+        (lambda arrays: arrays.update({"old.bias": np.zeros(6, np.float32)}), "last.bias is there twice"),
+    ],
+)
+def test_what_does_not_fit_is_named(arrays, change, told):
+    change(arrays)
+    with pytest.raises(ValueError, match=told):
+        load(pretrained.from_arrays(arrays), rename=lambda name: name.replace("old.", "last."))
+
+
+def test_tables_beside_the_weights_are_ignored_where_the_network_says_so(arrays):
+    arrays["positions"] = np.arange(4)
+    load(pretrained.from_arrays(arrays), ignored=["positions"])
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_weights_go_in_parts_to_the_devices(arrays, dtype):
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:4])
+    read = []
+
+    def watched(name, array):
+        return pretrained.Tensor(array.shape, lambda index: read.append((name, array[index].size)) or array[index])
+
+    module = load(
+        {name: watched(name, array) for name, array in arrays.items()}, dtype=dtype, sharding=pretrained.fully_sharded(mesh)
+    )
+    kernel = module.stem[0].kernel[...]
+    assert kernel.dtype == dtype
+    assert np.array_equal(kernel, arrays["stem.0.weight"].transpose(2, 3, 1, 0).astype(dtype))
+    assert [shard.data.shape for shard in kernel.addressable_shards] == [(3, 3, 3, 2)] * 4
+    assert [size for name, size in read if name == "stem.0.weight"] == [54] * 4
+
+
+def test_safetensors_of_every_dtype_are_read(tmp_path, arrays):
+    for dtype in (np.float32, np.float16, ml_dtypes.bfloat16):
+        save_file({name: array.astype(dtype) for name, array in arrays.items()}, tmp_path / "w.safetensors")
+        module = load(pretrained.open_weights(tmp_path / "w.safetensors"))
+        assert np.array_equal(module.last.kernel[...], arrays["last.weight"].T.astype(dtype).astype(np.float32))
+
+
+def test_safetensors_in_several_files(tmp_path, arrays):
+    names = list(arrays)
+    parts = {"a.safetensors": names[:4], "b.safetensors": names[4:]}
+    for file, held in parts.items():
+        save_file({name: arrays[name] for name in held}, tmp_path / file)
+    index = tmp_path / "w.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {name: file for file, held in parts.items() for name in held}}))
+    assert np.array_equal(load(pretrained.open_weights(index)).last.bias[...], arrays["last.bias"])
+    index.write_text('{"weight_map": {"a": "../w.safetensors"}}')
+    with pytest.raises(ValueError, match="beside it"):
+        pretrained.open_weights(index)
+
+
+@pytest.mark.parametrize("kept", [0, 5, 200, -1])
+def test_truncated_safetensors_are_told(tmp_path, arrays, kept):
+    path = tmp_path / "w.safetensors"
+    save_file(arrays, path)
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(ValueError, match="damaged or truncated"):
+        pretrained.open_weights(path)
+
+
+def test_a_wrong_path_is_told(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no file"):
+        pretrained.open_weights(tmp_path)
+    (tmp_path / "w.h5").write_bytes(b"")
+    with pytest.raises(ValueError, match="no file of weights"):
+        pretrained.open_weights(tmp_path / "w.h5")
+
+
+# PyTorch's format, written here without PyTorch: tests/parity reads files that PyTorch itself wrote.
+
+
+class _Global:
+    """Pickled as the name `module.name`."""
+
+    def __init__(self, module, name):
+        self.module, self.name = module, name
+
+
+PythonPickler: Any = getattr(pickle, "_Pickler")  # noqa: B009
+
+
+class _Pickler(PythonPickler):
+    def save(self, obj, save_persistent_id=True) -> Any:
+        if isinstance(obj, _Global):
+            return self.write(f"c{obj.module}\n{obj.name}\n".encode())
+        if isinstance(obj, tuple) and obj and obj[0] == "persistent":
+            self.save(obj[1])
+            return self.write(pickle.BINPERSID)
+        if isinstance(obj, tuple) and obj and obj[0] == "call":
+            self.save(obj[1])
+            self.save(obj[2])
+            return self.write(pickle.REDUCE)
+        return super().save(obj, save_persistent_id)
+
+
+def tensor(key, array, storage="FloatStorage", shape=None, strides=None, offset=0, size=None):
+    shape = array.shape if shape is None else shape
+    strides = tuple(s // array.itemsize for s in array.strides) if strides is None else strides
+    held = ("persistent", ("storage", _Global("torch", storage), key, "cpu", array.size if size is None else size))
+    arguments = (held, offset, shape, strides, False, ("call", _Global("collections", "OrderedDict"), ()))
+    return ("call", _Global("torch._utils", "_rebuild_tensor_v2"), arguments)
+
+
+def write(path, pickled, storages, compression=zipfile.ZIP_STORED):
+    stream = io.BytesIO()
+    _Pickler(stream, 2).dump(pickled)
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("archive/data.pkl", stream.getvalue())
+        archive.writestr("archive/byteorder", b"little")
+        for key, array in storages.items():
+            archive.writestr(f"archive/data/{key}", array.tobytes())
+    return path
+
+
+def test_pickled_tensors_are_mapped_from_the_file(tmp_path, arrays):
+    pickled = {name: tensor(str(i), array) for i, (name, array) in enumerate(arrays.items())}
+    path = write(tmp_path / "w.pt", {"ema": pickled}, {str(i): array for i, array in enumerate(arrays.values())})
+    found = pretrained.open_weights(path)
+    assert all(np.array_equal(found["ema." + name].read(...), array) for name, array in arrays.items())
+    module = load(found, rename=lambda name: name.removeprefix("ema."))
+    assert np.array_equal(module.last.kernel[...], arrays["last.weight"].T)
+
+
+def test_views_of_one_storage_and_half_precision(tmp_path):
+    base = np.arange(12).astype(ml_dtypes.bfloat16)
+    pickled = {"t": tensor("0", base, "BFloat16Storage", (3, 2), (1, 6), 1), "whole": tensor("0", base, "BFloat16Storage")}
+    found = pretrained.open_weights(write(tmp_path / "w.pt", pickled, {"0": base}))
+    assert np.array_equal(found["t"].read(...).astype(float), [[1, 7], [2, 8], [3, 9]])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        ("os", "system"),
+        ("builtins", "eval"),
+        ("builtins", "getattr"),
+        ("torch", "load"),
+        ("argparse", "Namespace"),
+        ("numpy", "load"),
+    ],
+    ids=".".join,
+)
+def test_a_pickle_that_asks_for_anything_else_is_refused(tmp_path, name):
+    path = write(tmp_path / "w.pt", {"w": ("call", _Global(*name), (f"touch {tmp_path}/ran",))}, {})
+    with pytest.raises(ValueError, match=rf"refused: it asks for {name[0]}\.{name[1]}.*no code is run"):
+        pretrained.open_weights(path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_real_malicious_pickle_is_refused(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path}/ran",)
+
+    with zipfile.ZipFile(tmp_path / "w.pt", "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps(collections.OrderedDict(w=Evil())))
+    with pytest.raises(ValueError, match="refused"):
+        pretrained.open_weights(tmp_path / "w.pt")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"shape": (5,)}, {"offset": 1}, {"strides": (2,)}, {"offset": -1}, {"strides": (-1,)}, {"size": 5}, {"size": -1}],
+    ids=str,
+)
+def test_a_tensor_outside_its_storage_is_refused(tmp_path, options):
+    base = np.arange(4, dtype=np.float32)
+    path = write(tmp_path / "w.pt", {"w": tensor("0", base, **options)}, {"0": base})
+    with pytest.raises(ValueError, match=r"lies outside its storage|too short"):
+        pretrained.open_weights(path)
+
+
+def test_truncated_compressed_and_foreign_pickles_are_told(tmp_path):
+    base = np.arange(4, dtype=np.float32)
+    path = write(tmp_path / "w.pt", {"w": tensor("0", base)}, {"0": base})
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(ValueError, match="truncated"):
+        pretrained.open_weights(path)
+    with pytest.raises(ValueError, match="compressed"):
+        pretrained.open_weights(write(path, {"w": tensor("0", base)}, {"0": base}, zipfile.ZIP_DEFLATED))
+    with pytest.raises(ValueError, match="holds int as epoch"):
+        pretrained.open_weights(write(path, {"w": tensor("0", base), "epoch": 3}, {"0": base}))
+    path.write_bytes(pickle.dumps({"w": 1}))
+    with pytest.raises(ValueError, match="not of PyTorch's format"):
+        pretrained.open_weights(path)

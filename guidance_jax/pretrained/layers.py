@@ -29,7 +29,8 @@ class Conv(nnx.Conv):
         *,
         rngs: nnx.Rngs,
     ):
-        around = padding if isinstance(padding, tuple) else ((kernel // 2 if padding is None else padding,) * 2,) * 2
+        each = kernel // 2 if padding is None else padding
+        around = each if isinstance(each, tuple) else ((each, each), (each, each))
         super().__init__(width, out, (kernel, kernel), strides=stride, padding=around, rngs=rngs)
 
 

@@ -4,15 +4,17 @@ A network becomes a denoiser, conditions become branches, a guidance makes one p
 noise levels, and `sample` owns the loop.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from guidance_jax import (
     conditions,
     denoisers,
+    guidance,
     likelihood,
     metrics,
-    networks,
     oracles,
     particles,
-    pretrained,
     samplers,
     scales,
     schedules,
@@ -55,6 +57,7 @@ from guidance_jax.guidance import (
     mean_shift,
     momentum,
     mpgd,
+    on_channels,
     perp_neg,
     perturbed,
     pigdm,
@@ -95,6 +98,10 @@ from guidance_jax.samplers import (
 )
 from guidance_jax.sampling import branches, evaluations, run, sample
 from guidance_jax.schedules import levels
+from guidance_jax.traced import checked
+
+if TYPE_CHECKING:
+    from guidance_jax import networks, pretrained
 
 __all__ = [
     "Branches",
@@ -118,6 +125,7 @@ __all__ = [
     "cfg_pp",
     "cfg_zero_star",
     "chain",
+    "checked",
     "classifier",
     "clip_norm",
     "compose",
@@ -146,6 +154,7 @@ __all__ = [
     "flow_heun",
     "freedom",
     "fresca",
+    "guidance",
     "guide",
     "heun",
     "heun_sde",
@@ -163,6 +172,7 @@ __all__ = [
     "momentum",
     "mpgd",
     "networks",
+    "on_channels",
     "oracles",
     "particles",
     "perp_neg",
@@ -196,3 +206,14 @@ __all__ = [
     "unipc",
     "universal",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`networks` and `pretrained`, imported when they are first asked for: flax.nnx takes longer than all the rest."""
+    if name in ("networks", "pretrained"):
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

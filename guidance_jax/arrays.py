@@ -1,15 +1,57 @@
 """The few array operations that every layer shares."""
 
+import sys
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.core import Tracer
 from jaxtyping import ArrayLike
 
+from guidance_jax.kinds import check_numbers
+from guidance_jax.traced import insist
+
+LARGEST = sys.float_info.max
+
 
 def concrete(value: object) -> bool:
-    """Whether every leaf of `value` is known now, so that its values can be checked."""
-    return not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(value))
+    """Whether every leaf of `value` is known now and here, so that its values can be checked."""
+    return all(
+        not isinstance(leaf, Tracer) and (not isinstance(leaf, Array) or leaf.is_fully_addressable)
+        for leaf in jax.tree.leaves(value)
+    )
+
+
+def check_range(
+    value: object, name: str, least: float | int = -LARGEST, most: float | int = LARGEST, *, above: float | int | None = None
+) -> None:
+    """Raises where a value is no real number, or known and outside `least <= value <= most`, or not above a bound.
+
+    Raises:
+      TypeError: if it is no number and no array of them.
+      ValueError: telling the range, and the value.
+    """
+    check_numbers(value, name)
+    words = "finite"
+    if above is not None:
+        words = f"above {above:g}" + (f" and at most {most:g}" if most < LARGEST else "")
+    elif (least, most) != (-LARGEST, LARGEST):
+        words = f"in [{least:g}, inf)" if most == LARGEST else f"in [{least:g}, {most:g}]"
+
+    def inside(given: Any) -> Any:
+        right = abs(given) < np.inf if LARGEST in (most, -least) else given == given
+        right = right if least == -LARGEST else right & (given >= least)
+        right = right if most == LARGEST else right & (given <= most)
+        return (right if above is None else right & (given > above)).all()
+
+    if concrete(value):
+        if not inside(np.asarray(value).astype(np.float64)):
+            raise ValueError(f"{name} must be {words}, got {value}.")
+        return
+    given = jnp.asarray(value)
+    insist(lambda: inside(given.astype(jnp.result_type(float))), f"{name} must be {words}, got {{given}}.", given=given)
 
 
 def expand(value: Array, x: Array) -> Array:
@@ -17,12 +59,14 @@ def expand(value: Array, x: Array) -> Array:
     return value.reshape(value.shape + (1,) * (x.ndim - 1)) if value.ndim else value
 
 
-def per_sample(value: ArrayLike, x: Array, name: str) -> Array:
+def per_sample(value: ArrayLike, x: Array, name: str, *bounds: float | int, above: float | int | None = None) -> Array:
     """`value`, a number for all samples or one a sample, checked, in x's dtype and broadcastable against `x: [B, ...]`.
 
     Raises:
-      ValueError: if its shape is neither `()` nor `[B]`.
+      ValueError: if its shape is neither `()` nor `[B]`, or it is known and not finite, or outside the bounds.
+      TypeError: if it is no real number and no array of them.
     """
+    check_range(value, name, *bounds, above=above)
     value = jnp.asarray(value, x.dtype)
     if value.shape not in ((), x.shape[:1]):
         raise ValueError(

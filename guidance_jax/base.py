@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import ArrayLike, Float
 
+from guidance_jax.kinds import check_numbers
+
 Scalar = Array | float | int
 """A number, known or traced."""
 
@@ -22,6 +24,10 @@ class NoiseLevel(NamedTuple):
     """A point of the process, `x = alpha x_0 + sigma eps`; with a leading axis, a whole path or one level a sample.
 
     `t` is what the network is told (0..999, `log(sigma) / 4`, `[0, 1]`), as it was trained.
+
+    Example:
+      >>> print(NoiseLevel(t=jnp.array(0.5), alpha=jnp.array(0.5), sigma=jnp.array(0.75)).ratio)
+      1.5
     """
 
     t: Array
@@ -36,23 +42,35 @@ class NoiseLevel(NamedTuple):
 
 
 class Schedule(NamedTuple):
-    """A noise schedule: the network's time `t` to a `NoiseLevel`, `schedule(t)`, and back from `sigma / alpha`."""
+    """A noise schedule: the network's time `t` to a `NoiseLevel`, `schedule(t)`, and back from `sigma / alpha`.
+
+    Example:
+      >>> straight = Schedule(lambda t: (1 - t, t), lambda ratio: ratio / (1 + ratio), t_min=0.0, t_max=1.0)
+      >>> print(straight(0.75).ratio, straight.at(3.0).t)
+      3.0 0.75
+    """
 
     alpha_sigma: Callable[[Array], tuple[Array, Array]]
+    """`t -> (alpha, sigma)`, of any shape."""
     inverse: Callable[[Array], Array]
+    """`sigma / alpha -> t`."""
     t_min: Scalar
+    """The time of least noise."""
     t_max: Scalar
+    """The time of most noise."""
     steps: int | None = None
     """The number of training steps of a discrete schedule, whose `t` are 0..steps - 1; None if continuous."""
     told: Callable[[Array], Array] | None = None
     """What the network is told at t, where that is not t itself: under a `shift`."""
 
     def __call__(self, t: ArrayLike) -> NoiseLevel:
+        check_numbers(t, "the schedule's time")
         t = jnp.asarray(t, jnp.result_type(float))
         return NoiseLevel(t if self.told is None else self.told(t), *self.alpha_sigma(t))
 
     def at(self, ratio: ArrayLike) -> NoiseLevel:
         """The level at which `sigma / alpha` is `ratio`."""
+        check_numbers(ratio, "the ratio sigma / alpha")
         return self(self.inverse(jnp.asarray(ratio, jnp.result_type(float))))
 
 
@@ -61,6 +79,11 @@ class Prediction(NamedTuple):
 
     `eps` stays separate since some methods renoise with another one than `x0` implies. `variance` is there for networks that
     learn the variance of the reverse step: where its logarithm lies between the small one's (0) and the large one's (1).
+
+    Example:
+      >>> prediction, level = Prediction(x0=jnp.ones((1, 2)), eps=jnp.zeros((1, 2))), schedules.cosine()(0.5)
+      >>> print((level.alpha * prediction.x0 + level.sigma * prediction.eps).round(3))
+      [[0.707 0.707]]
     """
 
     x0: Float[Array, "b ..."]
@@ -73,7 +96,14 @@ Denoiser = Callable[[Array, NoiseLevel, Cond], Prediction]
 
 
 class Step(NamedTuple):
-    """A step of the sampler."""
+    """A step of the sampler.
+
+    Example:
+      >>> level, after = schedules.flow()(1.0), schedules.flow()(0.5)
+      >>> step = Step(jnp.int32(0), level, after, jax.random.split(jax.random.key(0), 4))
+      >>> print(step.number, step.level.sigma, step.next.sigma, step.keys.shape)
+      0 1.0 0.5 (4,)
+    """
 
     number: Array
     """Counted from 0 at the start of the run, wherever among the noise levels that is."""
@@ -90,22 +120,40 @@ class Branches(NamedTuple):
 
     Where several networks take part, a tuple of `Branches`. The first branch of all is the base: what is sampled where
     nothing guides. A condition that is a function is called with the `Step` and gives that step's condition.
+
+    Example:
+      >>> two = Branches(denoiser(lambda x, t, y: 0 * x, predicts="x0"), {"cond": jnp.array([3]), "uncond": jnp.array([10])})
+      >>> list(two.conds), two.batched
+      (['cond', 'uncond'], True)
     """
 
     denoise: Denoiser
+    """`(x [B, ...], level, cond) -> Prediction`."""
     conds: dict[str, Cond]
+    """By name, the base's first; all of one structure, their leaves `[B, ...]`."""
     batched: bool = True
     """False: one condition after another, for networks that do not fit into memory twice."""
 
 
 class Context(NamedTuple):
-    """All that a guidance may read."""
+    """All that a guidance may read.
+
+    Example:
+      >>> def update(prediction, context):
+      ...     weak = context.branches["weak"]
+      ...     return prediction._replace(x0=2 * prediction.x0 - weak.x0, eps=2 * prediction.eps - weak.eps)
+      >>> sorted(stateless(update, needs=["weak"]).needs)
+      ['weak']
+    """
 
     x: Float[Array, "b ..."]
+    """Where all the predictions are made."""
     level: NoiseLevel
     """The level of `x`: the step's, but for the later evaluations of a step (Heun's corrector)."""
     step: Step
+    """The sampler's step."""
     base: Prediction
+    """The first branch's prediction, as the network made it."""
     branches: dict[str, Prediction]
     """The prediction of each branch that was asked for; in steps that did not want it, the base's stands in its place."""
     pullback: Callable[[Array], Array] | None = None
@@ -125,11 +173,18 @@ class Guidance(NamedTuple):
 
     `update(prediction, state, context)` receives what earlier parts of a chain made of the base prediction. A source
     adds to it, a shaper changes it; neither may change it where no branch differs from the base.
+
+    Example:
+      >>> update = lambda prediction, state, context: (prediction._replace(x0=prediction.x0 / 2), state)
+      >>> halve = Guidance(frozenset(), lambda x: (), update)
+      >>> sorted(chain(halve, cfg(2.0)).needs)
+      ['cond', 'uncond']
     """
 
     needs: frozenset[str]
     """The names of the branches that `update` reads, beside the base."""
     init: Callable[[Array], Any]
+    """`x [B, ...] -> ` what it remembers at the start of a run: any pytree, `()` for nothing."""
     update: Callable[[Prediction, Any, Context], tuple[Prediction, Any]]
     wants: Callable[[Any, Step], dict[str, Any]] | None = None
     """`(state, step) -> {name: True, or a boolean scalar}`: a branch that is not wanted in this step is not evaluated. None:
@@ -139,9 +194,16 @@ class Guidance(NamedTuple):
 
 
 class State(NamedTuple):
-    """What the loop carries from step to step."""
+    """What the loop carries from step to step.
+
+    Example:
+      >>> state = State(jnp.ones((1, 2)), memory=(), guidance=(), evaluations=jnp.int32(0), x0=jnp.zeros((1, 2)))
+      >>> print(state._replace(x=state.x / 2).x)
+      [[0.5 0.5]]
+    """
 
     x: Float[Array, "b ..."]
+    """The samples, at the level that the run has come to."""
     memory: Any
     """The sampler's."""
     guidance: Any
@@ -176,6 +238,15 @@ class Sampler(NamedTuple):
     `step(denoise, state, level, next, keys)` moves `state.x` from `level` to `next`; `keys` holds one PRNG key a sample.
     It calls `denoise` as often as it needs, passing on the state that each call returns. Every leaf of what `init(x)` makes is
     `[B, ...]`, a row a sample, or a scalar.
+
+    Example:
+      >>> def step(denoise, state, level, next, keys):
+      ...     prediction, state = denoise(state, level)
+      ...     return state._replace(x=next.alpha * prediction.x0 + next.sigma * prediction.eps)
+      >>> path, keys = levels(schedules.flow(), 2, spacings.uniform()), jax.random.split(jax.random.key(0), 1)
+      >>> one = branches(denoiser(lambda x, t, cond: 0 * x + 3, predicts="x0"), cond=None)
+      >>> print(sample(keys, one, chain(), Sampler(lambda x: (), step), path, (2,)))
+      [[3. 3.]]
     """
 
     init: Callable[[Array], Any]

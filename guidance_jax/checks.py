@@ -4,6 +4,7 @@ Values are checked only where they are known; inside a caller's `jit` the shapes
 """
 
 import difflib
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -12,8 +13,12 @@ import numpy as np
 from jax import Array
 from jaxtyping import ArrayLike
 
-from guidance_jax.arrays import concrete
-from guidance_jax.base import Branches, Cond, Guidance, NoiseLevel, Sampler, Step
+from guidance_jax.arrays import check_range, concrete
+from guidance_jax.base import Branches, Cond, Guidance, NoiseLevel, Sampler, Schedule, Step
+from guidance_jax.kinds import check_kind, check_numbers, check_takes, told
+from guidance_jax.traced import all_finite, insist
+
+LEVELS = "make levels with gj.levels(schedule, steps, spacing)."
 
 
 def check_labels(labels: object, classes: int, what: str, lowest: int = 0) -> None:
@@ -29,6 +34,9 @@ def check_labels(labels: object, classes: int, what: str, lowest: int = 0) -> No
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(f"{what} takes integer labels, got {labels.dtype}; cast them with .astype(int).")
     if not concrete(labels):
+        right = lambda: ((jnp.asarray(labels) >= lowest) & (jnp.asarray(labels) < classes)).all()
+        told_of = f"a label is outside {lowest}..{classes - 1}, which is all that {what} knows, among {{labels}}."
+        insist(right, told_of, labels=jnp.asarray(labels))
         return
     values = np.asarray(labels).ravel()
     outside = values[(values < lowest) | (values >= classes)]
@@ -42,7 +50,12 @@ def check_levels(path: NoiseLevel, sampler: Sampler | None = None, start_given: 
 
     Raises:
       ValueError: naming the first step that does not decrease.
+      TypeError: if it is no path of floating numbers.
     """
+    check_kind(path, NoiseLevel, "levels", LEVELS)
+    for name, field in path._asdict().items():
+        if not hasattr(field, "dtype") or not jnp.issubdtype(field.dtype, jnp.floating):
+            raise TypeError(f"levels.{name} must be an array of floating numbers, got {told(field)}; {LEVELS}")
     shapes = [jnp.shape(field) for field in path]
     if len(set(shapes)) > 1 or len(shapes[0]) != 1 or shapes[0][0] < 2:
         raise ValueError(
@@ -50,6 +63,12 @@ def check_levels(path: NoiseLevel, sampler: Sampler | None = None, start_given: 
             "make them with gj.levels(schedule, steps, spacing)."
         )
     if not concrete(path):
+        insist(
+            lambda: _goes_one_way(path, sampler is not None and sampler.reversible and start_given),
+            "levels must be finite and decrease in sigma / alpha, got alpha {alpha} and sigma {sigma}.",
+            alpha=path.alpha,
+            sigma=path.sigma,
+        )
         return
     alpha, sigma = np.asarray(path.alpha), np.asarray(path.sigma)
     if not (np.isfinite(alpha).all() and np.isfinite(sigma).all() and (alpha >= 0).all() and (sigma >= 0).all()):
@@ -72,6 +91,14 @@ def check_levels(path: NoiseLevel, sampler: Sampler | None = None, start_given: 
         )
 
 
+def _goes_one_way(path: NoiseLevel, either: bool) -> Array:
+    """Whether the noise of a path is finite and decreases, or else increases throughout, where that is right too."""
+    change = path.alpha[1:] * path.sigma[:-1] - path.alpha[:-1] * path.sigma[1:]
+    down = (change > 0).all()
+    known = all_finite(path.alpha) & all_finite(path.sigma) & (path.alpha >= 0).all() & (path.sigma >= 0).all()
+    return known & (down | (change < 0).all() if either else down)
+
+
 def check_upward(sampler: Sampler, sigma: float, start_given: bool) -> None:
     """Raises unless a run from data to noise has a sampler that goes that way, a start, and some noise there."""
     told = "levels must decrease in sigma / alpha, but these increase throughout, from data to noise"
@@ -83,31 +110,77 @@ def check_upward(sampler: Sampler, sigma: float, start_given: bool) -> None:
         raise ValueError(f"{told}; such a run starts with sigma > 0: gj.schedules.reverse(levels) makes its levels.")
 
 
-def check_scalar(value: ArrayLike, name: str, least: float | int = 0, most: float | int = np.inf) -> None:
-    """Raises where a number is none, or is known and outside `least <= value <= most`.
+def check_level(level: NoiseLevel, x: Array) -> None:
+    """Raises unless it is a noise level, one for all samples or one a sample.
+
+    Raises:
+      TypeError: if it is none.
+      ValueError: naming its shape.
+    """
+    check_kind(level, NoiseLevel, "the level", "schedule(t) gives one.")
+    if jnp.shape(level.sigma) not in ((), x.shape[:1]):
+        raise ValueError(f"the level has shape {jnp.shape(level.sigma)}, but must be () or [B] = {x.shape[:1]}.")
+
+
+def check_scalar(
+    value: ArrayLike, name: str, least: float | int = 0, most: float | int = np.inf, *, above: float | int | None = None
+) -> None:
+    """Raises where a number is none, or is known and outside `least <= value <= most`, or not above a bound.
 
     Raises:
       ValueError: naming it.
+      TypeError: if it is no number at all.
     """
+    check_numbers(value, name)
     if jnp.shape(value) != ():
         raise ValueError(f"{name} has shape {jnp.shape(value)}, but must be a scalar; vmap for several.")
-    if concrete(value) and not least <= np.asarray(value) <= most:
-        raise ValueError(f"{name} must be in [{least:g}, {most:g}], got {value}.")
+    check_range(value, name, least, most, above=above)
+
+
+def check_order(low: ArrayLike, high: ArrayLike, name: str, words: str = "low must be below high") -> None:
+    """Raises where two bounds are known and in no order.
+
+    Raises:
+      ValueError: naming both.
+    """
+    if concrete((low, high)) and not (np.asarray(low) < np.asarray(high)).all():
+        raise ValueError(f"{name} got {low} and {high}, but {words}.")
 
 
 def check_keys(keys: Array) -> None:
     if not hasattr(keys, "dtype") or not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key):
         raise TypeError(
-            "keys must be an array of PRNG keys made by jax.random.key (not PRNGKey), one a sample: "
+            f"keys must be an array of PRNG keys made by jax.random.key (not PRNGKey), one a sample, got {told(keys)}: "
             "jax.random.split(jax.random.key(0), B)."
         )
-    if keys.ndim != 1:
-        raise ValueError(f"keys have shape {keys.shape}, but must be [B], one a sample: jax.random.split(key, B).")
+    if keys.ndim != 1 or not len(keys):
+        raise ValueError(
+            f"keys have shape {keys.shape}, but must be [B], one a sample and at least one: jax.random.split(key, B)."
+        )
+
+
+def check_key(key: Array) -> None:
+    """Raises unless it is one PRNG key.
+
+    Raises:
+      TypeError: if it is none.
+      ValueError: if there are several.
+    """
+    typed = hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    if not typed and not (hasattr(key, "ndim") and key.dtype == jnp.uint32 and key.ndim):
+        raise TypeError(f"key must be one PRNG key, got {told(key)}: jax.random.key(0) is one.")
+    if key.ndim != (0 if typed else 1):
+        raise ValueError(f"key must be one PRNG key, got keys of shape {key.shape}; jax.vmap goes over them.")
 
 
 def check_start(keys: Array, levels: NoiseLevel, shape_or_x: tuple[int, ...] | Array) -> tuple[tuple[int, ...], Any]:
     """The shape and dtype of the samples."""
     if isinstance(shape_or_x, tuple):
+        for size in shape_or_x:
+            if not isinstance(size, int | np.integer):
+                raise TypeError(f"the shape of one sample must be of integers, such as (28, 28, 1), got {shape_or_x}.")
+        if not shape_or_x or min(shape_or_x) < 1:
+            raise ValueError(f"the shape of one sample must have axes of at least 1, got {shape_or_x}; (1,) is a number.")
         return (len(keys), *shape_or_x), levels.sigma.dtype
     x = shape_or_x
     if not hasattr(x, "dtype"):
@@ -120,6 +193,8 @@ def check_start(keys: Array, levels: NoiseLevel, shape_or_x: tuple[int, ...] | A
         bad = np.flatnonzero(~np.isfinite(np.asarray(x, np.float32)).reshape(len(x), -1).all(1))
         if bad.size:
             raise ValueError(f"x has NaN or infinite values in {bad.size} of {len(x)} samples, the first is {bad[0]}.")
+    else:
+        insist(lambda: all_finite(x), "x has NaN or infinite values where the run starts.")
     return x.shape, x.dtype
 
 
@@ -134,23 +209,88 @@ def check_one_device(progress: str, *arrays: object) -> None:
             )
 
 
+def check_networks(branches: Any) -> tuple[Branches, ...]:
+    """The networks as a tuple, each with a condition at least.
+
+    Raises:
+      TypeError: if they are no `Branches`.
+      ValueError: if there is none, or one has no condition.
+    """
+    mend = "make them with gj.branches(denoise, cond=labels, uncond=null)."
+    if not isinstance(branches, list | tuple) or isinstance(branches, Branches):
+        check_kind(branches, Branches, "branches", mend)
+        branches = (branches,)
+    if not branches:
+        raise ValueError(f"branches is an empty {type(branches).__name__}; {mend}")
+    for i, network in enumerate(branches):
+        check_kind(network, Branches, f"branches[{i}]", mend)
+        if not network.conds:
+            raise ValueError("branches(denoise) has no condition; name at least one: branches(denoise, cond=labels).")
+    return tuple(branches)
+
+
+def check_named(needs: Iterable[str], networks: tuple[Branches, ...], who: str = "the guidance reads") -> None:
+    """Raises where a branch is read that is not there.
+
+    Raises:
+      ValueError: naming it, those that are there, and the one that may be meant.
+    """
+    names = [name for network in networks for name in network.conds]
+    for name in sorted(set(needs) - set(names)):
+        close = difflib.get_close_matches(name, names, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"{who} a branch {name!r}, but there are only {', '.join(map(repr, names))}.{hint}")
+
+
+def check_guidance(guidance: object, name: str = "the guidance") -> None:
+    """Raises unless it is a guidance.
+
+    Raises:
+      TypeError: naming it.
+    """
+    mend = "cfg(3.0) is one, chain(...) makes one of several, and chain() is none."
+    if type(guidance).__name__ == "Target":
+        mend = "gj.feynman_kac samples a target, and its guidance is gj.targets.drift(target)."
+    check_kind(guidance, Guidance, name, mend)
+
+
+def check_sampler(sampler: object, name: str = "the sampler") -> None:
+    """Raises unless it is a sampler.
+
+    Raises:
+      TypeError: naming it.
+    """
+    check_kind(sampler, Sampler, name, "ddim() is one.")
+
+
+def check_schedule(schedule: object, name: str = "the schedule") -> None:
+    """Raises unless it is a schedule.
+
+    Raises:
+      TypeError: naming it.
+    """
+    check_kind(schedule, Schedule, name, "gj.schedules.cosine() is one.")
+
+
 def check_branches(networks: tuple[Branches, ...], guidance: Guidance, x: jax.ShapeDtypeStruct, keys: Array) -> None:
     names = [name for network in networks for name in network.conds]
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"two networks both have a branch {name!r}; name every branch once.")
-    for name in sorted(guidance.needs - set(names)):
-        close = difflib.get_close_matches(name, names, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"the guidance reads a branch {name!r}, but there are only {', '.join(map(repr, names))}.{hint}")
+    check_named(guidance.needs, networks)
     scalar: Any = jax.ShapeDtypeStruct((), x.dtype)
     level = NoiseLevel(scalar, scalar, scalar)
     step = Step(jax.ShapeDtypeStruct((), jnp.int32), level, level, keys)  # pyright: ignore[reportArgumentType]
     for network in networks:
-        conds = {name: jax.eval_shape(cond, step) if callable(cond) else cond for name, cond in network.conds.items()}
+        conds = {name: _drawn(name, cond, step) if callable(cond) else cond for name, cond in network.conds.items()}
         first, *others = conds.items()
         for name, cond in conds.items():
             for path, leaf in jax.tree_util.tree_leaves_with_path(cond):
+                if not hasattr(leaf, "dtype") or (isinstance(leaf.dtype, np.dtype) and leaf.dtype.kind in "OSU"):
+                    raise TypeError(
+                        f"branch {name!r}{jax.tree_util.keystr(path)} holds {told(leaf)}, but every leaf of a condition is an "
+                        "array [B, ...]: jnp.array(labels), or what encodes a text."
+                    )
                 if jnp.shape(leaf)[:1] != x.shape[:1]:
                     raise ValueError(
                         f"branch {name!r}{jax.tree_util.keystr(path)} has shape {jnp.shape(leaf)}, but every leaf of a "
@@ -167,6 +307,18 @@ def check_branches(networks: tuple[Branches, ...], guidance: Guidance, x: jax.Sh
         for cond in network.conds.values():
             if not callable(cond) and concrete(cond):
                 jax.eval_shape(lambda x, at, n=network, c=cond: n.denoise(x, at, c), x, level)
+
+
+def _drawn(name: str, cond: Callable[[Step], Cond], step: Step) -> Any:
+    """The shapes of a condition that is a function of the step."""
+    check_takes(cond, f"the condition of branch {name!r}", "step")
+
+    def drawn(step: Step) -> Cond:
+        if callable(given := cond(step)):
+            raise TypeError(f"branch {name!r} has a condition, {told(cond)}, that gives {told(given)} for a step, not arrays.")
+        return given
+
+    return jax.eval_shape(drawn, step)
 
 
 def _spec(cond: Cond) -> Any:

@@ -14,8 +14,13 @@ from jaxtyping import ArrayLike
 
 from guidance_jax.arrays import divide, expand
 from guidance_jax.base import Cond, Denoiser, NoiseLevel, Prediction
+from guidance_jax.checks import check_level, check_order, check_scalar
+from guidance_jax.kinds import check_array, check_callable, check_kind, check_network, check_takes
+
+__all__ = ["Network", "clip", "denoiser", "edm", "learned_variance"]
 
 Network = Callable[[Array, Array, Cond], Array]
+"""`(x [B, ...], t [B], cond) -> output [B, ...]`, its parameters bound."""
 
 
 def from_eps(out: Array, x: Array, alpha: Array, sigma: Array) -> Prediction:
@@ -66,6 +71,7 @@ def parameterisation(predicts: str) -> Callable[[Array, Array, Array, Array], Pr
     Raises:
       ValueError: if `predicts` is none of the five.
     """
+    check_kind(predicts, str, "predicts", f"a network predicts one of {', '.join(map(repr, PREDICTS))}.")
     if predicts not in PREDICTS:
         raise ValueError(f"predicts={predicts!r} is unknown; a network predicts one of {', '.join(map(repr, PREDICTS))}.")
     return PREDICTS[predicts]
@@ -73,6 +79,9 @@ def parameterisation(predicts: str) -> Callable[[Array, Array, Array, Array], Pr
 
 def denoiser(network: Network, predicts: str) -> Denoiser:
     """The denoiser of a network that predicts eps, x0, v, the score or the flow's velocity.
+
+    It solves `x = alpha x0 + sigma eps` together with what the output is: `eps`, `x0`, `v = alpha eps - sigma x0`,
+    `score = -eps / sigma` or `velocity = eps - x0`.
 
     Args:
       network: `(x [B, ...], t [B], cond) -> [B, ...]`; t is `level.t`, repeated for each sample.
@@ -89,10 +98,15 @@ def denoiser(network: Network, predicts: str) -> Denoiser:
       >>> level = schedules.cosine()(0.5)
       >>> print(denoise(jnp.ones((1, 2)), level, None).x0.round(4))
       [[1.4142 1.4142]]
+
+    Reference: eps, Ho et al. 2020, arXiv:2006.11239; v, Salimans & Ho 2022, arXiv:2202.00512; the score, Song et al. 2021,
+    arXiv:2011.13456; the velocity, Lipman et al. 2023, arXiv:2210.02747.
     """
+    check_network(network)
     convert = parameterisation(predicts)
 
     def denoise(x: Array, level: NoiseLevel, cond: Cond) -> Prediction:
+        check_level(level, x)
         out = call(network, x, level.t, cond, x)
         return convert(out, x, expand(level.alpha, x), expand(level.sigma, x))
 
@@ -123,9 +137,12 @@ def learned_variance(network: Network, predicts: str) -> Denoiser:
 
     Reference: Nichol & Dhariwal 2021, arXiv:2102.09672, equation 15; the range of v, in its released code.
     """
+    check_network(network)
     convert = parameterisation(predicts)
 
     def denoise(x: Array, level: NoiseLevel, cond: Cond) -> Prediction:
+        check_level(level, x)
+        check_takes(network, "the network", "x", "t", "cond")
         out = network(x, jnp.broadcast_to(level.t, x.shape[:1]), cond)
         if jnp.shape(out) != (*x.shape[:-1], 2 * x.shape[-1]):
             raise ValueError(
@@ -160,8 +177,11 @@ def edm(network: Network, sigma_data: ArrayLike = 0.5) -> Denoiser:
 
     Reference: Karras et al. 2022, arXiv:2206.00364, table 1.
     """
+    check_network(network)
+    check_scalar(sigma_data, "edm's sigma_data", above=0)
 
     def denoise(x: Array, level: NoiseLevel, cond: Cond) -> Prediction:
+        check_level(level, x)
         alpha, sigma = expand(level.alpha, x), expand(level.sigma, x)
         skip, out, scale = edm_coefficients(alpha, sigma, jnp.asarray(sigma_data, x.dtype))
         return from_x0(skip * x + out * call(network, scale * x, level.t, cond, x), x, alpha, sigma)
@@ -178,10 +198,15 @@ def edm_coefficients(alpha: Array, sigma: Array, sigma_data: Array) -> tuple[Arr
 def clip(denoise: Denoiser, low: ArrayLike = -1.0, high: ArrayLike = 1.0) -> Denoiser:
     """A denoiser whose x0 is clipped to the range of the data, before any guidance; eps follows.
 
+    `x0 <- min(max(x0, low), high)`, `eps <- (x - alpha x0) / sigma`.
+
     Args:
       denoise: the denoiser.
-      low: the least value of the data.
-      high: the greatest value of the data.
+      low: the least value of the data, `()` or broadcastable against x, `[B, ...]`.
+      high: the greatest value of the data, likewise.
+
+    Raises:
+      ValueError: if low is not below high; when called, if the level is neither `()` nor `[B]`.
 
     Example:
       >>> loud = denoiser(lambda x, t, cond: 3 * x, predicts="x0")
@@ -190,6 +215,8 @@ def clip(denoise: Denoiser, low: ArrayLike = -1.0, high: ArrayLike = 1.0) -> Den
 
     Reference: Ho et al. 2020, arXiv:2006.11239 (released code).
     """
+    check_callable(denoise, "denoise", "gj.denoiser(network, predicts=...) makes one.")
+    check_order(low, high, "clip", "low must be below high")
 
     def clipped(x: Array, level: NoiseLevel, cond: Cond) -> Prediction:
         prediction = denoise(x, level, cond)
@@ -202,7 +229,9 @@ def clip(denoise: Denoiser, low: ArrayLike = -1.0, high: ArrayLike = 1.0) -> Den
 
 def call(network: Network, x: Array, t: Array, cond: Cond, like: Array) -> Array:
     """The network's output, checked to be shaped as the data and cast to its dtype."""
+    check_takes(network, "the network", "x", "t", "cond")
     out = network(x, jnp.broadcast_to(t, x.shape[:1]), cond)
+    check_array(out, "what the network gives", jnp.floating, "floating numbers")
     if jnp.shape(out) != x.shape:
         raise ValueError(
             f"the network gave {jax.tree.map(jnp.shape, out)} for x of shape {x.shape}, but its output must be shaped as "

@@ -9,7 +9,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from guidance_jax.base import Branches, Cond, Context, Guidance, GuidedDenoiser, NoiseLevel, Prediction, State, Step
+from guidance_jax.checks import check_guidance, check_named, check_networks
 from guidance_jax.guidance.algebra import wants
+from guidance_jax.kinds import check_kind
+from guidance_jax.outcomes import check_prediction, check_update
 
 Networks = Branches | tuple[Branches, ...]
 Pullback = Callable[[Array], Array]
@@ -33,6 +36,9 @@ def evaluate(
       `{name: Prediction}` of the base and of every name in `wanted`, the number of evaluations per sample, and the function
       from a cotangent of the base's x0 to its gradient in x, or None.
 
+    Raises:
+      ValueError: if a name in `wanted` is of no branch, there is no branch, or a prediction is not shaped as x.
+
     Example:
       >>> two = branches(denoiser(lambda x, t, cond: x * cond, predicts="x0"), a=jnp.ones((1, 1)), b=jnp.zeros((1, 1)))
       >>> level = schedules.edm()(0.0)
@@ -41,7 +47,8 @@ def evaluate(
       >>> print(predictions["a"].x0, predictions["b"].x0, count)
       [[1.]] [[0.]] 2
     """
-    networks = as_tuple(branches)
+    networks = check_networks(branches)
+    check_named(wanted, networks, "evaluate is asked for")
     base = next(iter(networks[0].conds))
     wanted = {name: now for name, now in wanted.items() if name != base}
     gates = list({id(now): now for now in wanted.values() if now is not True}.values())
@@ -85,6 +92,9 @@ def guide(branches: Networks, guidance: Guidance, step: Step) -> GuidedDenoiser:
     Returns:
       A `GuidedDenoiser`: `denoise(state, level of state.x) -> (prediction, state)`.
 
+    Raises:
+      ValueError: if there is no branch; when called, as `evaluate` does, and if what the guidance makes is not shaped as x.
+
     Example:
       >>> one = branches(denoiser(lambda x, t, cond: x / 2, predicts="x0"), cond=None)
       >>> level, after = schedules.edm()(0.0), schedules.edm()(-0.5)
@@ -93,14 +103,18 @@ def guide(branches: Networks, guidance: Guidance, step: Step) -> GuidedDenoiser:
       >>> print(prediction.x0, state.evaluations)
       [[0.5]] 1
     """
-    networks = as_tuple(branches)
+    networks = check_networks(branches)
+    check_guidance(guidance)
+    check_kind(step, Step, "the step", "gj.Step(number, level, next, keys) is one.")
     base = next(iter(networks[0].conds))
 
     def look(state: State, level: NoiseLevel) -> tuple[Prediction, State, Context]:
         wanted = wants(guidance, state.guidance, step)
         predictions, count, pullback = evaluate(networks, state.x, step, level, wanted, guidance.pullback)
         context = Context(state.x, level, step, predictions[base], predictions, pullback)
-        prediction, remembered = guidance.update(context.base, state.guidance, context)
+        updated = guidance.update(context.base, state.guidance, context)
+        check_update(updated, state.guidance, state.x)
+        prediction, remembered = updated
         after = state._replace(guidance=remembered, evaluations=state.evaluations + count, x0=prediction.x0)
         return prediction, after, context
 
@@ -109,10 +123,6 @@ def guide(branches: Networks, guidance: Guidance, step: Step) -> GuidedDenoiser:
         return predictions[base], state._replace(evaluations=state.evaluations + count, x0=predictions[base].x0)
 
     return GuidedDenoiser(look, unguided)
-
-
-def as_tuple(branches: Networks) -> tuple[Branches, ...]:
-    return (branches,) if isinstance(branches, Branches) else branches
 
 
 def _base(network: Branches, name: str, x: Array, step: Step, level: NoiseLevel) -> tuple[dict[str, Prediction], Pullback]:
@@ -131,18 +141,18 @@ def _together(network: Branches, x: Array, step: Step, level: NoiseLevel, conds:
     count, batch = len(conds), x.shape[0]
     given = [cond(step) if callable(cond) else cond for cond in conds.values()]
     if count == 1:
-        return {name: _cast(network.denoise(x, level, given[0]), x.dtype) for name in conds}
+        return {name: _predict(network, x, level, given[0]) for name in conds}
     if not network.batched:
         stacked = jax.tree.map(lambda *parts: jnp.stack(parts), *given)
-        parts = jax.lax.map(lambda at: _cast(network.denoise(x, level, at[1]), x.dtype), (jnp.arange(count), stacked))
+        parts = jax.lax.map(lambda at: _predict(network, x, level, at[1]), (jnp.arange(count), stacked))
         return {name: jax.tree.map(lambda part, i=i: part[i], parts) for i, name in enumerate(conds)}
 
     def merge(*parts: Array) -> Array:
         stacked = jnp.stack(parts, axis=1)
         return stacked.reshape(batch * count, *stacked.shape[2:])
 
-    prediction = network.denoise(merge(*[x] * count), level, jax.tree.map(merge, *given))
-    parts = jax.tree.map(lambda merged: merged.reshape(batch, count, *merged.shape[1:]), _cast(prediction, x.dtype))
+    prediction = _predict(network, merge(*[x] * count), level, jax.tree.map(merge, *given))
+    parts = jax.tree.map(lambda merged: merged.reshape(batch, count, *merged.shape[1:]), prediction)
     return {name: jax.tree.map(lambda part, i=i: part[:, i], parts) for i, name in enumerate(conds)}
 
 
@@ -152,5 +162,8 @@ def _alike(prediction: Prediction, base: Prediction) -> Prediction:
     return prediction if known else prediction._replace(variance=base.variance)
 
 
-def _cast(prediction: Prediction, dtype: Any) -> Prediction:
-    return jax.tree.map(lambda field: field.astype(dtype), prediction)
+def _predict(network: Branches, x: Array, level: NoiseLevel, cond: Cond) -> Prediction:
+    """What the denoiser says, in x's dtype."""
+    prediction = network.denoise(x, level, cond)
+    check_prediction(prediction, x, "the denoiser")
+    return jax.tree.map(lambda field: field.astype(x.dtype), prediction)

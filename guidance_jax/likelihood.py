@@ -1,6 +1,7 @@
 """The exact likelihood of data under a model's probability-flow ODE, guided or not."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,12 +10,30 @@ from jax import Array
 from jaxtyping import Float
 
 from guidance_jax.base import Cond, Guidance, NoiseLevel, Schedule, State, Step
-from guidance_jax.checks import check_branches, check_keys, check_start
-from guidance_jax.evaluation import Networks, as_tuple, guide
+from guidance_jax.checks import (
+    check_branches,
+    check_guidance,
+    check_keys,
+    check_networks,
+    check_scalar,
+    check_schedule,
+    check_start,
+)
+from guidance_jax.evaluation import Networks, guide
+from guidance_jax.kinds import check_count, check_kind
+
+__all__ = ["Encoding", "bits_per_dimension", "encode", "log_likelihood"]
 
 
 class Encoding(NamedTuple):
-    """Where the ODE takes data, and what it says of them."""
+    """Where the ODE takes data, and what it says of them.
+
+    Example:
+      >>> one = branches(denoiser(lambda x, t, cond: 0 * x, predicts="x0"), cond=None)
+      >>> found = likelihood.encode(one, chain(), jnp.ones((1, 2)), schedules.edm(sigma_min=1.0))
+      >>> print(found.log_likelihood.round(2), found.latent.round(0))
+      [-2.84] [[80. 80.]]
+    """
 
     log_likelihood: Float[Array, "b"]
     """In nats, of x as it was given."""
@@ -101,11 +120,16 @@ def encode(
 ) -> Encoding:
     """`log_likelihood`, but for what it returns: the latents too, and how many steps they took.
 
+    `du / d angle = cos(angle) eps - sin(angle) x0`, `u = x / sqrt(alpha^2 + sigma^2)`, from the data to the most noise.
+
     Args:
       The same as of `log_likelihood`.
 
     Returns:
       An `Encoding`.
+
+    Raises:
+      The same as of `log_likelihood`.
 
     Example:
       >>> one = branches(oracles.GaussianMixture(jnp.zeros((1, 2)), jnp.eye(2)[None], jnp.ones(1), jnp.zeros(1, int)).denoise,
@@ -113,13 +137,17 @@ def encode(
       >>> latent = likelihood.encode(one, chain(), jnp.array([[1.0, -2.0]]), schedules.edm()).latent
       >>> print(latent.round(0))
       [[  80. -160.]]
+
+    Reference: Song et al. 2021, arXiv:2011.13456, section 4.3.
     """
     try:
         import diffrax
         import equinox
     except ImportError as error:
         raise ImportError("log_likelihood needs the package diffrax: pip install diffrax.") from error
-    networks = as_tuple(branches)
+    networks = check_networks(branches)
+    check_scalar(tolerance, "tolerance", above=0)
+    check_count(max_steps, "max_steps")
     given, like = _checked(networks, guidance, x, schedule, keys, probes)
     low, high = schedule(schedule.t_min), schedule(schedule.t_max)
     start, end = (jnp.arctan2(level.sigma, level.alpha).astype(like.dtype) for level in (low, high))
@@ -198,12 +226,20 @@ def bits_per_dimension(log_likelihood: Array, shape: tuple[int, ...], *, width: 
       shape: of one sample.
       width: between two values of the data; that of 8-bit images in [-1, 1] unless told otherwise.
 
+    Returns:
+      `[B]`.
+
+    Raises:
+      ValueError: if width is not positive.
+
     Example:
       >>> print(bits_per_dimension(jnp.array([28 * 28 * jnp.log(1 / 2)]), (28, 28, 1)))
       [8.]
 
     Reference: Theis et al. 2016, arXiv:1511.01844, section 3.1.
     """
+    check_kind(shape, Sequence, "shape", "(28, 28, 1) is one.")
+    check_scalar(width, "width", above=0)
     size = math.prod(shape)
     return -(log_likelihood / size + math.log(width)) / math.log(2)
 
@@ -222,6 +258,8 @@ def _checked(
     networks: Networks, guidance: Guidance, x: Array, schedule: Schedule, keys: Array | None, probes: int | None
 ) -> tuple[Array, jax.ShapeDtypeStruct]:
     """The keys, and what x is like in the solver; raises as `log_likelihood` says."""
+    check_guidance(guidance)
+    check_schedule(schedule)
     if probes is not None and (keys is None or probes < 1):
         raise ValueError(
             f"probes={probes} with keys={'None' if keys is None else 'given'}: Hutchinson's estimate takes at least one "
@@ -233,8 +271,8 @@ def _checked(
         raise TypeError(f"x must be the data, [B, ...], got the tuple {x}.")
     shape, dtype = check_start(given, schedule(schedule.t_min), x)
     like = jax.ShapeDtypeStruct(shape, dtype if jnp.dtype(dtype).itemsize >= 4 else jnp.float32)
-    check_branches(as_tuple(networks), guidance, like, given)
-    for network in as_tuple(networks):
+    check_branches(check_networks(networks), guidance, like, given)
+    for network in check_networks(networks):
         for name, cond in network.conds.items():
             if callable(cond):
                 raise ValueError(

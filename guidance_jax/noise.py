@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 from guidance_jax.arrays import expand
 from guidance_jax.base import NoiseLevel, Step
+from guidance_jax.checks import check_keys, check_level, check_start
 
 
 def normal(keys: Array, x: Array | jax.ShapeDtypeStruct) -> Array:
@@ -30,6 +31,9 @@ def diffuse(keys: Array, x0: Float[Array, "b ..."], level: NoiseLevel) -> Float[
       x0: `[B, ...]`, the data.
       level: the level at which the run starts, scalar or `[B]`: `jax.tree.map(lambda field: field[0], path)`.
 
+    Raises:
+      ValueError: if x0 does not have a sample a key, or the level is neither `()` nor `[B]`.
+
     Example:
       >>> path = schedules.strength(levels(schedules.edm(), 10, spacings.karras()), 0.5)
       >>> keys = jax.random.split(jax.random.key(0), 2)
@@ -40,6 +44,9 @@ def diffuse(keys: Array, x0: Float[Array, "b ..."], level: NoiseLevel) -> Float[
 
     Reference: Meng et al. 2022, arXiv:2108.01073, algorithm 1.
     """
+    check_keys(keys)
+    check_start(keys, level, x0)
+    check_level(level, x0)
     z = normal(apart(keys, 0), x0)
     return expand(level.alpha, x0).astype(x0.dtype) * x0 + expand(level.sigma, x0).astype(x0.dtype) * z
 

@@ -13,7 +13,10 @@ from jaxtyping import ArrayLike, Float, Int
 
 from guidance_jax.arrays import concrete
 from guidance_jax.base import NoiseLevel, Prediction
-from guidance_jax.checks import check_labels, check_scalar
+from guidance_jax.checks import check_key, check_labels, check_level, check_scalar
+from guidance_jax.kinds import check_array, check_count
+
+__all__ = ["GaussianMixture"]
 
 
 @jax.tree_util.register_pytree_node_class
@@ -32,6 +35,7 @@ class GaussianMixture:
 
     Raises:
       ValueError: if the shapes do not fit, or a covariance or weight is not positive.
+      TypeError: if the labels are not integers.
 
     Example:
       >>> mixture = oracles.GaussianMixture(jnp.array([[-2.0], [2.0]]), jnp.ones((2, 1, 1)), jnp.ones(2), jnp.arange(2))
@@ -47,6 +51,13 @@ class GaussianMixture:
         weights: Float[Array, "k"],
         labels: Int[Array, "k"],
     ):
+        for name, value in (("means", means), ("covariances", covariances), ("weights", weights)):
+            check_array(value, name, jnp.floating, "floating numbers")
+        check_array(labels, "labels", jnp.generic, "integers, [K]")
+        if not jnp.issubdtype(labels.dtype, jnp.integer):
+            raise TypeError(f"a mixture takes integer labels, got {labels.dtype}; cast them with .astype(int).")
+        if means.ndim != 2:
+            raise ValueError(f"means have shape {means.shape}, but must be [K, D]; one number each is [K, 1].")
         k, d = means.shape
         shapes = {"covariances": (covariances, (k, d, d)), "weights": (weights, (k,)), "labels": (labels, (k,))}
         for name, (value, shape) in shapes.items():
@@ -58,6 +69,10 @@ class GaussianMixture:
             variances, axes = jnp.linalg.eigh(covariances)
         if concrete(weights) and not (np.asarray(weights) > 0).all():
             raise ValueError(f"weights must be positive, got {weights}.")
+        if concrete(covariances):
+            both = np.asarray(covariances), np.asarray(covariances).transpose(0, 2, 1)
+            if not np.allclose(*both, rtol=1e-3, atol=1e-5 * np.abs(both[0]).max()):
+                raise ValueError(f"covariances must be symmetric, got {covariances}.")
         if concrete(variances) and not (np.asarray(variances) > 0).all():
             raise ValueError(f"covariances must be positive definite, but their least eigenvalue is {variances.min()}.")
         if concrete(labels) and set(labels.tolist()) != set(range(np.asarray(labels).max() + 1)):
@@ -122,6 +137,8 @@ class GaussianMixture:
         Raises:
           ValueError: if a label names no component.
         """
+        check_key(key)
+        check_count(n, "n")
         choose, draw = jax.random.split(key)
         prior = self._prior(jnp.broadcast_to(jnp.asarray(label), (n,)))
         k = jax.random.categorical(choose, prior)
@@ -185,6 +202,7 @@ class GaussianMixture:
             raise ValueError(f"x has shape {x.shape}, but this mixture lives in [B, {self.means.shape[1]}].")
         if label.shape != x.shape[:1]:
             raise ValueError(f"label has shape {label.shape}, but x {x.shape} needs one a sample: {x.shape[:1]}.")
+        check_level(level, x)
         alpha = jnp.broadcast_to(level.alpha, x.shape[:1]).astype(x.dtype)
         sigma = jnp.broadcast_to(level.sigma, x.shape[:1]).astype(x.dtype)
         offset = x[:, None] - alpha[:, None, None] * self.means[None]

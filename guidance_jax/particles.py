@@ -13,18 +13,28 @@ from jaxtyping import ArrayLike, Float
 from guidance_jax import targets
 from guidance_jax.arrays import concrete
 from guidance_jax.base import Branches, Context, GuidedDenoiser, NoiseLevel, Prediction, Sampler, State
-from guidance_jax.checks import check_keys, check_scalar
-from guidance_jax.evaluation import Networks, as_tuple
+from guidance_jax.checks import check_keys, check_networks, check_sampler, check_scalar
+from guidance_jax.evaluation import Networks
 from guidance_jax.guidance.algebra import chain
+from guidance_jax.kinds import check_count
 from guidance_jax.noise import apart, normal
 from guidance_jax.sampling import run
-from guidance_jax.targets import Target
+from guidance_jax.targets import Target, check_target
+
+__all__ = ["Particles", "effective_size", "feynman_kac", "systematic"]
 
 
 class Particles(NamedTuple):
-    """The end of a run. A group is `size` rows, one after another; G is the number of groups."""
+    """The end of a run. A group is `size` rows, one after another; G is the number of groups.
+
+    Example:
+      >>> found = particles.Particles(jnp.array([[1.0], [3.0]]), jnp.log(jnp.array([0.25, 0.75])), *jnp.zeros((4, 1)), 0)
+      >>> print(jnp.exp(found.log_weights) @ found.x)  # the mean of what is sampled
+      [2.5]
+    """
 
     x: Float[Array, "b ..."]
+    """The samples, each with its weight."""
     log_weights: Float[Array, "b"]
     """Normalised: their exponentials sum to 1 in each group."""
     log_normaliser: Float[Array, "g"]
@@ -93,7 +103,7 @@ def feynman_kac(
       size: the number of particles of a group, which share their weights: 2 or more.
       threshold: resampled, systematically, where the effective sample size is below `threshold size`, `()`; 0 for never.
       kernels: whether to weigh by ratios of kernels.
-      low: of `sigma / alpha`, excluded: below it neither weights nor resampling, only the guidance. A compromise: weights
+      low: of `sigma / alpha`, `()`, excluded: below it neither weights nor resampling, only the guidance. A compromise: weights
         degenerate less, but what is sampled is no longer the target. A reward is weighed at every level.
       high: likewise, included.
 
@@ -115,9 +125,12 @@ def feynman_kac(
 
     Reference: Skreta et al. 2025, arXiv:2503.02819; kernels, arXiv:2506.05668.
     """
+    check_target(target)
+    check_sampler(sampler)
+    check_count(size, "size")
     kernels = kernels or target.guidance is not None
     check_keys(keys)
-    _check_groups(len(keys), as_tuple(branches), size)
+    _check_groups(len(keys), check_networks(branches), size)
     check_scalar(threshold, "feynman_kac's threshold", most=1)
     if concrete((low, high)) and not np.asarray(low) < np.asarray(high):
         raise ValueError(f"feynman_kac(low={low}, high={high}) is empty: low must be below high, both in sigma / alpha.")
@@ -146,18 +159,36 @@ def feynman_kac(
 
 
 def effective_size(log_weights: Array) -> Array:
-    """The effective sample size over the last axis, `(sum w)^2 / sum w^2`."""
+    """The effective sample size over the last axis, `(sum w)^2 / sum w^2`.
+
+    Args:
+      log_weights: `[..., N]`, normalised or not.
+
+    Returns:
+      `[...]`, in 1..N.
+
+    Example:
+      >>> print(particles.effective_size(jnp.log(jnp.array([[1.0, 1.0], [1.0, 0.0]]))))
+      [2. 1.]
+
+    Reference: Kong et al. 1994, "Sequential imputations and Bayesian missing data problems".
+    """
     return jnp.exp(2 * jax.nn.logsumexp(log_weights, axis=-1) - jax.nn.logsumexp(2 * log_weights, axis=-1))
 
 
 def systematic(key: Array, log_weights: Array) -> Array:
     """Systematic resampling: which of N particles each of N takes the place of, `[N]`, from one uniform number.
 
-    A particle of weight w, of weights that sum to 1, is taken `floor(N w)` or `ceil(N w)` times.
+    Place i is taken by the first k with `sum over j <= k of w_j >= (i + u) / N`, u in [0, 1): a particle of weight w, of
+    weights that sum to 1, `floor(N w)` or `ceil(N w)` times.
 
     Args:
       key: a PRNG key.
-      log_weights: `[N]`.
+      log_weights: `[N]`, normalised or not.
+
+    Example:
+      >>> print(particles.systematic(jax.random.key(0), jnp.log(jnp.array([0.5, 0.0, 0.25, 0.25]))))
+      [0 0 2 3]
 
     Reference: Kitagawa 1996, doi:10.1080/10618600.1996.10474692.
     """

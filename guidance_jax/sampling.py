@@ -8,9 +8,21 @@ import jax.numpy as jnp
 from jax import Array
 
 from guidance_jax.base import Branches, Cond, Denoiser, Guidance, NoiseLevel, Sampler, State, Step
-from guidance_jax.checks import check_branches, check_keys, check_levels, check_one_device, check_start
-from guidance_jax.evaluation import Networks, as_tuple, guide
+from guidance_jax.checks import (
+    check_branches,
+    check_guidance,
+    check_keys,
+    check_levels,
+    check_networks,
+    check_one_device,
+    check_sampler,
+    check_start,
+)
+from guidance_jax.evaluation import Networks, guide
+from guidance_jax.kinds import check_callable, check_kind
 from guidance_jax.noise import normal
+from guidance_jax.outcomes import check_step
+from guidance_jax.traced import all_finite, insist
 
 Trace = Callable[[State], Any]
 
@@ -26,6 +38,7 @@ def branches(denoise: Denoiser, *, batched: bool = True, **conds: Cond) -> Branc
 
     Raises:
       ValueError: if there is no condition.
+      TypeError: if denoise is no function.
 
     Example:
       >>> denoise = denoiser(lambda x, t, cond: 0 * x, predicts="x0")
@@ -33,6 +46,7 @@ def branches(denoise: Denoiser, *, batched: bool = True, **conds: Cond) -> Branc
       >>> list(branches(denoise, cond=labels, uncond=jnp.full_like(labels, 10)).conds)
       ['cond', 'uncond']
     """
+    check_callable(denoise, "denoise", "gj.denoiser(network, predicts=...) makes one of a network.")
     if not conds:
         raise ValueError("branches(denoise) has no condition; name at least one: branches(denoise, cond=labels).")
     return Branches(denoise, conds, batched)
@@ -75,7 +89,8 @@ def sample(
       ValueError: before anything is computed, if the arguments do not fit each other, a guidance reads a branch that is
         not there, the levels do not decrease, x has a value that is not finite, or a batch with a progress bar lies on
         several devices.
-      TypeError: if keys are no PRNG keys or x is not floating.
+      TypeError: likewise, if an argument is no such thing, a guidance or a sampler that was not called say, keys are no PRNG
+        keys, or x or the levels are not floating.
       ImportError: if progress is asked for and `jax-tqdm` is not installed.
 
     Example:
@@ -111,6 +126,9 @@ def evaluations(
     Returns:
       An integer scalar.
 
+    Raises:
+      The same as of `sample`.
+
     Example:
       >>> denoise = denoiser(lambda x, t, cond: 0 * x, predicts="x0")
       >>> path = levels(schedules.edm(), 10, spacings.karras())
@@ -141,6 +159,9 @@ def run(
     Returns:
       The last `State`, in at least float32, and `trace` of the state after each step, `[steps, ...]`, or None.
 
+    Raises:
+      The same as of `sample`.
+
     Example:
       >>> denoise = denoiser(lambda x, t, cond: x / 2, predicts="x0")
       >>> path = levels(schedules.edm(), 4, spacings.karras())
@@ -149,7 +170,9 @@ def run(
       >>> print(state.evaluations, along.shape)
       4 (4, 3, 2)
     """
-    networks = as_tuple(branches)
+    networks = check_networks(branches)
+    check_guidance(guidance)
+    check_sampler(sampler)
     check_levels(levels, sampler, start_given=not isinstance(shape_or_x, tuple))
     check_keys(keys)
     shape, dtype = check_start(keys, levels, shape_or_x)
@@ -157,7 +180,10 @@ def run(
     like = jax.ShapeDtypeStruct(shape, dtype)
     path = jax.tree.map(lambda field: jnp.asarray(field, dtype), levels)
     check_branches(networks, guidance, like, keys)
+    if trace is not None:
+        check_callable(trace, "trace", "lambda state: state.x records the path.")
     if progress is not None:
+        check_kind(progress, str, "progress", "it is the name that the bar shows.")
         check_one_device(progress, keys, shape_or_x)
 
     @jax.jit
@@ -169,8 +195,15 @@ def run(
         def body(state: State, inputs: tuple[Array, NoiseLevel, NoiseLevel]) -> tuple[State, Any]:
             step = Step(*inputs, keys)
             denoise = guide(networks, guidance, step)
-            state = sampler.step(denoise, state, step.level, step.next, folded(keys, step.number + 1))
-            return state, None if trace is None else trace(state)
+            after = sampler.step(denoise, state, step.level, step.next, folded(keys, step.number + 1))
+            check_step(after, state)
+            insist(
+                lambda: all_finite(after.x),
+                "x is not finite after step {number}, counted from 0, from sigma {sigma} on.",
+                number=step.number,
+                sigma=step.level.sigma,
+            )
+            return after, None if trace is None else trace(after)
 
         state = State(x, sampler.init(x), guidance.init(x), jnp.int32(0), jnp.zeros_like(x))
         inputs = (

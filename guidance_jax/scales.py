@@ -5,26 +5,40 @@ Each spends the same guidance as a constant would: over the run of the network's
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import ArrayLike
 
-from guidance_jax.arrays import per_sample
+from guidance_jax.arrays import check_range, per_sample
 from guidance_jax.base import Context, NoiseLevel, Schedule
+from guidance_jax.checks import check_schedule
+from guidance_jax.kinds import check_takes
+
+__all__ = ["Scale", "beta", "clamp_linear", "cosine", "linear", "power_cosine"]
 
 Scale = ArrayLike | Callable[[NoiseLevel], ArrayLike]
 """A number, one a sample, `[B]`, or a function of the noise level that gives either."""
 
 
-def at(scale: Scale, context: Context, name: str) -> Array:
+def at(scale: Scale, context: Context, name: str, *bounds: float | int, above: float | int | None = None) -> Array:
     """A scale at the level of x, checked and broadcastable against x.
 
     Raises:
-      ValueError: if its shape is neither `()` nor `[B]`.
+      ValueError: if its shape is neither `()` nor `[B]`, or it is known and not finite, or outside the bounds.
+      TypeError: if it is no number, no array of them, and no function of the level.
     """
-    return per_sample(scale(context.level) if callable(scale) else scale, context.x, name)
+    return per_sample(at_level(scale, context.level, name), context.x, name, *bounds, above=above)
+
+
+def at_level(scale: Any, level: NoiseLevel, name: str) -> Any:
+    """A scale, or what it is at a level where it is a function."""
+    if not callable(scale) or isinstance(scale, tuple):
+        return scale
+    check_takes(scale, name, "level")
+    return scale(level)
 
 
 def progress(schedule: Schedule, level: NoiseLevel) -> Array:
@@ -39,6 +53,9 @@ def linear(schedule: Schedule, scale: ArrayLike) -> Callable[[NoiseLevel], Array
       schedule: of the network.
       scale: the constant that it replaces, `()` or `[B]`.
 
+    Raises:
+      ValueError: if scale is not finite.
+
     Example:
       >>> schedule = schedules.flow()
       >>> print(scales.linear(schedule, 3.0)(schedule(0.5)).round(2))
@@ -46,16 +63,21 @@ def linear(schedule: Schedule, scale: ArrayLike) -> Callable[[NoiseLevel], Array
 
     Reference: Wang et al. 2024, arXiv:2404.13040, table 1; its omega is `scale - 1`.
     """
+    check_schedule(schedule)
+    check_range(scale, "linear's scale")
     return lambda level: 1 + (jnp.asarray(scale, level.t.dtype) - 1) * 2 * progress(schedule, level)
 
 
 def clamp_linear(schedule: Schedule, scale: ArrayLike, least: ArrayLike) -> Callable[[NoiseLevel], Array]:
-    """`linear`, but never below a least scale: `max(least, w)`. The one that the paper recommends.
+    """`linear`, but never below a least scale: `w = max(least, 1 + (scale - 1) 2 progress)`. The one that the paper recommends.
 
     Args:
       schedule: of the network.
       scale: the constant that `linear` replaces, `()` or `[B]`.
       least: the least scale, `()` or `[B]`.
+
+    Raises:
+      ValueError: if a scale is not finite.
 
     Example:
       >>> schedule = schedules.flow()
@@ -64,7 +86,9 @@ def clamp_linear(schedule: Schedule, scale: ArrayLike, least: ArrayLike) -> Call
 
     Reference: Wang et al. 2024, arXiv:2404.13040, section 5.
     """
-    return lambda level: jnp.maximum(jnp.asarray(least, level.t.dtype), linear(schedule, scale)(level))
+    check_range(least, "clamp_linear's least")
+    unclamped = linear(schedule, scale)
+    return lambda level: jnp.maximum(jnp.asarray(least, level.t.dtype), unclamped(level))
 
 
 def cosine(schedule: Schedule, scale: ArrayLike) -> Callable[[NoiseLevel], Array]:
@@ -73,6 +97,9 @@ def cosine(schedule: Schedule, scale: ArrayLike) -> Callable[[NoiseLevel], Array
     Args:
       schedule: of the network.
       scale: the constant that it replaces, `()` or `[B]`.
+
+    Raises:
+      ValueError: if scale is not finite.
 
     Example:
       >>> schedule = schedules.flow()
@@ -97,6 +124,9 @@ def power_cosine(
       power: `()`; 4 in the paper's source.
       normalise: a factor of `scale - 1`, `()`.
 
+    Raises:
+      ValueError: if scale or normalise is not finite, or power is negative.
+
     Example:
       >>> schedule = schedules.flow()
       >>> print(scales.power_cosine(schedule, 3.0, power=4.0)(schedule(0.0)).round(2))
@@ -104,6 +134,10 @@ def power_cosine(
 
     Reference: Gao et al. 2023, arXiv:2303.14389; Wang et al. 2024, arXiv:2404.13040, section 5.
     """
+    check_schedule(schedule)
+    check_range(scale, "the scale")
+    check_range(power, "power_cosine's power", 0)
+    check_range(normalise, "power_cosine's normalise")
 
     def weight(level: NoiseLevel) -> Array:
         w, s, n = (jnp.asarray(value, level.t.dtype) for value in (scale, power, normalise))
@@ -123,6 +157,9 @@ def beta(schedule: Schedule, scale: ArrayLike, a: ArrayLike = 2.0, b: ArrayLike 
       a: of the Beta density, above 1, `()`.
       b: likewise; a = b is symmetric.
 
+    Raises:
+      ValueError: if scale is not finite, or a or b is below 1.
+
     Example:
       >>> schedule = schedules.flow()
       >>> print(scales.beta(schedule, 3.0)(schedule(0.5)).round(2))
@@ -130,6 +167,10 @@ def beta(schedule: Schedule, scale: ArrayLike, a: ArrayLike = 2.0, b: ArrayLike 
 
     Reference: Malarz et al. 2025, arXiv:2502.10574.
     """
+    check_schedule(schedule)
+    check_range(scale, "beta's scale")
+    check_range(a, "beta's a", 1)
+    check_range(b, "beta's b", 1)
 
     def weight(level: NoiseLevel) -> Array:
         w, p, q = (jnp.asarray(value, level.t.dtype) for value in (scale, a, b))

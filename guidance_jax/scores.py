@@ -14,8 +14,14 @@ from jaxtyping import ArrayLike, Float, Int
 from guidance_jax.arrays import divide, expand, per_sample
 from guidance_jax.base import NoiseLevel, Prediction
 from guidance_jax.checks import check_labels
+from guidance_jax.kinds import check_array, check_callable, check_kind, check_takes
+from guidance_jax.outcomes import check_each
+
+__all__ = ["LogProb", "bayes", "class_log_prob", "classifier_score", "guided", "implicit_classifier", "score"]
 
 LogProb = Callable[[Array, NoiseLevel], Array]
+"""`(x [B, ...], level) -> [B]`: `log p(y | x_t)`, or any other."""
+NOISY = "it is (x, level) -> [B], as gj.scores.class_log_prob(classify, labels) makes it."
 
 
 def score(prediction: Prediction, level: NoiseLevel) -> Float[Array, "b ..."]:
@@ -32,6 +38,7 @@ def score(prediction: Prediction, level: NoiseLevel) -> Float[Array, "b ..."]:
 
     Reference: Song et al. 2021, arXiv:2011.13456.
     """
+    check_kind(prediction, Prediction, "the prediction", "denoise(x, level, cond) gives one.")
     return divide(-prediction.eps, expand(level.sigma, prediction.eps))
 
 
@@ -44,6 +51,8 @@ def class_log_prob(
 ) -> LogProb:
     """`log p(y | x_t)` of a noise-aware classifier: the log-softmax of its logits over the temperature, at the labels.
 
+    `log p(y | x_t) = l_y - log sum_k exp(l_k)`, `l = classify(x_t, t) / temperature`.
+
     Args:
       classify: `(x [B, ...], t [B]) -> logits [B, C]`, trained on noisy inputs; t is the network's own time.
       labels: `[B]`, each in 0..C - 1.
@@ -55,6 +64,7 @@ def class_log_prob(
 
     Raises:
       ValueError: if the logits are not `[B, C]`, C is not `classes`, or a label is outside.
+      TypeError: if the labels are not integers.
 
     Example:
       >>> log_prob = scores.class_log_prob(lambda x, t: x, labels=jnp.array([0]))
@@ -63,6 +73,8 @@ def class_log_prob(
 
     Reference: Dhariwal & Nichol 2021, arXiv:2105.05233.
     """
+    check_callable(classify, "classify", "it is (x, t) -> logits [B, classes].")
+    check_array(labels, "labels", jnp.generic, "integers, [B]")
 
     def log_prob(x: Array, level: NoiseLevel) -> Array:
         logits = classify(x, jnp.broadcast_to(level.t, x.shape[:1]))
@@ -73,7 +85,7 @@ def class_log_prob(
         if labels.shape != x.shape[:1]:
             raise ValueError(f"labels have shape {labels.shape}, but x {x.shape} needs one a sample: {x.shape[:1]}.")
         check_labels(labels, logits.shape[1], f"a classifier of {logits.shape[1]} logits")
-        logits = logits / per_sample(temperature, logits, "temperature")
+        logits = logits / per_sample(temperature, logits, "the temperature", above=0)
         return jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)[:, 0]
 
     return log_prob
@@ -97,11 +109,11 @@ def classifier_score(log_prob: LogProb, x: Float[Array, "b ..."], level: NoiseLe
 
     Reference: Dhariwal & Nichol 2021, arXiv:2105.05233, section 4.1.
     """
+    check_takes(log_prob, "log_prob", "x", "level")
 
     def total(x: Array) -> Array:
         each = log_prob(x, level)
-        if each.shape != x.shape[:1]:
-            raise ValueError(f"log_prob gave shape {each.shape} for x {x.shape}, but must give one number a sample, [B].")
+        check_each(each, x, "log_prob")
         return each.sum()
 
     return jax.grad(total)(x)
@@ -117,13 +129,17 @@ def bayes(
       classifier: `grad log p(y | x_t)`.
       scale: `()` or `[B]`.
 
+    Raises:
+      ValueError: if scale is neither `()` nor `[B]`.
+
     Example:
       >>> print(scores.bayes(jnp.ones((1, 2)), jnp.ones((1, 2)), 2.0))
       [[3. 3.]]
 
     Reference: Dhariwal & Nichol 2021, arXiv:2105.05233, equation 14.
     """
-    return unconditional + per_sample(scale, unconditional, "scale") * classifier
+    _check_alike(unconditional, classifier)
+    return unconditional + per_sample(scale, unconditional, "the scale") * classifier
 
 
 def implicit_classifier(conditional: Float[Array, "b ..."], unconditional: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
@@ -133,12 +149,16 @@ def implicit_classifier(conditional: Float[Array, "b ..."], unconditional: Float
       conditional: `s(x | y)`.
       unconditional: `s(x)`.
 
+    Raises:
+      ValueError: if the two scores differ in shape.
+
     Example:
       >>> print(scores.implicit_classifier(jnp.full((1, 2), 3.0), jnp.ones((1, 2))))
       [[2. 2.]]
 
     Reference: Ho & Salimans 2022, arXiv:2207.12598.
     """
+    _check_alike(conditional, unconditional)
     return conditional - unconditional
 
 
@@ -150,6 +170,9 @@ def guided(conditional: Float[Array, "b ..."], unconditional: Float[Array, "b ..
       unconditional: `s(x)`.
       scale: `()` or `[B]`; 1 is the conditional score, 0 the unconditional one.
 
+    Raises:
+      ValueError: if scale is neither `()` nor `[B]`.
+
     Example:
       >>> print(scores.guided(jnp.full((1, 2), 3.0), jnp.ones((1, 2)), 2.0))
       [[5. 5.]]
@@ -157,3 +180,8 @@ def guided(conditional: Float[Array, "b ..."], unconditional: Float[Array, "b ..
     Reference: Ho & Salimans 2022, arXiv:2207.12598, equation 6 with w = scale - 1.
     """
     return bayes(unconditional, implicit_classifier(conditional, unconditional), scale)
+
+
+def _check_alike(a: Array, b: Array) -> None:
+    if jnp.shape(a) != jnp.shape(b):
+        raise ValueError(f"the two scores must have one shape, [B, ...], got {jnp.shape(a)} and {jnp.shape(b)}.")

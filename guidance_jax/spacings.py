@@ -12,12 +12,22 @@ from jax import Array
 
 from guidance_jax.arrays import concrete
 from guidance_jax.base import Scalar, Schedule
+from guidance_jax.checks import check_order, check_scalar
+from guidance_jax.kinds import check_count
+
+__all__ = ["Spacing", "exponential", "karras", "leading", "quadratic", "trailing", "uniform"]
 
 Spacing = Callable[[Schedule, int], Array]
+"""`(schedule, steps) -> t [steps]`, decreasing."""
 
 
 def uniform() -> Spacing:
     """Evenly from `t_max` to `t_min`, both visited ("linspace" elsewhere).
+
+    `t_i = t_max - i (t_max - t_min) / (steps - 1)`, i from 0 to steps - 1; rounded on a discrete schedule.
+
+    Raises:
+      ValueError: when called, if a discrete schedule has fewer steps than are asked for.
 
     Example:
       >>> print(spacings.uniform()(schedules.ddpm_linear(), 4))
@@ -35,10 +45,16 @@ def uniform() -> Spacing:
 def leading(offset: int = 0) -> Spacing:
     """Evenly up from `t_min`, stopping a stride short of the end, as DDIM and Stable Diffusion 1 were sampled.
 
+    `t_i = t_min + i (t_max - t_min) / steps`, i from steps - 1 to 0; on a discrete schedule of T training steps
+    `t_i = i floor(T / steps) + offset`.
+
     A run so spaced starts below the noise level of pure noise; the published samplers start from pure noise all the same.
 
     Args:
       offset: added to every training step of a discrete schedule (1 for Stable Diffusion).
+
+    Raises:
+      ValueError: when called, if a discrete schedule has fewer steps than are asked for.
 
     Example:
       >>> print(spacings.leading()(schedules.ddpm_linear(), 4))
@@ -46,6 +62,7 @@ def leading(offset: int = 0) -> Spacing:
 
     Reference: Song et al. 2021, arXiv:2010.02502; named in Lin et al. 2024, arXiv:2305.08891, table 2.
     """
+    check_count(offset, "leading's offset", 0)
 
     def spacing(schedule: Schedule, steps: int) -> Array:
         _check_steps(schedule, steps)
@@ -59,6 +76,12 @@ def leading(offset: int = 0) -> Spacing:
 
 def trailing() -> Spacing:
     """Evenly down from `t_max`, stopping a stride short of the end: the last step goes from there to the clean data.
+
+    `t_i = t_max - i (t_max - t_min) / steps`, i from 0 to steps - 1; on a discrete schedule of T training steps
+    `t_i = round(T - i T / steps) - 1`.
+
+    Raises:
+      ValueError: when called, if a discrete schedule has fewer steps than are asked for.
 
     Example:
       >>> print(spacings.trailing()(schedules.ddpm_linear(), 4))
@@ -132,6 +155,8 @@ def karras(rho: Scalar = 7.0, sigma_min: Scalar | None = None, sigma_max: Scalar
 
     Reference: Karras et al. 2022, arXiv:2206.00364, equation 5.
     """
+    check_scalar(rho, "karras's rho", above=0)
+    _check_given(sigma_min, sigma_max, "karras")
 
     def spacing(schedule: Schedule, steps: int) -> Array:
         least, most = _bounds(schedule, sigma_min, sigma_max, "karras")
@@ -162,6 +187,7 @@ def exponential(sigma_min: Scalar | None = None, sigma_max: Scalar | None = None
 
     Reference: Lu et al. 2022, arXiv:2206.00927, section 4.1 (uniform in log-SNR); named in k-diffusion.
     """
+    _check_given(sigma_min, sigma_max, "exponential")
 
     def spacing(schedule: Schedule, steps: int) -> Array:
         least, most = map(jnp.log, _bounds(schedule, sigma_min, sigma_max, "exponential"))
@@ -169,6 +195,12 @@ def exponential(sigma_min: Scalar | None = None, sigma_max: Scalar | None = None
         return schedule.inverse(jnp.exp(most + ramp * (least - most)))
 
     return spacing
+
+
+def _check_given(least: Scalar | None, most: Scalar | None, name: str) -> None:
+    for value, end in ((least, "sigma_min"), (most, "sigma_max")):
+        if value is not None:
+            check_scalar(value, f"{name}'s {end}", above=0)
 
 
 def _bounds(schedule: Schedule, least: Scalar | None, most: Scalar | None, name: str) -> tuple[Array, Array]:
@@ -182,6 +214,7 @@ def _bounds(schedule: Schedule, least: Scalar | None, most: Scalar | None, name:
             f"{name} spacing needs a finite largest sigma / alpha, but the schedule's t_max has alpha = 0; "
             f"give {name}(sigma_max=80.0), or the schedule a smaller t_max."
         )
+    check_order(least, most, f"{name} spacing", "its sigma_min must be below its sigma_max, or the schedule's")
     return least, most
 
 

@@ -13,15 +13,24 @@ from jaxtyping import ArrayLike
 
 from guidance_jax.arrays import concrete, divide
 from guidance_jax.base import Context, Guidance, Kernel, NoiseLevel, Prediction, Scalar
+from guidance_jax.checks import check_guidance
 from guidance_jax.guidance.algebra import stateless
+from guidance_jax.kinds import check_callable, check_kind, check_numbers
 from guidance_jax.noise import contraction
+
+__all__ = ["LogReward", "Target", "annealed", "drift", "product", "rewarded", "tilted"]
 
 LogReward = Callable[[Array, NoiseLevel], Array]
 """`(x0 [B, ...], level) -> [B]`: of the x0-prediction along the run, of x itself at its end."""
 
 
 class Target(NamedTuple):
-    """What the particles sample: `prod_i p_i^a_i exp(log_reward)`."""
+    """What the particles sample: `prod_i p_i^a_i exp(log_reward)`.
+
+    Example:
+      >>> targets.Target({"cond": 2.0, "uncond": -1.0}, total=1) == targets.tilted(2.0)
+      True
+    """
 
     exponents: dict[str, ArrayLike]
     """Of each branch, `()`."""
@@ -70,6 +79,7 @@ def product(exponents: Mapping[str, ArrayLike], *, rest: str | None = None) -> T
 
     Reference: Skreta et al. 2025, arXiv:2503.02819.
     """
+    check_kind(exponents, Mapping, "product's exponents", '{"cond": 1.0} is one.')
     if not exponents:
         raise ValueError('a product needs a branch: product({"cond": 1.0}).')
     for name, exponent in exponents.items():
@@ -78,6 +88,7 @@ def product(exponents: Mapping[str, ArrayLike], *, rest: str | None = None) -> T
                 f"the exponent of {name!r} is a function of the level, but the target is one density: give a number. For "
                 "guidance in some levels alone, feynman_kac has low and high."
             )
+        check_numbers(exponent, f"the exponent of {name!r}")
         if jnp.shape(exponent) != ():
             raise ValueError(f"the exponent of {name!r} has shape {jnp.shape(exponent)}, but is a scalar; vmap for several.")
     if rest in exponents:
@@ -126,14 +137,20 @@ def rewarded(target: Target, log_reward: LogReward, *, guidance: Guidance | None
 
     Example:
       >>> target = targets.rewarded(targets.product({"cond": 1.0}), lambda x0, level: -(x0**2).sum(1))
+      >>> print(target.log_reward(jnp.ones((1, 2)), schedules.edm()(0.0)))
+      [-2.]
 
     Reference: Wu et al. 2023, arXiv:2306.17775, algorithm 1.
     """
+    check_target(target)
+    check_callable(log_reward, "log_reward", "it is (x0, level) -> [B].")
+    if guidance is not None:
+        check_guidance(guidance)
     return target._replace(log_reward=log_reward, guidance=guidance)
 
 
 def drift(target: Target) -> Guidance:
-    """The guidance by a target's score, `sum_i a_i score_i`: what moves the particles.
+    """The guidance by a target's score, `score = sum_i a_i score_i`: what moves the particles.
 
     Args:
       target: `tilted`, `product` or `annealed`.
@@ -141,7 +158,10 @@ def drift(target: Target) -> Guidance:
     Example:
       >>> sorted(targets.drift(targets.tilted(3.0)).needs)
       ['cond', 'uncond']
+
+    Reference: Skreta et al. 2025, arXiv:2503.02819.
     """
+    check_target(target)
 
     def update(prediction: Prediction, context: Context) -> Prediction:
         x0, eps = (sum(a * part for a, part in _parts(target, context, half)) for half in ("x0", "eps"))
@@ -150,6 +170,15 @@ def drift(target: Target) -> Guidance:
         return prediction._replace(x0=x0, eps=eps)
 
     return stateless(update, target.exponents)
+
+
+def check_target(target: object) -> None:
+    """Raises unless it is a target.
+
+    Raises:
+      TypeError: telling what it is.
+    """
+    check_kind(target, Target, "the target", "gj.targets.tilted(3.0) is one.")
 
 
 def sums_to_one(target: Target) -> bool:

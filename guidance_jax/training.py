@@ -8,13 +8,27 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import ArrayLike, Float, Int
 
 from guidance_jax.arrays import divide, expand
 from guidance_jax.base import Cond, NoiseLevel, Schedule
-from guidance_jax.checks import check_labels
+from guidance_jax.checks import check_key, check_labels, check_level, check_scalar, check_schedule
 from guidance_jax.denoisers import OUTPUTS, Network, call, edm_coefficients, parameterisation
+from guidance_jax.kinds import check_array, check_count, check_kind, check_network, told
+
+__all__ = [
+    "classifier_loss",
+    "denoising_loss",
+    "diffuse",
+    "drop",
+    "edm_loss",
+    "ema",
+    "log_normal_levels",
+    "min_snr",
+    "noise_levels",
+]
 
 
 def noise_levels(key: Array, schedule: Schedule, n: int) -> NoiseLevel:
@@ -28,12 +42,16 @@ def noise_levels(key: Array, schedule: Schedule, n: int) -> NoiseLevel:
     Returns:
       A `NoiseLevel` of arrays `[n]`.
 
+    Raises:
+      ValueError: if key is no single key, or n is below 1.
+
     Example:
       >>> print(training.noise_levels(jax.random.key(0), schedules.cosine(), 4).t.shape)
       (4,)
 
     Reference: Kingma et al. 2021, arXiv:2107.00630, appendix I.1.
     """
+    _check_drawn(key, schedule, n)
     u = (jax.random.uniform(key) + jnp.arange(n) / n) % 1
     if schedule.steps is None:
         return schedule(schedule.t_min + u * (schedule.t_max - schedule.t_min))
@@ -65,6 +83,9 @@ def log_normal_levels(
 
     Reference: Karras et al. 2022, arXiv:2206.00364, table 1.
     """
+    _check_drawn(key, schedule, n)
+    check_scalar(mean, "log_normal_levels's mean", -np.inf)
+    check_scalar(deviation, "log_normal_levels's deviation")
     if schedule.steps is not None:
         raise ValueError(
             f"log_normal_levels needs a continuous schedule, got one of {schedule.steps} steps: noise_levels draws these."
@@ -86,11 +107,17 @@ def diffuse(key: Array, x0: Float[Array, "b ..."], level: NoiseLevel) -> tuple[A
     Returns:
       x and eps.
 
+    Raises:
+      ValueError: if key is no single key, or the level is neither `()` nor `[B]`.
+
     Example:
       >>> x, eps = training.diffuse(jax.random.key(0), jnp.zeros((1, 2)), schedules.edm()(0.0))
       >>> print((x == eps).all())
       True
     """
+    check_key(key)
+    check_array(x0, "x0", jnp.floating, "floating numbers: scale images to [-1, 1] first")
+    check_level(level, x0)
     eps = jax.random.normal(key, x0.shape, x0.dtype)
     return expand(level.alpha, x0) * x0 + expand(level.sigma, x0) * eps, eps
 
@@ -124,6 +151,7 @@ def denoising_loss(
 
     Reference: Ho et al. 2020, arXiv:2006.11239, equation 14; for v Salimans & Ho 2022, arXiv:2202.00512.
     """
+    check_network(network)
     parameterisation(predicts)
     x, eps = diffuse(key, x0, level)
     out = call(network, x, level.t, cond, x)
@@ -159,6 +187,8 @@ def min_snr(level: NoiseLevel, predicts: str, gamma: ArrayLike = 5.0) -> Float[A
     Reference: Hang et al. 2023, arXiv:2303.09556, section 3.4.
     """
     parameterisation(predicts)
+    check_kind(level, NoiseLevel, "the level", "noise_levels(key, schedule, n) gives one.")
+    check_scalar(gamma, "min_snr's gamma", above=0)
     alpha, sigma = level.alpha, level.sigma
     # What an error of 1 in the output is in eps, and in x0; a score's loss is already in eps.
     in_eps, in_x0 = {
@@ -190,6 +220,9 @@ def edm_loss(
     Returns:
       `[B]`.
 
+    Raises:
+      ValueError: if the output has another shape than x.
+
     Example:
       >>> level = schedules.edm()(jnp.zeros(2))
       >>> network = lambda x, t, cond: jnp.zeros_like(x)
@@ -198,6 +231,8 @@ def edm_loss(
 
     Reference: Karras et al. 2022, arXiv:2206.00364, equation 8.
     """
+    check_network(network)
+    check_scalar(sigma_data, "edm_loss's sigma_data", above=0)
     x, _ = diffuse(key, x0, level)
     skip, out, scale = edm_coefficients(expand(level.alpha, x), expand(level.sigma, x), jnp.asarray(sigma_data, x.dtype))
     residual = call(network, scale * x, level.t, cond, x) - divide(x0 - skip * x, out)
@@ -225,6 +260,7 @@ def classifier_loss(
 
     Raises:
       ValueError: if a label has no logit.
+      TypeError: if the labels are not integers.
 
     Example:
       >>> level = schedules.cosine()(jnp.array([0.5]))
@@ -237,6 +273,8 @@ def classifier_loss(
     """
     x, _ = diffuse(key, x0, level)
     logits = classify(x, level.t)
+    if logits.ndim != 2 or len(logits) != len(x):
+        raise ValueError(f"the classifier gave logits {logits.shape} for x {x.shape}, but must give [B, classes].")
     check_labels(labels, logits.shape[1], f"a classifier of {logits.shape[1]} logits")
     return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)[:, 0]
 
@@ -250,16 +288,31 @@ def drop(key: Array, cond: Cond, null: Cond, rate: float) -> Cond:
       null: the same pytree, its leaves of a shape that broadcasts against one sample's.
       rate: the probability, usually 0.1 to 0.2.
 
+    Raises:
+      ValueError: if null has another structure, or a leaf that does not broadcast, or rate is outside [0, 1].
+
     Example:
       >>> print(training.drop(jax.random.key(0), jnp.array([3, 1]), 10, rate=1.0))
       [10 10]
 
     Reference: Ho & Salimans 2022, arXiv:2207.12598, algorithm 1.
     """
-    first = jax.tree.leaves(cond)[0]
+    check_key(key)
+    check_scalar(rate, "drop's rate", most=1)
+    leaves, structure = jax.tree.flatten(cond)
+    if not leaves:
+        raise ValueError(f"there is no leaf in the condition to drop, got {told(cond)}.")
+    try:
+        structure.flatten_up_to(null)
+    except ValueError as error:
+        raise ValueError(f"null must have the structure of cond, {structure}, got {jax.tree.structure(null)}.") from error
+    first = leaves[0]
     dropped = jax.random.bernoulli(key, rate, first.shape[:1])
 
     def replace(leaf: Array, empty: Any) -> Array:
+        shape = jnp.shape(empty)
+        if any(n not in (1, m) for n, m in zip(shape[::-1], leaf.shape[::-1], strict=False)) or len(shape) > leaf.ndim:
+            raise ValueError(f"null has a leaf of shape {shape}, which does not broadcast to that of cond, {leaf.shape}.")
         empty = jnp.broadcast_to(jnp.asarray(empty, leaf.dtype), leaf.shape)
         return jnp.where(dropped.reshape(-1, *[1] * (leaf.ndim - 1)), empty, leaf)
 
@@ -272,13 +325,33 @@ def ema(average: Any, params: Any, step: ArrayLike, decay: float = 0.999) -> Any
     Args:
       average: the average so far; at step 0 any parameters.
       params: the parameters after this step.
-      step: counts from 0.
+      step: counts from 0, `()`.
       decay: the final decay.
+
+    Returns:
+      The average after this step, shaped as the parameters.
+
+    Raises:
+      ValueError: if average and params differ in structure, or decay is outside [0, 1].
 
     Example:
       >>> print(training.ema(jnp.array(0.0), jnp.array(1.0), step=0))
       0.9
+
+    Reference: Polyak & Juditsky 1992, "Acceleration of stochastic approximation by averaging"; the warming up is that of
+    TensorFlow's ExponentialMovingAverage.
     """
+    check_scalar(decay, "ema's decay", most=1)
+    if jax.tree.structure(average) != jax.tree.structure(params):
+        raise ValueError(
+            f"average and params must have one structure, got {jax.tree.structure(average)} and {jax.tree.structure(params)}."
+        )
     step = jnp.asarray(step, jnp.result_type(float))
     keep = jnp.minimum(decay, (1 + step) / (10 + step))
     return jax.tree.map(lambda a, p: a + (1 - keep.astype(p.dtype)) * (p - a), average, params)
+
+
+def _check_drawn(key: Array, schedule: Schedule, n: int) -> None:
+    check_key(key)
+    check_schedule(schedule)
+    check_count(n, "n")

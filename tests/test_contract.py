@@ -87,6 +87,7 @@ TABLE = {
     ),
     "lgd": gradient(lambda v, w: gj.lgd(w.log_prob, v, draws=3)),
     "tfg": gradient(lambda v, w: gj.tfg(w.log_prob, v, v / 5, inner_steps=2, smoothing=0.1, draws=2)),
+    "on_channels": Row(lambda v, w: gj.on_channels(gj.cfg(v), 1)),
     "apg": Row(lambda v, w: gj.apg(v, most=2.0)),
     "cfg_zero_star": Row(lambda v, w: gj.cfg_zero_star(v, 0)),
     "cfg_pp": Row(lambda v, w: gj.cfg_pp(v), 0.6, 0.0, gj.cfg(0.0)),

@@ -12,7 +12,9 @@ from jaxtyping import ArrayLike
 
 from guidance_jax.arrays import concrete, divide, expand
 from guidance_jax.base import Context, Guidance, NoiseLevel, Prediction, Step
+from guidance_jax.checks import check_guidance, check_scalar
 from guidance_jax.denoisers import OUTPUTS, PREDICTS, parameterisation
+from guidance_jax.kinds import check_callable, check_count, check_name, told
 
 
 def stateless(
@@ -25,16 +27,23 @@ def stateless(
       needs: the names of the branches it reads.
       pullback: whether it takes gradients through the base's prediction, by `context.pullback`.
 
+    Raises:
+      TypeError: if update is no function, or needs is a single string.
+
     Example:
       >>> halve = stateless(lambda prediction, context: prediction._replace(x0=prediction.x0 / 2))
       >>> sorted(halve.needs)
       []
     """
+    check_callable(update, "stateless's update", "it is (prediction, context) -> prediction.")
+    if isinstance(needs, str):
+        raise TypeError(f"needs must be names of branches, got the str {needs!r}; a single one is ({needs!r},).")
+    names = needed(*needs)
 
     def remember(prediction: Prediction, state: Any, context: Context) -> tuple[Prediction, Any]:
         return update(prediction, context), state
 
-    return Guidance(frozenset(needs), lambda x: (), remember, pullback=pullback)
+    return Guidance(names, lambda x: (), remember, pullback=pullback)
 
 
 def chain(*parts: Guidance) -> Guidance:
@@ -48,6 +57,7 @@ def chain(*parts: Guidance) -> Guidance:
       >>> sorted(guidance.needs)
       ['cond', 'uncond']
     """
+    _check_parts(parts, "chain")
 
     def update(prediction: Prediction, states: tuple[Any, ...], context: Context) -> tuple[Prediction, tuple[Any, ...]]:
         after = []
@@ -72,6 +82,7 @@ def add(*parts: Guidance) -> Guidance:
       >>> sorted(guidance.needs)
       ['cond', 'style', 'uncond']
     """
+    _check_parts(parts, "add")
 
     def update(prediction: Prediction, states: tuple[Any, ...], context: Context) -> tuple[Prediction, tuple[Any, ...]]:
         x0, eps, after = prediction.x0, prediction.eps, []
@@ -105,9 +116,9 @@ def during(guidance: Guidance, low: ArrayLike, high: ArrayLike = jnp.inf) -> Gui
 
     Reference: Kynkaanniemi et al. 2024, arXiv:2404.07724.
     """
+    check_guidance(guidance, "during's guidance")
     for name, bound in {"low": low, "high": high}.items():
-        if jnp.shape(bound) != ():
-            raise ValueError(f"during's {name} has shape {jnp.shape(bound)}, but must be a scalar; vmap for several.")
+        check_scalar(bound, f"during's {name}", -np.inf)
     if concrete((low, high)) and not np.asarray(low) < np.asarray(high):
         raise ValueError(f"during(guidance, {low}, {high}) is empty: low must be below high, both in sigma / alpha.")
 
@@ -133,7 +144,9 @@ def during(guidance: Guidance, low: ArrayLike, high: ArrayLike = jnp.inf) -> Gui
 def in_space(predicts: str, guidance: Guidance) -> Guidance:
     """A guidance that acts on another parameterisation in place of x0.
 
-    What it finds in the x0 of every prediction is what a network of that kind would have said; its change is turned back.
+    `x0 <- x0 + L(g(o) - o)`, o what a network of that kind would have said of x, L the linear map from a change of o to x0's.
+
+    It finds o in the x0 of every prediction, and its change is turned back.
     It matters to what is not linear: `rescale`, `project`, `momentum`, `apg`, `cfg_zero_star`.
 
     Args:
@@ -145,9 +158,12 @@ def in_space(predicts: str, guidance: Guidance) -> Guidance:
 
     Example:
       >>> guidance = in_space("v", chain(cfg(7.5), rescale(0.7)))
+      >>> sorted(guidance.needs)
+      ['cond', 'uncond']
 
     Reference: Lin et al. 2024, arXiv:2305.08891, whose rescaling acts on v.
     """
+    check_guidance(guidance, "in_space's guidance")
     parameterisation(predicts)
 
     def update(prediction: Prediction, state: Any, context: Context) -> tuple[Prediction, Any]:
@@ -180,6 +196,8 @@ def relative_to(branch: str, guidance: Guidance) -> Guidance:
       >>> sorted(guidance.needs)
       ['cond', 'uncond']
     """
+    names = needed(branch)
+    check_guidance(guidance, "relative_to's guidance")
 
     def update(prediction: Prediction, state: Any, context: Context) -> tuple[Prediction, Any]:
         own, base = context.branches[branch], context.base
@@ -191,7 +209,52 @@ def relative_to(branch: str, guidance: Guidance) -> Guidance:
         # Where nothing within is wanted the base stands in for this branch too, so it is wanted always.
         return wants(guidance, state, step) | {branch: True}
 
-    return guidance._replace(needs=guidance.needs | {branch}, update=update, wants=wanted)
+    return guidance._replace(needs=guidance.needs | names, update=update, wants=wanted)
+
+
+def on_channels(guidance: Guidance, channels: int) -> Guidance:
+    """A guidance of the first channels alone, along the last axis; the others stay as they would be without it.
+
+    `x0_c = guided_c` for c < channels, x0_c as before for the others, and eps alike. The guidance sees all channels: a norm or
+    a deviation that it takes is over all of them.
+
+    Args:
+      guidance: what to confine.
+      channels: how many are guided.
+
+    Raises:
+      TypeError: if there is no guidance, or channels is no integer.
+      ValueError: if channels is not from 1 to the number that x has.
+
+    Example:
+      >>> guidance = on_channels(cfg(4.0), 3)
+      >>> sorted(guidance.needs)
+      ['cond', 'uncond']
+
+    Reference: Peebles & Xie 2023, arXiv:2212.09748, whose released code guides 3 of the latents' 4 channels.
+    """
+    check_guidance(guidance, "on_channels's guidance")
+    check_count(channels, "on_channels's channels")
+
+    def update(prediction: Prediction, state: Any, context: Context) -> tuple[Prediction, Any]:
+        if channels > context.x.shape[-1]:
+            raise ValueError(f"on_channels(guidance, {channels}) asks for more channels than x of shape {context.x.shape} has.")
+        guided, state = guidance.update(prediction, state, context)
+        first = lambda own, before: jnp.concatenate([own[..., :channels], before[..., channels:]], axis=-1)
+        return jax.tree.map(first, guided, prediction), state
+
+    return guidance._replace(update=update)
+
+
+def needed(*names: str) -> frozenset[str]:
+    """The names of branches, checked to be names.
+
+    Raises:
+      TypeError: telling what is no string: a condition, say.
+    """
+    for name in names:
+        check_name(name)
+    return frozenset(names)
 
 
 def own_space(name: str, context: Context) -> None:
@@ -222,6 +285,13 @@ def move(prediction: Prediction, x0: Array, level: NoiseLevel) -> Prediction:
     """The prediction with another x0, its eps moved along so that `alpha x0 + sigma eps` stays what it was."""
     ratio = expand(divide(level.alpha, level.sigma), x0)
     return prediction._replace(x0=x0, eps=prediction.eps - ratio * (x0 - prediction.x0))
+
+
+def _check_parts(parts: tuple[Guidance, ...], name: str) -> None:
+    for part in parts:
+        if isinstance(part, list):
+            raise TypeError(f"{name}'s parts must be guidances, got {told(part)}; give them one by one: {name}(*parts).")
+        check_guidance(part, f"each of {name}'s parts")
 
 
 def _together(parts: tuple[Guidance, ...], update: Callable[..., Any]) -> Guidance:

@@ -10,6 +10,7 @@ from jax import Array
 
 from guidance_jax.base import Context, Guidance, Prediction
 from guidance_jax.guidance.algebra import stateless
+from guidance_jax.kinds import check_kind
 from guidance_jax.scales import Scale, at
 
 
@@ -79,6 +80,7 @@ def compose(scales: Mapping[str, Scale], *, uncond: str = "uncond") -> Guidance:
 
     Reference: Liu et al. 2022, arXiv:2206.01714, equations 11 and 12.
     """
+    check_kind(scales, Mapping, "compose's scales", '{"red": 3.0, "round": 2.0} is one.')
     if not scales or uncond in scales:
         raise ValueError(f"compose needs a scale for each condition, none for {uncond!r}, got {dict(scales)}.")
 

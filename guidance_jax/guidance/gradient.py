@@ -6,6 +6,7 @@ from guidance_jax import scores
 from guidance_jax.arrays import divide, expand
 from guidance_jax.base import Context, Guidance, Prediction
 from guidance_jax.guidance.algebra import move, own_space, stateless
+from guidance_jax.kinds import check_callable
 from guidance_jax.noise import ancestral, contraction
 from guidance_jax.scales import Scale, at
 
@@ -33,6 +34,8 @@ def classifier(log_prob: scores.LogProb, scale: Scale) -> Guidance:
     Reference: Dhariwal & Nichol 2021, arXiv:2105.05233, algorithm 2.
     """
 
+    check_callable(log_prob, "log_prob", scores.NOISY)
+
     def update(prediction: Prediction, context: Context) -> Prediction:
         own_space("classifier", context)
         gradient = scores.classifier_score(log_prob, context.x, context.level).astype(context.x.dtype)
@@ -59,10 +62,12 @@ def mean_shift(log_prob: scores.LogProb, scale: Scale, *, variance: str = "small
         network predicts none, or in `in_space`.
 
     Example:
-      >>> guidance = mean_shift(lambda x, level: -(x**2).sum(1), 1.0)
+      >>> mean_shift(lambda x, level: -(x**2).sum(1), 1.0).pullback
+      False
 
     Reference: Dhariwal & Nichol 2021, arXiv:2105.05233, algorithm 1.
     """
+    check_callable(log_prob, "log_prob", scores.NOISY)
     if variance not in ("small", "large", "learned"):
         raise ValueError(f'variance={variance!r} is unknown; mean_shift has "small", "large" and "learned", as ddpm.')
 

@@ -6,13 +6,14 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import ArrayLike
 
-from guidance_jax.arrays import divide, expand, inner
+from guidance_jax.arrays import check_range, divide, expand, inner
 from guidance_jax.base import Context, Guidance, NoiseLevel, Prediction, Step
-from guidance_jax.guidance.algebra import chain, in_space, only, own_space, relative_to, stateless
+from guidance_jax.checks import check_guidance, check_scalar
+from guidance_jax.guidance.algebra import chain, in_space, needed, only, own_space, relative_to, stateless
 from guidance_jax.guidance.contrast import cfg
 from guidance_jax.guidance.shaping import amplify, clip_norm, momentum, project
 from guidance_jax.noise import contraction
-from guidance_jax.scales import Scale, at
+from guidance_jax.scales import Scale, at, at_level
 
 
 def apg(
@@ -46,7 +47,13 @@ def apg(
     Reference: Sadat et al. 2024, arXiv:2410.02416, algorithm 1, with x0 as the prediction. diffusers adds scale times to u
     where this adds scale - 1 times to c.
     """
-    more = amplify(lambda level: (scale(level) if callable(scale) else jnp.asarray(scale)) - 1)
+
+    def less_one(level: NoiseLevel) -> Array:
+        given = at_level(scale, level, "apg's scale")
+        check_range(given, "apg's scale")
+        return jnp.asarray(given) - 1
+
+    more = amplify(less_one)
     difference = cfg(2.0, cond=cond, uncond=uncond)
     return relative_to(cond, chain(difference, momentum(beta), clip_norm(most), project(eta), more))
 
@@ -67,6 +74,7 @@ def cfg_zero_star(
 
     Raises:
       ValueError: if scale is neither `()` nor `[B]`, or predicts is unknown.
+      TypeError: if zero_steps is no integer.
 
     Example:
       >>> sorted(cfg_zero_star(4.0).needs)
@@ -74,7 +82,10 @@ def cfg_zero_star(
 
     Reference: Fan et al. 2025, arXiv:2503.18886, algorithm 1.
     """
+    check_scalar(zero_steps, "cfg_zero_star's zero_steps")
     zeros = jnp.asarray(zero_steps)
+    if not jnp.issubdtype(zeros.dtype, jnp.integer):
+        raise TypeError(f"cfg_zero_star's zero_steps must be an integer, got {zero_steps}.")
 
     def update(prediction: Prediction, context: Context) -> Prediction:
         c, u = context.branches[cond].x0, context.branches[uncond].x0
@@ -139,6 +150,8 @@ def reg(guidance: Guidance) -> Guidance:
 
     Reference: Gao et al. 2025, arXiv:2501.18865, equation 20.
     """
+
+    check_guidance(guidance, "reg's guidance")
 
     def update(prediction: Prediction, state: Any, context: Context) -> tuple[Prediction, Any]:
         own_space("reg", context)
@@ -205,8 +218,9 @@ def feedback(
         own_space("feedback", context)
         x, level = context.x, context.step.level
         c, u = context.branches[cond].x0, context.branches[uncond].x0
-        pi, tau = at(prior, context, "feedback's prior"), at(temperature, context, "feedback's temperature")
-        delta, top = at(offset, context, "feedback's offset"), at(most, context, "feedback's most")
+        pi = at(prior, context, "feedback's prior", 0, 1, above=0)
+        tau = at(temperature, context, "feedback's temperature", 0)
+        delta, top = at(offset, context, "feedback's offset"), at(most, context, "feedback's most", above=1)
         q = contraction(track.level, level)
         move = level.alpha * (1 - q**2)
         variance = level.sigma**2 * (1 - q**2)
@@ -228,7 +242,7 @@ def feedback(
         remembered = Track(*(_pick(new, a, b) for a, b in zip(here, track, strict=True)))
         return prediction._replace(x0=x0, eps=prediction.eps + (eps - context.base.eps)), remembered
 
-    return Guidance(frozenset((cond, uncond)), init, update)
+    return Guidance(needed(cond, uncond), init, update)
 
 
 def _pick(new: Array, a: Any, b: Any) -> Any:

@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping
 import jax.numpy as jnp
 from jax import Array
 
-from guidance_jax.arrays import divide, inner, norm, sqrt
+from guidance_jax.arrays import check_range, divide, inner, norm, sqrt
 from guidance_jax.base import Context, Guidance, Prediction
 from guidance_jax.guidance.algebra import move, stateless
-from guidance_jax.scales import Scale, at
+from guidance_jax.kinds import check_kind
+from guidance_jax.scales import Scale, at, at_level
 
 
 def perp_neg(scale: Scale, negatives: Mapping[str, Scale], *, cond: str = "cond", uncond: str = "uncond") -> Guidance:
@@ -37,6 +38,7 @@ def perp_neg(scale: Scale, negatives: Mapping[str, Scale], *, cond: str = "cond"
 
     Reference: Armandpour et al. 2023, arXiv:2304.04968, equation 6.
     """
+    check_kind(negatives, Mapping, "perp_neg's negatives", '{"negative": 1.0} is one.')
 
     def x0(context: Context, c: Array, u: Array) -> Array:
         d = c - u
@@ -133,7 +135,7 @@ def power_law(scale: Scale, power: Scale = 0.9, *, cond: str = "cond", uncond: s
     """
 
     def x0(context: Context, c: Array, u: Array) -> Array:
-        w, a = at(scale, context, "power_law's scale"), at(power, context, "power_law's power")
+        w, a = at(scale, context, "power_law's scale"), at(power, context, "power_law's power", above=-1)
         return c + (w - 1) * _power(norm(c - u), a) * (c - u)
 
     return _of_x0(x0, cond, uncond)
@@ -155,6 +157,8 @@ def beta_cfg(scale: Scale, power: Scale = 1.0, *, cond: str = "cond", uncond: st
 
     Example:
       >>> guidance = in_space("eps", beta_cfg(lambda level: 7.5 * level.t * (1 - level.t)))
+      >>> sorted(guidance.needs)
+      ['cond', 'uncond']
 
     Reference: Malarz et al. 2025, arXiv:2502.10574, which acts on eps: `in_space`.
     """
@@ -182,13 +186,17 @@ def recfg(scale: Scale, ratio: Scale, *, cond: str = "cond", uncond: str = "unco
 
     Example:
       >>> guidance = in_space("eps", recfg(3.0, ratio=lambda level: 1 - 0.01 * level.sigma))
+      >>> sorted(guidance.needs)
+      ['cond', 'uncond']
 
     Reference: Xia et al. 2024, arXiv:2410.18737, equation 15, which acts on eps: `in_space`.
     """
 
     def x0(context: Context, c: Array, u: Array) -> Array:
         w = at(scale, context, "recfg's scale")
-        given = jnp.asarray(ratio(context.level) if callable(ratio) else ratio, u.dtype)
+        told = at_level(ratio, context.level, "recfg's ratio")
+        check_range(told, "recfg's ratio")
+        given = jnp.asarray(told, u.dtype)
         if given.shape not in ((), u.shape[:1]) and given.shape in (u.shape, u.shape[1:]):
             return w * c + (1 - w) * given.reshape((-1, *u.shape[1:])) * u
         return w * c + (1 - w) * at(given, context, "recfg's ratio") * u

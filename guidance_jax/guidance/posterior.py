@@ -15,11 +15,15 @@ from guidance_jax.arrays import divide, expand, sqrt
 from guidance_jax.base import Context, Guidance, Prediction
 from guidance_jax.guidance.algebra import move, own_space, stateless
 from guidance_jax.guidance.gradient import add_score
+from guidance_jax.kinds import check_callable, check_count, check_takes
 from guidance_jax.noise import normal, step_keys
+from guidance_jax.outcomes import check_each
 from guidance_jax.scales import Scale, at
 
 LogProb = Callable[[Array], Array]
 Measure = Callable[[Array], Any]
+CLEAN = "it is x0 [B, ...] -> [B]."
+MEASURE = "it is x0 [B, ...] -> the measurement."
 
 
 def universal(log_prob: LogProb, scale: Scale, *, inner_steps: int = 0, rate: Scale = 0.1) -> Guidance:
@@ -41,9 +45,14 @@ def universal(log_prob: LogProb, scale: Scale, *, inner_steps: int = 0, rate: Sc
 
     Example:
       >>> guidance = universal(lambda x0: -(x0**2).sum(1), 1.0)
+      >>> guidance.pullback  # whether it takes a backward pass through the network
+      True
 
     Reference: Bansal et al. 2023, arXiv:2302.07121, algorithm 1.
     """
+
+    check_callable(log_prob, "log_prob", CLEAN)
+    check_count(inner_steps, "universal's inner_steps", 0)
 
     def update(prediction: Prediction, context: Context) -> Prediction:
         x0 = context.base.x0
@@ -71,9 +80,13 @@ def dps(measure: Measure, measurement: Any, rate: Scale) -> Guidance:
 
     Example:
       >>> guidance = dps(lambda x0: x0[:, :1], jnp.ones((4, 1)), 0.5)
+      >>> guidance.pullback  # whether it takes a backward pass through the network
+      True
 
     Reference: Chung et al. 2022, arXiv:2209.14687, algorithm 1 with the released code's step, zeta / |.|.
     """
+
+    check_callable(measure, "measure", MEASURE)
 
     def closeness(x0: Array) -> Array:
         leaves = jax.tree.leaves(_residual(measure, measurement, x0))
@@ -100,9 +113,13 @@ def freedom(log_prob: LogProb, rate: Scale) -> Guidance:
 
     Example:
       >>> guidance = freedom(lambda x0: -(x0**2).sum(1), lambda level: 0.1 * level.alpha)
+      >>> guidance.pullback  # whether it takes a backward pass through the network
+      True
 
     Reference: Yu et al. 2023, arXiv:2303.09833, algorithm 1.
     """
+
+    check_callable(log_prob, "log_prob", CLEAN)
 
     def update(prediction: Prediction, context: Context) -> Prediction:
         gradient = pulled(gradient_of(log_prob, context.base.x0), "freedom", context)
@@ -126,9 +143,13 @@ def mpgd(log_prob: LogProb, rate: Scale) -> Guidance:
 
     Example:
       >>> guidance = mpgd(lambda x0: -(x0**2).sum(1), 0.1)
+      >>> guidance.pullback  # whether it takes a backward pass through the network
+      False
 
     Reference: He et al. 2023, arXiv:2311.16424, algorithm 1.
     """
+
+    check_callable(log_prob, "log_prob", CLEAN)
 
     def update(prediction: Prediction, context: Context) -> Prediction:
         own_space("mpgd", context)
@@ -162,16 +183,23 @@ def pigdm(
 
     Example:
       >>> embed = lambda y: jnp.pad(y, ((0, 0), (0, 1)))
-      >>> guidance = pigdm(lambda x0: x0[:, :1], embed, jnp.ones((4, 1)))
+      >>> pigdm(lambda x0: x0[:, :1], embed, jnp.ones((4, 1))).pullback
+      True
 
     Reference: Song et al. 2023, openreview 9_gsMA8MRKQ, equation 7.
     """
 
+    check_callable(measure, "measure", MEASURE)
+    check_callable(pseudoinverse, "pseudoinverse", "it goes from the measurement back to [B, ...].")
+
     def update(prediction: Prediction, context: Context) -> Prediction:
         x0 = context.base.x0
         # A^+ (y - A x0), the constant of y included once: A^+ is linear.
-        pull = pulled(pseudoinverse(_residual(measure, measurement, x0)), "pigdm", context)
-        r2 = _variance(context) if variance is None else at(variance, context, "pigdm's variance")
+        back = pseudoinverse(_residual(measure, measurement, x0))
+        if jnp.shape(back) != x0.shape:
+            raise ValueError(f"the pseudoinverse must give the shape of x0, but gave {jnp.shape(back)} for {x0.shape}.")
+        pull = pulled(back, "pigdm", context)
+        r2 = _variance(context) if variance is None else at(variance, context, "pigdm's variance", 0)
         return add_score(prediction, at(scale, context, "pigdm's scale") * divide(pull, r2), context)
 
     return stateless(update, pullback=True)
@@ -193,9 +221,14 @@ def lgd(log_prob: LogProb, scale: Scale, *, draws: int = 8, spread: Scale | None
 
     Example:
       >>> guidance = lgd(lambda x0: -(x0**2).sum(1), 1.0, draws=16)
+      >>> guidance.pullback  # whether it takes a backward pass through the network
+      True
 
     Reference: Song et al. 2023, ICML, "Loss-guided diffusion models for plug-and-play controllable generation", equation 8.
     """
+
+    check_callable(log_prob, "log_prob", CLEAN)
+    check_count(draws, "lgd's draws")
 
     def update(prediction: Prediction, context: Context) -> Prediction:
         r = jnp.sqrt(_variance(context)) if spread is None else at(spread, context, "lgd's spread")
@@ -226,9 +259,15 @@ def tfg(log_prob: LogProb, rho: Scale, mu: Scale, *, inner_steps: int = 4, smoot
 
     Example:
       >>> guidance = tfg(lambda x0: -(x0**2).sum(1), 0.5, 0.5)
+      >>> guidance.pullback  # whether it takes a backward pass through the network
+      True
 
     Reference: Ye et al. 2024, arXiv:2409.15761, algorithm 1.
     """
+
+    check_callable(log_prob, "log_prob", CLEAN)
+    check_count(inner_steps, "tfg's inner_steps", 0)
+    check_count(draws, "tfg's draws")
 
     def update(prediction: Prediction, context: Context) -> Prediction:
         x0, s = context.base.x0, jnp.sqrt(_variance(context))
@@ -246,11 +285,11 @@ def gradient_of(log_prob: LogProb, x0: Array) -> Array:
     Raises:
       ValueError: if log_prob does not give one number a sample.
     """
+    check_takes(log_prob, "log_prob", "x0")
 
     def total(x0: Array) -> Array:
         each = log_prob(x0)
-        if each.shape != x0.shape[:1]:
-            raise ValueError(f"log_prob gave shape {each.shape} for x0 {x0.shape}, but must give one number a sample, [B].")
+        check_each(each, x0, "log_prob")
         return each.sum()
 
     return jax.grad(total)(x0).astype(x0.dtype)

@@ -28,7 +28,8 @@ def rescale(phi: Scale) -> Guidance:
       ValueError: if phi is neither `()` nor `[B]`, or a sample has a single element, which has no spread.
 
     Example:
-      >>> guidance = chain(cfg(7.5), rescale(0.7))
+      >>> sorted(chain(cfg(7.5), rescale(0.7)).needs)
+      ['cond', 'uncond']
 
     Reference: Lin et al. 2024, arXiv:2305.08891, equations 15 and 16.
     """
@@ -58,7 +59,8 @@ def momentum(beta: Scale) -> Guidance:
       ValueError: if beta is neither `()` nor `[B]`.
 
     Example:
-      >>> guidance = chain(cfg(4.0), momentum(-0.5))
+      >>> print(chain(cfg(4.0), momentum(-0.5)).init(jnp.ones((1, 2)))[1])
+      [[0. 0.]]
 
     Reference: Sadat et al. 2024, arXiv:2410.02416, section 4.
     """
@@ -80,13 +82,14 @@ def clip_norm(most: Scale) -> Guidance:
       ValueError: if most is neither `()` nor `[B]`.
 
     Example:
-      >>> guidance = chain(cfg(4.0), clip_norm(2.5))
+      >>> sorted(chain(cfg(4.0), clip_norm(2.5)).needs)
+      ['cond', 'uncond']
 
     Reference: Sadat et al. 2024, arXiv:2410.02416, section 4.
     """
 
     def formula(change: Array, context: Context) -> Array:
-        r, length = at(most, context, "clip_norm's most"), norm(change)
+        r, length = at(most, context, "clip_norm's most", 0, jnp.inf), norm(change)
         return change * jnp.where(length > r, divide(r, length), 1)
 
     return _of_change(formula)
@@ -102,7 +105,8 @@ def project(eta: Scale = 0.0) -> Guidance:
       ValueError: if eta is neither `()` nor `[B]`.
 
     Example:
-      >>> guidance = chain(cfg(4.0), project())
+      >>> sorted(chain(cfg(4.0), project()).needs)
+      ['cond', 'uncond']
 
     Reference: Sadat et al. 2024, arXiv:2410.02416, section 4.
     """
@@ -116,7 +120,7 @@ def project(eta: Scale = 0.0) -> Guidance:
 
 
 def amplify(scale: Scale) -> Guidance:
-    """The change, times a number.
+    """The change, times a number: `change <- scale change`.
 
     Args:
       scale: `()` or `[B]`, or a function of the level; 1 changes nothing.
@@ -125,7 +129,8 @@ def amplify(scale: Scale) -> Guidance:
       ValueError: if scale is neither `()` nor `[B]`.
 
     Example:
-      >>> guidance = chain(cfg(2.0), project(), amplify(3.0))
+      >>> sorted(chain(cfg(2.0), project(), amplify(3.0)).needs)
+      ['cond', 'uncond']
     """
     return _of_change(lambda change, context: at(scale, context, "amplify's scale") * change)
 
@@ -143,15 +148,16 @@ def dynamic_threshold(percentile: Scale = 99.5, limit: Scale = 1.0) -> Guidance:
       ValueError: if percentile or limit is neither `()` nor `[B]`.
 
     Example:
-      >>> guidance = chain(cfg(7.5), dynamic_threshold(99.5))
+      >>> sorted(chain(cfg(7.5), dynamic_threshold(99.5)).needs)
+      ['cond', 'uncond']
 
     Reference: Saharia et al. 2022, arXiv:2205.11487, section 2.3; it also thresholds where nothing guides.
     """
 
     def update(prediction: Prediction, context: Context) -> Prediction:
         x0, base = prediction.x0, context.base.x0
-        share = at(percentile, context, "dynamic_threshold's percentile") / 100
-        most = at(limit, context, "dynamic_threshold's limit")
+        share = at(percentile, context, "dynamic_threshold's percentile", 0, 100) / 100
+        most = at(limit, context, "dynamic_threshold's limit", 0, jnp.inf, above=0)
         s = jnp.maximum(_quantile(jnp.abs(x0), share), most)
         unlimited = jnp.isinf(s)
         bounded = jnp.clip(x0, -s, s) * jnp.where(unlimited, 1, most / jnp.where(unlimited, 1, s))

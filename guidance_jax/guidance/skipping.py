@@ -9,7 +9,9 @@ from jaxtyping import ArrayLike
 
 from guidance_jax.arrays import concrete, divide, expand, inner, norm
 from guidance_jax.base import Context, Guidance, Prediction, Step
-from guidance_jax.guidance.algebra import move, only, wants
+from guidance_jax.checks import check_guidance, check_scalar
+from guidance_jax.guidance.algebra import move, needed, only, wants
+from guidance_jax.kinds import check_count, check_numbers
 from guidance_jax.scales import Scale, at
 
 
@@ -28,6 +30,8 @@ class Cache(NamedTuple):
 def reuse(guidance: Guidance, every: ArrayLike) -> Guidance:
     """A guidance that is evaluated in every k-th step only; between, its last change is made again.
 
+    `D <- D + (g(D_j) - D_j)`, j the last step that was evaluated.
+
     Its branches are not evaluated between. The first step that it meets is evaluated, wherever a run or an interval begins.
 
     Args:
@@ -38,10 +42,13 @@ def reuse(guidance: Guidance, every: ArrayLike) -> Guidance:
       ValueError: if every is no integer of at least 1.
 
     Example:
-      >>> guidance = chain(reuse(cfg(3.0), every=2), rescale(0.7))
+      >>> sorted(chain(reuse(cfg(3.0), every=2), rescale(0.7)).needs)
+      ['cond', 'uncond']
 
     Reference: the difference's slow change is measured in Castillo et al. 2023, arXiv:2312.12487, section 5.
     """
+    check_guidance(guidance, "reuse's guidance")
+    check_numbers(every, "reuse's every")
     every = jnp.asarray(every)
     if every.shape != () or not jnp.issubdtype(every.dtype, jnp.integer) or (concrete(every) and int(every) < 1):
         raise ValueError(f"reuse's every must be an integer of at least 1, got {every}.")
@@ -99,12 +106,19 @@ def adaptive(guidance: Guidance, threshold: ArrayLike = 0.991, *, cond: str = "c
       cond: the conditional branch.
       uncond: the branch that is saved.
 
+    Raises:
+      ValueError: if threshold is no scalar.
+
     Example:
       >>> sorted(adaptive(cfg(3.0)).needs)
       ['cond', 'uncond']
 
     Reference: Castillo et al. 2023, arXiv:2312.12487, algorithm 1.
     """
+
+    check_guidance(guidance, "adaptive's guidance")
+    check_scalar(threshold, "adaptive's threshold", -jnp.inf)
+    own = needed(cond, uncond)
 
     def goes_on(last: Array, step: Step) -> Array:
         # A step is guided as a whole: its corrector too, where its first evaluation was the last.
@@ -127,7 +141,7 @@ def adaptive(guidance: Guidance, threshold: ArrayLike = 0.991, *, cond: str = "c
         inside, last = state
         return only(_anyone(goes_on(last, step)), dict.fromkeys((cond, uncond), True) | wants(guidance, inside, step))
 
-    return guidance._replace(needs=guidance.needs | {cond, uncond}, init=init, update=update, wants=wanted)
+    return guidance._replace(needs=guidance.needs | own, init=init, update=update, wants=wanted)
 
 
 class History(NamedTuple):
@@ -162,14 +176,16 @@ def linear_reuse(
 
     Example:
       >>> guidance = linear_reuse(3.0, jnp.array([1.0, -1.0, 1.0]))  # the last difference once more
+      >>> sorted(guidance.needs)
+      ['cond', 'uncond']
 
     Reference: Castillo et al. 2023, arXiv:2312.12487, section 5 (LinearAG), which acts on eps: `in_space`.
     """
+    check_numbers(coefficients, "linear_reuse's coefficients")
+    check_count(every, "linear_reuse's every")
     rows = jnp.asarray(coefficients)
     if rows.ndim not in (1, 2) or rows.shape[-1] < 3 or rows.shape[-1] % 2 == 0:
         raise ValueError(f"linear_reuse's coefficients must be [1 + 2 K] or [steps, 1 + 2 K], K at least 1, got {rows.shape}.")
-    if every < 1:
-        raise ValueError(f"linear_reuse's every must be at least 1, got {every}.")
     past = rows.shape[-1] // 2
 
     def before(history: History, step: Step) -> tuple[Array, Array]:
@@ -200,11 +216,13 @@ def linear_reuse(
     def wanted(history: History, step: Step) -> dict[str, Any]:
         return {cond: True, uncond: fresh(history, step)}
 
-    return Guidance(frozenset((cond, uncond)), init, update, wanted)
+    return Guidance(needed(cond, uncond), init, update, wanted)
 
 
 def fit_linear(cond: Array, uncond: Array, past: int = 1) -> Array:
     """The coefficients of `linear_reuse` by least squares, a row a step, from recorded runs of CFG.
+
+    The minimum of `sum over samples of |u - a_0 c - sum_i (a_i c_i + b_i u_i)|^2`.
 
     Args:
       cond: `[steps, N, ...]`, the conditional predictions of N samples along their paths.
@@ -214,6 +232,9 @@ def fit_linear(cond: Array, uncond: Array, past: int = 1) -> Array:
     Returns:
       `[steps, 1 + 2 K]`; the first K rows are zero, for these steps are evaluated.
 
+    Raises:
+      ValueError: if the two were not recorded along one path, or past is below 1 or as many as the steps.
+
     Example:
       >>> c = jax.random.normal(jax.random.key(0), (3, 8, 2))
       >>> print(fit_linear(c, 2 * c).shape)
@@ -221,6 +242,13 @@ def fit_linear(cond: Array, uncond: Array, past: int = 1) -> Array:
 
     Reference: Castillo et al. 2023, arXiv:2312.12487, section 5.
     """
+    check_count(past, "fit_linear's past")
+    if cond.shape != uncond.shape:
+        raise ValueError(
+            f"cond and uncond must be recorded along one path, [steps, N, ...], got {cond.shape} and {uncond.shape}."
+        )
+    if past >= len(cond):
+        raise ValueError(f"past={past} steps to look back need more than that many steps, but there are {len(cond)} steps.")
     steps = len(cond)
     rows = [jnp.zeros(1 + 2 * past, cond.dtype)] * past
     for i in range(past, steps):

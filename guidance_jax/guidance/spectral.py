@@ -9,6 +9,7 @@ from jax import Array
 
 from guidance_jax.base import Context, Guidance, Prediction
 from guidance_jax.guidance.algebra import move, stateless
+from guidance_jax.kinds import check_numbers, told
 from guidance_jax.scales import Scale, at
 
 BINOMIAL = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)
@@ -30,6 +31,7 @@ def fdg(scales: Sequence[Scale] = (10.0, 5.0), *, cond: str = "cond", uncond: st
 
     Raises:
       ValueError: if a scale is neither `()` nor `[B]`, x has no spatial axes, or they do not halve that often.
+      TypeError: if scales is no sequence.
 
     Example:
       >>> sorted(fdg((10.0, 5.0)).needs)
@@ -37,6 +39,11 @@ def fdg(scales: Sequence[Scale] = (10.0, 5.0), *, cond: str = "cond", uncond: st
 
     Reference: Sadat et al. 2025, arXiv:2506.19713, algorithm 1.
     """
+
+    if not isinstance(scales, Sequence) or isinstance(scales, str):
+        raise TypeError(f"fdg's scales must be of each level, (10.0, 5.0) say, got {told(scales)}.")
+    if not scales:
+        raise ValueError(f"fdg needs at least one scale, of the one level that is CFG, got {scales}.")
 
     def update(prediction: Prediction, context: Context) -> Prediction:
         c, band = context.branches[cond].x0, context.branches[cond].x0 - context.branches[uncond].x0
@@ -91,6 +98,7 @@ def fresca(
 
     Reference: Huang et al. 2025, arXiv:2504.02154, equation 7.
     """
+    check_numbers(cutoff, "fresca's cutoff")
     if not 0 < cutoff <= 1:
         raise ValueError(f"fresca's cutoff must be in (0, 1], a share of the highest frequency, got {cutoff}.")
 

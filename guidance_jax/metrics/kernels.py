@@ -10,6 +10,8 @@ from jax.lax import Precision
 from jaxtyping import ArrayLike, Float
 
 from guidance_jax.arrays import sqrt
+from guidance_jax.checks import check_key, check_scalar
+from guidance_jax.kinds import check_count
 from guidance_jax.metrics.pairs import Features, features, fold, squared_distances
 
 
@@ -58,6 +60,7 @@ def mmd(a: Float[Features, "n d"], b: Float[Features, "m d"], bandwidth: ArrayLi
     Reference: Gretton et al. 2012, "A kernel two-sample test", lemma 6.
     """
     a, b = _checked(a=a, b=b)
+    check_scalar(bandwidth, "mmd's bandwidth", above=0)
     return _discrepancy(_gaussian, a, b, jnp.asarray(bandwidth, a.dtype))
 
 
@@ -116,6 +119,9 @@ def kid_subsets(
     Reference: Binkowski et al. 2018, arXiv:1801.01401, section 4.
     """
     real, fake = _checked(real=real, fake=fake)
+    check_key(key)
+    check_count(subsets, "subsets", 0)
+    check_count(size, "size", 0)
     if subsets < 2:
         raise ValueError(f"subsets={subsets} must be at least 2 to have a standard error; for the whole sets, call kid.")
     if not 2 <= size <= min(len(real), len(fake)):

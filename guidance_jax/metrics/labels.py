@@ -10,6 +10,7 @@ from jax.scipy.special import entr
 from jaxtyping import Float, Int
 
 from guidance_jax.arrays import concrete
+from guidance_jax.kinds import check_array, check_count
 
 
 def accuracy(logits: Float[Array, "n c"], labels: Int[Array, "n"]) -> Float[Array, ""]:
@@ -23,12 +24,18 @@ def accuracy(logits: Float[Array, "n c"], labels: Int[Array, "n"]) -> Float[Arra
 
     Raises:
       ValueError: if logits that are known have NaN.
+      TypeError: if the labels are not integers.
 
     Example:
       >>> print(metrics.accuracy(jnp.eye(4), jnp.array([0, 1, 2, 0])))
       0.75
     """
     _check(logits)
+    check_array(labels, "labels", jnp.generic, "integers, [N]")
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise TypeError(f"accuracy takes integer labels, got {labels.dtype}; cast them with .astype(int).")
+    if labels.shape != logits.shape[:1]:
+        raise ValueError(f"labels have shape {labels.shape}, but logits {logits.shape} need one a sample: {logits.shape[:1]}.")
     return (logits.argmax(1) == labels).mean()
 
 
@@ -53,6 +60,7 @@ def inception_score(logits: Float[Array, "n c"], *, splits: int = 1) -> Float[Ar
     Reference: Salimans et al. 2016, arXiv:1606.03498.
     """
     _check(logits)
+    check_count(splits, "splits", 0)
     if not 1 <= splits <= len(logits):
         raise ValueError(f"splits={splits} must be at least 1 and at most the number of samples, {len(logits)}.")
     p = jax.nn.softmax(logits)
@@ -62,6 +70,8 @@ def inception_score(logits: Float[Array, "n c"], *, splits: int = 1) -> Float[Ar
 
 
 def _check(logits: Array) -> None:
+    if logits.ndim != 2:
+        raise ValueError(f"logits have shape {logits.shape}, but are [N, C].")
     if 0 in logits.shape:
         raise ValueError(f"logits are empty: their shape is {logits.shape}.")
     if concrete(logits):

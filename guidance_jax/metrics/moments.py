@@ -9,11 +9,19 @@ from jax.lax import Precision
 from jaxtyping import Float, Int
 
 from guidance_jax.arrays import concrete, divide
+from guidance_jax.kinds import check_kind
 from guidance_jax.metrics.pairs import Features, features
 
 
 class Moments(NamedTuple):
-    """What the Gaussian of a set needs; parts of a set give the whole one's by `merge`."""
+    """What the Gaussian of a set needs; parts of a set give the whole one's by `merge`.
+
+    Example:
+      >>> found = metrics.Moments(jnp.int32(3), jnp.zeros(2), 4 * jnp.eye(2))
+      >>> print(found.covariance)
+      [[2. 0.]
+       [0. 2.]]
+    """
 
     count: Int[Array, ""]  # pyright: ignore[reportIncompatibleMethodOverride]
     """The number of points."""
@@ -72,6 +80,8 @@ def merge(a: Moments, b: Moments) -> Moments:
 
     Reference: Chan et al. 1983, "Algorithms for computing the sample variance".
     """
+    for part in (a, b):
+        check_kind(part, Moments, "what is merged", "gj.metrics.moments(x) gives one.")
     dtype = a.mean.dtype
     count = a.count + b.count
     share = divide(b.count.astype(dtype), count.astype(dtype))
@@ -128,12 +138,19 @@ def frechet_distance(
       mean_b: `[D]`.
       cov_b: B, likewise.
 
+    Raises:
+      ValueError: if the means and covariances are not of one D.
+
     Example:
       >>> print(metrics.frechet_distance(jnp.zeros(2), jnp.eye(2), jnp.array([3.0, 4.0]), 4 * jnp.eye(2)))
       27.0
 
     Reference: Heusel et al. 2017, arXiv:1706.08500, equation 6.
     """
+    size = jnp.shape(mean_a)
+    for name, value, shape in (("cov_a", cov_a, 2 * size), ("mean_b", mean_b, size), ("cov_b", cov_b, 2 * size)):
+        if jnp.shape(value) != shape:
+            raise ValueError(f"{name} has shape {jnp.shape(value)}, but mean_a {size} asks for {shape}.")
     # One decomposition for both: several batched ones in a program can deadlock the CPU's threads in jaxlib 0.10.
     variances, axes = jnp.linalg.eigh(jnp.stack([cov_a, cov_b]))
     product = functools.partial(jnp.matmul, precision=Precision.HIGHEST)

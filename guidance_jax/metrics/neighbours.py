@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from guidance_jax.kinds import check_count
 from guidance_jax.metrics.pairs import Features, features, fold, squared_distances
 
 
@@ -39,6 +40,7 @@ def precision_recall(
     Reference: Kynkaanniemi et al. 2019, arXiv:1904.06991.
     """
     real, fake = features(real=real, fake=fake)
+    check_count(k, "k", 0)
     if not 1 <= k < min(len(real), len(fake)):
         raise ValueError(f"k={k} neighbours need k >= 1 and sets of more than {k} points, got {len(real)} and {len(fake)}.")
     return _precision_recall(real, fake, k)
@@ -74,6 +76,7 @@ def density_coverage(
     Reference: Naeem et al. 2020, arXiv:2002.09797.
     """
     real, fake = features(real=real, fake=fake)
+    check_count(k, "k", 0)
     if not 1 <= k < len(real):
         raise ValueError(f"k={k} neighbours need k >= 1 and real data of more than {k} points, got {len(real)}.")
     return _density_coverage(real, fake, k)

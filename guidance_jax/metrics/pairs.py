@@ -11,6 +11,7 @@ from jax import Array
 from jax.lax import Precision
 
 from guidance_jax.arrays import concrete
+from guidance_jax.kinds import told
 
 Features = Array | np.ndarray
 """What holds them, on a device or in the host's memory."""
@@ -26,6 +27,8 @@ def features(**sets: Features) -> tuple[Array, ...]:
       ValueError: if a set is not `[N, D]`, is empty, has another D than the first, or is known and not finite.
     """
     for name, x in sets.items():
+        if not hasattr(x, "ndim"):
+            raise TypeError(f"{name} must be an array of features, [N, D], got {told(x)}.")
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise TypeError(f"{name} has dtype {x.dtype}, but features are floating numbers; cast them with .astype(float).")
         if x.ndim != 2:

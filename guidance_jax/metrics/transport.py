@@ -8,6 +8,8 @@ from jax.lax import Precision
 from jaxtyping import Float
 
 from guidance_jax.arrays import sqrt
+from guidance_jax.checks import check_key
+from guidance_jax.kinds import check_count
 from guidance_jax.metrics.pairs import Features, features
 
 
@@ -37,6 +39,8 @@ def sliced_wasserstein(
     Reference: Bonneel et al. 2015, "Sliced and Radon Wasserstein barycenters of measures".
     """
     a, b = features(a=a, b=b)
+    check_key(key)
+    check_count(projections, "projections")
     directions = jax.random.normal(key, (a.shape[1], projections), a.dtype)
     directions = directions / jnp.linalg.norm(directions, axis=0, keepdims=True)
     n, m = len(a), len(b)

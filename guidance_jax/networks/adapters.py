@@ -5,6 +5,8 @@ from typing import Any
 
 from flax import linen, nnx
 
+from guidance_jax.kinds import check_kind, told
+
 
 def from_nnx(module: nnx.Module, method: str = "__call__") -> tuple[Callable[..., Any], Any]:
     """The pure function `apply(params, *inputs)` of an NNX module, and its parameters.
@@ -19,11 +21,17 @@ def from_nnx(module: nnx.Module, method: str = "__call__") -> tuple[Callable[...
     Returns:
       `apply` and `params`; jit and differentiate in `params` as you like.
 
+    Raises:
+      ValueError: if the module has no such method.
+
     Example:
       >>> apply, params = networks.from_nnx(networks.MLP((2,), classes=3, width=8, blocks=1, rngs=nnx.Rngs(0)))
       >>> print(apply(params, jnp.ones((5, 2)), jnp.ones(5), jnp.zeros(5, int)).shape)
       (5, 2)
     """
+    check_kind(module, nnx.Module, "module", "from_linen(module, variables) takes a Linen one.")
+    if not hasattr(module, method):
+        raise ValueError(f"{told(module)} has no method {method!r}; leave it out for __call__.")
     graph, params, rest = nnx.split(module, nnx.Param, ...)
 
     def apply(params: Any, *inputs: Any) -> Any:
@@ -51,6 +59,7 @@ def from_linen(module: linen.Module, variables: dict[str, Any]) -> tuple[Callabl
       >>> print(apply(params, jnp.ones((5, 3))).shape)
       (5, 2)
     """
+    check_kind(module, linen.Module, "module", "from_nnx(module) takes an NNX one.")
     if "params" not in variables:
         raise ValueError(f'variables must hold a collection "params" as module.init gives it, got {list(variables)}.')
     rest = {name: collection for name, collection in variables.items() if name != "params"}

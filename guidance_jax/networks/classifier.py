@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from guidance_jax.kinds import check_kind
 from guidance_jax.networks.embeddings import TimeEmbedding
 from guidance_jax.networks.layers import Dense, GroupNorm, attention, in_heads
 from guidance_jax.networks.unet import Down, UNetConfig, embedding
@@ -58,6 +59,7 @@ class UNetClassifier(nnx.Module):
     """
 
     def __init__(self, config: UNetConfig, *, rngs: nnx.Rngs):
+        check_kind(config, UNetConfig, "config", "UNetConfig((28, 28, 1), classes=10) is one.")
         rows, columns, width = config.levels[-1]
         if width % config.heads:
             raise ValueError(f"a width of {width} does not divide into {config.heads} heads.")
@@ -68,7 +70,7 @@ class UNetClassifier(nnx.Module):
         self.last = nnx.Linear(width, config.classes, rngs=rngs)
 
     def features(self, x: Float[Array, "b h w c"], t: Float[Array, "b"]) -> Float[Array, "b d"]:
-        """What the logits are a dense layer of, `[B, D]`, float32; D is the coarsest width."""
+        """What the logits of `x` at `t` are a dense layer of, `[B, D]`, float32; D is the coarsest width."""
         h, _ = self.down(x, jax.nn.silu(self.time(t)))
         pooled = self.pool(jax.nn.silu(self.norm(h)).reshape(len(x), -1, h.shape[3]))
         return pooled.astype(jnp.float32)

@@ -1,7 +1,7 @@
 """A diffusion transformer, whose condition may hold tokens, and may ask for a perturbed forward pass."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from guidance_jax.networks.embeddings import LabelEmbedding, TimeEmbedding
+from guidance_jax.kinds import check_kind
+from guidance_jax.networks.embeddings import LabelEmbedding, TimeEmbedding, check_batch
 from guidance_jax.networks.layers import (
     Dense,
     LayerNorm,
@@ -64,6 +65,7 @@ class DiTConfig:
     """Whether a gradient computes the insides of each block anew: less memory, a third more compute."""
 
     def __post_init__(self) -> None:
+        check_kind(self.shape, Iterable, "shape", "(28, 28, 1) is one.")
         object.__setattr__(self, "shape", tuple(self.shape))
         sizes = {"width": self.width, "blocks": self.blocks, "heads": self.heads}
         check_sizes(self.shape, self.patch, self.dtype, **sizes)
@@ -90,10 +92,14 @@ class Tokens(NamedTuple):
     Example:
       >>> cond = networks.Tokens(jnp.array([3, 1]), jnp.ones((2, 7, 16)), jnp.arange(7)[None] < jnp.array([[5], [7]]))
       >>> uncond = cond._replace(labels=jnp.full(2, 10), mask=jnp.zeros((2, 7), bool))
+      >>> print(cond.mask.sum(1), uncond.mask.sum(1))
+      [5 7] [0 0]
     """
 
     labels: Int[Array, "b"]
+    """Beside the tokens; the null label for none."""
     tokens: Float[Array, "b l e"]
+    """Of the width that the network's config names."""
     mask: Bool[Array, "b l"]
     """True where there is a token."""
 
@@ -106,6 +112,8 @@ class Perturbed(NamedTuple):
     Example:
       >>> labels, no, yes = jnp.array([3, 1]), jnp.zeros(2, bool), jnp.ones(2, bool)
       >>> cond, weak = networks.Perturbed(labels, identity=no), networks.Perturbed(labels, identity=yes)
+      >>> print(cond.identity, weak.identity)
+      [False False] [ True  True]
     """
 
     labels: Int[Array, "b"] | Tokens
@@ -237,6 +245,7 @@ class DiT(nnx.Module):
     """
 
     def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
+        check_kind(config, DiTConfig, "config", "DiTConfig((28, 28, 1), classes=10) is one.")
         self.config = config
         self.perturbed = (config.blocks // 2,) if config.perturbed is None else config.perturbed
         width, dtype = config.width, jnp.dtype(config.dtype)
@@ -257,6 +266,7 @@ class DiT(nnx.Module):
     ) -> Float[Array, "b h w c"]:
         if x.shape[1:] != self.config.shape:
             raise ValueError(f"a network of images {self.config.shape} got images {x.shape[1:]}.")
+        check_batch(x, t=t)
         told = cond if isinstance(cond, Perturbed) else None
         given = cond.labels if isinstance(cond, Perturbed) else cond
         tokens, mask = self.read(given, len(x))
@@ -270,7 +280,15 @@ class DiT(nnx.Module):
         return unpatchify(self.last(self.norm(h) * (1 + scale) + shift).reshape(squares.shape), self.config.patch)
 
     def read(self, given: Array | Tokens, batch: int) -> tuple[Array | None, Array | None]:
-        """The condition's tokens at the network's width, and which of them are there."""
+        """The condition's tokens at the network's width, and which of them are there.
+
+        Args:
+          given: labels, or `Tokens` with them.
+          batch: the number of samples, where there are no tokens.
+
+        Raises:
+          ValueError: if tokens are given to a network that takes none, or of another width than it takes.
+        """
         if self.tokens is None:
             if isinstance(given, Tokens):
                 raise ValueError("this network takes no tokens: give DiTConfig(tokens=...) their width.")

@@ -12,6 +12,17 @@ from guidance_jax.checks import check_labels
 FREQUENCIES = 128
 
 
+def check_batch(x: Array, **each: Array) -> None:
+    """Raises unless each is one a sample of x.
+
+    Raises:
+      ValueError: naming the one that is not, and its shape.
+    """
+    for name, value in each.items():
+        if jnp.shape(value) != x.shape[:1]:
+            raise ValueError(f"{name} has shape {jnp.shape(value)}, but must be [B] = {x.shape[:1]}, one a sample of x.")
+
+
 class TimeEmbedding(nnx.Module):
     """Sinusoids of the time, periods 2 pi to 20,000 pi, and two dense layers (arXiv:2006.11239).
 

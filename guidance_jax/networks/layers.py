@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float
 
 zeros = nnx.initializers.zeros
 DTYPES = ("float32", "bfloat16")
+MANY, ROWS = 2**18, 64
 
 
 def check_sizes(shape: Sequence[int], patch: int, dtype: str, **positive: int) -> None:
@@ -84,8 +85,9 @@ class GroupNorm(nnx.Module):
         pixels = h.astype(jnp.float32)
         mean = over_groups(pixels.mean((1, 2)))
         variance = over_groups((pixels**2).mean((1, 2))) - mean**2
-        slope = jax.lax.rsqrt(jnp.maximum(variance, 0) + self.epsilon) * self.gain[...][None]
-        start = self.bias[...][None] - mean * slope
+        gain, bias = (each[...].astype(jnp.float32)[None] for each in (self.gain, self.bias))
+        slope = jax.lax.rsqrt(jnp.maximum(variance, 0) + self.epsilon) * gain
+        start = bias - mean * slope
         if scale is not None and shift is not None:
             slope, start = slope * (1 + scale), start * (1 + scale) + shift
         return (pixels * slope[:, None, None] + start[:, None, None]).astype(h.dtype)
@@ -104,13 +106,25 @@ def attention(
     v: Float[Array, "b m heads d"],
     mask: Bool[Array, "b m"] | None = None,
 ) -> Float[Array, "b n heads d"]:
-    """`softmax(q k / sqrt(d)) v`, the softmax in float32 and over what the mask has True; heads first, as the CPU likes it."""
-    q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
-    logits = jnp.einsum("bhnd,bhmd->bhnm", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
-    if mask is not None:
-        logits = jnp.where(mask[:, None, None], logits, -jnp.inf)
-    weights = jax.nn.softmax(logits, axis=3).astype(v.dtype)
-    return jnp.einsum("bhnm,bhmd->bhnd", weights, v).transpose(0, 2, 1, 3)
+    """`softmax(q k / sqrt(d)) v`, the softmax in float32 and over what the mask has True; heads first, as the CPU likes it.
+
+    Where the logits of a head are many, a CPU computes `ROWS` queries at a time: all at once they would leave its caches.
+    """
+    q, k, v = (x.transpose(0, 2, 1, 3) for x in (q * q.shape[-1] ** -0.5, k, v))
+
+    def attend(q: Array) -> Array:
+        logits = jnp.einsum("bhnd,bhmd->bhnm", q, k, preferred_element_type=jnp.float32)
+        if mask is not None:
+            logits = jnp.where(mask[:, None, None], logits, -jnp.inf)
+        weights = jax.nn.softmax(logits, axis=3).astype(v.dtype)
+        return jnp.einsum("bhnm,bhmd->bhnd", weights, v)
+
+    def by_rows(q: Array) -> Array:
+        row = lambda q: attend(q[:, :, None])[:, :, 0]
+        return jnp.moveaxis(jax.lax.map(row, jnp.moveaxis(q, 2, 0), batch_size=ROWS), 0, 2)
+
+    few = q.shape[2] * k.shape[2] < MANY
+    return (attend(q) if few else jax.lax.platform_dependent(q, cpu=by_rows, default=attend)).transpose(0, 2, 1, 3)
 
 
 def in_heads(h: Float[Array, "b n w"], heads: int, parts: int) -> list[Float[Array, "b n heads d"]]:

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from guidance_jax.networks.embeddings import LabelEmbedding, TimeEmbedding
+from guidance_jax.kinds import check_count
+from guidance_jax.networks.embeddings import LabelEmbedding, TimeEmbedding, check_batch
 
 
 class Block(nnx.Module):
@@ -29,12 +30,16 @@ class Trunk(nnx.Module):
     """Blocks between two dense layers."""
 
     def __init__(self, features: int, outputs: int, width: int, blocks: int, *, rngs: nnx.Rngs):
+        for name, value in (("features", features), ("outputs", outputs), ("width", width), ("blocks", blocks)):
+            check_count(value, name)
         self.first = nnx.Linear(features, width, rngs=rngs)
         self.blocks = nnx.List([Block(width, rngs=rngs) for _ in range(blocks)])
         self.norm = nnx.LayerNorm(width, rngs=rngs)
         self.last = nnx.Linear(width, outputs, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b d"], c: Float[Array, "b w"]) -> Float[Array, "b o"]:
+        if x.shape[1] != self.first.in_features:
+            raise ValueError(f"a network of {self.first.in_features} numbers a sample got x with {x.shape[1]}.")
         h = self.first(x)
         for block in self.blocks:
             h = block(h, c)
@@ -51,6 +56,9 @@ class MLP(nnx.Module):
       blocks: the number of residual blocks.
       time_scale: 1,000 where t is in [0, 1], 1 where it is in 0..999.
       rngs: for the parameters.
+
+    Raises:
+      ValueError: if a size is below 1; when called, if an argument is not of its shape, or a label outside.
 
     Example:
       >>> network = networks.MLP((2,), classes=3, width=8, blocks=1, rngs=nnx.Rngs(0))
@@ -69,17 +77,25 @@ class MLP(nnx.Module):
         rngs: nnx.Rngs,
     ):
         features = math.prod(shape)
+        check_count(width, "width")
         self.time = TimeEmbedding(width, time_scale, rngs=rngs)
         self.label = LabelEmbedding(classes, width, rngs=rngs)
         self.trunk = Trunk(features, features, width, blocks, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b ..."], t: Float[Array, "b"], labels: Int[Array, "b"]) -> Float[Array, "b ..."]:
+        check_batch(x, t=t, labels=labels)
         c = jax.nn.silu(self.time(t) + self.label(labels))
         return self.trunk(x.reshape(len(x), -1), c).reshape(x.shape)
 
 
 class MLPClassifier(nnx.Module):
-    """A noise-aware classifier: logits `[B, classes]` of `(x_t, t)`. Arguments as of `MLP`.
+    """A noise-aware classifier: logits `[B, classes]` of `(x_t, t)`.
+
+    Args:
+      The same as of `networks.MLP`.
+
+    Raises:
+      ValueError: if a size is below 1; when called, if an argument is not of its shape.
 
     Example:
       >>> classify = networks.MLPClassifier((2,), classes=3, width=8, blocks=1, rngs=nnx.Rngs(0))
@@ -97,8 +113,10 @@ class MLPClassifier(nnx.Module):
         *,
         rngs: nnx.Rngs,
     ):
+        check_count(width, "width")
         self.time = TimeEmbedding(width, time_scale, rngs=rngs)
         self.trunk = Trunk(math.prod(shape), classes, width, blocks, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b ..."], t: Float[Array, "b"]) -> Float[Array, "b c"]:
+        check_batch(x, t=t)
         return self.trunk(x.reshape(len(x), -1), jax.nn.silu(self.time(t)))

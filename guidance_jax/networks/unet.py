@@ -1,14 +1,15 @@
 """A convolutional U-Net with attention, and the sizes that it and the classifier of its lower half are built from."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from guidance_jax.networks.embeddings import LabelEmbedding, TimeEmbedding
+from guidance_jax.kinds import check_kind
+from guidance_jax.networks.embeddings import LabelEmbedding, TimeEmbedding, check_batch
 from guidance_jax.networks.layers import (
     Dense,
     GroupNorm,
@@ -61,6 +62,7 @@ class UNetConfig:
 
     def __post_init__(self) -> None:
         for name in ("shape", "widths", "attention"):
+            check_kind(getattr(self, name), Iterable, name, "a tuple is one.")
             object.__setattr__(self, name, tuple(getattr(self, name)))
         check_sizes(self.shape, self.patch, self.dtype, classes=self.classes, blocks=self.blocks, heads=self.heads)
         if not self.widths:
@@ -177,6 +179,7 @@ class UNet(nnx.Module):
     """
 
     def __init__(self, config: UNetConfig, *, rngs: nnx.Rngs):
+        check_kind(config, UNetConfig, "config", "UNetConfig((28, 28, 1), classes=10) is one.")
         self.config = config
         self.time = TimeEmbedding(embedding(config), config.time_scale, rngs=rngs)
         self.label = LabelEmbedding(config.classes, embedding(config), rngs=rngs)
@@ -192,6 +195,7 @@ class UNet(nnx.Module):
         self.last = nnx.Conv(h, config.patch**2 * config.shape[2], (3, 3), kernel_init=zeros, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"], t: Float[Array, "b"], labels: Int[Array, "b"]) -> Float[Array, "b h w c"]:
+        check_batch(x, t=t, labels=labels)
         c = jax.nn.silu(self.time(t) + self.label(labels))
         h, kept = self.down(x, c)
         for i, block in enumerate(self.up):

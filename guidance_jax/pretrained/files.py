@@ -12,10 +12,19 @@ from guidance_jax.pretrained.pickles import open_pickle
 
 
 class Tensor(NamedTuple):
-    """An array of a file, not read yet: its shape, and what reads a part of it by a tuple of slices."""
+    """An array of a file, not read yet.
+
+    Example:
+      >>> values = np.arange(6).reshape(2, 3)
+      >>> tensor = pretrained.Tensor(values.shape, values.__getitem__)
+      >>> print(tensor.shape, tensor.read((slice(0, 2), slice(1, 2))).ravel())
+      (2, 3) [1 4]
+    """
 
     shape: tuple[int, ...]
+    """Of the whole array, as the file has it."""
     read: Callable[[Any], np.ndarray]
+    """A part of it, by a tuple of slices, one an axis; `()` of a number."""
 
 
 def open_weights(path: str | Path) -> dict[str, Tensor]:
@@ -23,15 +32,29 @@ def open_weights(path: str | Path) -> dict[str, Tensor]:
 
     Opening a file never runs code: of pickles, tensors alone are read, and anything else is refused.
 
+    Args:
+      path: of the file; the files that an index names lie beside it.
+
+    Returns:
+      Each weight's `Tensor`, by its published name.
+
     Raises:
       FileNotFoundError: if there is no such file.
       ValueError: if it is truncated, holds anything but tensors, or is of another kind.
       ImportError: if the package safetensors is needed and not installed.
+
+    Example:
+      >>> import pathlib, safetensors.numpy, tempfile
+      >>> file = pathlib.Path(tempfile.mkdtemp()) / "weights.safetensors"
+      >>> safetensors.numpy.save_file({"bias": np.arange(3.0)}, file)
+      >>> weights = pretrained.open_weights(file)
+      >>> print(weights["bias"].shape, weights["bias"].read((slice(1, 3),)))
+      (3,) [1. 2.]
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}.")
-    if path.name.endswith(".safetensors.index.json"):
+    if ".safetensors.index." in path.name and path.suffix == ".json":
         files = sorted(set(json.loads(path.read_text())["weight_map"].values()))
         if any(file != Path(file).name for file in files):
             raise ValueError(f"{path} names files that do not lie beside it: {files}.")
@@ -44,7 +67,18 @@ def open_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def from_arrays(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
-    """Weights that lie in memory, as `load` takes them."""
+    """Weights that lie in memory, as `load` takes them.
+
+    Args:
+      arrays: by their published names, each of its published shape.
+
+    Returns:
+      Each array's `Tensor`, by its name.
+
+    Example:
+      >>> print(pretrained.from_arrays({"bias": np.zeros(3)})["bias"].shape)
+      (3,)
+    """
     return {name: Tensor(array.shape, array.__getitem__) for name, array in arrays.items()}
 
 

@@ -62,6 +62,6 @@ def waves(t: Float[Array, "b"], width: int, *, sin_first: bool = False, shift: f
     return jnp.concatenate(parts[::-1] if sin_first else parts, axis=1)
 
 
-def upsampled(h: Float[Array, "b r s w"]) -> Float[Array, "b 2r 2s w"]:
+def upsampled(h: Float[Array, "b r s w"]) -> Float[Array, "b 2*r 2*s w"]:
     """Every pixel four times."""
     return h.repeat(2, axis=1).repeat(2, axis=2)

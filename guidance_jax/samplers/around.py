@@ -11,6 +11,8 @@ from jaxtyping import ArrayLike
 from guidance_jax import scores
 from guidance_jax.arrays import concrete, per_sample
 from guidance_jax.base import GuidedDenoiser, NoiseLevel, Sampler, State
+from guidance_jax.checks import check_order, check_sampler, check_scalar
+from guidance_jax.kinds import check_callable, check_count, check_numbers
 from guidance_jax.noise import apart, contraction, normal
 
 
@@ -25,7 +27,7 @@ def recur(sampler: Sampler, times: int, low: ArrayLike = 0.0, high: ArrayLike = 
     Args:
       sampler: whose steps are repeated; one that keeps no memory.
       times: how often a step is taken, at least 1, which changes nothing.
-      low: of `sigma / alpha` at the step's beginning, excluded.
+      low: of `sigma / alpha` at the step's beginning, `()`, excluded.
       high: likewise, included.
 
     Raises:
@@ -40,8 +42,11 @@ def recur(sampler: Sampler, times: int, low: ArrayLike = 0.0, high: ArrayLike = 
 
     Reference: Lugmayr et al. 2022, arXiv:2201.09865, algorithm 1; Bansal et al. 2023, arXiv:2302.07121.
     """
-    if times < 1:
-        raise ValueError(f"recur's times must be at least 1, got {times}.")
+    check_sampler(sampler, "recur's sampler")
+    check_count(times, "recur's times")
+    check_scalar(low, "recur's low", -np.inf)
+    check_scalar(high, "recur's high", -np.inf)
+    check_order(low, high, "recur")
 
     def init(x: Array) -> Any:
         memory = sampler.init(x)
@@ -98,6 +103,9 @@ def inpaint(sampler: Sampler, known: ArrayLike, mask: ArrayLike) -> Sampler:
 
     Reference: Lugmayr et al. 2022, arXiv:2201.09865, equation 8 and algorithm 1.
     """
+    check_sampler(sampler, "inpaint's sampler")
+    check_numbers(known, "inpaint's known")
+    check_numbers(mask, "inpaint's mask")
     if concrete(mask):
         values = np.asarray(mask, np.float32)
         outside = values[~((values >= 0) & (values <= 1))]
@@ -145,6 +153,8 @@ def post_step(sampler: Sampler, log_prob: scores.LogProb, scale: ArrayLike) -> S
       >>> print(sample(keys, branches(denoise, cond=None), chain(), post_step(ddim(), log_prob, 0.5), path, (2,)))
       [[2. 2.]]
     """
+    check_sampler(sampler, "post_step's sampler")
+    check_callable(log_prob, "log_prob", scores.NOISY)
 
     def step(denoise: GuidedDenoiser, state: State, level: NoiseLevel, next: NoiseLevel, keys: Array) -> State:
         state = sampler.step(denoise, state, level, next, keys)

@@ -7,7 +7,7 @@ from jaxtyping import ArrayLike
 
 from guidance_jax.arrays import divide, sqrt
 from guidance_jax.base import GuidedDenoiser, NoiseLevel, Sampler, Schedule, State
-from guidance_jax.checks import check_scalar
+from guidance_jax.checks import check_scalar, check_schedule
 from guidance_jax.noise import normal
 from guidance_jax.samplers.gaussian import is_zero
 
@@ -25,6 +25,8 @@ def churned(
     """
     for value, name in ((churn, "churn"), (low, "low"), (high, "high"), (noise_scale, "noise_scale")):
         check_scalar(value, name)
+    if schedule is not None:
+        check_schedule(schedule)
     if is_zero(churn):
         return sampler
     if schedule is None:

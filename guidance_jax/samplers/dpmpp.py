@@ -7,7 +7,7 @@ from jaxtyping import ArrayLike
 
 from guidance_jax.arrays import sqrt
 from guidance_jax.base import GuidedDenoiser, NoiseLevel, Sampler, Schedule, State
-from guidance_jax.checks import check_scalar
+from guidance_jax.checks import check_scalar, check_schedule
 from guidance_jax.noise import contraction, normal
 from guidance_jax.samplers.gaussian import is_zero
 from guidance_jax.samplers.multistep import ages, differences, implied, integrals, length, nothing, remember
@@ -116,6 +116,7 @@ def dpmpp_2s(schedule: Schedule, *, eta: ArrayLike = 0.0, noise_scale: ArrayLike
 
     Reference: Lu et al. 2022, arXiv:2211.01095, algorithm 1; ancestral as in the k-diffusion library.
     """
+    check_schedule(schedule)
     check_scalar(eta, "dpmpp_2s's eta")
     check_scalar(noise_scale, "dpmpp_2s's noise_scale")
     deterministic = is_zero(eta)

@@ -33,8 +33,8 @@ def euler(
     Args:
       schedule: the noise schedule of the run's levels; needed with churn alone, for the levels in between.
       churn: the share by which `sigma / alpha` is raised before each step, `()`; a plain 0 draws nothing.
-      low: the smallest `sigma / alpha` at which to churn, included (S_min).
-      high: the largest, included (S_max).
+      low: the smallest `sigma / alpha` at which to churn, `()`, included (S_min).
+      high: the largest, likewise (S_max).
       noise_scale: the deviation of z, `()` (S_noise).
 
     Raises:

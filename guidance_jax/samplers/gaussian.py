@@ -4,6 +4,7 @@ from jax import Array
 from jaxtyping import ArrayLike
 
 from guidance_jax.base import GuidedDenoiser, Kernel, NoiseLevel, Sampler, State
+from guidance_jax.kinds import check_callable, told
 from guidance_jax.noise import normal
 
 
@@ -14,6 +15,9 @@ def gaussian(kernel: Kernel, *, reversible: bool = False) -> Sampler:
       kernel: `(prediction, level, next) -> mean [B, ...], deviation`, the latter `()` or `[B, ...]`; a plain 0 draws nothing.
       reversible: whether the kernel also goes from less noise to more.
 
+    Raises:
+      TypeError: if kernel is no function, or gives no pair.
+
     Example:
       >>> euler = samplers.gaussian(lambda p, level, next: (next.alpha * p.x0 + next.sigma * p.eps, 0.0))
       >>> denoise = denoiser(lambda x, t, cond: 0 * x + 3, predicts="x0")
@@ -22,10 +26,14 @@ def gaussian(kernel: Kernel, *, reversible: bool = False) -> Sampler:
       >>> print(sample(keys, branches(denoise, cond=None), chain(), euler, path, (2,)))
       [[3. 3.]]
     """
+    check_callable(kernel, "kernel", "it is (prediction, level, next) -> mean, deviation.")
 
     def step(denoise: GuidedDenoiser, state: State, level: NoiseLevel, next: NoiseLevel, keys: Array) -> State:
         prediction, state = denoise(state, level)
-        mean, deviation = kernel(prediction, level, next)
+        drawn = kernel(prediction, level, next)
+        if not isinstance(drawn, tuple) or len(drawn) != 2:
+            raise TypeError(f"a kernel must give (mean, deviation), got {told(drawn)}; a deviation of 0.0 draws nothing.")
+        mean, deviation = drawn
         return state._replace(x=mean if is_zero(deviation) else mean + deviation * normal(keys, state.x))
 
     return Sampler(lambda x: (), step, kernel, reversible)

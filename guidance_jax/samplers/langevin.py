@@ -9,6 +9,8 @@ from jaxtyping import ArrayLike
 
 from guidance_jax.arrays import per_sample, sqrt
 from guidance_jax.base import GuidedDenoiser, NoiseLevel, Prediction, Sampler, State
+from guidance_jax.checks import check_sampler
+from guidance_jax.kinds import check_count
 from guidance_jax.noise import contraction, normal
 
 
@@ -47,14 +49,14 @@ def predictor_corrector(predictor: Sampler, corrections: int = 1, *, size: Array
 
     Reference: Bradley & Nakkiran 2024, arXiv:2408.09000, algorithm 2; guided, Song et al. 2021, arXiv:2011.13456, algorithm 1.
     """
-    if corrections < 0:
-        raise ValueError(f"predictor_corrector's corrections must be 0 or more, got {corrections}.")
+    check_sampler(predictor, "the predictor")
+    check_count(corrections, "predictor_corrector's corrections", 0)
 
     def step(denoise: GuidedDenoiser, state: State, level: NoiseLevel, next: NoiseLevel, keys: Array) -> State:
         folded = jax.vmap(jax.random.fold_in, in_axes=(0, None))
         state = predictor.step(denoise if guided else Base(*denoise), state, level, next, folded(keys, 0))
         q = contraction(level, next)
-        share = per_sample(size, state.x, "predictor_corrector's size")
+        share = per_sample(size, state.x, "predictor_corrector's size", 0)
         # The predictor's step from alpha = 0 removes infinitely much noise: nothing of eps is kept.
         removed = 1 / jnp.where(q > 0, q, 1) ** 2 - 1
         kept = jnp.where(q > 0, jnp.exp(-share * removed / 2), (share == 0).astype(q.dtype))

@@ -7,11 +7,15 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import ArrayLike
 
+from guidance_jax.arrays import check_range
 from guidance_jax.base import GuidedDenoiser, NoiseLevel, Sampler, State
+from guidance_jax.checks import check_sampler
 
 
 def restart(sampler: Sampler, *ratios: ArrayLike) -> Sampler:
     """A sampler that forgets its past steps where the run passes given noise levels, and so falls to first order there.
+
+    `memory <- init(x)` in the first step with `sigma / alpha <= ratio`, for each ratio.
 
     For multistep samplers where guidance switches on or off: `restart(dpmpp_2m(), low, high)` around `during(guidance, low,
     high)`. The memory is made anew in the first step that begins at or below a ratio.
@@ -32,6 +36,9 @@ def restart(sampler: Sampler, *ratios: ArrayLike) -> Sampler:
       >>> print(jnp.allclose(a, b))
       True
     """
+    check_sampler(sampler, "restart's sampler")
+    for ratio in ratios:
+        check_range(ratio, "restart's ratio", 0, jnp.inf)
     if not ratios or any(jnp.shape(ratio) != () for ratio in ratios):
         raise ValueError(
             f"restart needs the noise levels, scalars in sigma / alpha, got shapes {[jnp.shape(r) for r in ratios]}."

@@ -7,6 +7,8 @@ from jax import Array
 
 from guidance_jax.arrays import concrete
 from guidance_jax.base import NoiseLevel, Scalar, Schedule
+from guidance_jax.checks import check_order, check_scalar, check_schedule
+from guidance_jax.kinds import check_numbers
 
 
 def cosine(t_min: Scalar = 1e-3, t_max: Scalar = 0.992) -> Schedule:
@@ -18,6 +20,9 @@ def cosine(t_min: Scalar = 1e-3, t_max: Scalar = 0.992) -> Schedule:
       t_min: the time of least noise; its `sigma / alpha` is 0.0016.
       t_max: the time of most noise; its `sigma / alpha` is 79.6.
 
+    Raises:
+      ValueError: if an end is outside [0, 1], or t_min is not below t_max.
+
     Example:
       >>> level = schedules.cosine()(0.5)
       >>> print(level.alpha.round(4), level.sigma.round(4))
@@ -25,6 +30,7 @@ def cosine(t_min: Scalar = 1e-3, t_max: Scalar = 0.992) -> Schedule:
 
     Reference: Salimans & Ho 2022, arXiv:2202.00512.
     """
+    _check_ends("cosine", t_min, t_max, 1)
 
     def alpha_sigma(t: Array) -> tuple[Array, Array]:
         angle = t * (jnp.pi / 2)
@@ -45,12 +51,19 @@ def linear(beta_min: Scalar = 0.1, beta_max: Scalar = 20.0, t_min: Scalar = 1e-5
       t_min: the time of least noise.
       t_max: the time of most noise.
 
+    Raises:
+      ValueError: if a number is negative, or a least one is not below its largest.
+
     Example:
       >>> print(schedules.linear()(1.0).ratio.round(1))
       152.2
 
     Reference: Song et al. 2021, arXiv:2011.13456, equation 33.
     """
+    _check_ends("linear", t_min, t_max)
+    check_scalar(beta_min, "linear's beta_min")
+    check_scalar(beta_max, "linear's beta_max")
+    check_order(beta_min, beta_max, "linear", "beta_min must be below beta_max")
 
     def alpha_sigma(t: Array) -> tuple[Array, Array]:
         log_alpha = -0.25 * t**2 * (beta_max - beta_min) - 0.5 * t * beta_min
@@ -71,12 +84,18 @@ def edm(sigma_min: Scalar = 0.002, sigma_max: Scalar = 80.0) -> Schedule:
       sigma_min: the smallest noise level before zero.
       sigma_max: the largest noise level.
 
+    Raises:
+      ValueError: if a sigma is not positive, or sigma_min is not below sigma_max.
+
     Example:
       >>> print(schedules.edm()(0.0).sigma)
       1.0
 
     Reference: Karras et al. 2022, arXiv:2206.00364, table 1.
     """
+    check_scalar(sigma_min, "edm's sigma_min", above=0)
+    check_scalar(sigma_max, "edm's sigma_max", above=0)
+    check_order(sigma_min, sigma_max, "edm", "sigma_min must be below sigma_max")
 
     def time(sigma: Array) -> Array:
         return jnp.log(sigma) / 4
@@ -94,12 +113,16 @@ def flow(t_min: Scalar = 2e-3, t_max: Scalar = 1.0) -> Schedule:
       t_min: the time of least noise.
       t_max: the time of most noise.
 
+    Raises:
+      ValueError: if an end is outside [0, 1], or t_min is not below t_max.
+
     Example:
       >>> print(schedules.flow()(0.75).ratio)
       3.0
 
     Reference: Lipman et al. 2023, arXiv:2210.02747.
     """
+    _check_ends("flow", t_min, t_max, 1)
 
     def inverse(ratio: Array) -> Array:
         small = jnp.minimum(ratio, 1)
@@ -131,6 +154,8 @@ def shift(schedule: Schedule, factor: Scalar) -> Schedule:
 
     Reference: Hoogeboom et al. 2023, arXiv:2301.11093; Esser et al. 2024, arXiv:2403.03206, equation 23.
     """
+    check_schedule(schedule)
+    check_numbers(factor, "shift's factor")
     if schedule.steps is not None:
         raise ValueError(
             f"shift moves a continuous schedule, and this one has {schedule.steps} steps, beyond whose last there is no noise "
@@ -153,3 +178,9 @@ def shift(schedule: Schedule, factor: Scalar) -> Schedule:
     return Schedule(
         lambda t: schedule.alpha_sigma(told(t)), inverse, schedule.t_min, schedule.t_max, told=lambda t: also(told(t))
     )
+
+
+def _check_ends(name: str, t_min: Scalar, t_max: Scalar, most: float | int = np.inf) -> None:
+    check_scalar(t_min, f"{name}'s t_min", most=most)
+    check_scalar(t_max, f"{name}'s t_max", most=most)
+    check_order(t_min, t_max, name, "t_min must be below t_max")

@@ -9,11 +9,14 @@ from jax import Array
 
 from guidance_jax.arrays import concrete
 from guidance_jax.base import NoiseLevel, Schedule
-from guidance_jax.checks import check_levels
+from guidance_jax.checks import LEVELS, check_levels, check_schedule
+from guidance_jax.kinds import check_callable, check_count, check_kind, check_numbers, check_takes
 
 
 def levels(schedule: Schedule, steps: int, spacing: Callable[[Schedule, int], Array]) -> NoiseLevel:
     """The path of a run: `steps` noise levels by a spacing, from the most noise to the least, and then the clean data.
+
+    `t_i = spacing(schedule, steps)_i`, `(alpha_i, sigma_i) = schedule(t_i)`; at the end `alpha = 1`, `sigma = 0`.
 
     Args:
       schedule: the noise schedule.
@@ -32,8 +35,10 @@ def levels(schedule: Schedule, steps: int, spacing: Callable[[Schedule, int], Ar
       >>> [f"{sigma:.3f}" for sigma in path.sigma]
       ['80.000', '2.515', '0.002', '0.000']
     """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}.")
+    check_schedule(schedule)
+    check_count(steps, "steps")
+    check_callable(spacing, "the spacing", "gj.spacings.karras() is one.")
+    check_takes(spacing, "the spacing", "schedule", "steps")
     path = schedule(spacing(schedule, steps))
     if path.t.shape != (steps,):
         raise ValueError(f"the spacing gave times of shape {path.t.shape}, but must give [steps] = ({steps},).")
@@ -54,6 +59,9 @@ def reverse(path: NoiseLevel) -> NoiseLevel:
     Returns:
       The path turned round, `[steps]`; `[steps + 1]` where its last level is known to have some noise.
 
+    Raises:
+      ValueError: if the path is not of `[steps + 1]` levels.
+
     Example:
       >>> path = schedules.reverse(levels(schedules.edm(), 3, spacings.karras()))
       >>> [f"{sigma:.3f}" for sigma in path.sigma]
@@ -61,6 +69,7 @@ def reverse(path: NoiseLevel) -> NoiseLevel:
 
     Reference: Song et al. 2021, arXiv:2010.02502, section 4.3.
     """
+    _check_path(path)
     noisy = path if concrete(path) and path.sigma[-1] > 0 else jax.tree.map(lambda field: field[:-1], path)
     return jax.tree.map(lambda field: field[::-1], noisy)
 
@@ -84,6 +93,8 @@ def strength(path: NoiseLevel, share: float) -> NoiseLevel:
 
     Reference: Meng et al. 2022, arXiv:2108.01073; counted as diffusers does.
     """
+    _check_path(path)
+    check_numbers(share, "strength's share")
     steps = path.t.shape[0] - 1
     kept = int(steps * share)
     if not 0 < share <= 1 or kept < 1:
@@ -108,6 +119,7 @@ def below(path: NoiseLevel, ratio: float) -> NoiseLevel:
 
     Reference: Meng et al. 2022, arXiv:2108.01073.
     """
+    _check_path(path)
     if not concrete(path):
         raise ValueError("below(path) counts the levels that are left, but these are traced; make the path outside of jit.")
     kept = int((np.asarray(path.ratio) <= ratio).sum())
@@ -116,3 +128,9 @@ def below(path: NoiseLevel, ratio: float) -> NoiseLevel:
             f"no step is left of this path below sigma / alpha = {ratio}; its last begins at {path.ratio[-2]:.6g}."
         )
     return jax.tree.map(lambda field: field[-kept:], path)
+
+
+def _check_path(path: NoiseLevel) -> None:
+    check_kind(path, NoiseLevel, "the path", LEVELS)
+    if jnp.ndim(path.sigma) != 1:
+        raise ValueError(f"the path must be of [steps + 1] levels, got one of shape {jnp.shape(path.sigma)}; {LEVELS}")

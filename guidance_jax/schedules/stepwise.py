@@ -6,6 +6,8 @@ import numpy as np
 from jax import Array
 
 from guidance_jax.base import Schedule
+from guidance_jax.checks import check_schedule
+from guidance_jax.kinds import check_count, check_numbers
 
 
 def discrete(betas: np.ndarray) -> Schedule:
@@ -26,8 +28,9 @@ def discrete(betas: np.ndarray) -> Schedule:
 
     Reference: Ho et al. 2020, arXiv:2006.11239.
     """
+    check_numbers(list(betas) if type(betas) is tuple else betas, "betas")
     betas = np.asarray(betas, np.float64)
-    if betas.ndim != 1 or not ((betas > 0) & (betas < 1)).all():
+    if betas.ndim != 1 or not betas.size or not ((betas > 0) & (betas < 1)).all():
         raise ValueError(f"betas must be one-dimensional with every rate in (0, 1), got shape {betas.shape}: {betas}.")
     log_alpha_squared = np.cumsum(np.log1p(-betas))
     return _interpolated(0.5 * (np.log(-np.expm1(log_alpha_squared)) - log_alpha_squared))
@@ -50,12 +53,15 @@ def _interpolated(log_ratios: np.ndarray) -> Schedule:
 def ddpm_linear(steps: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02) -> Schedule:
     """The discrete schedule of DDPM and of ADM on ImageNet: `steps` rates from beta_min to beta_max, evenly.
 
-    As in ADM, the default rates are for 1,000 steps and scale with `1000 / steps`.
+    `beta_s = (beta_min + s / (steps - 1) (beta_max - beta_min)) 1000 / steps`, s from 0 to steps - 1, as in ADM.
 
     Args:
       steps: the number of training steps.
       beta_min: the first rate, at 1,000 steps.
       beta_max: the last rate, at 1,000 steps.
+
+    Raises:
+      ValueError: if a rate is outside (0, 1).
 
     Example:
       >>> print(schedules.ddpm_linear()(999).ratio.round(0))
@@ -63,16 +69,22 @@ def ddpm_linear(steps: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.0
 
     Reference: Ho et al. 2020, arXiv:2006.11239.
     """
+    check_count(steps, "steps")
     return discrete(np.linspace(beta_min, beta_max, steps) * (1000 / steps))
 
 
 def scaled_linear(steps: int = 1000, beta_min: float = 0.00085, beta_max: float = 0.012) -> Schedule:
     """The discrete schedule of Stable Diffusion 1, 2 and XL: rates whose square roots are even, from beta_min to beta_max.
 
+    `beta_s = (sqrt(beta_min) + s / (steps - 1) (sqrt(beta_max) - sqrt(beta_min)))^2`, s from 0 to steps - 1.
+
     Args:
       steps: the number of training steps.
       beta_min: the first rate.
       beta_max: the last rate.
+
+    Raises:
+      ValueError: if a rate is outside (0, 1).
 
     Example:
       >>> print(schedules.scaled_linear()(999).ratio.round(2))
@@ -80,6 +92,7 @@ def scaled_linear(steps: int = 1000, beta_min: float = 0.00085, beta_max: float 
 
     Reference: Rombach et al. 2022, arXiv:2112.10752 (released code).
     """
+    check_count(steps, "steps")
     return discrete(np.linspace(beta_min**0.5, beta_max**0.5, steps) ** 2)
 
 
@@ -94,12 +107,16 @@ def ddpm_cosine(steps: int = 1000, offset: float = 0.008, beta_max: float = 0.99
       offset: keeps the first rates from vanishing.
       beta_max: the largest rate.
 
+    Raises:
+      ValueError: if a rate is outside (0, 1).
+
     Example:
       >>> print(schedules.ddpm_cosine()(500).alpha.round(3))
       0.702
 
     Reference: Nichol & Dhariwal 2021, arXiv:2102.09672, equation 17.
     """
+    check_count(steps, "steps")
     u = np.arange(steps + 1) / steps
     alpha_bar = np.cos((u + offset) / (1 + offset) * np.pi / 2) ** 2
     return discrete(np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], beta_max))
@@ -126,6 +143,7 @@ def zero_terminal_snr(schedule: Schedule) -> Schedule:
 
     Reference: Lin et al. 2024, arXiv:2305.08891, algorithm 1.
     """
+    check_schedule(schedule)
     if schedule.steps is None or schedule.steps < 2:
         raise ValueError(
             f"zero_terminal_snr rescales a discrete schedule of at least two steps, and this one has {schedule.steps}; a "

@@ -1,0 +1,271 @@
+"""ImageNet by the released networks, as published: ADM with its noise-aware classifier, and DiT with classifier-free guidance.
+
+`python -m experiments.imagenet --model adm-256 --weights models --scale 1.0 --samples 50000` reads `256x256_diffusion.pt` and
+`256x256_classifier.pt` from `models`, draws the images over all devices of all processes, and leaves one `.npz` that OpenAI's
+evaluator reads, and a picture. A run that was killed is started again by the same command. Where a file of weights is
+missing, the error tells where to get it.
+
+ADM moves the mean of each reverse step by its learned variance times the classifier's gradient (ADM-G), x0 clipped before, and
+DDIM takes the gradient as a score. DiT guides three of the four channels of its latents; `--guided-channels 4` guides all.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import tyro
+from flax import nnx
+from jax import Array
+
+import guidance_jax as gj
+from experiments import devices as local
+from experiments.generate import Program, balanced, generate, grid
+from experiments.shards import Shards
+from guidance_jax import pretrained
+from guidance_jax.base import Schedule
+from guidance_jax.noise import normal
+from guidance_jax.pretrained import adm, autoencoder, dit
+
+OPENAI = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/"
+META = "https://dl.fbaipublicfiles.com/DiT/models/"
+STABILITY = "https://huggingface.co/stabilityai/sd-vae-ft-ema/resolve/main/"
+AUTOENCODER = "diffusion_pytorch_model.safetensors"
+TRAINED = 1000
+"""Steps that all of them were trained with."""
+
+
+class ADM(NamedTuple):
+    """A released U-Net and the classifier of its images."""
+
+    network: adm.ADMConfig
+    classifier: adm.ADMConfig
+    files: tuple[str, str]
+    scale: float
+    """As published, for 250 steps of DDPM."""
+    schedule: Callable[[], Schedule] = gj.schedules.ddpm_linear
+
+
+class DiT(NamedTuple):
+    """A released transformer, and the autoencoder of its latents."""
+
+    network: dit.DiTConfig
+    autoencoder: autoencoder.AutoencoderConfig
+    files: tuple[str, str]
+    scale: float = 1.5
+
+
+def released_adm(name: str, scale: float, **options: Any) -> ADM:
+    config = adm.RELEASED[name]
+    size = f"{config.image_size}x{config.image_size}"
+    unconditional = "_uncond" if config.num_classes is None else ""
+    files = f"{size}_diffusion{unconditional}.pt", f"{size}_classifier.pt"
+    return ADM(config, adm.CLASSIFIERS[config.image_size], files, scale, **options)
+
+
+MODELS: dict[str, ADM | DiT] = {
+    "adm-64": released_adm("adm-64", 1.0, schedule=gj.schedules.ddpm_cosine),
+    "adm-128": released_adm("adm-128", 0.5),
+    "adm-256": released_adm("adm-256", 1.0),
+    "adm-256-uncond": released_adm("adm-256-uncond", 10.0),
+    "adm-512": released_adm("adm-512", 4.0),
+} | {
+    f"dit-{size}": DiT(
+        dit.dit_config("DiT-XL/2", size), autoencoder.AutoencoderConfig(), (f"DiT-XL-2-{size}x{size}.pt", AUTOENCODER)
+    )
+    for size in (256, 512)
+}
+
+
+class Way(NamedTuple):
+    """How the released code samples."""
+
+    sampler: gj.Sampler
+    spacing: Any
+    steps: int
+
+
+WAYS = {
+    "ddpm": Way(gj.ddpm("learned"), gj.spacings.uniform(), 250),
+    "ddim": Way(gj.ddim(), gj.spacings.leading(), 25),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Images of ImageNet's classes by a released network."""
+
+    model: str = "adm-256"
+    """adm-64, adm-128, adm-256, adm-256-uncond, adm-512, dit-256 or dit-512."""
+    weights: Path = Path("models")
+    """The directory with the released files, under their own names."""
+    out: Path | None = None
+    """A directory for this set alone; unless given, one in out/imagenet that is named by model, sampler and scale."""
+    scale: float | None = None
+    """Of the guidance; the published one unless given. A classifier of scale 0 is not asked."""
+    samples: int = 50_000
+    """How many. A larger number later lets the set grow."""
+    labels: tuple[int, ...] = ()
+    """The classes to draw, in turn; none means all of them."""
+    sampler: str = "ddpm"
+    """ddpm, of the learned variance, or ddim."""
+    steps: int | None = None
+    """Sampler steps: 250 of ddpm and 25 of ddim, unless given; a divisor of 1,000 for ddim."""
+    guided_channels: int = 3
+    """Of DiT, how many of the latents' 4 channels are guided: 3 as published, or 4."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the weights, and so of the networks' arithmetic; the samplers' is float32."""
+    seed: int = 0
+    """Of the samples: sample i depends on it and on i."""
+    batch: int = 32
+    """Samples at a time on all devices of a process."""
+    shard: int = 512
+    """Samples a file, a multiple of the batch: the most that a kill costs."""
+    coordinator: str | None = None
+    """Of several processes: host:port of process 0, or "auto" where the cluster tells it."""
+    processes: int | None = None
+    """How many they are."""
+    process: int | None = None
+    """Which one this is, from 0."""
+
+    def __post_init__(self) -> None:
+        for name, names in (("model", MODELS), ("sampler", WAYS)):
+            if getattr(self, name) not in names:
+                raise ValueError(f"{name} must be one of {', '.join(names)}, got {getattr(self, name)!r}.")
+        if self.samples < 1 or (self.steps is not None and not 1 <= self.steps <= TRAINED):
+            raise ValueError(f"samples must be at least 1 and steps from 1 to {TRAINED}.")
+        if self.sampler == "ddim" and TRAINED % (self.steps or WAYS["ddim"].steps):
+            raise ValueError(f"ddim's steps must divide {TRAINED}, got {self.steps}.")
+        if self.guided_channels not in (3, 4):
+            raise ValueError(f"guided_channels must be 3 or 4, got {self.guided_channels}.")
+
+
+class Reader:
+    """Networks from a directory of released files, their weights on every device of this process."""
+
+    def __init__(self, config: Config):
+        self.directory, self.dtype = config.weights, jnp.dtype(config.dtype)
+        several = jax.local_device_count() > 1
+        self.place = local.replicated(local.mesh(jax.local_devices())) if several else None
+        self.digests: dict[str, str] = {}
+        """Of the files that were read."""
+
+    def __call__(
+        self, build: Callable[[], nnx.Module], file: str, source: str, method: str = "__call__", **options: Any
+    ) -> tuple[Callable[..., Any], Any]:
+        """The network as a pure function, and its weights.
+
+        Raises:
+          FileNotFoundError: if the file is not there, with where to get it.
+          ValueError: if it is damaged, or of another network.
+        """
+        path = self.directory / file
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no {path}: download {source}{file} into {self.directory}.")
+        start = time.perf_counter()
+        tensors = dit.averaged(pretrained.open_weights(path))
+        try:
+            module = pretrained.load(build, tensors, dtype=self.dtype, sharding=self.place, **options)
+        except ValueError as error:
+            raise ValueError(f"{path} is no {source}{file}: {error}") from error
+        with path.open("rb") as opened:
+            self.digests[file] = hashlib.file_digest(opened, "sha256").hexdigest()
+        if jax.process_index() == 0:
+            count, seconds = pretrained.parameter_count(module), time.perf_counter() - start
+            print(f"{path}: {count:,} parameters in {self.dtype}, read in {seconds:.1f} s", flush=True)
+        return gj.networks.from_nnx(module, method)
+
+
+def start(keys: Array, shape: tuple[int, ...]) -> Array:
+    """Pure noise of unit variance, where the released samplers start at whatever level."""
+    folded = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, 0)
+    return normal(folded, jax.ShapeDtypeStruct((len(keys), *shape), jnp.float32))
+
+
+def by_adm(model: ADM, read: Reader, way: Way, steps: int, guided: bool) -> tuple[Program, Any]:
+    """`program((params, scale), keys, labels) -> images`, and its params, by a U-Net and, where it guides, a classifier.
+
+    The released script cuts off what is between two bytes, so the images lie on bytes already.
+    """
+    denoise, of_network = read(lambda: adm.ADM(model.network, rngs=nnx.Rngs(0)), model.files[0], OPENAI)
+    classify, of_classifier = None, None
+    if guided:
+        build = lambda: adm.ADMClassifier(model.classifier, rngs=nnx.Rngs(0))
+        classify, of_classifier = read(build, model.files[1], OPENAI)
+    levels = gj.levels(model.schedule(), steps, way.spacing)
+    size = model.network.image_size
+
+    def program(inputs: Any, keys: Array, labels: Array) -> Array:
+        (of_network, of_classifier), scale = inputs
+        network = gj.denoisers.learned_variance(functools.partial(denoise, of_network), "eps")
+        known = labels if model.network.num_classes is not None else None
+        branches = gj.branches(gj.denoisers.clip(network), cond=known)
+        guidance = gj.chain()
+        if classify is not None:
+            log_prob = gj.scores.class_log_prob(functools.partial(classify, of_classifier), labels)
+            mean_shift = way is WAYS["ddpm"]
+            guidance = gj.mean_shift(log_prob, scale, variance="learned") if mean_shift else gj.classifier(log_prob, scale)
+        x = gj.sample(keys, branches, guidance, way.sampler, levels, start(keys, (size, size, model.network.in_channels)))
+        return jnp.floor((jnp.clip(x, -1, 1) + 1) * 127.5) / 127.5 - 1
+
+    return program, (of_network, of_classifier)
+
+
+def by_dit(model: DiT, read: Reader, way: Way, steps: int, channels: int) -> tuple[Program, Any]:
+    """`program((params, scale), keys, labels) -> images`, and its params, by a transformer guided on the first channels."""
+    denoise, of_network = read(lambda: dit.DiT(model.network, rngs=nnx.Rngs(0)), model.files[0], META)
+    sizes = model.autoencoder
+    build = lambda: autoencoder.AutoencoderKL(sizes, rngs=nnx.Rngs(0))
+    decode, of_decoder = read(build, model.files[1], STABILITY, "decode", rename=autoencoder.current_name)
+    levels = gj.levels(gj.schedules.ddpm_linear(), steps, way.spacing)
+    shape = (model.network.input_size, model.network.input_size, model.network.in_channels)
+
+    def program(inputs: Any, keys: Array, labels: Array) -> Array:
+        (of_network, of_decoder), scale = inputs
+        network = gj.denoisers.learned_variance(functools.partial(denoise, of_network), "eps")
+        null = jnp.full_like(labels, model.network.num_classes)
+        branches = gj.branches(network, cond=labels, uncond=null)
+        guidance = gj.on_channels(gj.cfg(scale), channels)
+        z = gj.sample(keys, branches, guidance, way.sampler, levels, start(keys, shape))
+        return decode(of_decoder, z / sizes.scaling_factor + sizes.shift_factor).astype(jnp.float32)
+
+    return program, (of_network, of_decoder)
+
+
+def main(config: Config) -> Shards:
+    """Draw the set, and on process 0 assemble it and paint its grid."""
+    local.start(config.coordinator, config.processes, config.process)
+    model, way, read = MODELS[config.model], WAYS[config.sampler], Reader(config)
+    scale = model.scale if config.scale is None else config.scale
+    steps = way.steps if config.steps is None else config.steps
+    classes = (model.classifier if isinstance(model, ADM) else model.network).num_classes or 0
+    if not set(config.labels) <= set(range(classes)):
+        raise ValueError(f"labels must be from 0 to {classes - 1}, got {config.labels}.")
+    identity = {"model": config.model, "sampler": config.sampler, "steps": steps, "scale": scale, "dtype": config.dtype}
+    if isinstance(model, ADM):
+        program, params = by_adm(model, read, way, steps, guided=scale != 0)
+    else:
+        program, params = by_dit(model, read, way, steps, config.guided_channels)
+        identity["guided_channels"] = config.guided_channels
+    shards = generate(
+        program,
+        (params, jnp.float32(scale)),
+        balanced(config.samples, config.labels or range(classes)),
+        config.seed,
+        config.out or Path("out/imagenet") / f"{config.model}_{config.sampler}{steps}_{scale:g}",
+        identity | {"weights": read.digests},
+        batch=config.batch,
+        shard=config.shard,
+    )
+    if jax.process_index() == 0:
+        print(f"{shards.assemble()}\n{grid(shards)}")
+    return shards
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))

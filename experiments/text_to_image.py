@@ -1,0 +1,194 @@
+"""Pictures from texts: a model directory and prompts in, PNGs and their grid out.
+
+`python -m experiments.text_to_image MODEL_DIR "a dog" --scale 7.5 --guidance apg`. With `--image` it starts from a picture,
+with `--mask` too it paints anew what is white there.
+"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import tyro
+from jax import Array
+
+import guidance_jax as gj
+from experiments import memory, pictures
+from guidance_jax.pretrained import text_to_image
+
+WAYS: dict[str, Callable[[Array], gj.Guidance]] = {
+    "none": lambda scale: gj.chain(),
+    "cfg": gj.cfg,
+    "interval": lambda scale: gj.during(gj.cfg(scale), 0.28, 5.42),
+    "rescale": lambda scale: gj.chain(gj.cfg(scale), gj.rescale(0.7)),
+    "apg": lambda scale: gj.apg(scale, most=7.5),
+    "cfg_zero_star": gj.cfg_zero_star,
+    "tcfg": gj.tcfg,
+}
+"""Of the prompt against the negative one, on one scale: 1 is the conditional model."""
+SAMPLERS = {
+    "dpmpp_2m": gj.dpmpp_2m,
+    "dpmpp_sde": gj.dpmpp_sde,
+    "unipc": gj.unipc,
+    "ddim": gj.ddim,
+    "ddpm": gj.ddpm,
+    "euler_ancestral": gj.euler_ancestral,
+}
+SPACINGS = {"published": None, "karras": gj.spacings.karras(), "trailing": gj.spacings.trailing()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Pictures of prompts."""
+
+    model: tyro.conf.Positional[Path]
+    """A directory in the Hugging Face layout: Stable Diffusion 1.x, 2.x or XL."""
+    prompts: tyro.conf.Positional[tuple[str, ...]]
+    """One or several."""
+    negative: str | None = None
+    """What the pictures should not be; none at all as the model was published."""
+    guidance: str = "cfg"
+    """none, cfg, interval, rescale, apg, cfg_zero_star or tcfg."""
+    scale: tuple[float, ...] = (7.5,)
+    """1 is the conditional model; one, or one a prompt."""
+    sampler: str = "dpmpp_2m"
+    """dpmpp_2m, dpmpp_sde, unipc, ddim, ddpm or euler_ancestral."""
+    steps: int = 20
+    """Of the sampler."""
+    spacing: str = "published"
+    """published, karras or trailing."""
+    height: int | None = None
+    """Of the pictures, in pixels; that of the model, or of the image, where not told."""
+    width: int | None = None
+    """Likewise."""
+    samples: int = 1
+    """Pictures of each prompt."""
+    batch: int = 4
+    """Pictures at a time."""
+    seed: int = 0
+    """Picture i depends on it and on i."""
+    image: Path | None = None
+    """A picture to start from."""
+    strength: float | None = None
+    """How much of the way from noise is gone again; 0.8, or with a mask 1, where not told."""
+    mask: Path | None = None
+    """A picture that is white where the image is painted anew."""
+    tile: int | None = None
+    """Decode in tiles of so many pixels of the latents, an eighth of the picture's."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Of the networks."""
+    variant: str | None = None
+    """fp16 for files so named."""
+    out: Path = Path("out/text_to_image")
+    """A directory for the pictures."""
+
+    def __post_init__(self) -> None:
+        for name, names in (("guidance", WAYS), ("sampler", SAMPLERS), ("spacing", SPACINGS)):
+            if getattr(self, name) not in names:
+                raise ValueError(f"{name} must be one of {', '.join(names)}, got {getattr(self, name)!r}.")
+        if not self.prompts or min(self.samples, self.batch, self.steps) < 1:
+            raise ValueError("there must be a prompt, and samples, batch and steps must be at least 1.")
+        if len(self.scale) not in (1, len(self.prompts)):
+            raise ValueError(f"one scale or one a prompt, got {len(self.scale)} for {len(self.prompts)} prompts.")
+        if self.image is None and (self.mask is not None or self.strength is not None):
+            raise ValueError("a mask and a strength need an image.")
+
+
+def program(model: text_to_image.Model, config: Config, size: tuple[int, int]) -> Callable[..., Array]:
+    """`(params, keys [B], prompts, negative, scale [B], image, known) -> pictures [B, H, W, 3]` in [-1, 1]."""
+    path = model.levels(config.steps, SPACINGS[config.spacing])
+    if config.image is not None:
+        default = 0.8 if config.mask is None else 1.0
+        path = gj.schedules.strength(path, default if config.strength is None else config.strength)
+
+    def generate(
+        params: Any, keys: Array, prompts: Any, negative: Any, scale: Array, image: Array | None, known: Array | None
+    ) -> Array:
+        sampler, start, channels = SAMPLERS[config.sampler](), model.latents(*size), None
+        if image is not None:
+            z = model.encode_image(params, image)
+            start = gj.diffuse(keys, z, jax.tree.map(lambda field: field[0], path))
+            if known is not None and not model.added:
+                sampler = gj.inpaint(sampler, z, model.mask(known))
+        if model.added:
+            if image is None or known is None:
+                raise ValueError(f"{config.model} is an inpainting model: it needs --image and --mask.")
+            channels = model.painted(params, image, known)
+        encode = functools.partial(model.encode, params, height=size[0], width=size[1], channels=channels)
+        two = gj.branches(model.denoiser(params), cond=encode(prompts), uncond=encode(negative))
+        x = gj.sample(keys, two, WAYS[config.guidance](scale), sampler, path, start)
+        images = model.decode(params, x, tile=config.tile)
+        return images if image is None or known is None else known * image + (1 - known) * images
+
+    return generate
+
+
+def read(path: Path, size: tuple[int, int] | None = None, method: str = "lanczos3") -> Array:
+    """A picture, `[H, W, 3]` in [-1, 1], brought to a size."""
+    pixels = np.asarray(plt.imread(path))
+    pixels = pixels / 255 if pixels.dtype == np.uint8 else pixels
+    pixels = np.repeat(pixels[..., None], 3, axis=2) if pixels.ndim == 2 else pixels[..., :3]
+    image = jnp.asarray(2 * pixels - 1, jnp.float32)
+    return image if size is None else jnp.clip(jax.image.resize(image, (*size, 3), method), -1, 1)
+
+
+def timed(run: Callable[[], Any]) -> tuple[Any, float]:
+    start = time.perf_counter()
+    result = jax.block_until_ready(run())
+    return result, time.perf_counter() - start
+
+
+def main(config: Config) -> list[Path]:
+    """Draw the pictures; gives their paths."""
+    load = functools.partial(text_to_image.load, dtype=jnp.dtype(config.dtype), variant=config.variant)
+    ((model, rise), loading) = timed(lambda: memory.peak(lambda: jax.block_until_ready(load(config.model))))
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
+    beside = rise - (size if jax.default_backend() == "cpu" else 0)
+    print(
+        f"loaded {size / 1e9:.2f} GB of parameters in {loading:.1f} s; the host held at most {beside / 1e9:.2f} GB beside them"
+    )
+    image = None if config.image is None else read(config.image)
+    like = (model.side, model.side) if image is None else tuple(n - n % model.factor for n in image.shape[:2])
+    pixels = (config.height or like[0], config.width or like[1])
+    count = len(config.prompts) * config.samples
+    batch = min(config.batch, count)
+    # Filled up to whole batches.
+    index = np.resize(np.arange(count), -(-count // batch) * batch)
+    texts = [config.prompts[i // config.samples] for i in range(count)]
+    scales = np.resize(np.asarray(config.scale, np.float32), len(config.prompts)).repeat(config.samples)
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(config.seed), jnp.arange(count))
+    start, known = None, None
+    if config.image is not None:
+        start = jnp.tile(read(config.image, pixels)[None], (batch, 1, 1, 1))
+    if config.mask is not None:
+        white = read(config.mask, pixels, "nearest").mean(2, keepdims=True) > 0
+        known = jnp.tile(1 - white.astype(jnp.float32)[None], (batch, 1, 1, 1))
+
+    def arguments(part: np.ndarray) -> tuple[Any, ...]:
+        prompts, negative = model.tokenize([texts[i] for i in part]), model.tokenize([config.negative] * batch)
+        return model.params, keys[part], prompts, negative, jnp.asarray(scales[part]), start, known
+
+    parts = index.reshape(-1, batch)
+    compiled, compiling = timed(lambda: jax.jit(program(model, config, pixels)).lower(*arguments(parts[0])).compile())
+    print(f"compiled in {compiling:.1f} s")
+    drawn, drawing = timed(lambda: [np.asarray(compiled(*arguments(part))) for part in parts])
+    print(f"{drawing / index.size:.2f} s a picture of {pixels[0]} x {pixels[1]}, {config.steps} steps, {batch} at a time")
+    images = np.concatenate(drawn)[:count]
+    config.out.mkdir(parents=True, exist_ok=True)
+    paths = [config.out / f"{i:04d}.png" for i in range(count)]
+    for path, picture in zip(paths, images, strict=True):
+        plt.imsave(path, (picture + 1) / 2)
+    plt.imsave(
+        config.out / "grid.png", pictures.montage(images.reshape(len(config.prompts), config.samples, *images.shape[1:]))
+    )
+    return paths
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))

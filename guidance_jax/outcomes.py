@@ -1,0 +1,78 @@
+"""What the functions that a user writes give back, checked while it is traced."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from guidance_jax.base import Prediction, State
+from guidance_jax.kinds import check_array, check_kind, told
+
+
+def check_prediction(prediction: object, x: Array, who: str) -> None:
+    """Raises unless it is a `Prediction` whose halves are shaped as x.
+
+    Raises:
+      TypeError: if it is none, or not of floating numbers.
+      ValueError: if a half has another shape.
+    """
+    check_kind(
+        prediction, Prediction, f"what {who} gives", "gj.denoiser(network, predicts=...) makes one of a network's output."
+    )
+    assert isinstance(prediction, Prediction)
+    for half, value in (("x0", prediction.x0), ("eps", prediction.eps)):
+        if not jnp.issubdtype(jnp.result_type(value), jnp.floating):
+            raise TypeError(f"the {half} that {who} gives must be of floating numbers, got {told(value)}.")
+        if jnp.shape(value) != x.shape:
+            raise ValueError(f"the {half} that {who} gives has shape {jnp.shape(value)}, but must be shaped as x, {x.shape}.")
+
+
+def check_update(after: Any, state: Any, x: Array) -> None:
+    """Raises unless a guidance's update gave a prediction and a state like the one before.
+
+    Raises:
+      TypeError: if it gave something else.
+      ValueError: if the prediction is not shaped as x, or the state not as the one before.
+    """
+    pair = isinstance(after, tuple) and len(after) == 2 and isinstance(after[0], Prediction)
+    if not pair:
+        raise TypeError(
+            f"a guidance's update must give (prediction, state), got {told(after)}; gj.stateless makes a guidance of one "
+            "that gives the prediction alone."
+        )
+    check_prediction(after[0], x, "the guidance")
+    _check_alike(after[1], state, "the guidance remembers", "init")
+
+
+def check_step(after: object, before: State) -> None:
+    """Raises unless a sampler's step gave a state like the one before.
+
+    Raises:
+      TypeError: if it gave something else.
+      ValueError: if x or the memory changed its structure or shapes.
+    """
+    check_kind(after, State, "what a sampler's step gives", "state._replace(x=...) is one.")
+    assert isinstance(after, State)
+    _check_alike(after.x, before.x, "a sampler's step gives an x", "shape_or_x")
+    _check_alike(after.memory, before.memory, "a sampler's step gives a memory", "init")
+
+
+def check_each(each: Any, x: Array, who: str) -> None:
+    """Raises unless a function gave one floating number a sample.
+
+    Raises:
+      ValueError: naming its shape.
+      TypeError: naming its dtype.
+    """
+    if jnp.shape(each) != x.shape[:1]:
+        raise ValueError(f"{who} gave shape {jnp.shape(each)} for x {x.shape}, but must give one number a sample, [B].")
+    check_array(each, f"what {who} gives", jnp.floating, "floating numbers")
+
+
+def _check_alike(after: Any, before: Any, what: str, where: str) -> None:
+    specs = [jax.tree.map(jnp.shape, tree) for tree in (after, before)]
+    if specs[0] != specs[1]:
+        raise ValueError(
+            f"{what} of shapes {specs[0]}, but it was of {specs[1]} before, as {where} gave it; a loop keeps them."
+        )

@@ -1,0 +1,257 @@
+"""ADM, the U-Net of "Diffusion models beat GANs", and the noise-aware classifier that guides it, by their published names."""
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from guidance_jax.checks import check_labels
+from guidance_jax.networks.layers import Dense
+from guidance_jax.pretrained.adm_blocks import Attention, AttentionPool, Downsample, GroupNorm, Residual, Upsample, halved
+from guidance_jax.pretrained.layers import Conv, upsampled, waves
+
+
+@dataclasses.dataclass(frozen=True)
+class ADMConfig:
+    """A U-Net's or a classifier's sizes, by the names of the released code; the defaults are the 256 x 256 model's.
+
+    Dropout has no field: it does nothing while sampling.
+    """
+
+    image_size: int = 256
+    """The side of the images that it was trained on."""
+    model_channels: int = 256
+    channel_mult: tuple[int | float, ...] = (1, 1, 2, 2, 4, 4)
+    """The width of each size of image, in `model_channels`; each size is half of the one before."""
+    num_res_blocks: int = 2
+    attention_resolutions: tuple[int, ...] = (32, 16, 8)
+    """The sides of the images that have attention, where the whole has `image_size`."""
+    num_classes: int | None = 1000
+    """Of the labels, None without; of a classifier, the number of its logits."""
+    num_heads: int = 4
+    """Where there is no `num_head_channels`."""
+    num_head_channels: int | None = 64
+    in_channels: int = 3
+    learn_sigma: bool = True
+    """Whether the output has the variance too, in twice the channels; not of a classifier."""
+    use_scale_shift_norm: bool = True
+    resblock_updown: bool = True
+    """Whether residual blocks halve and double the images, or convolutions."""
+    use_new_attention_order: bool = False
+
+    def __post_init__(self) -> None:
+        smallest = self.image_size >> (len(self.channel_mult) - 1)
+        if smallest < 1 or smallest << (len(self.channel_mult) - 1) != self.image_size:
+            raise ValueError(f"image_size={self.image_size} cannot be halved {len(self.channel_mult) - 1} times.")
+        for name in ("model_channels", "num_res_blocks", "num_heads", "in_channels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if odd := [width for width in self.widths if width < 1 or width % 32]:
+            raise ValueError(f"every width must be a multiple of the 32 groups of the norms, got {odd[0]}.")
+        attended = [width for i, width in enumerate(self.widths) if self.attends(i)]
+        each = self.num_heads if self.num_head_channels is None else self.num_head_channels
+        if each < 1 or any(width % each for width in [*attended, self.widths[-1]]):
+            raise ValueError(f"widths {attended} with attention do not divide into the heads: {each} does not divide them.")
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The channels of each size of image."""
+        return tuple(int(mult * self.model_channels) for mult in self.channel_mult)
+
+    def attends(self, level: int) -> bool:
+        """Whether there is attention where the images have been halved `level` times."""
+        return self.image_size >> level in self.attention_resolutions
+
+    def heads(self, width: int) -> int:
+        return self.num_heads if self.num_head_channels is None else width // self.num_head_channels
+
+
+RELEASED = {
+    "adm-64": ADMConfig(64, 192, (1, 2, 3, 4), 3, use_new_attention_order=True),
+    "adm-128": ADMConfig(128, channel_mult=(1, 1, 2, 3, 4), num_head_channels=None),
+    "adm-256": ADMConfig(),
+    "adm-256-uncond": ADMConfig(num_classes=None),
+    "adm-512": ADMConfig(512, channel_mult=(0.5, 1, 1, 2, 2, 4, 4)),
+}
+"""The released U-Nets of ImageNet, of `64x64_diffusion.pt` to `512x512_diffusion.pt`; `adm-256-uncond` is that of LSUN too."""
+CLASSIFIERS = {
+    64: ADMConfig(64, 128, (1, 2, 3, 4), 4),
+    128: ADMConfig(128, 128, (1, 1, 2, 3, 4)),
+    256: ADMConfig(256, 128),
+    512: ADMConfig(512, 128, (0.5, 1, 1, 2, 2, 4, 4)),
+}
+"""The released classifiers by the side of their images, of `64x64_classifier.pt` to `512x512_classifier.pt`."""
+
+
+class ADM(nnx.Module):
+    """`(x, t, labels) -> eps`, and after it along the last axis the variance's v, as `denoisers.learned_variance` reads them.
+
+    It computes in the dtype of its parameters and answers in it. H and W are multiples of `2 ** (len(channel_mult) - 1)`.
+
+    Args:
+      config: its sizes: one of `RELEASED`, or another.
+      rngs: for the parameters.
+
+    Example:
+      >>> config = pretrained.adm.ADMConfig(32, 32, (1, 2), 1, (16,), num_classes=10, num_head_channels=32)
+      >>> network = pretrained.adm.ADM(config, rngs=nnx.Rngs(0))
+      >>> print(network(jnp.zeros((2, 32, 32, 3)), jnp.full(2, 999.0), jnp.array([3, 1])).shape)
+      (2, 32, 32, 6)
+
+    Reference: Dhariwal & Nichol 2021, arXiv:2105.05233; openai/guided-diffusion, guided_diffusion/unet.py.
+    """
+
+    def __init__(self, config: ADMConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.time_embed = nnx.List(time_embed(config, rngs))
+        time = 4 * config.model_channels
+        self.label_emb = None if config.num_classes is None else nnx.Embed(config.num_classes, time, rngs=rngs)
+        down, kept = input_blocks(config, rngs)
+        self.input_blocks = nnx.List(map(nnx.List, down))
+        self.middle_block = nnx.List(middle_block(config, rngs))
+        self.output_blocks = nnx.List(map(nnx.List, output_blocks(config, kept, rngs)))
+        out = (1 + config.learn_sigma) * config.in_channels
+        first = config.widths[0]
+        self.out = nnx.List([GroupNorm(first, rngs=rngs), jax.nn.silu, Conv(first, out, rngs=rngs)])
+
+    def __call__(
+        self, x: Float[Array, "b h w c"], t: Float[Array, "b"], labels: Int[Array, "b"] | None = None
+    ) -> Float[Array, "b h w d"]:
+        """Args: x in [-1, 1] where it is clean; t in 0..999; labels in 0..num_classes - 1, None of an unconditional network."""
+        factor = 2 ** (len(self.config.channel_mult) - 1)
+        if x.shape[1] % factor or x.shape[2] % factor:
+            raise ValueError(f"the sides of x must be multiples of {factor} for this network, got x of shape {x.shape}.")
+        c = embedded(self.time_embed, t, self.config.model_channels)
+        if (labels is None) != (self.label_emb is None):
+            raise ValueError(f"a network of num_classes={self.config.num_classes} got labels {labels}.")
+        if self.label_emb is not None and labels is not None:
+            table = self.label_emb.embedding[...]
+            check_labels(labels, len(table), f"a network of {len(table)} classes")
+            c = c + table.at[labels].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+        h, kept = x.astype(c.dtype), []
+        for block in self.input_blocks:
+            h = through(block, h, c)
+            kept.append(h)
+        h = through(self.middle_block, h, c)
+        for block in self.output_blocks:
+            h = through(block, jnp.concatenate([h, kept.pop()], axis=3), c)
+        return through(self.out, h, c)
+
+
+class ADMClassifier(nnx.Module):
+    """`(x, t) -> logits [B, num_classes]`, in float32: the encoder half of the U-Net, and an attention pool.
+
+    It computes in the dtype of its parameters.
+
+    Args:
+      config: its sizes: one of `CLASSIFIERS`, or another.
+      rngs: for the parameters.
+
+    Raises:
+      ValueError: if the configuration has no classes or no `num_head_channels`.
+
+    Example:
+      >>> config = pretrained.adm.ADMConfig(32, 32, (1, 2), 1, (16,), num_classes=10, num_head_channels=32)
+      >>> classify = pretrained.adm.ADMClassifier(config, rngs=nnx.Rngs(0))
+      >>> print(classify(jnp.zeros((2, 32, 32, 3)), jnp.full(2, 999.0)).shape)
+      (2, 10)
+
+    Reference: Dhariwal & Nichol 2021, arXiv:2105.05233, section 4; openai/guided-diffusion, guided_diffusion/unet.py.
+    """
+
+    def __init__(self, config: ADMConfig, *, rngs: nnx.Rngs):
+        if config.num_classes is None or config.num_head_channels is None:
+            raise ValueError(f"a classifier needs num_classes and num_head_channels, got {config}.")
+        self.config = config
+        self.time_embed = nnx.List(time_embed(config, rngs))
+        self.input_blocks = nnx.List(map(nnx.List, input_blocks(config, rngs)[0]))
+        self.middle_block = nnx.List(middle_block(config, rngs))
+        pixels, width = (config.image_size >> (len(config.channel_mult) - 1)) ** 2, config.widths[-1]
+        pool = AttentionPool(pixels, width, config.num_classes, config.heads(width), rngs=rngs)
+        self.out = nnx.List([GroupNorm(width, rngs=rngs), jax.nn.silu, pool])
+
+    def __call__(self, x: Float[Array, "b h w c"], t: Float[Array, "b"]) -> Float[Array, "b k"]:
+        size = self.config.image_size
+        if x.shape[1:3] != (size, size):
+            raise ValueError(f"this classifier reads images of {size} x {size} alone, got x of shape {x.shape}.")
+        c = embedded(self.time_embed, t, self.config.model_channels)
+        h = x.astype(c.dtype)
+        for block in self.input_blocks:
+            h = through(block, h, c)
+        return through(self.out, through(self.middle_block, h, c), c).astype(jnp.float32)
+
+
+def time_embed(config: ADMConfig, rngs: nnx.Rngs) -> list[Any]:
+    width = config.model_channels
+    return [Dense(width, 4 * width, rngs=rngs), jax.nn.silu, Dense(4 * width, 4 * width, rngs=rngs)]
+
+
+def embedded(layers: Iterable[Any], t: Float[Array, "b"], width: int) -> Float[Array, "b e"]:
+    """What the blocks are told of the time."""
+    inner, activation, outer = layers
+    return outer(activation(inner(waves(t, width).astype(inner.kernel[...].dtype))))
+
+
+def through(layers: Iterable[Any], h: Array, c: Float[Array, "b e"]) -> Array:
+    """The layers one after the other, the residual blocks told c."""
+    for layer in layers:
+        h = layer(h, c) if isinstance(layer, Residual) else layer(h)
+    return h
+
+
+def block(config: ADMConfig, width: int, level: int, rngs: nnx.Rngs) -> list[nnx.Module]:
+    """A residual block from that width to the level's, and attention where the level has it."""
+    out, time = config.widths[level], 4 * config.model_channels
+    layers: list[nnx.Module] = [Residual(width, out, time, config.use_scale_shift_norm, rngs=rngs)]
+    if config.attends(level):
+        layers.append(Attention(out, config.heads(out), config.use_new_attention_order, rngs=rngs))
+    return layers
+
+
+def input_blocks(config: ADMConfig, rngs: nnx.Rngs) -> tuple[list[list[nnx.Module]], list[int]]:
+    """The way down, and the widths of what its blocks give."""
+    width, time = config.widths[0], 4 * config.model_channels
+    blocks: list[list[nnx.Module]] = [[Conv(config.in_channels, width, rngs=rngs)]]
+    kept = [width]
+    for level, out in enumerate(config.widths):
+        for _ in range(config.num_res_blocks):
+            blocks.append(block(config, width, level, rngs))
+            width = out
+            kept.append(out)
+        if level + 1 < len(config.widths):
+            halving = (
+                Residual(out, out, time, config.use_scale_shift_norm, halved, rngs=rngs)
+                if config.resblock_updown
+                else Downsample(out, rngs=rngs)
+            )
+            blocks.append([halving])
+            kept.append(out)
+    return blocks, kept
+
+
+def middle_block(config: ADMConfig, rngs: nnx.Rngs) -> list[nnx.Module]:
+    width, time = config.widths[-1], 4 * config.model_channels
+    first, last = (Residual(width, width, time, config.use_scale_shift_norm, rngs=rngs) for _ in range(2))
+    return [first, Attention(width, config.heads(width), config.use_new_attention_order, rngs=rngs), last]
+
+
+def output_blocks(config: ADMConfig, kept: list[int], rngs: nnx.Rngs) -> list[list[nnx.Module]]:
+    """The way up: each block takes what one gave on the way down too, the last first."""
+    width, time = config.widths[-1], 4 * config.model_channels
+    blocks = []
+    for level, out in reversed(list(enumerate(config.widths))):
+        for i in range(config.num_res_blocks + 1):
+            layers = block(config, width + kept.pop(), level, rngs)
+            width = out
+            if level and i == config.num_res_blocks:
+                layers.append(
+                    Residual(out, out, time, config.use_scale_shift_norm, upsampled, rngs=rngs)
+                    if config.resblock_updown
+                    else Upsample(out, rngs=rngs)
+                )
+            blocks.append(layers)
+    return blocks

@@ -1,0 +1,232 @@
+"""CLIP's text encoders, as they tell diffusion models what a text says: transformers' CLIPTextModel, by its published names."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from guidance_jax.networks.layers import Dense
+from guidance_jax.pretrained.layers import LayerNorm
+
+
+class Encoded(NamedTuple):
+    """What the encoder makes of a text."""
+
+    last: Float[Array, "b l d"]
+    """The last layer's states, normed: what Stable Diffusion 1 and 2 are told."""
+    penultimate: Float[Array, "b l d"]
+    """The states before the last layer, not normed: what XL is told."""
+    pooled: Float[Array, "b p"]
+    """The last state of the token that ends the text, through the projection where the encoder has one."""
+
+
+ACTIVATIONS = {
+    "quick_gelu": lambda h: h * jax.nn.sigmoid(1.702 * h),
+    "gelu": lambda h: jax.nn.gelu(h, approximate=False),
+}
+"""OpenAI's encoders have the first, OpenCLIP's the second."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CLIPTextConfig:
+    """An encoder's sizes, by the names of its `config.json`; the defaults are ViT-L/14's, of Stable Diffusion 1.
+
+    Raises:
+      ValueError: if the width does not divide into heads, or the activation is not known.
+    """
+
+    vocab_size: int = 49408
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    max_position_embeddings: int = 77
+    """The longest text, in tokens."""
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+    eos_token_id: int = 2
+    """The token that ends a text; 2 stands for the largest id in it, as files before 2023 have it."""
+    projection_dim: int | None = None
+    """The width of the projected embedding of the whole text; None where the encoder has no projection."""
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(f"a width of {self.hidden_size} does not divide into {self.num_attention_heads} heads.")
+        if self.hidden_act not in ACTIVATIONS:
+            raise ValueError(f"hidden_act={self.hidden_act!r} is not known, only {', '.join(map(repr, ACTIVATIONS))}.")
+
+
+PUBLISHED_DEFAULTS = {
+    "hidden_size": 512,
+    "intermediate_size": 2048,
+    "num_attention_heads": 8,
+    "projection_dim": 512,
+    "eos_token_id": 49407,
+}
+"""What transformers takes for a setting that a `config.json` leaves out, where that differs from ours."""
+ARCHITECTURES = ("CLIPTextModel", "CLIPTextModelWithProjection")
+
+
+def clip_text_config(published: Mapping[str, Any]) -> CLIPTextConfig:
+    """The configuration that a `config.json` of transformers' CLIPTextModel describes, with a projection or without.
+
+    Settings of training (dropouts, initialisation) and of tokens other than the last have no effect here.
+
+    Args:
+      published: the file, parsed.
+
+    Raises:
+      ValueError: if it is of another architecture, or has a setting that is not supported.
+
+    Example:
+      >>> published = {"architectures": ["CLIPTextModelWithProjection"], "hidden_size": 1280, "hidden_act": "gelu"}
+      >>> pretrained.clip.clip_text_config({**published, "num_attention_heads": 20, "projection_dim": 1280}).projection_dim
+      1280
+    """
+    architecture = (published.get("architectures") or ARCHITECTURES)[0]
+    if architecture not in ARCHITECTURES:
+        raise ValueError(f"a text encoder of the architecture {architecture} is not known, only {', '.join(ARCHITECTURES)}.")
+    fields = {field.name for field in dataclasses.fields(CLIPTextConfig)}
+    settings = {**PUBLISHED_DEFAULTS, **{name: value for name, value in published.items() if name in fields}}
+    if not isinstance(settings["eos_token_id"], int):
+        raise ValueError(f"eos_token_id must be one id, got {settings['eos_token_id']!r}.")
+    if architecture == ARCHITECTURES[0]:
+        settings["projection_dim"] = None
+    return CLIPTextConfig(**settings)
+
+
+IGNORED = ("text_model.embeddings.position_ids", "embeddings.position_ids")
+"""A table of 0, 1, 2, ... that older files hold: `ignored=IGNORED` of `pretrained.load`."""
+
+
+def published_name(name: str) -> str:
+    """A weight's published name, from one in any file: `rename=published_name` of `pretrained.load`.
+
+    transformers since 5 saves an encoder without a projection without the first part of the names.
+
+    Args:
+      name: as in the file.
+
+    Example:
+      >>> pretrained.clip.published_name("final_layer_norm.bias")
+      'text_model.final_layer_norm.bias'
+    """
+    return name if name.startswith(("text_model.", "text_projection.")) else f"text_model.{name}"
+
+
+class CLIPText(nnx.Module):
+    """A text encoder: `(ids [B, L]) -> Encoded`, computed in the dtype of its parameters.
+
+    Each token attends to itself and to those before it.
+
+    Args:
+      config: its sizes.
+      rngs: for the parameters.
+
+    Example:
+      >>> sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+      >>> config = pretrained.clip.CLIPTextConfig(vocab_size=10, **sizes)
+      >>> encode = pretrained.clip.CLIPText(config, rngs=nnx.Rngs(0))
+      >>> print(encode(jnp.array([[8, 3, 5, 9]])).last.shape)
+      (1, 4, 8)
+
+    Reference: Radford et al. 2021, arXiv:2103.00020; transformers' models/clip/modeling_clip.py.
+    """
+
+    def __init__(self, config: CLIPTextConfig, *, rngs: nnx.Rngs):
+        self.text_model = TextModel(config, rngs=rngs)
+        width = config.projection_dim
+        self.text_projection = Dense(config.hidden_size, width, use_bias=False, rngs=rngs) if width else None
+        self.ends = config.eos_token_id
+
+    def __call__(self, ids: Int[Array, "b l"]) -> Encoded:
+        longest = self.text_model.embeddings.position_embedding.num_embeddings
+        if ids.shape[1] > longest:
+            raise ValueError(f"a text of {ids.shape[1]} tokens is longer than the encoder's window of {longest}.")
+        last, penultimate = self.text_model(ids)
+        end = jnp.argmax(ids if self.ends == 2 else ids == self.ends, axis=1)
+        pooled = jnp.take_along_axis(last, end[:, None, None], axis=1)[:, 0]
+        return Encoded(last, penultimate, pooled if self.text_projection is None else self.text_projection(pooled))
+
+
+class TextModel(nnx.Module):
+    """Embeddings, layers, a norm: the last states, normed, and those before the last layer."""
+
+    def __init__(self, config: CLIPTextConfig, *, rngs: nnx.Rngs):
+        self.embeddings = Embeddings(config, rngs=rngs)
+        self.encoder = Encoder(config, rngs=rngs)
+        self.final_layer_norm = LayerNorm(config.hidden_size, config.layer_norm_eps, rngs=rngs)
+
+    def __call__(self, ids: Int[Array, "b l"]) -> tuple[Float[Array, "b l d"], Float[Array, "b l d"]]:
+        h = self.embeddings(ids)
+        for layer in self.encoder.layers[:-1]:
+            h = layer(h)
+        return self.final_layer_norm(self.encoder.layers[-1](h)), h
+
+
+class Embeddings(nnx.Module):
+    """A vector for each token, and one for its place."""
+
+    def __init__(self, config: CLIPTextConfig, *, rngs: nnx.Rngs):
+        self.token_embedding = nnx.Embed(config.vocab_size, config.hidden_size, rngs=rngs)
+        self.position_embedding = nnx.Embed(config.max_position_embeddings, config.hidden_size, rngs=rngs)
+
+    def __call__(self, ids: Int[Array, "b l"]) -> Float[Array, "b l d"]:
+        # nnx.Embed would answer in the dtype that its table was made in.
+        tokens, places = self.token_embedding.embedding[...], self.position_embedding.embedding[...]
+        return jnp.take(tokens, ids, axis=0) + places[None, : ids.shape[1]]
+
+
+class Encoder(nnx.Module):
+    """The layers, under the name they were published with."""
+
+    def __init__(self, config: CLIPTextConfig, *, rngs: nnx.Rngs):
+        self.layers = nnx.List([Layer(config, rngs=rngs) for _ in range(config.num_hidden_layers)])
+
+
+class Layer(nnx.Module):
+    """Attention, then a feed-forward network, each around a residual."""
+
+    def __init__(self, config: CLIPTextConfig, *, rngs: nnx.Rngs):
+        self.layer_norm1 = LayerNorm(config.hidden_size, config.layer_norm_eps, rngs=rngs)
+        self.self_attn = Attention(config.hidden_size, config.num_attention_heads, rngs=rngs)
+        self.layer_norm2 = LayerNorm(config.hidden_size, config.layer_norm_eps, rngs=rngs)
+        self.mlp = FeedForward(config, rngs=rngs)
+
+    def __call__(self, h: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+        h = h + self.self_attn(self.layer_norm1(h))
+        return h + self.mlp(self.layer_norm2(h))
+
+
+class Attention(nnx.Module):
+    """Attention of each token to those up to it."""
+
+    def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs):
+        self.heads = heads
+        self.q_proj = Dense(width, width, rngs=rngs)
+        self.k_proj = Dense(width, width, rngs=rngs)
+        self.v_proj = Dense(width, width, rngs=rngs)
+        self.out_proj = Dense(width, width, rngs=rngs)
+
+    def __call__(self, h: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+        q, k, v = (project(h).reshape(*h.shape[:2], self.heads, -1) for project in (self.q_proj, self.k_proj, self.v_proj))
+        logits = jnp.einsum("blhd,bmhd->bhlm", q * q.shape[3] ** -0.5, k, preferred_element_type=jnp.float32)
+        seen = jnp.tri(h.shape[1], dtype=bool)
+        weights = jax.nn.softmax(jnp.where(seen[None, None], logits, -jnp.inf), axis=3).astype(h.dtype)
+        return self.out_proj(jnp.einsum("bhlm,bmhd->blhd", weights, v).reshape(h.shape))
+
+
+class FeedForward(nnx.Module):
+    """Two dense layers and what is between them."""
+
+    def __init__(self, config: CLIPTextConfig, *, rngs: nnx.Rngs):
+        self.activation = ACTIVATIONS[config.hidden_act]
+        self.fc1 = Dense(config.hidden_size, config.intermediate_size, rngs=rngs)
+        self.fc2 = Dense(config.intermediate_size, config.hidden_size, rngs=rngs)
+
+    def __call__(self, h: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+        return self.fc2(self.activation(self.fc1(h)))

@@ -1,0 +1,199 @@
+"""A text-to-image model as pure functions: texts to conditions, latents to images, and back."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
+
+from guidance_jax.base import Denoiser, NoiseLevel
+from guidance_jax.denoisers import denoiser
+from guidance_jax.noise import normal
+from guidance_jax.pretrained import clip, unet
+from guidance_jax.pretrained.autoencoder import AutoencoderConfig
+from guidance_jax.pretrained.autoencoder_tiles import tiled
+from guidance_jax.pretrained.schedulers import Scheduling
+from guidance_jax.pretrained.tokens import Tokenize
+from guidance_jax.spacings import Spacing
+
+
+class Prompts(NamedTuple):
+    """Texts as the encoders take them."""
+
+    ids: tuple[Int[Array, "b l"], ...]
+    """For each encoder."""
+    given: Bool[Array, "b"]
+    """False where there is no text at all."""
+
+
+class Condition(NamedTuple):
+    """What the network is told of a sample."""
+
+    text: unet.Text
+    channels: Float[Array, "b h w c"] | None = None
+    """What an inpainting network takes beside the latents: `Model.painted`."""
+
+
+class Model(NamedTuple):
+    """A text-to-image model: pure functions, and their parameters.
+
+    Each function takes the parameters, so that they are arguments of the caller's jitted program and not its constants.
+    """
+
+    params: dict[str, Any]
+    """Of the parts: unet, vae, text_encoder, text_encoder_2."""
+    unet: Callable[..., Array]
+    """`(params["unet"], x [B, h, w, C], t [B], Text) -> [B, h, w, 4]`."""
+    encoders: Mapping[str, Callable[..., clip.Encoded]]
+    """By the names of their parameters: `(params, ids [B, L]) -> Encoded`."""
+    vae: tuple[Callable[..., Any], Callable[..., Array]]
+    """The autoencoder's two ways: `(params["vae"], images) -> (mean, log variance)`, `(params["vae"], z) -> images`."""
+    tokenizers: tuple[Tokenize, ...]
+    """One for each encoder."""
+    scheduling: Scheduling
+    """The schedule, what the network predicts, the published spacing."""
+    latent: AutoencoderConfig
+    """The autoencoder's configuration."""
+    added: int
+    """How many channels the network takes beside the latents: 5 for inpainting networks, otherwise 0."""
+    side: int
+    """The side of the square images that it was trained for, in pixels."""
+    sizes: int
+    """How many numbers tell the size of an image: 6 for XL, 5 for its refiner, otherwise 0."""
+    zeros: bool
+    """Whether no text at all is told as zeros (XL), not as the empty text."""
+
+    def tokenize(self, texts: Sequence[str | None], *, whole: bool = False) -> Prompts:
+        """The tokens of texts: call it outside of jit, and give the program what it gives.
+
+        Args:
+          texts: prompts. None is no text at all, as the published pipelines take it where no negative prompt is given: zeros
+            for XL, and otherwise the same as the empty text.
+          whole: whether a text longer than the encoders' window, 77 tokens, is refused; otherwise its end is cut off, with a
+            warning that says what.
+
+        Raises:
+          ValueError: if a text is too long and `whole`.
+        """
+        words = ["" if text is None else text for text in texts]
+        ids = tuple(jnp.asarray(tokenize(words, whole=whole)) for tokenize in self.tokenizers)
+        return Prompts(ids, jnp.asarray([text is not None for text in texts]))
+
+    def encode(
+        self,
+        params: Any,
+        prompts: Prompts,
+        height: int | None = None,
+        width: int | None = None,
+        *,
+        sizes: ArrayLike | None = None,
+        channels: Float[Array, "b h w c"] | None = None,
+    ) -> Condition:
+        """What the network is told of texts: a condition of `branches`.
+
+        Args:
+          params: of the model.
+          prompts: as `tokenize` gives them.
+          height: of the images in pixels, which XL is told; the model's own where None.
+          width: of the images, likewise.
+          sizes: XL: `[6]` or `[B, 6]`, height and width of the original, top and left of the crop, height and width of the
+            result, instead of `(height, width, 0, 0, height, width)`. For the refiner `[5]`: height and width, top and left,
+            and the aesthetic score, 6 where not told; it was published with 2.5 for negative prompts.
+          channels: what an inpainting network takes beside the latents, as `painted` gives it.
+        """
+        encoded = [encode(params[name], ids) for (name, encode), ids in zip(self.encoders.items(), prompts.ids, strict=True)]
+        if not self.sizes:
+            return Condition(unet.Text(encoded[0].last), channels)
+        states = jnp.concatenate([each.penultimate for each in encoded], axis=2)
+        pooled = encoded[-1].pooled
+        if self.zeros:
+            states = jnp.where(prompts.given[:, None, None], states, 0)
+            pooled = jnp.where(prompts.given[:, None], pooled, 0)
+        rows, columns = height or self.side, width or self.side
+        told = (rows, columns, 0, 0, *((rows, columns) if self.sizes == 6 else (6,))) if sizes is None else sizes
+        told = jnp.broadcast_to(jnp.asarray(told, jnp.float32), (len(pooled), self.sizes))
+        return Condition(unet.Text(states, pooled, told), channels)
+
+    def denoiser(self, params: Any) -> Denoiser:
+        """The denoiser of latents, `(x [B, h, w, 4], level, Condition) -> Prediction`."""
+
+        def network(x: Array, t: Array, cond: Condition) -> Array:
+            given = 0 if cond.channels is None else cond.channels.shape[3]
+            if given != self.added:
+                what = "painted(params, images, known)" if self.added else "None"
+                raise ValueError(f"the network takes {self.added} channels beside the latents, got {given}: channels={what}.")
+            beside = x if cond.channels is None else jnp.concatenate([x, cond.channels.astype(x.dtype)], axis=3)
+            return self.unet(params["unet"], beside, t, cond.text)
+
+        return denoiser(network, self.scheduling.predicts)
+
+    def levels(self, steps: int, spacing: Spacing | None = None) -> NoiseLevel:
+        """The path of a run with so many steps, by the published spacing or another one of `spacings`."""
+        return self.scheduling.levels(steps, spacing)
+
+    def latents(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
+        """The shape of the latents of an image of so many pixels; of the size it was trained for where not told.
+
+        Raises:
+          ValueError: if a side does not divide into the latents' pixels.
+        """
+        rows, columns = height or self.side, width or self.side
+        if rows % self.factor or columns % self.factor:
+            raise ValueError(f"an image of {rows} x {columns} pixels does not divide into squares of {self.factor}.")
+        return rows // self.factor, columns // self.factor, self.latent.latent_channels
+
+    @property
+    def factor(self) -> int:
+        """How many pixels a pixel of the latents is wide."""
+        return 2 ** (len(self.latent.block_out_channels) - 1)
+
+    def decode(self, params: Any, x: Float[Array, "b h w l"], *, tile: int | None = None) -> Float[Array, "b H W c"]:
+        """The images of latents, in [-1, 1], float32.
+
+        Args:
+          params: of the model.
+          x: latents, as the denoiser knows them.
+          tile: the side of overlapping tiles, in pixels of the latents, for images too large to be decoded whole.
+        """
+        decode = functools.partial(self.vae[1], params["vae"])
+        z = x / self.latent.scaling_factor + self.latent.shift_factor
+        return jnp.clip((decode if tile is None else tiled(decode, tile, tile // 4))(z).astype(jnp.float32), -1, 1)
+
+    def encode_image(self, params: Any, images: Float[Array, "b H W c"], keys: Array | None = None) -> Float[Array, "b h w l"]:
+        """The latents of images in [-1, 1], float32: where image-to-image starts, or what `inpaint` keeps.
+
+        Args:
+          params: of the model.
+          images: their sides as `latents` takes them.
+          keys: `[B]` PRNG keys, to draw from the autoencoder's law of the latents; its mean where None.
+        """
+        self.latents(*images.shape[1:3])
+        mean, log_variance = (moment.astype(jnp.float32) for moment in self.vae[0](params["vae"], images))
+        z = mean if keys is None else mean + jnp.exp(log_variance / 2) * normal(keys, mean)
+        return (z - self.latent.shift_factor) * self.latent.scaling_factor
+
+    def mask(self, known: ArrayLike) -> Float[Array, "b h w 1"]:
+        """A mask of images, `[B, H, W, 1]`, as one of latents, `[B, h, w, 1]`: 1 where they are known, for `inpaint`.
+
+        A pixel of the latents is known if all of its pixels of the image are.
+        """
+        known = jnp.asarray(known, jnp.float32)
+        rows, columns, _ = self.latents(*known.shape[1:3])
+        return known.reshape(len(known), rows, self.factor, columns, self.factor, 1).min((2, 4))
+
+    def painted(
+        self, params: Any, images: Float[Array, "b H W c"], known: ArrayLike, keys: Array | None = None
+    ) -> Float[Array, "b h w d"]:
+        """What an inpainting network takes beside the latents: where to paint, and the latents of the rest.
+
+        Args:
+          params: of the model.
+          images: `[B, H, W, 3]` in [-1, 1].
+          known: `[B, H, W, 1]`, 1 or True where the image is kept, 0 where it is painted anew.
+          keys: as of `encode_image`.
+        """
+        known = jnp.asarray(known, jnp.float32)
+        self.latents(*known.shape[1:3])
+        kept = self.encode_image(params, images * known, keys)
+        return jnp.concatenate([1 - known[:, :: self.factor, :: self.factor], kept], axis=3)

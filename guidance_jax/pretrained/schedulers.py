@@ -1,0 +1,202 @@
+"""From a published `scheduler_config.json` to a schedule, what the network predicts, and the levels of a run.
+
+The sampler is the caller's: what a file says of solvers, orders and variances has no effect.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from guidance_jax import schedules, spacings
+from guidance_jax.base import NoiseLevel, Schedule
+from guidance_jax.checks import check_levels
+from guidance_jax.spacings import Spacing
+
+
+class Scheduling(NamedTuple):
+    """What a scheduler's file says of a network's training, and of the runs that it was published with."""
+
+    schedule: Schedule
+    predicts: str
+    """"eps", "v" or "x0"."""
+    spacing: Spacing
+    """Which training steps a run visits, whole ones but where it is even in the noise."""
+    clean: bool
+    """Whether a run ends in clean data; otherwise at the noise of training step 0."""
+
+    def levels(self, steps: int, spacing: Spacing | None = None) -> NoiseLevel:
+        """The path of a run.
+
+        Args:
+          steps: of the sampler. Where a run visits training step 0 and ends there, the last step would do nothing, and is
+            left out.
+          spacing: another one than the published, from `spacings`; the run then ends in clean data.
+        """
+        if spacing is not None or self.clean:
+            return schedules.levels(self.schedule, steps, spacing or self.spacing)
+        # Known numbers, within jit too.
+        with jax.ensure_compile_time_eval():
+            visited = self.spacing(self.schedule, steps)
+            path = self.schedule(jnp.concatenate([visited[visited > 0], jnp.zeros(1)]))
+        check_levels(path)
+        return path
+
+
+PREDICTS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
+BETAS: dict[str, Any] = {
+    "num_train_timesteps": 1000,
+    "beta_start": 1e-4,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "trained_betas": None,
+    "prediction_type": "epsilon",
+}
+LEADING = BETAS | {"timestep_spacing": "leading", "steps_offset": 0}
+LINSPACE = BETAS | {"timestep_spacing": "linspace", "steps_offset": 0}
+RESCALED = {"rescale_betas_zero_snr": False}
+SIGMAS = {"use_karras_sigmas": False, "use_exponential_sigmas": False}
+ENDING = {"final_sigmas_type": "zero"}
+STABLE = {"beta_start": 0.00085, "beta_end": 0.012}
+SCHEDULERS: dict[str, dict[str, Any]] = {
+    "DDIMScheduler": LEADING | RESCALED | {"set_alpha_to_one": True, "clip_sample": True},
+    "DDPMScheduler": LEADING | RESCALED | {"clip_sample": True},
+    "PNDMScheduler": LEADING | {"set_alpha_to_one": False},
+    "LMSDiscreteScheduler": LINSPACE | SIGMAS,
+    "EulerDiscreteScheduler": LINSPACE | RESCALED | SIGMAS | ENDING,
+    "EulerAncestralDiscreteScheduler": LINSPACE | RESCALED,
+    "HeunDiscreteScheduler": LINSPACE | SIGMAS | STABLE | {"clip_sample": False},
+    "KDPM2DiscreteScheduler": LINSPACE | SIGMAS | STABLE,
+    "KDPM2AncestralDiscreteScheduler": LINSPACE | SIGMAS | STABLE,
+    "DPMSolverSDEScheduler": LINSPACE | SIGMAS | STABLE,
+    "DPMSolverMultistepScheduler": LINSPACE | RESCALED | SIGMAS | ENDING,
+    "DPMSolverSinglestepScheduler": BETAS | SIGMAS | ENDING,
+    "UniPCMultistepScheduler": LINSPACE | RESCALED | SIGMAS | ENDING,
+    "DEISMultistepScheduler": LINSPACE | SIGMAS,
+}
+"""The settings that each of diffusers' schedulers heeds here, and what it takes where the file leaves one out."""
+HEEDED = set[str]().union(*SCHEDULERS.values())
+STRIDING = ("DPMSolverMultistep", "DPMSolverSinglestep", "UniPC", "DEIS")
+"""Those which space one step more than they take, and leave out the last."""
+ONLY: dict[str, tuple[Any, ...]] = {
+    "thresholding": (False,),
+    "use_beta_sigmas": (False, None),
+    "use_lu_lambdas": (False, None),
+    "use_flow_sigmas": (False, None),
+    "use_dynamic_shifting": (False, None),
+    "timestep_type": ("discrete",),
+    "sigma_min": (None,),
+    "sigma_max": (None,),
+    "shift_terminal": (None,),
+    "lambda_min_clipped": (-float("inf"), None),
+    "clip_sample": (False,),
+    "variance_type": (None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"),
+    "final_sigmas_type": ("zero", "sigma_min"),
+    "timestep_spacing": ("leading", "trailing", "linspace"),
+    "prediction_type": tuple(PREDICTS),
+    "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
+}
+"""The values that are supported of some settings."""
+OF_SAMPLERS = {
+    "algorithm_type",
+    "clip_sample_range",
+    "disable_corrector",
+    "dynamic_thresholding_ratio",
+    "euler_at_final",
+    "flow_shift",
+    "interpolation_type",
+    "lower_order_final",
+    "noise_sampler_seed",
+    "predict_x0",
+    "sample_max_value",
+    "skip_prk_steps",
+    "solver_order",
+    "solver_p",
+    "solver_type",
+    "time_shift_type",
+}
+"""Settings of the sampler, or without effect on what is supported."""
+
+
+def scheduling(config: Mapping[str, Any]) -> Scheduling:
+    """What a `scheduler_config.json` says.
+
+    Args:
+      config: the file, parsed.
+
+    Raises:
+      ValueError: naming the scheduler, or each setting, that is not known or not supported.
+
+    Example:
+      >>> config = {"_class_name": "PNDMScheduler", "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+      >>> stable = pretrained.schedulers.scheduling({**config, "steps_offset": 1})
+      >>> print(stable.predicts, stable.levels(4).t)
+      eps [751. 501. 251.   1.   0.]
+    """
+    name = config.get("_class_name")
+    if name not in SCHEDULERS:
+        raise ValueError(f"the scheduler {name} is not known, only {', '.join(SCHEDULERS)}.")
+    known = HEEDED | OF_SAMPLERS | ONLY.keys()
+    unknown = [setting for setting in config if setting not in known and not setting.startswith("_")]
+    if unknown:
+        raise ValueError(f"the settings {', '.join(unknown)} of a {name} are not known.")
+    heeded = SCHEDULERS[name] | {setting: value for setting, value in config.items() if setting in SCHEDULERS[name]}
+    told = {setting: value for setting, value in config.items() if setting not in HEEDED} | heeded
+    for setting, supported in ONLY.items():
+        value = told.get(setting, supported[0])
+        if value not in supported:
+            raise ValueError(f"{setting}={value!r} of a {name} is not supported, only {' or '.join(map(repr, supported))}.")
+    schedule = _schedule(heeded)
+    if heeded.get("rescale_betas_zero_snr"):
+        schedule = schedules.zero_terminal_snr(schedule)
+    clean = heeded.get("set_alpha_to_one", heeded.get("final_sigmas_type", "zero") == "zero")
+    clean = clean and name != "DEISMultistepScheduler"
+    return Scheduling(schedule, PREDICTS[heeded["prediction_type"]], _spacing(name, heeded), clean)
+
+
+def _schedule(config: Mapping[str, Any]) -> Schedule:
+    first, last, steps = config["beta_start"], config["beta_end"], config["num_train_timesteps"]
+    if config["trained_betas"] is not None:
+        return schedules.discrete(np.asarray(config["trained_betas"]))
+    if config["beta_schedule"] == "linear":
+        return schedules.discrete(np.linspace(first, last, steps))
+    if config["beta_schedule"] == "scaled_linear":
+        return schedules.scaled_linear(steps, first, last)
+    return schedules.ddpm_cosine(steps)
+
+
+def _spacing(name: str, config: Mapping[str, Any]) -> Spacing:
+    spaced = {
+        "leading": spacings.leading(config.get("steps_offset", 0)),
+        "trailing": spacings.trailing(),
+        "linspace": spacings.uniform(),
+    }[config.get("timestep_spacing", "linspace")]
+    striding = name.startswith(STRIDING)
+    if striding and config.get("timestep_spacing") != "trailing":
+        spaced = _striding(spaced)
+    for setting, even in (("use_karras_sigmas", spacings.karras), ("use_exponential_sigmas", spacings.exponential)):
+        if config.get(setting):
+            return _between(None if striding else spaced, even)
+    return spaced
+
+
+def _striding(spaced: Spacing) -> Spacing:
+    def spacing(schedule: Schedule, steps: int) -> Array:
+        return spaced(schedule, steps + 1)[:-1]
+
+    return spacing
+
+
+def _between(spaced: Spacing | None, even: Any) -> Spacing:
+    """Evenly in some measure between the ends of a spacing, or of the schedule."""
+
+    def spacing(schedule: Schedule, steps: int) -> Array:
+        if spaced is None:
+            return even()(schedule, steps)
+        ratio = schedule(spaced(schedule, steps)).ratio
+        return even(sigma_min=ratio[-1], sigma_max=ratio[0])(schedule, steps)
+
+    return spacing

@@ -1,0 +1,138 @@
+"""Text-to-image: Stable Diffusion 1, 2 and XL, read from a model directory."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from guidance_jax.networks import from_nnx
+from guidance_jax.pretrained import autoencoder, clip, unet, weights
+from guidance_jax.pretrained.directories import open_part, read_json, weights_file
+from guidance_jax.pretrained.models import Condition, Model, Prompts
+from guidance_jax.pretrained.schedulers import scheduling
+from guidance_jax.pretrained.tokens import open_tokenizer
+
+__all__ = ["Condition", "Model", "Prompts", "load"]
+
+PIPELINES = (
+    "StableDiffusionPipeline",
+    "StableDiffusionImg2ImgPipeline",
+    "StableDiffusionInpaintPipeline",
+    "StableDiffusionXLPipeline",
+    "StableDiffusionXLImg2ImgPipeline",
+    "StableDiffusionXLInpaintPipeline",
+)
+ENCODERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+PARTS = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL"} | dict.fromkeys(
+    ENCODERS, "CLIPTextModel or CLIPTextModelWithProjection"
+)
+
+
+def load(
+    directory: str | Path, *, dtype: Any = jnp.float32, sharding: weights.Place = None, variant: str | None = None
+) -> Model:
+    """A text-to-image model from a directory in the Hugging Face layout: Stable Diffusion 1.x, 2.x, XL, and inpainting.
+
+    Nothing is fetched, and nothing that a file holds is run: safetensors and JSON are read, and of pickles tensors alone. The
+    weights go from the files straight to the devices, one at a time. A safety checker in the directory is not read.
+
+    Args:
+      directory: with `model_index.json`, and `unet/`, `vae/`, `text_encoder/`, `tokenizer/`, `scheduler/`; for XL
+        `text_encoder_2/` and `tokenizer_2/` too.
+      dtype: of the parameters, and of what the networks compute: float32 or bfloat16.
+      sharding: where the weights go, as of `pretrained.load`.
+      variant: "fp16" for files `*.fp16.safetensors`, where a part has one.
+
+    Raises:
+      FileNotFoundError: if a file is missing, naming it.
+      ValueError: if a file is damaged, or a part or a setting is not supported, naming it.
+      ImportError: if the packages safetensors or tokenizers are not installed.
+
+    Example:
+      ```python
+      model = pretrained.text_to_image.load("stable-diffusion-v1-5", dtype=jnp.bfloat16)
+      prompts, negative = model.tokenize(["a dog", "a cat on a mat"]), model.tokenize([None, "blurry"])
+
+      @jax.jit
+      def generate(params, keys, prompts, negative, scale):
+          conds = {"cond": model.encode(params, prompts), "uncond": model.encode(params, negative)}
+          two = gj.branches(model.denoiser(params), **conds)
+          x = gj.sample(keys, two, gj.cfg(scale), gj.dpmpp_2m(), model.levels(20), model.latents(512, 512))
+          return model.decode(params, x)
+
+      images = generate(model.params, jax.random.split(jax.random.key(0), 2), prompts, negative, jnp.array([7.5, 3.0]))
+      ```
+
+    Reference: Rombach et al. 2022, arXiv:2112.10752; Podell et al. 2023, arXiv:2307.01952.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise FileNotFoundError(f"there is no directory {directory.absolute()}.")
+    if jnp.dtype(dtype) not in (jnp.float32, jnp.bfloat16):
+        raise ValueError(f"dtype must be float32 or bfloat16, got {jnp.dtype(dtype)}.")
+    index = read_json(directory / "model_index.json", "which a directory in the Hugging Face layout of diffusers has")
+    kind = index.get("_class_name")
+    if kind not in PIPELINES:
+        raise ValueError(f"{directory} holds a {kind}, and only these are known: {', '.join(PIPELINES)}.")
+    names = [name for name in ENCODERS if (index.get(name) or [None])[0] is not None]
+    if not names:
+        raise ValueError(f"{directory / 'model_index.json'} names no text encoder.")
+    for name in ("unet", "vae", *names):
+        if (found := (index.get(name) or [None, None])[1]) not in PARTS[name].split(" or "):
+            raise ValueError(f"{directory}'s {name} is a {found}, and only {PARTS[name]} is known.")
+    parts = [name for name in PARTS if name in ("unet", "vae", *names)]
+    if variant is not None and not any(f".{variant}." in weights_file(directory / name, variant).name for name in parts):
+        raise FileNotFoundError(f"no part in {directory} has weights of the variant {variant!r}.")
+    settings = {name: read_json(directory / name / "config.json", f"the configuration of the {name}") for name in parts}
+    planned = read_json(directory / "scheduler" / "scheduler_config.json", "the configuration of the scheduler")
+    with _naming(directory / "scheduler"):
+        scheduler = scheduling(planned)
+    tokenizers = tuple(open_tokenizer(directory / ENCODERS[name]) for name in names)
+
+    def part(name: str, read: Callable[[Any], Any], build: Callable[..., Any], **options: Any) -> tuple[Any, Any]:
+        with _naming(directory / name):
+            config = read(settings[name])
+            tensors = open_part(directory / name, variant)
+            made = weights.load(lambda: build(config, rngs=nnx.Rngs(0)), tensors, dtype=dtype, sharding=sharding, **options)
+            return config, made
+
+    of_clip = {"rename": clip.published_name, "ignored": clip.IGNORED}
+    encoders = {name: from_nnx(part(name, clip.clip_text_config, clip.CLIPText, **of_clip)[1]) for name in names}
+    latent, vae = part("vae", autoencoder.autoencoder_config, autoencoder.AutoencoderKL, rename=autoencoder.current_name)
+    config, network = part("unet", unet.unet_condition_config, unet.UNet2DCondition)
+    (encode, vae_params), (decode, _), (apply, unet_params) = (
+        from_nnx(vae, "encode"),
+        from_nnx(vae, "decode"),
+        from_nnx(network),
+    )
+    xl, added = "XL" in kind, config.in_channels - latent.latent_channels
+    if added not in (0, 1 + latent.latent_channels):
+        raise ValueError(
+            f"{directory / 'unet'}: a network of {config.in_channels} channels is not supported, only one of "
+            f"{latent.latent_channels} or, for inpainting, {2 * latent.latent_channels + 1}."
+        )
+    return Model(
+        params={"unet": unet_params, "vae": vae_params} | {name: params for name, (_, params) in encoders.items()},
+        unet=apply,
+        encoders={name: encode for name, (encode, _) in encoders.items()},
+        vae=(encode, decode),
+        tokenizers=tokenizers,
+        scheduling=scheduler,
+        latent=latent,
+        added=added,
+        side=settings["unet"].get("sample_size", 64) * 2 ** (len(latent.block_out_channels) - 1),
+        sizes=(5 if index.get("requires_aesthetics_score") else 6) if xl else 0,
+        zeros=xl and index.get("force_zeros_for_empty_prompt", True),
+    )
+
+
+@contextlib.contextmanager
+def _naming(place: Path) -> Iterator[None]:
+    """Errors of values name the place."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from error

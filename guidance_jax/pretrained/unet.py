@@ -1,0 +1,300 @@
+"""The U-Net of Stable Diffusion 1, 2 and XL: diffusers' UNet2DConditionModel, its weights by their published names."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from guidance_jax.networks.layers import Dense, GroupNorm
+from guidance_jax.pretrained.layers import Conv, waves
+from guidance_jax.pretrained.unet_blocks import Down, Middle, Resampling, Residual, Transformer, Up
+
+
+class Text(NamedTuple):
+    """What the U-Net is told of a text."""
+
+    states: Float[Array, "b l d"]
+    """The text encoder's states, one a token."""
+    pooled: Float[Array, "b p"] | None = None
+    """XL: the second encoder's projected embedding of the whole text."""
+    sizes: Float[Array, "b n"] | None = None
+    """XL: height and width of the original, top and left of the crop, height and width of the result, in pixels."""
+
+
+@dataclasses.dataclass(frozen=True)
+class UNetConditionConfig:
+    """The sizes of a U-Net, those of Stable Diffusion 1.5 where not told.
+
+    Raises:
+      ValueError: if the levels' numbers do not fit each other, or a width does not divide into groups or heads.
+
+    Example:
+      >>> config = pretrained.unet.UNetConditionConfig(in_channels=9)
+      >>> print(config.widths, config.depths)
+      (320, 640, 1280, 1280) (1, 1, 1, 0)
+    """
+
+    in_channels: int = 4
+    """Channels of the latents, and of what inpainting adds to them."""
+    out_channels: int = 4
+    """Channels of the output."""
+    widths: Sequence[int] = (320, 640, 1280, 1280)
+    """The channels at each level, the finest first."""
+    depths: Sequence[int] = (1, 1, 1, 0)
+    """Transformer blocks after each residual block of each level; 0 for none."""
+    middle: int = 1
+    """Transformer blocks of the middle."""
+    heads: Sequence[int] = (8, 8, 8, 8)
+    """Attention heads at each level."""
+    blocks: int = 2
+    """Residual blocks at each level on the way down; one more on the way up."""
+    text: int = 768
+    """The width of the text's states."""
+    added: int = 0
+    """The width of what else is told (XL), the pooled text and the sizes' waves together; 0 for none."""
+    size_waves: int = 256
+    """The width of the waves of each of the sizes."""
+    groups: int = 32
+    """Groups of channels that are normalised together."""
+    epsilon: float = 1e-5
+    """Added to the variances of the group norms outside transformers."""
+    sin_first: bool = False
+    """Whether the sines of the time's waves come first."""
+    shift: float = 0.0
+    """Of the frequencies of the waves: see `pretrained.layers.waves`."""
+
+    def __post_init__(self) -> None:
+        for name in ("widths", "depths", "heads"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if not len(self.widths) == len(self.depths) == len(self.heads) > 0:
+            raise ValueError(
+                f"widths, depths and heads need a number for each level, got {self.widths}, {self.depths} and {self.heads}."
+            )
+        transformers = [*self.depths[:-1], self.depths[-1] + self.middle]
+        for width, heads, depth in zip(self.widths, self.heads, transformers, strict=True):
+            if width % self.groups or (depth and width % heads):
+                raise ValueError(f"a width of {width} does not divide into {self.groups} groups and {heads} heads.")
+
+
+PLAIN, WITH_TEXT = ("DownBlock2D", "UpBlock2D"), ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D")
+READ: dict[str, Any] = {
+    "addition_embed_type": None,
+    "addition_time_embed_dim": None,
+    "attention_head_dim": 8,
+    "block_out_channels": (320, 640, 1280, 1280),
+    "cross_attention_dim": 1280,
+    "down_block_types": (WITH_TEXT[0], WITH_TEXT[0], WITH_TEXT[0], PLAIN[0]),
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "in_channels": 4,
+    "layers_per_block": 2,
+    "norm_eps": 1e-5,
+    "norm_num_groups": 32,
+    "out_channels": 4,
+    "projection_class_embeddings_input_dim": None,
+    "transformer_layers_per_block": 1,
+    "up_block_types": (PLAIN[1], WITH_TEXT[1], WITH_TEXT[1], WITH_TEXT[1]),
+}
+"""The settings that are read, and what diffusers takes where a file does not tell."""
+ONLY: dict[str, Any] = {
+    "act_fn": "silu",
+    "attention_type": "default",
+    "center_input_sample": False,
+    "class_embeddings_concat": False,
+    "conv_in_kernel": 3,
+    "conv_out_kernel": 3,
+    "downsample_padding": 1,
+    "dual_cross_attention": False,
+    "mid_block_only_cross_attention": False,
+    "mid_block_scale_factor": 1,
+    "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "only_cross_attention": False,
+    "resnet_out_scale_factor": 1,
+    "resnet_skip_time_act": False,
+    "resnet_time_scale_shift": "default",
+    "time_embedding_type": "positional",
+}
+"""Settings that are supported with this value alone; those that are named nowhere here, with null alone."""
+WITHOUT_EFFECT = {"addition_embed_type_num_heads", "dropout", "sample_size", "upcast_attention", "use_linear_projection"}
+"""One-pixel convolutions are dense layers and the softmax is in float32 here, whatever the file says of them."""
+
+
+def unet_condition_config(published: Mapping[str, Any]) -> UNetConditionConfig:
+    """The sizes of a published U-Net: Stable Diffusion 1.x, 2.x, XL and its refiner, and their inpainting variants.
+
+    Args:
+      published: the content of `unet/config.json`; what it leaves out is as diffusers has it.
+
+    Raises:
+      ValueError: naming the settings that are not supported, with their values.
+
+    Example:
+      >>> published = {"cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20], "use_linear_projection": True}
+      >>> print(pretrained.unet.unet_condition_config(published).heads)
+      (5, 10, 20, 20)
+
+    Reference: diffusers' models/unets/unet_2d_condition.py. What it calls attention_head_dim is the number of heads.
+    """
+    told = READ | ONLY | {name: _fixed(value) for name, value in published.items() if name[0] != "_" and value is not None}
+    down, levels = told["down_block_types"], len(told["block_out_channels"])
+    heads, depths = (_each(told[name], levels) for name in ("attention_head_dim", "transformer_layers_per_block"))
+    added = told["addition_embed_type"] is not None
+    blocks = dict(zip((PLAIN[0], WITH_TEXT[0]), (PLAIN[1], WITH_TEXT[1]), strict=True))
+    supported = {
+        **{name: told[name] == value for name, value in ONLY.items()},
+        **{name: isinstance(told[name], int) for name in ("layers_per_block", "cross_attention_dim", "norm_num_groups")},
+        "attention_head_dim": all(isinstance(count, int) for count in heads),
+        "transformer_layers_per_block": all(isinstance(depth, int) for depth in depths),
+        "down_block_types": set(down) <= blocks.keys() and len(down) == levels,
+        "up_block_types": told["up_block_types"] == tuple(blocks.get(kind) for kind in reversed(down)),
+        "addition_embed_type": told["addition_embed_type"] in (None, "text_time"),
+        "addition_time_embed_dim": (told["addition_time_embed_dim"] is not None) == added,
+        "projection_class_embeddings_input_dim": (told["projection_class_embeddings_input_dim"] is not None) == added,
+        **dict.fromkeys(told.keys() - READ.keys() - ONLY.keys() - WITHOUT_EFFECT, False),
+    }
+    if not all(supported.values()):
+        refused = ", ".join(f"{name}={told[name]!r}" for name, fine in sorted(supported.items()) if not fine)
+        raise ValueError(
+            f"these settings of the U-Net's configuration are not supported: {refused}. Those of Stable Diffusion 1.x, 2.x "
+            "and XL are, without other conditions than text."
+        )
+    return UNetConditionConfig(
+        in_channels=told["in_channels"],
+        out_channels=told["out_channels"],
+        widths=told["block_out_channels"],
+        depths=[depth if kind == WITH_TEXT[0] else 0 for depth, kind in zip(depths, down, strict=True)],
+        middle=depths[-1],
+        heads=heads,
+        blocks=told["layers_per_block"],
+        text=told["cross_attention_dim"],
+        added=told["projection_class_embeddings_input_dim"] or 0,
+        size_waves=told["addition_time_embed_dim"] or 0,
+        groups=told["norm_num_groups"],
+        epsilon=float(told["norm_eps"]),
+        sin_first=not told["flip_sin_to_cos"],
+        shift=float(told["freq_shift"]),
+    )
+
+
+def _fixed(value: Any) -> Any:
+    """JSON's lists as tuples."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _each(value: Any, levels: int) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,) * levels
+
+
+class Embedding(nnx.Module):
+    """Two dense layers, SiLU between them."""
+
+    def __init__(self, width: int, out: int, *, rngs: nnx.Rngs):
+        self.linear_1 = Dense(width, out, rngs=rngs)
+        self.linear_2 = Dense(out, out, rngs=rngs)
+
+    def __call__(self, h: Float[Array, "b w"]) -> Float[Array, "b o"]:
+        return self.linear_2(jax.nn.silu(self.linear_1(h)))
+
+
+class UNet2DCondition(nnx.Module):
+    """The U-Net of latent text-to-image models, for latents `[B, h, w, C]` of any size.
+
+    Args:
+      config: its sizes.
+      rngs: for the parameters.
+
+    Raises:
+      ValueError: when called, if the latents have other channels, the text another width, or what XL is told besides is
+        missing, of another width, or not asked for.
+
+    Example:
+      >>> sizes = dict(widths=(8, 16), depths=(1, 0), heads=(2, 2), text=6, groups=4)
+      >>> network = pretrained.unet.UNet2DCondition(pretrained.unet.UNetConditionConfig(**sizes), rngs=nnx.Rngs(0))
+      >>> text = pretrained.unet.Text(jnp.ones((2, 5, 6)))
+      >>> print(network(jnp.ones((2, 7, 9, 4)), jnp.array([999.0, 0.0]), text).shape)
+      (2, 7, 9, 4)
+
+    Reference: Rombach et al. 2022, arXiv:2112.10752; Podell et al. 2023, arXiv:2307.01952 (XL).
+    """
+
+    def __init__(self, config: UNetConditionConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        widths, time, last = config.widths, 4 * config.widths[0], len(config.widths) - 1
+
+        def residual(width: int, out: int) -> Residual:
+            return Residual(width, out, time, config.groups, config.epsilon, rngs=rngs)
+
+        def transformers(level: int, count: int) -> list[Transformer]:
+            width, heads, depth = widths[level], config.heads[level], config.depths[level]
+            made = range(count if depth else 0)
+            return [Transformer(width, depth, config.text, heads, config.groups, rngs=rngs) for _ in made]
+
+        self.conv_in = Conv(config.in_channels, widths[0], rngs=rngs)
+        self.time_embedding = Embedding(widths[0], time, rngs=rngs)
+        self.add_embedding = Embedding(config.added, time, rngs=rngs) if config.added else None
+        kept, down, up = [widths[0]], [], []
+        for level, width in enumerate(widths):
+            resnets = [residual(kept[-1] if i == 0 else width, width) for i in range(config.blocks)]
+            halving = [Resampling(width, 2, rngs=rngs)] if level < last else []
+            down.append(Down(resnets, transformers(level, config.blocks), halving))
+            kept += [width] * (len(resnets) + len(halving))
+        self.down_blocks = nnx.List(down)
+        middle = Transformer(widths[-1], config.middle, config.text, config.heads[-1], config.groups, rngs=rngs)
+        self.mid_block = Middle([residual(widths[-1], widths[-1]) for _ in range(2)], [middle])
+        before = widths[-1]
+        for level, width in reversed(list(enumerate(widths))):
+            inputs = [(before if i == 0 else width) + kept.pop() for i in range(config.blocks + 1)]
+            doubling = [Resampling(width, rngs=rngs)] if level else []
+            up.append(Up([residual(i, width) for i in inputs], transformers(level, config.blocks + 1), doubling))
+            before = width
+        self.up_blocks = nnx.List(up)
+        self.conv_norm_out = GroupNorm(widths[0], config.groups, config.epsilon, rngs=rngs)
+        self.conv_out = Conv(widths[0], config.out_channels, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b h w c"], t: Float[Array, "b"], text: Text) -> Float[Array, "b h w o"]:
+        self._check(x, text)
+        dtype = self.conv_in.kernel[...].dtype
+        c = jax.nn.silu(self.told(t, text, dtype))
+        states = text.states.astype(dtype)
+        h = self.conv_in(x.astype(dtype))
+        kept = [h]
+        for down in self.down_blocks:
+            kept += down(kept[-1], c, states)
+        h = self.mid_block(kept[-1], c, states)
+        for up in self.up_blocks:
+            h = up(h, c, states, kept)
+        return self.conv_out(jax.nn.silu(self.conv_norm_out(h)))
+
+    def told(self, t: Float[Array, "b"], text: Text, dtype: Any) -> Float[Array, "b e"]:
+        """The embedding of the time, and of XL's pooled text and sizes."""
+        waved = lambda values, width: waves(values, width, sin_first=self.config.sin_first, shift=self.config.shift).astype(
+            dtype
+        )
+        c = self.time_embedding(waved(t, self.config.widths[0]))
+        if self.add_embedding is None or text.pooled is None or text.sizes is None:
+            return c
+        sizes = waved(text.sizes.reshape(-1), self.config.size_waves).reshape(len(text.sizes), -1)
+        return c + self.add_embedding(jnp.concatenate([text.pooled.astype(dtype), sizes], axis=1))
+
+    def _check(self, x: Array, text: Text) -> None:
+        config = self.config
+        if x.shape[3] != config.in_channels:
+            raise ValueError(f"this U-Net takes latents of {config.in_channels} channels, got {x.shape}.")
+        if text.states.shape[2] != config.text:
+            raise ValueError(
+                f"this U-Net takes a text's states of width {config.text}, got {text.states.shape}: of another encoder?"
+            )
+        if not config.added:
+            if text.pooled is not None or text.sizes is not None:
+                raise ValueError("this U-Net is told a text's states alone: leave pooled and sizes out, which are XL's.")
+        elif text.pooled is None or text.sizes is None:
+            raise ValueError("this U-Net is of the XL kind: give Text the pooled embedding and the sizes too.")
+        elif text.pooled.shape[1] + text.sizes.shape[1] * config.size_waves != config.added:
+            raise ValueError(
+                f"pooled [B, p] and sizes [B, n] must make p + {config.size_waves} n = {config.added}, got "
+                f"{text.pooled.shape} and {text.sizes.shape}."
+            )

@@ -1,0 +1,74 @@
+"""Checks of values that are known only when the program runs: asked for by `checked`, and otherwise not in it."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.experimental import checkify
+
+_asked = jax.make_user_context(False)
+"""A part of what `jax.jit` remembers a program by: a function that is already compiled without the checks is traced anew."""
+
+
+def checked(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function whose traced values are checked as it runs, by `jax.experimental.checkify`: slower, to find out what is wrong.
+
+    Where this library checks a value that is known, and inside of `jit` cannot, the check becomes a part of the program: that
+    levels decrease, labels lie in range, scales and x are finite, and that x is after each step, which is told by its number.
+
+    Args:
+      function: that calls this library, jitted or not.
+
+    Returns:
+      The same, jitted, which raises the first error that its values made. Without `checked` none of this is in a program.
+
+    Raises:
+      jax.experimental.checkify.JaxRuntimeError: when called, with what the check tells.
+
+    Example:
+      >>> generate = jax.jit(lambda scale: sample(keys, two, cfg(scale), ddim(), path, (1,)))
+      >>> mixture = oracles.GaussianMixture(jnp.array([[-2.0], [2.0]]), jnp.ones((2, 1, 1)), jnp.ones(2), jnp.arange(2))
+      >>> two = branches(mixture.denoise, cond=jnp.array([0, 1]), uncond=jnp.array([-1, -1]))
+      >>> keys, path = jax.random.split(jax.random.key(0), 2), levels(schedules.edm(), 2, spacings.karras())
+      >>> print(checked(generate)(2.0).shape)
+      (2, 1)
+      >>> checked(generate)(jnp.nan)  # doctest: +IGNORE_EXCEPTION_DETAIL
+      Traceback (most recent call last):
+      JaxRuntimeError: cfg's scale must be finite, got nan.
+
+    Reference: the documentation of JAX, "The `checkify` transformation".
+    """
+
+    def traced(*arguments: Any, **named: Any) -> Any:
+        with _asked(True):
+            return function(*arguments, **named)
+
+    program = jax.jit(checkify.checkify(traced, errors=checkify.user_checks))
+
+    @functools.wraps(function)
+    def run(*arguments: Any, **named: Any) -> Any:
+        error, result = program(*arguments, **named)
+        error.throw()
+        return result
+
+    return run
+
+
+def all_finite(x: Array) -> Array:
+    """Whether no value is NaN or infinite."""
+    return jnp.isfinite(x).all()
+
+
+def insist(right: Callable[[], Array], message: str, **values: Any) -> None:
+    """A check of traced values, in a program that is `checked`; elsewhere nothing, and `right` is not even called.
+
+    Args:
+      right: gives a boolean scalar.
+      message: what is raised, with places for the values: `"the scale must be finite, got {scale}."`.
+      **values: arrays that the message tells.
+    """
+    if _asked.value:
+        checkify.check(right(), message, **values)

@@ -1,0 +1,291 @@
+# type: ignore  # every row is wrong, its types too
+"""Wrong guidances: scales, combinations, gradients, and parameters out of their range."""
+
+import jax.numpy as jnp
+import numpy as np
+
+import guidance_jax as gj
+from bad_calls.world import EDM, KEYS, LABELS, LEVEL, MIXTURE, NULL, STEP, B, Row, X, guided, log_prob, on_images, sampled
+
+ONE, THREE = jnp.ones(1), jnp.ones(3)
+GUIDED = gj.cfg(2.0)
+
+
+def clean(x0):
+    return -(x0**2).sum(1)
+
+
+def classified(classify=lambda x, t: x, labels=LABELS, classes=None, **more):
+    return gj.scores.class_log_prob(classify, labels, classes, **more)(X, LEVEL)
+
+
+ROWS: dict[str, Row] = {
+    # Scales.
+    "three scales for two samples": (lambda: guided(gj.cfg(THREE)), ValueError, r"cfg's scale.*\(3,\).*\[B\] = \(2,\)"),
+    "a scale with axes": (lambda: guided(gj.cfg(jnp.ones((B, 1)))), ValueError, r"cfg's scale.*\(2, 1\).*vmap"),
+    "a scale in a string": (lambda: guided(gj.cfg("3.0")), TypeError, r"cfg's scale.*number.*the str '3\.0'"),
+    "no scale": (lambda: guided(gj.cfg(None)), TypeError, r"cfg's scale.*number.*None"),
+    "scales by name": (lambda: guided(gj.cfg({"cond": 3.0})), TypeError, r"cfg's scale.*number.*the dict"),
+    "a key for a scale": (lambda: guided(gj.cfg(KEYS)), TypeError, r"cfg's scale.*number.*key<fry>\[2\]"),
+    "a complex scale": (lambda: guided(gj.cfg(1j)), TypeError, r"cfg's scale.*real.*complex"),
+    "scales as objects": (lambda: guided(gj.cfg(np.array([1.0, None]))), TypeError, r"cfg's scale.*real.*object\[2\]"),
+    "a scale of NaN": (lambda: guided(gj.cfg(jnp.nan)), ValueError, r"cfg's scale.*finite.*nan"),
+    "an infinite scale": (lambda: guided(gj.cfg(jnp.array([1.0, jnp.inf]))), ValueError, r"cfg's scale.*finite.*inf"),
+    "a function of a wrong scale": (lambda: guided(gj.cfg(lambda level: THREE)), ValueError, r"cfg's scale.*\(3,\).*\[B\]"),
+    "a function of no scale": (lambda: guided(gj.cfg(lambda level: None)), TypeError, r"cfg's scale.*number.*None"),
+    "a scale's curve, not called": (
+        lambda: guided(gj.cfg(gj.scales.linear)),
+        TypeError,
+        r"cfg's scale.*\(level\).*linear.*schedule.*call it",
+    ),
+    "a guidance for a scale": (lambda: guided(gj.cfg(GUIDED)), TypeError, r"cfg's scale.*number.*a Guidance"),
+    "a schedule for a scale": (lambda: guided(gj.cfg(EDM)), TypeError, r"cfg's scale.*number.*a Schedule"),
+    "labels for a branch's name": (lambda: gj.cfg(2.0, cond=LABELS), TypeError, r"name of a branch.*int32\[2\].*gj\.branches"),
+    "no name for a branch": (lambda: gj.cfg(2.0, uncond=None), TypeError, r"name of a branch.*None.*gj\.branches"),
+    "a curve of no schedule": (lambda: gj.scales.cosine(3.0, EDM), TypeError, r"schedule.*a Schedule, got the float 3\.0"),
+    "a curve of a schedule, not called": (
+        lambda: gj.scales.linear(gj.schedules.flow, 3.0),
+        TypeError,
+        r"schedule.*function flow.*call it, flow\(",
+    ),
+    "a beta curve without a peak": (lambda: gj.scales.beta(EDM, 3.0, a=0.0), ValueError, r"beta's a.*\[1, inf\).*0\.0"),
+    "a power of no number": (
+        lambda: gj.scales.power_cosine(EDM, 3.0, power="4"),
+        TypeError,
+        r"power_cosine's power.*number.*'4'",
+    ),
+    # Combinations.
+    "a list to chain": (lambda: gj.chain([GUIDED]), TypeError, r"chain's parts.*the list.*chain\(\*"),
+    "a function to chain": (lambda: gj.chain(gj.cfg), TypeError, r"chain's parts.*function cfg.*call it, cfg\("),
+    "none to chain": (lambda: gj.chain(GUIDED, None), TypeError, r"chain's parts.*None"),
+    "a number to add": (lambda: gj.add(GUIDED, 2.0), TypeError, r"add's parts.*the float 2\.0"),
+    "a sampler during": (lambda: gj.during(gj.ddim(), 0.1, 1.0), TypeError, r"during.*a Guidance, got a Sampler"),
+    "an interval turned round": (lambda: gj.during(GUIDED, 5.0, 0.2), ValueError, r"5\.0, 0\.2.*empty.*below"),
+    "an interval of vectors": (lambda: gj.during(GUIDED, THREE), ValueError, r"during's low.*\(3,\).*vmap"),
+    "an interval of NaN": (lambda: gj.during(GUIDED, jnp.nan), ValueError, r"during's low must be.*got nan"),
+    "an interval in a tuple": (
+        lambda: gj.during(GUIDED, (0.2, 5.0)),
+        TypeError,
+        r"during's low.*number.*the tuple \(0\.2, 5\.0\)",
+    ),
+    "an interval of words": (lambda: gj.during(GUIDED, "low", "high"), TypeError, r"during's low.*number.*'low'"),
+    "a bound for the guidance": (lambda: gj.during(0.2, 5.0, GUIDED), TypeError, r"during.*a Guidance, got the float 0\.2"),
+    "an unknown space": (lambda: gj.in_space("epsilon", GUIDED), ValueError, r"'epsilon'.*'eps', 'x0'"),
+    "a space behind its guidance": (lambda: gj.in_space(GUIDED, "v"), TypeError, r"in_space.*the str 'v'"),
+    "a space in a space": (
+        lambda: guided(gj.in_space("v", gj.in_space("eps", GUIDED))),
+        ValueError,
+        r"space of its own.*beside",
+    ),
+    "cfg_pp in a space": (lambda: guided(gj.in_space("v", gj.cfg_pp(0.5))), ValueError, r"cfg_pp.*space of its own.*beside"),
+    "a branch behind its guidance": (lambda: gj.relative_to(GUIDED, "cond"), TypeError, r"name of a branch.*a Guidance"),
+    "relative to a branch that is not there": (
+        lambda: guided(gj.relative_to("conditional", GUIDED)),
+        ValueError,
+        r"'conditional'.*'cond'",
+    ),
+    "reuse of a number": (lambda: gj.reuse(2, GUIDED), TypeError, r"reuse.*a Guidance, got the int 2"),
+    "reuse in every step and a half": (lambda: gj.reuse(GUIDED, 1.5), ValueError, r"reuse's every.*integer.*1\.5"),
+    "reuse in no step": (lambda: gj.reuse(GUIDED, 0), ValueError, r"reuse's every.*at least 1.*0"),
+    "adaptive without a guidance": (lambda: gj.adaptive(0.99), TypeError, r"adaptive.*a Guidance, got the float 0\.99"),
+    "adaptive with three thresholds": (lambda: gj.adaptive(GUIDED, THREE), ValueError, r"adaptive's threshold.*\(3,\).*scalar"),
+    "adaptive by NaN": (lambda: gj.adaptive(GUIDED, jnp.nan), ValueError, r"adaptive's threshold.*nan"),
+    "reg of a scale": (lambda: gj.reg(3.0), TypeError, r"reg.*a Guidance, got the float 3\.0"),
+    "stateless of a guidance": (lambda: gj.stateless(GUIDED), TypeError, r"update.*a function, got a Guidance"),
+    "needs in one string": (lambda: gj.stateless(lambda p, c: p, needs="cond"), TypeError, r"needs.*'cond'.*\('cond',\)"),
+    "needs that are no names": (
+        lambda: gj.stateless(lambda p, c: p, needs=(LABELS,)),
+        TypeError,
+        r"name of a branch.*int32\[2\]",
+    ),
+    # Contrasts.
+    "compose of nothing": (lambda: gj.compose({}), ValueError, r"compose needs a scale for each condition.*\{\}"),
+    "compose with a scale for none": (lambda: gj.compose({"uncond": 1.0}), ValueError, r"compose.*none for 'uncond'"),
+    "compose of one scale": (lambda: gj.compose(3.0), TypeError, r"compose.*the float 3\.0.*\{"),
+    "compose of a wrong scale": (lambda: guided(gj.compose({"cond": THREE})), ValueError, r"compose's scale of 'cond'.*\(3,\)"),
+    "dual_cfg without a middle": (lambda: guided(gj.dual_cfg(7.5, 1.5)), ValueError, r"'image'.*only 'cond', 'uncond'"),
+    "perp_neg of a list": (lambda: gj.perp_neg(7.5, ["negative"]), TypeError, r"perp_neg.*the list \['negative'\].*\{"),
+    "perp_neg of a branch that is not there": (lambda: guided(gj.perp_neg(7.5, {"ugly": 1.0})), ValueError, r"'ugly'.*only"),
+    "recfg with a ratio of another shape": (lambda: guided(gj.recfg(2.0, THREE)), ValueError, r"recfg's ratio.*\(3,\)"),
+    "recfg with a ratio of no number": (lambda: guided(gj.recfg(2.0, "1")), TypeError, r"recfg's ratio.*number.*'1'"),
+    "beta_cfg with a power in words": (lambda: guided(gj.beta_cfg(2.0, "one")), TypeError, r"beta_cfg's power.*number.*'one'"),
+    "power_law of too low a power": (lambda: guided(gj.power_law(2.0, -1.5)), ValueError, r"power_law's power.*-1.*-1\.5"),
+    "feedback above one": (lambda: guided(gj.feedback(1.5)), ValueError, r"feedback's prior.*above 0 and at most 1, got 1\.5"),
+    "feedback with a bound below one": (
+        lambda: guided(gj.feedback(most=0.5)),
+        ValueError,
+        r"feedback's most.*above 1, got 0\.5",
+    ),
+    "feedback below zero temperature": (
+        lambda: guided(gj.feedback(temperature=-1.0)),
+        ValueError,
+        r"feedback's temperature.*-1",
+    ),
+    "apg of a negative length": (lambda: guided(gj.apg(4.0, most=-1.0)), ValueError, r"clip_norm's most.*\[0, inf\].*-1"),
+    "apg of three momenta": (lambda: guided(gj.apg(4.0, beta=THREE)), ValueError, r"momentum's beta.*\(3,\)"),
+    "apg of a scale of NaN": (lambda: guided(gj.apg(jnp.nan)), ValueError, r"apg's scale.*finite.*nan"),
+    "cfg_zero_star of half a step": (lambda: gj.cfg_zero_star(4.0, 0.5), TypeError, r"zero_steps.*integer.*0\.5"),
+    "cfg_zero_star of two numbers of steps": (lambda: gj.cfg_zero_star(4.0, LABELS), ValueError, r"zero_steps.*\(2,\).*scalar"),
+    "cfg_zero_star of an unknown space": (lambda: gj.cfg_zero_star(4.0, predicts="flow"), ValueError, r"'flow'.*'velocity'"),
+    "cfg_pp of three scales": (lambda: guided(gj.cfg_pp(THREE)), ValueError, r"cfg_pp's scale.*\(3,\)"),
+    # Shapers.
+    "rescale of points": (
+        lambda: sampled(
+            guidance=gj.chain(GUIDED, gj.rescale(0.7)),
+            shape_or_x=(1,),
+            branches=gj.branches(gj.denoiser(lambda x, t, y: x, "x0"), cond=LABELS, uncond=NULL),
+        ),
+        ValueError,
+        r"rescale.*two elements.*\(2, 1\)",
+    ),
+    "rescale by NaN": (lambda: guided(gj.rescale(jnp.nan)), ValueError, r"rescale's phi.*finite.*nan"),
+    "momentum by its name": (lambda: guided(gj.momentum("heavy")), TypeError, r"momentum's beta.*number.*'heavy'"),
+    "project of a matrix": (lambda: guided(gj.project(jnp.ones((2, 2)))), ValueError, r"project's eta.*\(2, 2\)"),
+    "amplify by none": (lambda: guided(gj.amplify(None)), TypeError, r"amplify's scale.*number.*None"),
+    "a percentile above 100": (lambda: guided(gj.dynamic_threshold(101.0)), ValueError, r"percentile.*\[0, 100\].*101"),
+    "a threshold of no range": (
+        lambda: guided(gj.dynamic_threshold(99.0, 0.0)),
+        ValueError,
+        r"limit.*above 0|limit.*\(0.*0\.0",
+    ),
+    "clip_norm of NaN": (lambda: guided(gj.clip_norm(jnp.nan)), ValueError, r"clip_norm's most.*nan"),
+    # Skipping and frequencies.
+    "linear_reuse of an even row": (lambda: gj.linear_reuse(3.0, jnp.ones(4)), ValueError, r"\[1 \+ 2 K\].*\(4,\)"),
+    "linear_reuse in no step": (lambda: gj.linear_reuse(3.0, THREE, every=0), ValueError, r"every.*at least 1.*0"),
+    "linear_reuse in half a step": (lambda: gj.linear_reuse(3.0, THREE, every=0.5), TypeError, r"every.*integer.*0\.5"),
+    "linear_reuse of words": (lambda: gj.linear_reuse(3.0, "fit"), TypeError, r"coefficients.*number.*'fit'"),
+    "fit_linear of two shapes": (
+        lambda: gj.fit_linear(jnp.ones((3, 8, 2)), jnp.ones((3, 8, 1))),
+        ValueError,
+        r"\(3, 8, 2\).*\(3, 8, 1\)",
+    ),
+    "fit_linear of no past": (
+        lambda: gj.fit_linear(jnp.ones((3, 8)), jnp.ones((3, 8)), past=0),
+        ValueError,
+        r"past.*at least 1.*0",
+    ),
+    "fit_linear of too few steps": (
+        lambda: gj.fit_linear(jnp.ones((2, 8)), jnp.ones((2, 8)), past=2),
+        ValueError,
+        r"past=2.*2 steps",
+    ),
+    "fdg of points": (lambda: guided(gj.fdg()), ValueError, r"fdg.*\[B, H, W, C\].*\(2, 2\)"),
+    "fdg of odd images": (lambda: on_images(gj.fdg(), (5, 4, 1)), ValueError, r"fdg.*halves.*\(2, 5, 4, 1\)"),
+    "fdg of no scales": (lambda: gj.fdg(()), ValueError, r"fdg.*at least one.*\(\)"),
+    "fdg of one number": (lambda: gj.fdg(5.0), TypeError, r"fdg.*\(10\.0, 5\.0\).*the float 5\.0"),
+    "fresca of points": (lambda: guided(gj.fresca(7.5)), ValueError, r"fresca.*\[B, H, W, C\].*\(2, 2\)"),
+    "fresca of a cutoff in cells": (lambda: gj.fresca(7.5, cutoff=20), ValueError, r"cutoff.*\(0, 1\].*20"),
+    # Classifiers.
+    "a classifier behind its scale": (
+        lambda: gj.classifier(4.0, log_prob),
+        TypeError,
+        r"log_prob.*function, got the float 4\.0",
+    ),
+    "logits for a classifier": (lambda: gj.classifier(X, 4.0), TypeError, r"log_prob.*function, got float32\[2,2\]"),
+    "a classifier of one number": (lambda: guided(gj.classifier(lambda x, l: x.sum(), 1.0)), ValueError, r"shape \(\).*\[B\]"),
+    "a classifier of all logits": (lambda: guided(gj.classifier(lambda x, l: x, 1.0)), ValueError, r"shape \(2, 2\).*\[B\]"),
+    "a classifier of predicted classes": (
+        lambda: guided(gj.classifier(lambda x, l: x.argmax(1), 1.0)),
+        TypeError,
+        r"log_prob.*floating.*int32\[2\]",
+    ),
+    "a classifier that takes no level": (
+        lambda: guided(gj.classifier(clean, 1.0)),
+        TypeError,
+        r"log_prob.*\(x, level\).*clean takes \(x0\)",
+    ),
+    "a classifier in a space": (
+        lambda: guided(gj.in_space("eps", gj.classifier(log_prob, 1.0))),
+        ValueError,
+        r"classifier.*space of its own.*beside",
+    ),
+    "a classifier of three scales": (lambda: guided(gj.classifier(log_prob, THREE)), ValueError, r"classifier's scale.*\(3,\)"),
+    "mean_shift of an unknown variance": (
+        lambda: gj.mean_shift(log_prob, 1.0, variance="tiny"),
+        ValueError,
+        r"'tiny'.*\"small\"",
+    ),
+    "mean_shift of a variance that nothing predicts": (
+        lambda: guided(gj.mean_shift(log_prob, 1.0, variance="learned")),
+        ValueError,
+        r"learned.*learned_variance",
+    ),
+    "logits without classes": (lambda: classified(lambda x, t: x.sum(1)), ValueError, r"logits \(2,\).*\[B, classes\]"),
+    "logits of other classes": (lambda: classified(classes=10), ValueError, r"2 logits.*10 classes"),
+    "a label without a logit": (lambda: classified(labels=jnp.array([0, 2])), ValueError, r"label 2.*0\.\.1"),
+    "labels of a classifier as floats": (lambda: classified(labels=jnp.zeros(2)), TypeError, r"integer labels.*float32"),
+    "one-hot labels": (lambda: classified(labels=jnp.eye(2, dtype=int)), ValueError, r"labels.*\(2, 2\).*one a sample"),
+    "a temperature of zero": (lambda: classified(temperature=0.0), ValueError, r"temperature.*above 0.*0\.0"),
+    "logits for a classify": (
+        lambda: gj.scores.class_log_prob(X, LABELS),
+        TypeError,
+        r"classify.*function, got float32\[2,2\]",
+    ),
+    "a list for labels": (lambda: classified(labels=[0, 1]), TypeError, r"labels.*array.*the list \[0, 1\]"),
+    "scores of two shapes": (lambda: gj.scores.bayes(X, X[:, :1]), ValueError, r"\(2, 2\).*\(2, 1\)"),
+    "an array for a prediction": (
+        lambda: gj.scores.score(X, LEVEL),
+        TypeError,
+        r"prediction.*a Prediction, got float32\[2,2\]",
+    ),
+    "a score of three scales": (lambda: gj.scores.guided(X, X, THREE), ValueError, r"scale.*\(3,\).*\[B\]"),
+    # Clean data.
+    "universal of one number": (lambda: guided(gj.universal(lambda x0: x0.sum(), 1.0)), ValueError, r"log_prob.*\(\).*\[B\]"),
+    "universal of fewer steps than none": (lambda: gj.universal(clean, 1.0, inner_steps=-1), ValueError, r"inner_steps.*0.*-1"),
+    "universal of half a step": (lambda: gj.universal(clean, 1.0, inner_steps=0.5), TypeError, r"inner_steps.*integer.*0\.5"),
+    "universal of a noise-aware classifier": (
+        lambda: guided(gj.universal(log_prob, 1.0)),
+        TypeError,
+        r"log_prob.*\(x0\).*log_prob takes \(x.*level",
+    ),
+    "dps of another measurement": (
+        lambda: guided(gj.dps(lambda x0: x0[:, :1], X, 0.5)),
+        ValueError,
+        r"\(2, 1\).*\(2, 2\).*match",
+    ),
+    "dps turned round": (lambda: gj.dps(X, lambda x0: x0, 0.5), TypeError, r"measure.*function, got float32\[2,2\]"),
+    "freedom of an array": (lambda: gj.freedom(X, 0.1), TypeError, r"log_prob.*function, got float32"),
+    "freedom of words": (lambda: guided(gj.freedom(clean, "fast")), TypeError, r"rate.*number.*'fast'"),
+    "mpgd of a column": (lambda: guided(gj.mpgd(lambda x0: x0[:, :1], 0.1)), ValueError, r"log_prob.*\(2, 1\).*\[B\]"),
+    "pigdm back to another shape": (
+        lambda: guided(gj.pigdm(lambda x: x[:, :1], lambda y: y, X[:, :1])),
+        ValueError,
+        r"pseudoinverse.*\(2, 1\).*\(2, 2\)",
+    ),
+    "pigdm of no variance": (
+        lambda: guided(gj.pigdm(lambda x: x, lambda y: y, X, variance=-1.0)),
+        ValueError,
+        r"pigdm's variance.*\[0, inf\).*-1",
+    ),
+    "pigdm without an inverse": (lambda: gj.pigdm(lambda x: x, X, X), TypeError, r"pseudoinverse.*function, got float32"),
+    "lgd of no draws": (lambda: gj.lgd(clean, 1.0, draws=0), ValueError, r"draws.*at least 1.*0"),
+    "lgd of a spread of NaN": (
+        lambda: guided(gj.lgd(clean, 1.0, spread=jnp.nan)),
+        ValueError,
+        r"lgd's spread.*finite, got nan",
+    ),
+    "tfg of no draws": (lambda: gj.tfg(clean, 0.5, 0.5, draws=0), ValueError, r"draws.*at least 1.*0"),
+    "tfg of a smoothing in words": (
+        lambda: guided(gj.tfg(clean, 0.5, 0.5, smoothing="no")),
+        TypeError,
+        r"tfg's smoothing.*number.*'no'",
+    ),
+    # Drawn conditions.
+    "random labels of no classes": (lambda: gj.conditions.random_labels(0), ValueError, r"classes.*at least 1.*0"),
+    "random labels of labels": (lambda: gj.conditions.random_labels(LABELS), TypeError, r"classes.*integer.*int32\[2\]"),
+    "a retimed network without an offset": (
+        lambda: sampled(branches=gj.branches(gj.conditions.retimed(MIXTURE.denoise), cond=LABELS, uncond=NULL)),
+        TypeError,
+        r"condition of a retimed.*tuple, got int32\[2\].*\(cond, offset",
+    ),
+    "noise of the time by three": (
+        lambda: gj.conditions.time_noise(THREE)(STEP),
+        ValueError,
+        r"time_noise's spread.*\(3,\).*\[B\]",
+    ),
+    "noise of the time, not called": (
+        lambda: sampled(branches=gj.branches(MIXTURE.denoise, cond=LABELS, uncond=gj.conditions.time_noise)),
+        TypeError,
+        r"'uncond'.*function time_noise.*gives the function",
+    ),
+}

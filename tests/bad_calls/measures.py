@@ -1,0 +1,282 @@
+# type: ignore  # every row is wrong, its types too
+"""Wrong training, metrics, oracles, particles and likelihoods."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import guidance_jax as gj
+from bad_calls.world import DISCRETE, EDM, KEYS, LABELS, LEVEL, MIXTURE, NULL, PATH, TWO, B, Row, X, log_prob
+
+KEY, MANY = jax.random.key(0), jnp.arange(8.0).reshape(4, 2)
+LEVELS = EDM(jnp.zeros(B))
+EYES, EVEN = jnp.stack([jnp.eye(2)] * 2), jnp.ones(2)
+TILTED, CFG = gj.targets.tilted(2.0), gj.cfg(2.0)
+CLEAN = gj.schedules.flow()
+
+
+def network(x, t, cond):
+    return x
+
+
+def lost(predicts="x0", key=KEY, x0=X, level=LEVELS, network=network):
+    return gj.training.denoising_loss(network, predicts, key, x0, level, LABELS)
+
+
+def mixture(means=MIXTURE.means, covariances=EYES, weights=EVEN, labels=LABELS):
+    return gj.oracles.GaussianMixture(means, covariances, weights, labels)
+
+
+def particles(target=TILTED, size=2, **wrong):
+    two = gj.branches(MIXTURE.denoise, cond=0 * LABELS, uncond=NULL)
+    right = {"keys": KEYS, "branches": two, "sampler": gj.ddpm(), "levels": PATH, "shape_or_x": (2,), "size": size}
+    return gj.feynman_kac(**{"target": target} | right | wrong)
+
+
+def nats(guidance=CFG, x=X, branches=TWO, schedule=CLEAN, **more):
+    return gj.log_likelihood(branches, guidance, x, schedule, **more)
+
+
+ROWS: dict[str, Row] = {
+    # Training.
+    "keys of a batch": (lambda: gj.training.noise_levels(KEYS, EDM, 4), ValueError, r"one PRNG key.*\(2,\)"),
+    "levels of an empty batch": (lambda: gj.training.noise_levels(KEY, EDM, 0), ValueError, r"n must be at least 1.*0"),
+    "levels for a batch of images": (
+        lambda: gj.training.noise_levels(KEY, EDM, X),
+        TypeError,
+        r"n must be an integer.*float32\[2,2\]",
+    ),
+    "levels of a schedule, not called": (
+        lambda: gj.training.noise_levels(KEY, gj.schedules.edm, 4),
+        TypeError,
+        r"function edm.*call it, edm\(",
+    ),
+    "log-normal levels of whole steps": (
+        lambda: gj.training.log_normal_levels(KEY, DISCRETE, 4),
+        ValueError,
+        r"continuous.*1000 steps.*noise_levels",
+    ),
+    "log-normal levels of a negative deviation": (
+        lambda: gj.training.log_normal_levels(KEY, EDM, 4, deviation=-1.0),
+        ValueError,
+        r"deviation.*-1",
+    ),
+    "bytes to be noised": (
+        lambda: gj.training.diffuse(KEY, np.zeros((B, 2), np.uint8), LEVELS),
+        TypeError,
+        r"x0 must be an array of floating.*\[-1, 1\].*uint8",
+    ),
+    "levels of another batch": (
+        lambda: gj.training.diffuse(KEY, X, EDM(jnp.zeros(3))),
+        ValueError,
+        r"level.*\(3,\).*\[B\] = \(2,\)",
+    ),
+    "times for levels": (
+        lambda: gj.training.diffuse(KEY, X, jnp.zeros(B)),
+        TypeError,
+        r"level.*a NoiseLevel, got float32\[2\]",
+    ),
+    "data and keys of two sizes": (lambda: gj.diffuse(KEYS[:1], X, LEVEL), ValueError, r"\(2, 2\).*B = 1"),
+    "one key for the data": (lambda: gj.diffuse(KEY, X, LEVEL), ValueError, r"shape \(\).*jax\.random\.split"),
+    "bytes to start from": (lambda: gj.diffuse(KEYS, X.astype(int), LEVEL), TypeError, r"int32.*floating"),
+    "a path to start from": (lambda: gj.diffuse(KEYS, X, PATH), ValueError, r"level.*\(4,\).*\[B\] = \(2,\)"),
+    "a loss of an unknown prediction": (lambda: lost("u"), ValueError, r"'u'.*'velocity'"),
+    "a loss of another shape": (lambda: lost(network=lambda x, t, c: x[:, :1]), ValueError, r"\(2, 1\).*shaped as x"),
+    "a loss of bytes": (lambda: lost(x0=jnp.ones((B, 2), jnp.uint8)), TypeError, r"x0.*floating.*uint8"),
+    "a loss of no network": (lambda: lost(network=X), TypeError, r"network.*function, got float32\[2,2\]"),
+    "a weight of an unknown prediction": (lambda: gj.training.min_snr(LEVELS, "noise"), ValueError, r"'noise'.*'eps'"),
+    "a weight below zero": (lambda: gj.training.min_snr(LEVELS, "eps", -5.0), ValueError, r"min_snr's gamma.*above 0.*-5"),
+    "a weight of a time": (lambda: gj.training.min_snr(0.5, "eps"), TypeError, r"level.*a NoiseLevel, got the float 0\.5"),
+    "an edm loss of no deviation": (
+        lambda: gj.training.edm_loss(network, 0.0, KEY, X, LEVELS, LABELS),
+        ValueError,
+        r"sigma_data.*above 0.*0\.0",
+    ),
+    "a classifier without classes": (
+        lambda: gj.training.classifier_loss(lambda x, t: x.sum(1), KEY, X, LEVELS, LABELS),
+        ValueError,
+        r"logits \(2,\).*\[B, classes\]",
+    ),
+    "a label that no logit is of": (
+        lambda: gj.training.classifier_loss(lambda x, t: x, KEY, X, LEVELS, LABELS + 1),
+        ValueError,
+        r"label 2.*0\.\.1",
+    ),
+    "a classifier of float labels": (
+        lambda: gj.training.classifier_loss(lambda x, t: x, KEY, X, LEVELS, X[0]),
+        TypeError,
+        r"integer labels.*float32",
+    ),
+    "a drop rate in percent": (lambda: gj.training.drop(KEY, LABELS, 10, 15.0), ValueError, r"rate.*\[0, 1\].*15"),
+    "nothing to drop": (lambda: gj.training.drop(KEY, None, None, 0.1), ValueError, r"no leaves|condition.*None"),
+    "a null of another structure": (lambda: gj.training.drop(KEY, {"y": LABELS}, 10, 0.1), ValueError, r"null.*structure.*'y'"),
+    "a null of another shape": (lambda: gj.training.drop(KEY, X, jnp.zeros(3), 0.1), ValueError, r"null.*\(3,\).*\(2, 2\)"),
+    "an average of other parameters": (lambda: gj.training.ema({"a": X}, {"b": X}, 0), ValueError, r"'a'.*'b'"),
+    "an average that grows": (lambda: gj.training.ema(X, X, 0, decay=1.5), ValueError, r"ema's decay.*\[0, 1\].*1\.5"),
+    # Metrics.
+    "fid of one point": (lambda: gj.metrics.fid(MANY, MANY[:1]), ValueError, r"at least 2 points.*1"),
+    "fid of two widths": (lambda: gj.metrics.fid(MANY, MANY[:, :1]), ValueError, r"different sizes D.*2.*1.*same network"),
+    "fid of images": (lambda: gj.metrics.fid(MANY[:, :, None], MANY), ValueError, r"\(4, 2, 1\).*\[N, D\].*reshape"),
+    "fid of bytes": (lambda: gj.metrics.fid(MANY.astype(jnp.uint8), MANY), TypeError, r"uint8.*floating"),
+    "fid of lists": (lambda: gj.metrics.fid([[1.0], [2.0]], MANY), TypeError, r"array.*the list"),
+    "features with NaN": (lambda: gj.metrics.moments(MANY.at[2].set(jnp.nan)), ValueError, r"1 of 4 rows.*first is 2"),
+    "moments of nothing": (lambda: gj.metrics.moments(MANY[:0]), ValueError, r"empty.*\(0, 2\)"),
+    "moments for features": (lambda: gj.metrics.kid(gj.metrics.moments(MANY), MANY), TypeError, r"real.*array.*a Moments"),
+    "covariances of another width": (
+        lambda: gj.metrics.frechet_distance(jnp.zeros(2), jnp.eye(2), jnp.zeros(2), jnp.eye(3)),
+        ValueError,
+        r"cov_b.*\(3, 3\).*\(2, 2\)",
+    ),
+    "merged arrays": (lambda: gj.metrics.merge(MANY, MANY), TypeError, r"a Moments, got float32\[4,2\].*metrics\.moments"),
+    "a KID of one subset": (
+        lambda: gj.metrics.kid_subsets(MANY, MANY, KEY, subsets=1, size=2),
+        ValueError,
+        r"subsets=1.*at least 2",
+    ),
+    "a KID of large subsets": (
+        lambda: gj.metrics.kid_subsets(MANY, MANY, KEY, size=5),
+        ValueError,
+        r"size=5.*at most the smaller set, got 4",
+    ),
+    "an energy of one point": (
+        lambda: gj.metrics.energy_distance(MANY, MANY[:1]),
+        ValueError,
+        r"at least 2 points, got 4 and 1",
+    ),
+    "a kernel of no width": (lambda: gj.metrics.mmd(MANY, MANY, 0.0), ValueError, r"mmd's bandwidth.*above 0.*0\.0"),
+    "no neighbours": (lambda: gj.metrics.precision_recall(MANY, MANY, k=0), ValueError, r"k=0 neighbours need k >= 1"),
+    "half a neighbour": (lambda: gj.metrics.precision_recall(MANY, MANY, k=1.5), TypeError, r"k must be an integer.*1\.5"),
+    "more neighbours than points": (
+        lambda: gj.metrics.density_coverage(MANY, MANY, k=4),
+        ValueError,
+        r"k=4.*more than 4 points, got 4",
+    ),
+    "a Vendi score of no order": (lambda: gj.metrics.vendi(MANY, order=0), ValueError, r"order must be positive, got 0"),
+    "a Vendi score of nothing": (lambda: gj.metrics.vendi(jnp.zeros((2, 2))), ValueError, r"all zero in 2 of 2 rows"),
+    "lines of no number": (
+        lambda: gj.metrics.sliced_wasserstein(MANY, MANY, KEY, projections=0),
+        ValueError,
+        r"projections.*at least 1.*0",
+    ),
+    "lines of a seed": (lambda: gj.metrics.sliced_wasserstein(MANY, MANY, 0), TypeError, r"one PRNG key.*the int 0"),
+    "predicted classes for logits": (
+        lambda: gj.metrics.accuracy(LABELS, LABELS),
+        ValueError,
+        r"logits have shape \(2,\), but are \[N, C\]",
+    ),
+    "labels of another number": (lambda: gj.metrics.accuracy(X, jnp.zeros(3, int)), ValueError, r"labels.*\(3,\).*\(2, 2\)"),
+    "logits of NaN": (lambda: gj.metrics.accuracy(X * jnp.nan, LABELS), ValueError, r"NaN in 2 of 2 rows"),
+    "labels of probabilities": (lambda: gj.metrics.accuracy(X, X[0]), TypeError, r"integer labels.*float32"),
+    "more splits than samples": (lambda: gj.metrics.inception_score(X, splits=3), ValueError, r"splits=3.*at most.*2"),
+    "an inception score of one axis": (
+        lambda: gj.metrics.inception_score(X[0]),
+        ValueError,
+        r"logits have shape \(2,\), but are \[N, C\]",
+    ),
+    # Oracles.
+    "means of one axis": (lambda: mixture(means=jnp.zeros(2)), ValueError, r"means have shape \(2,\).*\[K, D\]"),
+    "covariances of no axes": (lambda: mixture(covariances=jnp.ones((2, 2))), ValueError, r"covariances.*\(2, 2\).*\(2, 2\)"),
+    "a covariance that is none": (
+        lambda: mixture(covariances=jnp.stack([jnp.eye(2), -jnp.eye(2)])),
+        ValueError,
+        r"positive definite.*-1",
+    ),
+    "a covariance of two sides": (
+        lambda: mixture(covariances=jnp.array([[[1.0, 0.5], [0.0, 1.0]]] * 2)),
+        ValueError,
+        r"symmetric",
+    ),
+    "a component of no weight": (lambda: mixture(weights=jnp.array([1.0, 0.0])), ValueError, r"weights must be positive.*0"),
+    "a class left out": (lambda: mixture(labels=jnp.array([0, 2])), ValueError, r"every class.*\[0 2\]"),
+    "classes as floats": (lambda: mixture(labels=jnp.array([0.0, 1.0])), TypeError, r"integer labels.*float32"),
+    "means of integers": (lambda: mixture(means=jnp.zeros((2, 2), int)), TypeError, r"means.*floating.*int32\[2,2\]"),
+    "means in lists": (lambda: mixture(means=[[0.0, 1.0], [1.0, 0.0]]), TypeError, r"means.*array.*the list"),
+    "x of another dimension": (lambda: MIXTURE.denoise(jnp.ones((B, 3)), LEVEL, LABELS), ValueError, r"\(2, 3\).*\[B, 2\]"),
+    "one label for many x": (lambda: MIXTURE.score(X, LEVEL, jnp.int32(0)), ValueError, r"label has shape \(\).*\(2,\)"),
+    "a class that is not there": (lambda: MIXTURE.sample(KEY, 3, 2), ValueError, r"label 2.*-1\.\.1"),
+    "a sample of none": (lambda: MIXTURE.sample(KEY, 0), ValueError, r"n must be at least 1.*0"),
+    "a sample by many keys": (lambda: MIXTURE.sample(KEYS, 3), ValueError, r"one PRNG key.*\(2,\)"),
+    "a time for the oracle": (lambda: MIXTURE.log_prob(X, 0.5, LABELS), TypeError, r"level.*a NoiseLevel, got the float 0\.5"),
+    "a tilt below one": (lambda: MIXTURE.sample_tilted(KEY, 3, 0, 0.5), ValueError, r"scale must be in \[1, inf\].*0\.5"),
+    # Particles.
+    "one particle": (lambda: particles(size=1), ValueError, r"size=1 particles.*2 or more"),
+    "particles that do not divide": (lambda: particles(size=3), ValueError, r"size=3.*2 keys.*divisor"),
+    "half a particle": (lambda: particles(size=1.5), TypeError, r"size must be an integer.*1\.5"),
+    "a group of two classes": (lambda: particles(branches=TWO), ValueError, r"'cond'.*differs within a group of 2.*repeat"),
+    "a threshold of particles": (lambda: particles(threshold=2), ValueError, r"threshold.*\[0, 1\].*2"),
+    "weights in no interval": (lambda: particles(low=5.0, high=1.0), ValueError, r"low=5\.0, high=1\.0.*empty"),
+    "a guidance for a target": (lambda: particles(gj.cfg(2.0)), TypeError, r"target.*a Target, got a Guidance.*tilted"),
+    "a target, not called": (lambda: particles(gj.targets.tilted), TypeError, r"target.*function tilted.*call it, tilted\("),
+    "a target of a branch that is not there": (
+        lambda: particles(gj.targets.tilted(2.0, cond="red")),
+        ValueError,
+        r"'red'.*only 'cond', 'uncond'",
+    ),
+    "kernels of a sampler without": (lambda: particles(kernels=True, sampler=gj.heun()), ValueError, r"kernels.*ddpm\(\)"),
+    "kernels that draw nothing": (lambda: particles(kernels=True, sampler=gj.ddim()), ValueError, r"draws nothing.*ddpm\(\)"),
+    "weights of churn": (lambda: particles(sampler=gj.euler(EDM, churn=0.2)), ValueError, r"churn, recurrence.*heun_sde"),
+    "weights of an unguided predictor": (
+        lambda: particles(sampler=gj.predictor_corrector(gj.ddpm())),
+        ValueError,
+        r"follows the base alone.*guided=True",
+    ),
+    "a power from pure noise": (
+        lambda: particles(gj.targets.annealed(2.0), levels=gj.levels(CLEAN, 3, gj.spacings.uniform())),
+        ValueError,
+        r"sum to 2.*alpha = 0.*t_max",
+    ),
+    "no exponents": (lambda: gj.targets.product({}), ValueError, r"product needs a branch"),
+    "an exponent for all": (lambda: gj.targets.product(2.0), TypeError, r"product's exponents.*the float 2\.0.*\{"),
+    "an exponent that follows the level": (
+        lambda: gj.targets.tilted(lambda level: 2.0),
+        ValueError,
+        r"'cond'.*function of the level.*number",
+    ),
+    "two exponents of a branch": (lambda: gj.targets.tilted(jnp.ones(2)), ValueError, r"'cond'.*\(2,\).*vmap"),
+    "an exponent in words": (lambda: gj.targets.tilted("2"), TypeError, r"exponent of 'cond'.*number.*'2'"),
+    "exponents of no density": (lambda: gj.targets.product({"cond": -1.0}), ValueError, r"sum to -1.*rest"),
+    "the rest of a branch that has one": (
+        lambda: gj.targets.product({"cond": 1.0}, rest="cond"),
+        ValueError,
+        r"rest='cond'.*already",
+    ),
+    "a reward of one number": (
+        lambda: particles(gj.targets.rewarded(gj.targets.tilted(2.0), lambda x0, l: x0.sum())),
+        ValueError,
+        r"log_reward.*\(\).*\[B\]",
+    ),
+    "a reward that is a number": (
+        lambda: gj.targets.rewarded(gj.targets.tilted(2.0), 1.0),
+        TypeError,
+        r"log_reward.*function, got the float 1\.0",
+    ),
+    "a reward of a guidance": (
+        lambda: gj.targets.rewarded(gj.cfg(2.0), log_prob),
+        TypeError,
+        r"target.*a Target, got a Guidance",
+    ),
+    "a reward guided by a sampler": (
+        lambda: gj.targets.rewarded(gj.targets.tilted(2.0), log_prob, guidance=gj.ddim()),
+        TypeError,
+        r"guidance.*a Guidance, got a Sampler",
+    ),
+    "a drift of a guidance": (lambda: gj.targets.drift(gj.cfg(2.0)), TypeError, r"target.*a Target, got a Guidance"),
+    # Likelihood.
+    "a likelihood with momentum": (lambda: nats(gj.apg(2.0)), ValueError, r"remembers 1 arrays.*beta=0"),
+    "a likelihood of a drawn condition": (
+        lambda: nats(branches=gj.branches(MIXTURE.denoise, cond=LABELS, uncond=gj.conditions.random_labels(2))),
+        ValueError,
+        r"'uncond'.*drawn anew.*array",
+    ),
+    "probes without keys": (lambda: nats(probes=2), ValueError, r"probes=2 with keys=None.*split"),
+    "no probes": (lambda: nats(probes=0, keys=KEYS), ValueError, r"probes=0.*at least one"),
+    "a likelihood of a shape": (lambda: nats(x=(2,)), TypeError, r"x must be the data.*\(2,\)"),
+    "a likelihood of bytes": (lambda: nats(x=X.astype(jnp.uint8)), TypeError, r"uint8.*floating"),
+    "a likelihood of two scales": (lambda: nats(gj.cfg(jnp.ones(2))), ValueError, r"cfg's scale.*\(2,\).*one sample at a time"),
+    "a likelihood of a sampler": (lambda: nats(gj.ddim()), TypeError, r"guidance.*a Guidance, got a Sampler"),
+    "a likelihood along a path": (lambda: nats(schedule=PATH), TypeError, r"a Schedule, got a NoiseLevel"),
+    "a likelihood of no tolerance": (lambda: nats(tolerance=0.0), ValueError, r"tolerance.*above 0.*0\.0"),
+    "a likelihood of no steps": (lambda: nats(max_steps=0), ValueError, r"max_steps.*at least 1.*0"),
+    "bits of a size": (lambda: gj.bits_per_dimension(X[0], 784), TypeError, r"shape.*the int 784.*\(28, 28, 1\)"),
+    "bits of no width": (lambda: gj.bits_per_dimension(X[0], (2,), width=0.0), ValueError, r"width.*above 0.*0\.0"),
+}

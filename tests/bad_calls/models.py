@@ -1,0 +1,215 @@
+# type: ignore  # every row is wrong, its types too
+"""Wrong paths, schedules and denoisers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen
+
+import guidance_jax as gj
+from bad_calls.world import (
+    DISCRETE,
+    EDM,
+    LABELS,
+    LEVEL,
+    MIXTURE,
+    NULL,
+    PATH,
+    Row,
+    X,
+    sampled,
+    through,
+)
+
+KARRAS, THREE = gj.spacings.karras(), jnp.ones(3)
+
+
+ROWS: dict[str, Row] = {
+    # Paths.
+    "no steps": (lambda: gj.levels(EDM, 0, KARRAS), ValueError, r"steps.*at least 1.*0"),
+    "half a step": (lambda: gj.levels(EDM, 2.5, KARRAS), TypeError, r"steps.*integer.*2\.5"),
+    "a spacing for the steps": (lambda: gj.levels(EDM, KARRAS, 10), TypeError, r"steps.*integer.*function spacing"),
+    "a schedule, not called": (
+        lambda: gj.levels(gj.schedules.cosine, 10, KARRAS),
+        TypeError,
+        r"a Schedule.*function cosine.*call it, cosine\(",
+    ),
+    "a schedule's name": (lambda: gj.levels("cosine", 10, KARRAS), TypeError, r"a Schedule.*'cosine'.*schedules\.cosine\(\)"),
+    "a spacing, not called": (
+        lambda: gj.levels(EDM, 10, gj.spacings.karras),
+        TypeError,
+        r"the spacing.*function karras: call it, karras\(",
+    ),
+    "a spacing's name": (lambda: gj.levels(EDM, 10, "karras"), TypeError, r"spacing.*function.*'karras'.*karras\(\)"),
+    "a spacing of another length": (
+        lambda: gj.levels(EDM, 10, lambda s, n: jnp.ones(3)),
+        ValueError,
+        r"\(3,\).*\[steps\] = \(10,\)",
+    ),
+    "a spacing that takes no steps": (
+        lambda: gj.levels(EDM, 10, lambda s: jnp.ones(3)),
+        TypeError,
+        r"spacing.*\(schedule, steps\).*takes \(s\)",
+    ),
+    "a spacing upward": (
+        lambda: gj.levels(EDM, 3, lambda s, n: jnp.linspace(s.t_min, s.t_max, n)),
+        ValueError,
+        r"must decrease.*followed by",
+    ),
+    "more steps than were trained": (
+        lambda: gj.levels(DISCRETE, 1001, gj.spacings.uniform()),
+        ValueError,
+        r"1001 steps.*1000 training steps",
+    ),
+    "karras to infinity": (
+        lambda: gj.levels(gj.schedules.flow(), 5, KARRAS),
+        ValueError,
+        r"karras.*finite.*alpha = 0.*sigma_max",
+    ),
+    "exponential to infinity": (
+        lambda: gj.levels(gj.schedules.flow(), 5, gj.spacings.exponential()),
+        ValueError,
+        r"exponential.*finite.*alpha = 0.*sigma_max",
+    ),
+    "karras of no rho": (lambda: gj.spacings.karras(rho=0.0), ValueError, r"karras's rho.*above 0.*0\.0"),
+    "karras of a schedule": (lambda: gj.spacings.karras(EDM, 10), TypeError, r"karras's rho.*number.*a Schedule"),
+    "karras to a negative sigma": (
+        lambda: gj.spacings.karras(sigma_min=-0.1),
+        ValueError,
+        r"karras's sigma_min.*above 0.*-0\.1",
+    ),
+    "karras turned round": (
+        lambda: gj.levels(EDM, 5, gj.spacings.karras(7.0, 80.0, 0.002)),
+        ValueError,
+        r"karras spacing got 80.*0\.002.*sigma_min must be below",
+    ),
+    "quadratic beyond the end": (lambda: gj.spacings.quadratic(1.5), ValueError, r"reach.*\(0, 1\].*1\.5"),
+    "leading by a negative offset": (lambda: gj.spacings.leading(-1), ValueError, r"offset.*at least 0.*-1"),
+    "leading by half a step": (lambda: gj.spacings.leading(0.5), TypeError, r"offset.*integer.*0\.5"),
+    "a path of a sampler": (lambda: gj.schedules.reverse(gj.ddim()), TypeError, r"a NoiseLevel, got a Sampler.*gj\.levels"),
+    "no level to reverse": (lambda: gj.schedules.reverse(LEVEL), ValueError, r"\[steps \+ 1\].*\(\)"),
+    "a strength of nothing": (lambda: gj.schedules.strength(PATH, 0.0), ValueError, r"\(0, 1\].*0\.0 of 3 steps"),
+    "a strength above one": (lambda: gj.schedules.strength(PATH, 1.5), ValueError, r"\(0, 1\].*1\.5 of 3"),
+    "a strength that leaves no step": (lambda: gj.schedules.strength(PATH, 0.1), ValueError, r"at least one step.*0\.1 of 3"),
+    "a strength of a schedule": (
+        lambda: gj.schedules.strength(EDM, 0.5),
+        TypeError,
+        r"a NoiseLevel, got a Schedule.*gj\.levels",
+    ),
+    "below what is there": (lambda: gj.schedules.below(PATH, 1e-4), ValueError, r"no step is left.*0\.0001"),
+    "below, traced": (lambda: jax.jit(lambda p: gj.schedules.below(p, 1.0))(PATH), ValueError, r"traced.*outside of jit"),
+    # Schedules.
+    "a time in words": (lambda: EDM("0.5"), TypeError, r"time.*number.*'0\.5'"),
+    "a complex time": (lambda: EDM(1j), TypeError, r"time.*real.*1j"),
+    "a ratio in words": (lambda: EDM.at("high"), TypeError, r"ratio.*number.*'high'"),
+    "a rate of one": (lambda: gj.schedules.discrete(np.ones(10)), ValueError, r"\(0, 1\).*\(10,\)"),
+    "rates of two axes": (lambda: gj.schedules.discrete(np.full((2, 5), 0.1)), ValueError, r"one-dimensional.*\(2, 5\)"),
+    "rates of NaN": (lambda: gj.schedules.discrete(np.array([0.1, np.nan])), ValueError, r"\(0, 1\).*nan"),
+    "no rates": (lambda: gj.schedules.discrete(np.zeros(0)), ValueError, r"\(0,\)"),
+    "rates that are none": (lambda: gj.schedules.discrete("linear"), TypeError, r"betas.*number.*'linear'"),
+    "a schedule of no steps": (lambda: gj.schedules.ddpm_linear(0), ValueError, r"steps.*at least 1.*0"),
+    "scaled_linear of half a step": (lambda: gj.schedules.scaled_linear(10.5), TypeError, r"steps.*integer.*10\.5"),
+    "ddpm_cosine of fewer than no steps": (lambda: gj.schedules.ddpm_cosine(-1), ValueError, r"steps.*at least 1.*-1"),
+    "cosine beyond its end": (lambda: gj.schedules.cosine(t_max=1.5), ValueError, r"cosine's t_max.*\[0, 1\].*1\.5"),
+    "cosine turned round": (
+        lambda: gj.schedules.cosine(0.9, 0.1),
+        ValueError,
+        r"cosine got 0\.9 and 0\.1, but t_min must be below t_max",
+    ),
+    "flow in training steps": (lambda: gj.schedules.flow(0, 1000), ValueError, r"flow's t_max.*\[0, 1\].*1000"),
+    "linear of a negative rate": (lambda: gj.schedules.linear(beta_min=-0.1), ValueError, r"linear's beta_min.*-0\.1"),
+    "linear of falling rates": (
+        lambda: gj.schedules.linear(20.0, 0.1),
+        ValueError,
+        r"linear got 20\.0 and 0\.1, but beta_min must be below",
+    ),
+    "edm from no noise": (lambda: gj.schedules.edm(sigma_min=0.0), ValueError, r"edm's sigma_min.*above 0.*0\.0"),
+    "edm turned round": (
+        lambda: gj.schedules.edm(80.0, 0.002),
+        ValueError,
+        r"edm got 80\.0 and 0\.002, but sigma_min must be below",
+    ),
+    "edm of words": (lambda: gj.schedules.edm("min"), TypeError, r"edm's sigma_min.*number.*'min'"),
+    "shift of a discrete schedule": (lambda: gj.schedules.shift(DISCRETE, 3.0), ValueError, r"continuous.*1000 steps"),
+    "shift by nothing": (lambda: gj.schedules.shift(EDM, 0.0), ValueError, r"positive.*0\.0"),
+    "shift by three": (lambda: gj.schedules.shift(EDM, THREE), ValueError, r"scalar.*1\. 1\. 1\."),
+    "shift by a schedule": (lambda: gj.schedules.shift(3.0, EDM), TypeError, r"a Schedule, got the float 3\.0"),
+    "zero terminal SNR of a continuous schedule": (
+        lambda: gj.schedules.zero_terminal_snr(EDM),
+        ValueError,
+        r"discrete.*None.*t_max",
+    ),
+    "zero terminal SNR of a path": (lambda: gj.schedules.zero_terminal_snr(PATH), TypeError, r"a Schedule, got a NoiseLevel"),
+    # Denoisers.
+    "an unknown prediction": (lambda: gj.denoiser(lambda x, t, y: x, "noise"), ValueError, r"'noise'.*'eps', 'x0'"),
+    "no word of what is predicted": (lambda: gj.denoiser(lambda x, t, y: x, None), TypeError, r"predicts.*None.*'eps'"),
+    "predictions in a list": (lambda: gj.denoiser(lambda x, t, y: x, ["eps"]), TypeError, r"predicts.*\['eps'\].*'eps'"),
+    "a network behind what it predicts": (
+        lambda: gj.denoiser("eps", lambda x, t, y: x),
+        TypeError,
+        r"network.*function, got the str 'eps'",
+    ),
+    "params for a network": (lambda: gj.denoiser({"kernel": X}, "eps"), TypeError, r"network.*function, got the dict"),
+    "a network's class": (lambda: gj.denoiser(gj.networks.MLP, "eps"), TypeError, r"network.*the class MLP.*rngs"),
+    "a Linen module": (lambda: gj.denoiser(linen.Dense(2), "eps"), TypeError, r"network.*a Dense.*from_linen"),
+    "a network of another shape": (
+        lambda: through(lambda x, t, y: x[:, :1]),
+        ValueError,
+        r"\(\d, 1\).*shaped as x.*learned_variance",
+    ),
+    "a network of two outputs": (
+        lambda: through(lambda x, t, y: (x, None)),
+        TypeError,
+        r"network gives must be an array.*got the tuple",
+    ),
+    "a network of nothing": (lambda: through(lambda x, t, y: None), TypeError, r"network gives must be an array.*got None"),
+    "a network of classes": (
+        lambda: through(lambda x, t, y: x.astype(int)),
+        TypeError,
+        r"network gives must be.*floating.*got int32\[\d,2\]",
+    ),
+    "a network of complex numbers": (
+        lambda: through(lambda x, t, y: x * 1j),
+        TypeError,
+        r"network gives must be.*floating.*got complex64\[\d,2\]",
+    ),
+    "a network that takes no condition": (
+        lambda: through(lambda x, t: x),
+        TypeError,
+        r"network.*\(x, t, cond\).*takes \(x, t\)",
+    ),
+    "a time for a level": (
+        lambda: gj.denoiser(lambda x, t, y: x, "x0")(X, 0.5, None),
+        TypeError,
+        r"level.*a NoiseLevel, got the float 0\.5.*schedule\(t\)",
+    ),
+    "a schedule for a level": (
+        lambda: gj.denoiser(lambda x, t, y: x, "x0")(X, EDM, None),
+        TypeError,
+        r"level.*a NoiseLevel, got a Schedule",
+    ),
+    "three levels for two samples": (
+        lambda: gj.denoiser(lambda x, t, y: x, "x0")(X, EDM(THREE), None),
+        ValueError,
+        r"level.*\(3,\).*\[B\] = \(2,\)",
+    ),
+    "a variance without channels": (
+        lambda: sampled(
+            branches=gj.branches(gj.denoisers.learned_variance(lambda x, t, y: x, "eps"), cond=LABELS, uncond=NULL)
+        ),
+        ValueError,
+        r"\(2, 2\).*twice the channels, \(2, 4\)",
+    ),
+    "data of no deviation": (lambda: gj.denoisers.edm(lambda x, t, y: x, 0.0), ValueError, r"edm's sigma_data.*above 0.*0\.0"),
+    "data of two deviations": (
+        lambda: gj.denoisers.edm(lambda x, t, y: x, jnp.ones(2)),
+        ValueError,
+        r"edm's sigma_data.*\(2,\).*scalar",
+    ),
+    "a range turned round": (
+        lambda: gj.denoisers.clip(MIXTURE.denoise, 1.0, -1.0),
+        ValueError,
+        r"clip got 1\.0 and -1\.0, but low must be below high",
+    ),
+    "a clipped range": (lambda: gj.denoisers.clip(-1.0, 1.0), TypeError, r"denoise.*function, got the float -1\.0"),
+}

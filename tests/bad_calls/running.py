@@ -1,0 +1,249 @@
+# type: ignore  # every row is wrong, its types too
+"""Wrong runs: keys, branches, conditions, levels, starts, and parts that are not what they should be."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import guidance_jax as gj
+from bad_calls.world import EDM, KEYS, LABELS, LEVEL, MIXTURE, NULL, PATH, STEP, TWO, B, Row, X, sampled, stepped
+
+NAN = PATH._replace(sigma=PATH.sigma.at[1].set(jnp.nan))
+UP = gj.schedules.reverse(PATH)
+
+
+def between(cond, uncond=NULL):
+    return sampled(branches=gj.branches(MIXTURE.denoise, cond=cond, uncond=uncond))
+
+
+def denoised(denoise):
+    return sampled(branches=gj.branches(denoise, cond=LABELS, uncond=NULL))
+
+
+def updated(update, init=lambda x: ()):
+    return sampled(guidance=gj.Guidance(frozenset(), init, update))
+
+
+def moved(step):
+    return stepped(gj.Sampler(lambda x: (), step))
+
+
+ROWS: dict[str, Row] = {
+    # Keys.
+    "one raw key": (
+        lambda: sampled(keys=jax.random.PRNGKey(0)),
+        TypeError,
+        r"jax\.random\.key .*got uint32\[2\].*jax\.random\.split",
+    ),
+    "one key, not split": (lambda: sampled(keys=jax.random.key(0)), ValueError, r"shape \(\).*\[B\].*jax\.random\.split"),
+    "a matrix of keys": (lambda: sampled(keys=KEYS[:, None]), ValueError, r"shape \(2, 1\).*\[B\]"),
+    "a seed for keys": (lambda: sampled(keys=0), TypeError, r"got the int 0.*jax\.random\.split"),
+    "a list of keys": (lambda: sampled(keys=list(KEYS)), TypeError, r"array of PRNG keys.*got the list"),
+    "no keys, none": (lambda: sampled(keys=None), TypeError, r"array of PRNG keys.*got None"),
+    "an empty batch": (lambda: sampled(keys=KEYS[:0]), ValueError, r"shape \(0,\).*at least one"),
+    "more keys than x": (lambda: sampled(keys=jax.random.split(KEYS[0], 3), shape_or_x=X), ValueError, r"\(2, 2\).*B = 3"),
+    "more keys than labels": (lambda: sampled(keys=jax.random.split(KEYS[0], 3)), ValueError, r"'cond'.*\(2,\).*B = 3"),
+    # Branches.
+    "a denoiser for branches": (lambda: sampled(branches=MIXTURE.denoise), TypeError, r"branches.*gj\.branches\(denoise, cond"),
+    "a dict for branches": (lambda: sampled(branches={"cond": LABELS}), TypeError, r"branches.*dict.*gj\.branches\(denoise"),
+    "no networks": (lambda: sampled(branches=()), ValueError, r"empty tuple.*gj\.branches\(denoise"),
+    "a denoiser among branches": (lambda: sampled(branches=(TWO, MIXTURE.denoise)), TypeError, r"branches\[1\].*gj\.branches"),
+    "two branches of one name": (lambda: sampled(branches=(TWO, TWO)), ValueError, r"two networks.*'cond'.*once"),
+    "a misspelt branch": (
+        lambda: sampled(branches=gj.branches(MIXTURE.denoise, cond=LABELS, uncnd=NULL)),
+        ValueError,
+        r"'uncond'.*Did you mean 'uncnd'",
+    ),
+    "a branch that is not there": (
+        lambda: sampled(guidance=gj.autoguidance(2.0)),
+        ValueError,
+        r"reads a branch 'weak'.*only 'cond', 'uncond'",
+    ),
+    "branches without a condition": (lambda: gj.branches(MIXTURE.denoise), ValueError, r"no condition.*cond=labels"),
+    "Branches by hand without a condition": (
+        lambda: sampled(branches=gj.Branches(MIXTURE.denoise, {})),
+        ValueError,
+        r"no condition.*cond=labels",
+    ),
+    "labels for a denoiser": (lambda: gj.branches(LABELS, cond=LABELS), TypeError, r"denoise.*int32\[2\].*gj\.denoiser"),
+    "a schedule for a denoiser": (lambda: gj.branches(EDM, cond=LABELS), TypeError, r"denoise.*Schedule.*gj\.denoiser"),
+    "a network that no denoiser wraps": (
+        lambda: denoised(lambda x, t, y: x),
+        TypeError,
+        r"a Prediction, got float32\[4,2\].*gj\.denoiser",
+    ),
+    "a denoiser of x0 and eps, unnamed": (lambda: denoised(lambda x, t, y: (x, x)), TypeError, r"a Prediction, got the tuple"),
+    "a denoiser of one number a sample": (
+        lambda: denoised(lambda x, t, y: gj.Prediction(x.sum(1), x)),
+        ValueError,
+        r"x0 .*\(4,\).*shaped as x, \(4, 2\)",
+    ),
+    "a denoiser of another eps": (
+        lambda: denoised(lambda x, t, y: gj.Prediction(x, x[:, :1])),
+        ValueError,
+        r"eps .*\(4, 1\).*shaped as x, \(4, 2\)",
+    ),
+    # Conditions.
+    "too few labels": (lambda: between(LABELS[:1], NULL[:1]), ValueError, r"'cond'.*\(1,\).*B = 2"),
+    "branches of two dtypes": (lambda: between(LABELS, NULL.astype(jnp.int8)), ValueError, r"int32.*int8"),
+    "branches of two shapes": (lambda: between(LABELS, jnp.zeros((B, 3), int)), ValueError, r"'cond' and 'uncond' differ"),
+    "branches of two structures": (
+        lambda: between(LABELS, {"y": NULL}),
+        ValueError,
+        r"'cond' and 'uncond' differ in structure",
+    ),
+    "one label for all": (lambda: between(jnp.int32(0), jnp.int32(-1)), ValueError, r"'cond'.*\(\).*\[B, \.\.\.\] with B = 2"),
+    "a list of labels": (lambda: between([0, 1], [-1, -1]), TypeError, r"'cond'\[0\].*the int 0.*array"),
+    "a prompt, not encoded": (lambda: between("a cat", ""), TypeError, r"'cond'.*the str 'a cat'.*array"),
+    "labels as objects": (lambda: between(np.array([0, None]), NULL), TypeError, r"'cond'.*object.*array"),
+    "labels as floats": (
+        lambda: between(LABELS.astype(float), NULL.astype(float)),
+        TypeError,
+        r"integer labels.*float32.*astype",
+    ),
+    "a label too large": (lambda: between(jnp.array([0, 2])), ValueError, r"label 2.*-1\.\.1"),
+    "a label too small": (lambda: between(LABELS, jnp.array([-1, -2])), ValueError, r"label -2.*-1\.\.1"),
+    "a drawn condition of another batch": (
+        lambda: between(LABELS, lambda step: jnp.zeros(3, int)),
+        ValueError,
+        r"'uncond'.*\(3,\).*B = 2",
+    ),
+    "a drawn condition for none": (lambda: between(LABELS, lambda step: None), ValueError, r"'cond' and 'uncond' differ"),
+    # Guidances and samplers.
+    "cfg, not called": (lambda: sampled(guidance=gj.cfg), TypeError, r"guidance.*function cfg.*call it"),
+    "a scale for a guidance": (lambda: sampled(guidance=3.0), TypeError, r"guidance.*the float 3\.0.*cfg\(3\.0\)"),
+    "none for a guidance": (lambda: sampled(guidance=None), TypeError, r"guidance.*None.*chain\(\)"),
+    "a list of guidances": (lambda: sampled(guidance=[gj.cfg(2.0)]), TypeError, r"guidance.*list.*chain"),
+    "a sampler for a guidance": (lambda: sampled(guidance=gj.ddim()), TypeError, r"guidance.*a Sampler"),
+    "a target for a guidance": (
+        lambda: sampled(guidance=gj.targets.tilted(2.0)),
+        TypeError,
+        r"guidance.*a Target.*feynman_kac",
+    ),
+    "a guidance for a sampler": (lambda: stepped(gj.cfg(2.0)), TypeError, r"sampler.*a Guidance"),
+    "ddim, not called": (lambda: stepped(gj.ddim), TypeError, r"sampler.*function ddim.*call it"),
+    "a sampler's name": (lambda: stepped("ddim"), TypeError, r"sampler.*the str 'ddim'.*ddim\(\)"),
+    "none for a sampler": (lambda: stepped(None), TypeError, r"sampler.*None.*ddim\(\)"),
+    "the type Sampler": (lambda: stepped(gj.Sampler), TypeError, r"sampler.*class Sampler"),
+    "a guidance that returns a prediction alone": (
+        lambda: updated(lambda p, s, c: p),
+        TypeError,
+        r"\(prediction, state\), got a Prediction",
+    ),
+    "a guidance that returns an array": (
+        lambda: updated(lambda p, s, c: (p.x0, s)),
+        TypeError,
+        r"\(prediction, state\), got the tuple.*float32\[2,2\]",
+    ),
+    "a guidance that forgets to return": (
+        lambda: updated(lambda p, s, c: None),
+        TypeError,
+        r"\(prediction, state\), got None.*stateless",
+    ),
+    "a guidance of another x0": (
+        lambda: updated(lambda p, s, c: (p._replace(x0=p.x0[:, :1]), s)),
+        ValueError,
+        r"x0 .*\(2, 1\).*shaped as x, \(2, 2\)",
+    ),
+    "a guidance that remembers another thing": (
+        lambda: updated(lambda p, s, c: (p, p.x0), lambda x: x[:, :1]),
+        ValueError,
+        r"remembers.*2, 2.*2, 1.*init",
+    ),
+    "a sampler that returns x": (
+        lambda: moved(lambda d, s, a, b, k: s.x),
+        TypeError,
+        r"step gives must be a State, got float32\[2,2\]",
+    ),
+    "a sampler that returns nothing": (
+        lambda: moved(lambda d, s, a, b, k: None),
+        TypeError,
+        r"step gives must be a State, got None",
+    ),
+    "a sampler of another x": (
+        lambda: moved(lambda d, s, a, b, k: s._replace(x=s.x[:1])),
+        ValueError,
+        r"step.*x.*1, ?2.*2, ?2",
+    ),
+    "a sampler of another memory": (
+        lambda: moved(lambda d, s, a, b, k: s._replace(memory=s.x)),
+        ValueError,
+        r"step.*memory.*init",
+    ),
+    # Levels.
+    "a schedule for levels": (
+        lambda: sampled(levels=EDM),
+        TypeError,
+        r"levels.*a Schedule.*gj\.levels\(schedule, steps, spacing\)",
+    ),
+    "an array of sigmas": (lambda: sampled(levels=PATH.sigma), TypeError, r"levels.*float32\[4\].*gj\.levels"),
+    "steps for levels": (lambda: sampled(levels=50), TypeError, r"levels.*the int 50.*gj\.levels"),
+    "levels in a plain tuple": (lambda: sampled(levels=tuple(PATH)), TypeError, r"levels.*tuple.*gj\.levels"),
+    "lists in the levels": (
+        lambda: sampled(levels=gj.NoiseLevel([0, 1], [1, 1], [1.0, 0.0])),
+        TypeError,
+        r"levels\.t must be an array.*got the list",
+    ),
+    "levels of integers": (
+        lambda: sampled(levels=gj.NoiseLevel(*jnp.array([[2, 1], [1, 1], [1, 0]]))),
+        TypeError,
+        r"levels\.t.*floating.*int32\[2\]",
+    ),
+    "one level": (lambda: sampled(levels=LEVEL), ValueError, r"\[steps \+ 1\].*\(\)"),
+    "a path of one entry": (
+        lambda: sampled(levels=jax.tree.map(lambda f: f[:1], PATH)),
+        ValueError,
+        r"at least 2 entries.*\(1,\)",
+    ),
+    "levels of two lengths": (lambda: sampled(levels=PATH._replace(sigma=PATH.sigma[1:])), ValueError, r"one shape.*\(3,\)"),
+    "levels with NaN": (lambda: sampled(levels=NAN), ValueError, r"finite.*nan"),
+    "an infinite level": (
+        lambda: sampled(levels=PATH._replace(sigma=PATH.sigma.at[0].set(jnp.inf))),
+        ValueError,
+        r"finite.*inf.*t_max",
+    ),
+    "a negative level": (
+        lambda: sampled(levels=PATH._replace(sigma=PATH.sigma - 1)),
+        ValueError,
+        r"sigma >= 0, got.*-1",
+    ),
+    "a level twice": (
+        lambda: sampled(levels=PATH._replace(sigma=PATH.sigma.at[1].set(80.0))),
+        ValueError,
+        r"level 0.*followed by level 1",
+    ),
+    "levels upward with ddpm": (
+        lambda: sampled(levels=UP, sampler=gj.ddpm(), shape_or_x=X),
+        ValueError,
+        r"increase throughout.*ddim\(\)",
+    ),
+    "levels upward from noise": (lambda: sampled(levels=UP), ValueError, r"increase throughout.*give x"),
+    "levels upward from no noise": (
+        lambda: sampled(levels=jax.tree.map(lambda f: f[::-1], PATH), shape_or_x=X),
+        ValueError,
+        r"sigma > 0.*reverse",
+    ),
+    # Starts.
+    "a shape in a list": (lambda: sampled(shape_or_x=[2]), TypeError, r"shape_or_x.*tuple.*\[2\]"),
+    "a shape of one number": (lambda: sampled(shape_or_x=2), TypeError, r"shape_or_x.*tuple.*\b2\b"),
+    "a shape of floats": (lambda: sampled(shape_or_x=(2.0,)), TypeError, r"integers.*got \(2\.0,\)"),
+    "a shape with a negative axis": (lambda: sampled(shape_or_x=(-1, 2)), ValueError, r"at least 1, got \(-1, 2\)"),
+    "a shape without axes": (lambda: sampled(shape_or_x=()), ValueError, r"axes.*got \(\).*\(1,\)"),
+    "a shape with the batch in it": (lambda: sampled(shape_or_x=(B, 2)), ValueError, r"\(\d, 2, 2\).*\[B, 2\]"),
+    "images as bytes": (lambda: sampled(shape_or_x=np.zeros((B, 2), np.uint8)), TypeError, r"uint8.*floating.*\[-1, 1\]"),
+    "complex x": (lambda: sampled(shape_or_x=X.astype(complex)), TypeError, r"complex64.*floating"),
+    "x as objects": (lambda: sampled(shape_or_x=np.array([[1, None]] * B)), TypeError, r"object.*floating"),
+    "x in lists": (lambda: sampled(shape_or_x=[[1.0, 2.0]] * B), TypeError, r"shape_or_x.*tuple.*1\.0"),
+    "no start": (lambda: sampled(shape_or_x=None), TypeError, r"shape_or_x.*tuple.*None"),
+    "x with NaN": (lambda: sampled(shape_or_x=X.at[1].set(jnp.nan)), ValueError, r"NaN or infinite.*1 of 2.*first is 1"),
+    "x without a batch": (lambda: sampled(shape_or_x=X[0]), ValueError, r"\(2,\).*\[B, \.\.\.\]"),
+    # What is asked beside.
+    "a trace that is no function": (lambda: sampled(trace=True), TypeError, r"trace.*the bool True.*lambda state"),
+    "a progress bar without a name": (lambda: sampled(progress=True), TypeError, r"progress.*the bool True.*name"),
+    "an unknown branch to evaluate": (
+        lambda: gj.evaluate(TWO, X, STEP, LEVEL, {"weak": True}),
+        ValueError,
+        r"'weak'.*only 'cond', 'uncond'",
+    ),
+    "a level for a step": (lambda: gj.guide(TWO, gj.cfg(2.0), LEVEL), TypeError, r"step.*a NoiseLevel.*Step"),
+}

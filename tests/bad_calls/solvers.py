@@ -1,0 +1,189 @@
+# type: ignore  # every row is wrong, its types too
+"""Wrong samplers and networks."""
+
+import jax.numpy as jnp
+from flax import linen, nnx
+
+import guidance_jax as gj
+from bad_calls.world import (
+    EDM,
+    LABELS,
+    NULL,
+    PATH,
+    B,
+    Row,
+    X,
+    log_prob,
+    stepped,
+)
+
+THREE, TIMES = jnp.ones(3), jnp.ones(B)
+SMALL = gj.networks.UNetConfig((8, 8, 1), classes=10, widths=(8,))
+TOKENS = gj.networks.Tokens(LABELS, jnp.ones((B, 3, 4)), jnp.ones((B, 3), bool))
+
+
+def unet(**wrong):
+    return gj.networks.UNetConfig(**{"shape": (8, 8, 1), "classes": 10, "widths": (8, 16)} | wrong)
+
+
+def dit(**wrong):
+    return gj.networks.DiTConfig(**{"shape": (8, 8, 1), "classes": 10, "width": 8, "blocks": 1, "heads": 2} | wrong)
+
+
+def mlp(x=X, t=TIMES, labels=LABELS, **sizes):
+    made = {"shape": (2,), "classes": 3, "width": 8, "blocks": 1} | sizes
+    return nnx.eval_shape(lambda: gj.networks.MLP(**made, rngs=nnx.Rngs(0))(x, t, labels))
+
+
+def ask(network, config, x, cond=LABELS):
+    return nnx.eval_shape(lambda: network(config, rngs=nnx.Rngs(0))(x, jnp.ones(B), cond))
+
+
+ROWS: dict[str, Row] = {
+    # Samplers.
+    "ddim of too much noise": (lambda: gj.ddim(1.5), ValueError, r"ddim's eta.*\[0, 1\].*1\.5"),
+    "ddim of NaN": (lambda: gj.ddim(jnp.nan), ValueError, r"ddim's eta.*\[0, 1\].*nan"),
+    "ddim of three etas": (lambda: gj.ddim(THREE), ValueError, r"ddim's eta.*\(3,\).*vmap"),
+    "ddim of a schedule": (lambda: gj.ddim(EDM), TypeError, r"ddim's eta.*number.*a Schedule"),
+    "ddpm of a middle variance": (lambda: gj.ddpm("medium"), ValueError, r"'medium'.*\"small\", \"large\""),
+    "ddpm of a number": (lambda: gj.ddpm(0.5), ValueError, r"0\.5.*\"small\", \"large\""),
+    "ddpm of a variance that nothing predicts": (lambda: stepped(gj.ddpm("learned")), ValueError, r"learned.*learned_variance"),
+    "churn without a schedule": (lambda: gj.heun(churn=0.2), ValueError, r"churn=0\.2.*heun\(schedule, churn"),
+    "churn for the schedule": (lambda: gj.euler(0.2), TypeError, r"a Schedule, got the float 0\.2"),
+    "churn below zero": (lambda: gj.euler(EDM, churn=-0.2), ValueError, r"churn.*\[0, inf\].*-0\.2"),
+    "churn in words": (lambda: gj.heun(EDM, churn="some"), TypeError, r"churn.*number.*'some'"),
+    "heun with a schedule, not called": (
+        lambda: gj.heun(gj.schedules.edm, churn=0.2),
+        TypeError,
+        r"a Schedule.*function edm.*call it, edm\(",
+    ),
+    "ancestral below zero": (lambda: gj.euler_ancestral(-1.0), ValueError, r"euler_ancestral's eta.*-1"),
+    "dpmpp_2s of a path": (lambda: gj.dpmpp_2s(PATH), TypeError, r"a Schedule, got a NoiseLevel"),
+    "dpmpp_2s of negative noise": (lambda: gj.dpmpp_2s(EDM, noise_scale=-1.0), ValueError, r"dpmpp_2s's noise_scale.*-1"),
+    "dpmpp_3m of a negative curvature": (lambda: gj.dpmpp_3m(curvature=-0.5), ValueError, r"dpmpp_3m's curvature.*-0\.5"),
+    "dpmpp_sde of negative noise": (lambda: gj.dpmpp_sde(-1.0), ValueError, r"dpmpp_sde's eta.*-1"),
+    "heun_sde of three etas": (lambda: gj.heun_sde(THREE), ValueError, r"heun_sde's eta.*\(3,\).*vmap"),
+    "unipc of order four": (lambda: gj.unipc(4), ValueError, r"order must be 1, 2 or 3.*4"),
+    "unipc of a third variant": (lambda: gj.unipc(variant=3), ValueError, r"variant must be 1 or 2.*3"),
+    "recur never": (lambda: gj.recur(gj.ddim(), 0), ValueError, r"recur's times.*at least 1.*0"),
+    "recur one time and a half": (lambda: gj.recur(gj.ddim(), 1.5), TypeError, r"recur's times.*integer.*1\.5"),
+    "recur what remembers": (lambda: stepped(gj.recur(gj.dpmpp_2m(), 2)), ValueError, r"remembers the step before.*ddim\(\)"),
+    "recur a guidance": (lambda: gj.recur(gj.cfg(2.0), 2), TypeError, r"recur's sampler.*a Sampler, got a Guidance"),
+    "recur in an interval turned round": (
+        lambda: gj.recur(gj.ddim(), 2, 5.0, 1.0),
+        ValueError,
+        r"recur.*5\.0.*1\.0.*low must be below high",
+    ),
+    "a mask of percents": (lambda: gj.inpaint(gj.ddpm(), X, 100 * X), ValueError, r"mask must be in \[0, 1\].*100"),
+    "a mask of another shape": (
+        lambda: stepped(gj.inpaint(gj.ddpm(), X, THREE)),
+        ValueError,
+        r"mask has shape \(3,\).*\(2, 2\)",
+    ),
+    "known data of another shape": (
+        lambda: stepped(gj.inpaint(gj.ddpm(), THREE, 1)),
+        ValueError,
+        r"known has shape \(3,\).*\(2, 2\)",
+    ),
+    "a mask before its sampler": (
+        lambda: gj.inpaint(X, X, gj.ddpm()),
+        TypeError,
+        r"inpaint's sampler.*a Sampler, got float32\[2,2\]",
+    ),
+    "known data in words": (lambda: gj.inpaint(gj.ddpm(), "left", 1), TypeError, r"inpaint's known.*number.*'left'"),
+    "post_step of three scales": (
+        lambda: stepped(gj.post_step(gj.ddim(), log_prob, THREE)),
+        ValueError,
+        r"post_step's scale.*\(3,\)",
+    ),
+    "post_step of one number": (
+        lambda: stepped(gj.post_step(gj.ddim(), lambda x, l: x.sum(), 1.0)),
+        ValueError,
+        r"log_prob.*\(\).*\[B\]",
+    ),
+    "post_step of a scale alone": (
+        lambda: gj.post_step(gj.ddim(), 1.0, log_prob),
+        TypeError,
+        r"log_prob.*function, got the float 1\.0",
+    ),
+    "fewer corrections than none": (
+        lambda: gj.predictor_corrector(gj.ddim(), -1),
+        ValueError,
+        r"corrections.*at least 0|corrections must be 0 or more, got -1",
+    ),
+    "half a correction": (lambda: gj.predictor_corrector(gj.ddim(), 0.5), TypeError, r"corrections.*integer.*0\.5"),
+    "corrections of three sizes": (lambda: stepped(gj.predictor_corrector(gj.ddim(), size=THREE)), ValueError, r"size.*\(3,\)"),
+    "a corrector without a predictor": (lambda: gj.predictor_corrector(2), TypeError, r"predictor.*a Sampler, got the int 2"),
+    "restart nowhere": (lambda: gj.restart(gj.dpmpp_2m()), ValueError, r"restart needs the noise levels.*\[\]"),
+    "restart at a vector": (lambda: gj.restart(gj.dpmpp_2m(), THREE), ValueError, r"restart.*scalars.*\(3,\)"),
+    "restart at NaN": (lambda: gj.restart(gj.dpmpp_2m(), jnp.nan), ValueError, r"restart's ratio.*nan"),
+    "restart a ratio": (lambda: gj.restart(1.0, gj.dpmpp_2m()), TypeError, r"restart's sampler.*a Sampler, got the float 1\.0"),
+    "a kernel of a mean alone": (
+        lambda: stepped(gj.samplers.gaussian(lambda p, a, b: p.x0)),
+        TypeError,
+        r"kernel.*\(mean, deviation\), got float32\[2,2\]",
+    ),
+    "a kernel that is none": (lambda: gj.samplers.gaussian(1.0), TypeError, r"kernel.*function, got the float 1\.0"),
+    # Networks.
+    "images of another size": (
+        lambda: ask(gj.networks.UNet, SMALL, jnp.ones((B, 4, 4, 1))),
+        ValueError,
+        r"\(8, 8, 1\) got images \(4, 4, 1\)",
+    ),
+    "points of another size": (lambda: mlp(jnp.ones((B, 3))), ValueError, r"2 numbers a sample got x with 3"),
+    "a label beyond the null": (lambda: mlp(labels=jnp.array([0, 4])), ValueError, r"label 4.*0\.\.3"),
+    "a negative label": (lambda: mlp(labels=NULL), ValueError, r"label -1.*0\.\.3"),
+    "float labels of a network": (lambda: mlp(labels=jnp.ones(B)), TypeError, r"integer labels.*float32"),
+    "labels of another batch": (lambda: mlp(labels=jnp.zeros(3, int)), ValueError, r"labels.*\(3,\).*\(2,\)"),
+    "one time for all": (lambda: mlp(t=jnp.float32(0.5)), ValueError, r"t .*\(\).*\[B\]"),
+    "a network of no width": (lambda: mlp(width=0), ValueError, r"width.*at least 1.*0"),
+    "a network of half a block": (lambda: mlp(blocks=1.5), TypeError, r"blocks.*integer.*1\.5"),
+    "a U-Net of one axis": (lambda: unet(shape=(8,)), ValueError, r"\(height, width, channels\).*\(8,\)"),
+    "a U-Net that does not halve": (lambda: unet(shape=(9, 9, 1)), ValueError, r"9 x 9.*halve evenly 1 times"),
+    "a U-Net of odd groups": (lambda: unet(widths=(12,)), ValueError, r"multiples of 8 groups.*\(12,\)"),
+    "a U-Net of no levels": (lambda: unet(widths=()), ValueError, r"widths.*one level at least"),
+    "attention at no level": (lambda: unet(attention=(2,)), ValueError, r"levels of 0\.\.1.*\(2,\)"),
+    "heads that do not divide": (lambda: unet(attention=(0,), heads=3), ValueError, r"width of 8.*3 heads"),
+    "a U-Net of half precision": (lambda: unet(dtype="float16"), ValueError, r"float32, bfloat16.*'float16'"),
+    "a U-Net of a number": (lambda: unet(shape=8), TypeError, r"shape must be an Iterable, got the int 8"),
+    "patches that do not divide": (lambda: dit(patch=3), ValueError, r"8 x 8.*patches of 3 x 3"),
+    "a DiT of odd heads": (lambda: dit(heads=3), ValueError, r"width of 8.*3 heads"),
+    "a perturbed block that is not there": (lambda: dit(perturbed=(1,)), ValueError, r"blocks of 0\.\.0.*\(1,\)"),
+    "tokens for a DiT of labels": (
+        lambda: ask(gj.networks.DiT, dit(), jnp.ones((B, 8, 8, 1)), TOKENS),
+        ValueError,
+        r"no tokens.*tokens=",
+    ),
+    "tokens of another width": (
+        lambda: ask(gj.networks.DiT, dit(tokens=8), jnp.ones((B, 8, 8, 1)), TOKENS),
+        ValueError,
+        r"width 8 got.*width 4",
+    ),
+    "sizes for a config": (
+        lambda: gj.networks.UNet((8, 8, 1), rngs=nnx.Rngs(0)),
+        TypeError,
+        r"config.*a UNetConfig.*\(8, 8, 1\)",
+    ),
+    "another network's config": (
+        lambda: gj.networks.DiT(SMALL, rngs=nnx.Rngs(0)),
+        TypeError,
+        r"config.*a DiTConfig, got a UNetConfig",
+    ),
+    "a class for a module": (lambda: gj.networks.from_nnx(gj.networks.MLP), TypeError, r"a Module, got the class MLP"),
+    "a Linen module for NNX": (lambda: gj.networks.from_nnx(linen.Dense(2)), TypeError, r"a Module, got a Dense.*from_linen"),
+    "a method that is not there": (
+        lambda: gj.networks.from_nnx(nnx.Linear(1, 1, rngs=nnx.Rngs(0)), "encode"),
+        ValueError,
+        r"a Linear has no method 'encode'",
+    ),
+    "Linen without variables": (
+        lambda: gj.networks.from_linen(linen.Dense(2), {"kernel": X}),
+        ValueError,
+        r"\"params\".*\['kernel'\]",
+    ),
+    "an NNX module for Linen": (
+        lambda: gj.networks.from_linen(nnx.Linear(1, 1, rngs=nnx.Rngs(0)), {"params": {}}),
+        TypeError,
+        r"a Module, got a Linear.*from_nnx",
+    ),
+}

@@ -1,0 +1,48 @@
+"""A small right run, which every row of the tables spoils in one place."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import guidance_jax as gj
+
+B = 2
+KEYS = jax.random.split(jax.random.key(0), B)
+LABELS, NULL = jnp.array([0, 1]), jnp.array([-1, -1])
+X = jnp.ones((B, 2))
+EDM, DISCRETE = gj.schedules.edm(), gj.schedules.ddpm_linear()
+PATH = gj.levels(EDM, 3, gj.spacings.karras())
+LEVEL, NEXT = EDM(0.0), EDM(-0.5)
+STEP = gj.Step(jnp.int32(0), LEVEL, NEXT, KEYS)
+MIXTURE = gj.oracles.GaussianMixture(jnp.array([[-1.0, 0.0], [1.0, 0.0]]), jnp.stack([jnp.eye(2)] * 2), jnp.ones(2), LABELS)
+TWO = gj.branches(MIXTURE.denoise, cond=LABELS, uncond=NULL)
+
+Row = tuple[Any, type[Exception], str]
+"""The wrong call, its error, and what the message must tell: what was given, and what was expected or the mend."""
+
+
+def log_prob(x: jax.Array, level: gj.NoiseLevel) -> jax.Array:
+    return -(x**2).sum(1)
+
+
+def sampled(**wrong: Any) -> Any:
+    right = {"keys": KEYS, "branches": TWO, "guidance": gj.cfg(2.0), "sampler": gj.ddim(), "levels": PATH, "shape_or_x": (2,)}
+    return gj.sample(**right | wrong)
+
+
+def guided(guidance: Any, **wrong: Any) -> Any:
+    return sampled(guidance=guidance, **wrong)
+
+
+def stepped(sampler: Any, **wrong: Any) -> Any:
+    return sampled(sampler=sampler, **wrong)
+
+
+def on_images(guidance: Any, shape: tuple[int, ...] = (4, 4, 1)) -> Any:
+    denoise = gj.denoiser(lambda x, t, cond: x / 2, predicts="x0")
+    return sampled(guidance=guidance, branches=gj.branches(denoise, cond=LABELS, uncond=NULL), shape_or_x=shape)
+
+
+def through(network: Any, predicts: Any = "x0") -> Any:
+    return sampled(branches=gj.branches(gj.denoiser(network, predicts), cond=LABELS, uncond=NULL))

@@ -1,0 +1,201 @@
+"""What a docstring lacks, by comparison with the code it stands in: the house's rules, as far as a machine can read them."""
+
+import ast
+import functools
+import inspect
+import re
+import textwrap
+import types
+from typing import Any
+
+import guidance_jax as gj
+
+SECTIONS = ("Args", "Returns", "Raises", "Example", "Reference", "References")
+EQUATIONS = (
+    *("guidance", "samplers", "schedules", "spacings", "scales", "scores"),
+    *("metrics", "targets", "particles", "likelihood"),
+)
+"""The layers whose functions are formulae."""
+SHAPE = re.compile(r"`\(\)`|\[[A-Za-z0-9 ,.+*/'\[\]-]+\]|PRNG key|likewise|the same|as (of|for) `|the shape of")
+EQUATION = re.compile(r"`[^`]*( = |<-|==| [-+*/<>] |\^|\||min\(|exp\(|mean of )[^`]*`|^ {4,}\S.* = ", re.MULTILINE)
+SOURCE = re.compile(r'arXiv:\d{4}\.\d{4,5}|openreview \w+|doi:\S+|(19|20)\d\d, (\w+, )?"')
+SHOWN = re.compile(r">>> [^\n]*\n(  (>>>|\.\.\.)[^\n]*\n)*  (?!>>>|\.\.\.)\S")
+SENTENCE = re.compile(r"\.(\s|$)")
+ARRAYS = re.compile(r"\b(Array|ArrayLike|Features|Scale)\b")
+JAXTYPED = re.compile(r"\b(Float|Int|Bool|Integer|Shaped|Num)\[")
+BARE = re.compile(r"\b(Array|Any|tuple|dict|list)\b")
+
+
+def public() -> dict[str, Any]:
+    """Every public function and class, by its shortest name from `gj`: those of its `__all__`, and of the modules there."""
+    found: dict[int, tuple[str, Any]] = {}
+
+    def walk(module: types.ModuleType, prefix: str) -> None:
+        for name in module.__all__:
+            value = getattr(module, name)
+            if isinstance(value, types.ModuleType):
+                walk(value, f"{prefix}{name}.")
+            elif inspect.isclass(value) or inspect.isfunction(value):
+                known, _ = found.get(id(value), (None, None))
+                if known is None or prefix.count(".") < known.count("."):
+                    found[id(value)] = f"{prefix}{name}", value
+
+    walk(gj, "")
+    return dict(sorted(found.values()))
+
+
+def sections(doc: str) -> dict[str, str]:
+    """The parts of a docstring by their headings; what stands before them is `""`."""
+    parts = re.split(rf"^({'|'.join(SECTIONS)}):", inspect.cleandoc(doc), flags=re.MULTILINE)
+    return {"": parts[0]} | dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def entries(section: str) -> dict[str, str]:
+    """`name: what it is` of a section, by name."""
+    parts = re.split(r"^  \*{0,2}([\w.]+): ", section, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def same_as(section: str) -> Any:
+    """The function or class whose section stands for this one, "The same as of `sample`.", or None."""
+    same = re.search(r"^  The same as of `([\w.]+)`", section, re.MULTILINE)
+    return next(value for name, value in public().items() if same[1] in (name, name.rpartition(".")[2])) if same else None
+
+
+def errors(section: str) -> set[str]:
+    """The exceptions that a section `Raises` names, or the one that stands for it."""
+    other = same_as(section)
+    return set(entries(section)) | (errors(sections(other.__doc__)["Raises"]) if other else set())
+
+
+@functools.cache
+def tree(value: Any) -> Any:
+    return ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(value)))).body[0]
+
+
+def parameters(value: Any) -> dict[str, str]:
+    """Their annotations, by name; of a class those of its `__init__`."""
+    node = tree(value)
+    if isinstance(node, ast.ClassDef):
+        node = next((part for part in node.body if isinstance(part, ast.FunctionDef) and part.name == "__init__"), None)
+    if node is None:
+        return {}
+    every = [*node.args.posonlyargs, *node.args.args, node.args.vararg, *node.args.kwonlyargs, node.args.kwarg]
+    return {a.arg: ast.unparse(a.annotation) if a.annotation else "" for a in every if a and a.arg not in ("self", "cls")}
+
+
+def fields(value: Any) -> dict[str, str]:
+    """The fields of a named tuple or dataclass, and the sentence that stands under each; nothing of what is neither."""
+    if not inspect.isclass(value) or not (hasattr(value, "_fields") or hasattr(value, "__dataclass_fields__")):
+        return {}
+    found, body = {}, tree(value).body
+    for part, after in zip(body, [*body[1:], None], strict=True):
+        if isinstance(part, ast.AnnAssign):
+            told = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) and str(after.value.value)
+            found[ast.unparse(part.target)] = told or ""
+    return found
+
+
+def methods(value: Any) -> dict[str, Any]:
+    """The public methods and properties that a class itself defines."""
+    if not inspect.isclass(value):
+        return {}
+    own = {part.name for part in tree(value).body if isinstance(part, ast.FunctionDef) and not part.name.startswith("_")}
+    found = {name: inspect.getattr_static(value, name) for name in own - {"tree_flatten", "tree_unflatten"}}
+    return {n: m.fget if isinstance(m, property) else getattr(m, "__func__", m) for n, m in found.items()}
+
+
+@functools.cache
+def raised(value: Any, seen: frozenset[Any] = frozenset()) -> set[str]:
+    """The exceptions that a function's statements raise and do not catch, and those of the library's functions that it calls.
+
+    A TypeError counts where its own statements raise it: an argument that is not of its annotation may raise one anywhere.
+    """
+    value = inspect.unwrap(value)
+    if value in seen:
+        return set()
+    names = vars(inspect.getmodule(value)) if inspect.isclass(value) else value.__globals__
+
+    def of(node: ast.AST) -> set[str]:
+        parts = [of(part) for part in ast.iter_child_nodes(node)]
+        if isinstance(node, ast.Try):
+            caught = {ast.unparse(kind) for handler in node.handlers for kind in getattr(handler.type, "elts", [handler.type])}
+            parts[: len(node.body)] = [part - caught for part in parts[: len(node.body)]]
+        found = set().union(*parts)
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+            found.add(ast.unparse(node.exc.func))
+        elif isinstance(node, ast.Call):
+            called = names.get(node.func.id) if isinstance(node.func, ast.Name) else None
+            if isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name):
+                owner = value.__qualname__.partition(".")[0] if node.func.value.id == "self" else node.func.value.id
+                called = getattr(names.get(owner), node.func.attr, None)
+            if inspect.isfunction(called) and inspect.unwrap(called).__module__.startswith("guidance_jax"):
+                found |= raised(called, seen | {value}) - {"TypeError"}
+        return found
+
+    return of(tree(value))
+
+
+def lacking(value: Any, doc: str | None, ours: bool = False, silent: bool = False) -> list[str]:
+    """What the docstring of a function or class lacks.
+
+    Args:
+      value: the function or class.
+      doc: its docstring.
+      ours: whether it is of no paper, so that no reference is wanted.
+      silent: whether its example may be lacking.
+    """
+    if not doc:
+        return ["a docstring"]
+    parts, lacks = sections(doc), lacking_words(value, doc)
+    code = " ".join(re.findall(r"`[^`]*`", parts[""]))
+    lacks += [f"field {name}" for name, told in fields(value).items() if not told and not re.search(rf"\b{name}\b", code)]
+    kinds, given = parameters(value), entries(parts.get("Args", ""))
+    lacks += [f"the shape of {name}" for name, told in given.items() if shapeless(kinds.get(name, ""), told)]
+    if not returned(value, parts):
+        lacks.append("Returns")
+    if not silent and not SHOWN.search(parts.get("Example", "") + "\n"):
+        lacks.append("an Example with what comes out")
+    if not ours and not SOURCE.search(parts.get("Reference", parts.get("References", ""))):
+        lacks.append("a Reference")
+    formula = value.__module__.split(".")[1] in EQUATIONS and inspect.isfunction(value)
+    if formula and not ours and not has_equation(parts[""]):
+        lacks.append("an equation")
+    for name, method in methods(value).items():
+        lacks += [f"{name}: {lack}" for lack in lacking_words(method, method.__doc__)]
+    return lacks
+
+
+def lacking_words(value: Any, doc: str | None) -> list[str]:
+    """What a docstring lacks of the sentence, the parameters and the errors."""
+    if not doc:
+        return ["a docstring"]
+    parts = sections(doc)
+    lacks = [] if SENTENCE.search(parts[""].split("\n\n")[0]) else ["a first sentence with a full stop"]
+    if re.search(r"[Aa]rguments as for `", parts[""]):
+        return lacks
+    given, known, other = entries(parts.get("Args", "")), parameters(value), same_as(parts.get("Args", ""))
+    told = {*given, *(parameters(other) if other else ()), *(re.findall(r"`(\w+)`", parts[""]) if "Args" not in parts else ())}
+    lacks += [f"Args: {name}" for name in known if name not in told]
+    lacks += [f"Args: {name} is no parameter" for name in given if name not in known and name not in fields(value)]
+    return lacks + [f"Raises: {error}" for error in sorted(raised(value) - errors(parts.get("Raises", "")))]
+
+
+def shapeless(kind: str, told: str) -> bool:
+    """Whether an array is taken and neither its annotation nor its entry says of what shape."""
+    arrays = ARRAYS.search(re.sub(r"Callable\[.*\]", "", kind))
+    return bool(arrays) and not JAXTYPED.search(kind) and not SHAPE.search(told)
+
+
+def returned(value: Any, parts: dict[str, str]) -> bool:
+    """Whether it is told what comes back: by a section, by a type that has a name, or by a shape with its annotation."""
+    node = tree(value)
+    if isinstance(node, ast.ClassDef) or "Returns" in parts:
+        return True
+    kind = ast.unparse(node.returns) if node.returns else "Any"
+    return not BARE.search(re.sub(r"\b(Callable|Float|Int|Bool|Integer)\[.*\]", "", kind)) or bool(SHAPE.search(parts[""]))
+
+
+def has_equation(text: str) -> bool:
+    """Whether there is any, beside shapes and the quantity `sigma / alpha` by itself."""
+    return bool(EQUATION.search(re.sub(r"\[[^\]]*\]|`sigma / alpha`", "", text)))

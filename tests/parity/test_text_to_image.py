@@ -1,0 +1,183 @@
+"""Whole text-to-image pipelines against diffusers' own, on tiny random models that it saved; tokenisers and schedulers too."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from pipelines import DDIM, STABLE, ZERO, first, noise, publish_tokenizer, second, xl
+from reference import diffusers, from_torch, to_torch, torch
+
+import guidance_jax as gj
+from guidance_jax.pretrained import text_to_image
+from guidance_jax.pretrained.schedulers import scheduling
+from guidance_jax.pretrained.tokens import open_tokenizer
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+
+PROMPTS, NEGATIVE = ["a dog on the mat!", "The red, red cat"], ["", "mat"]
+SIZE, LATENTS = (16, 24), (8, 12)
+STEPS = 10
+ddim, dpm = diffusers.DDIMScheduler, diffusers.DPMSolverMultistepScheduler
+V = {**STABLE, "prediction_type": "v_prediction"}
+PIPELINES = {
+    "first-ddim": (first, ddim(**DDIM), gj.ddim, NEGATIVE),
+    "first-dpm": (first, dpm(**STABLE, timestep_spacing="leading", steps_offset=1), gj.dpmpp_2m, None),
+    "second-ddim": (second, ddim(**{**DDIM, **ZERO}), gj.ddim, NEGATIVE),
+    "second-dpm": (second, dpm(**V), gj.dpmpp_2m, NEGATIVE),
+    "xl-ddim": (xl, ddim(**DDIM), gj.ddim, None),
+    "xl-dpm": (xl, dpm(**STABLE, timestep_spacing="trailing"), gj.dpmpp_2m, NEGATIVE),
+}
+
+
+def generated(model, sampler, negative, x, path, decode=True, **told):
+    """Ours, in one program."""
+    prompts, negative = model.tokenize(PROMPTS), model.tokenize(negative or [None, None])
+    keys = jax.random.split(jax.random.key(0), 2)
+
+    @jax.jit
+    def run(params, prompts, negative, x):
+        conds = {name: model.encode(params, texts, *SIZE, **told) for name, texts in (("cond", prompts), ("uncond", negative))}
+        x = gj.sample(keys, gj.branches(model.denoiser(params), **conds), gj.cfg(7.5), sampler, path, x)
+        return x, model.decode(params, x)
+
+    return run(model.params, prompts, negative, x)
+
+
+def agree(ours, theirs, tolerance=1e-4):
+    theirs = np.asarray(theirs)
+    assert np.abs(np.asarray(ours) - theirs).max() <= tolerance * max(1, np.abs(theirs).max())
+
+
+def decoded(pipeline, latents):
+    with torch.no_grad():
+        return from_torch(pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample.clamp(-1, 1))
+
+
+@pytest.mark.parametrize(("make", "scheduler", "sampler", "negative"), PIPELINES.values(), ids=PIPELINES)
+def test_whole_pipelines_agree(tmp_path, make, scheduler, sampler, negative):
+    torch.manual_seed(0)
+    pipeline = make(tmp_path, scheduler)
+    x = noise(1, 2, *LATENTS, 4)
+    told = {"prompt": PROMPTS, "negative_prompt": negative, "height": SIZE[0], "width": SIZE[1], "guidance_scale": 7.5}
+    theirs = pipeline(**told, num_inference_steps=STEPS, latents=to_torch(x), output_type="latent").images
+    model = text_to_image.load(tmp_path)
+    latents, images = generated(model, sampler(), negative, x, model.levels(STEPS))
+    agree(latents, from_torch(theirs))
+    agree(images, decoded(pipeline, theirs))
+    without = generated(model, sampler(), ["the", "the"], x, model.levels(STEPS))[0]
+    assert np.abs(np.asarray(without - latents)).max() > 0.05  # The prompts are heard.
+
+
+def test_image_to_image_agrees(tmp_path):
+    torch.manual_seed(0)
+    pipeline = first(tmp_path, ddim(**DDIM), "StableDiffusionImg2ImgPipeline")
+    model = text_to_image.load(tmp_path)
+    images = np.tanh(noise(2, 2, *SIZE, 3))
+    x0 = model.encode_image(model.params, jnp.asarray(images))
+    with torch.no_grad():
+        mean = pipeline.vae.encode(to_torch(images)).latent_dist.mean * pipeline.vae.config.scaling_factor
+    agree(x0, from_torch(mean), 1e-4)
+    told = {"prompt": PROMPTS, "negative_prompt": NEGATIVE, "strength": 0.65, "guidance_scale": 7.5, "output_type": "latent"}
+    generator = torch.Generator().manual_seed(5)
+    theirs = pipeline(**told, image=mean, num_inference_steps=STEPS, generator=generator).images
+    z = from_torch(torch.randn(mean.shape, generator=torch.Generator().manual_seed(5)))
+    path = gj.schedules.strength(model.levels(STEPS), 0.65)
+    x = path.alpha[0] * x0 + path.sigma[0] * z
+    agree(generated(model, gj.ddim(), NEGATIVE, x, path)[0], from_torch(theirs))
+
+
+def test_inpainting_by_a_network_for_it_agrees(tmp_path):
+    torch.manual_seed(0)
+    pipeline = first(tmp_path, ddim(**DDIM), "StableDiffusionInpaintPipeline", channels=9)
+    model = text_to_image.load(tmp_path)
+    images, x = np.tanh(noise(2, 2, *SIZE, 3)), noise(1, 2, *LATENTS, 4)
+    known = np.ones((2, *SIZE, 1), np.float32)
+    known[0, 3:9, 5:], known[1, :, :7] = 0, 0
+    channels = model.painted(model.params, jnp.asarray(images), known)
+    told = {"prompt": PROMPTS, "negative_prompt": NEGATIVE, "strength": 1.0, "guidance_scale": 7.5, "output_type": "latent"}
+    told |= {"image": to_torch(images), "mask_image": to_torch(1 - known), "latents": to_torch(x)}
+    told |= {"height": SIZE[0], "width": SIZE[1], "masked_image_latents": to_torch(channels[..., 1:])}
+    theirs = pipeline(**told, num_inference_steps=STEPS).images
+    with torch.no_grad():
+        mean = pipeline.vae.encode(to_torch(images * known)).latent_dist.mean * pipeline.vae.config.scaling_factor
+    agree(channels[..., 1:], from_torch(mean), 1e-4)
+    agree(generated(model, gj.ddim(), NEGATIVE, x, model.levels(STEPS), channels=channels)[0], from_torch(theirs))
+
+
+TEXTS = [
+    "",
+    "A dog",
+    "the cat's on THE mat, it'll do 123!!! ...",
+    " \t two  spaces\nand\u00a0lines ",
+    "Ünïcôde ﬁ ½ Straße 日本語 😀 e\u0301",
+    "a <|endoftext|> dog<|startoftext|>",
+    "a <|ENDOFTEXT|> !dog! don't",
+    "\x00\x7f ­ zero\u200bwidth",
+]
+FLAGGED = {"content": "<|endoftext|>", "lstrip": True, "normalized": False, "rstrip": True, "single_word": False}
+FILES = {
+    "first": {},
+    "second": {"pad": "!"},
+    "listed": {"added_tokens_decoder": {"533": {**FLAGGED, "special": True}}},
+}
+
+
+@pytest.mark.parametrize("options", FILES.values(), ids=FILES)
+def test_tokens_agree(tmp_path, options):
+    theirs = publish_tokenizer(tmp_path / "published", window=40, **options)
+    theirs.save_pretrained(tmp_path / "saved")
+    rng = np.random.default_rng(0)
+    signs = [*"dogcatmen \n\t'!?.,019-<|>ÀéßΩЖ語😀", "the ", "cat", "<|endoftext|>", "n't "]
+    texts = [*TEXTS, *("".join(rng.choice(signs, 12)) for _ in range(200))]
+    expected = theirs(texts, padding="max_length", max_length=40, truncation=True, return_tensors="np").input_ids
+    for directory in ("published", "saved"):
+        np.testing.assert_array_equal(open_tokenizer(tmp_path / directory)(texts), expected)
+
+
+SCHEDULERS = {
+    "DDIMScheduler": {"clip_sample": False},
+    "DDPMScheduler": {"clip_sample": False},
+    "EulerDiscreteScheduler": {},
+    "EulerAncestralDiscreteScheduler": {},
+    "DPMSolverMultistepScheduler": {},
+    "DPMSolverSinglestepScheduler": {"lower_order_final": True},
+    "UniPCMultistepScheduler": {},
+    "DEISMultistepScheduler": {},
+    "LMSDiscreteScheduler": {},
+}
+SPACED = [
+    {},
+    {"timestep_spacing": "leading", "steps_offset": 1},
+    {"timestep_spacing": "trailing", "rescale_betas_zero_snr": True},
+    {"use_karras_sigmas": True, "timestep_spacing": "leading", "steps_offset": 1},
+    {"use_exponential_sigmas": True, "final_sigmas_type": "sigma_min"},
+    {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "num_train_timesteps": 1999},
+    {"beta_schedule": "squaredcos_cap_v2"},
+    {"trained_betas": [0.01 * i for i in range(1, 38)]},
+]
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_schedulers_files_give_the_same_levels(tmp_path, name):
+    """Which times a run visits, and the noise at each; the last of it too."""
+    kind = getattr(diffusers, name)
+    for number, (options, steps) in enumerate(itertools.product(SPACED, (4, 10))):
+        if "trained_betas" in options:
+            options = {**options, "num_train_timesteps": 37}
+        known = {key: value for key, value in options.items() if key in kind().config}
+        scheduler = kind(**STABLE | SCHEDULERS[name] | known)
+        scheduler.save_pretrained(tmp_path / str(number))
+        scheduler.set_timesteps(steps)
+        ours = scheduling(text_to_image.read_json(tmp_path / str(number) / "scheduler_config.json", "")).levels(steps)
+        times = np.asarray(scheduler.timesteps, np.float64)
+        # Some cut off or round what others tell the network as it is.
+        np.testing.assert_allclose(ours.t[: len(times)], times, atol=1.01 if any("use" in key for key in known) else 0)
+        if not hasattr(scheduler, "sigmas"):
+            bar = scheduler.alphas_cumprod.numpy()[times.astype(int)]
+            np.testing.assert_allclose(ours.alpha[:-1], bar**0.5, rtol=1e-3)
+            continue
+        sigmas = np.asarray(scheduler.sigmas, np.float64)
+        compared = slice(1, len(ours.t)) if "rescale_betas_zero_snr" in known else slice(0, len(ours.t))
+        np.testing.assert_allclose(ours.ratio[compared], sigmas[compared], rtol=5e-4)

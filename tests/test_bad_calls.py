@@ -1,0 +1,41 @@
+"""Every wrong call has an error of the library's own, that tells what was given and what to do; made as a user makes it."""
+
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from bad_calls.__main__ import TABLES
+
+TESTS = Path(__file__).parent
+OWN = tuple(str(TESTS.parent / part) for part in ("guidance_jax", "experiments", "tests/bad_calls/jobs.py"))
+
+
+def test_every_wrong_call_tells_what_was_given_and_the_mend():
+    """In one process without the checked annotations of these tests, which users do not have."""
+    clean = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "PYTHONPATH")}
+    done = subprocess.run(
+        [sys.executable, "-m", "bad_calls"], cwd=TESTS, env=clean, capture_output=True, text=True, check=False
+    )
+    assert not done.returncode, done.stderr
+    report = json.loads(done.stdout)
+    rows = {
+        f"{table}: {name}": row for table in TABLES for name, row in importlib.import_module(f"bad_calls.{table}").ROWS.items()
+    }
+    assert set(report) == set(rows)
+    assert len(rows) >= 200
+    wrong = []
+    for name, (_, error, pattern) in rows.items():
+        told = report[name]
+        right = (
+            told["error"] == error.__name__ and re.search(pattern, told["message"], re.DOTALL) and told["file"].startswith(OWN)
+        )
+        if not right:
+            wrong.append(
+                f"{name}: wanted {error.__name__} {pattern!r}, got {told['error']} {told['message']!r} of {told['file']!r}"
+            )
+    print(f"{len(rows)} wrong calls, {len(rows) - len(wrong)} with the right error")
+    assert not wrong, "\n".join(wrong)

@@ -1,0 +1,85 @@
+"""Traced values are checked where that is asked for, inside of the program; where it is not, the program is the same."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import checkify
+from worlds import classes, keys, mixture
+
+import guidance_jax as gj
+from guidance_jax import traced
+
+M, B = mixture(), 3
+PATH = gj.levels(gj.schedules.edm(), 3, gj.spacings.karras())
+LABELS = jnp.arange(B)
+
+
+def generate(scale=2.0, labels=LABELS, levels=PATH, x=None, guidance=gj.cfg, sampler=None):
+    start = (3,) if x is None else x
+    return gj.sample(keys(B), classes(M, labels), guidance(scale), sampler or gj.ddim(), levels, start)
+
+
+def interval(scale):
+    return gj.chain(gj.during(gj.reuse(gj.cfg(scale), 2), 0.1, 100.0), gj.clip_norm(scale))
+
+
+def classified(scale):
+    return gj.classifier(lambda x, level: M.class_log_prob(x, level, LABELS), scale)
+
+
+WRONG = {
+    "a scale": ({"scale": jnp.nan}, r"cfg's scale must be finite, got nan"),
+    "one of the scales": ({"scale": jnp.array([1.0, jnp.inf, 2.0])}, r"cfg's scale must be finite, got .*inf"),
+    "a label": ({"labels": LABELS.at[1].set(7)}, r"a label is outside -1\.\.2.*among .*7"),
+    "levels": (
+        {"levels": PATH._replace(sigma=PATH.sigma.at[1].set(90.0))},
+        r"(?s)levels must be finite and decrease.*sigma .*9",
+    ),
+    "a level of NaN": ({"levels": PATH._replace(sigma=PATH.sigma.at[1].set(jnp.nan))}, r"(?s)levels must be finite.*nan"),
+    "x": ({"x": jnp.full((B, 3), jnp.inf)}, r"x has NaN or infinite values"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_traced_value_is_checked(name):
+    wrong, message = WRONG[name]
+    with pytest.raises(checkify.JaxRuntimeError, match=message):
+        gj.checked(generate)(**wrong)
+
+
+@pytest.mark.parametrize("guidance", [interval, classified])
+def test_a_check_reaches_into_branches_of_the_program_and_gradients(guidance):
+    run = gj.checked(lambda scale: generate(scale, guidance=guidance, sampler=gj.heun()))
+    np.testing.assert_allclose(
+        run(1.5), jax.jit(lambda scale: generate(scale, guidance=guidance, sampler=gj.heun()))(1.5), rtol=1e-4, atol=1e-5
+    )
+    with pytest.raises(checkify.JaxRuntimeError, match="must be"):
+        run(jnp.nan)
+
+
+def test_the_step_that_diverged_is_told():
+    wild = gj.stateless(
+        lambda prediction, context: prediction._replace(x0=jnp.where(context.step.number == 1, jnp.inf, prediction.x0))
+    )
+    with pytest.raises(checkify.JaxRuntimeError, match="x is not finite after step 1"):
+        gj.checked(lambda scale: generate(scale, guidance=lambda scale: wild))(2.0)
+
+
+def test_a_function_compiled_before_is_checked_too():
+    compiled = jax.jit(generate)
+    assert np.isnan(compiled(jnp.nan)).all()
+    with pytest.raises(checkify.JaxRuntimeError, match="finite"):
+        gj.checked(compiled)(jnp.nan)
+    assert np.isnan(compiled(jnp.nan)).all()
+
+
+def test_the_program_without_is_the_same_as_if_there_were_no_checks(monkeypatch):
+    program = lambda: str(jax.make_jaxpr(lambda *given: generate(*given))(2.0, LABELS, PATH, jnp.ones((B, 3))))
+    asked_not = program()
+    monkeypatch.setattr(traced.checkify, "check", lambda *_, **__: pytest.fail("a check is in the program"))
+    with monkeypatch.context() as none:
+        none.setattr("guidance_jax.arrays.insist", lambda *_, **__: None)
+        none.setattr("guidance_jax.checks.insist", lambda *_, **__: None)
+        none.setattr("guidance_jax.sampling.insist", lambda *_, **__: None)
+        assert asked_not == program()

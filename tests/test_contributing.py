@@ -1,0 +1,78 @@
+"""The skeletons of CONTRIBUTING.md run, are what they say and pass the documentation test; its command builds the site."""
+
+import doctest
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from docstrings import lacking
+from worlds import classes, keys, mixture
+
+import guidance_jax as gj
+
+ROOT = Path(__file__).parent.parent
+GUIDE = (ROOT / ".github" / "CONTRIBUTING.md").read_text()
+
+
+@pytest.fixture(params=["contrast", "straight"])
+def skeleton(request, tmp_path, monkeypatch):
+    """The function, of a module of the library that holds its block alone."""
+    blocks = re.findall(r"```python\n(.*?)```", GUIDE, flags=re.DOTALL)
+    block = next(block for block in blocks if f"def {request.param}(" in block)
+    file = tmp_path / f"{request.param}.py"
+    file.write_text(block)
+    layer = {"contrast": "guidance", "straight": "samplers"}[request.param]
+    spec = importlib.util.spec_from_file_location(f"guidance_jax.{layer}.{request.param}", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    return getattr(module, request.param)
+
+
+def test_a_skeleton_does_what_it_says(skeleton):
+    m, labels = mixture(), jnp.array([0, 1, 2])
+    path = gj.levels(gj.schedules.cosine(), 8, gj.spacings.karras())
+    run = lambda guidance, sampler: gj.sample(keys(3), classes(m, labels), guidance, sampler, path, (3,))
+    expected = run(gj.cfg(3.0), gj.ddim())
+    ours = run(skeleton(3.0), gj.ddim()) if skeleton.__name__ == "contrast" else run(gj.cfg(3.0), skeleton())
+    np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_skeleton_is_documented(skeleton):
+    assert not lacking(skeleton, skeleton.__doc__)
+    names = {name: getattr(gj, name) for name in gj.__all__} | {"jax": jax, skeleton.__name__: skeleton}
+    test = doctest.DocTestParser().get_doctest(skeleton.__doc__, names, skeleton.__name__, None, 0)
+    assert test.examples
+    assert not doctest.DocTestRunner().run(test).failed
+
+
+def test_one_page_and_the_files_that_it_names():
+    assert len(GUIDE.splitlines()) < 150
+    for name in re.findall(r"`(tests/[\w/.]+|[\w/]+/__init__\.py|\.ci/run|\.github/\w+)`", GUIDE):
+        assert (ROOT / name).exists() or (ROOT / "guidance_jax" / name).exists(), name
+
+
+def test_the_command_builds_the_site(tmp_path):
+    pytest.importorskip("pdoc")
+    command = re.search(r"`python3 (-m pdoc .*) -o out/site`", GUIDE)
+    assert command is not None
+    built = subprocess.run([sys.executable, *shlex.split(command[1]), "-o", tmp_path], cwd=ROOT, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    pages = {file.stem: file.read_text() for file in tmp_path.rglob("*.html")}
+    assert set(pages) >= {"guidance_jax", "guidance", "samplers", "schedules", "metrics", "networks", "oracles", "training"}
+    page = pages["guidance_jax"]
+    section = page[page.index('<section id="cfg">') :].partition("</section>")[0]
+    for part in ("<code>D = uncond + scale (cond - uncond)</code>", "<strong>scale:</strong>", "Raises:", "&gt;&gt;&gt;"):
+        assert part in section
+    assert re.search(r"scale: (<[^>]*>)?Scale\b", section)
+    assert "2207.12598" in section
+    assert "MathJax" in page

@@ -1,0 +1,154 @@
+"""Every public name has its sentence, equation, parameters with shapes, errors, example and source; faults are seen."""
+
+import doctest
+import importlib
+import re
+import types
+from pathlib import Path
+
+import docstrings
+import pytest
+from docstrings import lacking, public
+
+import guidance_jax as gj
+
+ROOT = Path(__file__).parent.parent
+PUBLIC = public()
+
+TYPES = (
+    *("Branches", "Context", "Guidance", "NoiseLevel", "Prediction", "Sampler", "Schedule", "State", "Step"),
+    *("likelihood.Encoding", "metrics.Moments", "particles.Particles", "targets.Target"),
+    *("networks.DiTConfig", "networks.Perturbed", "networks.Tokens", "networks.UNetConfig"),
+)
+LOOP = ("branches", "checked", "evaluate", "evaluations", "guide", "levels", "run", "sample")
+ALGEBRA = ("add", "amplify", "chain", "relative_to", "stateless")
+TEXTBOOK = ("metrics.accuracy", "metrics.moments", "oracles.GaussianMixture", "spacings.uniform", "training.diffuse")
+HOUSE = (
+    *("networks.MLP", "networks.MLPClassifier", "networks.from_linen", "networks.from_nnx"),
+    *("post_step", "restart", "samplers.gaussian"),
+)
+FILES = tuple(
+    f"pretrained.{name}" for name in ("Tensor", "from_arrays", "fully_sharded", "load", "open_weights", "parameter_count")
+)
+OURS = {*TYPES, *LOOP, *ALGEBRA, *TEXTBOOK, *HOUSE, *FILES}
+"""What comes from no paper, and so needs neither a reference nor, of the algebra, an equation."""
+OF_FILES: dict[str, str] = {}
+"""What needs a file to be shown, and why: their examples may be lacking."""
+PATHS = {"schedules.below", "schedules.reverse"}
+"""Parts of a path, which have no equation."""
+NEVER = {"feynman_kac: Raises: ImportError"}
+"""It shows no progress, for which alone `run` needs another package."""
+
+
+def found(name, doc):
+    lacks = lacking(PUBLIC[name], doc, ours=name in OURS, silent=name in OF_FILES)
+    known = {"an equation"} if name in PATHS else set()
+    return [f"{name}: {lack}" for lack in lacks if lack not in known and f"{name}: {lack}" not in NEVER]
+
+
+def test_nothing_is_lacking():
+    lacks = [lack for name, value in PUBLIC.items() for lack in found(name, value.__doc__)]
+    print(f"{len(PUBLIC)} public names, {len(lacks)} parts lacking")
+    assert not lacks, "\n".join(lacks)
+    assert set(PUBLIC) >= {*OURS, *OF_FILES, *PATHS}, "exceptions for what is no longer there"
+    assert len(PUBLIC) > 160
+
+
+def test_every_module_says_what_is_public():
+    modules = [value for name in gj.__all__ if isinstance(value := getattr(gj, name), types.ModuleType)]
+    assert len(modules) > 10
+    for module in modules:
+        assert module.__doc__
+        assert all(hasattr(module, name) for name in module.__all__)
+
+
+def test_what_the_readme_and_the_experiments_use_is_public():
+    """So that `__all__`, which the rules above go by, leaves out nothing that a user meets."""
+    files = [ROOT / "README.md", *sorted((ROOT / "experiments").rglob("*.py"))]
+    used = {match for file in files for match in re.findall(r"\bgj\.(\w+)(?:\.(\w+))?", file.read_text())}
+    assert len(used) > 60
+    for first, second in used:
+        assert first in gj.__all__, first
+        if isinstance(module := getattr(gj, first), types.ModuleType) and second.strip("_") == second != "":
+            assert second in module.__all__, f"{first}.{second}"
+
+
+def test_doctest_finds_every_example():
+    """`test_documents` runs what doctest finds in each module."""
+    for name, value in PUBLIC.items():
+        module = importlib.import_module(value.__module__)
+        whole = f"{module.__name__}.{value.__qualname__}"
+        examples = [test.examples for test in doctest.DocTestFinder().find(module) if test.name == whole]
+        assert name in OF_FILES or examples[0], name
+
+
+def test_the_readmes_sources_are_the_docstrings():
+    """A row of its tables and the docstring of that row's function agree on the arXiv numbers."""
+    rows = re.findall(r"^\| (`.*?) \|.*\| ([^|]*) \|$", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
+    checked = 0
+    for left, right in rows:
+        names = [name for name in re.findall(r"`([a-z]\w*)[`(]", left.partition(" | ")[0]) if name in PUBLIC]
+        told = " ".join(PUBLIC[name].__doc__ for name in names)
+        for number in re.findall(r"\b\d{4}\.\d{5}\b", right) if names else ():
+            assert number in told, (names, number)
+            checked += 1
+    assert checked > 30
+
+
+def without(doc, part):
+    """A docstring without one of its sections."""
+    headings = "|".join(docstrings.SECTIONS)
+    return re.sub(rf"^ *{part}:.*?(?=^ *(?:{headings}):|\Z)", "", doc, flags=re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("name", "fault", "lack"),
+    [
+        ("cfg", lambda doc: "", "a docstring"),
+        ("cfg", lambda doc: doc.replace("guidance.\n", "guidance\n", 1), "a first sentence"),
+        ("cfg", lambda doc: doc.replace("`D = uncond + scale (cond - uncond)`, in", "In", 1), "an equation"),
+        ("cfg", lambda doc: re.sub(r"      scale: .*?(?=      cond:)", "", doc, flags=re.DOTALL), "Args: scale"),
+        ("cfg", lambda doc: doc.replace("      cond: ", "      condition: "), "Args: condition is no parameter"),
+        ("cfg", lambda doc: doc.replace("scale: `()` or `[B]`, or", "scale: a number or"), "the shape of scale"),
+        ("cfg", lambda doc: doc.replace("ValueError:", "KeyError:"), "Raises: ValueError"),
+        ("cfg", lambda doc: doc.replace("      ['cond', 'uncond']\n", ""), "an Example"),
+        ("cfg", lambda doc: re.sub(r"arXiv:\S+", "a paper", doc.replace("2022,", "")), "a Reference"),
+        ("metrics.fid", lambda doc: without(doc, "Raises"), "Raises: ValueError"),
+        ("heun", lambda doc: doc.replace("`()`, included", "included"), "the shape of low"),
+        ("training.ema", lambda doc: without(doc, "Returns"), "Returns"),
+        ("sample", lambda doc: doc.replace("ImportError:", "If"), "Raises: ImportError"),
+        ("run", lambda doc: without(doc, "Args"), "Args: keys"),
+        ("networks.UNet", lambda doc: doc.replace("      config:", "      sizes:"), "Args: config"),
+        ("oracles.GaussianMixture", lambda doc: doc.replace("      weights:", "      shares:"), "Args: weights"),
+    ],
+)
+def test_a_fault_is_seen(name, fault, lack):
+    doc = PUBLIC[name].__doc__
+    assert fault(doc) != doc
+    assert any(entry.startswith(f"{name}: {lack}") for entry in found(name, fault(doc)))
+
+
+def test_a_section_or_parameter_that_is_gone_is_seen_in_every_name():
+    """A fault of each kind in every docstring that has such a part."""
+    seen = 0
+    for name, value in PUBLIC.items():
+        parts = docstrings.sections(value.__doc__)
+        for part in {"Example"} - ({"Example"} if name in OF_FILES else set()) | ({"Reference"} if name not in OURS else set()):
+            part = "References" if part == "Reference" and "References" in parts else part
+            assert found(name, without(value.__doc__, part)), (name, part)
+            seen += 1
+        for parameter in docstrings.entries(parts.get("Args", "")):
+            gone = re.sub(rf"^ *\*{{0,2}}{parameter}: ", "      and ", value.__doc__, count=1, flags=re.MULTILINE)
+            assert found(name, gone), (name, parameter)
+            seen += 1
+    print(f"{seen} faults seen")
+    assert seen > 600
+
+
+def test_a_field_or_method_without_a_word_is_seen():
+    record = type("Record", (), {"__doc__": "One. "})
+    assert lacking(record, None) == ["a docstring"]
+    fields = docstrings.fields(gj.State)
+    assert fields["memory"] == "The sampler's."
+    assert set(docstrings.methods(gj.oracles.GaussianMixture)) >= {"denoise", "score", "log_prob", "sample", "sample_tilted"}
+    assert docstrings.raised(gj.oracles.GaussianMixture.sample) == {"ValueError"}

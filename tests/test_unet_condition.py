@@ -1,0 +1,230 @@
+"""UNet2DCondition: the published sizes, settings that are refused, precision, and what each input reaches."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from worlds import keys
+
+from guidance_jax import networks, pretrained
+from guidance_jax.networks import layers
+from guidance_jax.pretrained.unet import Text, UNet2DCondition, UNetConditionConfig, unet_condition_config
+from guidance_jax.pretrained.weights import abstract
+
+FIRST = {
+    "_class_name": "UNet2DConditionModel",
+    "_diffusers_version": "0.6.0",
+    "act_fn": "silu",
+    "attention_head_dim": 8,
+    "block_out_channels": [320, 640, 1280, 1280],
+    "center_input_sample": False,
+    "cross_attention_dim": 768,
+    "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+    "downsample_padding": 1,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "in_channels": 4,
+    "layers_per_block": 2,
+    "mid_block_scale_factor": 1,
+    "norm_eps": 1e-05,
+    "norm_num_groups": 32,
+    "out_channels": 4,
+    "sample_size": 64,
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
+}
+SECOND = {
+    **FIRST,
+    "_diffusers_version": "0.10.0.dev0",
+    "attention_head_dim": [5, 10, 20, 20],
+    "cross_attention_dim": 1024,
+    "dual_cross_attention": False,
+    "num_class_embeds": None,
+    "only_cross_attention": False,
+    "sample_size": 96,
+    "upcast_attention": True,
+    "use_linear_projection": True,
+}
+XL = {
+    **SECOND,
+    "_diffusers_version": "0.19.0.dev0",
+    "addition_embed_type": "text_time",
+    "addition_embed_type_num_heads": 64,
+    "addition_time_embed_dim": 256,
+    "attention_head_dim": [5, 10, 20],
+    "block_out_channels": [320, 640, 1280],
+    "class_embed_type": None,
+    "class_embeddings_concat": False,
+    "conv_in_kernel": 3,
+    "conv_out_kernel": 3,
+    "cross_attention_dim": 2048,
+    "cross_attention_norm": None,
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    "encoder_hid_dim": None,
+    "encoder_hid_dim_type": None,
+    "mid_block_only_cross_attention": None,
+    "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "num_attention_heads": None,
+    "projection_class_embeddings_input_dim": 2816,
+    "resnet_out_scale_factor": 1.0,
+    "resnet_skip_time_act": False,
+    "resnet_time_scale_shift": "default",
+    "sample_size": 128,
+    "time_cond_proj_dim": None,
+    "time_embedding_act_fn": None,
+    "time_embedding_dim": None,
+    "time_embedding_type": "positional",
+    "timestep_post_act": None,
+    "transformer_layers_per_block": [1, 2, 10],
+    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    "upcast_attention": None,
+}
+REFINER = {
+    **XL,
+    "attention_head_dim": [6, 12, 24, 24],
+    "block_out_channels": [384, 768, 1536, 1536],
+    "cross_attention_dim": 1280,
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+    "projection_class_embeddings_input_dim": 2560,
+    "transformer_layers_per_block": 4,
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+}
+COUNTS = {"1.5": 859_520_964, "2.1": 865_910_724, "XL": 2_567_463_684, "refiner": 2_259_526_660, "inpainting": 859_535_364}
+PUBLISHED = {"1.5": FIRST, "2.1": SECOND, "XL": XL, "refiner": REFINER, "inpainting": {**FIRST, "in_channels": 9}}
+
+
+SMALL = UNetConditionConfig(
+    widths=(8, 16), depths=(1, 0), heads=(2, 4), blocks=1, text=6, added=5 + 6 * 4, size_waves=4, groups=4, in_channels=3
+)
+B = 3
+
+
+@functools.cache
+def awake(dtype="float32"):
+    """A small one of the XL kind, moved off what its parameters start from, and its inputs."""
+    apply, params = networks.from_nnx(UNet2DCondition(SMALL, rngs=nnx.Rngs(0)))
+    leaves, treedef = jax.tree.flatten(params)
+    moved = [(p + 0.2 * jax.random.normal(k, p.shape)).astype(dtype) for p, k in zip(leaves, keys(len(leaves)), strict=True)]
+    return jax.jit(apply), jax.tree.unflatten(treedef, moved)
+
+
+def inputs():
+    draws = [(B, 5, 6, 3), (B, 7, 6), (B, 5), (B, 6)]
+    x, states, pooled, sizes = (jax.random.normal(k, shape) for k, shape in zip(keys(4), draws, strict=True))
+    return x, jnp.array([999.0, 500.5, 0.0]), Text(states, pooled, 100 * jnp.abs(sizes))
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_published_configurations_have_the_published_number_of_parameters(name):
+    config = unet_condition_config(PUBLISHED[name])
+    network = abstract(lambda: UNet2DCondition(config, rngs=nnx.Rngs(0)))
+    assert pretrained.parameter_count(network) == COUNTS[name]
+
+
+def test_what_a_published_configuration_leaves_out_is_as_diffusers_has_it():
+    assert unet_condition_config({"cross_attention_dim": 768}) == UNetConditionConfig(size_waves=0)
+    assert unet_condition_config(FIRST) == UNetConditionConfig(size_waves=0)
+
+
+@pytest.mark.parametrize(
+    ("base", "name", "value"),
+    [
+        (FIRST, "act_fn", "gelu"),
+        (FIRST, "center_input_sample", True),
+        (FIRST, "class_embed_type", "projection"),
+        (FIRST, "num_class_embeds", 1000),
+        (FIRST, "encoder_hid_dim", 4096),
+        (FIRST, "time_cond_proj_dim", 256),
+        (FIRST, "mid_block_scale_factor", 1.5),
+        (FIRST, "mid_block_type", "UNetMidBlock2D"),
+        (FIRST, "down_block_types", ["SimpleCrossAttnDownBlock2D", *FIRST["down_block_types"][1:]]),
+        (FIRST, "up_block_types", FIRST["up_block_types"][::-1]),
+        (FIRST, "transformer_layers_per_block", [1, 2, [3, 4], 1]),
+        (FIRST, "layers_per_block", [1, 2, 2, 2]),
+        (FIRST, "only_cross_attention", [True, True, True, False]),
+        (FIRST, "resnet_time_scale_shift", "scale_shift"),
+        (FIRST, "addition_embed_type", "text_image"),
+        (FIRST, "a_setting_of_tomorrow", 0),
+        (XL, "projection_class_embeddings_input_dim", None),
+        (XL, "addition_time_embed_dim", None),
+    ],
+)
+def test_settings_that_are_not_supported_are_named(base, name, value):
+    with pytest.raises(ValueError, match="not supported") as caught:
+        unet_condition_config({**base, name: value})
+    assert f"{name}=" in str(caught.value)
+
+
+def test_a_config_is_checked_and_can_be_a_key():
+    assert hash(SMALL) == hash(dataclasses.replace(SMALL, widths=[8, 16]))
+    for changes in ({"heads": (2,)}, {"widths": (8, 18)}, {"heads": (3, 4)}, {"heads": (2, 3)}):
+        with pytest.raises(ValueError, match=r"number for each level|does not divide"):
+            dataclasses.replace(SMALL, **changes)
+
+
+def test_every_input_reaches_the_output_of_its_own_sample_alone():
+    apply, params = awake()
+    x, t, text = inputs()
+    assert text.pooled is not None
+    assert text.sizes is not None
+    out = np.asarray(apply(params, x, t, text))
+    assert out.shape == (B, 5, 6, 4)
+    moved = [
+        (x.at[1].add(0.1), t, text),
+        (x, t.at[1].add(1.0), text),
+        (x, t, text._replace(states=text.states.at[1, 3].add(0.1))),
+        (x, t, text._replace(pooled=text.pooled.at[1].add(0.1))),
+        (x, t, text._replace(sizes=text.sizes.at[1, 5].add(1.0))),
+    ]
+    for changed in moved:
+        change = np.abs(np.asarray(apply(params, *changed)) - out).max((1, 2, 3))
+        assert change[1] > 1e-3
+        assert max(change[0], change[2]) < 1e-5
+
+
+def test_bfloat16_computes_nearly_the_same():
+    exact = np.asarray(awake()[0](awake()[1], *inputs()))
+    apply, params = awake("bfloat16")
+    out = apply(params, *inputs())
+    assert out.dtype == jnp.bfloat16
+    error = np.linalg.norm(np.asarray(out, np.float32) - exact) / np.linalg.norm(exact)
+    assert 1e-3 < error < 0.03
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"x": jnp.ones((B, 5, 6, 4))}, "latents of 3 channels"),
+        ({"states": jnp.ones((B, 7, 5))}, "states of width 6"),
+        ({"pooled": None}, "the XL kind"),
+        ({"pooled": jnp.ones((B, 6))}, "p \\+ 4 n = 29"),
+    ],
+)
+def test_inputs_of_another_kind_are_refused(changes, message):
+    apply, params = awake()
+    x, t, text = inputs()
+    with pytest.raises(ValueError, match=message):
+        apply(params, changes.pop("x", x), t, text._replace(**changes))
+
+
+def test_a_text_with_more_than_the_network_is_told_is_refused():
+    config = dataclasses.replace(SMALL, added=0)
+    network = UNet2DCondition(config, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="states alone"):
+        network(*inputs())
+
+
+def test_attention_of_many_pixels_some_at_a_time_is_that_of_all_at_once():
+    q, k, v = (jax.random.normal(key, (2, n, 2, 3)) for key, n in zip(keys(3), (530, 520, 520), strict=True))
+    mask = jnp.arange(520)[None] < jnp.array([[520], [3]])
+    assert q.shape[1] * k.shape[1] > layers.MANY
+    assert q.shape[1] % layers.ROWS
+    reference = lambda q, k, v: jax.nn.dot_product_attention(q, k, v, mask=mask[:, None, None])
+    ours, pull = jax.vjp(lambda q, k, v: layers.attention(q, k, v, mask), q, k, v)
+    theirs, pull_theirs = jax.vjp(reference, q, k, v)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+    for a, b in zip(pull(q), pull_theirs(q), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)

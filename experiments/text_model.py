@@ -204,7 +204,7 @@ class Painter:
 
     def program(self, guide: Callable[[Any], gj.Guidance]) -> Any:
         def paint(params: Any, keys: Array, ids: dict[str, Array], scale: Array) -> Array:
-            conds = {name: self.model.read(params, texts)[0] for name, texts in ids.items()}
+            conds: dict[str, Any] = {name: self.model.read(params, texts)[0] for name, texts in ids.items()}
             branches = gj.branches(self.model.denoiser(params), **conds)
             return gj.sample(keys, branches, guide(scale), gj.dpmpp_2m(), self.levels, scenes.SHAPE)
 

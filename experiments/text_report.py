@@ -76,7 +76,8 @@ def accuracy(path: Path, metrics: dict[str, Any]) -> None:
             axes[1].plot(scales, [row[key] for row in cfg], "-o", ms=4, color=colour, label=name)
             axes[1].axhline(real[key], color=colour, lw=0.8, ls=":")
         axes[1].plot([], [], color=MUTED, lw=0.8, ls=":", label="real scenes of held-out digits")
-        for colour, (way, rows) in zip(COLOURS, ways.items(), strict=False):
+        for colour, (way, rows) in zip(COLOURS, ways.items(), strict=True):
+            rows = [row for row in rows if row["scale"] > 0]
             xs, ys = ([row[key] for row in rows] for key in ("recall", "accuracy"))
             axes[2].plot(xs, ys, "-o", ms=4, color=colour, label=way)
             for row in rows:
@@ -97,6 +98,8 @@ def accuracy(path: Path, metrics: dict[str, Any]) -> None:
             axis.set(title=title, xlabel=x, ylabel="prompts met", ylim=(0, 1.03))
             if axis is not axes[0]:
                 axis.legend(fontsize=8, loc="lower left" if axis is axes[2] else "lower right")
+        guided = [row["accuracy"] for rows in ways.values() for row in rows if row["scale"] > 0]
+        axes[2].set_ylim(min(guided) - 0.05, 1.01)
         figure.savefig(path)
         plt.close(figure)
 

@@ -217,7 +217,9 @@ def mates_do_nothing(recipe: Recipe, schedule: gj.Schedule, sampler: str, one: i
 def tried(count: int, seen: Counter[str], **more: Any) -> Any:
     """The property, tried so many times."""
 
-    @settings(max_examples=count, deadline=None, database=None, suppress_health_check=[*HealthCheck], **more)
+    everything: Any = list(HealthCheck)
+
+    @settings(max_examples=count, deadline=None, database=None, suppress_health_check=everything, **more)
     @given(
         RECIPES,
         st.sampled_from(sorted(SCHEDULES)),

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -155,7 +156,7 @@ def test_a_picture_has_any_digit_of_the_kind_in_its_own_cell():
     assert set(threes) == set(source.images[source.labels == 3][:, 0, 0, 0])
 
 
-class Grey:
+class Grey(Any):
     """A judge that reads the cells of `digits` without fail; a feature is the class."""
 
     def read(self, cells):
@@ -187,7 +188,7 @@ def test_prompts_are_even_and_keep_apart_what_training_never_has():
             assert {bool(scenes.held_out(*scenes.parse(text)[1:])) for text in texts} == {name != form}
 
 
-class Painter:
+class Painter(Any):
     """Draws the first digit that a text names, and on the right the next one, or by other noise the one after.
 
     What the negative prompt names it leaves out, if it obeys. Of two prompts it draws both digits, the second only where it

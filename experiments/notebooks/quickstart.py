@@ -212,7 +212,7 @@ plt.show()
 #
 # A judge that no guidance sees, a support-vector machine on real digits, says whether a sample is of the class that was
 # asked for. Precision is the share of samples that lie among the real digits, recall the share of real digits that lie
-# among the samples. Some guidance buys precision with recall; too much costs both.
+# among the samples. Some guidance buys precision with recall; too much costs precision as well.
 
 # %%
 real = images.reshape(len(images), -1)

@@ -28,7 +28,8 @@ HOUSE = (
     *("post_step", "restart", "samplers.gaussian"),
 )
 FILES = tuple(
-    f"pretrained.{name}" for name in ("Tensor", "from_arrays", "fully_sharded", "load", "open_weights", "parameter_count")
+    f"pretrained.{name}"
+    for name in ("Tensor", "abstract", "from_arrays", "fully_sharded", "load", "open_weights", "parameter_count")
 )
 OURS = {*TYPES, *LOOP, *ALGEBRA, *TEXTBOOK, *HOUSE, *FILES}
 """What comes from no paper, and so needs neither a reference nor, of the algebra, an equation."""

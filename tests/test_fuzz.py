@@ -2,7 +2,9 @@
 
 from collections import Counter
 
-from fuzz import EVERY, tried
+import jax
+import pytest
+from fuzz import EVERY, SCHEDULES, Recipe, mates_do_nothing, tried
 from hypothesis import Phase
 
 from guidance_jax import guidance
@@ -20,3 +22,17 @@ def test_random_chains_are_finite_and_couple_no_samples():
     seen = Counter[str]()
     tried(CHAINS, seen, derandomize=True, phases=[Phase.generate])()
     assert seen["chains"] >= CHAINS
+
+
+FOUND = {
+    "feedback from alpha = 0": (Recipe("feedback", (0.9, 1.0, 0.0)), "flow"),
+    "feedback of the model itself, where the path speaks against it": (Recipe("feedback", (1.0, 1.0, -1000.0)), "edm"),
+}
+"""Chains that once were not finite, or coupled samples."""
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_what_was_found_stays_mended(name):
+    recipe, schedule = FOUND[name]
+    with jax.disable_jit(), jax.enable_x64(True):
+        mates_do_nothing(recipe, SCHEDULES[schedule], "ddim", 0, False)

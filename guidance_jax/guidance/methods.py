@@ -224,12 +224,14 @@ def feedback(
         q = contraction(track.level, level)
         move = level.alpha * (1 - q**2)
         variance = level.sigma**2 * (1 - q**2)
-        mean_u = q**2 * (level.alpha / track.level.alpha) * track.x + move * track.uncond
+        # q^2 alpha' / alpha, from alpha = 0 too.
+        mean_u = q * (level.sigma / track.level.sigma) * track.x + move * track.uncond
         shift = move * (track.cond - track.uncond)
         # |x' - mu_c|^2 - |x' - mu_u|^2 = |shift|^2 - 2 <x' - mu_u, shift>.
         gap = inner(shift, shift) - 2 * inner(x - mean_u, shift)
         log_q = expand(track.log_q, x) - tau * divide(gap, 2 * variance) + delta
-        least = jnp.log((1 - pi) * top / (top - 1))
+        # At prior 1 w is 1 for every q, and exp(-log_q) has to stay finite.
+        least = jnp.maximum(jnp.log((1 - pi) * top / (top - 1)), -80)
         # Only where a step has gone by: neither at the first evaluation nor at a corrector's.
         stepped = (track.number >= 0) & (context.step.number > track.number)
         log_q = jnp.where(stepped, jnp.clip(log_q, least, 3), expand(track.log_q, x))

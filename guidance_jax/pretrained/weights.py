@@ -78,6 +78,12 @@ def abstract(build: Callable[[], Module]) -> Module:
     The random keys that it draws are all one, for counting them would look, at each, through all that was traced before: a
     minute and more.
 
+    Args:
+      build: makes the module, as of `load`.
+
+    Returns:
+      The module, its parameters `jax.ShapeDtypeStruct`s: for `parameter_count`, or to see what a file must hold.
+
     Example:
       >>> print(pretrained.weights.abstract(lambda: nnx.Linear(20_000, 50_000, rngs=nnx.Rngs(0))).kernel.shape)
       (20000, 50000)

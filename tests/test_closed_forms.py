@@ -266,7 +266,7 @@ def test_without_corrections_or_of_size_zero_the_predictor_is_left(x64):
     np.testing.assert_allclose(run(gj.predictor_corrector(gj.ddim(), 0)), unguided, rtol=1e-12)
     np.testing.assert_allclose(run(gj.predictor_corrector(gj.ddim(), 0, guided=True)), run(gj.ddim()), rtol=1e-12)
     for build, message in [
-        (lambda: gj.predictor_corrector(gj.ddim(), -1), "0 or more, got -1"),
+        (lambda: gj.predictor_corrector(gj.ddim(), -1), "at least 0, got -1"),
         (lambda: run(gj.predictor_corrector(gj.ddim(), size=jnp.ones(2))), r"size has shape \(2,\)"),
         (lambda: gj.heun_sde(-0.5), "eta"),
     ]:

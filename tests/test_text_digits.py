@@ -156,7 +156,7 @@ def test_a_picture_has_any_digit_of_the_kind_in_its_own_cell():
     assert set(threes) == set(source.images[source.labels == 3][:, 0, 0, 0])
 
 
-class Grey(Any):
+class Grey:
     """A judge that reads the cells of `digits` without fail; a feature is the class."""
 
     def read(self, cells):
@@ -164,11 +164,14 @@ class Grey(Any):
         return kinds[:, None].astype(np.float32), np.eye(11)[kinds]
 
 
+GREY: Any = Grey()
+
+
 def test_the_reading_of_an_image_is_left_then_right():
     from experiments.text_digits import read
 
     images = scenes.Cells(digits()).picture(np.random.default_rng(0), np.array(EVERY))
-    seen = read(Grey(), images)
+    seen = read(GREY, images)
     np.testing.assert_array_equal(seen.scenes, EVERY)
     np.testing.assert_array_equal(seen.features[..., 0], EVERY)
 
@@ -188,7 +191,7 @@ def test_prompts_are_even_and_keep_apart_what_training_never_has():
             assert {bool(scenes.held_out(*scenes.parse(text)[1:])) for text in texts} == {name != form}
 
 
-class Painter(Any):
+class Painter:
     """Draws the first digit that a text names, and on the right the next one, or by other noise the one after.
 
     What the negative prompt names it leaves out, if it obeys. Of two prompts it draws both digits, the second only where it
@@ -213,7 +216,8 @@ class Painter(Any):
 def test_what_a_negative_prompt_removes_is_counted_among_the_scenes_that_had_it(obeys, removed):
     from experiments.text_digits import Config, negatives
 
-    rows = negatives(Config(repeats=2), Painter(obeys), Grey())
+    painter: Any = Painter(obeys)
+    rows = negatives(Config(repeats=2), painter, GREY)
     assert list(rows) == ["a three or a seven", "a three on the left"]
     for row in rows.values():
         assert row["samples"] == 180
@@ -225,7 +229,8 @@ def test_what_a_negative_prompt_removes_is_counted_among_the_scenes_that_had_it(
 def test_compositions_count_the_scenes_with_both_seen_pairs_and_unseen_apart():
     from experiments.text_digits import Config, compositions
 
-    _, row = compositions(Config(repeats=1, others=(2.0,)), Painter(), Grey())
+    painter: Any = Painter()
+    _, row = compositions(Config(repeats=1, others=(2.0,)), painter, GREY)
     for name, apart in (("", False), ("_held_out", True)):
         some = [pair for pair in itertools.permutations(range(10), 2) if bool(scenes.held_out(*pair)) == apart]
         odd = np.mean([b % 2 for _, b in some])
@@ -239,7 +244,7 @@ def test_accuracy_is_of_seen_pairs_and_unseen_ones_apart():
 
     groups = {"one": ["a three"] * 4, "and": ["a three and a five"] * 4, "and, held out": ["a three and a six"] * 4}
     drawn = [(3, 1), (3, E), (1, 3), (1, 1), (3, 5), (5, 3), (5, 5), (5, 3), (3, 6), (6, 6), (6, E), (E, E)]
-    judge = Grey()
+    judge: Any = Grey()
     judge.real = np.arange(10, dtype=np.float32)[:, None]
     seen = read(judge, scenes.Cells(digits()).picture(np.random.default_rng(0), np.array(drawn)))
     row = judged(groups, seen, judge)
@@ -290,6 +295,7 @@ def test_padding_says_nothing_to_the_denoiser():
     model = untrained(Size(width=16, blocks=1, heads=2, text_width=8, text_blocks=1, text_heads=2))
     params = jax.tree.map(lambda leaf: leaf + 0.3 * jax.random.normal(jax.random.key(leaf.size), leaf.shape), model.params)
     text = model.encode(["a three", "two fives"], params)
+    np.testing.assert_array_equal(text.mask, np.tile(np.arange(scenes.LENGTH) < 4, (2, 1)))
     x, t = jax.random.normal(jax.random.key(0), (2, *scenes.SHAPE)), jnp.array([0.3, 0.7])
     loud = text._replace(tokens=jnp.where(text.mask[..., None], text.tokens, 1e3))
     np.testing.assert_array_equal(model.apply(params, x, t, loud), model.apply(params, x, t, text))

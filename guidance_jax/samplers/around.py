@@ -61,7 +61,7 @@ def recur(sampler: Sampler, times: int, low: ArrayLike = 0.0, high: ArrayLike = 
         q = contraction(level, next)
         inside = (level.ratio > jnp.asarray(low, q.dtype)) & (level.ratio <= jnp.asarray(high, q.dtype)) & (q > 0)
 
-        def again(i: Array, state: State) -> State:
+        def again(i: Array | int, state: State) -> State:
             # Each repetition draws with two keys of its own: 2 i - 1 renoises, 2 i is the sampler's.
             mine = [jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, 2 * i - j) for j in (1, 0)]
             back = level.alpha / next.alpha * state.x + level.sigma * jnp.sqrt(1 - q**2) * normal(mine[0], state.x)

@@ -26,7 +26,6 @@ import tyro
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
-from flax import nnx
 from jax import Array
 from tqdm import tqdm
 
@@ -99,7 +98,7 @@ def ours(unet: Any, scheduler: Any, preset: Preset, config: Config) -> tuple[Run
     """The guided run; the calls of the network that it makes; the seconds of loading and of compiling the run."""
     start = time.perf_counter()
     weights = pretrained.from_arrays({name: weight.float().numpy() for name, weight in unet.state_dict().items()})
-    build = lambda: UNet2DCondition(unet_condition_config(unet.config), rngs=nnx.Rngs(0))
+    build = lambda rngs: UNet2DCondition(unet_condition_config(unet.config), rngs=rngs)
     apply, params = networks.from_nnx(pretrained.load(build, weights, dtype=preset.dtype))
     jax.block_until_ready(params)
     loaded = time.perf_counter() - start

@@ -156,7 +156,7 @@ class Reader:
         """Of the files that were read."""
 
     def __call__(
-        self, build: Callable[[], nnx.Module], file: str, source: str, method: str = "__call__", **options: Any
+        self, build: Callable[..., nnx.Module], file: str, source: str, method: str = "__call__", **options: Any
     ) -> tuple[Callable[..., Any], Any]:
         """The network as a pure function, and its weights.
 
@@ -192,10 +192,10 @@ def by_adm(model: ADM, read: Reader, way: Way, steps: int, guided: bool) -> tupl
 
     The released script cuts off what is between two bytes, so the images lie on bytes already.
     """
-    denoise, of_network = read(lambda: adm.ADM(model.network, rngs=nnx.Rngs(0)), model.files[0], OPENAI)
+    denoise, of_network = read(lambda rngs: adm.ADM(model.network, rngs=rngs), model.files[0], OPENAI)
     classify, of_classifier = None, None
     if guided:
-        build = lambda: adm.ADMClassifier(model.classifier, rngs=nnx.Rngs(0))
+        build = lambda rngs: adm.ADMClassifier(model.classifier, rngs=rngs)
         classify, of_classifier = read(build, model.files[1], OPENAI)
     levels = gj.levels(model.schedule(), steps, way.spacing)
     size = model.network.image_size
@@ -218,9 +218,9 @@ def by_adm(model: ADM, read: Reader, way: Way, steps: int, guided: bool) -> tupl
 
 def by_dit(model: DiT, read: Reader, way: Way, steps: int, channels: int) -> tuple[Program, Any]:
     """`program((params, scale), keys, labels) -> images`, and its params, by a transformer guided on the first channels."""
-    denoise, of_network = read(lambda: dit.DiT(model.network, rngs=nnx.Rngs(0)), model.files[0], META)
+    denoise, of_network = read(lambda rngs: dit.DiT(model.network, rngs=rngs), model.files[0], META)
     sizes = model.autoencoder
-    build = lambda: autoencoder.AutoencoderKL(sizes, rngs=nnx.Rngs(0))
+    build = lambda rngs: autoencoder.AutoencoderKL(sizes, rngs=rngs)
     decode, of_decoder = read(build, model.files[1], STABILITY, "decode", rename=autoencoder.current_name)
     levels = gj.levels(gj.schedules.ddpm_linear(), steps, way.spacing)
     shape = (model.network.input_size, model.network.input_size, model.network.in_channels)

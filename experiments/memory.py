@@ -2,23 +2,17 @@
 
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar
 
+import psutil
+
 Result = TypeVar("Result")
-STATUS = Path("/proc/self/status")
 
 
-def anonymous() -> int:
-    """The process's own memory now, in bytes, pages mapped from files not counted.
-
-    Raises:
-      OSError: where the system does not tell it, as only Linux does.
-    """
-    for line in STATUS.read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return 1024 * int(line.split()[1])
-    raise OSError(f"{STATUS} has no RssAnon.")
+def own() -> int:
+    """The process's own memory now, in bytes; pages mapped from files are not counted where the system tells them apart."""
+    memory = psutil.Process().memory_info()
+    return memory.rss - getattr(memory, "shared", 0)
 
 
 def peak(run: Callable[[], Result], every: float = 0.002) -> tuple[Result, int]:
@@ -30,11 +24,11 @@ def peak(run: Callable[[], Result], every: float = 0.002) -> tuple[Result, int]:
       run: the piece of program.
       every: how many seconds pass between two looks.
     """
-    before, most, done = anonymous(), [0], threading.Event()
+    before, most, done = own(), [0], threading.Event()
 
     def look() -> None:
         while not done.wait(every):
-            most[0] = max(most[0], anonymous())
+            most[0] = max(most[0], own())
 
     looking = threading.Thread(target=look)
     looking.start()
@@ -43,4 +37,4 @@ def peak(run: Callable[[], Result], every: float = 0.002) -> tuple[Result, int]:
     finally:
         done.set()
         looking.join()
-    return result, max(most[0], anonymous()) - before
+    return result, max(most[0], own()) - before

@@ -26,10 +26,6 @@ JAXTYPED = re.compile(r"\b(Float|Int|Bool|Integer|Shaped|Num)\[")
 BARE = re.compile(r"\b(Array|Any|tuple|dict|list)\b")
 
 
-FAMILIES = {"adm", "autoencoder", "clip", "dit", "schedulers", "text_to_image", "tokens", "unet"}
-"""The published networks, whose docstrings are not held to all of this yet."""
-
-
 def public() -> dict[str, Any]:
     """Every public function and class, by its shortest name from `gj`: those of its `__all__`, and of the modules there."""
     found: dict[int, tuple[str, Any]] = {}
@@ -37,8 +33,6 @@ def public() -> dict[str, Any]:
     def walk(module: types.ModuleType, prefix: str) -> None:
         for name in module.__all__:
             value = getattr(module, name)
-            if name in FAMILIES:
-                continue
             if isinstance(value, types.ModuleType):
                 walk(value, f"{prefix}{name}.")
             elif inspect.isclass(value) or inspect.isfunction(value):

@@ -32,7 +32,7 @@ BY_TILES = nnx.jit(lambda network, z: tiled(network.decode, 12, 4)(z))
 
 
 def test_stable_diffusions_has_its_published_number_of_parameters():
-    network = nnx.eval_shape(lambda: AutoencoderKL(AutoencoderConfig(), rngs=nnx.Rngs(0)))
+    network = pretrained.abstract(lambda rngs: AutoencoderKL(AutoencoderConfig(), rngs=rngs))
     assert pretrained.parameter_count(network) == 83_653_863
 
 

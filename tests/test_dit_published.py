@@ -43,7 +43,7 @@ def weights():
 
 
 def load(tensors, **options):
-    return pretrained.load(lambda: DiT(TINY, rngs=nnx.Rngs(0)), tensors, **options)
+    return pretrained.load(lambda rngs: DiT(TINY, rngs=rngs), tensors, **options)
 
 
 def inputs():
@@ -60,7 +60,7 @@ def inputs():
     ],
 )
 def test_full_sizes_have_their_published_number_of_parameters(name, size, count):
-    network = nnx.eval_shape(lambda: DiT(dit_config(name, size), rngs=nnx.Rngs(0)))
+    network = pretrained.abstract(lambda rngs: DiT(dit_config(name, size), rngs=rngs))
     assert pretrained.parameter_count(network) == count
 
 

@@ -31,9 +31,21 @@ FILES = tuple(
     f"pretrained.{name}"
     for name in ("Tensor", "abstract", "from_arrays", "fully_sharded", "load", "open_weights", "parameter_count")
 )
-OURS = {*TYPES, *LOOP, *ALGEBRA, *TEXTBOOK, *HOUSE, *FILES}
+PUBLISHED = tuple(
+    f"pretrained.{name}"
+    for name in (
+        *("autoencoder.current_name", "clip.Encoded", "clip.clip_text_config", "clip.published_name", "schedulers.Scheduling"),
+        *("schedulers.scheduling", "unet.Text", "unet.unet_condition_config"),
+        *("text_to_image.Condition", "text_to_image.Model", "text_to_image.Prompts"),
+    )
+)
+OURS = {*TYPES, *LOOP, *ALGEBRA, *TEXTBOOK, *HOUSE, *FILES, *PUBLISHED}
 """What comes from no paper, and so needs neither a reference nor, of the algebra, an equation."""
-OF_FILES: dict[str, str] = {}
+OF_FILES = {
+    "pretrained.text_to_image.Model": "it is made of a directory of gigabytes",
+    "pretrained.text_to_image.load": "it reads a directory of gigabytes; tests/test_text_to_image.py writes small ones",
+    "pretrained.tokens.open_tokenizer": "it reads the files of a vocabulary; tests/test_tokens.py writes small ones",
+}
 """What needs a file to be shown, and why: their examples may be lacking."""
 PATHS = {"schedules.below", "schedules.reverse"}
 """Parts of a path, which have no equation."""

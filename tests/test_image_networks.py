@@ -84,7 +84,7 @@ def test_attention_and_its_gradient_are_those_of_jax():
     q, k, v = (jax.random.normal(key, (B, n, 2, 6)) for key, n in zip(keys(3), (7, 4, 4), strict=True))
     mask = TOKENS.mask
     reference = lambda q, k, v: jax.nn.dot_product_attention(q, k, v, mask=mask[:, None, None])
-    ours, pull = jax.vjp(lambda q, k, v: layers.attention(q, k, v, mask), q, k, v)
+    ours, pull = jax.vjp(lambda q, k, v: layers.attention(q, k, v, mask[:, None]), q, k, v)
     theirs, pull_theirs = jax.vjp(reference, q, k, v)
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
     for a, b in zip(pull(q), pull_theirs(q), strict=True):

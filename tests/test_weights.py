@@ -56,7 +56,7 @@ def arrays():
 
 
 def load(tensors, **options) -> Any:
-    return pretrained.load(lambda: Small(rngs=nnx.Rngs(0)), tensors, **options)
+    return pretrained.load(Small, tensors, **options)
 
 
 def test_every_kind_of_weight_lands_where_it_belongs(arrays):
@@ -134,6 +134,14 @@ def test_safetensors_in_several_files(tmp_path, arrays):
     assert np.array_equal(load(pretrained.open_weights(index)).last.bias[...], arrays["last.bias"])
     index.write_text('{"weight_map": {"a": "../w.safetensors"}}')
     with pytest.raises(ValueError, match="beside it"):
+        pretrained.open_weights(index)
+    for text in ("{", "[]", "{}"):
+        index.write_text(text)
+        with pytest.raises(ValueError, match="no readable weight_map"):
+            pretrained.open_weights(index)
+    save_file({name: arrays[name] for name in names[3:]}, tmp_path / "b.safetensors")
+    index.write_text(json.dumps({"weight_map": {name: file for file, held in parts.items() for name in held}}))
+    with pytest.raises(ValueError, match=f"each once: {names[3]}"):
         pretrained.open_weights(index)
 
 

@@ -207,7 +207,7 @@ class Cross(nnx.Module):
         if self.qk_norm is not None:
             q, k = self.qk_norm(q, k)
         seen = jnp.concatenate([jnp.ones((batch, 1), bool), mask], axis=1)
-        return self.project(attention(q, k, v, seen).reshape(h.shape))
+        return self.project(attention(q, k, v, seen[:, None]).reshape(h.shape))
 
 
 def blur(q: Float[Array, "b n h d"], grid: tuple[int, int], deviation: Float[Array, "b"]) -> Float[Array, "b n h d"]:

@@ -23,6 +23,30 @@ def check_batch(x: Array, **each: Array) -> None:
             raise ValueError(f"{name} has shape {jnp.shape(value)}, but must be [B] = {x.shape[:1]}, one a sample of x.")
 
 
+def waves(t: Float[Array, "b"], width: int, *, sin_first: bool = False, shift: float = 0.0) -> Float[Array, "b w"]:
+    """Sinusoids of the time, in at least float32: cosines, then sines, of `t 10000^(-i / (half - shift))`, half of width each.
+
+    Args:
+      t: the time, scaled to 0..1000.
+      width: even.
+      sin_first: the sines before the cosines.
+      shift: 1 reaches the lowest frequency, 1 / 10000, exactly.
+
+    Reference: Ho et al. 2020, arXiv:2006.11239 (released code).
+    """
+    half, dtype = width // 2, jnp.promote_types(t.dtype, jnp.float32)
+    frequencies = jnp.exp(-math.log(10_000) * jnp.arange(half, dtype=dtype) / (half - shift))
+    angles = t.astype(dtype)[:, None] * frequencies[None]
+    parts = [jnp.cos(angles), jnp.sin(angles)]
+    return jnp.concatenate(parts[::-1] if sin_first else parts, axis=1)
+
+
+def rows(table: Float[Array, "k w"], labels: Int[Array, "b"], what: str) -> Float[Array, "b w"]:
+    """The rows of a table by labels; one outside raises where labels are known, and else gives NaN, not its neighbour's."""
+    check_labels(labels, len(table), what)
+    return table.at[labels].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+
+
 class TimeEmbedding(nnx.Module):
     """Sinusoids of the time, periods 2 pi to 20,000 pi, and two dense layers (arXiv:2006.11239).
 
@@ -38,11 +62,7 @@ class TimeEmbedding(nnx.Module):
         self.outer = nnx.Linear(width, width, rngs=rngs)
 
     def __call__(self, t: Float[Array, "b"]) -> Float[Array, "b w"]:
-        half = FREQUENCIES // 2
-        frequencies = jnp.exp(-math.log(10_000) * jnp.arange(half, dtype=t.dtype) / half)
-        angles = self.scale * t[:, None] * frequencies[None]
-        waves = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=1)
-        return self.outer(jax.nn.silu(self.inner(waves)))
+        return self.outer(jax.nn.silu(self.inner(waves(self.scale * t, FREQUENCIES))))
 
 
 class LabelEmbedding(nnx.Module):
@@ -61,5 +81,4 @@ class LabelEmbedding(nnx.Module):
         self.table = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (classes + 1, width)))
 
     def __call__(self, labels: Int[Array, "b"]) -> Float[Array, "b w"]:
-        check_labels(labels, self.classes + 1, f"a network of {self.classes} classes and the null label")
-        return self.table[...].at[labels].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+        return rows(self.table[...], labels, f"a network of {self.classes} classes and the null label")

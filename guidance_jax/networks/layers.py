@@ -104,18 +104,19 @@ def attention(
     q: Float[Array, "b n heads d"],
     k: Float[Array, "b m heads d"],
     v: Float[Array, "b m heads d"],
-    mask: Bool[Array, "b m"] | None = None,
+    mask: Bool[Array, "#b #n m"] | None = None,
 ) -> Float[Array, "b n heads d"]:
     """`softmax(q k / sqrt(d)) v`, the softmax in float32 and over what the mask has True; heads first, as the CPU likes it.
 
-    Where the logits of a head are many, a CPU computes `ROWS` queries at a time: all at once they would leave its caches.
+    Where the logits of a head are many and the mask is one for all queries, a CPU computes `ROWS` queries at a time: all at
+    once they would leave its caches.
     """
     q, k, v = (x.transpose(0, 2, 1, 3) for x in (q * q.shape[-1] ** -0.5, k, v))
 
     def attend(q: Array) -> Array:
         logits = jnp.einsum("bhnd,bhmd->bhnm", q, k, preferred_element_type=jnp.float32)
         if mask is not None:
-            logits = jnp.where(mask[:, None, None], logits, -jnp.inf)
+            logits = jnp.where(mask[:, None], logits, -jnp.inf)
         weights = jax.nn.softmax(logits, axis=3).astype(v.dtype)
         return jnp.einsum("bhnm,bhmd->bhnd", weights, v)
 
@@ -123,8 +124,8 @@ def attention(
         row = lambda q: attend(q[:, :, None])[:, :, 0]
         return jnp.moveaxis(jax.lax.map(row, jnp.moveaxis(q, 2, 0), batch_size=ROWS), 0, 2)
 
-    few = q.shape[2] * k.shape[2] < MANY
-    return (attend(q) if few else jax.lax.platform_dependent(q, cpu=by_rows, default=attend)).transpose(0, 2, 1, 3)
+    whole = q.shape[2] * k.shape[2] < MANY or (mask is not None and mask.shape[1] > 1)
+    return (attend(q) if whole else jax.lax.platform_dependent(q, cpu=by_rows, default=attend)).transpose(0, 2, 1, 3)
 
 
 def in_heads(h: Float[Array, "b n w"], heads: int, parts: int) -> list[Float[Array, "b n heads d"]]:

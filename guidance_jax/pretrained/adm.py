@@ -9,10 +9,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from guidance_jax.checks import check_labels
+from guidance_jax.networks.embeddings import rows, waves
 from guidance_jax.networks.layers import Dense
 from guidance_jax.pretrained.adm_blocks import Attention, AttentionPool, Downsample, GroupNorm, Residual, Upsample, halved
-from guidance_jax.pretrained.layers import Conv, upsampled, waves
+from guidance_jax.pretrained.layers import Conv, upsampled
+
+__all__ = ["ADM", "CLASSIFIERS", "RELEASED", "ADMClassifier", "ADMConfig"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,14 +22,26 @@ class ADMConfig:
     """A U-Net's or a classifier's sizes, by the names of the released code; the defaults are the 256 x 256 model's.
 
     Dropout has no field: it does nothing while sampling.
+
+    Raises:
+      ValueError: if the sides cannot be halved so often, or a width does not divide into the norms' groups and the heads.
+
+    Example:
+      >>> config = pretrained.adm.RELEASED["adm-64"]
+      >>> print(config.widths, config.heads(384))
+      (192, 384, 576, 768) 6
+
+    Reference: Dhariwal & Nichol 2021, arXiv:2105.05233; openai/guided-diffusion, README.md.
     """
 
     image_size: int = 256
     """The side of the images that it was trained on."""
     model_channels: int = 256
+    """The unit of the widths."""
     channel_mult: tuple[int | float, ...] = (1, 1, 2, 2, 4, 4)
     """The width of each size of image, in `model_channels`; each size is half of the one before."""
     num_res_blocks: int = 2
+    """Of each size of image, on the way down; one more on the way up."""
     attention_resolutions: tuple[int, ...] = (32, 16, 8)
     """The sides of the images that have attention, where the whole has `image_size`."""
     num_classes: int | None = 1000
@@ -35,13 +49,17 @@ class ADMConfig:
     num_heads: int = 4
     """Where there is no `num_head_channels`."""
     num_head_channels: int | None = 64
+    """The width of an attention head."""
     in_channels: int = 3
+    """Of the images."""
     learn_sigma: bool = True
     """Whether the output has the variance too, in twice the channels; not of a classifier."""
     use_scale_shift_norm: bool = True
+    """Whether time and label scale and shift the second norm, or are added before it."""
     resblock_updown: bool = True
     """Whether residual blocks halve and double the images, or convolutions."""
     use_new_attention_order: bool = False
+    """Whether queries, keys and values are split before the heads, or the heads before them."""
 
     def __post_init__(self) -> None:
         smallest = self.image_size >> (len(self.channel_mult) - 1)
@@ -67,6 +85,11 @@ class ADMConfig:
         return self.image_size >> level in self.attention_resolutions
 
     def heads(self, width: int) -> int:
+        """How many attention heads there are.
+
+        Args:
+          width: the channels that they share.
+        """
         return self.num_heads if self.num_head_channels is None else width // self.num_head_channels
 
 
@@ -95,6 +118,10 @@ class ADM(nnx.Module):
     Args:
       config: its sizes: one of `RELEASED`, or another.
       rngs: for the parameters.
+
+    Raises:
+      ValueError: when called, if the sides of x are no such multiples, labels are given or lacking where they should not be, or
+        one is outside.
 
     Example:
       >>> config = pretrained.adm.ADMConfig(32, 32, (1, 2), 1, (16,), num_classes=10, num_head_channels=32)
@@ -130,8 +157,7 @@ class ADM(nnx.Module):
             raise ValueError(f"a network of num_classes={self.config.num_classes} got labels {labels}.")
         if self.label_emb is not None and labels is not None:
             table = self.label_emb.embedding[...]
-            check_labels(labels, len(table), f"a network of {len(table)} classes")
-            c = c + table.at[labels].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+            c = c + rows(table, labels, f"a network of {len(table)} classes")
         h, kept = x.astype(c.dtype), []
         for block in self.input_blocks:
             h = through(block, h, c)

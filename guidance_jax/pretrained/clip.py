@@ -9,12 +9,20 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from guidance_jax.networks.layers import Dense
+from guidance_jax.networks.layers import Dense, attention
 from guidance_jax.pretrained.layers import LayerNorm
+
+__all__ = ["IGNORED", "CLIPText", "CLIPTextConfig", "Encoded", "clip_text_config", "published_name"]
 
 
 class Encoded(NamedTuple):
-    """What the encoder makes of a text."""
+    """What the encoder makes of a text.
+
+    Example:
+      >>> Encoded = pretrained.clip.Encoded
+      >>> print(Encoded(last=jnp.ones((1, 77, 768)), penultimate=jnp.ones((1, 77, 768)), pooled=jnp.ones((1, 768))).last.shape)
+      (1, 77, 768)
+    """
 
     last: Float[Array, "b l d"]
     """The last layer's states, normed: what Stable Diffusion 1 and 2 are told."""
@@ -37,17 +45,30 @@ class CLIPTextConfig:
 
     Raises:
       ValueError: if the width does not divide into heads, or the activation is not known.
+
+    Example:
+      >>> pretrained.clip.CLIPTextConfig(hidden_size=1024, num_attention_heads=16, hidden_act="gelu").max_position_embeddings
+      77
+
+    Reference: Radford et al. 2021, arXiv:2103.00020.
     """
 
     vocab_size: int = 49408
+    """The number of tokens."""
     hidden_size: int = 768
+    """The width of a token."""
     intermediate_size: int = 3072
+    """The inner width of a layer's feed-forward network."""
     num_hidden_layers: int = 12
+    """The number of layers."""
     num_attention_heads: int = 12
+    """Of each layer."""
     max_position_embeddings: int = 77
     """The longest text, in tokens."""
     hidden_act: str = "quick_gelu"
+    """"quick_gelu" of OpenAI's encoders, "gelu" of OpenCLIP's."""
     layer_norm_eps: float = 1e-5
+    """Added to the variances."""
     eos_token_id: int = 2
     """The token that ends a text; 2 stands for the largest id in it, as files before 2023 have it."""
     projection_dim: int | None = None
@@ -86,6 +107,8 @@ def clip_text_config(published: Mapping[str, Any]) -> CLIPTextConfig:
       >>> published = {"architectures": ["CLIPTextModelWithProjection"], "hidden_size": 1280, "hidden_act": "gelu"}
       >>> pretrained.clip.clip_text_config({**published, "num_attention_heads": 20, "projection_dim": 1280}).projection_dim
       1280
+
+    Reference: transformers 5, "models/clip/configuration_clip.py".
     """
     architecture = (published.get("architectures") or ARCHITECTURES)[0]
     if architecture not in ARCHITECTURES:
@@ -126,6 +149,9 @@ class CLIPText(nnx.Module):
     Args:
       config: its sizes.
       rngs: for the parameters.
+
+    Raises:
+      ValueError: when called, if a text is longer than the encoder's window.
 
     Example:
       >>> sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -214,10 +240,7 @@ class Attention(nnx.Module):
 
     def __call__(self, h: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
         q, k, v = (project(h).reshape(*h.shape[:2], self.heads, -1) for project in (self.q_proj, self.k_proj, self.v_proj))
-        logits = jnp.einsum("blhd,bmhd->bhlm", q * q.shape[3] ** -0.5, k, preferred_element_type=jnp.float32)
-        seen = jnp.tri(h.shape[1], dtype=bool)
-        weights = jax.nn.softmax(jnp.where(seen[None, None], logits, -jnp.inf), axis=3).astype(h.dtype)
-        return self.out_proj(jnp.einsum("bhlm,bmhd->blhd", weights, v).reshape(h.shape))
+        return self.out_proj(attention(q, k, v, jnp.tri(h.shape[1], dtype=bool)[None]).reshape(h.shape))
 
 
 class FeedForward(nnx.Module):

@@ -9,10 +9,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from guidance_jax.checks import check_labels
+from guidance_jax.networks.embeddings import rows, waves
 from guidance_jax.networks.layers import Dense, LayerNorm, attention, unpatchify
 from guidance_jax.pretrained.files import Tensor
-from guidance_jax.pretrained.layers import Conv, waves
+from guidance_jax.pretrained.layers import Conv
+
+__all__ = ["DiT", "DiTConfig", "averaged", "dit_config"]
 
 WAVES = 256
 SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}
@@ -197,9 +199,7 @@ class LabelEmbedder(nnx.Module):
         self.embedding_table = nnx.Embed(classes + 1, width, rngs=rngs)
 
     def __call__(self, labels: Int[Array, "b"]) -> Float[Array, "b d"]:
-        check_labels(labels, self.classes + 1, f"a DiT of {self.classes} classes and the null label")
-        table = self.embedding_table.embedding[...]
-        return table.at[labels].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+        return rows(self.embedding_table.embedding[...], labels, f"a DiT of {self.classes} classes and the null label")
 
 
 class Block(nnx.Module):

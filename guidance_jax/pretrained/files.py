@@ -1,6 +1,5 @@
 """Files of weights: opened, their names and shapes known, their values read when they are asked for."""
 
-import itertools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -55,15 +54,27 @@ def open_weights(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}.")
     if ".safetensors.index." in path.name and path.suffix == ".json":
-        files = sorted(set(json.loads(path.read_text())["weight_map"].values()))
-        if any(file != Path(file).name for file in files):
-            raise ValueError(f"{path} names files that do not lie beside it: {files}.")
-        return dict(itertools.chain.from_iterable(open_weights(path.parent / file).items() for file in files))
+        return _open_several(path)
     if path.suffix == ".safetensors":
         return _open_safetensors(path)
     if path.suffix in (".pt", ".pth", ".bin"):
         return from_arrays(open_pickle(path))
     raise ValueError(f"{path} is no file of weights that can be read: .safetensors, .safetensors.index.json, .pt, .pth, .bin.")
+
+
+def _open_several(index: Path) -> dict[str, Tensor]:
+    try:
+        places: dict[str, str] = json.loads(index.read_text())["weight_map"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{index} is damaged, or no index of weights: it has no readable weight_map ({error!r}).") from error
+    if outside := sorted({file for file in places.values() if file != Path(file).name}):
+        raise ValueError(f"{index} names files that do not lie beside it: {outside}.")
+    held = {file: open_weights(index.parent / file) for file in sorted(set(places.values()))}
+    names = [name for tensors in held.values() for name in tensors]
+    if sorted(names) != sorted(places):
+        wrong = sorted({name for name in names if names.count(name) > 1} | set(names) ^ set(places))
+        raise ValueError(f"{index} and its files do not name the same weights, each once: {', '.join(wrong[:8])}.")
+    return {name: held[file][name] for name, file in places.items() if name in held[file]}
 
 
 def from_arrays(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:

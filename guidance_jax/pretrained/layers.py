@@ -1,7 +1,5 @@
 """What the published networks share beside `networks.layers`: layers that compute in the dtype of their parameters."""
 
-import math
-
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
@@ -42,24 +40,6 @@ class LayerNorm(nnx.LayerNorm):
 
     def __call__(self, h: Float[Array, "... w"]) -> Float[Array, "... w"]:  # pyright: ignore[reportIncompatibleMethodOverride]
         return super().__call__(h).astype(h.dtype)
-
-
-def waves(t: Float[Array, "b"], width: int, *, sin_first: bool = False, shift: float = 0.0) -> Float[Array, "b w"]:
-    """Sinusoids of the time in float32, `width` of them: cosines, then sines, of `t 10000^(-i / (half - shift))`.
-
-    Args:
-      t: the time as the network was trained with it, 0..999.
-      width: even.
-      sin_first: the sines before the cosines.
-      shift: 1 reaches the lowest frequency, 1 / 10000, exactly.
-
-    Reference: Ho et al. 2020, arXiv:2006.11239 (released code).
-    """
-    half = width // 2
-    frequencies = jnp.exp(-math.log(10_000) * jnp.arange(half, dtype=jnp.float32) / (half - shift))
-    angles = t.astype(jnp.float32)[:, None] * frequencies[None]
-    parts = [jnp.cos(angles), jnp.sin(angles)]
-    return jnp.concatenate(parts[::-1] if sin_first else parts, axis=1)
 
 
 def upsampled(h: Float[Array, "b r s w"]) -> Float[Array, "b 2*r 2*s w"]:

@@ -19,7 +19,12 @@ from guidance_jax.spacings import Spacing
 
 
 class Prompts(NamedTuple):
-    """Texts as the encoders take them."""
+    """Texts as the encoders take them.
+
+    Example:
+      >>> pretrained.text_to_image.Prompts((jnp.zeros((2, 77), int),), jnp.array([True, False])).ids[0].shape
+      (2, 77)
+    """
 
     ids: tuple[Int[Array, "b l"], ...]
     """For each encoder."""
@@ -28,9 +33,16 @@ class Prompts(NamedTuple):
 
 
 class Condition(NamedTuple):
-    """What the network is told of a sample."""
+    """What the network is told of a sample.
+
+    Example:
+      >>> text = pretrained.unet.Text(jnp.ones((2, 77, 768)))
+      >>> pretrained.text_to_image.Condition(text).channels is None
+      True
+    """
 
     text: unet.Text
+    """The texts' states, and for XL what it is told besides."""
     channels: Float[Array, "b h w c"] | None = None
     """What an inpainting network takes beside the latents: `Model.painted`."""
 
@@ -39,6 +51,10 @@ class Model(NamedTuple):
     """A text-to-image model: pure functions, and their parameters.
 
     Each function takes the parameters, so that they are arguments of the caller's jitted program and not its constants.
+
+    Raises:
+      ValueError: of its methods, if sides do not divide into the latents' pixels, a network of inpainting is told nothing of
+        what to paint, or another one is.
     """
 
     params: dict[str, Any]
@@ -116,7 +132,14 @@ class Model(NamedTuple):
         return Condition(unet.Text(states, pooled, told), channels)
 
     def denoiser(self, params: Any) -> Denoiser:
-        """The denoiser of latents, `(x [B, h, w, 4], level, Condition) -> Prediction`."""
+        """The denoiser of latents, `(x [B, h, w, 4], level, Condition) -> Prediction`.
+
+        Args:
+          params: of the model.
+
+        Raises:
+          ValueError: when called, if the condition has other channels beside the latents than the network takes.
+        """
 
         def network(x: Array, t: Array, cond: Condition) -> Array:
             given = 0 if cond.channels is None else cond.channels.shape[3]
@@ -129,11 +152,20 @@ class Model(NamedTuple):
         return denoiser(network, self.scheduling.predicts)
 
     def levels(self, steps: int, spacing: Spacing | None = None) -> NoiseLevel:
-        """The path of a run with so many steps, by the published spacing or another one of `spacings`."""
+        """The path of a run, by the published spacing or another one.
+
+        Args:
+          steps: of the sampler.
+          spacing: one of `spacings`; the published one where None.
+        """
         return self.scheduling.levels(steps, spacing)
 
     def latents(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
-        """The shape of the latents of an image of so many pixels; of the size it was trained for where not told.
+        """The shape of the latents of an image.
+
+        Args:
+          height: of the image in pixels; that which the model was trained for where None.
+          width: likewise.
 
         Raises:
           ValueError: if a side does not divide into the latents' pixels.
@@ -155,6 +187,9 @@ class Model(NamedTuple):
           params: of the model.
           x: latents, as the denoiser knows them.
           tile: the side of overlapping tiles, in pixels of the latents, for images too large to be decoded whole.
+
+        Raises:
+          ValueError: if tile is below 1.
         """
         decode = functools.partial(self.vae[1], params["vae"])
         z = x / self.latent.scaling_factor + self.latent.shift_factor
@@ -167,6 +202,9 @@ class Model(NamedTuple):
           params: of the model.
           images: their sides as `latents` takes them.
           keys: `[B]` PRNG keys, to draw from the autoencoder's law of the latents; its mean where None.
+
+        Raises:
+          ValueError: if a side does not divide into the latents' pixels.
         """
         self.latents(*images.shape[1:3])
         mean, log_variance = (moment.astype(jnp.float32) for moment in self.vae[0](params["vae"], images))
@@ -177,6 +215,12 @@ class Model(NamedTuple):
         """A mask of images, `[B, H, W, 1]`, as one of latents, `[B, h, w, 1]`: 1 where they are known, for `inpaint`.
 
         A pixel of the latents is known if all of its pixels of the image are.
+
+        Args:
+          known: `[B, H, W, 1]`, 1 or True where the image is kept.
+
+        Raises:
+          ValueError: if a side does not divide into the latents' pixels.
         """
         known = jnp.asarray(known, jnp.float32)
         rows, columns, _ = self.latents(*known.shape[1:3])
@@ -192,6 +236,9 @@ class Model(NamedTuple):
           images: `[B, H, W, 3]` in [-1, 1].
           known: `[B, H, W, 1]`, 1 or True where the image is kept, 0 where it is painted anew.
           keys: as of `encode_image`.
+
+        Raises:
+          ValueError: if a side does not divide into the latents' pixels.
         """
         known = jnp.asarray(known, jnp.float32)
         self.latents(*known.shape[1:3])

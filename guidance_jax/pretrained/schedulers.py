@@ -16,11 +16,23 @@ from guidance_jax.base import NoiseLevel, Schedule
 from guidance_jax.checks import check_levels
 from guidance_jax.spacings import Spacing
 
+__all__ = ["Scheduling", "scheduling"]
+
 
 class Scheduling(NamedTuple):
-    """What a scheduler's file says of a network's training, and of the runs that it was published with."""
+    """What a scheduler's file says of a network's training, and of the runs that it was published with.
+
+    Raises:
+      ValueError: of `levels`, if they do not decrease, or steps are too many for the schedule.
+
+    Example:
+      >>> told = pretrained.schedulers.Scheduling(schedules.scaled_linear(), "eps", spacings.trailing(), clean=True)
+      >>> print(told.levels(2).sigma.round(2))
+      [1.   0.85 0.  ]
+    """
 
     schedule: Schedule
+    """Of the network's training."""
     predicts: str
     """"eps", "v" or "x0"."""
     spacing: Spacing
@@ -35,6 +47,9 @@ class Scheduling(NamedTuple):
           steps: of the sampler. Where a run visits training step 0 and ends there, the last step would do nothing, and is
             left out.
           spacing: another one than the published, from `spacings`; the run then ends in clean data.
+
+        Raises:
+          ValueError: if the levels do not decrease, or steps are too many for the schedule.
         """
         if spacing is not None or self.clean:
             return schedules.levels(self.schedule, steps, spacing or self.spacing)
@@ -135,6 +150,8 @@ def scheduling(config: Mapping[str, Any]) -> Scheduling:
       >>> stable = pretrained.schedulers.scheduling({**config, "steps_offset": 1})
       >>> print(stable.predicts, stable.levels(4).t)
       eps [751. 501. 251.   1.   0.]
+
+    Reference: diffusers 0.42, "schedulers".
     """
     name = config.get("_class_name")
     if name not in SCHEDULERS:

@@ -1,12 +1,12 @@
 """Text-to-image: Stable Diffusion 1, 2 and XL, read from a model directory."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
-from flax import nnx
 
 from guidance_jax.networks import from_nnx
 from guidance_jax.pretrained import autoencoder, clip, unet, weights
@@ -96,7 +96,7 @@ def load(
         with _naming(directory / name):
             config = read(settings[name])
             tensors = open_part(directory / name, variant)
-            made = weights.load(lambda: build(config, rngs=nnx.Rngs(0)), tensors, dtype=dtype, sharding=sharding, **options)
+            made = weights.load(functools.partial(build, config), tensors, dtype=dtype, sharding=sharding, **options)
             return config, made
 
     of_clip = {"rename": clip.published_name, "ignored": clip.IGNORED}

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+__all__ = ["Tokenize", "open_tokenizer"]
+
 SPECIAL = {
     "unk_token": "<|endoftext|>",
     "bos_token": "<|startoftext|>",
@@ -38,6 +40,7 @@ def open_tokenizer(directory: str | Path) -> Tokenize:
       FileNotFoundError: if they are not there.
       ValueError: if they cannot be read, or are of another kind of tokeniser.
       ImportError: if the package tokenizers is not installed.
+      TypeError: when the tokeniser is called, if texts are no list of strings.
 
     Reference: Radford et al. 2021, arXiv:2103.00020; transformers' models/clip/tokenization_clip.py.
     """

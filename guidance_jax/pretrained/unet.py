@@ -9,13 +9,21 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from guidance_jax.networks.embeddings import waves
 from guidance_jax.networks.layers import Dense, GroupNorm
-from guidance_jax.pretrained.layers import Conv, waves
+from guidance_jax.pretrained.layers import Conv
 from guidance_jax.pretrained.unet_blocks import Down, Middle, Resampling, Residual, Transformer, Up
+
+__all__ = ["Text", "UNet2DCondition", "UNetConditionConfig", "unet_condition_config"]
 
 
 class Text(NamedTuple):
-    """What the U-Net is told of a text."""
+    """What the U-Net is told of a text.
+
+    Example:
+      >>> pretrained.unet.Text(jnp.ones((2, 77, 768))).pooled is None
+      True
+    """
 
     states: Float[Array, "b l d"]
     """The text encoder's states, one a token."""
@@ -36,6 +44,8 @@ class UNetConditionConfig:
       >>> config = pretrained.unet.UNetConditionConfig(in_channels=9)
       >>> print(config.widths, config.depths)
       (320, 640, 1280, 1280) (1, 1, 1, 0)
+
+    Reference: Rombach et al. 2022, arXiv:2112.10752.
     """
 
     in_channels: int = 4
@@ -65,7 +75,7 @@ class UNetConditionConfig:
     sin_first: bool = False
     """Whether the sines of the time's waves come first."""
     shift: float = 0.0
-    """Of the frequencies of the waves: see `pretrained.layers.waves`."""
+    """Of the frequencies of the waves: see `networks.embeddings.waves`."""
 
     def __post_init__(self) -> None:
         for name in ("widths", "depths", "heads"):
@@ -137,7 +147,7 @@ def unet_condition_config(published: Mapping[str, Any]) -> UNetConditionConfig:
       >>> print(pretrained.unet.unet_condition_config(published).heads)
       (5, 10, 20, 20)
 
-    Reference: diffusers' models/unets/unet_2d_condition.py. What it calls attention_head_dim is the number of heads.
+    Reference: diffusers 0.42, "models/unets/unet_2d_condition.py". What it calls attention_head_dim is the number of heads.
     """
     told = READ | ONLY | {name: _fixed(value) for name, value in published.items() if name[0] != "_" and value is not None}
     down, levels = told["down_block_types"], len(told["block_out_channels"])
@@ -258,7 +268,7 @@ class UNet2DCondition(nnx.Module):
     def __call__(self, x: Float[Array, "b h w c"], t: Float[Array, "b"], text: Text) -> Float[Array, "b h w o"]:
         self._check(x, text)
         dtype = self.conv_in.kernel[...].dtype
-        c = jax.nn.silu(self.told(t, text, dtype))
+        c = jax.nn.silu(self._told(t, text, dtype))
         states = text.states.astype(dtype)
         h = self.conv_in(x.astype(dtype))
         kept = [h]
@@ -269,7 +279,7 @@ class UNet2DCondition(nnx.Module):
             h = up(h, c, states, kept)
         return self.conv_out(jax.nn.silu(self.conv_norm_out(h)))
 
-    def told(self, t: Float[Array, "b"], text: Text, dtype: Any) -> Float[Array, "b e"]:
+    def _told(self, t: Float[Array, "b"], text: Text, dtype: Any) -> Float[Array, "b e"]:
         """The embedding of the time, and of XL's pooled text and sizes."""
         waved = lambda values, width: waves(values, width, sin_first=self.config.sin_first, shift=self.config.shift).astype(
             dtype

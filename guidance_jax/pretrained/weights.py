@@ -7,7 +7,6 @@ is `down[0].conv.kernel` of the module. Only orders of axes differ, and the last
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +26,7 @@ ORDERS = {2: (1, 0), 3: (2, 1, 0), 4: (2, 3, 1, 0)}
 
 
 def load(
-    build: Callable[[], Module],
+    build: Callable[..., Module],
     tensors: Mapping[str, Tensor],
     *,
     rename: Callable[[str], str] = lambda name: name,
@@ -41,7 +40,7 @@ def load(
     a time.
 
     Args:
-      build: makes the module, `lambda: UNet(config, rngs=nnx.Rngs(0))`; it is traced only, so nothing is initialised.
+      build: makes the module, `lambda rngs: UNet(config, rngs=rngs)`; it is traced only, so nothing is initialised.
       tensors: the weights by their published names, as `open_weights` gives them.
       rename: from a name in the file to the module's: for older files.
       ignored: names that a file may hold beside weights, such as tables of positions 0, 1, 2.
@@ -55,7 +54,7 @@ def load(
     Example:
       >>> values = {"weight": np.ones((3, 2), np.float32), "bias": np.zeros(3, np.float32)}
       >>> tensors = pretrained.from_arrays(values)
-      >>> dense = pretrained.load(lambda: nnx.Linear(2, 3, rngs=nnx.Rngs(0)), tensors, dtype=jnp.bfloat16)
+      >>> dense = pretrained.load(lambda rngs: nnx.Linear(2, 3, rngs=rngs), tensors, dtype=jnp.bfloat16)
       >>> print(dense.kernel.shape, dense(jnp.ones((1, 2), jnp.bfloat16)))
       (2, 3) [[2 2 2]]
     """
@@ -72,7 +71,7 @@ def load(
     return nnx.merge(graph, nnx.from_flat_state(leaves), rest)
 
 
-def abstract(build: Callable[[], Module]) -> Module:
+def abstract(build: Callable[..., Module]) -> Module:
     """A module of shapes and dtypes alone, its parameters not initialised: a second for the U-Net of SDXL.
 
     The random keys that it draws are all one, for counting them would look, at each, through all that was traced before: a
@@ -85,11 +84,17 @@ def abstract(build: Callable[[], Module]) -> Module:
       The module, its parameters `jax.ShapeDtypeStruct`s: for `parameter_count`, or to see what a file must hold.
 
     Example:
-      >>> print(pretrained.weights.abstract(lambda: nnx.Linear(20_000, 50_000, rngs=nnx.Rngs(0))).kernel.shape)
+      >>> print(pretrained.weights.abstract(lambda rngs: nnx.Linear(20_000, 50_000, rngs=rngs)).kernel.shape)
       (20000, 50000)
     """
-    with mock.patch.object(nnx.RngStream, "__call__", lambda stream: stream.key[...]):
-        return nnx.eval_shape(build)
+    return nnx.eval_shape(lambda: build(rngs=_OneKey()))
+
+
+class _OneKey(nnx.Rngs):
+    """Random keys of which each is the same."""
+
+    def params(self) -> jax.Array:
+        return jax.random.key(0)
 
 
 def fully_sharded(mesh: Mesh) -> Callable[[str, tuple[int, ...]], Sharding]:

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from adm_reference import Classifier, Spaced, UNet, gradient_of, randomised, torch
-from flax import nnx
 from worlds import keys
 
 import guidance_jax as gj
@@ -51,7 +50,7 @@ def saved(network, path):
 
 def ours(config, network, path, module: Any = adm.ADM):
     """The pure function with the weights that PyTorch saved, and these."""
-    return networks.from_nnx(pretrained.load(lambda: module(config, rngs=nnx.Rngs(0)), saved(network, path / "w.pt")))
+    return networks.from_nnx(pretrained.load(lambda rngs: module(config, rngs=rngs), saved(network, path / "w.pt")))
 
 
 def images(seed, *shape):
@@ -194,4 +193,4 @@ def test_weights_that_do_not_fit_are_named(kind, module, lost, tmp_path):
     torch.save(held, tmp_path / "w.pt")
     told = rf"1 missing: {lost}; 1 left over: middle_block\.1\.relative\.weight; 1 of another shape: middle_block\.1\.qkv"
     with pytest.raises(ValueError, match=told):
-        pretrained.load(lambda: module(SMALL, rngs=nnx.Rngs(0)), pretrained.open_weights(tmp_path / "w.pt"))
+        pretrained.load(lambda rngs: module(SMALL, rngs=rngs), pretrained.open_weights(tmp_path / "w.pt"))

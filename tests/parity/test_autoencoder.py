@@ -45,7 +45,7 @@ def random_reference(name):
 def loaded(directory, **options):
     config = autoencoder_config(json.loads((directory / "config.json").read_text()))
     weights = pretrained.open_weights(directory / "diffusion_pytorch_model.safetensors")
-    return pretrained.load(lambda: AutoencoderKL(config, rngs=nnx.Rngs(0)), weights, **options), config
+    return pretrained.load(lambda rngs: AutoencoderKL(config, rngs=rngs), weights, **options), config
 
 
 @pytest.fixture(scope="module", params=CONFIGS)
@@ -99,7 +99,7 @@ def test_a_file_of_older_names(pixel, tmp_path):
     torch.save(weights, tmp_path / "old.pt")
     config = autoencoder_config(model.config)
     ours = pretrained.load(
-        lambda: AutoencoderKL(config, rngs=nnx.Rngs(0)), pretrained.open_weights(tmp_path / "old.pt"), rename=current_name
+        lambda rngs: AutoencoderKL(config, rngs=rngs), pretrained.open_weights(tmp_path / "old.pt"), rename=current_name
     )
     with torch.no_grad():
         close(nnx.jit(AutoencoderKL.decode)(ours, z), from_torch(model.decode(to_torch(z)).sample), 1e-5)

@@ -5,7 +5,6 @@ import json
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 
 from guidance_jax import networks, pretrained
 from guidance_jax.pretrained.clip import IGNORED, CLIPText, clip_text_config, published_name
@@ -53,7 +52,7 @@ def test_all_states_agree(tmp_path, options):
     config = clip_text_config(json.loads((tmp_path / "config.json").read_text()))
     tensors = pretrained.open_weights(tmp_path / "model.safetensors")
     options = {"rename": published_name, "ignored": IGNORED}
-    apply, params = networks.from_nnx(pretrained.load(lambda: CLIPText(config, rngs=nnx.Rngs(0)), tensors, **options))
+    apply, params = networks.from_nnx(pretrained.load(lambda rngs: CLIPText(config, rngs=rngs), tensors, **options))
     ours = jax.jit(apply)(params, IDS)
     pooled = theirs.text_embeds if "text_embeds" in theirs else theirs.pooler_output
     for mine, reference in ((ours.last, theirs.last_hidden_state), (ours.penultimate, theirs.hidden_states[-2])):

@@ -84,7 +84,7 @@ def both(request, tmp_path_factory):
     config = CONFIGS[request.param]
     model, path = reference(config), tmp_path_factory.mktemp("dit") / "DiT.pt"
     torch.save(published(model), path)
-    return config, model, pretrained.load(lambda: DiT(config, rngs=nnx.Rngs(0)), pretrained.open_weights(path))
+    return config, model, pretrained.load(lambda rngs: DiT(config, rngs=rngs), pretrained.open_weights(path))
 
 
 def call(model, x, t, labels):
@@ -109,7 +109,7 @@ def test_the_averaged_weights_of_a_file_that_holds_both(both, tmp_path):
     config, model, ours = both
     weights = published(model)
     torch.save({"model": {name: 0 * weight for name, weight in weights.items()}, "ema": weights}, tmp_path / "DiT.pt")
-    read = pretrained.load(lambda: DiT(config, rngs=nnx.Rngs(0)), averaged(pretrained.open_weights(tmp_path / "DiT.pt")))
+    read = pretrained.load(lambda rngs: DiT(config, rngs=rngs), averaged(pretrained.open_weights(tmp_path / "DiT.pt")))
     assert all(map(np.array_equal, jax.tree.leaves(nnx.state(read)), jax.tree.leaves(nnx.state(ours))))
 
 

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from reference import close, diffusers, to_torch, torch
 from safetensors.torch import save_file
 
@@ -81,7 +80,7 @@ def saved(directory, **options):
     """Ours, of what diffusers saved."""
     config = unet_condition_config(json.loads((directory / "config.json").read_text()))
     file = next(iter(directory.glob("*.safetensors.index.json")), directory / "diffusion_pytorch_model.safetensors")
-    build = lambda: UNet2DCondition(config, rngs=nnx.Rngs(0))
+    build = lambda rngs: UNet2DCondition(config, rngs=rngs)
     return pretrained.load(build, pretrained.open_weights(file), **options)
 
 

@@ -58,7 +58,7 @@ class Config:
     """Guidance scales; 1 is the conditional model, 0 the empty text."""
     others: tuple[float, ...] = (2.0, 4.0, 8.0)
     """Scales of the other methods."""
-    scale: float = 3.0
+    scale: float = 5.0
     """Of negative prompts."""
     prompts: int = 64
     """Prompts of each kind, at each scale."""

@@ -27,8 +27,8 @@ class Scheduling(NamedTuple):
 
     Example:
       >>> told = pretrained.schedulers.Scheduling(schedules.scaled_linear(), "eps", spacings.trailing(), clean=True)
-      >>> print(told.levels(2).sigma.round(2))
-      [1.   0.85 0.  ]
+      >>> print(told.levels(2).sigma.round(1))
+      [1.  0.8 0. ]
     """
 
     schedule: Schedule

@@ -225,10 +225,12 @@ def measure_methods(case: Case, config: Config) -> list[dict[str, Any]]:
     told = {name: (labels + i) % CLASSES for i, name in enumerate(("cond", "weak", "perturbed", "negative", "image"))}
     conds: Any = told | {"uncond": jnp.full_like(labels, CLASSES), "random": gj.conditions.random_labels(CLASSES)}
 
+    def log_prob(weights: Any) -> Callable[..., Array]:
+        return gj.scores.class_log_prob(lambda x, t: classify(weights, x, t), labels, CLASSES)
+
     def arguments(params: Any, weights: Any, scale: Array, method: str) -> Any:
-        log_prob = gj.scores.class_log_prob(lambda x, t: classify(weights, x, t), labels, CLASSES)
         denoise = gj.denoiser(lambda x, t, cond: apply(params, x, t, cond), predicts="v")
-        guidance = every_method(scale, labels, case.shape, log_prob)[method]
+        guidance = every_method(scale, labels, case.shape, log_prob(weights))[method]
         return keys, gj.branches(denoise, **conds), guidance, gj.ddim(), levels, case.shape
 
     def call(function: Callable[..., Any], *given: Any) -> Callable[[], Any]:
@@ -243,13 +245,12 @@ def measure_methods(case: Case, config: Config) -> list[dict[str, Any]]:
         return out, pull(out)
 
     at = jnp.ones((b, *case.shape)), jnp.full(b, 0.5), labels
-    log_p = lambda weights, x, t: gj.scores.class_log_prob(lambda x, t: classify(weights, x, t), labels)(x, schedule_at(t))
     schedule_at = lambda t: gj.schedules.cosine()(0.5)._replace(t=t[0])
-    pull = call(jax.grad(lambda x, weights, t: log_p(weights, x, t).sum()), at[0], weights, at[1])
+    pull = call(jax.grad(lambda x, weights, t: log_prob(weights)(x, schedule_at(t)).sum()), at[0], weights, at[1])
     forward = {n: network(n) for n in range(1, 5)}
     forward_backward = call(both_ways, params, *at)
     scale, rows = jnp.float32(2.0), []
-    names = list(every_method(scale, labels, case.shape, None))
+    names = list(every_method(scale, labels, case.shape, log_prob(weights)))
     for method in tqdm(names[::8] if config.smoke else names, desc="methods"):
         guided = jax.jit(lambda params, weights, scale, m=method: gj.sample(*arguments(params, weights, scale, m)))
         guidance = arguments(params, weights, scale, method)[2]

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import tyro
 from flax import nnx
 from jax import Array
@@ -108,8 +109,8 @@ def train(config: Config, train_set: data.Data) -> dict[str, tuple[Any, Any]]:
         return gj.training.classifier_loss(classify, noise, images, level, labels).mean()
 
     def evaluator_loss(params: Any, key: Array, images: Array, labels: Array) -> Array:
-        log_p = jax.nn.log_softmax(apply["evaluator"](params, jitter(key, images)))
-        return -jnp.take_along_axis(log_p, labels[:, None], axis=1).mean()
+        logits = apply["evaluator"](params, jitter(key, images))
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
     losses = {"denoiser": denoiser_loss, "classifier": classifier_loss, "evaluator": evaluator_loss}
     identity = {"data": f"{config.dataset} {train_set.version}", "images": len(train_set.labels)}

@@ -34,11 +34,16 @@ def test_every_public_name_is_there():
     assert all(hasattr(gj, name) for name in gj.__all__)
 
 
-def test_the_readmes_code_does_what_it_says():
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+def names_after(readme: str) -> dict[str, Any]:
+    """What a README's code defines."""
     names: dict[str, Any] = {}
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), names)
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / readme).read_text(), flags=re.DOTALL):
+        exec(compile(block, readme, "exec"), names)
+    return names
+
+
+def test_the_readmes_code_does_what_it_says():
+    names = names_after("README.md")
     assert names["grid"].shape == (3, 4, 28, 28, 1)
     assert np.isfinite(names["grid"]).all()
 
@@ -71,6 +76,22 @@ def test_the_readmes_code_does_what_it_says():
     found = names["weighed"](near.denoise, keys(512), 0, 2.0)
     assert found.effective.shape == (2,)
     assert (found.effective > 100).all()
+
+
+def test_the_chinese_readme_says_what_the_other_says():
+    english, chinese = (ROOT / "README.md").read_text(), (ROOT / "README.zh-CN.md").read_text()
+    figures = re.findall(r"\d+\.\d+", chinese)
+    assert len(figures) > 20
+    for figure in figures:
+        assert figure in english, figure
+    commands = re.findall(r"^python3 -m .*$", chinese, flags=re.MULTILINE)
+    assert len(commands) == 4
+    assert english.count(commands[0]) == english.count(commands[1]) == 1
+    for path in re.findall(r"\]\(([^)]+)\)", chinese):
+        assert (ROOT / path).exists(), path
+    names = names_after("README.zh-CN.md")
+    assert names["grid"].shape == (3, 4, 28, 28, 1)
+    assert (names["steered"].reshape(4, -1)[:, :10].argmax(1) == names["labels"]).all()
 
 
 def test_the_readme_names_every_method_and_sampler():

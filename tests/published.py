@@ -1,15 +1,15 @@
 """Tiny random models in the layout that text-to-image models are published in, written without PyTorch."""
 
+import functools
 import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from safetensors.numpy import save_file
 
+from guidance_jax import pretrained
 from guidance_jax.pretrained import autoencoder, clip, unet
-from guidance_jax.pretrained.weights import ORDERS, WEIGHTS
 
 MERGES = ["d o", "do g</w>", "c a", "ca t</w>", "t h", "th e</w>", "m a", "ma t</w>", "o n</w>", "r e", "re d</w>"]
 WORDS = ["<|startoftext|>", "<|endoftext|>"]
@@ -38,17 +38,13 @@ def write_tokenizer(directory, pad=WORDS[1], window=13, **more):
     (directory / "tokenizer_config.json").write_text(json.dumps(config))
 
 
-def published_arrays(module):
-    """Random weights of a module by their published names, in PyTorch's order of axes."""
+def random_arrays(module):
+    """Random weights of an abstract module by their published names."""
     arrays, rng = {}, np.random.default_rng(0)
-    for path, variable in nnx.to_flat_state(nnx.state(module, nnx.Param)):
-        shape = variable.shape
-        if path[-1] == "kernel":
-            order = ORDERS[len(shape)]
-            shape = tuple(shape[order.index(axis)] for axis in range(len(shape)))
-        name = ".".join(map(str, [*path[:-1], WEIGHTS.get(str(path[-1]), path[-1])]))
-        arrays[name] = rng.standard_normal(shape, np.float32) / (np.prod(shape[1:]) ** 0.5 if len(shape) > 1 else 5)
-        if path[-1] in ("gain", "scale"):
+    for name, leaf in pretrained.published(module).items():
+        spread = np.prod(leaf.shape[1:]) ** 0.5 if len(leaf.shape) > 1 else 5
+        arrays[name] = rng.standard_normal(leaf.shape, np.float32) / spread
+        if name.endswith("weight") and len(leaf.shape) == 1:
             arrays[name] += 1
     return arrays
 
@@ -111,12 +107,12 @@ FILES = {
 def modules(settings):
     """The modules of the parts, abstract."""
     builds = {
-        "unet": lambda s: unet.UNet2DCondition(unet.unet_condition_config(s), rngs=nnx.Rngs(0)),
-        "vae": lambda s: autoencoder.AutoencoderKL(autoencoder.autoencoder_config(s), rngs=nnx.Rngs(0)),
-        "text_encoder": lambda s: clip.CLIPText(clip.clip_text_config(s), rngs=nnx.Rngs(0)),
+        "unet": lambda s: functools.partial(unet.UNet2DCondition, unet.unet_condition_config(s)),
+        "vae": lambda s: functools.partial(autoencoder.AutoencoderKL, autoencoder.autoencoder_config(s)),
+        "text_encoder": lambda s: functools.partial(clip.CLIPText, clip.clip_text_config(s)),
     }
     builds["text_encoder_2"] = builds["text_encoder"]
-    return {name: nnx.eval_shape(lambda name=name, s=s: builds[name](s)) for name, s in settings.items()}
+    return {name: pretrained.abstract(builds[name](s)) for name, s in settings.items()}
 
 
 def write_model(directory, *, xl=False, **changes):
@@ -130,7 +126,7 @@ def write_model(directory, *, xl=False, **changes):
     for name, module in modules(settings).items():
         (directory / name).mkdir(parents=True)
         (directory / name / "config.json").write_text(json.dumps(settings[name]))
-        save_file(published_arrays(module), directory / name / f"{FILES[name]}.safetensors")
+        save_file(random_arrays(module), directory / name / f"{FILES[name]}.safetensors")
     classes = {"unet": UNET["_class_name"], "vae": VAE["_class_name"]}
     index = {"_class_name": kind, "safety_checker": [None, None]}
     index |= {name: ["library", classes.get(name, value.get("architectures", [""])[0])] for name, value in settings.items()}

@@ -18,7 +18,6 @@ from safetensors.numpy import save_file
 import guidance_jax as gj
 from guidance_jax import networks, pretrained
 from guidance_jax.pretrained import adm, autoencoder, dit
-from guidance_jax.pretrained.weights import _published, _published_shape
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -48,10 +47,10 @@ def test_the_released_sizes_have_the_published_parameter_counts(name, count):
 def arrays(module, seed=0):
     """Random weights by the published names and shapes, none of them 0."""
     rng, found = np.random.default_rng(seed), {}
-    for path, variable in nnx.to_flat_state(nnx.state(nnx.eval_shape(module), nnx.Param)):
-        shape = _published_shape(path, variable.shape)
-        spread = shape[1:] if len(shape) > 1 and "embedding" not in str(path[-1]) else (10,)
-        found[_published(path)] = (rng.standard_normal(shape) / np.sqrt(np.prod(spread))).astype(np.float32)
+    for name, leaf in pretrained.published(nnx.eval_shape(module)).items():
+        dense = len(leaf.shape) > 1 and not name.endswith(("label_emb.weight", "positional_embedding"))
+        spread = leaf.shape[1:] if dense else (10,)
+        found[name] = (rng.standard_normal(leaf.shape) / np.sqrt(np.prod(spread))).astype(np.float32)
     return found
 
 

@@ -29,7 +29,7 @@ HOUSE = (
 )
 FILES = tuple(
     f"pretrained.{name}"
-    for name in ("Tensor", "abstract", "from_arrays", "fully_sharded", "load", "open_weights", "parameter_count")
+    for name in ("Tensor", "abstract", "from_arrays", "fully_sharded", "load", "open_weights", "parameter_count", "published")
 )
 PUBLISHED = tuple(
     f"pretrained.{name}"

@@ -70,6 +70,15 @@ def test_every_kind_of_weight_lands_where_it_belongs(arrays):
     assert jax.jit(apply)(params, jnp.ones((2, 5, 7, 3)), jnp.array([0, 4])).shape == (2, 6)
 
 
+def test_published_is_load_the_other_way(arrays):
+    expected = {name: leaf.shape for name, leaf in pretrained.published(pretrained.abstract(Small)).items()}
+    assert expected == {name: array.shape for name, array in arrays.items()}
+    back = pretrained.published(load(pretrained.from_arrays(arrays)))
+    assert back.keys() == arrays.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(back[name], array, err_msg=name)
+
+
 def test_a_convolution_of_one_pixel_may_be_a_dense_layer(arrays):
     arrays["last.weight"] = arrays["last.weight"][..., None]
     assert np.array_equal(load(pretrained.from_arrays(arrays)).last.kernel[...], arrays["last.weight"][..., 0].T)

@@ -6,7 +6,7 @@ parameters, float32 or bfloat16; `networks.from_nnx` makes a pure function of it
 
 from guidance_jax.pretrained import adm, autoencoder, clip, dit, schedulers, text_to_image, tokens, unet
 from guidance_jax.pretrained.files import Tensor, from_arrays, open_weights
-from guidance_jax.pretrained.weights import abstract, fully_sharded, load, parameter_count
+from guidance_jax.pretrained.weights import abstract, fully_sharded, load, parameter_count, published
 
 __all__ = [
     "Tensor",
@@ -20,6 +20,7 @@ __all__ = [
     "load",
     "open_weights",
     "parameter_count",
+    "published",
     "schedulers",
     "text_to_image",
     "tokens",

@@ -103,7 +103,7 @@ class Model(NamedTuple):
         height: int | None = None,
         width: int | None = None,
         *,
-        sizes: ArrayLike | None = None,
+        sizes: ArrayLike | Sequence[int | float] | None = None,
         channels: Float[Array, "b h w c"] | None = None,
     ) -> Condition:
         """What the network is told of texts: a condition of `branches`.

@@ -115,6 +115,30 @@ def xl(directory, scheduler):
     return saved(pipeline, directory)
 
 
+def refiner(directory, scheduler):
+    """Like the refiner of Stable Diffusion XL: one encoder, and images to begin with."""
+    pipeline = diffusers.StableDiffusionXLImg2ImgPipeline(
+        vae=vae(scaling_factor=0.13),
+        text_encoder=None,
+        text_encoder_2=encoder(20, 16, hidden_act="gelu"),
+        tokenizer=None,
+        tokenizer_2=publish_tokenizer(directory / "source_2", "!"),
+        unet=unet(
+            20,
+            attention_head_dim=(2, 4),
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=16 + 5 * 8,
+        ),
+        scheduler=scheduler,
+        requires_aesthetics_score=True,
+        force_zeros_for_empty_prompt=False,
+        add_watermarker=False,
+    )
+    return saved(pipeline, directory)
+
+
 def saved(pipeline, directory):
     pipeline.set_progress_bar_config(disable=True)
     pipeline.save_pretrained(directory)

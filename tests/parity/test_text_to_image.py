@@ -1,12 +1,13 @@
 """Whole text-to-image pipelines against diffusers' own, on tiny random models that it saved; tokenisers and schedulers too."""
 
+import functools
 import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from pipelines import DDIM, STABLE, ZERO, first, noise, publish_tokenizer, second, xl
+from pipelines import DDIM, STABLE, ZERO, first, noise, publish_tokenizer, refiner, second, xl
 from reference import diffusers, from_torch, to_torch, torch
 
 import guidance_jax as gj
@@ -31,14 +32,15 @@ PIPELINES = {
 }
 
 
-def generated(model, sampler, negative, x, path, decode=True, **told):
-    """Ours, in one program."""
+def generated(model, sampler, negative, x, path, sizes=(None, None), **told):
+    """Ours, in one program; `sizes` for the prompts and for the negative ones."""
     prompts, negative = model.tokenize(PROMPTS), model.tokenize(negative or [None, None])
     keys = jax.random.split(jax.random.key(0), 2)
 
     @jax.jit
     def run(params, prompts, negative, x):
-        conds = {name: model.encode(params, texts, *SIZE, **told) for name, texts in (("cond", prompts), ("uncond", negative))}
+        encode = lambda texts, sizes: model.encode(params, texts, *SIZE, sizes=sizes, **told)
+        conds = {"cond": encode(prompts, sizes[0]), "uncond": encode(negative, sizes[1])}
         x = gj.sample(keys, gj.branches(model.denoiser(params), **conds), gj.cfg(7.5), sampler, path, x)
         return x, model.decode(params, x)
 
@@ -70,9 +72,13 @@ def test_whole_pipelines_agree(tmp_path, make, scheduler, sampler, negative):
     assert np.abs(np.asarray(without - latents)).max() > 0.05  # The prompts are heard.
 
 
-def test_image_to_image_agrees(tmp_path):
+@pytest.mark.parametrize("refine", [False, True], ids=["first", "refiner"])
+def test_image_to_image_agrees(tmp_path, refine):
     torch.manual_seed(0)
-    pipeline = first(tmp_path, ddim(**DDIM), "StableDiffusionImg2ImgPipeline")
+    make = refiner if refine else functools.partial(first, kind="StableDiffusionImg2ImgPipeline")
+    pipeline = make(tmp_path, ddim(**DDIM))
+    # What diffusers tells the refiner of negative prompts is another aesthetic score.
+    sizes = (None, (*SIZE, 0, 0, 2.5)) if refine else (None, None)
     model = text_to_image.load(tmp_path)
     images = np.tanh(noise(2, 2, *SIZE, 3))
     x0 = model.encode_image(model.params, jnp.asarray(images))
@@ -85,7 +91,7 @@ def test_image_to_image_agrees(tmp_path):
     z = from_torch(torch.randn(mean.shape, generator=torch.Generator().manual_seed(5)))
     path = gj.schedules.strength(model.levels(STEPS), 0.65)
     x = path.alpha[0] * x0 + path.sigma[0] * z
-    agree(generated(model, gj.ddim(), NEGATIVE, x, path)[0], from_torch(theirs))
+    agree(generated(model, gj.ddim(), NEGATIVE, x, path, sizes)[0], from_torch(theirs))
 
 
 def test_inpainting_by_a_network_for_it_agrees(tmp_path):

@@ -1,6 +1,6 @@
 """The guidance table of a paper, on Fashion-MNIST: train, sweep every method's scale, judge, report.
 
-`python -m experiments.fashion_mnist` is planned for an hour on 2 CPU cores, `... small` takes a quarter of that, `... gpu` has
+`python -m experiments.fashion_mnist` is planned for an hour on 2 CPU cores, `... small` takes ten minutes, `... gpu` has
 networks and sample sizes of a paper. Every stage goes on where it was stopped; all of it lies in `out/fashion_mnist`, and
 `report.md` is what to read.
 
@@ -95,15 +95,16 @@ class Config:
 PRESETS: dict[str, tuple[str, Config]] = {
     "default": ("About an hour on 2 CPU cores.", Config()),
     "small": (
-        "A quarter of an hour: fewer steps and samples.",
+        "Ten minutes on 2 CPU cores: fewer steps and samples.",
         Config(
             out=Path("out/fashion_mnist_small"),
-            denoiser=Training(steps=1200, batch=64, learning_rate=2e-3, ema=0.99, snapshots=(100, 300)),
-            classifier=Training(steps=600, batch=64, weight_decay=0.05),
-            evaluator=Training(steps=1500, batch=64, learning_rate=2e-3, weight_decay=0.05),
+            denoiser=Training(steps=1000, batch=64, learning_rate=2e-3, ema=0.99, snapshots=(100, 300)),
+            classifier=Training(steps=500, batch=64, weight_decay=0.05),
+            evaluator=Training(steps=1000, batch=64, learning_rate=2e-3, weight_decay=0.05),
             steps=8,
-            samples=300,
-            headline=500,
+            samples=200,
+            headline=400,
+            batch=200,
         ),
     ),
     "gpu": (

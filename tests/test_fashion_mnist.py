@@ -27,7 +27,7 @@ CURVES = {
 
 
 def test_the_scale_of_an_accuracy_lies_between_the_points():
-    from experiments.fashion_mnist import scale_at
+    from experiments.sweep import scale_at
 
     assert scale_at(CURVES["cfg"], 0.93) == 1.5
     assert scale_at(CURVES["cfg"], 0.98) == 2.5
@@ -36,7 +36,7 @@ def test_the_scale_of_an_accuracy_lies_between_the_points():
 
 
 def test_the_headlines_compare_like_with_like():
-    from experiments.fashion_mnist import headlines
+    from experiments.sweep import headlines
 
     rows = headlines(CURVES)
     assert rows["CFG, lowest FD"] == ("cfg", 2.0)

@@ -6,6 +6,7 @@ classifier is called as `(x, t)`. A network for images is built of one frozen da
 
 from guidance_jax.networks.adapters import from_linen, from_nnx
 from guidance_jax.networks.classifier import UNetClassifier
+from guidance_jax.networks.convolution import conv_general_dilated
 from guidance_jax.networks.dit import DiT, DiTConfig, Perturbed, Tokens
 from guidance_jax.networks.mlp import MLP, MLPClassifier
 from guidance_jax.networks.unet import UNet, UNetConfig
@@ -20,6 +21,7 @@ __all__ = [
     "UNet",
     "UNetClassifier",
     "UNetConfig",
+    "conv_general_dilated",
     "from_linen",
     "from_nnx",
 ]

@@ -1,6 +1,7 @@
 """A convolutional U-Net with attention, and the sizes that it and the classifier of its lower half are built from."""
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Sequence
 
 import jax
@@ -9,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from guidance_jax.kinds import check_kind
+from guidance_jax.networks.convolution import conv_general_dilated
 from guidance_jax.networks.embeddings import LabelEmbedding, TimeEmbedding, check_batch
 from guidance_jax.networks.layers import (
     Dense,
@@ -21,6 +23,8 @@ from guidance_jax.networks.layers import (
     unpatchify,
     zeros,
 )
+
+Conv = functools.partial(nnx.Conv, kernel_size=(3, 3), conv_general_dilated=conv_general_dilated)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,10 +96,10 @@ class Residual(nnx.Module):
     def __init__(self, inputs: int, outputs: int, config: UNetConfig, *, rngs: nnx.Rngs):
         dtype = jnp.dtype(config.dtype)
         self.norm1 = GroupNorm(inputs, config.groups, rngs=rngs)
-        self.conv1 = nnx.Conv(inputs, outputs, (3, 3), dtype=dtype, rngs=rngs)
+        self.conv1 = Conv(inputs, outputs, dtype=dtype, rngs=rngs)
         self.modulation = nnx.Linear(embedding(config), 2 * outputs, rngs=rngs)
         self.norm2 = GroupNorm(outputs, config.groups, rngs=rngs)
-        self.conv2 = nnx.Conv(outputs, outputs, (3, 3), dtype=dtype, kernel_init=zeros, rngs=rngs)
+        self.conv2 = Conv(outputs, outputs, dtype=dtype, kernel_init=zeros, rngs=rngs)
         self.skip = Dense(inputs, outputs, dtype=dtype, rngs=rngs)
 
     def __call__(self, h: Float[Array, "b h w i"], c: Float[Array, "b e"]) -> Float[Array, "b h w o"]:
@@ -138,7 +142,7 @@ class Down(nnx.Module):
     def __init__(self, config: UNetConfig, *, rngs: nnx.Rngs):
         self.config = config
         width = config.widths[0]
-        self.first = nnx.Conv(config.patch**2 * config.shape[2], width, (3, 3), dtype=jnp.dtype(config.dtype), rngs=rngs)
+        self.first = Conv(config.patch**2 * config.shape[2], width, dtype=jnp.dtype(config.dtype), rngs=rngs)
         blocks = []
         for level, outputs in enumerate(config.widths):
             for _ in range(config.blocks):
@@ -192,7 +196,7 @@ class UNet(nnx.Module):
                 h = outputs
         self.up = nnx.List(up)
         self.norm = GroupNorm(h, config.groups, rngs=rngs)
-        self.last = nnx.Conv(h, config.patch**2 * config.shape[2], (3, 3), kernel_init=zeros, rngs=rngs)
+        self.last = Conv(h, config.patch**2 * config.shape[2], kernel_init=zeros, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"], t: Float[Array, "b"], labels: Int[Array, "b"]) -> Float[Array, "b h w c"]:
         check_batch(x, t=t, labels=labels)

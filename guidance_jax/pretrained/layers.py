@@ -4,6 +4,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from guidance_jax.networks.convolution import conv_general_dilated
+
 
 class Conv(nnx.Conv):
     """A convolution of images, padded as PyTorch does it: `padding` pixels on every side, half the kernel if not told.
@@ -29,7 +31,8 @@ class Conv(nnx.Conv):
     ):
         each = kernel // 2 if padding is None else padding
         around = each if isinstance(each, tuple) else ((each, each), (each, each))
-        super().__init__(width, out, (kernel, kernel), strides=stride, padding=around, rngs=rngs)
+        how = {"strides": stride, "padding": around, "conv_general_dilated": conv_general_dilated}
+        super().__init__(width, out, (kernel, kernel), **how, rngs=rngs)
 
 
 class LayerNorm(nnx.LayerNorm):

@@ -1,0 +1,54 @@
+"""Convolutions whose gradient is as fast within a scan as it is outside."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax import Array, lax
+from jax.custom_derivatives import SymbolicZero
+
+
+def conv_general_dilated(
+    lhs: Array, rhs: Array, window_strides: Sequence[int], padding: Any, *, dimension_numbers: Any = None, **options: Any
+) -> Array:
+    """`jax.lax.conv_general_dilated`, with a gradient in `lhs` that XLA for CPUs runs at its full speed within loops too.
+
+    The derivative in `lhs`, `conv(dx, kernel)`, is taken with the kernel's axes for input and output swapped in memory, so that
+    the gradient, its transpose, has the axes in the order `HWIO`. XLA puts no others into that order within the body of a scan,
+    and convolves them up to 15 times slower: so it is with guidance by the gradient of a convolutional network. The value, and
+    what GPU and TPU make of it, are the same.
+
+    Args:
+      lhs: of `jax.lax.conv_general_dilated`, as all that follows.
+      rhs: the kernel.
+      window_strides: of the output.
+      padding: of the input.
+      dimension_numbers: which axis is what.
+      **options: the others.
+
+    Example:
+      >>> own = nnx.Conv(3, 8, (3, 3), conv_general_dilated=networks.conv_general_dilated, rngs=nnx.Rngs(0))
+      >>> print(own(jnp.ones((2, 5, 7, 3))).shape)
+      (2, 5, 7, 8)
+    """
+    numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
+    outward, inward, *spatial = numbers.rhs_spec
+    swapped = lax.ConvDimensionNumbers(numbers.lhs_spec, (inward, outward, *spatial), numbers.out_spec)
+    of_lax = functools.partial(lax.conv_general_dilated, window_strides=window_strides, padding=padding, **options)
+
+    @jax.custom_jvp
+    def convolve(x: Array, kernel: Array) -> Array:
+        return of_lax(x, kernel, dimension_numbers=numbers)
+
+    def derivative(primals: tuple[Array, Array], tangents: tuple[Any, Any]) -> tuple[Array, Any]:
+        (x, kernel), (dx, dkernel), out = primals, tangents, convolve(*primals)
+        parts = []
+        if not isinstance(dx, SymbolicZero):
+            parts.append(of_lax(dx, kernel.swapaxes(inward, outward), dimension_numbers=swapped))
+        if not isinstance(dkernel, SymbolicZero):
+            parts.append(of_lax(x, dkernel, dimension_numbers=numbers))
+        return out, sum(parts) if parts else jax.numpy.zeros_like(out)
+
+    convolve.defjvp(derivative, symbolic_zeros=True)
+    return convolve(lhs, rhs)

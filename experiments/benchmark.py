@@ -56,14 +56,31 @@ class Case:
     shape: tuple[int, ...]
     batch: int
     network: Callable[[nnx.Rngs], nnx.Module]
+    classifier: Callable[[nnx.Rngs], nnx.Module]
 
 
 DIT = gj.networks.DiTConfig((16, 16, 3), CLASSES, width=192, blocks=6, heads=3, patch=2)
 UNET = gj.networks.UNetConfig((32, 32, 3), CLASSES, widths=(32, 64, 128), blocks=1)
+SMALL = {"width": 32, "blocks": 1}
 CASES = {
-    "MLP, toy": Case((2,), 1024, lambda rngs: gj.networks.MLP((2,), CLASSES, width=64, blocks=2, rngs=rngs)),
-    "DiT": Case((16, 16, 3), 4, lambda rngs: gj.networks.DiT(DIT, rngs=rngs)),
-    "U-Net": Case((32, 32, 3), 2, lambda rngs: gj.networks.UNet(UNET, rngs=rngs)),
+    "MLP, toy": Case(
+        (2,),
+        1024,
+        lambda rngs: gj.networks.MLP((2,), CLASSES, width=64, blocks=2, rngs=rngs),
+        lambda rngs: gj.networks.MLPClassifier((2,), CLASSES, **SMALL, rngs=rngs),
+    ),
+    "DiT": Case(
+        DIT.shape,
+        4,
+        lambda rngs: gj.networks.DiT(DIT, rngs=rngs),
+        lambda rngs: gj.networks.MLPClassifier(DIT.shape, CLASSES, **SMALL, rngs=rngs),
+    ),
+    "U-Net": Case(
+        UNET.shape,
+        2,
+        lambda rngs: gj.networks.UNet(UNET, rngs=rngs),
+        lambda rngs: gj.networks.UNetClassifier(UNET, rngs=rngs),
+    ),
 }
 
 
@@ -93,8 +110,7 @@ def compiled(function: Callable[..., Any], *arguments: Any) -> tuple[Callable[..
 def measure(case: Case, config: Config) -> list[dict[str, Any]]:
     """A row for each method."""
     apply, params = gj.networks.from_nnx(case.network(nnx.Rngs(0)))
-    size = {"width": 32, "blocks": 1, "rngs": nnx.Rngs(1)}
-    classify, weights = gj.networks.from_nnx(gj.networks.MLPClassifier(case.shape, CLASSES, **size))
+    classify, weights = gj.networks.from_nnx(case.classifier(nnx.Rngs(1)))
     levels = gj.levels(gj.schedules.cosine(), config.steps, gj.spacings.karras())
     keys = jax.random.split(jax.random.key(0), case.batch)
     labels = jnp.arange(case.batch) % CLASSES
@@ -216,9 +232,7 @@ def every_method(scale: Array, labels: Array, shape: tuple[int, ...], log_prob: 
 def measure_methods(case: Case, config: Config) -> list[dict[str, Any]]:
     """A row for every method: its evaluations, and the time of a run against the bare calls that these are."""
     apply, params = gj.networks.from_nnx(case.network(nnx.Rngs(0)))
-    classify, weights = gj.networks.from_nnx(
-        gj.networks.MLPClassifier(case.shape, CLASSES, width=32, blocks=1, rngs=nnx.Rngs(1))
-    )
+    classify, weights = gj.networks.from_nnx(case.classifier(nnx.Rngs(1)))
     steps, b = max(config.steps // 2, 2), case.batch
     levels = gj.levels(gj.schedules.cosine(), steps, gj.spacings.karras())
     keys, labels = jax.random.split(jax.random.key(0), b), jnp.arange(b) % CLASSES

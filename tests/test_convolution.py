@@ -26,7 +26,7 @@ CASES = {
         (3, 2, 3, 4),
         {
             "window_strides": (1, 1),
-            "padding": "SAME",
+            "padding": ((2, 1), (1, 0)),
             "dimension_numbers": HWIO,
             "rhs_dilation": (2, 1),
             "lhs_dilation": (1, 2),

@@ -24,7 +24,7 @@ LOOP = ("branches", "checked", "evaluate", "evaluations", "guide", "levels", "ru
 ALGEBRA = ("add", "amplify", "chain", "relative_to", "stateless")
 TEXTBOOK = ("metrics.accuracy", "metrics.moments", "oracles.GaussianMixture", "spacings.uniform", "training.diffuse")
 HOUSE = (
-    *("networks.MLP", "networks.MLPClassifier", "networks.from_linen", "networks.from_nnx"),
+    *("networks.MLP", "networks.MLPClassifier", "networks.conv_general_dilated", "networks.from_linen", "networks.from_nnx"),
     *("post_step", "restart", "samplers.gaussian"),
 )
 FILES = tuple(

@@ -15,9 +15,9 @@ def conv_general_dilated(
     """`jax.lax.conv_general_dilated`, with a gradient in `lhs` that XLA for CPUs runs at its full speed within loops too.
 
     The derivative in `lhs`, `conv(dx, kernel)`, is taken with the kernel's axes for input and output swapped in memory, so that
-    the gradient, its transpose, has the axes in the order `HWIO`. XLA puts no others into that order within the body of a scan,
-    and convolves them up to 15 times slower: so it is with guidance by the gradient of a convolutional network. The value, and
-    what GPU and TPU make of it, are the same.
+    its transpose, the gradient, has them in the order `HWIO` where the convolution has it, as Flax's have. XLA puts no others
+    into that order within the body of a scan, and convolves them several times slower: so it was with guidance by the gradient
+    of a convolutional network. Values and derivatives, of any order, are the same.
 
     Args:
       lhs: of `jax.lax.conv_general_dilated`, as all that follows.

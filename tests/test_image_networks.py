@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.extend.core import jaxprs_in_params
 from worlds import keys
 
 import guidance_jax as gj
@@ -108,8 +107,10 @@ def equations(jaxpr):
     for e in jaxpr.eqns:
         if e.primitive.name in ("dot_general", "conv_general_dilated"):
             yield str(e.invars[0].aval.dtype)
-        for inner in jaxprs_in_params(e.params):
-            yield from equations(inner)
+        for value in jax.tree.leaves(list(e.params.values())):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from equations(inner)
 
 
 @pytest.mark.parametrize("kind", ["unet", "dit"])

@@ -20,8 +20,8 @@ def conv_general_dilated(
     of a convolutional network. Values and derivatives, of any order, are the same.
 
     Args:
-      lhs: of `jax.lax.conv_general_dilated`, as all that follows.
-      rhs: the kernel.
+      lhs: images, `[B, H, W, C]` where `dimension_numbers` are Flax's, or of any other shape that lax takes.
+      rhs: the kernel, then `[h, w, C, D]`.
       window_strides: of the output.
       padding: of the input.
       dimension_numbers: which axis is what.

@@ -36,10 +36,10 @@ ROWS: dict[str, Row] = {
     "a flag that is not there": (
         lambda: flags(digits.Config, "--scale", "3"),
         ValueError,
-        r"Unrecognized options: --scale, 3\b.*--scales",
+        r"Unrecognized options: --scale\b.*--scales",
     ),
     "a flag of no number": (lambda: flags(digits.Config, "--steps", "many"), ValueError, r"--steps: .*'many'"),
-    "a flag without its value": (lambda: flags(toy_2d.Config, "--samples"), ValueError, r"'--samples'. Expected 1"),
+    "a flag without its value": (lambda: flags(toy_2d.Config, "--samples"), ValueError, r"--samples\b.*[Ee]xpected 1"),
     # Configs.
     "digits without their conditional model": (
         lambda: digits.Config(scales=(0.0, 2.0)),

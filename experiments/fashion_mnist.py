@@ -1,6 +1,6 @@
 """The guidance table of a paper, on Fashion-MNIST: train, sweep every method's scale, judge, report.
 
-`python -m experiments.fashion_mnist` is planned for an hour on 2 CPU cores, `... small` takes ten minutes, `... gpu` has
+`python -m experiments.fashion_mnist` is planned for an hour on 2 CPU cores, `... small` about ten minutes, `... gpu` has
 networks and sample sizes of a paper. Every stage goes on where it was stopped; all of it lies in `out/fashion_mnist`, and
 `report.md` is what to read.
 
@@ -87,7 +87,7 @@ class Config:
 PRESETS: dict[str, tuple[str, Config]] = {
     "default": ("About an hour on 2 CPU cores.", Config()),
     "small": (
-        "Ten minutes on 2 CPU cores: fewer steps and samples.",
+        "About ten minutes on 2 CPU cores: fewer steps and samples.",
         Config(
             out=Path("out/fashion_mnist_small"),
             denoiser=Training(steps=1000, batch=64, learning_rate=2e-3, ema=0.99, snapshots=(100, 300)),

@@ -70,13 +70,13 @@ CASES = {
         lambda rngs: gj.networks.MLPClassifier((2,), CLASSES, **SMALL, rngs=rngs),
     ),
     "DiT": Case(
-        DIT.shape,
+        (16, 16, 3),
         4,
         lambda rngs: gj.networks.DiT(DIT, rngs=rngs),
         lambda rngs: gj.networks.MLPClassifier(DIT.shape, CLASSES, **SMALL, rngs=rngs),
     ),
     "U-Net": Case(
-        UNET.shape,
+        (32, 32, 3),
         2,
         lambda rngs: gj.networks.UNet(UNET, rngs=rngs),
         lambda rngs: gj.networks.UNetClassifier(UNET, rngs=rngs),

@@ -91,8 +91,7 @@ def test_the_networks_use_it(family):
         network = networks.UNetClassifier(config, rngs=nnx.Rngs(0))
         inputs = jnp.ones((2, 8, 8, 1)), jnp.ones(2)
     else:
-        size = {"num_classes": 3, "num_head_channels": 32}
-        config = pretrained.adm.ADMConfig(8, 32, (1,), 1, (), **size)
+        config = pretrained.adm.ADMConfig(8, 32, (1,), 1, (), num_classes=3, num_head_channels=32)
         network = pretrained.adm.ADMClassifier(config, rngs=nnx.Rngs(0))
         inputs = jnp.ones((2, 8, 8, 3)), jnp.ones(2)
     apply, params = networks.from_nnx(network)

@@ -70,13 +70,13 @@ CASES = {
         lambda rngs: gj.networks.MLPClassifier((2,), CLASSES, **SMALL, rngs=rngs),
     ),
     "DiT": Case(
-        (16, 16, 3),
+        tuple(DIT.shape),
         4,
         lambda rngs: gj.networks.DiT(DIT, rngs=rngs),
         lambda rngs: gj.networks.MLPClassifier(DIT.shape, CLASSES, **SMALL, rngs=rngs),
     ),
     "U-Net": Case(
-        (32, 32, 3),
+        tuple(UNET.shape),
         2,
         lambda rngs: gj.networks.UNet(UNET, rngs=rngs),
         lambda rngs: gj.networks.UNetClassifier(UNET, rngs=rngs),

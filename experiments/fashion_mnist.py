@@ -234,8 +234,8 @@ def main(config: Config) -> dict[str, Any]:
     )
     run, judge, digest = train(config, train_set, held_out)
     trained = time.perf_counter()
-    sizes = {"steps": config.steps, "batch": config.batch, "seed": config.seed + 1}
-    sweep = Sweep(run, judge, config.out / "samples", digest, **sizes)
+    samples = config.out / "samples"
+    sweep = Sweep(run, judge, samples, digest, steps=config.steps, batch=config.batch, seed=config.seed + 1)
     plain = {way: sweep.row(way, 1.0, config.samples) for way in ("unconditional", "conditional", "early")}
     starts = {
         "classifier": "unconditional",

@@ -2,7 +2,8 @@
 
 `python -m experiments.loading` writes the U-Net of Stable Diffusion 1.5 at its full size, of random weights, as float32 and as
 float16, and loads each as float32 and as bfloat16, every time in a process of its own. A peak of 1 is the parameters alone; a
-second copy of them would make it 2. The files, 5.2 GB, are removed again.
+second copy of them would make it 2. The files, 5.2 GB, are removed again. It needs the extra
+`pretrained`.
 """
 
 import dataclasses
@@ -18,6 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 import tyro
+from safetensors.numpy import save_file
 from tqdm import tqdm
 
 from experiments import memory
@@ -50,8 +52,6 @@ def build(network: dict[str, Any]) -> functools.partial[UNet2DCondition]:
 
 def write(network: dict[str, Any], dtype: str, file: Path) -> None:
     """A file of random weights."""
-    from safetensors.numpy import save_file
-
     rng = np.random.default_rng(0)
     shapes = pretrained.published(pretrained.abstract(build(network)))
     save_file({name: rng.random(leaf.shape, np.float32).astype(dtype) for name, leaf in shapes.items()}, file)

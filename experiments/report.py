@@ -12,6 +12,7 @@ import numpy as np
 import guidance_jax as gj
 from experiments import data, models
 from experiments.pictures import INK, MUTED, STYLE, montage
+from experiments.sweep import Sweep
 
 COLOURS = {way: plt.colormaps["tab20"]((2 * i) % 20 + i // 10) for i, way in enumerate(models.WAYS)}
 Curves = dict[str, list[dict[str, Any]]]
@@ -164,7 +165,7 @@ def findings(metrics: dict[str, Any]) -> Iterator[str]:
     )
 
 
-def write(config: Any, metrics: dict[str, Any], sweep: Any, held_out: data.Data) -> None:
+def write(config: Any, metrics: dict[str, Any], sweep: Sweep, held_out: data.Data) -> None:
     """`report.md` and its figures, in `config.out`."""
     out, curves, names = config.out, metrics["curves"], sweep.run.names
     classes, real = len(names), metrics["real"]

@@ -57,7 +57,7 @@ def jitter(key: Array, images: Array, noise: float = 0.1) -> Array:
 
 
 class Judge:
-    """The evaluator, and the features of the held-out images."""
+    """The evaluator, and what the metrics ask of the held-out images' features."""
 
     def __init__(self, module: Evaluator, params: Any, held_out: data.Data):
         graph, _, rest = nnx.split(module, nnx.Param, ...)
@@ -68,7 +68,8 @@ class Judge:
             return features, module.last(features)
 
         self.params, self.program = params, jax.jit(read)
-        self.real, logits = self.read(held_out.images)
+        features, logits = self.read(held_out.images)
+        self.real, self.moments = gj.metrics.neighbours(features), gj.metrics.moments(features)
         self.accuracy = float(gj.metrics.accuracy(logits, jnp.asarray(held_out.labels)))
 
     def read(self, images: np.ndarray, batch: int = 500) -> tuple[Array, Array]:
@@ -84,8 +85,8 @@ class Judge:
         density, coverage = gj.metrics.density_coverage(self.real, features)
         row = {
             "accuracy": gj.metrics.accuracy(logits, jnp.asarray(labels)),
-            "fd": gj.metrics.fid(self.real, features),
-            "kid": gj.metrics.kid(self.real, features),
+            "fd": gj.metrics.fid(self.moments, features),
+            "kid": gj.metrics.kid(self.real.points, features),
             "precision": precision,
             "recall": recall,
             "density": density,

@@ -17,12 +17,19 @@ PUBLIC = public()
 
 TYPES = (
     *("Branches", "Context", "Guidance", "NoiseLevel", "Prediction", "Sampler", "Schedule", "State", "Step"),
-    *("likelihood.Encoding", "metrics.Moments", "particles.Particles", "targets.Target"),
+    *("likelihood.Encoding", "metrics.Moments", "metrics.Neighbours", "particles.Particles", "targets.Target"),
     *("networks.DiTConfig", "networks.Perturbed", "networks.Tokens", "networks.UNetConfig"),
 )
 LOOP = ("branches", "checked", "evaluate", "evaluations", "guide", "levels", "run", "sample")
 ALGEBRA = ("add", "amplify", "chain", "relative_to", "stateless")
-TEXTBOOK = ("metrics.accuracy", "metrics.moments", "oracles.GaussianMixture", "spacings.uniform", "training.diffuse")
+TEXTBOOK = (
+    "metrics.accuracy",
+    "metrics.moments",
+    "metrics.neighbours",
+    "oracles.GaussianMixture",
+    "spacings.uniform",
+    "training.diffuse",
+)
 HOUSE = (
     *("networks.MLP", "networks.MLPClassifier", "networks.conv_general_dilated", "networks.from_linen", "networks.from_nnx"),
     *("post_step", "restart", "samplers.gaussian"),

@@ -72,6 +72,21 @@ def test_neighbours_are_scikit_learns(x64, k):
     assert 0 < numbers[3] < 1
 
 
+def test_neighbours_are_found_once_for_many_sets(x64):
+    """What a set comes with is what it would be asked for, for any k up to that, and is not computed again."""
+    real, fake = jnp.asarray(normal(0, 60, 4)), jnp.asarray(normal(1, 45, 4)) * 0.7 + 0.9
+    known, samples = gj.metrics.neighbours(real), gj.metrics.neighbours(fake, 3)
+    told = NearestNeighbors(n_neighbors=6).fit(real).kneighbors(real)[0][:, 1:]
+    np.testing.assert_allclose(known.nearest, told**2, rtol=1e-12)
+    for k in (1, 3):
+        np.testing.assert_array_equal(
+            gj.metrics.precision_recall(known, samples, k), gj.metrics.precision_recall(real, fake, k)
+        )
+    np.testing.assert_array_equal(gj.metrics.density_coverage(known, fake), gj.metrics.density_coverage(real, fake))
+    far = known._replace(nearest=jnp.full_like(known.nearest, 1e9))
+    assert gj.metrics.precision_recall(far, samples)[0] == gj.metrics.density_coverage(far, fake)[1] == 1
+
+
 @pytest.mark.parametrize("offset", [0, 4096])
 def test_ties_and_duplicates(offset):
     """Whole numbers, of which many are equal and many as far apart as others: distances have no rounding, wherever they lie."""

@@ -1,6 +1,7 @@
 """Fidelity and diversity by nearest neighbours."""
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,49 @@ from guidance_jax.kinds import check_count
 from guidance_jax.metrics.pairs import Features, features, fold, squared_distances
 
 
+class Neighbours(NamedTuple):
+    """A set and how near its points lie to one another: most of the work on a set that many others are compared with.
+
+    Example:
+      >>> known = metrics.Neighbours(jnp.array([[0.0], [3.0]]), jnp.array([[9.0], [9.0]]))
+      >>> print(metrics.precision_recall(known, jnp.array([[1.0], [8.0]]), k=1)[0])
+      0.5
+    """
+
+    points: Float[Array, "n d"]
+    """`[N, D]`."""
+    nearest: Float[Array, "n k"]
+    """The squared distances of each point to its nearest others, the nearest first, `[N, K]`."""
+
+
+def neighbours(x: Float[Features, "n d"], k: int = 5) -> Neighbours:
+    """The nearest neighbours within a set, once for any number of sets to be compared with it.
+
+    `nearest_ij = j-th smallest |x_i - x_l|^2 over l != i`
+
+    Args:
+      x: `[N, D]`, features.
+      k: the neighbours of each point, as many as the largest k of the metrics to come; a point is none of its own, its
+        duplicates are.
+
+    Raises:
+      ValueError: if the set has no k-th neighbour, or is known and not finite.
+
+    Example:
+      >>> real, fake = jax.random.normal(jax.random.key(0), (2, 1000, 2))
+      >>> known = metrics.neighbours(real)
+      >>> print(metrics.density_coverage(known, fake) == metrics.density_coverage(real, fake))
+      True
+    """
+    (x,) = features(x=x)
+    check_count(k, "k", 0)
+    if not 1 <= k < len(x):
+        raise ValueError(f"k={k} neighbours need k >= 1 and a set of more than {k} points, got {len(x)}.")
+    return Neighbours(x, _nearest(x, k))
+
+
 def precision_recall(
-    real: Float[Features, "n d"], fake: Float[Features, "m d"], k: int = 3
+    real: Float[Features, "n d"] | Neighbours, fake: Float[Features, "m d"] | Neighbours, k: int = 3
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Fidelity and diversity: the share of samples near real data, and the share of real data near samples.
 
@@ -21,15 +63,16 @@ def precision_recall(
     `precision = mean over f of any over r of |f - r| <= radius_k(r)`, `recall` with the sets exchanged.
 
     Args:
-      real: `[N, D]`, features of real data.
-      fake: `[M, D]`, features of samples.
+      real: `[N, D]`, features of real data, or their `neighbours`.
+      fake: `[M, D]`, features of samples, or theirs.
       k: the neighbour that sets a point's radius; a point is no neighbour of itself, but its duplicates are.
 
     Returns:
       precision and recall, each in [0, 1]; NaN if features that could not be checked are not finite.
 
     Raises:
-      ValueError: if a set has no k-th neighbour, the features differ in size, or are known and not finite.
+      ValueError: if a set has no k-th neighbour, or comes with fewer of them, the features differ in size, or are known and
+        not finite.
 
     Example:
       >>> real = jnp.arange(10.0)[:, None]
@@ -39,15 +82,17 @@ def precision_recall(
 
     Reference: Kynkaanniemi et al. 2019, arXiv:1904.06991.
     """
-    real, fake = features(real=real, fake=fake)
+    points = features(real=_points(real), fake=_points(fake))
     check_count(k, "k", 0)
-    if not 1 <= k < min(len(real), len(fake)):
-        raise ValueError(f"k={k} neighbours need k >= 1 and sets of more than {k} points, got {len(real)} and {len(fake)}.")
-    return _precision_recall(real, fake, k)
+    if not 1 <= k < min(map(len, points)):
+        raise ValueError(
+            f"k={k} neighbours need k >= 1 and sets of more than {k} points, got {' and '.join(str(len(x)) for x in points)}."
+        )
+    return _precision_recall(*points, _squared_radii(real, points[0], k, "real"), _squared_radii(fake, points[1], k, "fake"))
 
 
 def density_coverage(
-    real: Float[Features, "n d"], fake: Float[Features, "m d"], k: int = 5
+    real: Float[Features, "n d"] | Neighbours, fake: Float[Features, "m d"], k: int = 5
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Fidelity and diversity by the neighbourhoods of real data alone, so that no stray sample enlarges what counts as near.
 
@@ -56,7 +101,7 @@ def density_coverage(
     `coverage = mean over r of any over f of |f - r| <= radius_k(r)`
 
     Args:
-      real: `[N, D]`, features of real data.
+      real: `[N, D]`, features of real data, or their `neighbours`.
       fake: `[M, D]`, features of samples.
       k: the neighbour within the real data that sets a point's radius; a point is no neighbour of itself, its duplicates are.
 
@@ -65,7 +110,8 @@ def density_coverage(
       for them about `1 - 2^-k` at N = M; NaN if features that could not be checked are not finite.
 
     Raises:
-      ValueError: if the real data have no k-th neighbour, the features differ in size, or are known and not finite.
+      ValueError: if the real data have no k-th neighbour, or come with fewer of them, the features differ in size, or are
+        known and not finite.
 
     Example:
       >>> real = jnp.arange(10.0)[:, None]
@@ -75,44 +121,61 @@ def density_coverage(
 
     Reference: Naeem et al. 2020, arXiv:2002.09797.
     """
-    real, fake = features(real=real, fake=fake)
+    points, fake = features(real=_points(real), fake=fake)
     check_count(k, "k", 0)
-    if not 1 <= k < len(real):
-        raise ValueError(f"k={k} neighbours need k >= 1 and real data of more than {k} points, got {len(real)}.")
-    return _density_coverage(real, fake, k)
+    if not 1 <= k < len(points):
+        raise ValueError(f"k={k} neighbours need k >= 1 and real data of more than {k} points, got {len(points)}.")
+    return _density_coverage(points, fake, _squared_radii(real, points, k, "real"), k)
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def _precision_recall(real: Array, fake: Array, k: int) -> tuple[Array, Array]:
-    def share_near(points: Array, others: Array) -> Array:
+def _points(x: Features | Neighbours) -> Features:
+    return x.points if isinstance(x, Neighbours) else x
+
+
+def _squared_radii(x: Features | Neighbours, points: Array, k: int, name: str) -> Array:
+    """The squared distance of each point to its k-th nearest other, `[N]`."""
+    nearest = x.nearest if isinstance(x, Neighbours) else _nearest(points, k)
+    if nearest.shape[1] < k:
+        raise ValueError(
+            f"k={k} asks for more neighbours than {name} comes with, {nearest.shape[1]}; "
+            f"make it by gj.metrics.neighbours(x, {k})."
+        )
+    return nearest[:, k - 1]
+
+
+@jax.jit
+def _precision_recall(real: Array, fake: Array, real_radii: Array, fake_radii: Array) -> tuple[Array, Array]:
+    def share_near(points: Array, others: Array, radii: Array) -> Array:
         def near(found: Array, x: Array, others: tuple[Array, Array], counted: Array) -> Array:
             y, radius = others
             return found | ((squared_distances(x, y) <= radius[None]) & counted).any(1)
 
-        return fold(near, False, points, (others, _squared_radii(others, k))).mean(dtype=real.dtype)
+        return fold(near, False, points, (others, radii)).mean(dtype=real.dtype)
 
     known = jnp.isfinite(real).all() & jnp.isfinite(fake).all()
-    return jnp.where(known, share_near(fake, real), jnp.nan), jnp.where(known, share_near(real, fake), jnp.nan)
+    precision, recall = share_near(fake, real, real_radii), share_near(real, fake, fake_radii)
+    return jnp.where(known, precision, jnp.nan), jnp.where(known, recall, jnp.nan)
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def _density_coverage(real: Array, fake: Array, k: int) -> tuple[Array, Array]:
+@functools.partial(jax.jit, static_argnums=3)
+def _density_coverage(real: Array, fake: Array, radii: Array, k: int) -> tuple[Array, Array]:
     def count(found: Array, points: tuple[Array, Array], y: Array, counted: Array) -> Array:
         x, radius = points
         return found + ((squared_distances(x, y) <= radius[:, None]) & counted).sum(1)
 
-    within = fold(count, 0, (real, _squared_radii(real, k)), fake)
+    within = fold(count, 0, (real, radii), fake)
     known = jnp.isfinite(real).all() & jnp.isfinite(fake).all()
     # Per point first: the number of all pairs may be beyond int32.
     density = (within.astype(real.dtype) / len(fake)).sum() / k
     return jnp.where(known, density, jnp.nan), jnp.where(known, (within > 0).mean(dtype=real.dtype), jnp.nan)
 
 
-def _squared_radii(points: Array, k: int) -> Array:
-    """The squared distance of each point to its k-th nearest other, `[N]`."""
+@functools.partial(jax.jit, static_argnums=1)
+def _nearest(points: Array, k: int) -> Array:
+    """The squared distances of each point to its k nearest others, the nearest first, `[N, k]`."""
 
     def nearest(found: Array, x: Array, y: Array, counted: Array) -> Array:
         distances = jnp.where(counted, squared_distances(x, y), jnp.inf)
         return -jax.lax.top_k(-jnp.concatenate([found, distances], axis=1), k)[0]
 
-    return fold(nearest, jnp.full(k, jnp.inf, points.dtype), points, points, itself=False)[:, k - 1]
+    return fold(nearest, jnp.full(k, jnp.inf, points.dtype), points, points, itself=False)

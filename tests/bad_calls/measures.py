@@ -151,6 +151,17 @@ ROWS: dict[str, Row] = {
         ValueError,
         r"k=4.*more than 4 points, got 4",
     ),
+    "neighbours beyond the set": (lambda: gj.metrics.neighbours(MANY), ValueError, r"k=5.*more than 5 points, got 4"),
+    "more neighbours than were found": (
+        lambda: gj.metrics.precision_recall(MANY, gj.metrics.neighbours(MANY, 2)),
+        ValueError,
+        r"k=3 asks for more neighbours than fake comes with, 2; make it by gj\.metrics\.neighbours\(x, 3\)",
+    ),
+    "a KID of neighbours": (
+        lambda: gj.metrics.kid(gj.metrics.neighbours(MANY, 2), MANY),
+        TypeError,
+        r"real must be an array of features, \[N, D\], got",
+    ),
     "a Vendi score of no order": (lambda: gj.metrics.vendi(MANY, order=0), ValueError, r"order must be positive, got 0"),
     "a Vendi score of nothing": (lambda: gj.metrics.vendi(jnp.zeros((2, 2))), ValueError, r"all zero in 2 of 2 rows"),
     "lines of no number": (

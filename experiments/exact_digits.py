@@ -274,4 +274,5 @@ def main(config: Config) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    jax.config.update("jax_default_matmul_precision", "highest")  # the world is exact on every device
     main(tyro.cli(Config))

@@ -2,6 +2,7 @@
 the library and of one's own methods."""
 
 import contextlib
+import functools
 import math
 from typing import Any
 
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.lax import Precision
 from jaxtyping import ArrayLike, Float, Int
 
 from guidance_jax.arrays import concrete
@@ -17,6 +19,9 @@ from guidance_jax.checks import check_key, check_labels, check_level, check_scal
 from guidance_jax.kinds import check_array, check_count
 
 __all__ = ["GaussianMixture"]
+
+# Exact on every device: accelerators multiply matrices in less than float32 unless told otherwise.
+_einsum = functools.partial(jnp.einsum, precision=Precision.HIGHEST)
 
 
 @jax.tree_util.register_pytree_node_class
@@ -106,7 +111,7 @@ class GaussianMixture:
         """
         log_joint, pull, alpha, sigma = self._components(x, level, label)
         responsibility = jax.nn.softmax(log_joint, axis=1)[:, :, None]
-        spread = jnp.einsum("kde,ke,kfe,bkf->bkd", self.axes, self.variances, self.axes, pull)
+        spread = _einsum("kde,ke,kfe,bkf->bkd", self.axes, self.variances, self.axes, pull)
         x0 = (responsibility * (self.means[None] + alpha[:, None, None] * spread)).sum(1)
         return Prediction(x0, sigma[:, None] * (responsibility * pull).sum(1))
 
@@ -143,7 +148,7 @@ class GaussianMixture:
         prior = self._prior(jnp.broadcast_to(jnp.asarray(label), (n,)))
         k = jax.random.categorical(choose, prior)
         z = jax.random.normal(draw, (n, self.means.shape[1]), self.means.dtype)
-        return self.means[k] + jnp.einsum("nde,ne->nd", self.axes[k], jnp.sqrt(self.variances[k]) * z)
+        return self.means[k] + _einsum("nde,ne->nd", self.axes[k], jnp.sqrt(self.variances[k]) * z)
 
     def log_tilted(
         self, x: Float[Array, "b d"], level: NoiseLevel, label: Int[Array, "b"], scale: ArrayLike
@@ -206,8 +211,8 @@ class GaussianMixture:
         alpha = jnp.broadcast_to(level.alpha, x.shape[:1]).astype(x.dtype)
         sigma = jnp.broadcast_to(level.sigma, x.shape[:1]).astype(x.dtype)
         offset = x[:, None] - alpha[:, None, None] * self.means[None]
-        along = jnp.einsum("kde,bkd->bke", self.axes, offset)
+        along = _einsum("kde,bkd->bke", self.axes, offset)
         variance = (alpha**2)[:, None, None] * self.variances[None] + (sigma**2)[:, None, None]
         log_normal = -0.5 * (along**2 / variance + jnp.log(variance) + math.log(2 * math.pi)).sum(2)
-        pull = jnp.einsum("kde,bke->bkd", self.axes, along / variance)
+        pull = _einsum("kde,bke->bkd", self.axes, along / variance)
         return self._prior(label) + log_normal, pull, alpha, sigma

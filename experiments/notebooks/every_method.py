@@ -56,6 +56,7 @@ import guidance_jax as gj
 
 mesh = jax.make_mesh((jax.device_count(),), ("samples",), axis_types=(AxisType.Auto,))
 over_devices = NamedSharding(mesh, PartitionSpec("samples"))
+jax.config.update("jax_default_matmul_precision", "highest")  # TPUs and GPUs multiply in less than float32 unless told
 print(f"{jax.device_count()} {jax.devices()[0].device_kind}")
 
 # %% [markdown]

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.lax import Precision
 from jaxtyping import ArrayLike
 
 from guidance_jax.arrays import concrete, divide, expand, inner, norm
@@ -206,7 +207,7 @@ def linear_reuse(
         first, known = before(history, step)
         older = lambda kept: jnp.where(first, kept[:-1], kept[1:])
         cs, us = older(history.cond), older(history.uncond)
-        predicted = jnp.tensordot(row, jnp.concatenate([c[None], cs, us]), 1)
+        predicted = jnp.tensordot(row, jnp.concatenate([c[None], cs, us]), 1, precision=Precision.HIGHEST)
         u = jnp.where(fresh(history, step), context.branches[uncond].x0, predicted)
         guided = u + at(scale, context, "linear_reuse's scale") * (c - u)
         newest = lambda new, kept, old: jnp.where(first, jnp.concatenate([new[None], old]), kept)

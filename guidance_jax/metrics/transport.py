@@ -49,4 +49,4 @@ def sliced_wasserstein(
     weights = jnp.asarray(np.diff(cuts) / (n * m), a.dtype)
     a, b = (jnp.sort(jnp.matmul(x, directions, precision=Precision.HIGHEST), axis=0) for x in (a, b))
     gap = a[cuts[:-1] // m] - b[cuts[:-1] // n]
-    return sqrt((weights @ gap**2).mean())
+    return sqrt(jnp.matmul(weights, gap**2, precision=Precision.HIGHEST).mean())

@@ -1,4 +1,4 @@
-"""Nothing of the library's own is multiplied in less than float32, which is what TPUs (bfloat16) and GPUs (TF32) do by default."""
+"""Nothing of the library's own is multiplied in less than float32, which TPU (bfloat16) and GPU (TF32) do by default."""
 
 import functools
 import importlib.util

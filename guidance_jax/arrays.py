@@ -67,7 +67,7 @@ def per_sample(value: ArrayLike, x: Array, name: str, *bounds: float | int, abov
       TypeError: if it is no real number and no array of them.
     """
     check_range(value, name, *bounds, above=above)
-    value = jnp.asarray(value, x.dtype)
+    value = jnp.asarray(value, jnp.result_type(x))
     if value.shape not in ((), x.shape[:1]):
         raise ValueError(
             f"{name} has shape {value.shape}, but must be () or [B] = {x.shape[:1]}: one number for all samples, or one "

@@ -181,7 +181,7 @@ def check_start(keys: Array, levels: NoiseLevel, shape_or_x: tuple[int, ...] | A
                 raise TypeError(f"the shape of one sample must be of integers, such as (28, 28, 1), got {shape_or_x}.")
         if not shape_or_x or min(shape_or_x) < 1:
             raise ValueError(f"the shape of one sample must have axes of at least 1, got {shape_or_x}; (1,) is a number.")
-        return (len(keys), *shape_or_x), levels.sigma.dtype
+        return (len(keys), *shape_or_x), jax.dtypes.canonicalize_dtype(levels.sigma.dtype)
     x = shape_or_x
     if not hasattr(x, "dtype"):
         raise TypeError(f"shape_or_x must be the shape of one sample, a tuple such as (28, 28, 1), or x itself, got {x!r}.")
@@ -195,7 +195,7 @@ def check_start(keys: Array, levels: NoiseLevel, shape_or_x: tuple[int, ...] | A
             raise ValueError(f"x has NaN or infinite values in {bad.size} of {len(x)} samples, the first is {bad[0]}.")
     else:
         insist(lambda: all_finite(x), "x has NaN or infinite values where the run starts.")
-    return x.shape, x.dtype
+    return x.shape, jax.dtypes.canonicalize_dtype(x.dtype)
 
 
 def check_one_device(progress: str, *arrays: object) -> None:
@@ -238,8 +238,12 @@ def check_named(needs: Iterable[str], networks: tuple[Branches, ...], who: str =
     names = [name for network in networks for name in network.conds]
     for name in sorted(set(needs) - set(names)):
         close = difflib.get_close_matches(name, names, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"{who} a branch {name!r}, but there are only {', '.join(map(repr, names))}.{hint}")
+        hint = (
+            f"Did you mean {close[0]!r}?"
+            if close
+            else f"Name its condition, of this network or another: gj.branches(.., {name}=..)."
+        )
+        raise ValueError(f"{who} a branch {name!r}, but there are only {', '.join(map(repr, names))}. {hint}")
 
 
 def check_guidance(guidance: object, name: str = "the guidance") -> None:
@@ -298,9 +302,11 @@ def check_branches(networks: tuple[Branches, ...], guidance: Guidance, x: jax.Sh
                     )
         for name, cond in others:
             if _spec(cond) != _spec(first[1]):
+                one, other = (str(jax.tree.map(told, some)).replace("'", "") for some in (first[1], cond))
                 raise ValueError(
                     f"branches {first[0]!r} and {name!r} differ in structure, shape or dtype, so they cannot share a "
-                    f"batch: {_spec(first[1])} and {_spec(cond)}."
+                    f"batch: {one} and {other}; make them alike, or give the network twice: (gj.branches(denoise, "
+                    f"{first[0]}=...), gj.branches(denoise, {name}=...))."
                 )
     # Tracing each branch alone, its condition known, lets a network check values that it cannot see inside the loop.
     for network in networks:

@@ -107,6 +107,7 @@ def denoiser(network: Network, predicts: str) -> Denoiser:
 
     def denoise(x: Array, level: NoiseLevel, cond: Cond) -> Prediction:
         check_level(level, x)
+        x = jnp.asarray(x)
         out = call(network, x, level.t, cond, x)
         return convert(out, x, expand(level.alpha, x), expand(level.sigma, x))
 
@@ -142,6 +143,7 @@ def learned_variance(network: Network, predicts: str) -> Denoiser:
 
     def denoise(x: Array, level: NoiseLevel, cond: Cond) -> Prediction:
         check_level(level, x)
+        x = jnp.asarray(x)
         check_takes(network, "the network", "x", "t", "cond")
         out = network(x, jnp.broadcast_to(level.t, x.shape[:1]), cond)
         if jnp.shape(out) != (*x.shape[:-1], 2 * x.shape[-1]):
@@ -182,6 +184,7 @@ def edm(network: Network, sigma_data: ArrayLike = 0.5) -> Denoiser:
 
     def denoise(x: Array, level: NoiseLevel, cond: Cond) -> Prediction:
         check_level(level, x)
+        x = jnp.asarray(x)
         alpha, sigma = expand(level.alpha, x), expand(level.sigma, x)
         skip, out, scale = edm_coefficients(alpha, sigma, jnp.asarray(sigma_data, x.dtype))
         return from_x0(skip * x + out * call(network, scale * x, level.t, cond, x), x, alpha, sigma)

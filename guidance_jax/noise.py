@@ -17,8 +17,8 @@ def normal(keys: Array, x: Array | jax.ShapeDtypeStruct) -> Array:
 
     Drawn flat: the numbers are the same, and compiling is up to four times as fast.
     """
-    size = math.prod(x.shape[1:])
-    return jax.vmap(lambda key: jax.random.normal(key, (size,), x.dtype))(keys).reshape(x.shape)
+    size, dtype = math.prod(x.shape[1:]), jax.dtypes.canonicalize_dtype(x.dtype)
+    return jax.vmap(lambda key: jax.random.normal(key, (size,), dtype))(keys).reshape(x.shape)
 
 
 def diffuse(keys: Array, x0: Float[Array, "b ..."], level: NoiseLevel) -> Float[Array, "b ..."]:
@@ -47,6 +47,7 @@ def diffuse(keys: Array, x0: Float[Array, "b ..."], level: NoiseLevel) -> Float[
     check_keys(keys)
     check_start(keys, level, x0)
     check_level(level, x0)
+    x0 = jnp.asarray(x0)
     z = normal(apart(keys, 0), x0)
     return expand(level.alpha, x0).astype(x0.dtype) * x0 + expand(level.sigma, x0).astype(x0.dtype) * z
 

@@ -82,12 +82,12 @@ class GaussianMixture:
             raise ValueError(f"covariances must be positive definite, but their least eigenvalue is {variances.min()}.")
         if concrete(labels) and set(labels.tolist()) != set(range(np.asarray(labels).max() + 1)):
             raise ValueError(f"labels must name every class from 0 to the last, got {labels}; -1 stands for all of them.")
-        self.means = means
+        self.means = jnp.asarray(means)
         self.variances = variances
         """The eigenvalues of the covariances, `[K, D]`: in the axes of a component every level is diagonal."""
         self.axes = axes
         self.log_weights = jnp.log(weights) - jax.nn.logsumexp(jnp.log(weights))
-        self.labels = labels
+        self.labels = jnp.asarray(labels)
 
     def tree_flatten(self) -> tuple[tuple[Any, ...], None]:
         return (self.means, self.variances, self.axes, self.log_weights, self.labels), None
@@ -154,7 +154,7 @@ class GaussianMixture:
         self, x: Float[Array, "b d"], level: NoiseLevel, label: Int[Array, "b"], scale: ArrayLike
     ) -> Float[Array, "b"]:
         """`(1 - scale) log p(x_t) + scale log p(x_t | y)`, not normalised; arguments as for `denoise`, scale `()` or `[B]`."""
-        scale = jnp.asarray(scale, x.dtype)
+        scale = jnp.asarray(scale, jnp.result_type(x))
         everything = self.log_prob(x, level, jnp.full_like(label, -1))
         return everything + scale * (self.log_prob(x, level, label) - everything)
 
@@ -208,6 +208,7 @@ class GaussianMixture:
         if label.shape != x.shape[:1]:
             raise ValueError(f"label has shape {label.shape}, but x {x.shape} needs one a sample: {x.shape[:1]}.")
         check_level(level, x)
+        x = jnp.asarray(x)
         alpha = jnp.broadcast_to(level.alpha, x.shape[:1]).astype(x.dtype)
         sigma = jnp.broadcast_to(level.sigma, x.shape[:1]).astype(x.dtype)
         offset = x[:, None] - alpha[:, None, None] * self.means[None]

@@ -104,7 +104,7 @@ def sample(
     """
     asked = {"trace": trace, "remat": remat, "progress": progress}
     state, recorded = run(keys, branches, guidance, sampler, levels, shape_or_x, **asked)
-    dtype = levels.sigma.dtype if isinstance(shape_or_x, tuple) else shape_or_x.dtype
+    dtype = jax.dtypes.canonicalize_dtype(levels.sigma.dtype if isinstance(shape_or_x, tuple) else shape_or_x.dtype)
     return state.x.astype(dtype) if trace is None else (state.x.astype(dtype), recorded)
 
 

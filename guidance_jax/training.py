@@ -118,6 +118,7 @@ def diffuse(key: Array, x0: Float[Array, "b ..."], level: NoiseLevel) -> tuple[A
     check_key(key)
     check_array(x0, "x0", jnp.floating, "floating numbers: scale images to [-1, 1] first")
     check_level(level, x0)
+    x0 = jnp.asarray(x0)
     eps = jax.random.normal(key, x0.shape, x0.dtype)
     return expand(level.alpha, x0) * x0 + expand(level.sigma, x0) * eps, eps
 
@@ -198,7 +199,7 @@ def min_snr(level: NoiseLevel, predicts: str, gamma: ArrayLike = 5.0) -> Float[A
         "score": (jnp.ones_like(alpha), sigma / alpha),
         "velocity": (alpha / (alpha + sigma), sigma / (alpha + sigma)),
     }[predicts]
-    most = jnp.asarray(gamma, alpha.dtype)
+    most = jnp.asarray(gamma, jnp.result_type(alpha))
     return jnp.where((alpha / sigma) ** 2 < most, in_eps**2, most * in_x0**2)
 
 
@@ -313,7 +314,7 @@ def drop(key: Array, cond: Cond, null: Cond, rate: float) -> Cond:
         shape = jnp.shape(empty)
         if any(n not in (1, m) for n, m in zip(shape[::-1], leaf.shape[::-1], strict=False)) or len(shape) > leaf.ndim:
             raise ValueError(f"null has a leaf of shape {shape}, which does not broadcast to that of cond, {leaf.shape}.")
-        empty = jnp.broadcast_to(jnp.asarray(empty, leaf.dtype), leaf.shape)
+        empty = jnp.broadcast_to(jnp.asarray(empty, jnp.result_type(leaf)), leaf.shape)
         return jnp.where(dropped.reshape(-1, *[1] * (leaf.ndim - 1)), empty, leaf)
 
     return jax.tree.map(replace, cond, null)
@@ -348,7 +349,7 @@ def ema(average: Any, params: Any, step: ArrayLike, decay: float = 0.999) -> Any
         )
     step = jnp.asarray(step, jnp.result_type(float))
     keep = jnp.minimum(decay, (1 + step) / (10 + step))
-    return jax.tree.map(lambda a, p: a + (1 - keep.astype(p.dtype)) * (p - a), average, params)
+    return jax.tree.map(lambda a, p: a + (1 - keep.astype(jnp.result_type(p))) * (p - a), average, params)
 
 
 def _check_drawn(key: Array, schedule: Schedule, n: int) -> None:

@@ -251,7 +251,7 @@ def fit_linear(cond: Array, uncond: Array, past: int = 1) -> Array:
     if past >= len(cond):
         raise ValueError(f"past={past} steps to look back need more than that many steps, but there are {len(cond)} steps.")
     steps = len(cond)
-    rows = [jnp.zeros(1 + 2 * past, cond.dtype)] * past
+    rows = [jnp.zeros(1 + 2 * past, jnp.result_type(cond))] * past
     for i in range(past, steps):
         known = [cond[i], *(cond[i - k] for k in range(1, past + 1)), *(uncond[i - k] for k in range(1, past + 1))]
         matrix = jnp.stack([part.reshape(-1) for part in known], axis=1)

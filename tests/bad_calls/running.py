@@ -85,12 +85,16 @@ ROWS: dict[str, Row] = {
     ),
     # Conditions.
     "too few labels": (lambda: between(LABELS[:1], NULL[:1]), ValueError, r"'cond'.*\(1,\).*B = 2"),
-    "branches of two dtypes": (lambda: between(LABELS, NULL.astype(jnp.int8)), ValueError, r"int32.*int8"),
+    "branches of two dtypes": (
+        lambda: between(LABELS, NULL.astype(jnp.int8)),
+        ValueError,
+        r"int32\[2\] and int8\[2\]; make them alike, or",
+    ),
     "branches of two shapes": (lambda: between(LABELS, jnp.zeros((B, 3), int)), ValueError, r"'cond' and 'uncond' differ"),
     "branches of two structures": (
         lambda: between(LABELS, {"y": NULL}),
         ValueError,
-        r"'cond' and 'uncond' differ in structure",
+        r"'cond' and 'uncond' differ in structure.*int32\[2\] and \{y: int32\[2\]\}",
     ),
     "one label for all": (lambda: between(jnp.int32(0), jnp.int32(-1)), ValueError, r"'cond'.*\(\).*\[B, \.\.\.\] with B = 2"),
     "a list of labels": (lambda: between([0, 1], [-1, -1]), TypeError, r"'cond'\[0\].*the int 0.*array"),

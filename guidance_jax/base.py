@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import ArrayLike, Float
 
+from guidance_jax.arrays import concrete
 from guidance_jax.kinds import check_numbers
 
 Scalar = Array | float | int
@@ -65,13 +67,24 @@ class Schedule(NamedTuple):
 
     def __call__(self, t: ArrayLike) -> NoiseLevel:
         check_numbers(t, "the schedule's time")
+        if concrete((t, self.t_min, self.t_max)):
+            times, least, most = map(np.asarray, (t, self.t_min, self.t_max))
+            far = (times < least - (most - least) / 2) | (times > most + (most - least) / 2)
+            if far.any():
+                raise ValueError(
+                    f"the time {times[far].flat[0]:g} is far outside of this schedule, {least:g} to {most:g}; a level by its "
+                    "sigma / alpha is schedule.at(ratio)."
+                )
+        return self._level(t)
+
+    def _level(self, t: ArrayLike) -> NoiseLevel:
         t = jnp.asarray(t, jnp.result_type(float))
         return NoiseLevel(t if self.told is None else self.told(t), *self.alpha_sigma(t))
 
     def at(self, ratio: ArrayLike) -> NoiseLevel:
         """The level at which `sigma / alpha` is `ratio`."""
         check_numbers(ratio, "the ratio sigma / alpha")
-        return self(self.inverse(jnp.asarray(ratio, jnp.result_type(float))))
+        return self._level(self.inverse(jnp.asarray(ratio, jnp.result_type(float))))
 
 
 class Prediction(NamedTuple):
@@ -254,5 +267,7 @@ class Sampler(NamedTuple):
     kernel: Kernel | None = None
     """The Gaussian of a step, of samplers whose step is one evaluation and one draw: its deviation, `()` or `[B, ...]`, is 0
     where nothing is drawn."""
+    schedule: Schedule | None = None
+    """That of the run's levels, of samplers that visit other levels than these."""
     reversible: bool = False
     """Whether `step` also goes from less noise to more, and so can be run from data to noise."""

@@ -16,6 +16,7 @@ from jaxtyping import ArrayLike
 from guidance_jax.arrays import check_range, concrete
 from guidance_jax.base import Branches, Cond, Guidance, NoiseLevel, Sampler, Schedule, Step
 from guidance_jax.kinds import check_kind, check_numbers, check_takes, told
+from guidance_jax.outcomes import predicted
 from guidance_jax.traced import all_finite, insist
 
 LEVELS = "make levels with gj.levels(schedule, steps, spacing)."
@@ -97,6 +98,28 @@ def _goes_one_way(path: NoiseLevel, either: bool) -> Array:
     down = (change > 0).all()
     known = all_finite(path.alpha) & all_finite(path.sigma) & (path.alpha >= 0).all() & (path.sigma >= 0).all()
     return known & (down | (change < 0).all() if either else down)
+
+
+def check_schedule_of(sampler: Sampler, path: NoiseLevel) -> None:
+    """Raises where a sampler visits levels between those of the run by the schedule of other ones, all of them known."""
+    if sampler.schedule is None or not concrete(path):
+        return
+    known = NoiseLevel(*map(np.asarray, path))
+    inner = (known.alpha > 0) & (known.sigma > 0)
+    with jax.ensure_compile_time_eval():
+        own = sampler.schedule.at((known.sigma / np.where(known.alpha > 0, known.alpha, 1))[inner])
+    span = sampler.schedule.t_max - sampler.schedule.t_min
+    if not concrete((own, span)) or not inner.any():
+        return
+    here, own = NoiseLevel(*(field[inner] for field in known)), NoiseLevel(*map(np.asarray, own))
+    # A few may be off: rounded times, or the ends of a schedule that stops short of the run's.
+    other = (abs(own.t - here.t) > 0.03 * np.asarray(span)) | (abs(own.alpha - here.alpha) > 0.03 * here.alpha)
+    if other.mean() > 0.5:
+        i = int(np.flatnonzero(other)[0])
+        raise ValueError(
+            f"the sampler's schedule is not that of the levels: at sigma / alpha = {here.ratio[i]:.4g} it has t {own.t[i]:.4g} "
+            f"and alpha {own.alpha[i]:.4g}, they have t {here.t[i]:.4g} and alpha {here.alpha[i]:.4g}; give both the same."
+        )
 
 
 def check_upward(sampler: Sampler, sigma: float, start_given: bool) -> None:
@@ -237,12 +260,9 @@ def check_named(needs: Iterable[str], networks: tuple[Branches, ...], who: str =
     """
     names = [name for network in networks for name in network.conds]
     for name in sorted(set(needs) - set(names)):
-        close = difflib.get_close_matches(name, names, n=1)
-        hint = (
-            f"Did you mean {close[0]!r}?"
-            if close
-            else f"Name its condition, of this network or another: gj.branches(.., {name}=..)."
-        )
+        close = difflib.get_close_matches(name, set(names) - set(needs), n=1)
+        hint = f"Did you mean {close[0]!r}? " if close else ""
+        hint += f"Name its condition, gj.branches(denoise, {name}=...), or tell the method what it is called."
         raise ValueError(f"{who} a branch {name!r}, but there are only {', '.join(map(repr, names))}. {hint}")
 
 
@@ -312,7 +332,7 @@ def check_branches(networks: tuple[Branches, ...], guidance: Guidance, x: jax.Sh
     for network in networks:
         for cond in network.conds.values():
             if not callable(cond) and concrete(cond):
-                jax.eval_shape(lambda x, at, n=network, c=cond: n.denoise(x, at, c), x, level)
+                jax.eval_shape(lambda x, at, n=network, c=cond: predicted(n, x, at, c), x, level)
 
 
 def _drawn(name: str, cond: Callable[[Step], Cond], step: Step) -> Any:

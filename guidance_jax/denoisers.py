@@ -15,7 +15,7 @@ from jaxtyping import ArrayLike
 from guidance_jax.arrays import divide, expand
 from guidance_jax.base import Cond, Denoiser, NoiseLevel, Prediction
 from guidance_jax.checks import check_level, check_order, check_scalar
-from guidance_jax.kinds import check_array, check_callable, check_kind, check_network, check_takes
+from guidance_jax.kinds import check_array, check_callable, check_kind, check_network, check_takes, noting
 
 __all__ = ["Network", "clip", "denoiser", "edm", "learned_variance"]
 
@@ -145,7 +145,9 @@ def learned_variance(network: Network, predicts: str) -> Denoiser:
         check_level(level, x)
         x = jnp.asarray(x)
         check_takes(network, "the network", "x", "t", "cond")
-        out = network(x, jnp.broadcast_to(level.t, x.shape[:1]), cond)
+        t = jnp.broadcast_to(level.t, x.shape[:1])
+        with noting("the network", x=x, t=t, cond=cond):
+            out = network(x, t, cond)
         if jnp.shape(out) != (*x.shape[:-1], 2 * x.shape[-1]):
             raise ValueError(
                 f"the network gave {jax.tree.map(jnp.shape, out)} for x of shape {x.shape}, but learned_variance takes twice "
@@ -233,7 +235,9 @@ def clip(denoise: Denoiser, low: ArrayLike = -1.0, high: ArrayLike = 1.0) -> Den
 def call(network: Network, x: Array, t: Array, cond: Cond, like: Array) -> Array:
     """The network's output, checked to be shaped as the data and cast to its dtype."""
     check_takes(network, "the network", "x", "t", "cond")
-    out = network(x, jnp.broadcast_to(t, x.shape[:1]), cond)
+    t = jnp.broadcast_to(t, x.shape[:1])
+    with noting("the network", x=x, t=t, cond=cond):
+        out = network(x, t, cond)
     check_array(out, "what the network gives", jnp.floating, "floating numbers")
     if jnp.shape(out) != x.shape:
         raise ValueError(

@@ -12,7 +12,7 @@ from guidance_jax.base import Branches, Cond, Context, Guidance, GuidedDenoiser,
 from guidance_jax.checks import check_guidance, check_named, check_networks
 from guidance_jax.guidance.algebra import wants
 from guidance_jax.kinds import check_kind
-from guidance_jax.outcomes import check_prediction, check_update
+from guidance_jax.outcomes import check_update, predicted
 
 Networks = Branches | tuple[Branches, ...]
 Pullback = Callable[[Array], Array]
@@ -141,17 +141,17 @@ def _together(network: Branches, x: Array, step: Step, level: NoiseLevel, conds:
     count, batch = len(conds), x.shape[0]
     given = [cond(step) if callable(cond) else cond for cond in conds.values()]
     if count == 1:
-        return {name: _predict(network, x, level, given[0]) for name in conds}
+        return {name: predicted(network, x, level, given[0]) for name in conds}
     if not network.batched:
         stacked = jax.tree.map(lambda *parts: jnp.stack(parts), *given)
-        parts = jax.lax.map(lambda at: _predict(network, x, level, at[1]), (jnp.arange(count), stacked))
+        parts = jax.lax.map(lambda at: predicted(network, x, level, at[1]), (jnp.arange(count), stacked))
         return {name: jax.tree.map(lambda part, i=i: part[i], parts) for i, name in enumerate(conds)}
 
     def merge(*parts: Array) -> Array:
         stacked = jnp.stack(parts, axis=1)
         return stacked.reshape(batch * count, *stacked.shape[2:])
 
-    prediction = _predict(network, merge(*[x] * count), level, jax.tree.map(merge, *given))
+    prediction = predicted(network, merge(*[x] * count), level, jax.tree.map(merge, *given))
     parts = jax.tree.map(lambda merged: merged.reshape(batch, count, *merged.shape[1:]), prediction)
     return {name: jax.tree.map(lambda part, i=i: part[:, i], parts) for i, name in enumerate(conds)}
 
@@ -160,10 +160,3 @@ def _alike(prediction: Prediction, base: Prediction) -> Prediction:
     """A prediction with a variance where the base has one: its own, or, of a network that predicts none, the base's."""
     known = base.variance is not None and prediction.variance is not None
     return prediction if known else prediction._replace(variance=base.variance)
-
-
-def _predict(network: Branches, x: Array, level: NoiseLevel, cond: Cond) -> Prediction:
-    """What the denoiser says, in x's dtype."""
-    prediction = network.denoise(x, level, cond)
-    check_prediction(prediction, x, "the denoiser")
-    return jax.tree.map(lambda field: field.astype(x.dtype), prediction)

@@ -1,10 +1,13 @@
 """What kind of thing was given: told in a few words, and checked to be the kind that is asked for."""
 
+import contextlib
 import inspect
 import reprlib
 import sys
+from collections.abc import Iterator
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -56,8 +59,9 @@ def check_network(network: object) -> None:
     check_callable(
         network, "the network", "it is (x, t, cond) -> output; of a class, an instance: UNet(config, rngs=nnx.Rngs(0))."
     )
-    linen = any(part.__module__.startswith("flax.linen") for part in type(network).__mro__)
-    if linen and getattr(network, "scope", None) is None:
+    of = getattr(network, "__self__", network)
+    linen = any(part.__module__.startswith("flax.linen") for part in type(of).__mro__)
+    if linen and getattr(of, "scope", None) is None:
         raise TypeError(
             f"the network must hold its parameters, got {told(network)}; gj.networks.from_linen binds a Linen module."
         )
@@ -78,6 +82,21 @@ def check_takes(function: Any, name: str, *what: str) -> None:
     except TypeError:
         given, taken = ", ".join(what), ", ".join(signature.parameters)
         raise TypeError(f"{name} must take ({given}), but {told(function)} takes ({taken}){_call(function)}.") from None
+
+
+@contextlib.contextmanager
+def noting(name: str, **given: Any) -> Iterator[None]:
+    """Adds to an error within a function of the user's what it was called with."""
+    try:
+        yield
+    except Exception as error:
+        words = ", ".join(f"{argument} {jax.tree.map(told, value)}" for argument, value in given.items()).replace("'", "")
+        error.add_note(f"This was raised by {name}, called with {words}.")
+        if isinstance(error, jax.errors.TracerBoolConversionError):
+            error.add_note("Its arguments are traced: choose with jnp.where(level.ratio > 1, a, b), not with if.")
+        if type(error).__name__ == "TraceContextError":
+            error.add_note("A module that changes when called (dropout, batch norm) is no pure function: module.eval() first.")
+        raise
 
 
 def check_count(value: object, name: str, least: int = 1) -> None:

@@ -1,13 +1,25 @@
 """What the functions that a user writes give back, checked while it is traced."""
 
+import contextlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from guidance_jax.base import Prediction, State
-from guidance_jax.kinds import check_array, check_kind, told
+from guidance_jax.base import Branches, Cond, NoiseLevel, Prediction, State
+from guidance_jax.kinds import check_array, check_kind, noting, told
+
+
+def predicted(network: Branches, x: Array, level: NoiseLevel, cond: Cond) -> Prediction:
+    """What the denoiser of a network says, checked, in x's dtype."""
+    denoise = network.denoise
+    ours = (getattr(denoise, "__module__", None) or "").startswith("guidance_jax.")
+    who = "the denoiser (gj.denoiser(network, predicts=...) makes one of a network)"
+    with contextlib.nullcontext() if ours else noting(who, x=x, level=level, cond=cond):
+        prediction = denoise(x, level, cond)
+    check_prediction(prediction, x, "the denoiser")
+    return jax.tree.map(lambda field: field.astype(x.dtype), prediction)
 
 
 def check_prediction(prediction: object, x: Array, who: str) -> None:

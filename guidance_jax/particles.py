@@ -276,7 +276,7 @@ def _around(sampler: Sampler, target: Target, when: Resampling, kernels: bool, e
         weights = weights._replace(inner=state.memory, log_weights=weights.log_weights + gained, pending=pending)
         return state._replace(memory=weights)
 
-    return Sampler(init, step)
+    return Sampler(init, step, schedule=sampler.schedule)
 
 
 def _resample(weights: Weights, keys: Array, size: int, threshold: Array) -> tuple[Weights, Array]:

@@ -16,6 +16,7 @@ from guidance_jax.checks import (
     check_networks,
     check_one_device,
     check_sampler,
+    check_schedule_of,
     check_start,
 )
 from guidance_jax.evaluation import Networks, guide
@@ -87,8 +88,8 @@ def sample(
 
     Raises:
       ValueError: before anything is computed, if the arguments do not fit each other, a guidance reads a branch that is
-        not there, the levels do not decrease, x has a value that is not finite, or a batch with a progress bar lies on
-        several devices.
+        not there, the levels do not decrease or are not of the sampler's schedule, x has a value that is not finite, or a
+        batch with a progress bar lies on several devices.
       TypeError: likewise, if an argument is no such thing, a guidance or a sampler that was not called say, keys are no PRNG
         keys, or x or the levels are not floating.
       ImportError: if progress is asked for and `jax-tqdm` is not installed.
@@ -174,6 +175,7 @@ def run(
     check_guidance(guidance)
     check_sampler(sampler)
     check_levels(levels, sampler, start_given=not isinstance(shape_or_x, tuple))
+    check_schedule_of(sampler, levels)
     check_keys(keys)
     shape, dtype = check_start(keys, levels, shape_or_x)
     dtype = dtype if jnp.dtype(dtype).itemsize >= 4 else jnp.float32

@@ -15,7 +15,7 @@ from jaxtyping import ArrayLike
 from guidance_jax.arrays import check_range, per_sample
 from guidance_jax.base import Context, NoiseLevel, Schedule
 from guidance_jax.checks import check_schedule
-from guidance_jax.kinds import check_takes
+from guidance_jax.kinds import check_takes, noting
 
 __all__ = ["Scale", "beta", "clamp_linear", "cosine", "linear", "power_cosine"]
 
@@ -38,7 +38,8 @@ def at_level(scale: Any, level: NoiseLevel, name: str) -> Any:
     if not callable(scale) or isinstance(scale, tuple):
         return scale
     check_takes(scale, name, "level")
-    return scale(level)
+    with noting(name, level=level):
+        return scale(level)
 
 
 def progress(schedule: Schedule, level: NoiseLevel) -> Array:

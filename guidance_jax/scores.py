@@ -14,7 +14,7 @@ from jaxtyping import ArrayLike, Float, Int
 from guidance_jax.arrays import divide, expand, per_sample
 from guidance_jax.base import NoiseLevel, Prediction
 from guidance_jax.checks import check_labels
-from guidance_jax.kinds import check_array, check_callable, check_kind, check_takes
+from guidance_jax.kinds import check_array, check_callable, check_kind, check_takes, noting
 from guidance_jax.outcomes import check_each
 
 __all__ = ["LogProb", "bayes", "class_log_prob", "classifier_score", "guided", "implicit_classifier", "score"]
@@ -63,7 +63,7 @@ def class_log_prob(
       `(x, level) -> [B]`, for `guidance.classifier`.
 
     Raises:
-      ValueError: if the logits are not `[B, C]`, C is not `classes`, or a label is outside.
+      ValueError: if the logits are not `[B, C]`, C is not `classes`, or a label is outside; one that is traced gives NaN.
       TypeError: if the labels are not integers.
 
     Example:
@@ -77,7 +77,9 @@ def class_log_prob(
     check_array(labels, "labels", jnp.generic, "integers, [B]")
 
     def log_prob(x: Array, level: NoiseLevel) -> Array:
-        logits = classify(x, jnp.broadcast_to(level.t, x.shape[:1]))
+        t = jnp.broadcast_to(level.t, x.shape[:1])
+        with noting("the classifier", x=x, t=t):
+            logits = classify(x, t)
         if logits.ndim != 2 or logits.shape[0] != x.shape[0]:
             raise ValueError(f"the classifier gave logits {logits.shape} for x {x.shape}, but must give [B, classes].")
         if classes is not None and logits.shape[1] != classes:
@@ -86,6 +88,8 @@ def class_log_prob(
             raise ValueError(f"labels have shape {labels.shape}, but x {x.shape} needs one a sample: {x.shape[:1]}.")
         check_labels(labels, logits.shape[1], f"a classifier of {logits.shape[1]} logits")
         logits = logits / per_sample(temperature, logits, "the temperature", above=0)
+        # A label outside that is traced: NaN in the gradient too, where the gather's would be 0 and guide nothing.
+        logits = logits * jnp.where((labels >= 0) & (labels < logits.shape[1]), 1, jnp.nan).astype(logits.dtype)[:, None]
         return jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)[:, 0]
 
     return log_prob

@@ -146,7 +146,8 @@ def karras(rho: Scalar = 7.0, sigma_min: Scalar | None = None, sigma_max: Scalar
       sigma_max: the largest `sigma / alpha` visited; the schedule's own where None.
 
     Raises:
-      ValueError: if the schedule's largest `sigma / alpha` is infinite and none is given.
+      ValueError: if the schedule's largest `sigma / alpha` is infinite and none is given, or what is given is beyond the
+        levels of a discrete schedule.
 
     Example:
       >>> t = spacings.karras()(schedules.edm(), 5)
@@ -178,7 +179,8 @@ def exponential(sigma_min: Scalar | None = None, sigma_max: Scalar | None = None
       sigma_max: the largest `sigma / alpha` visited; the schedule's own where None.
 
     Raises:
-      ValueError: if the schedule's largest `sigma / alpha` is infinite and none is given.
+      ValueError: if the schedule's largest `sigma / alpha` is infinite and none is given, or what is given is beyond the
+        levels of a discrete schedule.
 
     Example:
       >>> t = spacings.exponential(0.1, 10.0)(schedules.edm(), 5)
@@ -214,8 +216,17 @@ def _bounds(schedule: Schedule, least: Scalar | None, most: Scalar | None, name:
             f"{name} spacing needs a finite largest sigma / alpha, but the schedule's t_max has alpha = 0; "
             f"give {name}(sigma_max=80.0), or the schedule a smaller t_max."
         )
+    if schedule.steps is not None:
+        least_own, most_own = schedule(schedule.t_min).ratio, schedule(schedule.t_max).ratio
+        _check_within(f"{name}'s sigma_min", least, least_own, least < 0.999 * least_own)
+        _check_within(f"{name}'s sigma_max", most, most_own, most > 1.001 * most_own)
     check_order(least, most, f"{name} spacing", "its sigma_min must be below its sigma_max, or the schedule's")
     return least, most
+
+
+def _check_within(name: str, value: Array, own: Array, beyond: Array) -> None:
+    if concrete(beyond) and beyond:
+        raise ValueError(f"{name}={value:.4g} is beyond the levels of this discrete schedule, which end at {own:.4g}.")
 
 
 def _check_steps(schedule: Schedule, steps: int) -> None:

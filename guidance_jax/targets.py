@@ -15,7 +15,7 @@ from guidance_jax.arrays import concrete, divide
 from guidance_jax.base import Context, Guidance, Kernel, NoiseLevel, Prediction, Scalar
 from guidance_jax.checks import check_guidance
 from guidance_jax.guidance.algebra import stateless
-from guidance_jax.kinds import check_callable, check_kind, check_numbers
+from guidance_jax.kinds import check_callable, check_kind, check_numbers, check_takes
 from guidance_jax.noise import contraction
 
 __all__ = ["LogReward", "Target", "annealed", "drift", "product", "rewarded", "tilted"]
@@ -144,6 +144,7 @@ def rewarded(target: Target, log_reward: LogReward, *, guidance: Guidance | None
     """
     check_target(target)
     check_callable(log_reward, "log_reward", "it is (x0, level) -> [B].")
+    check_takes(log_reward, "log_reward", "x0", "level")
     if guidance is not None:
         check_guidance(guidance)
     return target._replace(log_reward=log_reward, guidance=guidance)

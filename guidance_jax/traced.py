@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.experimental import checkify
 
+from guidance_jax.kinds import check_callable
+
 _asked = jax.make_user_context(False)
 """A part of what `jax.jit` remembers a program by: a function that is already compiled without the checks is traced anew."""
 
@@ -20,12 +22,14 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
     levels decrease, labels lie in range, scales and x are finite, and that x is after each step, which is told by its number.
 
     Args:
-      function: that calls this library, jitted or not.
+      function: that calls this library, jitted or not, of arrays alone: what is static is bound, `lambda x: f(6, x)`. This is
+        the outermost transformation; not under another `jit`.
 
     Returns:
       The same, jitted, which raises the first error that its values made. Without `checked` none of this is in a program.
 
     Raises:
+      TypeError: if it is no function.
       jax.experimental.checkify.JaxRuntimeError: when called, with what the check tells.
 
     Example:
@@ -41,6 +45,8 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
 
     Reference: the documentation of JAX, "The `checkify` transformation".
     """
+
+    check_callable(function, "what is checked", "checked(generate)(scale), not checked(generate(scale)).")
 
     def traced(*arguments: Any, **named: Any) -> Any:
         with _asked(True):

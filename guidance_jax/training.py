@@ -16,7 +16,7 @@ from guidance_jax.arrays import divide, expand
 from guidance_jax.base import Cond, NoiseLevel, Schedule
 from guidance_jax.checks import check_key, check_labels, check_level, check_scalar, check_schedule
 from guidance_jax.denoisers import OUTPUTS, Network, call, edm_coefficients, parameterisation
-from guidance_jax.kinds import check_array, check_count, check_kind, check_network, told
+from guidance_jax.kinds import check_array, check_count, check_kind, check_network, check_numbers, told
 
 __all__ = [
     "classifier_loss",
@@ -291,6 +291,7 @@ def drop(key: Array, cond: Cond, null: Cond, rate: float) -> Cond:
 
     Raises:
       ValueError: if null has another structure, or a leaf that does not broadcast, or rate is outside [0, 1].
+      TypeError: if a leaf of null is no number.
 
     Example:
       >>> print(training.drop(jax.random.key(0), jnp.array([3, 1]), 10, rate=1.0))
@@ -311,6 +312,7 @@ def drop(key: Array, cond: Cond, null: Cond, rate: float) -> Cond:
     dropped = jax.random.bernoulli(key, rate, first.shape[:1])
 
     def replace(leaf: Array, empty: Any) -> Array:
+        check_numbers(empty, "drop's null")
         shape = jnp.shape(empty)
         if any(n not in (1, m) for n, m in zip(shape[::-1], leaf.shape[::-1], strict=False)) or len(shape) > leaf.ndim:
             raise ValueError(f"null has a leaf of shape {shape}, which does not broadcast to that of cond, {leaf.shape}.")
@@ -333,7 +335,7 @@ def ema(average: Any, params: Any, step: ArrayLike, decay: float = 0.999) -> Any
       The average after this step, shaped as the parameters.
 
     Raises:
-      ValueError: if average and params differ in structure, or decay is outside [0, 1].
+      ValueError: if average and params differ in structure, decay is outside [0, 1], or step is no whole number.
 
     Example:
       >>> print(training.ema(jnp.array(0.0), jnp.array(1.0), step=0))
@@ -347,6 +349,8 @@ def ema(average: Any, params: Any, step: ArrayLike, decay: float = 0.999) -> Any
         raise ValueError(
             f"average and params must have one structure, got {jax.tree.structure(average)} and {jax.tree.structure(params)}."
         )
+    if isinstance(step, float) and not step.is_integer():
+        raise ValueError(f"ema's step counts from 0, got {step}; the decay comes after it: ema(average, params, step, {step}).")
     step = jnp.asarray(step, jnp.result_type(float))
     keep = jnp.minimum(decay, (1 + step) / (10 + step))
     return jax.tree.map(lambda a, p: a + (1 - keep.astype(jnp.result_type(p))) * (p - a), average, params)

@@ -14,7 +14,7 @@ from guidance_jax.arrays import concrete, divide, expand
 from guidance_jax.base import Context, Guidance, NoiseLevel, Prediction, Step
 from guidance_jax.checks import check_guidance, check_scalar
 from guidance_jax.denoisers import OUTPUTS, PREDICTS, parameterisation
-from guidance_jax.kinds import check_callable, check_count, check_name, told
+from guidance_jax.kinds import check_callable, check_count, check_kind, check_name, told
 
 
 def stateless(
@@ -28,7 +28,7 @@ def stateless(
       pullback: whether it takes gradients through the base's prediction, by `context.pullback`.
 
     Raises:
-      TypeError: if update is no function, or needs is a single string.
+      TypeError: if update is no function, or needs is a single string; when called, if update gives no `Prediction`.
 
     Example:
       >>> halve = stateless(lambda prediction, context: prediction._replace(x0=prediction.x0 / 2))
@@ -41,7 +41,13 @@ def stateless(
     names = needed(*needs)
 
     def remember(prediction: Prediction, state: Any, context: Context) -> tuple[Prediction, Any]:
-        return update(prediction, context), state
+        try:
+            guided = update(prediction, context)
+        except KeyError as error:
+            error.add_note(f"A guidance asks for the branches that it reads: stateless(update, needs=({error},)).")
+            raise
+        check_kind(guided, Prediction, "what stateless's update gives", "prediction._replace(x0=..., eps=...) is one.")
+        return guided, state
 
     return Guidance(names, lambda x: (), remember, pullback=pullback)
 

@@ -22,10 +22,10 @@ def rescale(phi: Scale) -> Guidance:
     Acts on x0; the paper, whose default is 0.7, acts on v. It asks for no branch: where nothing guides, nothing changes.
 
     Args:
-      phi: `()` or `[B]`, or a function of the level; 0 changes nothing, 1 restores the base's spread fully.
+      phi: in [0, 1], `()` or `[B]`, or a function of the level; 0 changes nothing, 1 restores the base's spread fully.
 
     Raises:
-      ValueError: if phi is neither `()` nor `[B]`, or a sample has a single element, which has no spread.
+      ValueError: if phi is neither `()` nor `[B]`, or known and outside, or a sample has a single element, which has no spread.
 
     Example:
       >>> sorted(chain(cfg(7.5), rescale(0.7)).needs)
@@ -38,7 +38,7 @@ def rescale(phi: Scale) -> Guidance:
         x0 = prediction.x0
         if x0[0].size < 2:
             raise ValueError(f"rescale needs at least two elements a sample to take their spread, but x is {x0.shape}.")
-        share = at(phi, context, "rescale's phi")
+        share = at(phi, context, "rescale's phi", 0, 1)
         spread = _std(x0)
         # A sample without any spread has nothing to rescale.
         ratio = jnp.where(spread > 0, divide(_std(context.base.x0), spread), 1)
@@ -145,7 +145,7 @@ def dynamic_threshold(percentile: Scale = 99.5, limit: Scale = 1.0) -> Guidance:
       limit: the largest |x0| of the data, likewise; infinite changes nothing.
 
     Raises:
-      ValueError: if percentile or limit is neither `()` nor `[B]`.
+      ValueError: if percentile or limit is neither `()` nor `[B]`, or percentile is a share, in (0, 1].
 
     Example:
       >>> sorted(chain(cfg(7.5), dynamic_threshold(99.5)).needs)
@@ -153,6 +153,9 @@ def dynamic_threshold(percentile: Scale = 99.5, limit: Scale = 1.0) -> Guidance:
 
     Reference: Saharia et al. 2022, arXiv:2205.11487, section 2.3; it also thresholds where nothing guides.
     """
+
+    if isinstance(percentile, float) and 0 < percentile <= 1:
+        raise ValueError(f"dynamic_threshold's percentile is in 0..100, 99.5 and not 0.995 say, got {percentile}.")
 
     def update(prediction: Prediction, context: Context) -> Prediction:
         x0, base = prediction.x0, context.base.x0

@@ -96,15 +96,15 @@ def _anyone_of_all(axis_size: int, in_batched: list[bool], waiting: Array) -> tu
 
 
 def adaptive(guidance: Guidance, threshold: ArrayLike = 0.991, *, cond: str = "cond", uncond: str = "uncond") -> Guidance:
-    """A guidance that ends, for each sample, once the branches agree: from then on the prediction is left alone.
+    """A guidance that ends, for each sample, once the branches agree: from then on the conditional prediction is left.
 
     It ends after the first step in which `cos(c.eps, u.eps) > threshold`. Its branches are evaluated until it has ended for all
     samples, those of a `vmap` around included.
 
     Args:
-      guidance: what is to end; the base should be the conditional branch, for that is what remains.
+      guidance: what is to end.
       threshold: of the cosine, `()`, 1 or above for never.
-      cond: the conditional branch.
+      cond: the conditional branch, the base best: another one is still evaluated beside the base after the end.
       uncond: the branch that is saved.
 
     Raises:
@@ -130,17 +130,18 @@ def adaptive(guidance: Guidance, threshold: ArrayLike = 0.991, *, cond: str = "c
 
     def update(prediction: Prediction, state: tuple[Any, Array], context: Context) -> tuple[Prediction, tuple[Any, Array]]:
         inside, last = state
-        c, u = context.branches[cond].eps, context.branches[uncond].eps
-        cosine = divide(inner(c, u), norm(c) * norm(u)).reshape(-1)
+        c, u, base = context.branches[cond], context.branches[uncond].eps, context.base
+        cosine = divide(inner(c.eps, u), norm(c.eps) * norm(u)).reshape(-1)
         guided, inside = guidance.update(prediction, inside, context)
         on = goes_on(last, context.step).reshape(-1, *[1] * (prediction.x0.ndim - 1))
-        x0, eps = jnp.where(on, guided.x0, prediction.x0), jnp.where(on, guided.eps, prediction.eps)
+        x0 = jnp.where(on, guided.x0, prediction.x0 + (c.x0 - base.x0))
+        eps = jnp.where(on, guided.eps, prediction.eps + (c.eps - base.eps))
         agree = (last < 0) & (cosine > jnp.asarray(threshold, cosine.dtype))
         return prediction._replace(x0=x0, eps=eps), (inside, jnp.where(agree, context.step.number, last))
 
     def wanted(state: tuple[Any, Array], step: Step) -> dict[str, Any]:
         inside, last = state
-        return only(_anyone(goes_on(last, step)), dict.fromkeys((cond, uncond), True) | wants(guidance, inside, step))
+        return only(_anyone(goes_on(last, step)), {uncond: True} | wants(guidance, inside, step)) | {cond: True}
 
     return guidance._replace(needs=guidance.needs | own, init=init, update=update, wants=wanted)
 

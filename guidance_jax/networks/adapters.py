@@ -35,6 +35,7 @@ def from_nnx(module: nnx.Module, method: str = "__call__") -> tuple[Callable[...
     graph, params, rest = nnx.split(module, nnx.Param, ...)
 
     def apply(params: Any, *inputs: Any) -> Any:
+        _check_bound(params)
         return getattr(nnx.merge(graph, params, rest), method)(*inputs)
 
     return apply, params
@@ -65,6 +66,14 @@ def from_linen(module: linen.Module, variables: dict[str, Any]) -> tuple[Callabl
     rest = {name: collection for name, collection in variables.items() if name != "params"}
 
     def apply(params: Any, *inputs: Any) -> Any:
+        _check_bound(params)
         return module.apply({"params": params, **rest}, *inputs)
 
     return apply, variables["params"]
+
+
+def _check_bound(params: Any) -> None:
+    if hasattr(params, "dtype"):
+        raise TypeError(
+            f"apply takes the parameters first, got {told(params)}; bind them: lambda x, t, y: apply(params, x, t, y)."
+        )

@@ -12,7 +12,7 @@ from guidance_jax import scores
 from guidance_jax.arrays import concrete, per_sample
 from guidance_jax.base import GuidedDenoiser, NoiseLevel, Sampler, State
 from guidance_jax.checks import check_order, check_sampler, check_scalar
-from guidance_jax.kinds import check_callable, check_count, check_numbers
+from guidance_jax.kinds import check_callable, check_count, check_numbers, told
 from guidance_jax.noise import apart, contraction, normal
 
 
@@ -73,7 +73,7 @@ def recur(sampler: Sampler, times: int, low: ArrayLike = 0.0, high: ArrayLike = 
         first = sampler.step(denoise, state, level, next, keys)
         return jax.lax.cond(inside, repeat, lambda state: state, first) if times > 1 else first
 
-    return Sampler(init, step)
+    return Sampler(init, step, schedule=sampler.schedule)
 
 
 def inpaint(sampler: Sampler, known: ArrayLike, mask: ArrayLike) -> Sampler:
@@ -92,6 +92,7 @@ def inpaint(sampler: Sampler, known: ArrayLike, mask: ArrayLike) -> Sampler:
 
     Raises:
       ValueError: if known or mask do not broadcast to x, or a mask's value is outside [0, 1].
+      TypeError: if known is an array that is not floating.
 
     Example:
       >>> denoise = denoiser(lambda x, t, cond: 0 * x + 3, predicts="x0")
@@ -105,6 +106,8 @@ def inpaint(sampler: Sampler, known: ArrayLike, mask: ArrayLike) -> Sampler:
     """
     check_sampler(sampler, "inpaint's sampler")
     check_numbers(known, "inpaint's known")
+    if hasattr(known, "dtype") and not jnp.issubdtype(known.dtype, jnp.floating):  # pyright: ignore[reportAttributeAccessIssue]
+        raise TypeError(f"inpaint's known has {told(known)}, but must be floating; scale images to [-1, 1] first.")
     check_numbers(mask, "inpaint's mask")
     if concrete(mask):
         values = np.asarray(mask, np.float32)
@@ -122,7 +125,7 @@ def inpaint(sampler: Sampler, known: ArrayLike, mask: ArrayLike) -> Sampler:
         state = sampler.step(denoise, replaced(state, level, apart(keys, 1)), level, next, keys)
         return replaced(state, next, apart(keys, 2))
 
-    return Sampler(sampler.init, step)
+    return Sampler(sampler.init, step, schedule=sampler.schedule)
 
 
 def _shaped(value: ArrayLike, x: Array, name: str) -> Array:
@@ -161,4 +164,4 @@ def post_step(sampler: Sampler, log_prob: scores.LogProb, scale: ArrayLike) -> S
         gradient = scores.classifier_score(log_prob, state.x, next).astype(state.x.dtype)
         return state._replace(x=state.x + per_sample(scale, state.x, "post_step's scale") * gradient)
 
-    return Sampler(sampler.init, step)
+    return Sampler(sampler.init, step, schedule=sampler.schedule)

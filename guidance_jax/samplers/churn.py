@@ -50,4 +50,4 @@ def churned(
         noise = jnp.asarray(noise_scale, state.x.dtype) * start.sigma * fresh * normal(keys, state.x)
         return sampler.step(denoise, state._replace(x=scale * state.x + noise), start, next, keys)
 
-    return Sampler(sampler.init, step)
+    return Sampler(sampler.init, step, schedule=schedule)

@@ -141,4 +141,4 @@ def dpmpp_2s(schedule: Schedule, *, eta: ArrayLike = 0.0, noise_scale: ArrayLike
         noise = 0 if deterministic else jnp.asarray(noise_scale, dtype) * next.sigma * fresh * normal(keys, x)
         return state._replace(x=state.x + noise)
 
-    return Sampler(lambda x: (), step, reversible=deterministic)
+    return Sampler(lambda x: (), step, schedule=schedule, reversible=deterministic)

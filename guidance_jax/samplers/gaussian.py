@@ -36,7 +36,7 @@ def gaussian(kernel: Kernel, *, reversible: bool = False) -> Sampler:
         mean, deviation = drawn
         return state._replace(x=mean if is_zero(deviation) else mean + deviation * normal(keys, state.x))
 
-    return Sampler(lambda x: (), step, kernel, reversible)
+    return Sampler(lambda x: (), step, kernel, reversible=reversible)
 
 
 def is_zero(value: ArrayLike) -> bool:

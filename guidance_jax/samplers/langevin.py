@@ -72,4 +72,4 @@ def predictor_corrector(predictor: Sampler, corrections: int = 1, *, size: Array
 
         return jax.lax.cond(next.sigma > 0, several, lambda state: state, state)
 
-    return Sampler(predictor.init, step)
+    return Sampler(predictor.init, step, schedule=predictor.schedule)

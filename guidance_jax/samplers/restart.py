@@ -55,4 +55,4 @@ def restart(sampler: Sampler, *ratios: ArrayLike) -> Sampler:
         state = sampler.step(denoise, state._replace(memory=memory), level, next, keys)
         return state._replace(memory=(state.memory, level.ratio))
 
-    return Sampler(init, step)
+    return Sampler(init, step, schedule=sampler.schedule)

@@ -84,7 +84,7 @@ def strength(path: NoiseLevel, share: float) -> NoiseLevel:
       share: in (0, 1]; the larger, the less of the data is kept.
 
     Raises:
-      ValueError: if the share is outside of (0, 1], or so small that no step is left.
+      ValueError: if the share is outside of (0, 1], traced, or so small that no step is left.
 
     Example:
       >>> path = schedules.strength(levels(schedules.edm(), 10, spacings.karras()), 0.35)
@@ -95,6 +95,8 @@ def strength(path: NoiseLevel, share: float) -> NoiseLevel:
     """
     _check_path(path)
     check_numbers(share, "strength's share")
+    if not concrete(share):
+        raise ValueError("strength's share counts the steps that are left, but it is traced; make the path outside of jit.")
     steps = path.t.shape[0] - 1
     kept = int(steps * share)
     if not 0 < share <= 1 or kept < 1:
@@ -110,7 +112,7 @@ def below(path: NoiseLevel, ratio: float) -> NoiseLevel:
       ratio: `sigma / alpha`, the noise under which the data are hidden.
 
     Raises:
-      ValueError: if the path is traced, or no step is left.
+      ValueError: if the path or ratio is traced, or no step is left.
 
     Example:
       >>> path = schedules.below(levels(schedules.edm(), 10, spacings.karras()), 5.0)
@@ -120,8 +122,11 @@ def below(path: NoiseLevel, ratio: float) -> NoiseLevel:
     Reference: Meng et al. 2022, arXiv:2108.01073.
     """
     _check_path(path)
-    if not concrete(path):
-        raise ValueError("below(path) counts the levels that are left, but these are traced; make the path outside of jit.")
+    check_numbers(ratio, "below's ratio")
+    if not concrete((path, ratio)):
+        raise ValueError(
+            "below counts the levels that are left, but they or the ratio are traced; make the path outside of jit."
+        )
     kept = int((np.asarray(path.ratio) <= ratio).sum())
     if kept < 2:
         raise ValueError(

@@ -138,6 +138,18 @@ ROWS: dict[str, Row] = {
         ValueError,
         r"rescale.*two elements.*\(2, 1\)",
     ),
+    "rescale by percents": (lambda: guided(gj.chain(GUIDED, gj.rescale(70.0))), ValueError, r"phi must be in \[0, 1\], got 70"),
+    "a percentile as a share": (lambda: gj.dynamic_threshold(0.995), ValueError, r"0\.\.100, 99\.5 and not 0\.995"),
+    "a formula that gives x0 alone": (
+        lambda: guided(gj.stateless(lambda prediction, context: prediction.x0)),
+        TypeError,
+        r"stateless's update gives must be a Prediction, got float32\[2,2\]; prediction\._replace",
+    ),
+    "a label that only the other network knows": (
+        lambda: guided(GUIDED, branches=gj.branches(MIXTURE.denoise, cond=LABELS, null=NULL)),
+        ValueError,
+        r"'uncond'.*only 'cond', 'null'\. Name its condition, gj\.branches\(denoise, uncond=\.\.\.\)",
+    ),
     "rescale by NaN": (lambda: guided(gj.rescale(jnp.nan)), ValueError, r"rescale's phi.*finite.*nan"),
     "momentum by its name": (lambda: guided(gj.momentum("heavy")), TypeError, r"momentum's beta.*number.*'heavy'"),
     "project of a matrix": (lambda: guided(gj.project(jnp.ones((2, 2)))), ValueError, r"project's eta.*\(2, 2\)"),

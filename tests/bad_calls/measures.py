@@ -112,6 +112,22 @@ ROWS: dict[str, Row] = {
     "a null of another structure": (lambda: gj.training.drop(KEY, {"y": LABELS}, 10, 0.1), ValueError, r"null.*structure.*'y'"),
     "a null of another shape": (lambda: gj.training.drop(KEY, X, jnp.zeros(3), 0.1), ValueError, r"null.*\(3,\).*\(2, 2\)"),
     "an average of other parameters": (lambda: gj.training.ema({"a": X}, {"b": X}, 0), ValueError, r"'a'.*'b'"),
+    "a null of nothing": (
+        lambda: gj.training.drop(KEY, LABELS, None, 0.1),
+        TypeError,
+        r"drop's null must be a real number.*None",
+    ),
+    "a decay for a step": (
+        lambda: gj.training.ema(X, X, 0.999, 0),
+        ValueError,
+        r"step counts from 0, got 0\.999; the decay comes",
+    ),
+    "a reward without its level": (
+        lambda: gj.targets.rewarded(TILTED, lambda x0: x0.sum(1)),
+        TypeError,
+        r"log_reward must take \(x0, level\), but the function <lambda> takes \(x0\)",
+    ),
+    "checked, and called": (lambda: gj.checked(X), TypeError, r"a function, got float32\[2,2\]; checked\(generate\)\(scale\)"),
     "an average that grows": (lambda: gj.training.ema(X, X, 0, decay=1.5), ValueError, r"ema's decay.*\[0, 1\].*1\.5"),
     # Metrics.
     "fid of one point": (lambda: gj.metrics.fid(MANY, MANY[:1]), ValueError, r"at least 2 points.*1"),

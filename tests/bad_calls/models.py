@@ -4,7 +4,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen
+from flax import linen, nnx
 
 import guidance_jax as gj
 from bad_calls.world import (
@@ -88,6 +88,28 @@ ROWS: dict[str, Row] = {
     "leading by half a step": (lambda: gj.spacings.leading(0.5), TypeError, r"offset.*integer.*0\.5"),
     "a path of a sampler": (lambda: gj.schedules.reverse(gj.ddim()), TypeError, r"a NoiseLevel, got a Sampler.*gj\.levels"),
     "no level to reverse": (lambda: gj.schedules.reverse(LEVEL), ValueError, r"\[steps \+ 1\].*\(\)"),
+    "a sigma for a time": (lambda: EDM(80.0), ValueError, r"time 80 is far outside.*-1\.55.* to 1\.09.*schedule\.at\(ratio\)"),
+    "sigmas of another model": (
+        lambda: gj.levels(DISCRETE, 3, gj.spacings.karras(sigma_min=0.1, sigma_max=800.0)),
+        ValueError,
+        r"karras's sigma_max=800 is beyond the levels of this discrete schedule, which end at 157",
+    ),
+    "a strength, traced": (
+        lambda: jax.jit(lambda share: gj.schedules.strength(PATH, share))(0.5),
+        ValueError,
+        r"strength's share.*traced.*outside of jit",
+    ),
+    "a ratio, traced": (lambda: jax.jit(lambda r: gj.schedules.below(PATH, r))(1.0), ValueError, r"ratio are traced.*outside"),
+    "parameters that are not bound": (
+        lambda: through(gj.networks.from_nnx(gj.networks.MLP((2,), 2, 8, 1, rngs=nnx.Rngs(0)))[0]),
+        TypeError,
+        r"apply takes the parameters first, got float32\[2,2\]; bind them.*network, called with x float32\[2,2\], t ",
+    ),
+    "a Linen module's own apply": (
+        lambda: gj.denoiser(linen.Dense(2).apply, "x0"),
+        TypeError,
+        r"hold its parameters.*from_linen",
+    ),
     "a strength of nothing": (lambda: gj.schedules.strength(PATH, 0.0), ValueError, r"\(0, 1\].*0\.0 of 3 steps"),
     "a strength above one": (lambda: gj.schedules.strength(PATH, 1.5), ValueError, r"\(0, 1\].*1\.5 of 3"),
     "a strength that leaves no step": (lambda: gj.schedules.strength(PATH, 0.1), ValueError, r"at least one step.*0\.1 of 3"),

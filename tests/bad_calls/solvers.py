@@ -74,6 +74,21 @@ ROWS: dict[str, Row] = {
         ValueError,
         r"recur.*5\.0.*1\.0.*low must be below high",
     ),
+    "an image in bytes": (
+        lambda: gj.inpaint(gj.ddpm(), jnp.full((B, 2), 200, jnp.uint8), jnp.ones(2)),
+        TypeError,
+        r"known has uint8\[2,2\].*scale images to \[-1, 1\]",
+    ),
+    "a sampler of another schedule": (
+        lambda: stepped(gj.dpmpp_2s(gj.schedules.cosine())),
+        ValueError,
+        r"schedule is not that of the levels: at sigma / alpha = .* it has t .*; give both the same",
+    ),
+    "churn by another schedule, within": (
+        lambda: stepped(gj.restart(gj.heun(gj.schedules.flow(), churn=0.2), 1.0)),
+        ValueError,
+        r"schedule is not that of the levels",
+    ),
     "a mask of percents": (lambda: gj.inpaint(gj.ddpm(), X, 100 * X), ValueError, r"mask must be in \[0, 1\].*100"),
     "a mask of another shape": (
         lambda: stepped(gj.inpaint(gj.ddpm(), X, THREE)),

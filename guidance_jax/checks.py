@@ -104,21 +104,22 @@ def check_schedule_of(sampler: Sampler, path: NoiseLevel) -> None:
     """Raises where a sampler visits levels between those of the run by the schedule of other ones, all of them known."""
     if sampler.schedule is None or not concrete(path):
         return
-    known = NoiseLevel(*map(np.asarray, path))
-    inner = (known.alpha > 0) & (known.sigma > 0)
+    alpha, sigma = np.asarray(path.alpha), np.asarray(path.sigma)
+    inner = (alpha > 0) & (sigma > 0)
+    t, alpha, ratio = np.asarray(path.t)[inner], alpha[inner], sigma[inner] / alpha[inner]
     with jax.ensure_compile_time_eval():
-        own = sampler.schedule.at((known.sigma / np.where(known.alpha > 0, known.alpha, 1))[inner])
+        own = sampler.schedule.at(ratio)
     span = sampler.schedule.t_max - sampler.schedule.t_min
     if not concrete((own, span)) or not inner.any():
         return
-    here, own = NoiseLevel(*(field[inner] for field in known)), NoiseLevel(*map(np.asarray, own))
+    own_t, own_alpha = np.asarray(own.t), np.asarray(own.alpha)
     # A few may be off: rounded times, or the ends of a schedule that stops short of the run's.
-    other = (abs(own.t - here.t) > 0.03 * np.asarray(span)) | (abs(own.alpha - here.alpha) > 0.03 * here.alpha)
+    other = (abs(own_t - t) > 0.03 * np.asarray(span)) | (abs(own_alpha - alpha) > 0.03 * alpha)
     if other.mean() > 0.5:
         i = int(np.flatnonzero(other)[0])
         raise ValueError(
-            f"the sampler's schedule is not that of the levels: at sigma / alpha = {here.ratio[i]:.4g} it has t {own.t[i]:.4g} "
-            f"and alpha {own.alpha[i]:.4g}, they have t {here.t[i]:.4g} and alpha {here.alpha[i]:.4g}; give both the same."
+            f"the sampler's schedule is not that of the levels: at sigma / alpha = {ratio[i]:.4g} it has t {own_t[i]:.4g} and "
+            f"alpha {own_alpha[i]:.4g}, they have t {t[i]:.4g} and alpha {alpha[i]:.4g}; give both the same."
         )
 
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import ArrayLike
+from typing_extensions import TypeAliasType
 
 from guidance_jax.arrays import check_range, per_sample
 from guidance_jax.base import Context, NoiseLevel, Schedule
@@ -19,7 +20,7 @@ from guidance_jax.kinds import check_takes, noting
 
 __all__ = ["Scale", "beta", "clamp_linear", "cosine", "linear", "power_cosine"]
 
-Scale = ArrayLike | Callable[[NoiseLevel], ArrayLike]
+Scale = TypeAliasType("Scale", ArrayLike | Callable[[NoiseLevel], ArrayLike])
 """A number, one a sample, `[B]`, or a function of the noise level that gives either."""
 
 

@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import inspect
 import re
 import types
 from pathlib import Path
@@ -172,3 +173,7 @@ def test_a_field_or_method_without_a_word_is_seen():
     assert fields["memory"] == "The sampler's."
     assert set(docstrings.methods(gj.oracles.GaussianMixture)) >= {"denoise", "score", "log_prob", "sample", "sample_tilted"}
     assert docstrings.raised(gj.oracles.GaussianMixture.sample) == {"ValueError"}
+
+
+def test_help_shows_names_and_not_what_they_stand_for():
+    assert str(inspect.signature(gj.cfg)).startswith("(scale: Scale, *, cond: str = 'cond', uncond: str = 'uncond') -> ")

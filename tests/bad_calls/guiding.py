@@ -150,7 +150,7 @@ ROWS: dict[str, Row] = {
         ValueError,
         r"'uncond'.*only 'cond', 'null'\. Name its condition, gj\.branches\(denoise, uncond=\.\.\.\)",
     ),
-    "rescale by NaN": (lambda: guided(gj.rescale(jnp.nan)), ValueError, r"rescale's phi.*finite.*nan"),
+    "rescale by NaN": (lambda: guided(gj.rescale(jnp.nan)), ValueError, r"rescale's phi.*\[0, 1\].*nan"),
     "momentum by its name": (lambda: guided(gj.momentum("heavy")), TypeError, r"momentum's beta.*number.*'heavy'"),
     "project of a matrix": (lambda: guided(gj.project(jnp.ones((2, 2)))), ValueError, r"project's eta.*\(2, 2\)"),
     "amplify by none": (lambda: guided(gj.amplify(None)), TypeError, r"amplify's scale.*number.*None"),

@@ -70,18 +70,18 @@ ROWS: dict[str, Row] = {
     "a network that no denoiser wraps": (
         lambda: denoised(lambda x, t, y: x),
         TypeError,
-        r"a Prediction, got float32\[4,2\].*gj\.denoiser",
+        r"a Prediction, got float32\[2,2\].*gj\.denoiser",
     ),
     "a denoiser of x0 and eps, unnamed": (lambda: denoised(lambda x, t, y: (x, x)), TypeError, r"a Prediction, got the tuple"),
     "a denoiser of one number a sample": (
         lambda: denoised(lambda x, t, y: gj.Prediction(x.sum(1), x)),
         ValueError,
-        r"x0 .*\(4,\).*shaped as x, \(4, 2\)",
+        r"x0 .*\(2,\).*shaped as x, \(2, 2\)",
     ),
     "a denoiser of another eps": (
         lambda: denoised(lambda x, t, y: gj.Prediction(x, x[:, :1])),
         ValueError,
-        r"eps .*\(4, 1\).*shaped as x, \(4, 2\)",
+        r"eps .*\(2, 1\).*shaped as x, \(2, 2\)",
     ),
     # Conditions.
     "too few labels": (lambda: between(LABELS[:1], NULL[:1]), ValueError, r"'cond'.*\(1,\).*B = 2"),

@@ -1,6 +1,7 @@
 """An error within a function of the user's own tells what the library called it with, and the usual mend."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ class Dropping(nnx.Module):
         return self.dropout(x)
 
 
-def run(network=None, denoise=None, guidance=None, cond=LABELS):
+def run(network=None, denoise=None, guidance=None, cond: Any = LABELS):
     denoise = denoise or gj.denoiser(network or (lambda x, t, cond: x), predicts="x0")
     return gj.sample(keys(B), gj.branches(denoise, cond=cond, uncond=cond), guidance or gj.cfg(2.0), gj.ddim(), PATH, (3,))
 
@@ -92,7 +93,7 @@ def test_a_label_outside_that_is_traced_gives_nan_and_not_no_guidance():
 def test_what_adaptive_leaves_is_the_conditional_model_whatever_the_base(first):
     mixture = gj.oracles.GaussianMixture(jnp.array([[-2.0], [2.0]]), jnp.ones((2, 1, 1)) / 4, jnp.ones(2), jnp.arange(2))
     conds = {"cond": LABELS, "uncond": jnp.full(B, -1)}
-    ordered = {name: conds[name] for name in sorted(conds, reverse=first == "uncond")}
+    ordered: dict[str, Any] = {name: conds[name] for name in sorted(conds, reverse=first == "uncond")}
     two, given = gj.branches(mixture.denoise, **ordered), (gj.ddim(), PATH, (1,))
     found = gj.sample(keys(B), two, gj.adaptive(gj.cfg(5.0), -2.0), *given)  # it ends after the first step
     conditional = gj.branches(mixture.denoise, cond=LABELS)

@@ -130,7 +130,7 @@ METHODS: dict[str, tuple[Any, list[st.SearchStrategy[Any]]]] = {
     "clip_norm": (lambda w, v: gj.clip_norm(v), [number(0.0, 5.0)]),
     "project": (lambda w, v: gj.project(v), [number(-1.0, 2.0)]),
     "amplify": (lambda w, v: gj.amplify(v), [number(-2.0, 3.0)]),
-    "dynamic_threshold": (lambda w, a, b: gj.dynamic_threshold(a, b), [number(0.0, 100.0), known(0.25, 4.0)]),
+    "dynamic_threshold": (lambda w, a, b: gj.dynamic_threshold(a, b), [number(2.0, 100.0), known(0.25, 4.0)]),
 }
 """At home in any space."""
 OWN: dict[str, tuple[Any, list[st.SearchStrategy[Any]]]] = {

@@ -59,9 +59,11 @@ def chain(*parts: Guidance) -> Guidance:
       *parts: sources, which add to the prediction, and shapers, which change what is there so far.
 
     Example:
-      >>> guidance = chain(cfg(3.0), rescale(0.7))
-      >>> sorted(guidance.needs)
-      ['cond', 'uncond']
+      >>> denoise = denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # it says what it is told
+      >>> two = branches(denoise, cond=jnp.array([[1.0, 1.0]]), uncond=jnp.array([[0.0, 1.0]]))
+      >>> path, keys = levels(schedules.flow(), 4, spacings.trailing()), jax.random.split(jax.random.key(0), 1)
+      >>> print(sample(keys, two, chain(cfg(3.0), clip_norm(1.0)), ddim(), path, (2,)))
+      [[2. 1.]]
     """
     _check_parts(parts, "chain")
 
@@ -116,9 +118,11 @@ def during(guidance: Guidance, low: ArrayLike, high: ArrayLike = jnp.inf) -> Gui
       ValueError: if a bound is no scalar, or low is not below high.
 
     Example:
-      >>> guidance = during(cfg(3.0), 0.19, 1.61)
-      >>> sorted(guidance.needs)
-      ['cond', 'uncond']
+      >>> denoise = denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # it says what it is told
+      >>> two = branches(denoise, cond=jnp.array([[1.0, 1.0]]), uncond=jnp.array([[0.0, 1.0]]))
+      >>> path, keys = levels(schedules.flow(), 4, spacings.trailing()), jax.random.split(jax.random.key(0), 1)
+      >>> print(evaluations(keys, two, during(cfg(3.0), 0.19, 1.61), ddim(), path, (2,)))
+      6
 
     Reference: Kynkaanniemi et al. 2024, arXiv:2404.07724.
     """
@@ -233,9 +237,11 @@ def on_channels(guidance: Guidance, channels: int) -> Guidance:
       ValueError: if channels is not from 1 to the number that x has.
 
     Example:
-      >>> guidance = on_channels(cfg(4.0), 3)
-      >>> sorted(guidance.needs)
-      ['cond', 'uncond']
+      >>> denoise = denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # it says what it is told
+      >>> two = branches(denoise, cond=jnp.array([[1.0, 1.0]]), uncond=jnp.array([[0.0, 0.0]]))
+      >>> path, keys = levels(schedules.flow(), 4, spacings.trailing()), jax.random.split(jax.random.key(0), 1)
+      >>> print(sample(keys, two, on_channels(cfg(4.0), 1), ddim(), path, (2,)))
+      [[4. 1.]]
 
     Reference: Peebles & Xie 2023, arXiv:2212.09748, whose released code guides 3 of the latents' 4 channels.
     """

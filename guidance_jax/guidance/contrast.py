@@ -31,9 +31,11 @@ def cfg(scale: Scale, *, cond: str = "cond", uncond: str = "uncond") -> Guidance
       ValueError: if scale is neither `()` nor `[B]`.
 
     Example:
-      >>> guidance = chain(during(cfg(3.0), 0.2, 5.0), rescale(0.7))
-      >>> sorted(guidance.needs)
-      ['cond', 'uncond']
+      >>> denoise = denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # it says what it is told
+      >>> two = branches(denoise, cond=jnp.array([[1.0, 1.0]]), uncond=jnp.array([[0.0, 1.0]]))
+      >>> path, keys = levels(schedules.flow(), 4, spacings.trailing()), jax.random.split(jax.random.key(0), 1)
+      >>> print(sample(keys, two, cfg(3.0), ddim(), path, (2,)))
+      [[3. 1.]]
 
     Reference: Ho & Salimans 2022, arXiv:2207.12598; its w is `scale - 1`.
     """
@@ -54,8 +56,11 @@ def autoguidance(scale: Scale, *, cond: str = "cond", weak: str = "weak") -> Gui
       ValueError: if scale is neither `()` nor `[B]`.
 
     Example:
-      >>> sorted(autoguidance(2.0).needs)
-      ['cond', 'weak']
+      >>> denoise = denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # it says what it is told
+      >>> good, poor = branches(denoise, cond=jnp.array([[1.0, 1.0]])), branches(denoise, weak=jnp.array([[0.5, 1.0]]))
+      >>> path, keys = levels(schedules.flow(), 4, spacings.trailing()), jax.random.split(jax.random.key(0), 1)
+      >>> print(sample(keys, (good, poor), autoguidance(2.0), ddim(), path, (2,)))
+      [[1.5 1. ]]
 
     Reference: Karras et al. 2024, arXiv:2406.02507.
     """
@@ -75,8 +80,12 @@ def compose(scales: Mapping[str, Scale], *, uncond: str = "uncond") -> Guidance:
       ValueError: if there is no scale, or one is neither `()` nor `[B]`.
 
     Example:
-      >>> sorted(compose({"red": 3.0, "round": 2.0, "blurred": -1.0}).needs)
-      ['blurred', 'red', 'round', 'uncond']
+      >>> denoise = denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # it says what it is told
+      >>> red, round, blurred, nothing = jnp.eye(4, 3)[:, None]
+      >>> several = branches(denoise, uncond=nothing, red=red, round=round, blurred=blurred)
+      >>> path, keys = levels(schedules.flow(), 4, spacings.trailing()), jax.random.split(jax.random.key(0), 1)
+      >>> print(sample(keys, several, compose({"red": 3.0, "round": 2.0, "blurred": -1.0}), ddim(), path, (3,)))
+      [[ 3.  2. -1.]]
 
     Reference: Liu et al. 2022, arXiv:2206.01714, equations 11 and 12.
     """
@@ -109,8 +118,11 @@ def dual_cfg(
       ValueError: if a scale is neither `()` nor `[B]`.
 
     Example:
-      >>> sorted(dual_cfg(7.5, 1.5).needs)
-      ['cond', 'image', 'uncond']
+      >>> denoise = denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # it says what it is told
+      >>> three = branches(denoise, cond=jnp.array([[1.0, 1.0]]), image=jnp.array([[1.0, 0.0]]), uncond=jnp.array([[0.0, 0.0]]))
+      >>> path, keys = levels(schedules.flow(), 4, spacings.trailing()), jax.random.split(jax.random.key(0), 1)
+      >>> print(sample(keys, three, dual_cfg(7.5, 1.5), ddim(), path, (2,)))
+      [[1.5 7.5]]
 
     Reference: Brooks et al. 2022, arXiv:2211.09800, equation 3.
     """
@@ -140,8 +152,12 @@ def perturbed(scale: Scale, *, cond: str = "cond", weak: str = "perturbed") -> G
       ValueError: if scale is neither `()` nor `[B]`.
 
     Example:
-      >>> sorted(chain(cfg(3.0), perturbed(3.0)).needs)
-      ['cond', 'perturbed', 'uncond']
+      >>> denoise = denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # it says what it is told
+      >>> c, u, p = jnp.array([[[1.0, 1.0]], [[0.0, 1.0]], [[1.0, 0.0]]])
+      >>> three = branches(denoise, cond=c, uncond=u, perturbed=p)
+      >>> path, keys = levels(schedules.flow(), 4, spacings.trailing()), jax.random.split(jax.random.key(0), 1)
+      >>> print(sample(keys, three, chain(cfg(3.0), perturbed(3.0)), ddim(), path, (2,)))
+      [[3. 4.]]
 
     Reference: Ahn et al. 2024, arXiv:2403.17377 (PAG); Hong 2024, arXiv:2408.00760 (SEG).
     """

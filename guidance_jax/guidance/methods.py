@@ -41,8 +41,11 @@ def apg(
       ValueError: if a parameter is neither `()` nor `[B]`.
 
     Example:
-      >>> sorted(apg(4.0, most=2.5).needs)
-      ['cond', 'uncond']
+      >>> denoise = denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # it says what it is told
+      >>> two = branches(denoise, cond=jnp.array([[1.0, 0.0]]), uncond=jnp.array([[1.0, -1.0]]))
+      >>> path, keys = levels(schedules.flow(), 4, spacings.trailing()), jax.random.split(jax.random.key(0), 1)
+      >>> print(sample(keys, two, apg(4.0, beta=0.0, most=0.5), ddim(), path, (2,)))
+      [[1.  1.5]]
 
     Reference: Sadat et al. 2024, arXiv:2410.02416, algorithm 1, with x0 as the prediction. diffusers adds scale times to u
     where this adds scale - 1 times to c.
@@ -118,8 +121,11 @@ def cfg_pp(scale: Scale, *, cond: str = "cond", uncond: str = "uncond") -> Guida
       ValueError: if scale is neither `()` nor `[B]`, or inside of `in_space`.
 
     Example:
-      >>> sorted(cfg_pp(0.6).needs)
-      ['cond', 'uncond']
+      >>> denoise = denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # it says what it is told
+      >>> two = branches(denoise, uncond=jnp.array([[0.0, 1.0]]), cond=jnp.array([[1.0, 1.0]]))
+      >>> path, keys = levels(schedules.flow(), 4, spacings.trailing()), jax.random.split(jax.random.key(0), 1)
+      >>> print(sample(keys, two, cfg_pp(0.6), ddim(), path, (2,)))
+      [[0.6 1. ]]
 
     Reference: Chung et al. 2024, arXiv:2406.08070, algorithm 2.
     """

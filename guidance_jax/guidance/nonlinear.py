@@ -33,8 +33,12 @@ def perp_neg(scale: Scale, negatives: Mapping[str, Scale], *, cond: str = "cond"
       ValueError: if scale or a weight is neither `()` nor `[B]`.
 
     Example:
-      >>> sorted(perp_neg(7.5, {"negative": 1.0}).needs)
-      ['cond', 'negative', 'uncond']
+      >>> denoise = denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # it says what it is told
+      >>> c, n, u = jnp.array([[[1.0, 0.0]], [[1.0, 1.0]], [[0.0, 0.0]]])
+      >>> three = branches(denoise, cond=c, negative=n, uncond=u)
+      >>> path, keys = levels(schedules.flow(), 4, spacings.trailing()), jax.random.split(jax.random.key(0), 1)
+      >>> print(sample(keys, three, perp_neg(7.5, {"negative": 1.0}), ddim(), path, (2,)))
+      [[ 7.5 -7.5]]
 
     Reference: Armandpour et al. 2023, arXiv:2304.04968, equation 6.
     """

@@ -28,8 +28,11 @@ def rescale(phi: Scale) -> Guidance:
       ValueError: if phi is neither `()` nor `[B]`, or known and outside, or a sample has a single element, which has no spread.
 
     Example:
-      >>> sorted(chain(cfg(7.5), rescale(0.7)).needs)
-      ['cond', 'uncond']
+      >>> denoise = denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # it says what it is told
+      >>> two = branches(denoise, cond=jnp.array([[1.0, -1.0]]), uncond=jnp.array([[0.0, 0.0]]))
+      >>> path, keys = levels(schedules.flow(), 4, spacings.trailing()), jax.random.split(jax.random.key(0), 1)
+      >>> print(sample(keys, two, chain(cfg(7.5), rescale(0.7)), ddim(), path, (2,)))
+      [[ 2.95 -2.95]]
 
     Reference: Lin et al. 2024, arXiv:2305.08891, equations 15 and 16.
     """
@@ -82,8 +85,11 @@ def clip_norm(most: Scale) -> Guidance:
       ValueError: if most is neither `()` nor `[B]`.
 
     Example:
-      >>> sorted(chain(cfg(4.0), clip_norm(2.5)).needs)
-      ['cond', 'uncond']
+      >>> denoise = denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # it says what it is told
+      >>> two = branches(denoise, cond=jnp.array([[1.0, 1.0]]), uncond=jnp.array([[0.0, 1.0]]))
+      >>> path, keys = levels(schedules.flow(), 4, spacings.trailing()), jax.random.split(jax.random.key(0), 1)
+      >>> print(sample(keys, two, chain(cfg(4.0), clip_norm(2.5)), ddim(), path, (2,)))
+      [[3.5 1. ]]
 
     Reference: Sadat et al. 2024, arXiv:2410.02416, section 4.
     """
@@ -105,8 +111,11 @@ def project(eta: Scale = 0.0) -> Guidance:
       ValueError: if eta is neither `()` nor `[B]`.
 
     Example:
-      >>> sorted(chain(cfg(4.0), project()).needs)
-      ['cond', 'uncond']
+      >>> denoise = denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # it says what it is told
+      >>> two = branches(denoise, cond=jnp.array([[1.0, 0.0]]), uncond=jnp.array([[0.0, -1.0]]))
+      >>> path, keys = levels(schedules.flow(), 4, spacings.trailing()), jax.random.split(jax.random.key(0), 1)
+      >>> print(sample(keys, two, chain(cfg(4.0), project()), ddim(), path, (2,)))
+      [[1. 3.]]
 
     Reference: Sadat et al. 2024, arXiv:2410.02416, section 4.
     """
@@ -129,8 +138,11 @@ def amplify(scale: Scale) -> Guidance:
       ValueError: if scale is neither `()` nor `[B]`.
 
     Example:
-      >>> sorted(chain(cfg(2.0), project(), amplify(3.0)).needs)
-      ['cond', 'uncond']
+      >>> denoise = denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # it says what it is told
+      >>> two = branches(denoise, cond=jnp.array([[1.0, 1.0]]), uncond=jnp.array([[0.0, 1.0]]))
+      >>> path, keys = levels(schedules.flow(), 4, spacings.trailing()), jax.random.split(jax.random.key(0), 1)
+      >>> print(sample(keys, two, chain(cfg(2.0), amplify(3.0)), ddim(), path, (2,)))
+      [[4. 1.]]
     """
     return _of_change(lambda change, context: at(scale, context, "amplify's scale") * change)
 
@@ -148,8 +160,11 @@ def dynamic_threshold(percentile: Scale = 99.5, limit: Scale = 1.0) -> Guidance:
       ValueError: if percentile or limit is neither `()` nor `[B]`, or percentile is a share, in (0, 1].
 
     Example:
-      >>> sorted(chain(cfg(7.5), dynamic_threshold(99.5)).needs)
-      ['cond', 'uncond']
+      >>> denoise = denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # it says what it is told
+      >>> two = branches(denoise, cond=jnp.array([[1.0, 0.5]]), uncond=jnp.array([[0.0, 0.0]]))
+      >>> path, keys = levels(schedules.flow(), 4, spacings.trailing()), jax.random.split(jax.random.key(0), 1)
+      >>> print(sample(keys, two, chain(cfg(3.0), dynamic_threshold(100.0)), ddim(), path, (2,)))
+      [[1.  0.5]]
 
     Reference: Saharia et al. 2022, arXiv:2205.11487, section 2.3; it also thresholds where nothing guides.
     """

@@ -43,8 +43,11 @@ def reuse(guidance: Guidance, every: ArrayLike) -> Guidance:
       ValueError: if every is no integer of at least 1.
 
     Example:
-      >>> sorted(chain(reuse(cfg(3.0), every=2), rescale(0.7)).needs)
-      ['cond', 'uncond']
+      >>> denoise = denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # it says what it is told
+      >>> two = branches(denoise, cond=jnp.array([[1.0, 1.0]]), uncond=jnp.array([[0.0, 1.0]]))
+      >>> path, keys = levels(schedules.flow(), 4, spacings.trailing()), jax.random.split(jax.random.key(0), 1)
+      >>> print(evaluations(keys, two, reuse(cfg(3.0), every=2), ddim(), path, (2,)))
+      6
 
     Reference: the difference's slow change is measured in Castillo et al. 2023, arXiv:2312.12487, section 5.
     """
@@ -111,8 +114,11 @@ def adaptive(guidance: Guidance, threshold: ArrayLike = 0.991, *, cond: str = "c
       ValueError: if threshold is no scalar.
 
     Example:
-      >>> sorted(adaptive(cfg(3.0)).needs)
-      ['cond', 'uncond']
+      >>> denoise = denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # it says what it is told
+      >>> two = branches(denoise, cond=jnp.array([[1.0, 1.0]]), uncond=jnp.array([[0.0, 1.0]]))
+      >>> path, keys = levels(schedules.flow(), 4, spacings.trailing()), jax.random.split(jax.random.key(0), 1)
+      >>> print(evaluations(keys, two, adaptive(cfg(3.0), -1.0), ddim(), path, (2,)))
+      5
 
     Reference: Castillo et al. 2023, arXiv:2312.12487, algorithm 1.
     """

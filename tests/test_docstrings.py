@@ -132,7 +132,7 @@ def without(doc, part):
         ("cfg", lambda doc: doc.replace("      cond: ", "      condition: "), "Args: condition is no parameter"),
         ("cfg", lambda doc: doc.replace("scale: `()` or `[B]`, or", "scale: a number or"), "the shape of scale"),
         ("cfg", lambda doc: doc.replace("ValueError:", "KeyError:"), "Raises: ValueError"),
-        ("cfg", lambda doc: doc.replace("      ['cond', 'uncond']\n", ""), "an Example"),
+        ("cfg", lambda doc: doc.replace("      [[3. 1.]]\n", ""), "an Example"),
         ("cfg", lambda doc: re.sub(r"arXiv:\S+", "a paper", doc.replace("2022,", "")), "a Reference"),
         ("metrics.fid", lambda doc: without(doc, "Raises"), "Raises: ValueError"),
         ("heun", lambda doc: doc.replace("`()`, included", "included"), "the shape of low"),

@@ -6,6 +6,7 @@ answer (an eps-network at alpha = 0, an x0-network at sigma = 0) the part that n
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -144,10 +145,7 @@ def learned_variance(network: Network, predicts: str) -> Denoiser:
     def denoise(x: Array, level: NoiseLevel, cond: Cond) -> Prediction:
         check_level(level, x)
         x = jnp.asarray(x)
-        check_takes(network, "the network", "x", "t", "cond")
-        t = jnp.broadcast_to(level.t, x.shape[:1])
-        with noting("the network", x=x, t=t, cond=cond):
-            out = network(x, t, cond)
+        out = _asked(network, x, level.t, cond)
         if jnp.shape(out) != (*x.shape[:-1], 2 * x.shape[-1]):
             raise ValueError(
                 f"the network gave {jax.tree.map(jnp.shape, out)} for x of shape {x.shape}, but learned_variance takes twice "
@@ -234,10 +232,7 @@ def clip(denoise: Denoiser, low: ArrayLike = -1.0, high: ArrayLike = 1.0) -> Den
 
 def call(network: Network, x: Array, t: Array, cond: Cond, like: Array) -> Array:
     """The network's output, checked to be shaped as the data and cast to its dtype."""
-    check_takes(network, "the network", "x", "t", "cond")
-    t = jnp.broadcast_to(t, x.shape[:1])
-    with noting("the network", x=x, t=t, cond=cond):
-        out = network(x, t, cond)
+    out = _asked(network, x, t, cond)
     check_array(out, "what the network gives", jnp.floating, "floating numbers")
     if jnp.shape(out) != x.shape:
         raise ValueError(
@@ -245,3 +240,11 @@ def call(network: Network, x: Array, t: Array, cond: Cond, like: Array) -> Array
             "x. Where it also gives a variance, in twice the channels: denoisers.learned_variance."
         )
     return out.astype(like.dtype)
+
+
+def _asked(network: Network, x: Array, t: Array, cond: Cond) -> Any:
+    """What the network says, as it says it; an error within tells what it was asked."""
+    check_takes(network, "the network", "x", "t", "cond")
+    t = jnp.broadcast_to(t, x.shape[:1])
+    with noting("the network", x=x, t=t, cond=cond):
+        return network(x, t, cond)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from programs import products
 from worlds import keys
 
 import guidance_jax as gj
@@ -98,19 +99,8 @@ def test_bfloat16_computes_nearly_the_same_with_float32_parameters_and_output(ki
     assert out.dtype == jnp.float32
     error = np.linalg.norm(out - exact) / np.linalg.norm(exact)
     assert 1e-4 < error < 0.03
-    products = list(equations(jax.make_jaxpr(apply)(params, *inputs(kind)).jaxpr))
-    assert products.count("bfloat16") >= 10
-
-
-def equations(jaxpr):
-    """The dtypes of the first input of each matrix product and convolution, with those of the programs inside."""
-    for e in jaxpr.eqns:
-        if e.primitive.name in ("dot_general", "conv_general_dilated"):
-            yield str(e.invars[0].aval.dtype)
-        for value in jax.tree.leaves(list(e.params.values())):
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns"):
-                yield from equations(inner)
+    halves = [e for e in products(apply, params, *inputs(kind)) if e.invars[0].aval.dtype == jnp.bfloat16]
+    assert len(halves) >= 10
 
 
 @pytest.mark.parametrize("kind", ["unet", "dit"])

@@ -3,7 +3,6 @@
 import functools
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import pytest
 from flax import linen, nnx
@@ -73,31 +72,3 @@ def test_it_is_told(name):
     with pytest.raises(Exception) as raised:  # noqa: PT011
         call()
     assert words in " ".join(raised.value.__notes__)
-
-
-def test_a_label_outside_that_is_traced_gives_nan_and_not_no_guidance():
-    """Its gather has no gradient: the sample would come out unguided."""
-
-    def generate(labels):
-        guidance = gj.classifier(gj.scores.class_log_prob(lambda x, t: x, labels), 2.0)
-        return gj.sample(
-            keys(B), gj.branches(lambda x, level, cond: gj.Prediction(x, 0 * x), uncond=LABELS), guidance, gj.ddim(), PATH, (3,)
-        )
-
-    found = jax.jit(generate)(jnp.array([1, 7]))
-    assert jnp.isfinite(found[0]).all()
-    assert jnp.isnan(found[1]).all()
-
-
-@pytest.mark.parametrize("first", ["cond", "uncond"])
-def test_what_adaptive_leaves_is_the_conditional_model_whatever_the_base(first):
-    mixture = gj.oracles.GaussianMixture(jnp.array([[-2.0], [2.0]]), jnp.ones((2, 1, 1)) / 4, jnp.ones(2), jnp.arange(2))
-    conds = {"cond": LABELS, "uncond": jnp.full(B, -1)}
-    ordered: dict[str, Any] = {name: conds[name] for name in sorted(conds, reverse=first == "uncond")}
-    two, given = gj.branches(mixture.denoise, **ordered), (gj.ddim(), PATH, (1,))
-    found = gj.sample(keys(B), two, gj.adaptive(gj.cfg(5.0), -2.0), *given)  # it ends after the first step
-    conditional = gj.branches(mixture.denoise, cond=LABELS)
-    first_step, rest = (jax.tree.map(lambda field, part=part: field[part], PATH) for part in (slice(2), slice(1, None)))
-    start = gj.sample(keys(B), two, gj.cfg(5.0), gj.ddim(), first_step, (1,))
-    expected = gj.sample(keys(B), conditional, gj.chain(), gj.ddim(), rest, start)
-    assert jnp.allclose(found, expected, atol=1e-5)

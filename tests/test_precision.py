@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.lax import Precision
+from programs import products
 from test_contract import SAMPLERS, TABLE, run, world
 from worlds import keys
 
 import guidance_jax as gj
 
-PRODUCTS = ("dot_general", "conv_general_dilated", "ragged_dot_general")
 WORLD = gj.oracles.GaussianMixture(jnp.eye(3), jnp.stack([jnp.eye(3)] * 3), jnp.ones(3), jnp.arange(3))
 X, LABELS, LEVEL = jnp.ones((4, 3)), jnp.ones(4, int), gj.schedules.cosine().at(0.5)
 PATH = gj.levels(gj.schedules.cosine(), 2, gj.spacings.trailing())
@@ -20,24 +20,8 @@ GROUPS = gj.branches(WORLD.denoise, cond=LABELS, uncond=jnp.full(4, -1))
 SETS = jax.random.normal(jax.random.key(0), (2, 9, 4))
 
 
-def equations(jaxpr):
-    """Those of a program and of all programs within."""
-    for e in jaxpr.eqns:
-        yield e
-        for value in e.params.values():
-            for part in value if isinstance(value, (tuple, list)) else (value,):
-                inner = getattr(part, "jaxpr", part)
-                if hasattr(inner, "eqns"):
-                    yield from equations(inner)
-
-
-def products(f, *given):
-    """The precision of each product of matrices and convolution of `f`."""
-    return [e.params["precision"] for e in equations(jax.make_jaxpr(f)(*given).jaxpr) if e.primitive.name in PRODUCTS]
-
-
 def exact(f, *given):
-    found = products(f, *given)
+    found = [e.params["precision"] for e in products(f, *given)]
     assert set(found) <= {(Precision.HIGHEST, Precision.HIGHEST)}, f"{found.count(None)} of {len(found)} have the default"
     return len(found)
 

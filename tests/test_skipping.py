@@ -111,6 +111,18 @@ def test_adaptive_ends_for_each_sample_and_saves_once_all_have_ended():
     assert batches == TWICE * last + ONCE * (20 - last)
 
 
+@pytest.mark.parametrize("first", ["cond", "uncond"])
+def test_what_adaptive_leaves_is_the_conditional_model_whatever_the_base(x64, first):
+    m, levels = mixture(), gj.levels(gj.schedules.edm(), 20, gj.spacings.karras())
+    start, rest = (jax.tree.map(lambda field, part=part: field[part], levels) for part in (slice(2), slice(1, None)))
+    conds: dict[str, Any] = {"cond": LABELS, "uncond": jnp.full_like(LABELS, -1)}
+    two = gj.branches(m.denoise, **{name: conds[name] for name in sorted(conds, reverse=first == "uncond")})
+    found = gj.sample(keys(B), two, gj.adaptive(gj.cfg(5.0), -2.0), gj.ddim(), levels, (3,))  # it ends after the first step
+    x = gj.sample(keys(B), two, gj.cfg(5.0), gj.ddim(), start, (3,))
+    expected = gj.sample(keys(B), gj.branches(m.denoise, cond=LABELS), gj.chain(), gj.ddim(), rest, x)
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
+
+
 def test_cfg_zero_star_evaluates_nothing_more_in_its_first_steps():
     batches = Counted(mixture().denoise).run(gj.cfg_zero_star(3.0, 4))
     assert batches == ONCE * 4 + TWICE * 16

@@ -44,7 +44,7 @@ def stateless(
         try:
             guided = update(prediction, context)
         except KeyError as error:
-            error.add_note(f"A guidance asks for the branches that it reads: stateless(update, needs=({error},)).")
+            error.add_note(f"A guidance reads only branches that it asks for: stateless(update, needs=({error},)).")
             raise
         check_kind(guided, Prediction, "what stateless's update gives", "prediction._replace(x0=..., eps=...) is one.")
         return guided, state

@@ -1,0 +1,19 @@
+"""What stands in a traced program."""
+
+import jax
+
+
+def equations(jaxpr):
+    """Those of a program and of all programs within."""
+    for e in jaxpr.eqns:
+        yield e
+        for value in jax.tree.leaves(list(e.params.values())):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from equations(inner)
+
+
+def products(f, *given):
+    """The products of matrices and convolutions of a function."""
+    names = ("dot_general", "conv_general_dilated", "ragged_dot_general")
+    return [e for e in equations(jax.make_jaxpr(f)(*given).jaxpr) if e.primitive.name in names]

@@ -1,10 +1,11 @@
 """Checkpoints of a training: written whole or not at all, and verified value by value as they are read."""
 
-import fcntl
 import hashlib
+import itertools
 import json
+import math
 import os
-import shutil
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from experiments import disk
 
 Leaves = dict[str, np.ndarray]
 PARTS = ("params", "average", "optimiser")
@@ -60,12 +63,10 @@ class Checkpoints:
         self.run, self.snapshots = run, snapshots
         self.good: int | None = None
         self._writing: int | None = None
-        self._lock = (run / "lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock.close()
-            raise RuntimeError(f"another process trains in {run} now; wait for it, or stop it.") from None
+        self._size = 0
+        if (lock := disk.locked(run / "lock")) is None:
+            raise RuntimeError(f"another process trains in {run} now; wait for it, or stop it.")
+        self._lock = lock
         half = sorted(path.name.split(".")[0] for path in run.glob("*.orbax-checkpoint-tmp*"))
         if half:
             warnings.warn(f"the checkpoint of step {', '.join(half)} in {run} was half-written: it is dropped.", stacklevel=3)
@@ -83,7 +84,8 @@ class Checkpoints:
     def newest(self, like: Mapping[str, Any]) -> tuple[int, dict[str, Leaves], list[Any]] | None:
         """The newest good checkpoint: its step, the leaves of its parts and the data iterators' states; None if there is none.
 
-        Newer ones that are damaged are told of and moved to `run / damaged`.
+        Newer ones that are damaged are told of and moved to `run / damaged`. Snapshots that are missing are told of: no
+        checkpoint after them depends on them.
 
         Args:
           like: `{part: pytree}`, what the network and its optimiser need.
@@ -93,22 +95,24 @@ class Checkpoints:
           ValueError: if a checkpoint does not fit `like`, with the leaf.
         """
         found = steps(self.run)
-        whole = [step for step in found if {s for s in self.snapshots if s <= step} <= set(found)]
         damaged: dict[int, DamagedError] = {}
-        for step in reversed(whole):
+        for step in reversed(found):
             try:
                 about, parts = read(self.run / str(step), like)
+                if (own := about.get("run", self.run.name)) != self.run.name:
+                    raise DamagedError(f"the checkpoint {self.run / str(step)} is one of another run, {own}")
             except DamagedError as error:
                 damaged[step] = error
                 continue
             self.good = step
-            self._set_aside([other for other in found if other > step], damaged)
+            self._set_aside(damaged)
+            if lost := sorted({snapshot for snapshot in self.snapshots if snapshot <= step} - set(found)):
+                told = f"the snapshots {lost} are missing in {self.run}; the run goes on from step {step} without them."
+                warnings.warn(f"{told} To have them again: {_again(self.run)}", stacklevel=3)
             return step, parts, about["iterators"]
         if found:
-            told = "; ".join(str(error) for error in damaged.values()) or f"the snapshots {self.snapshots} are missing"
-            raise OSError(
-                f"no checkpoint in {self.run} is good: {told}. Restore the directory from a copy, or remove it to train anew."
-            )
+            told = "; ".join(str(error) for error in damaged.values())
+            raise OSError(f"no checkpoint in {self.run} is good: {told}. What can be done: {_again(self.run)}")
         return None
 
     def save(self, step: int, state: Mapping[str, Any], iterators: list[Any]) -> None:
@@ -124,9 +128,12 @@ class Checkpoints:
         """
         self.wait()
         parts = {part: leaves(host(state[part])) for part in PARTS}
-        content = {"step": step, "iterators": iterators, "leaves": {part: _digests(parts[part]) for part in PARTS}}
+        content = {"run": self.run.name, "step": step, "iterators": iterators, "leaves": {part: _digests(parts[part]) for part in PARTS}}
         about = {"content": content, "sha256": _sha(json.dumps(content, sort_keys=True).encode())}
-        items = {part: ocp.args.PyTreeSave(parts[part]) for part in PARTS}
+        # Orbax writes no arrays without values; what is said about them is all there is.
+        items = {part: {name: leaf for name, leaf in parts[part].items() if leaf.size} for part in PARTS}
+        self._size = sum(leaf.nbytes for part in items.values() for leaf in part.values())
+        items = {part: ocp.args.PyTreeSave(items[part]) for part in PARTS}
         self._writing = step
         try:
             self._manager.save(step, args=ocp.args.Composite(about=ocp.args.JsonSave(about), **items), force=True)
@@ -148,8 +155,11 @@ class Checkpoints:
             self.good, self._writing = self._writing, None
 
     def failed(self, what: str, error: Exception) -> OSError:
-        """The error of a disk that does not take what is written."""
-        return OSError(f"{what}: {error}. Is the disk full? {self.last()} Make room and start again: it goes on from there.")
+        """The error of what could not be written, and how to go on."""
+        mend = "Mend that"
+        if disk.is_full(error):
+            mend = f"Is the disk full? {disk.room(self.run, "A checkpoint", self._size)}. Make room"
+        return OSError(f"{what}: {error}. {mend} and start again. {self.last()}")
 
     def last(self) -> str:
         """The sentence of the last good checkpoint, for errors."""
@@ -164,15 +174,14 @@ class Checkpoints:
         finally:
             self._lock.close()
 
-    def _set_aside(self, newer: list[int], damaged: dict[int, DamagedError]) -> None:
-        for step in newer:
-            aside = self.run / "damaged" / str(step)
-            shutil.rmtree(aside, ignore_errors=True)
+    def _set_aside(self, damaged: dict[int, DamagedError]) -> None:
+        for step, why in damaged.items():
+            names = itertools.chain([str(step)], (f"{step}-{again}" for again in itertools.count(2)))
+            aside = next(aside for aside in (self.run / "damaged" / name for name in names) if not aside.exists())
             aside.parent.mkdir(exist_ok=True)
             os.replace(self.run / str(step), aside)
-            why = damaged.get(step, f"the checkpoint of step {step} comes after a snapshot that is missing")
             warnings.warn(f"{why}. It is now {aside}; the run goes on from step {self.good}.", stacklevel=4)
-        if newer:
+        if damaged:
             self._manager.reload()
 
 
@@ -191,39 +200,53 @@ def restore(run: Path, like: Any, step: int | None = None) -> Any:
     """
     run = run.absolute()
     found = steps(run)
-    if not found or step not in (None, *found):
-        raise FileNotFoundError(f"{run} holds no checkpoint of step {step or 'any'}; of these: {found}.")
-    step = found[-1] if step is None else step
+    if not found:
+        raise FileNotFoundError(f"{run} holds no checkpoint: it is no run's directory, or its training has not come so far.")
+    if step not in (None, *found):
+        raise FileNotFoundError(f"{run} holds no checkpoint of step {step}; of these: {found}. To have it: {_again(run)}")
+    wanted = found[-1] if step is None else step
     try:
-        _, parts = read(run / str(step), {"average": like})
+        _, parts = read(run / str(wanted), {"average": like})
     except DamagedError as error:
-        raise OSError(f"{error}. Train again from the checkpoint before: remove it and call `fit`.") from error
+        if step is None and steps(run)[-1:] not in ([], [wanted]):
+            return restore(run, like)  # A training that goes on has put a newer one in its place.
+        mend = "call `fit`: it sets this one aside and goes on from the newest that is good."
+        if later := [other for other in found if other > wanted]:
+            mend = f"later ones are there ({later}), and `fit` goes on from those. To have this one again: {_again(run)}"
+        raise OSError(f"{error}; {mend}") from error
     return jax.tree.map(jax.numpy.asarray, put(parts["average"], like))
 
 
 def claim(run: Path, text: str) -> None:
     """Writes in the run's directory what the run is; whole, or not at all.
 
+    The directory's name is a digest of the text, so a file that is damaged is written anew.
+
     Raises:
       ValueError: if it says something else there, with what differs.
     """
     path = run / "identity.json"
+    disk.clean(run, r"identity\.json")
     if path.exists():
-        if (there := path.read_text()) != text:
-            difference = _difference(there, text)
-            raise ValueError(f"{path} contradicts its directory's name: {difference}. Remove the directory to train anew.")
-        return
-    whole = path.with_suffix(".tmp")
-    with whole.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(whole, path)
+        try:
+            there = disk.read_json(path)
+        except disk.DamagedError as error:
+            warnings.warn(f"{error}: it is written anew.", stacklevel=3)
+        else:
+            if there and (difference := _difference(there, json.loads(text))):
+                raise ValueError(
+                    f"{path} contradicts its directory's name: {difference}. If the checkpoints beside it are of this training,"
+                    " remove that file alone: it is written anew. Else move the directory away."
+                )
+            if there:
+                return
+    with disk.replacing(path) as file:
+        file.write(text.encode())
 
 
 def steps(run: Path) -> list[int]:
     """The steps of the checkpoints in a run's directory that were written to their end, ascending."""
-    return sorted(int(path.name) for path in run.glob("*") if path.name.isdecimal())
+    return sorted(int(path.name) for path in run.glob("*") if re.fullmatch(r"0|[1-9][0-9]*", path.name))
 
 
 def read(path: Path, like: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Leaves]]:
@@ -238,6 +261,8 @@ def read(path: Path, like: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
             about = reader.restore(path / "about")
         content = about["content"]
         sound = about["sha256"] == _sha(json.dumps(content, sort_keys=True).encode()) and content["step"] == int(path.name)
+        if not isinstance(content["iterators"], list) or not all(isinstance(content["leaves"][part], dict) for part in PARTS):
+            raise ValueError("it is of another version")
     except Exception as error:
         raise DamagedError(f"the checkpoint {path} is damaged: {_line(error)}") from error
     if not sound:
@@ -253,10 +278,12 @@ def put(found: Leaves, like: Any) -> Any:
 
 
 def _read_part(path: Path, part: str, digests: dict[str, list[Any]]) -> Leaves:
-    as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in digests}
+    empty = {name: np.zeros(shape, jax.numpy.dtype(dtype)) for name, (dtype, shape, _) in digests.items() if not math.prod(shape)}
+    as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in digests if name not in empty}
     try:
         with _reader(ocp.PyTreeCheckpointHandler) as reader:
             found = reader.restore(path / part, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+        found = dict(found) | empty
         changed = [name for name, digest in _digests(found).items() if digest != digests[name]]
     except Exception as error:
         raise DamagedError(f"the checkpoint {path} is damaged: its {part} cannot be read: {_line(error)}") from error
@@ -280,13 +307,13 @@ def _digests(part: Leaves) -> dict[str, list[Any]]:
     return {name: [str(leaf.dtype), list(leaf.shape), _sha(leaf.tobytes())] for name, leaf in part.items()}
 
 
-def _difference(there: str, here: str) -> str:
-    try:
-        old, new = json.loads(there), json.loads(here)
-        keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-    except (ValueError, AttributeError):
-        return "it is no JSON"
-    return "; ".join(f"{key} is {old.get(key)} there and {new.get(key)} here" for key in keys) or "it is written in another way"
+def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+    keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    return "; ".join(f"{key} is {old.get(key)} there and {new.get(key)} here" for key in keys)
+
+
+def _again(run: Path) -> str:
+    return f"bring a copy back, or move {run} away and train anew."
 
 
 def _sha(data: bytes) -> str:

@@ -18,7 +18,7 @@ import tensorflow_datasets as tfds
 from absl import flags
 from tensorflow_datasets.image_classification.mnist import MNIST
 
-from experiments import idx
+from experiments import disk, idx
 
 READ = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
 """One Grain element is one batch: one thread, a few batches ahead."""
@@ -104,8 +104,10 @@ class Records:
             images, labels = (np.stack([record[key] for record in read]) for key in ("image", "label"))
             if images.dtype != np.uint8:  # Of a file that was cut, records may come back as None.
                 raise ValueError(f"it holds images of {images.dtype}")
-        except (RuntimeError, TypeError, ValueError) as error:
-            raise RuntimeError(f"the set in {self.folder} is damaged: {error}. Remove it, to have it prepared anew.") from error
+        except MemoryError:
+            raise
+        except Exception as error:  # A damaged file fails in a dozen ways.
+            raise _damaged(self.folder, error) from error
         return images.astype(np.float32) / 127.5 - 1, labels.astype(np.int32)
 
 
@@ -120,8 +122,8 @@ def load(name: str, split: str, directory: Path, manual_dir: Path | None = None)
         without network or TensorFlow; for a set that TFDS itself asks files for by hand, the folder of these.
 
     Raises:
-      ValueError: if the set does not hold images of bytes, of one size, with labels; or files are not whole, do not fit each
-        other, or are not those that the set in `directory` was made of.
+      ValueError: if the set does not hold images of bytes, of one size, with labels; if it has no such split, or the split
+        is empty; or files are not whole, do not fit each other, or are not those that the set in `directory` was made of.
       FileNotFoundError: if an IDX file is missing.
       ModuleNotFoundError: if TFDS needs TensorFlow to prepare the set, and it is not there.
       RuntimeError: if TFDS could not prepare the set, with its reason, or the prepared set is damaged.
@@ -137,7 +139,15 @@ def records(name: str, split: str, directory: Path, manual_dir: Path | None = No
     builder = prepare(name, directory, manual_dir)
     features = _checked(name, builder)
     image, label, folder = features["image"], features["label"], Path(builder.data_path)
-    return Records(builder.as_data_source(split), image.shape, tuple(label.names), str(builder.version), folder)
+    parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(builder.info.splits)
+    if not all(part.from_ < part.to for part in parts):
+        there = ", ".join(f"{split} {info.num_examples}" for split, info in builder.info.splits.items())
+        raise ValueError(f"the split {split!r} of {name!r} is empty; its splits hold so many images: {there}.")
+    try:
+        source = builder.as_data_source(split)
+    except ValueError as error:
+        raise _damaged(folder, error) from error
+    return Records(source, image.shape, tuple(label.names), str(builder.version), folder)
 
 
 def prepare(name: str, directory: Path, manual_dir: Path | None = None) -> Any:
@@ -149,14 +159,22 @@ def prepare(name: str, directory: Path, manual_dir: Path | None = None) -> Any:
     where: Any = {"data_dir": str(directory.absolute()), "file_format": "array_record"}
     theirs: Any = Digits(**where) if name == "digits" else tfds.builder(name, **where)
     path = Path(theirs.data_path)
-    if not path.exists():
+    if not path.exists() and not path.is_symlink():
         with _alone(directory):
             for left in path.parent.glob(f"incomplete.*_{path.name}"):
-                shutil.rmtree(left)
+                if left.is_dir():
+                    shutil.rmtree(left)
             if not path.exists():
                 _prepare(name, theirs, manual_dir)
     # What is prepared describes itself: written by TFDS as Image, by us as Tensor.
-    prepared = tfds.builder_from_directory(path)
+    try:
+        prepared = tfds.builder_from_directory(path)
+        if not prepared.info.splits:
+            raise ValueError("it has no splits")
+    except ImportError:
+        raise
+    except Exception as error:
+        raise _damaged(path, error) from error
     if manual_dir and isinstance(theirs, MNIST):
         idx.check_same(prepared, theirs, manual_dir)
     return prepared
@@ -173,12 +191,17 @@ def _checked(name: str, builder: Any) -> Any:
     return features
 
 
+def _damaged(folder: Path, error: Exception) -> RuntimeError:
+    why = str(error).strip() or type(error).__name__
+    return RuntimeError(f"the set in {folder} is damaged: {why}. Move it away, to have it prepared anew.")
+
+
 @contextlib.contextmanager
 def _alone(directory: Path) -> Iterator[None]:
     """One process at a time; the lock of a killed one is free."""
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with (disk.made(directory) / ".lock").open("w") as lock:
+        with contextlib.suppress(OSError):  # A file system without locks.
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 import guidance_jax as gj
-from experiments import devices
+from experiments import devices, disk
 from experiments.checkpoints import Checkpoints, claim, host, leaves, put, restore
 from experiments.progress import Events, Waiting
 
@@ -135,6 +135,7 @@ def fit(
     """
     if not hasattr(batches, "get_state") or not hasattr(batches, "set_state"):
         raise TypeError("batches must have get_state and set_state, as Grain's have: a killed run goes on where it was.")
+    _check_kept(params, batches)
     mesh = devices.mesh() if mesh is None else mesh
     run = _Run(name, training, run_directory(name, training, seed, directory, identity), mesh)
     devices.first(lambda: run.open(_text(name, training, seed, identity)))
@@ -151,6 +152,16 @@ def fit(
     finally:
         if run.store is not None:
             run.store.close()
+
+
+def _check_kept(params: Any, batches: Batches) -> None:
+    """What cannot be kept in a checkpoint is told before the training, and not at its first checkpoint."""
+    if not any(np.size(leaf) for leaf in leaves(params).values()):
+        raise ValueError("params hold no numbers: there is nothing to train.")
+    try:
+        json.dumps(state := batches.get_state())
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"batches.get_state() must be what JSON can hold, got {type(state).__name__}: {error}.") from error
 
 
 def _text(name: str, training: Training, seed: int, identity: dict[str, Any]) -> str:
@@ -174,13 +185,23 @@ class _Run:
 
     def open(self, text: str) -> None:
         """Takes the run's directory, and says in it what the run is."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        self.store = Checkpoints(self.path, self.training.keep, self.training.snapshots)
+        path = disk.made(self.path)
+        try:
+            self.store = Checkpoints(path, self.training.keep, self.training.snapshots)
+        except OSError as error:
+            raise disk.UnwrittenError(error.errno, f"{path} cannot be trained in: {error.strerror or error}") from error
         try:
             claim(self.path, text)
         except BaseException:
             self.store.close()
             raise
+
+    def tell(self, stack: contextlib.ExitStack, start: int) -> None:
+        """Opens the log of the steps from `start` on."""
+        try:
+            self.events = stack.enter_context(contextlib.closing(Events(self.path, start)))
+        except OSError as error:
+            raise self.store.failed(f"the log of step {start} could not be written to {self.path}", error) from error
 
     def say(self, text: str) -> None:
         """To the terminal, once for all processes."""
@@ -255,8 +276,7 @@ def _resume(run: _Run, state: Any, batches: Batches) -> tuple[Any, int]:
 def _train(run: _Run, step: Callable[..., Any], state: Any, start: int, batches: Batches) -> Any:
     training, told, waiting = run.training, [], Waiting()
     with contextlib.ExitStack() as stack:
-        if run.store is not None:
-            run.events = stack.enter_context(contextlib.closing(Events(run.path, start)))
+        devices.first(lambda: run.tell(stack, start))
         hidden = run.store is None
         bar = stack.enter_context(tqdm(total=training.steps, initial=start, desc=run.name, unit="step", disable=hidden))
         for done in range(start + 1, training.steps + 1):

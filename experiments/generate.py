@@ -9,7 +9,6 @@ rounding on any number of devices. A run that was killed, by whatever, is starte
 import contextlib
 import dataclasses
 import itertools
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -26,8 +25,8 @@ from tqdm import tqdm
 
 import guidance_jax as gj
 from experiments import devices as local
-from experiments import models, pictures
-from experiments.shards import Shards, alone, replacing
+from experiments import disk, models, pictures
+from experiments.shards import Shards
 
 Program = Callable[[Any, Array, Array], Array]
 """`(inputs, keys [B], labels [B]) -> images [B, H, W, C]` in [-1, 1]: pure, each image of its own key and label."""
@@ -104,6 +103,7 @@ def generate(
     batch: int = 256,
     shard: int = 1024,
     devices: Sequence[Any] | None = None,
+    finish: Callable[[Shards], None] | None = None,
 ) -> Shards:
     """Draw a sample for each label, into shards in a directory of their own; those that are there are not drawn again.
 
@@ -122,6 +122,7 @@ def generate(
         rounding.
       shard: samples a file, whole batches; what a kill can cost.
       devices: of this process; all of them, unless given.
+      finish: what process 0 makes of the whole set, before any other program may write into the directory: one file, a picture.
 
     Returns:
       The set: `samples()` reads it, `assemble()` makes one file of it.
@@ -129,7 +130,7 @@ def generate(
     Raises:
       ValueError: if the numbers do not fit each other, or the directory holds another set.
       FloatingPointError: if images are not finite, with the numbers of the samples; their shard is not saved.
-      OSError: if the disk takes no more; the finished shards stay.
+      OSError: if the directory cannot be made, or the disk takes no more; the finished shards stay.
       RuntimeError: if another program is writing into the directory, or another process has stopped with an error.
     """
     devices = jax.local_devices() if devices is None else devices
@@ -138,11 +139,10 @@ def generate(
     shards = Shards(directory.absolute(), labels.astype(np.int32), shard, {"seed": seed, **identity})
     process, processes = jax.process_index(), jax.process_count()
     mine = range(process, shards.count, processes)
-    shards.directory.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
 
         def claim() -> None:
-            stack.enter_context(alone(shards.directory))
+            stack.enter_context(disk.alone(disk.made(shards.directory)))
             shards.claim()
             shards.clean()
 
@@ -153,6 +153,9 @@ def generate(
             missing = [number for number in mine if not shards.finished(number)]
             if missing:
                 _fill(shards, mine, missing, _drawing(program, inputs, shards.labels, seed, batch, devices), batch)
+        with _together():
+            if finish is not None and process == 0:
+                finish(shards)
     return shards
 
 
@@ -286,9 +289,14 @@ def grid(shards: Shards, rows: int = 20, columns: int = 10) -> Path:
     images = np.stack([[parts[i // shards.size][i % shards.size] for i in row] for row in index.tolist()])
     canvas = pictures.montage(images.astype(np.float32) / 127.5 - 1)
     path = shards.directory / "grid.png"
-    with replacing(path) as file:
+    with shards.kept(canvas.nbytes), disk.replacing(path) as file:
         plt.imsave(file, canvas[..., 0] if canvas.shape[2] == 1 else canvas, cmap="gray", vmin=0, vmax=1, format="png")
     return path
+
+
+def assembled(channels: int | None = None) -> Callable[[Shards], None]:
+    """What the commands make of a set: one file, of so many channels, and the grid; and they say where."""
+    return lambda shards: print(f"{shards.assemble(channels)}\n{grid(shards)}")
 
 
 def main(config: Config) -> Shards:
@@ -302,9 +310,9 @@ def main(config: Config) -> Shards:
         models.SCHEDULE, config.steps, gj.spacings.karras(sigma_min=config.sigma_min, sigma_max=config.sigma_max)
     )
     program, params = models.program(run, way, SAMPLERS[config.sampler](), levels)
-    told = json.loads((config.run / "models.json").read_text())["networks"]
+    told = models.entries(config.run)
     identity = {name: getattr(config, name) for name in ("guidance", "scale", "sampler", "steps", "sigma_min", "sigma_max")}
-    shards = generate(
+    return generate(
         program,
         (params, jnp.float32(config.scale)),
         balanced(config.samples, classes),
@@ -313,10 +321,8 @@ def main(config: Config) -> Shards:
         {**identity, "interval": models.INTERVAL, "networks": {name: told[name] for name in way.networks}},
         batch=config.batch,
         shard=config.shard,
+        finish=assembled(config.channels),
     )
-    if jax.process_index() == 0:
-        print(f"{shards.assemble(config.channels)}\n{grid(shards)}")
-    return shards
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from jax import Array
 
 import guidance_jax as gj
 from experiments import devices as local
-from experiments.generate import Program, balanced, generate, grid
+from experiments.generate import Program, assembled, balanced, generate
 from experiments.shards import Shards
 from guidance_jax import pretrained
 from guidance_jax.base import Schedule
@@ -252,7 +252,7 @@ def main(config: Config) -> Shards:
     else:
         program, params = by_dit(model, read, way, steps, config.guided_channels)
         identity["guided_channels"] = config.guided_channels
-    shards = generate(
+    return generate(
         program,
         (params, jnp.float32(scale)),
         balanced(config.samples, config.labels or range(classes)),
@@ -261,10 +261,8 @@ def main(config: Config) -> Shards:
         identity | {"weights": read.digests},
         batch=config.batch,
         shard=config.shard,
+        finish=assembled(),
     )
-    if jax.process_index() == 0:
-        print(f"{shards.assemble()}\n{grid(shards)}")
-    return shards
 
 
 if __name__ == "__main__":

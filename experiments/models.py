@@ -16,7 +16,7 @@ from jax import Array
 
 import guidance_jax as gj
 from experiments.checkpoints import restore
-from experiments.shards import replacing
+from experiments.disk import DamagedError, read_json, replacing
 from guidance_jax.base import Denoiser
 
 SCHEDULE = gj.schedules.cosine()
@@ -87,19 +87,57 @@ def load(run: Path) -> Run:
     """The networks of a run, from their checkpoints.
 
     Raises:
-      FileNotFoundError: if the directory is no run.
+      FileNotFoundError: if the directory is no run, or a checkpoint is missing.
+      OSError: if a checkpoint is damaged.
+      ValueError: if `models.json` is damaged, or a checkpoint does not fit what it says.
     """
+    told = _told(run)
+
+    def trained(name: str, entry: dict[str, Any]) -> Trained:
+        try:
+            network = build(entry)
+            network.bind(network.params)
+        except Exception as error:
+            raise _damaged(run, f"its {name} cannot be built: {error}") from error
+        return network._replace(params=restore(run / entry["checkpoint"], network.params, entry.get("step")))
+
+    networks = {name: trained(name, entry) for name, entry in told["networks"].items()}
+    return Run(tuple(told["shape"]), tuple(told["names"]), networks)
+
+
+def entries(run: Path) -> dict[str, dict[str, Any]]:
+    """What `models.json` says of each network; raises as `load` does."""
+    return _told(run)["networks"]
+
+
+def _told(run: Path) -> dict[str, Any]:
     path = run / "models.json"
     if not path.exists():
         raise FileNotFoundError(f"{run} has no models.json: it is no finished run, as experiments.fashion_mnist leaves one.")
-    told = json.loads(path.read_text())
+    try:
+        told = read_json(path)
+    except DamagedError as error:
+        raise _damaged(run, str(error)) from error
+    shape, names, networks = (told.get(key) for key in ("shape", "names", "networks"))
+    if not isinstance(shape, list) or len(shape) != 3 or not all(type(side) is int and side > 0 for side in shape):
+        raise _damaged(run, f"its shape is {shape}, not that of an image")
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise _damaged(run, "its names are not those of classes")
+    if not isinstance(networks, dict) or not all(isinstance(entry, dict) for entry in networks.values()):
+        raise _damaged(run, "its networks are no dictionaries")
+    for name, entry in networks.items():
+        fields = {"kind": str, "config": dict, "checkpoint": str}
+        wrong = [field for field, kind in fields.items() if not isinstance(entry.get(field), kind)]
+        if wrong or type(entry.get("step", 0)) is not int:
+            raise _damaged(run, f"its {name} has no {wrong[0] if wrong else 'step'} that can be read")
+    return told
 
-    def trained(entry: dict[str, Any]) -> Trained:
-        network = build(entry)
-        return network._replace(params=restore(run / entry["checkpoint"], network.params, entry.get("step")))
 
-    networks = {name: trained(entry) for name, entry in told["networks"].items()}
-    return Run(tuple(told["shape"]), tuple(told["names"]), networks)
+def _damaged(run: Path, why: str) -> DamagedError:
+    return DamagedError(
+        f"{run / 'models.json'} is damaged or of another version: {why}. Run the training's own command again: it finds the"
+        " checkpoints and writes the file anew."
+    )
 
 
 class Way(NamedTuple):

@@ -2,67 +2,30 @@
 
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import hashlib
 import io
 import itertools
 import json
-import os
+import math
 import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
+from experiments import disk
+from experiments.disk import DamagedError, UnwrittenError, alone, replacing
+
+__all__ = ["DamagedError", "Shards", "UnwrittenError", "alone", "opened", "replacing", "samples"]
+
 IDENTITY = "identity.json"
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write in, which takes its place as `path` when it is whole and on the disk, and never before.
-
-    Raises:
-      OSError: if it cannot be written, as on a full disk. What stood at `path` is still there.
-    """
-    temporary = path.with_name(path.name + _TEMPORARY)
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-
-
-@contextlib.contextmanager
-def alone(directory: Path) -> Iterator[None]:
-    """Held by one program at a time; the lock falls with the program, however it ends.
-
-    Raises:
-      RuntimeError: if another program holds it.
-    """
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(handle)
-        raise RuntimeError(f"another program is writing into {directory}; wait for it, or end it first.") from error
-    except OSError:
-        pass  # A file system without locks.
-    try:
-        yield
-    finally:
-        os.close(handle)
+NAMES = r"identity\.json|shard-\d{5,}\.npz|samples_\d+(x\d+){3}\.npz|grid\.png"
+"""What is written into the directory of a set."""
+OTHERS = ("models.json", "checkpoints", "lock", "dataset_info.json", "model_index.json")
+"""What tells that a directory is of something else: a study, a training, a prepared data set, a model."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -101,17 +64,38 @@ class Shards:
         """Make the directory this set's, if it is nobody's; or let the set that it holds grow to this size.
 
         Raises:
-          ValueError: if it holds another set, with what differs and what to do.
+          ValueError: if it holds another set, or something else, with what differs and what to do.
         """
         path = self.directory / IDENTITY
-        if path.exists():
-            self.check()
-            if len(_known(self.directory)["labels"]) >= len(self.labels):
-                return
-        elif found := sorted(self.directory.glob("shard-*.npz")):
-            raise ValueError(f"{self.directory} holds {found[0].name}, but no {IDENTITY}; {_ELSEWHERE}")
+        try:
+            if path.exists():
+                self.check()
+                if len(_known(self.directory)["labels"]) >= len(self.labels):
+                    return
+            else:
+                self._recover(f"but no {IDENTITY}", "missing")
+        except DamagedError as error:
+            self._recover(f"and {error}", "damaged")
         with replacing(path) as file:
             file.write(json.dumps({**self.told, "labels": self.labels.tolist()}).encode())
+
+    def _recover(self, trouble: str, how: str) -> None:
+        """See that all that is in a directory which does not tell its set is of this one."""
+        if other := next((name for name in OTHERS if (self.directory / name).exists()), None):
+            raise ValueError(f"{self.directory} holds {other}: it is of something else than a generated set; choose another directory.")
+        found = {int(path.stem[6:]): path for path in self.directory.glob("shard-*.npz") if path.stem[6:].isdecimal()}
+        for number, path in sorted(found.items()):
+            try:
+                self.read(number)
+            except (FileNotFoundError, DamagedError):
+                continue  # The last one of a smaller set, or one that is made again.
+            except ValueError as error:
+                raise ValueError(
+                    f"{self.directory} holds {path.name}, {trouble}, and that is not of the set that is asked. Ask for the set"
+                    f" that it is of, and {IDENTITY} is written anew; or {_ELSEWHERE}"
+                ) from error
+        if found or how == "damaged":
+            warnings.warn(f"{self.directory / IDENTITY} was {how}: it is written anew.", stacklevel=4)
 
     def check(self) -> None:
         """See that the directory is this set's.
@@ -131,8 +115,7 @@ class Shards:
 
     def clean(self) -> None:
         """Remove what interrupted writing has left."""
-        for path in self.directory.glob("*" + _TEMPORARY):
-            path.unlink()
+        disk.clean(self.directory, NAMES)
 
     def write(self, number: int, images: np.ndarray) -> None:
         """Images `[n, H, W, C]` uint8 of one shard, with their labels and indices.
@@ -141,15 +124,20 @@ class Shards:
           OSError: if the disk takes no more; the shards that are finished stay.
         """
         indices = self.indices(number)
+        with self.kept(images.nbytes), replacing(self.path(number)) as file:
+            np.savez(file, images=images, labels=self.labels[indices], indices=indices, set=np.array(self.digest))
+
+    @contextlib.contextmanager
+    def kept(self, size: int) -> Iterator[None]:
+        """Says, of a file of `size` bytes that cannot be written, that what is finished is kept, and how to go on."""
         try:
-            with replacing(self.path(number)) as file:
-                np.savez(file, images=images, labels=self.labels[indices], indices=indices, set=np.array(self.digest))
-        except OSError as error:
+            yield
+        except UnwrittenError as error:
             stay = sum(self.path(i).exists() for i in range(self.count))
-            raise OSError(
+            raise UnwrittenError(
                 error.errno,
-                f"{self.path(number)} cannot be written: {error.strerror or error}. The {stay} of {self.count} shards that are"
-                " finished stay; make room, or mend what else it is, and start again: it goes on from there",
+                f"{error.strerror}. The {stay} of {self.count} shards that are finished stay; {disk.room(self.directory, "it", size)}."
+                " Make room, or mend what else it is, and start again: it goes on from there",
             ) from error
 
     def read(self, number: int) -> np.ndarray:
@@ -232,7 +220,8 @@ class Shards:
             raise ValueError(f"images of {own} channels cannot be written with {channels}; only grey ones are repeated.")
         shape = (len(self.labels), *first.shape[1:3], channels)
         path = self.directory / f"samples_{'x'.join(map(str, shape))}.npz"
-        with replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
+        size = math.prod(shape) + 8 * len(self.labels) + 1000
+        with self.kept(size), replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
             with archive.open("arr_0.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array_header_1_0(member, {"descr": "|u1", "fortran_order": False, "shape": shape})
                 for images in itertools.chain((first,), parts):
@@ -242,21 +231,27 @@ class Shards:
         return path
 
 
-class DamagedError(ValueError):
-    """A file that is not what was written."""
-
-
-_TEMPORARY = ".tmp"
 _ELSEWHERE = "choose another directory, or remove this one."
 
 
 def _known(directory: Path) -> dict[str, Any]:
     """What a directory tells of its set."""
     path = directory / IDENTITY
+    again = "Start the generation again by its own command: it is written anew, and what is finished stays"
     try:
-        return json.loads(path.read_bytes())
-    except ValueError as error:
-        raise DamagedError(f"{path} is damaged ({error}); {_ELSEWHERE}") from error
+        told = disk.read_json(path)
+    except DamagedError as error:
+        raise DamagedError(f"{error}. {again}") from error
+    if told and not {"shard", "labels"} & told.keys():
+        raise ValueError(
+            f"{path} is of something else than a generated set, as of a training: it tells {', '.join(sorted(told))[:200]}."
+            " Nothing is changed there; choose another directory."
+        )
+    size, labels, identity = (told.get(name) for name in ("shard", "labels", "identity"))
+    numbers = isinstance(labels, list) and labels and all(type(label) is int and abs(label) < 2**31 for label in labels)
+    if type(size) is not int or size < 1 or not numbers or not isinstance(identity, dict):
+        raise DamagedError(f"{path} is damaged, or of another version (it needs shard, labels and identity). {again}")
+    return told
 
 
 def _differences(there: Any, asked: Any, name: str = "") -> Iterator[str]:

@@ -1,0 +1,169 @@
+"""Files of runs on disk: written whole or not at all, by one program at a time, and read back with errors that name them."""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, BinaryIO
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_TEMPORARY = ".tmp"
+
+
+class DamagedError(ValueError):
+    """A file that is not what was written."""
+
+
+class UnwrittenError(OSError):
+    """A file or directory that could not be written."""
+
+
+def made(directory: Path) -> Path:
+    """The directory, made where it is missing.
+
+    Raises:
+      UnwrittenError: if it cannot be made, or is something else.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = "it is a file, or a link to nothing" if isinstance(error, FileExistsError) else error.strerror
+        raise UnwrittenError(error.errno, f"the directory {directory} cannot be made: {why}") from error
+    return directory
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write in, which takes its place as `path` when it is whole and on the disk, and never before.
+
+    Raises:
+      UnwrittenError: if it cannot be written, as on a full disk. What stood at `path` is still there.
+    """
+    temporary = path.with_name(f"{secrets.token_hex(4)}.{path.name}{_TEMPORARY}")
+    try:
+        with temporary.open("xb") as file:
+            _held(file)  # So that `clean` knows it as one in work.
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(temporary, path)
+        _sync(path.parent)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if not isinstance(error, Exception) or (unwritten := _unwritten(error, temporary)) is None:
+            raise
+        text = f"{path} cannot be written: {unwritten.strerror or unwritten}"
+        raise UnwrittenError(unwritten.errno, text) from error
+
+
+def clean(directory: Path, names: str) -> None:
+    """Removes what `replacing` has left of files with these names, a regular expression, where it was interrupted."""
+    ours = re.compile(rf"([0-9a-f]{{8}}\.)?({names}){re.escape(_TEMPORARY)}")
+    for path in directory.glob("*" + _TEMPORARY):
+        if ours.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+            with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+                if _held(file):
+                    path.unlink()
+
+
+@contextlib.contextmanager
+def alone(directory: Path) -> Iterator[None]:
+    """Held by one program at a time; the lock falls with the program, however it ends.
+
+    Raises:
+      RuntimeError: if another program holds it.
+    """
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        if not _held(handle):
+            raise RuntimeError(f"another program is writing into {directory}; wait for it, or end it first.")
+        yield
+    finally:
+        os.close(handle)
+
+
+def locked(path: Path) -> IO[str] | None:
+    """The file, open and held until it is closed; None if another program holds it."""
+    file = path.open("w")
+    if _held(file):
+        return file
+    file.close()
+    return None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The dictionary of a JSON file.
+
+    Raises:
+      DamagedError: if it holds none.
+    """
+    try:
+        told = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"{path} is damaged ({error or type(error).__name__})") from error
+    if not isinstance(told, dict):
+        raise DamagedError(f"{path} is damaged (it holds a {type(told).__name__}, not a dictionary)")
+    return told
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error is that of a disk, a quota or a file size that is used up, also one that is known by its text alone."""
+    return any(getattr(one, "errno", None) in FULL for one in _chain(error)) or any(
+        os.strerror(code) in str(error) for code in FULL
+    )
+
+
+def room(directory: Path, what: str, size: int) -> str:
+    """What a file needs, and what there is."""
+    try:
+        free = f"{_bytes(shutil.disk_usage(directory).free)} are free in {directory}"
+    except OSError as error:
+        free = f"{directory} does not tell what is free ({error.strerror})"
+    return f"{what} takes {_bytes(size)}, and {free}"
+
+
+def _held(file: Any) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass  # A file system without locks.
+    return True
+
+
+def _sync(directory: Path) -> None:
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _unwritten(error: BaseException, temporary: Path) -> OSError | None:
+    """The error of writing the temporary file that is behind an error; a zip file that cannot be closed says something else."""
+    for one in _chain(error):
+        if isinstance(one, OSError) and one.errno is not None and one.filename in (None, str(temporary)):
+            return one
+    return None
+
+
+def _bytes(size: int) -> str:
+    for unit in ("bytes", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.4g} {unit}"
+        size = size / 1000
+    return f"{size:.4g} GB"

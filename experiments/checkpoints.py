@@ -128,7 +128,12 @@ class Checkpoints:
         """
         self.wait()
         parts = {part: leaves(host(state[part])) for part in PARTS}
-        content = {"run": self.run.name, "step": step, "iterators": iterators, "leaves": {part: _digests(parts[part]) for part in PARTS}}
+        content = {
+            "run": self.run.name,
+            "step": step,
+            "iterators": iterators,
+            "leaves": {part: _digests(parts[part]) for part in PARTS},
+        }
         about = {"content": content, "sha256": _sha(json.dumps(content, sort_keys=True).encode())}
         # Orbax writes no arrays without values; what is said about them is all there is.
         items = {part: {name: leaf for name, leaf in parts[part].items() if leaf.size} for part in PARTS}
@@ -158,7 +163,8 @@ class Checkpoints:
         """The error of what could not be written, and how to go on."""
         mend = "Mend that"
         if disk.is_full(error):
-            mend = f"Is the disk full? {disk.room(self.run, "A checkpoint", self._size)}. Make room"
+            room = disk.room(self.run, "A checkpoint", self._size)
+            mend = f"Is the disk full? {room}. Make room"
         return OSError(f"{what}: {error}. {mend} and start again. {self.last()}")
 
     def last(self) -> str:
@@ -229,17 +235,17 @@ def claim(run: Path, text: str) -> None:
     disk.clean(run, r"identity\.json")
     if path.exists():
         try:
-            there = disk.read_json(path)
+            if not (there := disk.read_json(path)):
+                raise disk.DamagedError(f"{path} is damaged (it tells nothing)")
         except disk.DamagedError as error:
             warnings.warn(f"{error}: it is written anew.", stacklevel=3)
         else:
-            if there and (difference := _difference(there, json.loads(text))):
+            if difference := _difference(there, json.loads(text)):
                 raise ValueError(
                     f"{path} contradicts its directory's name: {difference}. If the checkpoints beside it are of this training,"
                     " remove that file alone: it is written anew. Else move the directory away."
                 )
-            if there:
-                return
+            return
     with disk.replacing(path) as file:
         file.write(text.encode())
 
@@ -278,7 +284,9 @@ def put(found: Leaves, like: Any) -> Any:
 
 
 def _read_part(path: Path, part: str, digests: dict[str, list[Any]]) -> Leaves:
-    empty = {name: np.zeros(shape, jax.numpy.dtype(dtype)) for name, (dtype, shape, _) in digests.items() if not math.prod(shape)}
+    empty = {
+        name: np.zeros(shape, jax.numpy.dtype(dtype)) for name, (dtype, shape, _) in digests.items() if not math.prod(shape)
+    }
     as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in digests if name not in empty}
     try:
         with _reader(ocp.PyTreeCheckpointHandler) as reader:

@@ -5,6 +5,7 @@ import dataclasses
 import fcntl
 import functools
 import importlib.util
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -139,10 +140,12 @@ def records(name: str, split: str, directory: Path, manual_dir: Path | None = No
     builder = prepare(name, directory, manual_dir)
     features = _checked(name, builder)
     image, label, folder = features["image"], features["label"], Path(builder.data_path)
-    parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(builder.info.splits)
-    if not all(part.from_ < part.to for part in parts):
-        there = ", ".join(f"{split} {info.num_examples}" for split, info in builder.info.splits.items())
-        raise ValueError(f"the split {split!r} of {name!r} is empty; its splits hold so many images: {there}.")
+    there = {each: info.num_examples for each, info in builder.info.splits.items()}
+    for part in tfds.core.ReadInstruction.from_spec(split).to_absolute(builder.info.splits):
+        end = there[part.splitname] if part.to is None else part.to
+        if (part.from_ or 0) >= end:
+            told = ", ".join(f"{each} {count}" for each, count in there.items())
+            raise ValueError(f"the split {split!r} of {name!r} is empty; its splits hold so many images: {told}.")
     try:
         source = builder.as_data_source(split)
     except ValueError as error:
@@ -157,7 +160,15 @@ def prepare(name: str, directory: Path, manual_dir: Path | None = None) -> Any:
     wait for it; what a killed one left is removed.
     """
     where: Any = {"data_dir": str(directory.absolute()), "file_format": "array_record"}
-    theirs: Any = Digits(**where) if name == "digits" else tfds.builder(name, **where)
+    try:
+        theirs: Any = Digits(**where) if name == "digits" else tfds.builder(name, **where)
+    except (tfds.core.DatasetNotFoundError, ImportError):
+        raise
+    except Exception:
+        # TFDS reads what is prepared already.
+        for info in sorted((directory / re.split("[:/]", name)[0]).rglob("dataset_info.json")):
+            _read(info.parent)
+        raise
     path = Path(theirs.data_path)
     if not path.exists() and not path.is_symlink():
         with _alone(directory):
@@ -167,14 +178,7 @@ def prepare(name: str, directory: Path, manual_dir: Path | None = None) -> Any:
             if not path.exists():
                 _prepare(name, theirs, manual_dir)
     # What is prepared describes itself: written by TFDS as Image, by us as Tensor.
-    try:
-        prepared = tfds.builder_from_directory(path)
-        if not prepared.info.splits:
-            raise ValueError("it has no splits")
-    except ImportError:
-        raise
-    except Exception as error:
-        raise _damaged(path, error) from error
+    prepared = _read(path)
     if manual_dir and isinstance(theirs, MNIST):
         idx.check_same(prepared, theirs, manual_dir)
     return prepared
@@ -189,6 +193,19 @@ def _checked(name: str, builder: Any) -> Any:
     if None in image.shape:
         raise ValueError(f"the data set {name!r} has images of many sizes, {image.shape}; take one that is resized.")
     return features
+
+
+def _read(folder: Path) -> Any:
+    """The builder of a prepared set; raises RuntimeError if it is damaged."""
+    try:
+        prepared = tfds.builder_from_directory(folder)
+        if not prepared.info.splits:
+            raise ValueError("it has no splits")
+    except ImportError:
+        raise
+    except Exception as error:  # A damaged description fails in a dozen ways.
+        raise _damaged(folder, error) from error
+    return prepared
 
 
 def _damaged(folder: Path, error: Exception) -> RuntimeError:

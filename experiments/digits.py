@@ -165,15 +165,17 @@ def judge(trained: dict[str, tuple[Any, Any]], evaluator: Evaluator, samples: Ar
     nnx.update(evaluator, params)
     graph, weights = nnx.split(evaluator)
 
+    # The weights and the held-out images are arguments: as constants, XLA would work their features out while it compiles.
     @jax.jit
-    def measure(images: Array) -> tuple[Array, ...]:
+    def measure(weights: Any, real: Array, images: Array) -> tuple[Array, ...]:
         judged = nnx.merge(graph, weights)
         classes, each, *shape = images.shape
         flat = images.reshape(classes * each, *shape)
         accuracy = gj.metrics.accuracy(judged(flat), jnp.repeat(jnp.arange(classes), each))
-        return accuracy, *gj.metrics.precision_recall(judged.features(jnp.asarray(test_set.images)), judged.features(flat))
+        return accuracy, *gj.metrics.precision_recall(judged.features(real), judged.features(flat))
 
-    rows = [map(float, measure(images)) for images in samples]
+    real = jnp.asarray(test_set.images)
+    rows = [map(float, measure(weights, real, images)) for images in samples]
     return [dict(zip(("accuracy", "precision", "recall"), row, strict=True)) for row in rows]
 
 

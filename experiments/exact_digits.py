@@ -112,15 +112,15 @@ def fit(config: Config, train: data.Data, test: data.Data) -> tuple[World, float
     kernel = lambda a, b: jnp.exp(-0.2 * ((a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T))
     gram = np.asarray(kernel(held_out, held_out)) + 0.1 * np.eye(len(held_out))
     answers = jnp.asarray(np.linalg.solve(gram, np.eye(train.classes)[test.labels[:2000]]), jnp.float32)
-    judge = lambda x: kernel(x, held_out) @ answers
+    judge = jax.tree_util.Partial(lambda held_out, answers, x: kernel(x, held_out) @ answers, jnp.asarray(held_out), answers)
     images = lambda x: (np.asarray(x) / unit @ pca.components_ + pca.mean_).reshape(*x.shape[:-1], *shape)
     reading = gj.metrics.accuracy(judge(x[:10_000]), jnp.asarray(train.labels[:10_000]))
     return World(moments, weights, judge, images), float(reading)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def measure(world: World, samples: Array) -> dict[str, Array]:
-    """Accuracy and Frechet distance of samples `[classes, n, D]`."""
+def measure(world: World, judge: Callable[[Array], Array], samples: Array) -> dict[str, Array]:
+    """Accuracy and Frechet distance of samples `[classes, n, D]`; the judge's arrays are arguments, for they are large."""
     with jax.ensure_compile_time_eval():  # no second decomposition in the program, see frechet_distance
         mixture = world.model()
     classes, x = jnp.arange(len(samples)), samples.reshape(-1, samples.shape[2])
@@ -133,7 +133,7 @@ def measure(world: World, samples: Array) -> dict[str, Array]:
     moments = samples.mean(1), jax.vmap(lambda part: jnp.cov(part, rowvar=False))(samples)
     distances = jax.vmap(gj.metrics.frechet_distance)(*and_pooled(*moments), *and_pooled(*world.moments))
     right = lambda logits: gj.metrics.accuracy(logits, jnp.repeat(classes, samples.shape[1]))
-    quality = {"judged": right(world.judge(x)), "exact": right(posterior)}
+    quality = {"judged": right(judge(x)), "exact": right(posterior)}
     return quality | {"fd": distances[-1], "class_fd": distances[:-1].mean()}
 
 
@@ -145,14 +145,15 @@ def sweep(config: Config, world: World, make: Any, settings: Any, given: Any = (
     # The start is given, for to draw it would be half of what there is to compile; the sampler draws nothing.
     x = levels.sigma[0] * np.random.default_rng((config.seed, seed)).standard_normal((len(labels), size), np.float32)
     keys = jax.random.split(jax.random.key(config.seed), len(labels))
-    over = lambda run: jax.jit(jax.vmap(lambda setting: run(keys, *make(labels, *setting, *given), gj.dpmpp_2m(), levels, x)))
+    one = lambda run, setting, keys, x: run(keys, *make(labels, *setting, *given), gj.dpmpp_2m(), levels, x)
+    over = lambda run: jax.jit(jax.vmap(functools.partial(one, run), in_axes=(0, None, None)))
     hasty = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-    program = over(gj.sample).lower(settings).compile(hasty if config.smoke else None)
+    program = over(gj.sample).lower(settings, keys, x).compile(hasty if config.smoke else None)
     start = time.perf_counter()
-    samples = jax.block_until_ready(program(settings)).reshape(len(settings), classes, -1, size)
+    samples = jax.block_until_ready(program(settings, keys, x)).reshape(len(settings), classes, -1, size)
     cost = {"milliseconds": 1e3 * (time.perf_counter() - start) / (len(settings) * len(labels))}
-    counts = over(gj.evaluations)(settings).tolist()
-    rows = [jax.tree.map(float, measure(world, part)) | cost for part in samples]
+    counts = over(gj.evaluations)(settings, keys, x).tolist()
+    rows = [jax.tree.map(float, measure(world, world.judge, part)) | cost for part in samples]
     return samples, [row | {"evaluations": count} for row, count in zip(rows, counts, strict=True)]
 
 
@@ -247,7 +248,7 @@ def main(config: Config) -> dict[str, Any]:
     print(f"{len(train.labels)} images fitted; the judge, which has not seen them, reads {reading:.1%} of them.")
     rng, laws = np.random.default_rng((config.seed, 2)), zip(*map(np.asarray, world.moments), strict=True)
     fresh = np.array([rng.multivariate_normal(mean, covariance, config.samples) for mean, covariance in laws])
-    floor = jax.tree.map(float, measure(world, jnp.asarray(fresh, jnp.float32)))
+    floor = jax.tree.map(float, measure(world, world.judge, jnp.asarray(fresh, jnp.float32)))
     results: dict[str, Any] = {"exact samples": [floor | {"scale": 1.0, "evaluations": 0, "milliseconds": 0.0}]}
     real = np.stack([test.images[test.labels == y][:6] for y in range(train.classes)])
     samples, scans, grids = {}, {}, [{"real, held out": real}, {"real, held out": real}]

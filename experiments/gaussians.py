@@ -7,6 +7,7 @@ arXiv:2503.02819) do sample it: shown there, and on mixtures in the plane. Nothi
 """
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -93,8 +94,8 @@ def measured(config: Config) -> dict[str, Array]:
     )
 
     @jax.jit
-    @jax.vmap
-    def variances(scale: Array) -> dict[str, Array]:
+    @functools.partial(jax.vmap, in_axes=(0, None))
+    def variances(scale: Array, keys: Array) -> dict[str, Array]:
         samplers = {"ddim": gj.ddim(), "ddpm": gj.ddpm()}
         samples = {name: gj.sample(keys, branches, gj.cfg(scale), sampler, levels, (1,)) for name, sampler in samplers.items()}
         target = gj.targets.tilted(scale)
@@ -102,7 +103,7 @@ def measured(config: Config) -> dict[str, Array]:
         square, error = pooled(found, found.x**2)
         return jax.tree.map(lambda x: x.var(), samples) | {"tilted": square[0], "tilted_error": error[0]}
 
-    return variances(jnp.array(config.scales))
+    return variances(jnp.array(config.scales), keys)
 
 
 PARTICLES = gj.heun_sde(2.0)
@@ -159,21 +160,21 @@ def tilted(config: Config) -> list[dict[str, Any]]:
     keys, labels = jax.random.split(jax.random.key(config.seed), n), jnp.zeros(n, int)
     branches = gj.branches(mixture.denoise, cond=labels, uncond=labels - 1)
 
-    def plain(scale: Array, sampler: gj.Sampler) -> tuple[Array, Array]:
+    def plain(keys: Array, scale: Array, sampler: gj.Sampler) -> tuple[Array, Array]:
         x = gj.sample(keys, branches, gj.cfg(scale), sampler, levels, (2,))
         values = statistics(x, x[:, 0].mean())
         return values.mean(0), values.std(0) / np.sqrt(n)
 
     @jax.jit
-    def ways(scale: Array) -> Any:
+    def ways(keys: Array, scale: Array) -> Any:
         target = gj.targets.tilted(scale)
         found = gj.feynman_kac(keys, branches, target, PARTICLES, levels, (2,), size=config.particles)
         weighted = pooled(found, statistics(found.x, pooled(found, found.x)[0][0]))
-        return plain(scale, gj.heun()), plain(scale, gj.heun_sde()), found, weighted
+        return plain(keys, scale, gj.heun()), plain(keys, scale, gj.heun_sde()), found, weighted
 
     rows = []
     for w in config.tilted_scales:
-        ode, sde, found, weighted = ways(jnp.float32(w))
+        ode, sde, found, weighted = ways(keys, jnp.float32(w))
         normaliser = np.exp(np.asarray(found.log_normaliser, np.float64))
         extra = {
             "log_normaliser": float(np.log(normaliser.mean())),
@@ -206,8 +207,8 @@ def picture(config: Config) -> dict[str, float]:
     keys = jax.random.split(jax.random.key(config.seed), n)
     labels = jnp.zeros(n, int)
     branches = gj.branches(mixture.denoise, cond=labels, uncond=jnp.full(n, -1))
-    generate = jax.jit(lambda scale: gj.sample(keys, branches, gj.cfg(scale), gj.ddim(), levels, (2,)))
-    ancestral = jax.jit(lambda scale: gj.sample(keys, branches, gj.cfg(scale), gj.ddpm(), levels, (2,)))
+    generate = jax.jit(lambda keys, scale: gj.sample(keys, branches, gj.cfg(scale), gj.ddim(), levels, (2,)))
+    ancestral = jax.jit(lambda keys, scale: gj.sample(keys, branches, gj.cfg(scale), gj.ddpm(), levels, (2,)))
 
     side = np.linspace(-4.0, 4.0, 240)
     grid = jnp.asarray(np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2), jnp.float32)
@@ -223,9 +224,9 @@ def picture(config: Config) -> dict[str, float]:
     weights = found.log_weights + jnp.repeat(found.log_normaliser, config.particles)
     drawn = gj.particles.systematic(jax.random.key(config.seed), weights)
     shown = {
-        "unguided: p(x | y)": (generate(1.0), density(conditional)),
-        f"CFG at {w:g}, DDIM": (generate(w), tilted),
-        f"CFG at {w:g}, DDPM": (ancestral(w), tilted),
+        "unguided: p(x | y)": (generate(keys, 1.0), density(conditional)),
+        f"CFG at {w:g}, DDIM": (generate(keys, w), tilted),
+        f"CFG at {w:g}, DDPM": (ancestral(keys, w), tilted),
         f"CFG at {w:g}, particles": (found.x[drawn], tilted),
     }
     everything, heights = density(unconditional), np.array([0.05, 0.2, 0.4, 0.6, 0.8])

@@ -143,12 +143,12 @@ def search(config: Config, world: World, bank: Array, scales: np.ndarray) -> tup
     spacing = scales[1] - scales[0]
 
     @functools.partial(jax.jit, static_argnames="n")
-    def at(low: float, high: float, scales: Array, n: int) -> Array:
+    def at(bank: Array, low: float, high: float, scales: Array, n: int) -> Array:
         guided = lambda scale: criterion(world, gj.during(gj.cfg(scale), low, high), bank[:n], jax.random.key(config.seed + 1))
         return jax.lax.map(guided, scales)
 
     def one(pair: tuple[float, float], scales: np.ndarray, n: int) -> Found:
-        tried = np.asarray(at(*pair, jnp.asarray(scales, jnp.float32), n))
+        tried = np.asarray(at(bank, *pair, jnp.asarray(scales, jnp.float32), n))
         return Found(*pair, float(scales[tried.argmin()]), float(tried.min()))
 
     def best(pairs: list[tuple[float, float]], name: str) -> Found:
@@ -165,7 +165,7 @@ def train(config: Config, world: World, bank: Array, start: float) -> tuple[Arra
     optimizer = optax.adam(optax.cosine_decay_schedule(config.rate, config.iterations), b2=0.99)
 
     @jax.jit
-    def step(values: Array, state: Any, key: Array) -> tuple[Array, Any, Array]:
+    def step(bank: Array, values: Array, state: Any, key: Array) -> tuple[Array, Any, Array]:
         choose, draw = jax.random.split(key)
 
         def loss(values: Array) -> tuple[Array, Array]:
@@ -181,7 +181,7 @@ def train(config: Config, world: World, bank: Array, start: float) -> tuple[Arra
     state, history = optimizer.init(values), []
     with tqdm(keys, desc="training", leave=False) as bar:
         for key in bar:
-            values, state, value = step(values, state, key)
+            values, state, value = step(bank, values, state, key)
             history.append(float(value))
             bar.set_postfix(distance=f"{np.sqrt(history[-1]):.4f}", refresh=False)
     return values, np.array(history)
@@ -192,14 +192,14 @@ def references(config: Config, world: World, bank: Array, guidances: dict[str, g
     keys = jax.random.split(jax.random.key(config.seed + 6), 16)
 
     def mean(guidance: gj.Guidance | None) -> float:
-        def one(key: Array) -> Array:
+        def one(bank: Array, key: Array) -> Array:
             choose, draw = jax.random.split(key)
             x, target = bank[jax.random.randint(choose, (2, config.batch), 0, len(bank))]
             if guidance is None:
                 return gj.metrics.sliced_wasserstein(x, target, draw, projections=32) ** 2
             return criterion(world, guidance, target, draw)
 
-        return float(jax.jit(lambda keys: jax.lax.map(one, keys).mean())(keys))
+        return float(jax.jit(lambda bank, keys: jax.lax.map(functools.partial(one, bank), keys).mean())(bank, keys))
 
     return {name: mean(guidances.get(name)) for name in ("best constant", "best interval", "exact samples")}
 

@@ -137,9 +137,8 @@ class World:
         keys = jax.random.split(jax.random.key(self.config.seed + seed), len(self.labels))
 
         @jax.jit
-        def generate(keys: Array, scale: Array, levels: gj.NoiseLevel) -> tuple[Array, Array]:
-            nothing = jnp.full_like(self.labels, -1)
-            branches = gj.branches(self.truth.denoise, cond=self.labels, uncond=nothing)
+        def generate(keys: Array, labels: Array, scale: Array, levels: gj.NoiseLevel) -> tuple[Array, Array]:
+            branches = gj.branches(self.truth.denoise, cond=labels, uncond=jnp.full_like(labels, -1))
             guidance = {
                 "CFG": gj.cfg(scale),
                 "thresholded": gj.chain(gj.cfg(scale), gj.dynamic_threshold(100.0, self.reach)),
@@ -151,7 +150,7 @@ class World:
             return state.x, state.evaluations
 
         levels = path(steps, (LOW, HIGH) if way.guidance == "interval" else ())
-        x, evaluations = generate(keys, jnp.float32(scale), levels)
+        x, evaluations = generate(keys, self.labels, jnp.float32(scale), levels)
         return x, int(evaluations)
 
     def exact(self, way: Way, scale: float, seed: int) -> Array:

@@ -82,7 +82,9 @@ class Shards:
     def _recover(self, trouble: str, how: str) -> None:
         """See that all that is in a directory which does not tell its set is of this one."""
         if other := next((name for name in OTHERS if (self.directory / name).exists()), None):
-            raise ValueError(f"{self.directory} holds {other}: it is of something else than a generated set; choose another directory.")
+            raise ValueError(
+                f"{self.directory} holds {other}: it is of something else than a generated set; choose another directory."
+            )
         found = {int(path.stem[6:]): path for path in self.directory.glob("shard-*.npz") if path.stem[6:].isdecimal()}
         for number, path in sorted(found.items()):
             try:
@@ -133,10 +135,10 @@ class Shards:
         try:
             yield
         except UnwrittenError as error:
-            stay = sum(self.path(i).exists() for i in range(self.count))
+            stay, room = sum(self.path(i).exists() for i in range(self.count)), disk.room(self.directory, "it", size)
             raise UnwrittenError(
                 error.errno,
-                f"{error.strerror}. The {stay} of {self.count} shards that are finished stay; {disk.room(self.directory, "it", size)}."
+                f"{error.strerror}. The {stay} of {self.count} shards that are finished stay; {room}."
                 " Make room, or mend what else it is, and start again: it goes on from there",
             ) from error
 

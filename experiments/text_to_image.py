@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+import PIL.Image
+import PIL.ImageOps
 import tyro
 from jax import Array
 
@@ -130,10 +132,21 @@ def program(model: text_to_image.Model, config: Config, size: tuple[int, int]) -
 
 
 def read(path: Path, size: tuple[int, int] | None = None, method: str = "lanczos3") -> Array:
-    """A picture, `[H, W, 3]` in [-1, 1], brought to a size."""
-    pixels = np.asarray(plt.imread(path))
-    pixels = pixels / 255 if pixels.dtype == np.uint8 else pixels
-    pixels = np.repeat(pixels[..., None], 3, axis=2) if pixels.ndim == 2 else pixels[..., :3]
+    """A picture, `[H, W, 3]` in [-1, 1], upright as its EXIF data say, brought to a size.
+
+    Raises:
+      ValueError: if the file holds no picture that can be read.
+    """
+    try:
+        with PIL.Image.open(path) as file:
+            upright = PIL.ImageOps.exif_transpose(file)
+            deep = upright.mode.startswith("I")  # Grey of 16 bits.
+            pixels = np.asarray(upright if deep else upright.convert("RGB"), np.float64) / (65535 if deep else 255)
+    except FileNotFoundError:
+        raise
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"{path} holds no picture that can be read: {error}") from error
+    pixels = np.repeat(pixels[..., None], 3, axis=2) if deep else pixels
     image = jnp.asarray(2 * pixels - 1, jnp.float32)
     return image if size is None else jnp.clip(jax.image.resize(image, (*size, 3), method), -1, 1)
 

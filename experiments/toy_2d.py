@@ -7,6 +7,7 @@ are known, so every method is judged without an estimate but the samples' own no
 """
 
 import dataclasses
+import functools
 import itertools
 import json
 from pathlib import Path
@@ -165,15 +166,15 @@ def study(config: Config, world: World, names: tuple[str, ...]) -> dict[str, dic
     keys = jax.random.split(jax.random.key(config.seed), config.samples)
 
     @jax.jit
-    @jax.vmap
-    def at(scale: Array) -> dict[str, Array]:
+    @functools.partial(jax.vmap, in_axes=(0, None))
+    def at(scale: Array, keys: Array) -> dict[str, Array]:
         x, counts = [world.truth.sample(keys[0], len(keys), classes(len(keys)))], [jnp.int32(0)]
         for name in names:
             x.append(gj.sample(*arguments(config, world, name, keys, scale)))
             counts.append(gj.evaluations(*arguments(config, world, name, keys[:1], scale)))
         return {"x": jnp.stack(x), **jax.vmap(worth, in_axes=(None, 0))(world, jnp.stack(x)), "evaluations": jnp.stack(counts)}
 
-    found = jax.tree.map(np.asarray, at(jnp.array(config.scales)))
+    found = jax.tree.map(np.asarray, at(jnp.array(config.scales), keys))
     return {name: {key: value[:, i] for key, value in found.items()} for i, name in enumerate(("truth", *names))}
 
 
@@ -181,10 +182,10 @@ def picture(config: Config, world: World, rows: dict[str, dict[str, Any]]) -> No
     """The samples of class 0 by every method, on the outline of 99 % of their truth, and in grey that of the other class."""
     across, up = np.linspace(-1.8, 1.8, 360), np.linspace(-1.35, 1.35, 270)
     grid = jnp.asarray(np.stack(np.meshgrid(across, up), axis=-1).reshape(-1, 2), jnp.float32)
-    density = jax.jit(lambda y: world.truth.log_prob(grid, world.clean, jnp.full(len(grid), y)) - world.edge)
+    density = jax.jit(lambda grid, y: world.truth.log_prob(grid, world.clean, jnp.full(len(grid), y)) - world.edge)
     with plt.rc_context(pictures.STYLE):
         figure, axes = plt.subplots(2, 4, figsize=(13, 5.9), layout="constrained")
-        own, other = (density(y).reshape(len(up), len(across)) for y in (0, 1))
+        own, other = (density(grid, y).reshape(len(up), len(across)) for y in (0, 1))
         for axis, (name, row) in zip(axes.flat, rows.items(), strict=True):
             axis.contour(across, up, other, levels=[0], colors=MUTED, linewidths=0.4)
             axis.contour(across, up, own, levels=[0], colors=ORANGE, linewidths=0.7)

@@ -114,6 +114,28 @@ def doomed(cache: Path, directory: Path, log: Path, death: str = "") -> None:
     generate(slow, inputs(), labels, 0, directory, {"of": "the doomed"}, batch=BATCH, shard=SHARD)
 
 
+def assembling(cache: Path, directory: Path, begun: Path, go: Path) -> None:
+    """Draws what the doomed draw, and stops amid the assembly, until it may go on."""
+    start(cache, 1)
+    import numpy as np
+
+    from experiments import shards
+    from experiments.generate import assembled, generate
+
+    parts = shards.Shards.parts
+
+    def slow(self: Any) -> Any:
+        for number, part in enumerate(parts(self)):
+            yield part
+            begun.touch()
+            while number == 2 and not go.exists():
+                time.sleep(0.002)
+
+    shards.Shards.parts = slow
+    drawn = np.arange(SAMPLES), 0, directory, {"of": "the doomed"}
+    generate(program, inputs(), *drawn, batch=BATCH, shard=SHARD, finish=assembled())
+
+
 def one_of_two(cache: Path, directory: Path, log: Path, port: int, process: int) -> None:
     """Process 0 or 1 of two, with four devices each; 1 is the slower one."""
     start(cache, 4)

@@ -263,8 +263,52 @@ def test_a_damaged_prepared_set_is_told(tmp_path, prepared):
     where = Path(shutil.copytree(prepared[0], tmp_path / "sets"))
     (path,) = where.rglob("*train.array_record*")
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(RuntimeError, match=f"{path.parent} is damaged: .*Remove it"):
+    with pytest.raises(RuntimeError, match=f"{path.parent} is damaged: .*Move it away"):
         data.load("fashion_mnist", "train", where)
+    assert len(data.load("fashion_mnist", "test", where)) == 13
+
+
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
+@pytest.mark.parametrize("told", [b"", b"{", b"[1]", b"3", b"{}", b"\xff\xfe", b"[" * 100_000, None])
+def test_a_prepared_set_that_does_not_tell_what_it_is_is_told(tmp_path, prepared, name, told):
+    """None: the file is missing."""
+    from experiments import data
+
+    where = Path(shutil.copytree(prepared[0], tmp_path / "sets"))
+    (path,) = where.rglob(name)
+    path.unlink() if told is None else path.write_bytes(told)
+    before = sorted(where.rglob("*"))
+    with pytest.raises(RuntimeError, match=f"the set in {path.parent} is damaged: .*Move it away"):
+        data.load("fashion_mnist", "train", where)
+    assert sorted(where.rglob("*")) == before
+
+
+def test_a_place_of_a_set_that_holds_none_is_told(tmp_path):
+    from experiments import data
+
+    place = tmp_path / "digits" / "1.0.0"
+    place.mkdir(parents=True)
+    for change in (
+        lambda: None,
+        lambda: (place.rmdir(), place.write_text("")),
+        lambda: (place.unlink(), place.symlink_to("x")),
+    ):
+        change()
+        with pytest.raises(RuntimeError, match=r"the set in .*digits/1\.0\.0 is damaged"):
+            data.load("digits", "train", tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"the directory .*file cannot be made: it is a file"):
+        data.load("digits", "train", tmp_path / "file")
+
+
+@pytest.mark.parametrize("split", ["test[:0]", "test[5:3]", "test[:0%]", "train[:9]+test[3:3]"])
+def test_an_empty_split_is_told_and_not_called_damaged(prepared, split):
+    from experiments import data
+
+    with pytest.raises(ValueError, match=r"is empty; its splits hold so many images: .*test 13"):
+        data.load("fashion_mnist", split, prepared[0])
+    with pytest.raises(ValueError, match="Unknown split 'tset'"):
+        data.load("fashion_mnist", "tset", prepared[0])
 
 
 def test_what_tfds_cannot_prepare_here_is_told(tmp_path, monkeypatch):

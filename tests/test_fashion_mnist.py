@@ -1,6 +1,7 @@
 """The study of Fashion-MNIST: what its tables stand on."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -126,6 +127,30 @@ def test_what_is_no_run_is_told(tmp_path):
 
     with pytest.raises(FileNotFoundError, match=r"no models\.json"):
         models.load(tmp_path)
+    for entry, told in (
+        ({"kind": "Transformer"}, "no network 'Transformer'"),
+        ({"config": {"width": 3}}, "cannot be built"),
+        ({"predicts": "nothing"}, "nothing"),
+        ({"kind": None}, "has no kind"),
+        ({"config": []}, "has no config"),
+        ({"checkpoint": 3}, "has no checkpoint"),
+        ({"step": "last"}, "has no step"),
+    ):
+        good = {"kind": "UNetClassifier", "config": {"shape": [4, 4, 1], "classes": 2, "widths": [8]}, "checkpoint": "here"}
+        models.save(tmp_path, (4, 4, 1), ("a", "b"), {"denoiser": good | entry})
+        with pytest.raises(
+            ValueError, match=rf"models\.json is damaged or of another version: .*denoiser.*{told}.*own command"
+        ):
+            models.load(tmp_path)
+    whole = {"shape": [4, 4, 1], "names": ["a"], "networks": {}}
+    texts = [b"", b"{", b"[1]", b"null", b"\xff\xfe", b"[" * 100_000]
+    for change in ({"shape": [4, 4]}, {"shape": 4}, {"names": "ab"}, {"names": []}, {"networks": []}, {"networks": {"a": 1}}):
+        texts.append(json.dumps(whole | change).encode())
+    for text in texts:
+        (tmp_path / "models.json").write_bytes(text)
+        for read in (models.load, models.entries):
+            with pytest.raises(ValueError, match=r"models\.json is damaged or of another version: .*writes the file anew"):
+                read(tmp_path)
     with pytest.raises(ValueError, match="no network 'Transformer'"):
         models.build({"kind": "Transformer", "config": {}})
     run = linear_run()

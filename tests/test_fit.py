@@ -1,6 +1,8 @@
 """The trainer: what it keeps, what it refuses, what it says."""
 
+import contextlib
 import dataclasses
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -154,9 +156,170 @@ def test_snapshots_stay(job, monkeypatch):
     assert (early != last["w"]).any()
     with pytest.raises(FileNotFoundError, match=r"no checkpoint of step 4; of these: \[3, 5, 12\]"):
         restore(run, like, 4)
+
+
+def test_a_damaged_or_missing_snapshot_takes_nothing_else_away(job):
+    from experiments.fit import restore
+
+    last = job.fit(snapshots=(3, 5), keep=1)
+    run, like = job.run(snapshots=(3, 5)), {"w": jnp.zeros(2)}
+    early = restore(run, like, 5)["w"]
+    for path in (run / "3" / "average" / "d").iterdir():
+        hurt(path, "truncated")
+    with pytest.raises(OSError, match=r"/3 is damaged: .*later ones are there \(\[5, 12\]\), and `fit` goes on.*move .* away"):
+        restore(run, like, 3)
+    np.testing.assert_array_equal(job.fit(snapshots=(3, 5), keep=1)["w"], last["w"])
+    assert job.batches.drawn == 0
     shutil.rmtree(run / "3")
-    with pytest.raises(OSError, match="snapshots"):
-        job.fit(snapshots=(3, 5), keep=1)
+    with pytest.raises(
+        FileNotFoundError, match=r"no checkpoint of step 3; of these: \[5, 12\]\. To have it: bring a copy back"
+    ):
+        restore(run, like, 3)
+    with pytest.warns(UserWarning, match=r"the snapshots \[3\] are missing .* goes on from step 12 without them"):
+        np.testing.assert_array_equal(job.fit(snapshots=(3, 5), keep=1)["w"], last["w"])
+    # The newest is damaged as well: it goes on from the other snapshot, which stays.
+    shutil.rmtree(run / "12" / "params")
+    with pytest.raises(OSError, match=r"/12 is damaged: .*call `fit`: it sets this one aside"):
+        shutil.rmtree(run / "12" / "average")
+        restore(run, like)
+    with pytest.warns(UserWarning, match=r"goes on from step 5|snapshots \[3\] are missing"):
+        np.testing.assert_array_equal(job.fit(snapshots=(3, 5), keep=1)["w"], last["w"])
+    assert job.batches.drawn == 7
+    np.testing.assert_array_equal(restore(run, like, 5)["w"], early)
+    with pytest.raises(FileNotFoundError, match="holds no checkpoint: it is no run's directory"):
+        restore(run / "nowhere", like)
+
+
+def test_what_is_set_aside_is_never_written_over(done, tmp_path):
+    job = copied(done, tmp_path)
+    for _ in range(2):
+        shutil.rmtree(job.run() / "12" / "params")
+        with pytest.warns(UserWarning, match="goes on from step 8"):
+            np.testing.assert_array_equal(job.fit()["w"], done[1])
+    assert sorted(path.name for path in (job.run() / "damaged").iterdir()) == ["12", "12-2"]
+
+
+def test_names_that_are_no_steps_and_checkpoints_that_stray_in_are_left_out(done, tmp_path):
+    job = copied(done, tmp_path)
+    run = job.run()
+    for name in ("012", "١٢", "notes", "16.tmp"):
+        (run / name).mkdir()
+    (run / "16").write_text("no directory")
+    job.fit(steps=20)
+    shutil.copytree(job.run(steps=20) / "20", run / "20")
+    with pytest.warns(UserWarning, match=r"/16 is damaged|/20 is one of another run, net-"):
+        np.testing.assert_array_equal(job.fit()["w"], done[1])
+    assert job.batches.drawn == 0
+    assert {path.name for path in (run / "damaged").iterdir()} == {"16", "20"}
+    assert {"012", "١٢", "notes", "16.tmp"} <= {path.name for path in run.iterdir()}
+
+
+@pytest.mark.parametrize("told", [b"", b"{}", b"[1]", b"null", b'{"data": 1', b"\xff\xfe", b"[" * 100_000])
+def test_a_damaged_identity_is_written_anew_and_nothing_is_trained_anew(done, tmp_path, told):
+    job = copied(done, tmp_path)
+    path = job.run() / "identity.json"
+    whole = path.read_text()
+    path.write_bytes(told)
+    (job.run() / "identity.tmp").write_text("of somebody else")
+    (job.run() / "0123abcd.identity.json.tmp").write_text("ours, half")
+    with pytest.warns(UserWarning, match=r"identity\.json is damaged .*written anew"):
+        np.testing.assert_array_equal(job.fit()["w"], done[1])
+    assert job.batches.drawn == 0
+    assert path.read_text() == whole
+    assert [path.name for path in job.run().glob("*.tmp")] == ["identity.tmp"]
+
+
+def test_parameters_without_values_are_kept_with_the_others(job):
+    from experiments.fit import restore
+
+    params = {"w": jnp.zeros(2), "none": jnp.zeros((0, 3)), "half": jnp.zeros((2, 0), jnp.bfloat16)}
+    last = job.fit(params=params)
+    shutil.rmtree(job.run() / "12")
+    again, read = job.fit(params=params), restore(job.run(), params)
+    assert job.batches.drawn == 4
+    for found in (again, read):
+        assert jax.tree.map(lambda a: (a.shape, a.dtype), found) == jax.tree.map(lambda a: (a.shape, a.dtype), params)
+        np.testing.assert_array_equal(found["w"], last["w"])
+
+
+def test_what_no_checkpoint_can_hold_is_told_before_the_training(job):
+    for params in ({}, {"w": jnp.zeros((0, 2))}):
+        with pytest.raises(ValueError, match="params hold no numbers"):
+            job.fit(params=params)
+    with pytest.raises(ValueError, match="two leaves of the parameters have one name"):
+        job.fit(params={"a.b": jnp.zeros(2), "a": {"b": jnp.zeros(2)}})
+    batches = Batches()
+    batches.get_state = lambda: {"position": np.arange(2)}
+    with pytest.raises(TypeError, match=r"get_state\(\) must be what JSON can hold, got dict"):
+        job.fit(batches=batches)
+    assert not list(job.directory.iterdir())
+
+
+def test_a_directory_that_cannot_be_is_told(job):
+    (job.directory / "file").write_text("")
+    with pytest.raises(OSError, match=r"the directory .*file/net-.* cannot be made: Not a directory"):
+        Job(job.directory / "file").fit()
+    (job.run() / "lock").mkdir(parents=True)
+    with pytest.raises(OSError, match=r"net-.* cannot be trained in: Is a directory"):
+        job.fit()
+
+
+def test_only_a_full_disk_is_called_full(job, monkeypatch):
+    from experiments import checkpoints
+
+    def fails(error):
+        def save(self, *arguments, **options):
+            raise error
+
+        return save
+
+    for error, told in (
+        (ValueError("zero size"), r"zero size\. Mend that and start again\. There is no checkpoint yet\."),
+        (OSError(errno.ENOSPC, "No space left on device"), r"Is the disk full\? A checkpoint takes 40 bytes, and .* are free"),
+        (RuntimeError("ts: Disk quota exceeded"), r"Is the disk full\? .* Make room and start again"),
+    ):
+        monkeypatch.setattr(checkpoints.ocp.CheckpointManager, "save", fails(error))
+        with pytest.raises(OSError, match=r"(?s)the checkpoint of step 4 could not be written to .*" + told) as caught:
+            job.fit()
+        assert ("disk full" in str(caught.value)) == ("disk full" in told)
+
+
+def test_the_curve_is_whole_whatever_the_clock_says(done, job, monkeypatch):
+    from experiments import progress
+
+    def stops(params, key, images, labels):
+        return (params["w"] ** 2).sum() * jnp.where(jnp.abs(images - last).max() == 0, jnp.nan, 1.0)
+
+    batches = Batches()
+    last = [next(batches)[0] for _ in range(10)][9]
+    with pytest.raises(FloatingPointError, match="at step 9"):
+        job.fit(loss=stops)
+    (first,) = job.run().glob("events*")
+    monkeypatch.setattr(progress.time, "time", lambda: 1e9)  # The clock is set back.
+    job.fit()
+    names = sorted(path.name for path in job.run().glob("events*"))
+    assert names[0] == first.name  # TensorBoard goes by the names.
+    curve = progress.scalars(job.run(), "loss")
+    assert list(curve) == list(range(12))
+    expected = progress.scalars(done[0].run(), "loss")
+    assert [curve[step] for step in range(8, 12)] != [expected[step] for step in range(8, 12)]
+    # Named by a version that trusted the clock.
+    (job.run() / names[1]).rename(job.run() / names[1].replace(names[1].split(".")[3], "1000000000"))
+    assert progress.scalars(job.run(), "loss") == curve
+
+
+@pytest.mark.parametrize("how", ["truncated", 0.2, 0.5, "emptied"])
+def test_a_damaged_log_never_changes_a_curve(done, tmp_path, how):
+    from experiments.progress import scalars
+
+    job = copied(done, tmp_path)
+    whole = scalars(job.run(), "loss")
+    (path,) = job.run().glob("events*")
+    hurt(path, how)
+    with contextlib.nullcontext() if isinstance(how, str) else pytest.warns(UserWarning, match="is damaged from byte"):
+        found = scalars(job.run(), "loss")
+    assert len(found) < 12
+    assert found.items() <= whole.items()
 
 
 def hurt(path, how):

@@ -28,10 +28,21 @@ def program():
 @pytest.fixture
 def draw(program, tmp_path):
     def drawn(
-        name="set", count=N, *, batch=4, shard=8, seed=3, scale=2.0, identity=None, labels=None, program=program, devices=1
+        name="set",
+        count=N,
+        *,
+        batch=4,
+        shard=8,
+        seed=3,
+        scale=2.0,
+        identity=None,
+        labels=None,
+        program=program,
+        devices=1,
+        finish=None,
     ):
         labels = np.arange(count) if labels is None else labels
-        size = {"batch": batch, "shard": shard, "devices": jax.devices()[:devices]}
+        size = {"batch": batch, "shard": shard, "devices": jax.devices()[:devices], "finish": finish}
         return generate.generate(
             program, generator.inputs(scale), labels, seed, tmp_path / name, identity or {"scale": scale}, **size
         )
@@ -153,8 +164,68 @@ def test_shards_that_stray_in_from_another_set_are_refused(draw):
     with pytest.raises(ValueError, match=r"shard-00001\.npz holds other samples than its name"):
         one.read(1)
     (one.directory / "identity.json").unlink()
-    with pytest.raises(ValueError, match=r"holds shard-00001\.npz, but no identity\.json"):
+    with pytest.raises(ValueError, match=r"holds shard-00001\.npz, but no identity\.json, and that is not of the set"):
         draw("one")
+
+
+DAMAGES = [b"", b"{}", b"[1]", b"null", b'{"shard"', b"\xff\xfe", b"[" * 100_000, None]
+DAMAGES += [
+    json.dumps({"shard": 8, "identity": {}, "labels": [0], **wrong}).encode()
+    for wrong in ({"shard": 0}, {"shard": "8"}, {"labels": []}, {"labels": [0.5]}, {"labels": 3}, {"labels": [2**40]})
+]
+
+
+@pytest.mark.parametrize("told", DAMAGES)
+def test_a_damaged_identity_is_told_and_written_anew_from_the_shards(draw, told):
+    """None: it is missing."""
+    whole = draw()
+    before, path = contents(whole), whole.directory / "identity.json"
+
+    def hurt():
+        path.unlink() if told is None else path.write_bytes(told)
+
+    hurt()
+    error, what = (FileNotFoundError, "no generated set") if told is None else (ValueError, r"damaged.*Start the generation")
+    with pytest.raises(error, match=f"identity.*{what}|{what}.*identity"):
+        shards.samples(whole.directory)
+    with pytest.raises(ValueError, match=r"holds shard-00000\.npz, .*identity\.json.* not of the set that is asked"):
+        draw(seed=4)
+    with pytest.warns(UserWarning, match=r"identity\.json was (damaged|missing): it is written anew"):
+        draw(program=lambda *_: pytest.fail("drawn again"))
+    assert contents(whole) == before
+
+
+@pytest.mark.parametrize(
+    ("held", "told"),
+    [
+        (
+            {"identity.json": b'{"name": "net", "seed": 0, "training": {"steps": 3}}', "lock": b""},
+            "as of a training: it tells name,",
+        ),
+        ({"identity.json": b'{"name": "net"', "lock": b""}, "holds lock"),
+        ({"models.json": b"{}"}, r"holds models\.json"),
+        ({"dataset_info.json": b"{}"}, r"holds dataset_info\.json"),
+    ],
+)
+def test_a_directory_of_something_else_is_refused_and_left_as_it_is(draw, tmp_path, held, told):
+    (tmp_path / "set").mkdir()
+    for name, content in {**held, "3.tmp": b"of somebody else"}.items():
+        (tmp_path / "set" / name).write_bytes(content)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "set").iterdir()}
+    with pytest.raises(ValueError, match=f"{told}.*choose another directory"):
+        draw()
+    assert {path.name: path.read_bytes() for path in (tmp_path / "set").iterdir()} == before
+
+
+def test_a_directory_that_cannot_be_is_told(draw, tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for name, told in (("file", "it is a file"), ("file/set", "Not a directory"), ("link", "a link to nothing")):
+        with pytest.raises(OSError, match=f"the directory .*{name} cannot be made: .*{told}"):
+            draw(name)
+    (tmp_path / "far").mkdir()
+    (tmp_path / "near").symlink_to(tmp_path / "far")
+    assert draw("near").samples()[0].shape == draw("far").samples()[0].shape
 
 
 def test_images_that_are_not_finite_are_named_and_never_saved(draw, tmp_path):
@@ -179,14 +250,55 @@ def test_a_full_disk_is_told_and_what_is_finished_stays(draw, tmp_path):
             draw("small", program=large)
     assert sorted(path.name for path in (tmp_path / "small").iterdir()) == ["identity.json", "shard-00000.npz"]
     images, labels = draw("small", program=large).samples()
+    # The shards fit, the one file of all of them does not; and then all but the picture.
+    again = lambda: draw("small", program=lambda *_: pytest.fail("drawn again"), finish=generate.assembled())
+    whole = shards.opened(tmp_path / "small")
+    for limit, finish, told in (
+        (60_000, again, r"samples_22x64x64x1\.npz cannot be written: File too large\. .* takes 91\.29 kB, and"),
+        (60, lambda: generate.grid(whole), r"grid\.png cannot be written: File too large\. .* takes .* and .* are free"),
+    ):
+        before = contents(whole)
+        with contextlib.ExitStack() as stack:
+            stack.callback(resource.setrlimit, resource.RLIMIT_FSIZE, limits)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+            with pytest.raises(OSError, match=told) as error:
+                finish()
+        assert "The 3 of 3 shards that are finished stay" in str(error.value)
+        assert contents(whole) == before
+    again()
+    with np.load(tmp_path / "small" / "samples_22x64x64x1.npz") as file:
+        np.testing.assert_array_equal(file["arr_0"], images)
     np.testing.assert_array_equal(images[:, 5, 7, 0], np.rint((0.01 * labels + 1) * 127.5))
 
 
 def test_what_interrupted_writing_left_is_removed(draw, tmp_path):
     before = contents(draw())
-    for name in ("shard-00002.npz.tmp", "identity.json.tmp"):
+    ours = ("shard-00002.npz.tmp", "0123abcd.identity.json.tmp", "0123abcd.grid.png.tmp", "samples_2x3x1x1.npz.tmp")
+    for name in ours:
         (tmp_path / "set" / name).write_bytes(b"half")
-    assert contents(draw()) == before
+    theirs = {"notes.tmp": b"of somebody else", "0123abcd.notes.json.tmp": b"too", "shard.npz.tmp": b"and this"}
+    for name, content in theirs.items():
+        (tmp_path / "set" / name).write_bytes(content)
+    assert contents(draw()) == before | theirs
+
+
+def test_what_is_being_written_is_never_removed(draw, tmp_path):
+    whole = draw()
+    with shards.replacing(whole.directory / "grid.png") as file:
+        file.write(b"slow")
+        draw()
+    assert (whole.directory / "grid.png").read_bytes() == b"slow"
+
+
+def test_the_set_is_finished_before_another_program_may_write(draw, tmp_path):
+    def finish(whole):
+        whole.assemble()
+        with pytest.raises(RuntimeError, match="another program is writing into"):
+            draw("set", 40)
+
+    assert draw(finish=finish).samples()[0].shape == draw().samples()[0].shape
+    with np.load(tmp_path / "set" / "samples_22x3x1x3.npz") as file:
+        assert len(file["arr_1"]) == N
 
 
 def test_two_programs_do_not_write_into_one_directory(draw, tmp_path):

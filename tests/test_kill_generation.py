@@ -85,6 +85,30 @@ def test_killed_at_any_moment_nothing_is_lost_and_nothing_is_twice(processes, ca
     assert counted.total() <= SAMPLES + killed * SHARD
 
 
+def test_a_second_program_is_turned_away_until_the_first_has_assembled_its_set(processes, cache, tmp_path):
+    directory, begun, go = tmp_path / "set", tmp_path / "begun", tmp_path / "go"
+    first = processes.Process(target=generator.assembling, args=(cache, directory, begun, go))
+    first.start()
+    end = time.monotonic() + 120
+    while not begun.exists() and time.monotonic() < end:
+        time.sleep(0.002)
+    before = contents(directory)
+    assert len(before) == SAMPLES // SHARD + 2, "the shards, the identity, and the file that is being assembled"
+    second = processes.Process(target=generator.doomed, args=(cache, directory, tmp_path / "second.log"))
+    second.start()
+    second.join(120)
+    assert second.exitcode == 1
+    assert numbers(tmp_path / "second.log") == []
+    assert contents(directory).keys() == before.keys()
+    go.touch()
+    first.join(120)
+    assert first.exitcode == 0
+    names = {name for name in before if not name.endswith(".tmp")}
+    assert contents(directory).keys() == names | {f"samples_{SAMPLES}x3x1x3.npz", "grid.png"}
+    with np.load(directory / f"samples_{SAMPLES}x3x1x3.npz") as file:
+        assert file["arr_1"].tolist() == list(range(SAMPLES))
+
+
 def test_two_processes_of_four_devices_draw_what_one_device_draws(processes, cache, tmp_path):
     from experiments.generate import generate
 

@@ -6,6 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 import pytest
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -94,3 +95,82 @@ def test_montage_keeps_every_tile_in_its_place():
         for c in range(3):
             assert np.isclose(canvas[r * side + side // 2, c * side + side // 2, 0], (images[r, c, 0, 0, 0] + 1) / 2)
     assert (canvas[0] == 1).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_picture_stands_upright_as_its_camera_says(tmp_path, orientation):
+    """EXIF 2.32, tag 274: how the stored rows and columns lie."""
+    from experiments.text_to_image import read
+
+    upright = np.random.default_rng(0).integers(0, 256, (3, 5, 3), np.uint8)
+    mirrored, turned = upright[:, ::-1], upright.transpose(1, 0, 2)
+    stored = {
+        1: upright,
+        2: mirrored,
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: turned,
+        6: turned[::-1],
+        7: turned[::-1, ::-1],
+        8: turned[:, ::-1],
+    }[orientation]
+    exif = PIL.Image.Exif()
+    exif[274] = orientation
+    PIL.Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "a.png", exif=exif)
+    np.testing.assert_allclose(read(tmp_path / "a.png"), upright / 127.5 - 1, atol=1e-6)
+    assert read(tmp_path / "a.png", (6, 10), "nearest").shape == (6, 10, 3)
+
+
+def test_pictures_of_every_kind_are_read_and_what_is_none_is_told(tmp_path):
+    from experiments.text_to_image import read
+
+    colours = np.random.default_rng(0).integers(0, 256, (3, 5, 4), np.uint8)
+    grey, deep = colours[..., 0], colours[..., 0].astype(np.uint16) * 257
+    for array, mode in ((colours[..., :3], "RGB"), (colours, "RGBA"), (grey, "L"), (colours[..., :2], "LA"), (deep, "I;16")):
+        PIL.Image.fromarray(array).save(tmp_path / "a.png")
+        with PIL.Image.open(tmp_path / "a.png") as file:
+            assert file.mode == mode
+        expected = colours[..., :3] if mode.startswith("RGB") else grey[..., None].repeat(3, 2)
+        np.testing.assert_allclose(read(tmp_path / "a.png"), expected / 127.5 - 1, atol=1e-6)
+    whole = (tmp_path / "a.png").read_bytes()
+    for content in (b"", b"no picture", whole[: len(whole) // 2], whole[:40]):
+        (tmp_path / "b.png").write_bytes(content)
+        with pytest.raises(ValueError, match=r"b\.png holds no picture that can be read"):
+            read(tmp_path / "b.png")
+    with pytest.raises(FileNotFoundError, match=r"nothing\.png"):
+        read(tmp_path / "nothing.png")
+
+
+@pytest.fixture
+def no_constants():
+    """No program may hold an array of more than 4 kB: XLA would fold it, for seconds, and say so."""
+    before = jax.config.values["jax_captured_constants_warn_bytes"]
+    jax.config.update("jax_captured_constants_warn_bytes", 4000)
+    yield
+    jax.config.update("jax_captured_constants_warn_bytes", before)
+
+
+def test_the_judges_programs_hold_no_images_and_no_weights(no_constants):
+    from flax import nnx
+
+    import guidance_jax as gj
+    from experiments import data, digits, exact_digits
+    from experiments.evaluator import Evaluator
+
+    rng = np.random.default_rng(0)
+    real = data.Data(rng.normal(size=(40, 8, 8, 1)).astype(np.float32), np.arange(40, dtype=np.int32) % 10, ("a",) * 10, "1")
+    assert real.images.nbytes > 4000
+    evaluator = Evaluator((8, 8, 1), 10, 4, 2, rngs=nnx.Rngs(0))
+    apply, params = gj.networks.from_nnx(evaluator)
+    samples = rng.normal(size=(2, 10, 3, 8, 8, 1)).astype(np.float32)
+    rows = digits.judge({"evaluator": (apply, params)}, evaluator, jnp.asarray(samples), real)
+    flat = samples[1].reshape(30, 8, 8, 1)
+    features = evaluator.features(jnp.asarray(flat))
+    assert rows[1]["accuracy"] == pytest.approx(float((apply(params, flat).argmax(1) == np.repeat(np.arange(10), 3)).mean()))
+    found = [float(part) for part in gj.metrics.precision_recall(evaluator.features(jnp.asarray(real.images)), features)]
+    np.testing.assert_allclose([rows[1]["precision"], rows[1]["recall"]], found, rtol=1e-6)
+
+    config = exact_digits.Config(components=2, samples=2, steps=1)
+    world, _ = exact_digits.fit(config, real, real)
+    assert world.judge.args[0].nbytes + world.judge.args[1].nbytes > 1500
+    exact_digits.measure(world, world.judge, jnp.asarray(rng.normal(size=(10, 3, 2)), jnp.float32))

@@ -220,7 +220,7 @@ family_of = {name: family for family, members in FAMILIES.items() for name in me
 points = np.linspace(-2.4, 2.4, 161)
 grid = jnp.asarray(np.stack(np.meshgrid(points, points), -1).reshape(-1, 2), jnp.float32)
 outlines = [np.asarray(world.log_prob(grid, schedule.at(1e-3), jnp.full(len(grid), y))).reshape(161, 161) for y in range(3)]
-distance = jax.jit(lambda x, key: gj.metrics.sliced_wasserstein(x, truth, key))
+distance = jax.jit(gj.metrics.sliced_wasserstein)
 
 columns = 7
 panels = {"the tilted law": again} | samples
@@ -239,7 +239,7 @@ for axis, (name, x) in zip(axes.flat, panels.items(), strict=False):
     axis.set(xlim=(-2.4, 2.4), ylim=(-2.2, 2.4), aspect="equal")
     axis.set_title(name, fontsize=10, color=color, pad=3)
     if name not in FAMILIES["inverse problems"]:
-        number = f"{distance(x, jax.random.key(3)):.2f}"
+        number = f"{distance(x, truth, jax.random.key(3)):.2f}"
         axis.text(2.3, -2.1, number, ha="right", fontsize=8, color=MUTED)
 handles = [Line2D([], [], marker="o", linestyle="", color=color, label=family) for family, color in COLORS.items()]
 figure.legend(handles=handles, loc="outside lower center", ncols=len(COLORS), frameon=False, fontsize=9)

@@ -217,13 +217,13 @@ plt.show()
 # %%
 real = images.reshape(len(images), -1)
 judge = SVC().fit(np.asarray(real), classes)
-measure = jax.jit(lambda x: gj.metrics.precision_recall(real[: len(keys)], x))
+measure = jax.jit(gj.metrics.precision_recall)
 
 _, axes = plt.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
 for (way, x), color in zip(samples.items(), ("#1f6fb4", "#d9730d"), strict=True):
     flat = x.reshape(len(SCALES), len(keys), -1)
     accuracy = [(judge.predict(one) == np.asarray(asked)).mean() for one in flat]
-    precision, recall = zip(*(map(float, measure(jnp.asarray(one))) for one in flat), strict=True)
+    precision, recall = zip(*(map(float, measure(real[: len(keys)], jnp.asarray(one))) for one in flat), strict=True)
     for axis, values in zip(axes, (accuracy, precision, recall), strict=True):
         axis.plot(SCALES, values, "o-", color=color, markersize=3, label=way)
 for axis, title in zip(axes, ("of the class asked for", "precision", "recall"), strict=True):

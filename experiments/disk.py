@@ -68,7 +68,7 @@ def clean(directory: Path, names: str) -> None:
     ours = re.compile(rf"([0-9a-f]{{8}}\.)?({names}){re.escape(_TEMPORARY)}")
     for path in directory.glob("*" + _TEMPORARY):
         if ours.fullmatch(path.name) and path.is_file() and not path.is_symlink():
-            with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+            with contextlib.suppress(OSError), path.open("rb") as file:
                 if _held(file):
                     path.unlink()
 
@@ -162,8 +162,9 @@ def _unwritten(error: BaseException, temporary: Path) -> OSError | None:
 
 
 def _bytes(size: int) -> str:
+    number = float(size)
     for unit in ("bytes", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.4g} {unit}"
-        size = size / 1000
-    return f"{size:.4g} GB"
+        if number < 1000:
+            return f"{number:.4g} {unit}"
+        number /= 1000
+    return f"{number:.4g} GB"

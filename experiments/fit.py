@@ -158,8 +158,9 @@ def _check_kept(params: Any, batches: Batches) -> None:
     """What cannot be kept in a checkpoint is told before the training, and not at its first checkpoint."""
     if not any(np.size(leaf) for leaf in leaves(params).values()):
         raise ValueError("params hold no numbers: there is nothing to train.")
+    state = batches.get_state()
     try:
-        json.dumps(state := batches.get_state())
+        json.dumps(state)
     except (TypeError, ValueError) as error:
         raise TypeError(f"batches.get_state() must be what JSON can hold, got {type(state).__name__}: {error}.") from error
 

@@ -1,5 +1,6 @@
 """The parts of the experiments that could go wrong silently: data, checkpoints, closed forms, configs."""
 
+import dataclasses
 import itertools
 import math
 
@@ -171,6 +172,7 @@ def test_the_judges_programs_hold_no_images_and_no_weights(no_constants):
     np.testing.assert_allclose([rows[1]["precision"], rows[1]["recall"]], found, rtol=1e-6)
 
     config = exact_digits.Config(components=2, samples=2, steps=1)
-    world, _ = exact_digits.fit(config, real, real)
-    assert world.judge.args[0].nbytes + world.judge.args[1].nbytes > 1500
+    many = dataclasses.replace(real, images=real.images.repeat(5, 0), labels=real.labels.repeat(5))
+    world, _ = exact_digits.fit(config, many, many)
+    assert sum(part.nbytes for part in jax.tree.leaves(world.judge)) > 4000
     exact_digits.measure(world, world.judge, jnp.asarray(rng.normal(size=(10, 3, 2)), jnp.float32))

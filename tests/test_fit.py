@@ -307,6 +307,22 @@ def test_the_curve_is_whole_whatever_the_clock_says(done, job, monkeypatch):
     assert progress.scalars(job.run(), "loss") == curve
 
 
+def test_of_one_step_the_log_that_began_last_counts(tmp_path, monkeypatch):
+    from experiments import progress
+
+    for start, clock, steps in ((0, 2e9, range(10)), (4, 1e9, range(4, 7))):
+        monkeypatch.setattr(progress.time, "time", lambda clock=clock: clock)
+        with contextlib.closing(progress.Events(tmp_path, start)) as events:
+            for step in steps:
+                events.write(step, {"loss": start + step / 8})
+    first, second = sorted(path.name for path in tmp_path.iterdir())
+    assert "2000000000" in first
+    expected = {step: 4 * (4 <= step < 7) + step / 8 for step in range(10)}
+    assert progress.scalars(tmp_path, "loss") == expected
+    (tmp_path / second).rename(tmp_path / second.replace("2000000001", "1000000000"))
+    assert list(progress.scalars(tmp_path, "loss").items()) == list(expected.items())
+
+
 @pytest.mark.parametrize("how", ["truncated", 0.2, 0.5, "emptied"])
 def test_a_damaged_log_never_changes_a_curve(done, tmp_path, how):
     from experiments.progress import scalars

@@ -136,7 +136,7 @@ def test_pictures_of_every_kind_are_read_and_what_is_none_is_told(tmp_path):
     whole = (tmp_path / "a.png").read_bytes()
     for content in (b"", b"no picture", whole[: len(whole) // 2], whole[:40]):
         (tmp_path / "b.png").write_bytes(content)
-        with pytest.raises(ValueError, match=r"b\.png holds no picture that can be read"):
+        with pytest.raises(ValueError, match=r"b\.png is no picture that can be read"):
             read(tmp_path / "b.png")
     with pytest.raises(FileNotFoundError, match=r"nothing\.png"):
         read(tmp_path / "nothing.png")

@@ -1,6 +1,5 @@
 """From texts to the ids of CLIP's tokens, by the files that a model was published with."""
 
-import json
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 
 from guidance_jax.pretrained.clip import CLIPTextConfig
 from guidance_jax.pretrained.directories import read_json
+from guidance_jax.pretrained.given import text_list
 
 __all__ = ["Tokenize", "open_tokenizer"]
 
@@ -34,8 +34,8 @@ EXCERPT = 60
 
 
 Tokenize = Callable[..., np.ndarray]
-"""`(texts, *, whole=False) -> ids [B, window]`, int32: what starts a text, its tokens, what ends it, padding. Where `whole`, a
-text longer than the window is refused; otherwise its end is cut off, and a warning says what."""
+"""`(texts, *, whole=False) -> ids [B, window]`, int32: what starts a text, its tokens, what ends it, padding; None is the empty
+text. Where `whole`, a text longer than the window is refused; otherwise its end is cut off, and a warning says what."""
 
 
 def open_tokenizer(directory: str | Path, encoder: CLIPTextConfig | None = None) -> Tokenize:
@@ -91,9 +91,8 @@ def open_tokenizer(directory: str | Path, encoder: CLIPTextConfig | None = None)
     window = _window(directory / "tokenizer_config.json", config, encoder)
     added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
 
-    def tokenize(texts: Sequence[str], *, whole: bool = False) -> np.ndarray:
-        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-            raise TypeError(f"texts must be a list of strings, got {texts!r:.200}.")
+    def tokenize(texts: Sequence[str | None], *, whole: bool = False) -> np.ndarray:
+        texts = ["" if text is None else text for text in text_list(texts)]
         out = np.full((len(texts), window), ids[2], np.int32)
         for row, given in zip(out, texts, strict=True):
             encoding, text = _encoded(tokenizer, given, added)
@@ -116,7 +115,7 @@ def open_tokenizer(directory: str | Path, encoder: CLIPTextConfig | None = None)
 def _special(
     directory: Path, config: Mapping[str, Any], published: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[Any], dict[int, Any]]:
-    """The special tokens by name, those without a name, and all that were added by their numbers, as transformers finds them."""
+    """The special tokens by name, those without a name, and all that were added by their numbers: what transformers finds."""
     named = {name: token for name, token in config.items() if name in SPECIAL}
     others = config.get("extra_special_tokens") or config.get("additional_special_tokens")
     others = config.get("extra_special_tokens", []) if others is None and OTHERS & config.keys() else others

@@ -52,14 +52,8 @@ LATER_DECODER = {
     "523": {"content": START, **OLD, "special": True},
     "524": {"content": END, **PLAIN, "special": True},
 }
-LATER_CONFIG = FIRST_CONFIG | {
-    "added_tokens_decoder": LATER_DECODER,
-    "bos_token": START,
-    "clean_up_tokenization_spaces": True,
-    "eos_token": END,
-    "pad_token": "!",
-    "unk_token": END,
-}
+STRINGS = {"bos_token": START, "eos_token": END, "pad_token": "!", "unk_token": END}
+LATER_CONFIG = FIRST_CONFIG | STRINGS | {"added_tokens_decoder": LATER_DECODER, "clean_up_tokenization_spaces": True}
 INVERTED = {"525": {"content": "<dog>", **PLAIN, "special": False}, "526": {"content": "Red-Cat", **OLD, "special": False}}
 FLAGGED = {
     "525": {"content": "<dog>", **STRIPPING, "special": False},
@@ -102,15 +96,14 @@ LAYOUTS = {
         "added_tokens": {"wow": 527},
     },
     "flags": {"tokenizer_config": LATER_CONFIG | {"added_tokens_decoder": LATER_DECODER | FLAGGED}},
-    "of transformers 5": {
-        "tokenizer_config": LATER_CONFIG | {"added_tokens_decoder": None, "extra_special_tokens": ["<dog>", "cat's"]}
+    "of transformers 5": {"tokenizer_config": FIRST_CONFIG | STRINGS | {"extra_special_tokens": ["<dog>", "cat's"]}},
+    "named": {
+        "tokenizer_config": FIRST_CONFIG | {"mask_token": "<mask>", "image_token": "<image>", "cls_token": typed("<cls>")},
+        "special_tokens_map": {"pad_token": "!", "sep_token": {"content": "Zed", **OLD}, "video_token": "wow"},
     },
-    "named": {"tokenizer_config": FIRST_CONFIG | {"mask_token": "<mask>", "image_token": "<image>", "cls_token": typed("<cls>")}},
     "on the left": {"tokenizer_config": FIRST_CONFIG | {"padding_side": "left", "truncation_side": "left"}},
     "split": {"tokenizer_config": LATER_CONFIG | {"split_special_tokens": True}},
 }
-LAYOUTS["of transformers 5"]["tokenizer_config"].pop("added_tokens_decoder")
-LAYOUTS["named"]["special_tokens_map"] = {"pad_token": "!", "sep_token": {"content": "Zed", **OLD}, "video_token": "wow"}
 
 TEXTS = [
     "",
@@ -147,7 +140,19 @@ def write(directory, layout, model=None):
 
 def texts():
     rng = np.random.default_rng(0)
-    signs = [*"dogcatmenZ \n\t'!?.,019-<|>ÀéßΩЖ語😀", "the ", "cat", END, "n't ", "<dog>", "mat", "Ünder", "Zed", "Red-Cat", " wow"]
+    signs = [
+        *"dogcatmenZ \n\t'!?.,019-<|>ÀéßΩЖ語😀",
+        "the ",
+        "cat",
+        END,
+        "n't ",
+        "<dog>",
+        "mat",
+        "Ünder",
+        "Zed",
+        "Red-Cat",
+        " wow",
+    ]
     return [*TEXTS, *("".join(rng.choice(signs, 14)) for _ in range(150))]
 
 

@@ -3,6 +3,7 @@
 import itertools
 import json
 import sys
+from typing import Any
 
 import pytest
 from published import SCHEDULER, WORDS, vocabulary, write_tokenizer
@@ -42,7 +43,8 @@ def test_what_the_encoder_has_no_row_or_position_for_is_refused(tmp_path):
     write_tokenizer(tmp_path, window=14)
     with pytest.raises(ValueError, match=r"model_max_length=14, which is no window of an encoder of 13"):
         open_tokenizer(tmp_path, encoder)
-    for wrong in (True, 2, -5, "77", 13.0):
+    wrongs: list[Any] = [True, 2, -5, "77", 13.0]
+    for wrong in wrongs:
         write_tokenizer(tmp_path, window=wrong)
         with pytest.raises(ValueError, match=f"model_max_length={wrong!r}, which is no window"):
             open_tokenizer(tmp_path)

@@ -1,11 +1,13 @@
 """Model directories in the Hugging Face layout: `model_index.json`, and a directory for each part with its configuration."""
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from guidance_jax.kinds import told
 from guidance_jax.pretrained.files import Tensor, open_weights
 
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
@@ -56,18 +58,22 @@ def weights_file(part: Path, variant: str | None = None) -> Path:
     )
 
 
-def check_directory(directory: Path) -> None:
-    """Raises unless it is a directory, and not what else a model is published as.
+def check_directory(directory: Any) -> Path:
+    """A directory, and not what else a model is published as.
 
     Raises:
+      TypeError: if it is no path.
       FileNotFoundError: if there is none.
       ValueError: if it is one file, or holds one and no parts.
     """
+    if not isinstance(directory, str | os.PathLike):
+        raise TypeError(f"directory must be a path, got {told(directory)}.")
+    directory = Path(directory)
     if not directory.is_dir() and not directory.is_file():
         raise FileNotFoundError(f"there is no directory {directory.absolute()}.")
     there = [directory] if directory.is_file() else sorted(directory.iterdir())
     if {"model_index.json", "config.json"} & {path.name for path in there}:
-        return
+        return directory
     for path in there:
         if path.is_file() and (path == directory or path.suffix in SINGLE):
             raise ValueError(
@@ -75,6 +81,7 @@ def check_directory(directory: Path) -> None:
                 f'makes one of it: StableDiffusionPipeline.from_single_file("{path.name}").save_pretrained("model"), or the '
                 "pipeline of XL."
             )
+    return directory
 
 
 def check_variant(parts: Sequence[Path], variant: str | None) -> None:

@@ -1,6 +1,6 @@
 """What a person can give a text-to-image model wrongly, told before anything is computed."""
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import jax.numpy as jnp
@@ -27,17 +27,35 @@ def text_list(texts: Any) -> Sequence[str | None]:
     """
     if isinstance(texts, str | bytes):
         raise TypeError(f"texts must be a list of prompts, got {told(texts)}; use [...] for one.")
-    if isinstance(texts, Mapping | Set) or not hasattr(texts, "__iter__"):
+    if isinstance(texts, Mapping | Set) or not isinstance(texts, Iterable) or getattr(texts, "ndim", 1) != 1:
         raise TypeError(f"texts must be a list of prompts, got {told(texts)}.")
-    texts = list(texts)
+    texts = [str(text) if isinstance(text, str) else text for text in texts]
     if not texts:
         raise ValueError("texts must be at least one prompt, got none; None in the list is no text at all.")
     for i, text in enumerate(texts):
         if not (text is None or isinstance(text, str)):
             raise TypeError(f"texts[{i}] must be a string, or None for no text at all, got {told(text)}.")
-        if text is not None and any(0xD800 <= ord(sign) < 0xE000 for sign in text):
-            raise ValueError(f"texts[{i}] holds half of a pair of code units, which is no text; decode it as UTF-8 or UTF-16.")
+        try:
+            (text or "").encode()
+        except UnicodeEncodeError as error:
+            told_of = f"texts[{i}] holds half of a pair of code units at {error.start}, which is no text"
+            raise ValueError(f"{told_of}; decode it as UTF-8 or UTF-16.") from None
     return texts
+
+
+def check_dtype(dtype: Any) -> None:
+    """Raises unless it is one that parameters can have.
+
+    Raises:
+      TypeError: if it is none.
+      ValueError: if it is another one.
+    """
+    try:
+        kind = jnp.dtype(dtype)
+    except TypeError:
+        raise TypeError(f"dtype must be float32 or bfloat16, got {told(dtype)}.") from None
+    if kind not in (jnp.float32, jnp.bfloat16):
+        raise ValueError(f"dtype must be float32 or bfloat16, got {kind}.")
 
 
 def params_of(params: Any, name: str) -> Any:

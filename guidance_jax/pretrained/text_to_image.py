@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from guidance_jax.networks import from_nnx
 from guidance_jax.pretrained import autoencoder, clip, unet, weights
 from guidance_jax.pretrained.directories import check_directory, check_variant, open_part, read_json
+from guidance_jax.pretrained.given import check_dtype
 from guidance_jax.pretrained.models import Condition, Model, Prompts
 from guidance_jax.pretrained.schedulers import scheduling
 from guidance_jax.pretrained.tokens import open_tokenizer
@@ -52,6 +53,7 @@ def load(
     Raises:
       FileNotFoundError: if a file is missing, naming it.
       ValueError: if a file is damaged, or a part or a setting is not supported, naming it.
+      TypeError: if directory is no path, or dtype none.
       ImportError: if the packages safetensors or tokenizers are not installed.
 
     Example:
@@ -71,10 +73,8 @@ def load(
 
     Reference: Rombach et al. 2022, arXiv:2112.10752; Podell et al. 2023, arXiv:2307.01952.
     """
-    directory = Path(directory)
-    check_directory(directory)
-    if jnp.dtype(dtype) not in (jnp.float32, jnp.bfloat16):
-        raise ValueError(f"dtype must be float32 or bfloat16, got {jnp.dtype(dtype)}.")
+    directory = check_directory(directory)
+    check_dtype(dtype)
     index = read_json(directory / "model_index.json", "which a directory in the Hugging Face layout of diffusers has")
     kind = index.get("_class_name")
     if kind not in PIPELINES:

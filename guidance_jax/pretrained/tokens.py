@@ -118,7 +118,8 @@ def _special(
     """The special tokens by name, those without a name, and all that were added by their numbers: what transformers finds."""
     named = {name: token for name, token in config.items() if name in SPECIAL}
     others = config.get("extra_special_tokens") or config.get("additional_special_tokens")
-    others = config.get("extra_special_tokens", []) if others is None and OTHERS & config.keys() else others
+    if others is None and OTHERS & config.keys():
+        others = []
     further = {name: token for name, token in config.items() if name not in SPECIAL and name.endswith("_token")}
     later = {name: token for name, token in further.items() if isinstance(token, str)}
     further = {name: token for name, token in further.items() if isinstance(token, dict)}
@@ -149,7 +150,7 @@ def _special(
             listed[int(token["id"])] = _token({name: value for name, value in token.items() if name != "id"})
     by_content = {token.content: token for token in listed.values()}
     named = {name: _token(token) for name, token in (SPECIAL | named).items()}
-    named = {name: by_content.get(str(token), token) for name, token in named.items()}
+    named = {name: by_content.get(str(token), token) if token else token for name, token in named.items()}
     if missing := [name for name, token in SPECIAL.items() if token and named[name] is None]:
         raise ValueError(f"{' and '.join(missing)} must be told, got null")
     named |= {name: _token(token) for name, token in (further | later).items()}
@@ -166,7 +167,7 @@ def _built(model: Any, vocabulary: Path, merges: Path, unknown: str) -> Any:
     else:
         if model.get("type", "BPE") != "BPE":
             raise ValueError(f"a model of the type {model['type']} is none of byte pairs")
-        pairs = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in model["merges"]]
+        pairs: Any = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in model["merges"]]
         bpe = models.BPE(vocab=model["vocab"], merges=pairs, **options)
     tokenizer = Tokenizer(bpe)
     clean = [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
@@ -199,7 +200,8 @@ def _token(told: Any, **flags: bool) -> Any:
 
     if not isinstance(told, dict):
         return told
-    return AddedToken(**{name: value for name, value in told.items() if name != "__type"} | flags)
+    options: dict[str, Any] = {name: value for name, value in told.items() if name != "__type"} | flags
+    return AddedToken(**options)
 
 
 def _id(tokenizer: Any, content: str, unknown: str) -> int | None:

@@ -224,6 +224,12 @@ ROWS: dict[str, Row] = {
         FileNotFoundError,
         r"there is no .*model_index\.json, which a directory",
     ),
+    "no directory": (lambda: text_to_image.load(None), TypeError, r"directory must be a path, got None"),
+    "a dtype that is none": (
+        lambda: loaded([], dtype="fp8"),
+        TypeError,
+        r"dtype must be float32 or bfloat16, got the str 'fp8'",
+    ),
     "a model in half precision": (lambda: loaded([], dtype="float16"), ValueError, r"float32 or bfloat16, got float16"),
     "a variant that is not there": (
         lambda: of_variant("fp61", ["unet/model.fp16.safetensors", "vae/model.non_ema.bin"]),

@@ -101,7 +101,7 @@ def _found(part: Path, infix: str) -> Path | None:
     """The file of weights of a variant, or its index."""
     for stem in STEMS:
         for kind in ("safetensors", "bin"):
-            for name in (f"{stem}{infix}.{kind}", f"{stem}.{kind}.index{infix}.json", f"{stem}.{kind}{infix}.index.json"):
+            for name in (f"{stem}{infix}.{kind}", f"{stem}.{kind}.index{infix}.json"):
                 if (part / name).is_file():
                     return part / name
     return None

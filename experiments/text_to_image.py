@@ -156,7 +156,8 @@ def main(config: Config) -> list[Path]:
     image = None if config.image is None else read(config.image)
     like = model.size if image is None else tuple(n - n % model.factor for n in image.shape[:2])
     height, width = like or (None, None)
-    rows, columns, _ = model.latents(config.height or height, config.width or width)
+    height, width = (own if told is None else told for told, own in ((config.height, height), (config.width, width)))
+    rows, columns, _ = model.latents(height, width)
     pixels = (rows * model.factor, columns * model.factor)
     count = len(config.prompts) * config.samples
     batch = min(config.batch, count)

@@ -175,7 +175,7 @@ class GaussianMixture:
         """
         check_scalar(scale, "sample_tilted's scale", least=1)
         labels = jnp.broadcast_to(jnp.asarray(label), (n,))
-        power = jnp.asarray(scale, self.means.dtype) - 1
+        power, first = jnp.asarray(scale, self.means.dtype) - 1, self.sample(key, n, labels)
         clean = NoiseLevel(*(jnp.asarray(value, self.means.dtype) for value in (0, 1, 0)))
 
         def again(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
@@ -189,8 +189,9 @@ class GaussianMixture:
         def unfinished(state: tuple[Array, Array, Array]) -> Array:
             return state[2].any() & (state[0] < 10_000) & (power >= 0)
 
-        nothing = jnp.full((n, self.means.shape[1]), jnp.nan, self.means.dtype)
-        return jax.lax.while_loop(unfinished, again, (jnp.int32(0), nothing, jnp.full(n, True)))[1]
+        # A label outside, where it is traced, has no sample to wait for.
+        possible = (self._prior(labels) > -jnp.inf).any(1) & (first == first).any(1)
+        return jax.lax.while_loop(unfinished, again, (jnp.int32(0), jnp.full_like(first, jnp.nan), possible))[1]
 
     def _prior(self, label: Array) -> Array:
         """The log-weights of the components that a label leaves, `[B, K]`, not renormalised."""

@@ -239,8 +239,8 @@ def _around(sampler: Sampler, target: Target, when: Resampling, kernels: bool, e
     """The sampler that weighs and resamples around each step of another."""
 
     def init(x: Array) -> Weights:
-        zeros = jnp.zeros(len(x), x.dtype)
-        first = jnp.arange(len(x), dtype=jnp.int32)
+        zeros = jnp.zeros_like(x, shape=len(x))
+        first = jnp.zeros_like(x, jnp.int32, shape=len(x)) + jnp.arange(len(x), dtype=jnp.int32)
         return Weights(sampler.init(x), zeros, zeros, zeros, jnp.zeros((), x.dtype), first, zeros + when.size)
 
     def step(denoise: GuidedDenoiser, state: State, level: NoiseLevel, next: NoiseLevel, keys: Array) -> State:

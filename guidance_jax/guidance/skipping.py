@@ -132,7 +132,7 @@ def adaptive(guidance: Guidance, threshold: ArrayLike = 0.991, *, cond: str = "c
         return (last < 0) | (last == step.number)
 
     def init(x: Array) -> tuple[Any, Array]:
-        return guidance.init(x), jnp.full(len(x), -1, jnp.int32)
+        return guidance.init(x), jnp.full_like(x, -1, jnp.int32, shape=len(x))
 
     def update(prediction: Prediction, state: tuple[Any, Array], context: Context) -> tuple[Prediction, tuple[Any, Array]]:
         inside, last = state
@@ -142,7 +142,8 @@ def adaptive(guidance: Guidance, threshold: ArrayLike = 0.991, *, cond: str = "c
         on = goes_on(last, context.step).reshape(-1, *[1] * (prediction.x0.ndim - 1))
         x0 = jnp.where(on, guided.x0, prediction.x0 + (c.x0 - base.x0))
         eps = jnp.where(on, guided.eps, prediction.eps + (c.eps - base.eps))
-        agree = (last < 0) & (cosine > jnp.asarray(threshold, cosine.dtype))
+        # One of NaN, which no branch can mend, keeps nobody's branches alive.
+        agree = (last < 0) & ((cosine > jnp.asarray(threshold, cosine.dtype)) | jnp.isnan(cosine))
         return prediction._replace(x0=x0, eps=eps), (inside, jnp.where(agree, context.step.number, last))
 
     def wanted(state: tuple[Any, Array], step: Step) -> dict[str, Any]:
@@ -205,7 +206,7 @@ def linear_reuse(
         return (before(history, step)[1] < past) | (step.number % every == 0)
 
     def init(x: Array) -> History:
-        nothing = jnp.zeros((past + 1, *x.shape), x.dtype)
+        nothing = jnp.zeros_like(x, shape=(past + 1, *x.shape))
         return History(nothing, nothing, jnp.zeros((), jnp.int32), jnp.full((), -1, jnp.int32))
 
     def update(prediction: Prediction, history: History, context: Context) -> tuple[Prediction, History]:

@@ -16,6 +16,7 @@ from jaxtyping import ArrayLike, Float, Int
 from guidance_jax.arrays import concrete
 from guidance_jax.base import NoiseLevel, Prediction
 from guidance_jax.checks import check_key, check_labels, check_level, check_scalar
+from guidance_jax.denoisers import from_eps, from_x0
 from guidance_jax.kinds import check_array, check_count
 
 __all__ = ["GaussianMixture"]
@@ -101,6 +102,9 @@ class GaussianMixture:
     def denoise(self, x: Float[Array, "b d"], level: NoiseLevel, label: Int[Array, "b"]) -> Prediction:
         """`E[x_0 | x_t, y]` and `E[eps | x_t, y]`: a `Denoiser`.
 
+        Where there is little noise x0 follows from eps, where there is much eps from x0: `x = alpha x0 + sigma eps` holds to
+        rounding, so that no run drifts, in any number of steps.
+
         Args:
           x: `[B, D]`.
           level: its level, scalar or one a sample.
@@ -113,7 +117,11 @@ class GaussianMixture:
         responsibility = jax.nn.softmax(log_joint, axis=1)[:, :, None]
         spread = _einsum("kde,ke,kfe,bkf->bkd", self.axes, self.variances, self.axes, pull)
         x0 = (responsibility * (self.means[None] + alpha[:, None, None] * spread)).sum(1)
-        return Prediction(x0, sigma[:, None] * (responsibility * pull).sum(1))
+        alpha, sigma, x = alpha[:, None], sigma[:, None], jnp.asarray(x)
+        eps = sigma * (responsibility * pull).sum(1)
+        size = jnp.sqrt((self.means**2).mean() + self.variances.mean())
+        little = sigma < alpha * size
+        return jax.tree.map(lambda a, b: jnp.where(little, a, b), from_eps(eps, x, alpha, sigma), from_x0(x0, x, alpha, sigma))
 
     def score(self, x: Float[Array, "b d"], level: NoiseLevel, label: Int[Array, "b"]) -> Float[Array, "b d"]:
         """`grad log p(x_t | y)`; arguments as for `denoise`."""

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from guidance_jax.arrays import concrete
+from guidance_jax.arrays import concrete, divide
 from guidance_jax.base import NoiseLevel, Scalar, Schedule
 from guidance_jax.checks import check_order, check_scalar, check_schedule
 from guidance_jax.kinds import check_numbers
@@ -72,7 +72,7 @@ def linear(beta_min: Scalar = 0.1, beta_max: Scalar = 20.0, t_min: Scalar = 1e-5
     def inverse(ratio: Array) -> Array:
         minus_log_alpha = 0.5 * jnp.log1p(ratio**2)
         # The positive root of the quadratic, in the form that does not cancel for small t.
-        return 4 * minus_log_alpha / (beta_min + jnp.sqrt(beta_min**2 + 4 * (beta_max - beta_min) * minus_log_alpha))
+        return divide(4 * minus_log_alpha, beta_min + jnp.sqrt(beta_min**2 + 4 * (beta_max - beta_min) * minus_log_alpha))
 
     return Schedule(alpha_sigma, inverse, t_min, t_max)
 

@@ -18,6 +18,9 @@ def levels(schedule: Schedule, steps: int, spacing: Callable[[Schedule, int], Ar
 
     `t_i = spacing(schedule, steps)_i`, `(alpha_i, sigma_i) = schedule(t_i)`; at the end `alpha = 1`, `sigma = 0`.
 
+    Where the spacing itself is known to end in clean data, at a `t_min` of sigma 0, it spaces all `steps + 1` levels:
+    `flow(t_min=0)` by `uniform()` visits `t_i = 1 - i / steps`.
+
     Args:
       schedule: the noise schedule.
       steps: the number of steps the sampler takes.
@@ -39,12 +42,29 @@ def levels(schedule: Schedule, steps: int, spacing: Callable[[Schedule, int], Ar
     check_count(steps, "steps")
     check_callable(spacing, "the spacing", "gj.spacings.karras() is one.")
     check_takes(spacing, "the spacing", "schedule", "steps")
-    path = schedule(spacing(schedule, steps))
-    if path.t.shape != (steps,):
-        raise ValueError(f"the spacing gave times of shape {path.t.shape}, but must give [steps] = ({steps},).")
-    clean = NoiseLevel(path.t[-1:], jnp.ones_like(path.alpha[-1:]), jnp.zeros_like(path.sigma[-1:]))
-    path = jax.tree.map(lambda *parts: jnp.concatenate(parts), path, clean)
+    # Known within jit too, unless the schedule is traced.
+    with jax.ensure_compile_time_eval():
+        ends = schedule(schedule.t_min).sigma
+        clean_end = concrete(ends) and ends == 0 and _spaced(schedule, steps, spacing).sigma[-1] == 0
+    if clean_end:
+        path = _spaced(schedule, steps + 1, spacing)
+    else:
+        path = _spaced(schedule, steps, spacing)
+        clean = NoiseLevel(path.t[-1:], jnp.ones_like(path.alpha[-1:]), jnp.zeros_like(path.sigma[-1:]))
+        path = jax.tree.map(lambda *parts: jnp.concatenate(parts), path, clean)
     check_levels(path)
+    return path
+
+
+def _spaced(schedule: Schedule, count: int, spacing: Callable[[Schedule, int], Array]) -> NoiseLevel:
+    """The levels at so many times of a spacing.
+
+    Raises:
+      ValueError: if the spacing gives another number of them.
+    """
+    path = schedule(spacing(schedule, count))
+    if path.t.shape != (count,):
+        raise ValueError(f"the spacing gave times of shape {path.t.shape}, but must give [steps] = ({count},).")
     return path
 
 

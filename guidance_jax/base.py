@@ -12,8 +12,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import ArrayLike, Float
 
-from guidance_jax.arrays import concrete
-from guidance_jax.kinds import check_numbers
+from guidance_jax.arrays import check_range, concrete
 
 Scalar = Array | float | int
 """A number, known or traced."""
@@ -69,7 +68,7 @@ class Schedule(NamedTuple):
     """What the network is told at t, where that is not t itself: under a `shift`."""
 
     def __call__(self, t: ArrayLike) -> NoiseLevel:
-        check_numbers(t, "the schedule's time")
+        check_range(t, "the schedule's time")
         if concrete((t, self.t_min, self.t_max)):
             times, least, most = map(np.asarray, (t, self.t_min, self.t_max))
             far = (times < least - (most - least) / 2) | (times > most + (most - least) / 2)
@@ -86,7 +85,7 @@ class Schedule(NamedTuple):
 
     def at(self, ratio: ArrayLike) -> NoiseLevel:
         """The level at which `sigma / alpha` is `ratio`."""
-        check_numbers(ratio, "the ratio sigma / alpha")
+        check_range(ratio, "the ratio sigma / alpha", 0, np.inf)
         return self._level(self.inverse(jnp.asarray(ratio, jnp.result_type(float))))
 
 

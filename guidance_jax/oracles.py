@@ -13,9 +13,9 @@ from jax import Array
 from jax.lax import Precision
 from jaxtyping import ArrayLike, Float, Int
 
-from guidance_jax.arrays import concrete
+from guidance_jax.arrays import check_range, concrete
 from guidance_jax.base import NoiseLevel, Prediction
-from guidance_jax.checks import check_key, check_labels, check_level, check_scalar
+from guidance_jax.checks import check_finite, check_key, check_labels, check_level, check_scalar
 from guidance_jax.denoisers import from_eps, from_x0
 from guidance_jax.kinds import check_array, check_count
 
@@ -59,6 +59,7 @@ class GaussianMixture:
     ):
         for name, value in (("means", means), ("covariances", covariances), ("weights", weights)):
             check_array(value, name, jnp.floating, "floating numbers")
+            check_finite(value, f"a mixture's {name}")
         check_array(labels, "labels", jnp.generic, "integers, [K]")
         if not jnp.issubdtype(labels.dtype, jnp.integer):
             raise TypeError(f"a mixture takes integer labels, got {labels.dtype}; cast them with .astype(int).")
@@ -162,6 +163,7 @@ class GaussianMixture:
         self, x: Float[Array, "b d"], level: NoiseLevel, label: Int[Array, "b"], scale: ArrayLike
     ) -> Float[Array, "b"]:
         """`(1 - scale) log p(x_t) + scale log p(x_t | y)`, not normalised; arguments as for `denoise`, scale `()` or `[B]`."""
+        check_range(scale, "log_tilted's scale")
         scale = jnp.asarray(scale, jnp.result_type(x))
         everything = self.log_prob(x, level, jnp.full_like(label, -1))
         return everything + scale * (self.log_prob(x, level, label) - everything)

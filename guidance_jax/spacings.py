@@ -258,4 +258,5 @@ def _evenly(least: Any, most: Any, share: np.ndarray) -> Array:
 
 
 def _times(t: Any) -> Array:
-    return jnp.asarray(t, jnp.result_type(float))
+    dtype = jnp.result_type(float)
+    return jnp.asarray(np.asarray(t, dtype) if concrete(t) else t, dtype)

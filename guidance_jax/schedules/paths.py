@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from guidance_jax.arrays import concrete
+from guidance_jax.arrays import check_range, concrete
 from guidance_jax.base import NoiseLevel, Schedule
 from guidance_jax.checks import LEVELS, check_levels, check_schedule
-from guidance_jax.kinds import check_callable, check_count, check_kind, check_numbers, check_takes
+from guidance_jax.kinds import check_callable, check_count, check_kind, check_takes
 
 
 def levels(schedule: Schedule, steps: int, spacing: Callable[[Schedule, int], Array]) -> NoiseLevel:
@@ -114,9 +114,9 @@ def strength(path: NoiseLevel, share: float) -> NoiseLevel:
     Reference: Meng et al. 2022, arXiv:2108.01073; counted as diffusers does.
     """
     _check_path(path)
-    check_numbers(share, "strength's share")
     if not concrete(share):
         raise ValueError("strength's share counts the steps that are left, but it is traced; make the path outside of jit.")
+    check_range(share, "strength's share", most=1, above=0)
     steps = path.t.shape[0] - 1
     kept = int(steps * share)
     if not 0 < share <= 1 or kept < 1:
@@ -142,7 +142,7 @@ def below(path: NoiseLevel, ratio: float) -> NoiseLevel:
     Reference: Meng et al. 2022, arXiv:2108.01073.
     """
     _check_path(path)
-    check_numbers(ratio, "below's ratio")
+    check_range(ratio, "below's ratio", -np.inf, np.inf)
     if not concrete((path, ratio)):
         raise ValueError(
             "below counts the levels that are left, but they or the ratio are traced; make the path outside of jit."

@@ -201,8 +201,11 @@ def check_finite(tree: Any, name: str) -> None:
         which = f"{name}{jax.tree_util.keystr(path)}"
         if not concrete(leaf):
             insist(lambda leaf=leaf: all_finite(leaf), f"{which} has NaN or infinite values.")
-        elif bad := (~np.isfinite(np.asarray(jnp.asarray(leaf)))).sum():
-            raise ValueError(f"{which} must be finite, got NaN or infinite values in {bad} of {np.size(leaf)} places.")
+            continue
+        with np.errstate(over="ignore"):
+            held = np.asarray(leaf).astype(jax.dtypes.canonicalize_dtype(jnp.result_type(leaf)))
+        if bad := (~np.isfinite(held)).sum():
+            raise ValueError(f"{which} must be finite, got NaN or infinite values in {bad} of {held.size} places.")
 
 
 def check_keys(keys: Array) -> None:

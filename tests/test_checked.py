@@ -47,7 +47,11 @@ def grouped(labels):
 
 
 MORE = {
-    "an interval": (lambda low: generate(guidance=lambda w: gj.during(gj.cfg(w), low, 1.0)), 5.0, r"during got 5.* and 1.*empty"),
+    "an interval": (
+        lambda low: generate(guidance=lambda w: gj.during(gj.cfg(w), low, 1.0)),
+        5.0,
+        r"during got 5.* and 1.*empty",
+    ),
     "recurrence": (lambda low: generate(sampler=gj.recur(gj.ddim(), 2, low, 1.0)), 5.0, r"recur got 5.* and 1.*below high"),
     "a group": (grouped, jnp.array([0, 1, 0, 0]), r"branch 'cond' differs within a group of 2 particles"),
     "a reward": (grouped, jnp.array([2, 2, 0, 0]), r"log_reward is NaN for 2 of the samples"),

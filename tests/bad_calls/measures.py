@@ -192,10 +192,18 @@ ROWS: dict[str, Row] = {
         r"logits have shape \(2,\), but are \[N, C\]",
     ),
     "labels of another number": (lambda: gj.metrics.accuracy(X, jnp.zeros(3, int)), ValueError, r"labels.*\(3,\).*\(2, 2\)"),
-    "logits in lists": (lambda: gj.metrics.accuracy([[1.0, 2.0]] * B, LABELS), TypeError, r"accuracy's logits.*array.*the list"),
+    "logits in lists": (
+        lambda: gj.metrics.accuracy([[1.0, 2.0]] * B, LABELS),
+        TypeError,
+        r"accuracy's logits.*array.*the list",
+    ),
     "labels in lists": (lambda: gj.metrics.accuracy(X, [0, 1]), TypeError, r"labels.*array.*the list \[0, 1\]"),
     "logits in whole numbers": (lambda: gj.metrics.accuracy(X.astype(int), LABELS), TypeError, r"logits.*floating.*int32"),
-    "a label beyond the logits": (lambda: gj.metrics.accuracy(X, LABELS + 1), ValueError, r"label 2 is outside 0\.\.1.*2 logits"),
+    "a label beyond the logits": (
+        lambda: gj.metrics.accuracy(X, LABELS + 1),
+        ValueError,
+        r"label 2 is outside 0\.\.1.*2 logits",
+    ),
     "a label below the logits": (lambda: gj.metrics.accuracy(X, NULL), ValueError, r"label -1 is outside 0\.\.1.*2 logits"),
     "an inception score of lists": (
         lambda: gj.metrics.inception_score([[1.0, 2.0]] * B),

@@ -55,7 +55,11 @@ ROWS: dict[str, Row] = {
     "endless noise": (lambda: gj.euler(EDM, churn=0.1, noise_scale=jnp.inf), ValueError, r"noise_scale.*\[0, inf\), got inf"),
     "an SDE of endless noise": (lambda: gj.heun_sde(jnp.inf), ValueError, r"heun_sde's eta.*\[0, inf\), got inf"),
     "endless curvature": (lambda: gj.dpmpp_3m(curvature=jnp.inf), ValueError, r"dpmpp_3m's curvature.*\[0, inf\), got inf"),
-    "known data of NaN": (lambda: gj.inpaint(gj.ddpm(), jnp.nan, 1), ValueError, r"inpaint's known must be finite.*in 1 places"),
+    "known data of NaN": (
+        lambda: gj.inpaint(gj.ddpm(), jnp.nan, 1),
+        ValueError,
+        r"inpaint's known must be finite.*in 1 places",
+    ),
     "levels that float32 flushes to zero": (
         lambda: stepped(gj.unipc(), levels=PATH._replace(sigma=PATH.sigma.at[2].set(1e-38))),
         ValueError,

@@ -81,8 +81,8 @@ def check_levels(path: NoiseLevel, sampler: Sampler | None = None, start_given: 
     small = sigma[(sigma > 0) & (sigma < tiny)]
     if small.size:
         raise ValueError(
-            f"levels must have sigma 0 or at least {tiny:.2g}, whose square {sigma.dtype} can hold, got {small[0]:.6g}; end at 0 "
-            "after a larger one."
+            f"levels must have sigma 0 or at least {tiny:.2g}, whose square {sigma.dtype} can hold, got {small[0]:.6g}; end "
+            "at 0 after a larger one."
         )
     # alpha' sigma > alpha sigma' is sigma / alpha > sigma' / alpha', without dividing by an alpha of zero.
     change = alpha[1:] * sigma[:-1] - alpha[:-1] * sigma[1:]

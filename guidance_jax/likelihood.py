@@ -289,8 +289,8 @@ def _checked(
     axes = kind.manual_axis_type.varying if hasattr(kind, "manual_axis_type") else getattr(kind, "vma", ())
     if axes:
         raise ValueError(
-            f"log_likelihood within jax.shard_map, over {', '.join(map(str, axes))}, got its default check, which diffrax's loops "
-            "do not pass; use jax.shard_map(..., check_vma=False), or a batch that is sharded outside of it."
+            f"log_likelihood got jax.shard_map's default check, over {', '.join(map(str, axes))}, which diffrax's loops do not "
+            "pass; use jax.shard_map(..., check_vma=False), or a batch that is sharded outside of it."
         )
     shape, dtype = check_start(given, schedule(schedule.t_min), x)
     like = jax.ShapeDtypeStruct(shape, dtype if jnp.dtype(dtype).itemsize >= 4 else jnp.float32)

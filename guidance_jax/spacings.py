@@ -212,21 +212,18 @@ def _check_given(least: Scalar | None, most: Scalar | None, name: str) -> None:
 
 def _bounds(schedule: Schedule, least: Scalar | None, most: Scalar | None, name: str) -> tuple[Any, Any]:
     """The smallest and the largest `sigma / alpha` of a path."""
-    least, most = (
-        _exact(schedule(end).ratio if given is None else given)
-        for end, given in ((schedule.t_min, least), (schedule.t_max, most))
-    )
-    if concrete(most) and not np.isfinite(np.asarray(most)):
+    low, high = (_exact(schedule(end).ratio) for end in (schedule.t_min, schedule.t_max))
+    r_min, r_max = (own if given is None else _exact(given) for own, given in ((low, least), (high, most)))
+    if concrete(r_max) and not np.isfinite(r_max):
         raise ValueError(
             f"{name} spacing needs a finite largest sigma / alpha, but the schedule's t_max has alpha = 0; "
             f"give {name}(sigma_max=80.0), or the schedule a smaller t_max."
         )
     if schedule.steps is not None:
-        least_own, most_own = (_exact(schedule(end).ratio) for end in (schedule.t_min, schedule.t_max))
-        _check_within(f"{name}'s sigma_min", least, least_own, least < 0.999 * least_own)
-        _check_within(f"{name}'s sigma_max", most, most_own, most > 1.001 * most_own)
-    check_order(least, most, f"{name} spacing", "its sigma_min must be below its sigma_max, or the schedule's")
-    return least, most
+        _check_within(f"{name}'s sigma_min", r_min, low, r_min < 0.999 * low)
+        _check_within(f"{name}'s sigma_max", r_max, high, r_max > 1.001 * high)
+    check_order(r_min, r_max, f"{name} spacing", "its sigma_min must be below its sigma_max, or the schedule's")
+    return r_min, r_max
 
 
 def _check_within(name: str, value: Any, own: Any, beyond: Any) -> None:

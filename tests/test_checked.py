@@ -65,6 +65,7 @@ MORE = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:feynman_kac")
 @pytest.mark.parametrize("name", MORE)
 def test_a_traced_value_is_checked_wherever_a_known_one_is(name):
     call, wrong, message = MORE[name]

@@ -1,5 +1,8 @@
-"""A number that a run cannot hold is told at the door, by the function and the parameter that got it: every numeric parameter of
-every public guidance, sampler, scale, spacing, schedule, target, loss and score, given NaN, infinities, and what float32 cannot hold."""
+"""A number that a run cannot hold is told at the door, by the function and the parameter that got it.
+
+Every numeric parameter of every public guidance, sampler, scale, spacing, schedule, target and of training is given NaN,
+infinities, and what float32 cannot hold.
+"""
 
 import inspect
 import re

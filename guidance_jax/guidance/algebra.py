@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import ArrayLike
 
-from guidance_jax.arrays import concrete, divide, expand
+from guidance_jax.arrays import divide, expand
 from guidance_jax.base import Context, Guidance, NoiseLevel, Prediction, Step
 from guidance_jax.checks import check_guidance, check_order, check_scalar
 from guidance_jax.denoisers import OUTPUTS, PREDICTS, parameterisation

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.lax import Precision
 from jaxtyping import ArrayLike
@@ -54,7 +55,7 @@ def reuse(guidance: Guidance, every: ArrayLike) -> Guidance:
     check_guidance(guidance, "reuse's guidance")
     check_numbers(every, "reuse's every")
     whole = jnp.shape(every) == () and jnp.issubdtype(jnp.result_type(every), jnp.integer)
-    if not whole or (concrete(every) and int(every) < 1):
+    if not whole or (concrete(every) and np.asarray(every) < 1):
         raise ValueError(f"reuse's every must be an integer of at least 1, got {every}.")
     every = jnp.asarray(every)
 

@@ -46,7 +46,7 @@ class Schedule(NamedTuple):
     """A noise schedule: the network's time `t` to a `NoiseLevel`, `schedule(t)`, and back from `sigma / alpha`.
 
     Raises:
-      ValueError: when called with a known time that is far outside of `t_min..t_max`, as a sigma may be; `at` takes any ratio.
+      ValueError: when called with a known time that is not finite, or far outside of `t_min..t_max`, as a sigma may be; `at` takes any ratio.
 
     Example:
       >>> straight = Schedule(lambda t: (1 - t, t), lambda ratio: ratio / (1 + ratio), t_min=0.0, t_max=1.0)
@@ -84,7 +84,11 @@ class Schedule(NamedTuple):
         return NoiseLevel(t if self.told is None else self.told(t), *self.alpha_sigma(t))
 
     def at(self, ratio: ArrayLike) -> NoiseLevel:
-        """The level at which `sigma / alpha` is `ratio`."""
+        """The level at which `sigma / alpha` is `ratio`.
+
+        Raises:
+          ValueError: if ratio is known and negative or NaN.
+        """
         check_range(ratio, "the ratio sigma / alpha", 0, np.inf)
         return self._level(self.inverse(jnp.asarray(ratio, jnp.result_type(float))))
 

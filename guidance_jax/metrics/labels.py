@@ -64,7 +64,8 @@ def inception_score(logits: Float[Array, "n c"], *, splits: int = 1) -> Float[Ar
     check_count(splits, "splits", 0)
     if not 1 <= splits <= len(logits):
         raise ValueError(f"splits={splits} must be at least 1 and at most the number of samples, {len(logits)}.")
-    p = jax.nn.softmax(jnp.asarray(logits, jnp.promote_types(logits.dtype, jnp.float32)))
+    logits = jnp.asarray(logits)
+    p = jax.nn.softmax(logits if logits.dtype == jnp.float64 else logits.astype(jnp.float32))
     bounds = [len(p) * i // splits for i in range(splits + 1)]
     parts = [p[start:stop] for start, stop in itertools.pairwise(bounds)]
     return jnp.stack([jnp.exp(entr(part.mean(0)).sum() - entr(part).sum(1).mean()) for part in parts]).mean()

@@ -151,8 +151,9 @@ def frechet_distance(
     given = {"mean_a": mean_a, "cov_a": cov_a, "mean_b": mean_b, "cov_b": cov_b}
     for name, value in given.items():
         check_array(value, f"frechet_distance's {name}", jnp.floating, "floating numbers")
-    wide = jnp.float64 if any(value.dtype == jnp.float64 for value in given.values()) else jnp.float32
-    mean_a, cov_a, mean_b, cov_b = (jnp.asarray(value, wide) for value in given.values())
+    arrays = [jnp.asarray(value) for value in given.values()]
+    wide = jnp.float64 if any(value.dtype == jnp.float64 for value in arrays) else jnp.float32
+    mean_a, cov_a, mean_b, cov_b = (value.astype(wide) for value in arrays)
     size = jnp.shape(mean_a)
     for name, value, shape in (("cov_a", cov_a, 2 * size), ("mean_b", mean_b, size), ("cov_b", cov_b, 2 * size)):
         if jnp.shape(value) != shape:

@@ -25,9 +25,25 @@ def concrete(value: object) -> bool:
 
 
 def check_range(
-    value: object, name: str, least: float | int = -LARGEST, most: float | int = LARGEST, *, above: float | int | None = None
+    value: object,
+    name: str,
+    least: float | int = -LARGEST,
+    most: float | int = LARGEST,
+    *,
+    above: float | int | None = None,
+    dtype: Any = None,
 ) -> None:
     """Raises where a value is no real number, or known and outside `least <= value <= most`, or not above a bound.
+
+    It is checked as the run holds it: in float32 1e39 is infinite, and 1e-40 is 0.
+
+    Args:
+      value: a number or several.
+      name: of the parameter, and of the function that it belongs to.
+      least: the least value; the default is any that is finite.
+      most: the greatest, likewise.
+      above: a bound that no value may have.
+      dtype: that the values are cast to; that of a new array where None.
 
     Raises:
       TypeError: if it is no number and no array of them.
@@ -39,19 +55,28 @@ def check_range(
         words = f"above {above:g}" + (f" and at most {most:g}" if most < LARGEST else "")
     elif (least, most) != (-LARGEST, LARGEST):
         words = f"in [{least:g}, inf)" if most == LARGEST else f"in [{least:g}, {most:g}]"
+    held = jnp.finfo(jnp.result_type(float) if dtype is None else dtype)
 
     def inside(given: Any) -> Any:
         right = abs(given) < np.inf if LARGEST in (most, -least) else given == given
         right = right if least == -LARGEST else right & (given >= least)
         right = right if most == LARGEST else right & (given <= most)
-        return (right if above is None else right & (given > above)).all()
+        right = right if above is None else right & (given > above)
+        # Denormal numbers are flushed to 0.
+        return (right & (given >= held.tiny) if above == 0 else right).all()
 
     if concrete(value):
-        if not inside(np.asarray(value).astype(np.float64)):
-            raise ValueError(f"{name} must be {words}, got {value}.")
+        with np.errstate(over="ignore", under="ignore"):
+            given = np.asarray(value).astype(held.dtype)
+        exact = np.asarray(value).astype(np.float64)
+        lost = np.isinf(given) & np.isfinite(exact)
+        if lost.any() or not inside(given):
+            lost = lost | ((abs(given) < held.tiny) & (exact != 0))
+            held_as = f", in {held.dtype} as {np.where(abs(given) < held.tiny, 0, given)}" if lost.any() else ""
+            raise ValueError(f"{name} must be {words}, got {value}{held_as}.")
         return
     given = jnp.asarray(value)
-    insist(lambda: inside(given.astype(jnp.result_type(float))), f"{name} must be {words}, got {{given}}.", given=given)
+    insist(lambda: inside(given.astype(held.dtype)), f"{name} must be {words}, got {{given}}.", given=given)
 
 
 def expand(value: Array, x: Array) -> Array:
@@ -66,7 +91,7 @@ def per_sample(value: ArrayLike, x: Array, name: str, *bounds: float | int, abov
       ValueError: if its shape is neither `()` nor `[B]`, or it is known and not finite, or outside the bounds.
       TypeError: if it is no real number and no array of them.
     """
-    check_range(value, name, *bounds, above=above)
+    check_range(value, name, *bounds, above=above, dtype=jnp.result_type(x))
     value = jnp.asarray(value, jnp.result_type(x))
     if value.shape not in ((), x.shape[:1]):
         raise ValueError(

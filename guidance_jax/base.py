@@ -12,8 +12,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import ArrayLike, Float
 
-from guidance_jax.arrays import concrete
-from guidance_jax.kinds import check_numbers
+from guidance_jax.arrays import check_range, concrete
 
 Scalar = Array | float | int
 """A number, known or traced."""
@@ -47,7 +46,7 @@ class Schedule(NamedTuple):
     """A noise schedule: the network's time `t` to a `NoiseLevel`, `schedule(t)`, and back from `sigma / alpha`.
 
     Raises:
-      ValueError: when called with a known time that is far outside of `t_min..t_max`, as a sigma may be; `at` takes any ratio.
+      ValueError: when called with a known time that is not finite, or far outside of `t_min..t_max`, as a sigma may be; `at` takes any ratio.
 
     Example:
       >>> straight = Schedule(lambda t: (1 - t, t), lambda ratio: ratio / (1 + ratio), t_min=0.0, t_max=1.0)
@@ -69,7 +68,7 @@ class Schedule(NamedTuple):
     """What the network is told at t, where that is not t itself: under a `shift`."""
 
     def __call__(self, t: ArrayLike) -> NoiseLevel:
-        check_numbers(t, "the schedule's time")
+        check_range(t, "the schedule's time")
         if concrete((t, self.t_min, self.t_max)):
             times, least, most = map(np.asarray, (t, self.t_min, self.t_max))
             far = (times < least - (most - least) / 2) | (times > most + (most - least) / 2)
@@ -85,8 +84,12 @@ class Schedule(NamedTuple):
         return NoiseLevel(t if self.told is None else self.told(t), *self.alpha_sigma(t))
 
     def at(self, ratio: ArrayLike) -> NoiseLevel:
-        """The level at which `sigma / alpha` is `ratio`."""
-        check_numbers(ratio, "the ratio sigma / alpha")
+        """The level at which `sigma / alpha` is `ratio`.
+
+        Raises:
+          ValueError: if ratio is known and negative or NaN.
+        """
+        check_range(ratio, "the ratio sigma / alpha", 0, np.inf)
         return self._level(self.inverse(jnp.asarray(ratio, jnp.result_type(float))))
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import ArrayLike
 
-from guidance_jax.arrays import check_range, concrete
+from guidance_jax.arrays import LARGEST, check_range, concrete
 from guidance_jax.base import Branches, Cond, Guidance, NoiseLevel, Sampler, Schedule, Step
 from guidance_jax.kinds import check_kind, check_numbers, check_takes, told
 from guidance_jax.outcomes import predicted
@@ -77,6 +77,13 @@ def check_levels(path: NoiseLevel, sampler: Sampler | None = None, start_given: 
             f"levels must have finite alpha >= 0 and sigma >= 0, got alpha {alpha} and sigma {sigma}. A spacing in "
             "sigma / alpha needs a schedule whose largest one is finite: flow(t_max=0.99), say."
         )
+    tiny = _least_noise(sigma.dtype)
+    small = sigma[(sigma > 0) & (sigma < tiny)]
+    if small.size:
+        raise ValueError(
+            f"levels must have sigma 0 or at least {tiny:.2g}, whose square {sigma.dtype} can hold, got {small[0]:.6g}; end "
+            "at 0 after a larger one."
+        )
     # alpha' sigma > alpha sigma' is sigma / alpha > sigma' / alpha', without dividing by an alpha of zero.
     change = alpha[1:] * sigma[:-1] - alpha[:-1] * sigma[1:]
     if sampler is not None and (change < 0).all():
@@ -96,8 +103,14 @@ def _goes_one_way(path: NoiseLevel, either: bool) -> Array:
     """Whether the noise of a path is finite and decreases, or else increases throughout, where that is right too."""
     change = path.alpha[1:] * path.sigma[:-1] - path.alpha[:-1] * path.sigma[1:]
     down = (change > 0).all()
-    known = all_finite(path.alpha) & all_finite(path.sigma) & (path.alpha >= 0).all() & (path.sigma >= 0).all()
+    known = all_finite(path.alpha) & all_finite(path.sigma) & (path.alpha >= 0).all()
+    known = known & ((path.sigma == 0) | (path.sigma >= _least_noise(path.sigma.dtype))).all()
     return known & (down | (change < 0).all() if either else down)
+
+
+def _least_noise(dtype: Any) -> float:
+    """The least sigma but 0: products of two are no denormal numbers, which are flushed to 0 and divided by."""
+    return float(jnp.finfo(dtype).tiny) ** 0.5
 
 
 def check_schedule_of(sampler: Sampler, path: NoiseLevel) -> None:
@@ -144,10 +157,12 @@ def check_level(level: NoiseLevel, x: Array) -> None:
     check_kind(level, NoiseLevel, "the level", "schedule(t) gives one.")
     if jnp.shape(level.sigma) not in ((), x.shape[:1]):
         raise ValueError(f"the level has shape {jnp.shape(level.sigma)}, but must be () or [B] = {x.shape[:1]}.")
+    if concrete(level):
+        check_finite((level.alpha, level.sigma), "the level's (alpha, sigma)")
 
 
 def check_scalar(
-    value: ArrayLike, name: str, least: float | int = 0, most: float | int = np.inf, *, above: float | int | None = None
+    value: ArrayLike, name: str, least: float | int = 0, most: float | int = LARGEST, *, above: float | int | None = None
 ) -> None:
     """Raises where a number is none, or is known and outside `least <= value <= most`, or not above a bound.
 
@@ -167,8 +182,30 @@ def check_order(low: ArrayLike, high: ArrayLike, name: str, words: str = "low mu
     Raises:
       ValueError: naming both.
     """
-    if concrete((low, high)) and not (np.asarray(low) < np.asarray(high)).all():
+    if not concrete((low, high)):
+        right = lambda: (jnp.asarray(low) < jnp.asarray(high)).all()
+        insist(right, f"{name} got {{low}} and {{high}}, but {words}.", low=jnp.asarray(low), high=jnp.asarray(high))
+    elif not (np.asarray(low) < np.asarray(high)).all():
         raise ValueError(f"{name} got {low} and {high}, but {words}.")
+
+
+def check_finite(tree: Any, name: str) -> None:
+    """Raises where an array, or a leaf of a pytree, has a known value that is not finite.
+
+    Raises:
+      ValueError: telling how many.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+            continue
+        which = f"{name}{jax.tree_util.keystr(path)}"
+        if not concrete(leaf):
+            insist(lambda leaf=leaf: all_finite(leaf), f"{which} has NaN or infinite values.")
+            continue
+        with np.errstate(over="ignore"):
+            held = np.asarray(leaf).astype(jax.dtypes.canonicalize_dtype(jnp.result_type(leaf)))
+        if bad := (~np.isfinite(held)).sum():
+            raise ValueError(f"{which} must be finite, got NaN or infinite values in {bad} of {held.size} places.")
 
 
 def check_keys(keys: Array) -> None:

@@ -21,8 +21,19 @@ from guidance_jax.checks import (
 )
 from guidance_jax.evaluation import Networks, guide
 from guidance_jax.kinds import check_count, check_kind
+from guidance_jax.traced import all_finite
 
 __all__ = ["Encoding", "bits_per_dimension", "encode", "log_likelihood"]
+
+
+class Carried(NamedTuple):
+    """What is solved for, of one sample."""
+
+    u: Array
+    volume: Array
+    """The integral of the divergence."""
+    poison: Array
+    """Above 0 once a slope was not finite: the solver took 0 for it, so that the others need not wait, and the end is NaN."""
 
 
 class Encoding(NamedTuple):
@@ -69,6 +80,7 @@ def log_likelihood(
 
     Samples are solved one by one (by `jax.vmap`), each with its own rows of the conditions. What else is one a sample, such as
     scales `[B]` or a classifier's labels, has to go the same way: `jax.vmap` this function over them, with batches of one.
+    A sample that meets NaN, in x, in the network or of a label outside, is NaN, alone.
 
     Args:
       branches: what `branches(...)` made, or a tuple of those. No condition may be drawn anew in every step.
@@ -87,8 +99,8 @@ def log_likelihood(
 
     Raises:
       ImportError: if diffrax is not installed.
-      ValueError: if the guidance remembers something, a condition is drawn anew in every step, probes come without keys, or
-        the arguments do not fit each other.
+      ValueError: if the guidance remembers something, a condition is drawn anew in every step, probes come without keys, the
+        arguments do not fit each other, or within `jax.shard_map`, unless its `check_vma` is False.
       RuntimeError: while it runs, if a sample needs more than `max_steps`, or the guidance renoises with another eps than its
         x0 implies (CFG++), so that its small steps have no ODE for a limit.
 
@@ -166,7 +178,7 @@ def encode(
         )
 
         def slope(angle: Array, u: Array) -> tuple[Array, Array]:
-            """v, and whether eps is the one that x0 implies."""
+            """v, and whether eps is known to be another than x0 implies, which NaN is not."""
             level = at(angle)
             size = _size(level)
             x = (size * u)[None]
@@ -177,28 +189,32 @@ def encode(
             signal, noise = level.alpha * prediction.x0, level.sigma * prediction.eps
             rest, parts = jnp.abs(x - signal - noise).max(), (jnp.abs(x) + jnp.abs(signal) + jnp.abs(noise)).max()
             v = (level.alpha * prediction.eps - level.sigma * prediction.x0) / size
-            return v[0], rest <= 1e-3 * parts
+            return v[0], rest > 1e-3 * parts
 
         signs = _directions(key, x, probes)
 
-        def change(angle: Array, carried: tuple[Array, Array], _: Any) -> tuple[Array, Array]:
-            v, derivative = jax.linearize(lambda u: slope(angle, u)[0], carried[0])
-            return v, (signs * jax.vmap(derivative)(signs)).sum()
+        def change(angle: Array, carried: Carried, _: Any) -> Carried:
+            v, derivative = jax.linearize(lambda u: slope(angle, u)[0], carried.u)
+            volume = (signs * jax.vmap(derivative)(signs)).sum()
+            known = all_finite(v) & all_finite(volume)
+            return Carried(jnp.where(known, v, 0), jnp.where(known, volume, 0), jnp.where(known, 0, 1).astype(x.dtype))
 
         u = x / _size(low).astype(x.dtype)
-        _, consistent = slope((start + end) / 2, u)
-        u = equinox.error_if(u, ~consistent, _NO_ODE)
+        _, renoised = slope((start + end) / 2, u)
+        u = equinox.error_if(u, renoised, _NO_ODE)
+        known = all_finite(u)
         solution = diffrax.diffeqsolve(
             diffrax.ODETerm(change),  # pyright: ignore[reportArgumentType]
             diffrax.Tsit5() if solver is None else solver,
             start,
             end,
             None,
-            (u, jnp.zeros((), x.dtype)),
+            Carried(jnp.where(known, u, 0), jnp.zeros((), x.dtype), jnp.where(known, 0, 1).astype(x.dtype)),
             stepsize_controller=diffrax.PIDController(rtol=tolerance, atol=tolerance, norm=_largest),
             max_steps=max_steps,
         )
-        last, volume = (leaf[-1] for leaf in solution.ys)  # pyright: ignore[reportGeneralTypeIssues, reportOptionalIterable]
+        last, volume, poison = (leaf[-1] for leaf in solution.ys)  # pyright: ignore[reportGeneralTypeIssues, reportOptionalIterable]
+        last = jnp.where(poison > 0, jnp.nan, last)
         z = last / jnp.sin(end)
         log_normal = -0.5 * (z**2).sum() - x.size * (0.5 * math.log(2 * math.pi) + jnp.log(jnp.sin(end)))
         log_p = log_normal + volume - x.size * jnp.log(_size(low).astype(x.dtype))
@@ -269,6 +285,13 @@ def _checked(
     check_keys(given)
     if isinstance(x, tuple):
         raise TypeError(f"x must be the data, [B, ...], got the tuple {x}.")
+    kind: Any = jax.typeof(x)
+    axes = kind.manual_axis_type.varying if hasattr(kind, "manual_axis_type") else getattr(kind, "vma", ())
+    if axes:
+        raise ValueError(
+            f"log_likelihood got jax.shard_map's default check, over {', '.join(map(str, axes))}, which diffrax's loops do not "
+            "pass; use jax.shard_map(..., check_vma=False), or a batch that is sharded outside of it."
+        )
     shape, dtype = check_start(given, schedule(schedule.t_min), x)
     like = jax.ShapeDtypeStruct(shape, dtype if jnp.dtype(dtype).itemsize >= 4 else jnp.float32)
     check_branches(check_networks(networks), guidance, like, given)
@@ -298,6 +321,6 @@ def _size(level: NoiseLevel) -> Array:
     return jnp.sqrt(level.alpha**2 + level.sigma**2)
 
 
-def _largest(error: tuple[Array, Array]) -> Array:
+def _largest(error: Carried) -> Array:
     """The error of u, by its root mean square, or that of the log-density: whichever is larger."""
-    return jnp.maximum(jnp.sqrt((error[0] ** 2).mean()), jnp.abs(error[1]))
+    return jnp.maximum(jnp.sqrt((error.u**2).mean()), jnp.abs(error.volume))

@@ -13,9 +13,10 @@ from jax import Array
 from jax.lax import Precision
 from jaxtyping import ArrayLike, Float, Int
 
-from guidance_jax.arrays import concrete
+from guidance_jax.arrays import check_range, concrete
 from guidance_jax.base import NoiseLevel, Prediction
-from guidance_jax.checks import check_key, check_labels, check_level, check_scalar
+from guidance_jax.checks import check_finite, check_key, check_labels, check_level, check_scalar
+from guidance_jax.denoisers import from_eps, from_x0
 from guidance_jax.kinds import check_array, check_count
 
 __all__ = ["GaussianMixture"]
@@ -58,6 +59,7 @@ class GaussianMixture:
     ):
         for name, value in (("means", means), ("covariances", covariances), ("weights", weights)):
             check_array(value, name, jnp.floating, "floating numbers")
+            check_finite(value, f"a mixture's {name}")
         check_array(labels, "labels", jnp.generic, "integers, [K]")
         if not jnp.issubdtype(labels.dtype, jnp.integer):
             raise TypeError(f"a mixture takes integer labels, got {labels.dtype}; cast them with .astype(int).")
@@ -101,6 +103,9 @@ class GaussianMixture:
     def denoise(self, x: Float[Array, "b d"], level: NoiseLevel, label: Int[Array, "b"]) -> Prediction:
         """`E[x_0 | x_t, y]` and `E[eps | x_t, y]`: a `Denoiser`.
 
+        Where there is little noise x0 follows from eps, where there is much eps from x0: `x = alpha x0 + sigma eps` holds to
+        rounding, so that no run drifts, in any number of steps.
+
         Args:
           x: `[B, D]`.
           level: its level, scalar or one a sample.
@@ -113,7 +118,11 @@ class GaussianMixture:
         responsibility = jax.nn.softmax(log_joint, axis=1)[:, :, None]
         spread = _einsum("kde,ke,kfe,bkf->bkd", self.axes, self.variances, self.axes, pull)
         x0 = (responsibility * (self.means[None] + alpha[:, None, None] * spread)).sum(1)
-        return Prediction(x0, sigma[:, None] * (responsibility * pull).sum(1))
+        alpha, sigma, x = alpha[:, None], sigma[:, None], jnp.asarray(x)
+        eps = sigma * (responsibility * pull).sum(1)
+        size = jnp.sqrt((self.means**2).mean() + self.variances.mean())
+        little = sigma < alpha * size
+        return jax.tree.map(lambda a, b: jnp.where(little, a, b), from_eps(eps, x, alpha, sigma), from_x0(x0, x, alpha, sigma))
 
     def score(self, x: Float[Array, "b d"], level: NoiseLevel, label: Int[Array, "b"]) -> Float[Array, "b d"]:
         """`grad log p(x_t | y)`; arguments as for `denoise`."""
@@ -154,6 +163,7 @@ class GaussianMixture:
         self, x: Float[Array, "b d"], level: NoiseLevel, label: Int[Array, "b"], scale: ArrayLike
     ) -> Float[Array, "b"]:
         """`(1 - scale) log p(x_t) + scale log p(x_t | y)`, not normalised; arguments as for `denoise`, scale `()` or `[B]`."""
+        check_range(scale, "log_tilted's scale")
         scale = jnp.asarray(scale, jnp.result_type(x))
         everything = self.log_prob(x, level, jnp.full_like(label, -1))
         return everything + scale * (self.log_prob(x, level, label) - everything)
@@ -175,7 +185,7 @@ class GaussianMixture:
         """
         check_scalar(scale, "sample_tilted's scale", least=1)
         labels = jnp.broadcast_to(jnp.asarray(label), (n,))
-        power = jnp.asarray(scale, self.means.dtype) - 1
+        power, first = jnp.asarray(scale, self.means.dtype) - 1, self.sample(key, n, labels)
         clean = NoiseLevel(*(jnp.asarray(value, self.means.dtype) for value in (0, 1, 0)))
 
         def again(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
@@ -189,8 +199,9 @@ class GaussianMixture:
         def unfinished(state: tuple[Array, Array, Array]) -> Array:
             return state[2].any() & (state[0] < 10_000) & (power >= 0)
 
-        nothing = jnp.full((n, self.means.shape[1]), jnp.nan, self.means.dtype)
-        return jax.lax.while_loop(unfinished, again, (jnp.int32(0), nothing, jnp.full(n, True)))[1]
+        # A label outside, where it is traced, has no sample to wait for.
+        possible = (self._prior(labels) > -jnp.inf).any(1) & (first == first).any(1)
+        return jax.lax.while_loop(unfinished, again, (jnp.int32(0), jnp.full_like(first, jnp.nan), possible))[1]
 
     def _prior(self, label: Array) -> Array:
         """The log-weights of the components that a label leaves, `[B, K]`, not renormalised."""

@@ -13,13 +13,14 @@ from jaxtyping import ArrayLike, Float
 from guidance_jax import targets
 from guidance_jax.arrays import concrete
 from guidance_jax.base import Branches, Context, GuidedDenoiser, NoiseLevel, Prediction, Sampler, State
-from guidance_jax.checks import check_keys, check_networks, check_sampler, check_scalar
+from guidance_jax.checks import check_keys, check_networks, check_order, check_sampler, check_scalar
 from guidance_jax.evaluation import Networks
 from guidance_jax.guidance.algebra import chain
 from guidance_jax.kinds import check_count
 from guidance_jax.noise import apart, normal
 from guidance_jax.sampling import run
 from guidance_jax.targets import Target, check_target
+from guidance_jax.traced import insist
 
 __all__ = ["Particles", "effective_size", "feynman_kac", "systematic"]
 
@@ -132,8 +133,7 @@ def feynman_kac(
     check_keys(keys)
     _check_groups(len(keys), check_networks(branches), size)
     check_scalar(threshold, "feynman_kac's threshold", most=1)
-    if concrete((low, high)) and not np.asarray(low) < np.asarray(high):
-        raise ValueError(f"feynman_kac(low={low}, high={high}) is empty: low must be below high, both in sigma / alpha.")
+    check_order(low, high, "feynman_kac", "the interval is empty: low must be below high, both in sigma / alpha")
     if kernels and sampler.kernel is None:
         raise ValueError("ratios of kernels, as a guided target needs, are of samplers that have one: ddpm(), ddim(1.0), ...")
     given, known = _start(keys, target, levels, shape_or_x, kernels)
@@ -239,8 +239,8 @@ def _around(sampler: Sampler, target: Target, when: Resampling, kernels: bool, e
     """The sampler that weighs and resamples around each step of another."""
 
     def init(x: Array) -> Weights:
-        zeros = jnp.zeros(len(x), x.dtype)
-        first = jnp.arange(len(x), dtype=jnp.int32)
+        zeros = jnp.zeros_like(x, shape=len(x))
+        first = jnp.zeros_like(x, jnp.int32, shape=len(x)) + jnp.arange(len(x), dtype=jnp.int32)
         return Weights(sampler.init(x), zeros, zeros, zeros, jnp.zeros((), x.dtype), first, zeros + when.size)
 
     def step(denoise: GuidedDenoiser, state: State, level: NoiseLevel, next: NoiseLevel, keys: Array) -> State:
@@ -332,7 +332,12 @@ def _check_groups(count: int, networks: tuple[Branches, ...], size: int) -> None
     for network in networks:
         for name, cond in network.conds.items():
             for path, leaf in jax.tree_util.tree_leaves_with_path(cond):
-                if callable(leaf) or not concrete(leaf) or len(leaf) != count:
+                if callable(leaf) or len(leaf) != count:
+                    continue
+                if not concrete(leaf):
+                    grouped = leaf.reshape(count // size, size, -1)
+                    told = f"branch {name!r}{jax.tree_util.keystr(path)} differs within a group of {size} particles."
+                    insist(lambda grouped=grouped: (grouped == grouped[:, :1]).all(), told)
                     continue
                 rows = np.asarray(leaf).reshape(count // size, size, -1)
                 if (rows != rows[:, :1]).any():

@@ -1,10 +1,11 @@
 """Spacings: which times a run of so many steps visits. Each gives a function `(schedule, steps) -> t [steps]`, decreasing.
 
 On a discrete schedule the first four give whole training steps, as the released models were sampled; the others may
-fall between them, where the schedule interpolates.
+fall between them, where the schedule interpolates. Known times are computed in float64, whatever the run's precision is.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -36,8 +37,10 @@ def uniform() -> Spacing:
 
     def spacing(schedule: Schedule, steps: int) -> Array:
         _check_steps(schedule, steps)
-        t = jnp.linspace(schedule.t_max, schedule.t_min, steps, dtype=jnp.result_type(float))
-        return t if schedule.steps is None else jnp.round(t)
+        least, most = _ends(schedule)
+        if schedule.steps is None or steps == 1:
+            return _evenly(least, most, np.linspace(1, 0, steps))
+        return _times(np.linspace(least, most, steps).round()[::-1])
 
     return spacing
 
@@ -66,10 +69,10 @@ def leading(offset: int = 0) -> Spacing:
 
     def spacing(schedule: Schedule, steps: int) -> Array:
         _check_steps(schedule, steps)
-        index = jnp.arange(steps - 1, -1, -1, dtype=jnp.result_type(float))
+        index = np.arange(steps - 1, -1, -1.0)
         if schedule.steps is None:
-            return schedule.t_min + index * (schedule.t_max - schedule.t_min) / steps
-        return index * (schedule.steps // steps) + offset
+            return _evenly(*_ends(schedule), index / steps)
+        return _times(index * (schedule.steps // steps) + offset)
 
     return spacing
 
@@ -92,10 +95,10 @@ def trailing() -> Spacing:
 
     def spacing(schedule: Schedule, steps: int) -> Array:
         _check_steps(schedule, steps)
-        index = jnp.arange(steps, dtype=jnp.result_type(float))
         if schedule.steps is None:
-            return schedule.t_max - index * (schedule.t_max - schedule.t_min) / steps
-        return jnp.round(schedule.steps - index * schedule.steps / steps) - 1
+            return _evenly(*_ends(schedule), 1 - np.arange(steps) / steps)
+        # By the stride, as diffusers does: where a half is rounded, multiples of it decide.
+        return _times(np.arange(schedule.steps, 0, -schedule.steps / steps)[:steps].round() - 1)
 
     return spacing
 
@@ -126,11 +129,10 @@ def quadratic(reach: float = 1.0) -> Spacing:
         index = np.arange(steps - 1, -1, -1)
         share = np.square(index / (steps - 1)) if steps > 1 else np.ones(1)
         if schedule.steps is None:
-            share = jnp.asarray(reach * share, jnp.result_type(float))
-            return schedule.t_min + share * (schedule.t_max - schedule.t_min)
+            return _evenly(*_ends(schedule), reach * share)
         # A little above, for the whole numbers that rounding puts below themselves.
         whole = np.floor(min(reach * schedule.steps, schedule.steps - 1) * share + 1e-9)
-        return jnp.asarray(np.maximum(whole, index), jnp.result_type(float))
+        return _times(np.maximum(whole, index))
 
     return spacing
 
@@ -161,10 +163,9 @@ def karras(rho: Scalar = 7.0, sigma_min: Scalar | None = None, sigma_max: Scalar
 
     def spacing(schedule: Schedule, steps: int) -> Array:
         least, most = _bounds(schedule, sigma_min, sigma_max, "karras")
-        ramp = jnp.linspace(0, 1, steps, dtype=jnp.result_type(float))
-        root = 1 / jnp.asarray(rho, ramp.dtype)
-        ratio = (most**root + ramp * (least**root - most**root)) ** (1 / root)
-        return schedule.inverse(ratio)
+        root = 1 / _exact(rho)
+        ramp = np.linspace(0, 1, steps)
+        return schedule.inverse(_times((most**root + ramp * (least**root - most**root)) ** (1 / root)))
 
     return spacing
 
@@ -192,9 +193,13 @@ def exponential(sigma_min: Scalar | None = None, sigma_max: Scalar | None = None
     _check_given(sigma_min, sigma_max, "exponential")
 
     def spacing(schedule: Schedule, steps: int) -> Array:
-        least, most = map(jnp.log, _bounds(schedule, sigma_min, sigma_max, "exponential"))
-        ramp = jnp.linspace(0, 1, steps, dtype=jnp.result_type(float))
-        return schedule.inverse(jnp.exp(most + ramp * (least - most)))
+        least, most = _bounds(schedule, sigma_min, sigma_max, "exponential")
+        if concrete(least) and not least > 0:
+            raise ValueError(
+                "exponential spacing needs a smallest sigma / alpha above 0, but the schedule's t_min has sigma = 0; give "
+                "exponential(sigma_min=0.002), or the schedule a larger t_min."
+            )
+        return schedule.inverse(_times(most * (least / most) ** np.linspace(0, 1, steps)))
 
     return spacing
 
@@ -205,26 +210,23 @@ def _check_given(least: Scalar | None, most: Scalar | None, name: str) -> None:
             check_scalar(value, f"{name}'s {end}", above=0)
 
 
-def _bounds(schedule: Schedule, least: Scalar | None, most: Scalar | None, name: str) -> tuple[Array, Array]:
+def _bounds(schedule: Schedule, least: Scalar | None, most: Scalar | None, name: str) -> tuple[Any, Any]:
     """The smallest and the largest `sigma / alpha` of a path."""
-    least, most = (
-        schedule(end).ratio if given is None else jnp.asarray(given, jnp.result_type(float))
-        for end, given in ((schedule.t_min, least), (schedule.t_max, most))
-    )
-    if concrete(most) and not np.isfinite(np.asarray(most)):
+    low, high = (_exact(schedule(end).ratio) for end in (schedule.t_min, schedule.t_max))
+    r_min, r_max = (own if given is None else _exact(given) for own, given in ((low, least), (high, most)))
+    if concrete(r_max) and not np.isfinite(r_max):
         raise ValueError(
             f"{name} spacing needs a finite largest sigma / alpha, but the schedule's t_max has alpha = 0; "
             f"give {name}(sigma_max=80.0), or the schedule a smaller t_max."
         )
     if schedule.steps is not None:
-        least_own, most_own = schedule(schedule.t_min).ratio, schedule(schedule.t_max).ratio
-        _check_within(f"{name}'s sigma_min", least, least_own, least < 0.999 * least_own)
-        _check_within(f"{name}'s sigma_max", most, most_own, most > 1.001 * most_own)
-    check_order(least, most, f"{name} spacing", "its sigma_min must be below its sigma_max, or the schedule's")
-    return least, most
+        _check_within(f"{name}'s sigma_min", r_min, low, r_min < 0.999 * low)
+        _check_within(f"{name}'s sigma_max", r_max, high, r_max > 1.001 * high)
+    check_order(r_min, r_max, f"{name} spacing", "its sigma_min must be below its sigma_max, or the schedule's")
+    return r_min, r_max
 
 
-def _check_within(name: str, value: Array, own: Array, beyond: Array) -> None:
+def _check_within(name: str, value: Any, own: Any, beyond: Any) -> None:
     if concrete(beyond) and beyond:
         raise ValueError(f"{name}={value:.4g} is beyond the levels of this discrete schedule, which end at {own:.4g}.")
 
@@ -235,3 +237,23 @@ def _check_steps(schedule: Schedule, steps: int) -> None:
             f"{steps} steps of a discrete schedule that has {schedule.steps} training steps: at most "
             f"{schedule.steps} of them can be visited."
         )
+
+
+def _exact(value: Scalar) -> Any:
+    """A number as float64, where it is known; else traced, in the run's precision."""
+    return np.asarray(value).astype(np.float64) if concrete(value) else jnp.asarray(value, jnp.result_type(float))
+
+
+def _ends(schedule: Schedule) -> tuple[Any, Any]:
+    """The times of least and of most noise."""
+    return _exact(schedule.t_min), _exact(schedule.t_max)
+
+
+def _evenly(least: Any, most: Any, share: np.ndarray) -> Array:
+    """The times at these shares of the way from the least noise to the most."""
+    return _times((1 - share) * least + share * most)
+
+
+def _times(t: Any) -> Array:
+    dtype = jnp.result_type(float)
+    return jnp.asarray(np.asarray(t, dtype) if concrete(t) else t, dtype)

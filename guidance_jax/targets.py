@@ -11,12 +11,13 @@ import numpy as np
 from jax import Array
 from jaxtyping import ArrayLike
 
-from guidance_jax.arrays import concrete, divide
+from guidance_jax.arrays import LARGEST, concrete, divide
 from guidance_jax.base import Context, Guidance, Kernel, NoiseLevel, Prediction, Scalar
-from guidance_jax.checks import check_guidance
+from guidance_jax.checks import check_guidance, check_scalar
 from guidance_jax.guidance.algebra import stateless
-from guidance_jax.kinds import check_callable, check_kind, check_numbers, check_takes
+from guidance_jax.kinds import check_callable, check_kind, check_takes
 from guidance_jax.noise import contraction
+from guidance_jax.traced import insist
 
 __all__ = ["LogReward", "Target", "annealed", "drift", "product", "rewarded", "tilted"]
 
@@ -60,6 +61,8 @@ def tilted(scale: ArrayLike, *, cond: str = "cond", uncond: str = "uncond") -> T
 
     Reference: Skreta et al. 2025, arXiv:2503.02819.
     """
+    if not callable(scale):
+        check_scalar(scale, "tilted's scale", -LARGEST)
     return product({cond: scale}, rest=uncond)
 
 
@@ -88,9 +91,7 @@ def product(exponents: Mapping[str, ArrayLike], *, rest: str | None = None) -> T
                 f"the exponent of {name!r} is a function of the level, but the target is one density: give a number. For "
                 "guidance in some levels alone, feynman_kac has low and high."
             )
-        check_numbers(exponent, f"the exponent of {name!r}")
-        if jnp.shape(exponent) != ():
-            raise ValueError(f"the exponent of {name!r} has shape {jnp.shape(exponent)}, but is a scalar; vmap for several.")
+        check_scalar(exponent, f"product's exponent of {name!r}", -LARGEST)
     if rest in exponents:
         raise ValueError(f"rest={rest!r} has an exponent already.")
     total = sum(exponents.values())
@@ -120,6 +121,8 @@ def annealed(beta: ArrayLike, branch: str = "cond") -> Target:
 
     Reference: Skreta et al. 2025, arXiv:2503.02819.
     """
+    if not callable(beta):
+        check_scalar(beta, "annealed's beta", above=0)
     return product({branch: beta})
 
 
@@ -249,6 +252,7 @@ def reward_of(log_reward: LogReward, x0: Array, level: NoiseLevel) -> Array:
     each = log_reward(x0, level)
     if jnp.shape(each) != x0.shape[:1]:
         raise ValueError(f"log_reward gave shape {jnp.shape(each)} for x0 {x0.shape}, but must give one number a sample, [B].")
+    insist(lambda: ~jnp.isnan(each).any(), "log_reward is NaN for {bad} of the samples.", bad=jnp.isnan(each).sum())
     return each.astype(x0.dtype)
 
 

@@ -12,11 +12,11 @@ import numpy as np
 from jax import Array
 from jaxtyping import ArrayLike, Float, Int
 
-from guidance_jax.arrays import divide, expand
+from guidance_jax.arrays import LARGEST, check_range, divide, expand
 from guidance_jax.base import Cond, NoiseLevel, Schedule
 from guidance_jax.checks import check_key, check_labels, check_level, check_scalar, check_schedule
 from guidance_jax.denoisers import OUTPUTS, Network, call, edm_coefficients, parameterisation
-from guidance_jax.kinds import check_array, check_count, check_kind, check_network, check_numbers, told
+from guidance_jax.kinds import check_array, check_count, check_kind, check_network, told
 
 __all__ = [
     "classifier_loss",
@@ -84,7 +84,7 @@ def log_normal_levels(
     Reference: Karras et al. 2022, arXiv:2206.00364, table 1.
     """
     _check_drawn(key, schedule, n)
-    check_scalar(mean, "log_normal_levels's mean", -np.inf)
+    check_scalar(mean, "log_normal_levels's mean", -LARGEST)
     check_scalar(deviation, "log_normal_levels's deviation")
     if schedule.steps is not None:
         raise ValueError(
@@ -189,7 +189,7 @@ def min_snr(level: NoiseLevel, predicts: str, gamma: ArrayLike = 5.0) -> Float[A
     """
     parameterisation(predicts)
     check_kind(level, NoiseLevel, "the level", "noise_levels(key, schedule, n) gives one.")
-    check_scalar(gamma, "min_snr's gamma", above=0)
+    check_scalar(gamma, "min_snr's gamma", most=np.inf, above=0)
     alpha, sigma = level.alpha, level.sigma
     # What an error of 1 in the output is in eps, and in x0; a score's loss is already in eps.
     in_eps, in_x0 = {
@@ -312,7 +312,7 @@ def drop(key: Array, cond: Cond, null: Cond, rate: float) -> Cond:
     dropped = jax.random.bernoulli(key, rate, first.shape[:1])
 
     def replace(leaf: Array, empty: Any) -> Array:
-        check_numbers(empty, "drop's null")
+        check_range(empty, "drop's null")
         shape = jnp.shape(empty)
         if any(n not in (1, m) for n, m in zip(shape[::-1], leaf.shape[::-1], strict=False)) or len(shape) > leaf.ndim:
             raise ValueError(f"null has a leaf of shape {shape}, which does not broadcast to that of cond, {leaf.shape}.")
@@ -351,6 +351,7 @@ def ema(average: Any, params: Any, step: ArrayLike, decay: float = 0.999) -> Any
         )
     if isinstance(step, float) and not step.is_integer():
         raise ValueError(f"ema's step counts from 0, got {step}; the decay comes after it: ema(average, params, step, {step}).")
+    check_scalar(step, "ema's step")
     step = jnp.asarray(step, jnp.result_type(float))
     keep = jnp.minimum(decay, (1 + step) / (10 + step))
     return jax.tree.map(lambda a, p: a + (1 - keep.astype(jnp.result_type(p))) * (p - a), average, params)

@@ -41,6 +41,38 @@ WRONG = {
 }
 
 
+def grouped(labels):
+    target = gj.targets.rewarded(gj.targets.tilted(1.5), lambda x0, level: jnp.where(labels == 2, jnp.nan, -(x0**2).sum(1)))
+    return gj.feynman_kac(keys(4), classes(M, labels % 2), target, gj.ddpm(), PATH, (3,), size=2).x
+
+
+MORE = {
+    "an interval": (
+        lambda low: generate(guidance=lambda w: gj.during(gj.cfg(w), low, 1.0)),
+        5.0,
+        r"during got 5.* and 1.*empty",
+    ),
+    "recurrence": (lambda low: generate(sampler=gj.recur(gj.ddim(), 2, low, 1.0)), 5.0, r"recur got 5.* and 1.*below high"),
+    "a group": (grouped, jnp.array([0, 1, 0, 0]), r"branch 'cond' differs within a group of 2 particles"),
+    "a reward": (grouped, jnp.array([2, 2, 0, 0]), r"log_reward is NaN for 2 of the samples"),
+    "known data": (lambda known: generate(sampler=gj.inpaint(gj.ddpm(), known, 1)), jnp.nan, r"inpaint's known has NaN"),
+    "a beta": (lambda beta: gj.targets.annealed(beta).exponents, jnp.nan, r"annealed's beta must be above 0, got nan"),
+    "tiny levels": (
+        lambda sigma: generate(levels=PATH._replace(sigma=PATH.sigma.at[2].set(sigma))),
+        1e-30,
+        r"(?s)levels must be finite and decrease",
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:feynman_kac")
+@pytest.mark.parametrize("name", MORE)
+def test_a_traced_value_is_checked_wherever_a_known_one_is(name):
+    call, wrong, message = MORE[name]
+    with pytest.raises(checkify.JaxRuntimeError, match=message):
+        gj.checked(call)(wrong)
+
+
 @pytest.mark.parametrize("name", WRONG)
 def test_a_traced_value_is_checked(name):
     wrong, message = WRONG[name]
@@ -82,4 +114,5 @@ def test_the_program_without_is_the_same_as_if_there_were_no_checks(monkeypatch)
         none.setattr("guidance_jax.arrays.insist", lambda *_, **__: None)
         none.setattr("guidance_jax.checks.insist", lambda *_, **__: None)
         none.setattr("guidance_jax.sampling.insist", lambda *_, **__: None)
+        none.setattr("guidance_jax.targets.insist", lambda *_, **__: None)
         assert asked_not == program()

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from worlds import keys
+from worlds import keys, mixture
 
 import guidance_jax as gj
 from guidance_jax import guidance, samplers
@@ -308,3 +308,77 @@ def test_every_sampler_and_a_bfloat16_network_that_leaves_the_state_float32(name
     assert set(seen) == {jnp.dtype("float32")}
     assert np.isfinite(x).all()
     assert len(np.unique(np.asarray(x).round(4))) > B
+
+
+@functools.cache
+def sharded(program):
+    """A program of a world, its rows split over devices by `shard_map`, with its default check."""
+    mesh = jax.make_mesh((2,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
+    rows = jax.sharding.PartitionSpec("rows")
+    return jax.jit(jax.shard_map(program, mesh=mesh, in_specs=rows, out_specs=rows))
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_every_method_runs_in_shard_map_as_without(name):
+    row, w = TABLE[name], world()
+    found = sharded(lambda w: run(row.make(jnp.float32(row.usual), w), w))(w)
+    np.testing.assert_allclose(found, program(name)[0](row.usual, w), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("sampler", sorted(set(SAMPLERS) - {"ddim"}))
+def test_every_sampler_runs_in_shard_map_as_without(sampler):
+    """With a guidance that remembers, skips, and is of one number a sample."""
+    w = world()
+    generate = lambda w: run(gj.adaptive(gj.cfg(2.0 + w.target[:, 0, 0]), 0.97), w, SAMPLERS[sampler])
+    np.testing.assert_allclose(sharded(generate)(w), jax.jit(generate)(w), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:feynman_kac")
+def test_particles_run_in_shard_map_a_whole_group_on_a_device():
+    w = world()
+    w = jax.tree.map(lambda leaf: jnp.repeat(leaf, 4, axis=0), w)._replace(keys=keys(4 * B))
+
+    def generate(w):
+        levels = gj.levels(gj.schedules.cosine(), 4, gj.spacings.karras())
+        target = gj.targets.rewarded(gj.targets.tilted(1.05), lambda x0, level: -0.1 * (x0**2).mean((1, 2)))
+        branches = gj.branches(gj.denoiser(network, "v"), cond=w.conds["cond"], uncond=w.conds["uncond"])
+        found = gj.feynman_kac(w.keys, branches, target, gj.ddpm(), levels, SHAPE, size=4, threshold=1.0)
+        return found.x, found.log_weights, found.log_normaliser
+
+    for ours, theirs in zip(sharded(generate)(w), jax.jit(generate)(w), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+    jax.effects_barrier()
+
+
+def test_wrappers_and_the_exact_tilt_run_in_shard_map_as_without():
+    m, labels = mixture(2), jnp.arange(B) % 3
+    levels = gj.levels(gj.schedules.edm(), 4, gj.spacings.karras())
+
+    def generate(given):
+        k, labels, x = given
+        exact = m.sample_tilted(k[0], len(labels), labels, 2.0)
+        denoise = gj.denoisers.clip(gj.conditions.retimed(gj.denoiser(lambda x, t, y: x * t[:, None], "v")), -3.0, 3.0)
+        cond, none = (labels, jnp.zeros_like(x[:, 0])), (labels, jnp.full_like(x[:, 0], 0.1))
+        two = gj.branches(denoise, batched=False, cond=cond, retimed=none)
+        start = gj.diffuse(k, x, jax.tree.map(lambda field: field[1], levels))
+        first = gj.sample(
+            k, two, gj.during(gj.reuse(gj.tsg(2.0), 2), 0.1), gj.heun(), jax.tree.map(lambda f: f[1:], levels), start
+        )
+        anew = gj.branches(m.denoise, cond=labels, random=gj.conditions.random_labels(3))
+        second = gj.sample(k, anew, gj.chain(gj.icg(2.0), gj.momentum(-0.5)), gj.ddim(0.5), levels, (2,), remat=True)
+        edm = gj.branches(gj.denoisers.edm(lambda x, t, y: x * t[:, None]), cond=labels)
+        slope = jax.grad(lambda w: gj.sample(k, edm, gj.chain(gj.amplify(w)), gj.ddim(), levels, (2,)).sum())(x[:, 0])
+        return exact, first, second, slope
+
+    given = keys(B), labels, jnp.ones((B, 2))
+    exact, *found = sharded(generate)(given)
+    assert np.isfinite(exact).all()
+    for ours, theirs in zip(found, jax.jit(generate)(given)[1:], strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_the_likelihood_tells_what_diffrax_does_not_pass_in_shard_map():
+    m = mixture(2)
+    found = lambda given: gj.log_likelihood(gj.branches(m.denoise, cond=given[1]), gj.chain(), given[0], gj.schedules.flow())
+    with pytest.raises(ValueError, match=r"check_vma=False"):
+        sharded(found)((jnp.ones((B, 2)), jnp.arange(B) % 3))

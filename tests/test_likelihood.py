@@ -244,6 +244,41 @@ def test_cfg_pp_has_no_ode():
         jax.block_until_ready(call(gj.cfg_pp(0.6)))
 
 
+@functools.cache
+def poisoned():
+    """A program of x, labels and the noise from which class 0 is NaN."""
+
+    def found(x, labels, above):
+        def denoise(x, level, label):
+            prediction = mixture(2).denoise(x, level, label)
+            return prediction._replace(x0=jnp.where(((label == 0) & (level.sigma > above))[:, None], jnp.nan, prediction.x0))
+
+        return encode(gj.branches(denoise, cond=labels, uncond=labels * 0 - 1), gj.cfg(2.0), x, gj.schedules.flow())
+
+    return jax.jit(found)
+
+
+@pytest.mark.parametrize("poison", ["x", "infinite x", "a label outside", "the network", "the network, later"])
+def test_a_poisoned_sample_is_nan_alone_and_keeps_nobody_waiting(poison):
+    x, labels, above = jnp.array([[0.3, -1.0], [1.0, 0.5], [-0.7, 2.0]]), jnp.array([1, 0, 2]), jnp.float32(2.0)
+    right = poisoned()(x, labels, above)
+    assert np.isfinite(right.log_likelihood).all()
+    x = x.at[1, 0].set({"x": jnp.nan, "infinite x": jnp.inf}.get(poison, 1.0))
+    labels = labels.at[1].set(7) if "label" in poison else labels
+    above = {"the network": jnp.float32(-1.0), "the network, later": jnp.float32(0.6)}.get(poison, above)
+    found = poisoned()(x, labels, above)
+    for field in (found.log_likelihood, found.latent):
+        assert np.isnan(field[1]).all()
+    for ours, theirs in zip(found, right, strict=True):
+        np.testing.assert_array_equal(np.delete(ours, 1, 0), np.delete(theirs, 1, 0))
+    assert found.steps[1] < 100
+
+
+def test_cfg_pp_beside_a_poisoned_sample_is_told_all_the_same():
+    with pytest.raises(Exception, match="CFG\\+\\+"):
+        jax.block_until_ready(jax.jit(lambda x: call(gj.cfg_pp(0.6), x))(jnp.ones((3, 2)).at[0].set(jnp.nan)))
+
+
 def test_too_few_steps_are_told():
     with pytest.raises(Exception, match="maximum number of"):
         jax.block_until_ready(call(gj.cfg(2.0), max_steps=3))

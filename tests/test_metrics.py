@@ -223,3 +223,20 @@ def test_fifty_thousand_points_fit():
         memory = jax.jit(program).lower(x, x).compile().memory_analysis()
         assert memory is not None
         assert memory.temp_size_in_bytes < 150e6
+
+
+def test_labels_and_moments_in_low_precision_and_of_one_sample():
+    logits = jnp.asarray([[4.0, 0.0, 1.0]], jnp.float16)
+    assert gj.metrics.accuracy(logits, jnp.array([0])) == 1
+    np.testing.assert_allclose(gj.metrics.inception_score(logits), 1, rtol=1e-6)
+    many = jnp.asarray(np.random.default_rng(0).normal(size=(4000, 3)), jnp.float16)
+    score = gj.metrics.inception_score(many)
+    assert score.dtype == jnp.float32
+    np.testing.assert_allclose(score, gj.metrics.inception_score(many.astype(jnp.float32)), rtol=1e-6)
+    mean, covariance = jnp.zeros(2, jnp.float16), jnp.eye(2, dtype=jnp.float16)
+    np.testing.assert_allclose(gj.metrics.frechet_distance(mean, covariance, mean + 1, covariance), 2, rtol=1e-5)
+
+
+def test_a_traced_label_without_a_logit_counts_as_wrong():
+    found = jax.jit(gj.metrics.accuracy)(jnp.eye(3), jnp.array([0, 5, -1]))
+    np.testing.assert_allclose(found, 1 / 3, rtol=1e-6)

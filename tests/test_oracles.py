@@ -42,6 +42,42 @@ def test_score_and_denoiser_are_derivatives_of_log_prob(x64, schedule):
     np.testing.assert_allclose(rebuilt, x, atol=1e-10)
 
 
+@pytest.mark.parametrize("scale", [0.01, 1.0, 100.0])
+def test_both_halves_of_a_prediction_make_x_but_for_rounding(scale):
+    """In float32, from pure noise to clean data, whatever the size of the data."""
+    m = mixture()
+    m = gj.oracles.GaussianMixture(
+        scale * m.means, scale**2 * jnp.einsum("kde,ke,kfe->kdf", m.axes, m.variances, m.axes), jnp.exp(m.log_weights), m.labels
+    )
+    ratio = np.concatenate([scale * np.geomspace(1e-3, 1e3, 21), [0.0, np.inf]])
+    alpha, sigma = (np.repeat(field, 32).astype(np.float32) for field in (np.cos(np.arctan(ratio)), np.sin(np.arctan(ratio))))
+    alpha[-32:] = 0
+    labels = jnp.arange(len(alpha)) % 4 - 1
+    draw = np.random.default_rng(0).normal(size=(len(alpha), 3)).astype(np.float32)
+    x = alpha[:, None] * np.asarray(m.sample(jax.random.key(0), len(alpha), labels)) + sigma[:, None] * draw
+    prediction = m.denoise(jnp.asarray(x), gj.NoiseLevel(*map(jnp.asarray, (alpha, alpha, sigma))), labels)
+    signal, noise = (
+        a[:, None].astype(np.float64) * np.asarray(half, np.float64)
+        for a, half in ((alpha, prediction.x0), (sigma, prediction.eps))
+    )
+    rounding = np.finfo(np.float32).eps * (np.abs(x) + np.abs(signal) + np.abs(noise))
+    assert (np.abs(x - signal - noise) <= rounding).all()
+
+
+def test_a_thousand_steps_of_ddim_do_not_drift():
+    """In float32 against float64: 1e-3 off where the halves are each right but for a rounding of their own."""
+
+    def run():
+        m, labels = mixture(), jnp.arange(32) % 4 - 1
+        path = gj.levels(gj.schedules.edm(), 1000, gj.spacings.karras())
+        x = 80 * jnp.asarray(np.random.default_rng(0).normal(size=(32, 3)).astype(np.float32), float)
+        return np.asarray(gj.sample(keys(32), gj.branches(m.denoise, cond=labels), gj.chain(), gj.ddim(), path, x))
+
+    found = run()
+    with jax.enable_x64(True):
+        assert np.abs(found - run()).max() < 5e-5
+
+
 def test_bayes_rule_and_the_posterior_sums_to_one(x64):
     m = mixture()
     x = jax.random.normal(jax.random.key(1), (9, 3)) * 2

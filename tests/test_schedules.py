@@ -90,6 +90,41 @@ def test_spacings_visit_the_published_times():
     np.testing.assert_allclose(narrow.ratio[jnp.array([0, 8])], [10, 0.1], rtol=1e-4)
 
 
+@pytest.mark.parametrize("wide", [False, True])
+def test_whole_steps_are_numpys_in_float64_for_every_number_of_them(wide):
+    """As diffusers computes them; its trailing gives one step too many, -1, where the sum of its strides stops short of T."""
+    ddpm, spacings = gj.schedules.ddpm_linear(), gj.spacings
+    with jax.enable_x64(wide):
+        for n in range(2, 1001):
+            np.testing.assert_array_equal(spacings.uniform()(ddpm, n), np.linspace(0, 999, n).round()[::-1])
+            np.testing.assert_array_equal(spacings.trailing()(ddpm, n), (np.arange(1000, 0, -1000 / n).round() - 1)[:n])
+            np.testing.assert_array_equal(spacings.leading(1)(ddpm, n), np.arange(n)[::-1] * (1000 // n) + 1)
+        assert spacings.uniform()(ddpm, 1) == spacings.trailing()(ddpm, 1) == 999
+
+
+ENDINGS = {
+    "uniform": (gj.spacings.uniform(), lambda n: np.linspace(1, 0, n + 1)),
+    "leading": (gj.spacings.leading(), lambda n: np.arange(n, -1, -1) / (n + 1)),
+    "quadratic": (gj.spacings.quadratic(), lambda n: np.linspace(1, 0, n + 1) ** 2),
+    "trailing": (gj.spacings.trailing(), lambda n: [*(1 - np.arange(n) / n), 1 / n]),
+    "karras": (gj.spacings.karras(1.0, sigma_max=3.0), lambda n: (r := 3 * np.linspace(1, 0, n + 1)) / (1 + r)),
+}
+
+
+@pytest.mark.parametrize("spacing", ENDINGS)
+def test_a_schedule_down_to_clean_data_ends_there_once(spacing):
+    flow, (make, times) = gj.schedules.flow(t_min=0.0), ENDINGS[spacing]
+    for steps in (2, 5):
+        path = gj.levels(flow, steps, make)
+        np.testing.assert_allclose(path.t, times(steps), rtol=1e-6)
+        np.testing.assert_array_equal(path.sigma == 0, np.arange(steps + 1) == steps)
+        within = jax.jit(lambda steps=steps: gj.levels(flow, steps, make))()
+        np.testing.assert_allclose(within.t, path.t, rtol=1e-6)
+    for schedule in (gj.schedules.cosine(0.0, 1.0), gj.schedules.linear(0.0, t_min=0.0), gj.schedules.shift(flow, 3.0)):
+        path = gj.levels(schedule, 3, gj.spacings.karras(sigma_max=80.0) if spacing == "karras" else make)
+        np.testing.assert_array_equal(path.sigma == 0, [False] * 3 + [True])
+
+
 def test_exponential_is_even_in_the_log_and_karras_of_a_large_rho(x64):
     for schedule in (gj.schedules.edm(), gj.schedules.cosine(), gj.schedules.flow(t_max=0.99)):
         ratio = np.asarray(schedule(gj.spacings.exponential()(schedule, 12)).ratio)
@@ -141,8 +176,8 @@ def test_schedules_take_traced_parameters():
         (lambda: gj.spacings.quadratic(1.2), r"reach must be in \(0, 1\], got 1.2"),
         (lambda: gj.schedules.zero_terminal_snr(gj.schedules.cosine()), "has None; a continuous one is pure noise at"),
         (lambda: gj.schedules.shift(gj.schedules.scaled_linear(), 3.0), "has 1000 steps, beyond whose last"),
-        (lambda: gj.schedules.shift(gj.schedules.flow(), -3.0), "positive scalar, got -3.0"),
-        (lambda: gj.schedules.shift(gj.schedules.flow(), jnp.ones(2)), "positive scalar"),
+        (lambda: gj.schedules.shift(gj.schedules.flow(), -3.0), "shift's factor must be above 0, got -3.0"),
+        (lambda: gj.schedules.shift(gj.schedules.flow(), jnp.ones(2)), "shift's factor has shape"),
         (lambda: gj.levels(gj.schedules.cosine(), 3, lambda s, n: jnp.array([0.1, 0.5, 0.9])), "decrease"),
         (lambda: gj.levels(gj.schedules.cosine(), 3, lambda s, n: jnp.array([0.9, 0.5, 0.5])), "decrease"),
         (lambda: gj.levels(gj.schedules.cosine(), 3, lambda s, n: jnp.array([0.9])), r"\[steps\] = \(3,\)"),

@@ -10,9 +10,9 @@ import numpy as np
 from jax import Array
 from jaxtyping import ArrayLike
 
-from guidance_jax.arrays import concrete, divide, expand
+from guidance_jax.arrays import divide, expand
 from guidance_jax.base import Context, Guidance, NoiseLevel, Prediction, Step
-from guidance_jax.checks import check_guidance, check_scalar
+from guidance_jax.checks import check_guidance, check_order, check_scalar
 from guidance_jax.denoisers import OUTPUTS, PREDICTS, parameterisation
 from guidance_jax.kinds import check_callable, check_count, check_kind, check_name, told
 
@@ -128,9 +128,8 @@ def during(guidance: Guidance, low: ArrayLike, high: ArrayLike = jnp.inf) -> Gui
     """
     check_guidance(guidance, "during's guidance")
     for name, bound in {"low": low, "high": high}.items():
-        check_scalar(bound, f"during's {name}", -np.inf)
-    if concrete((low, high)) and not np.asarray(low) < np.asarray(high):
-        raise ValueError(f"during(guidance, {low}, {high}) is empty: low must be below high, both in sigma / alpha.")
+        check_scalar(bound, f"during's {name}", -np.inf, np.inf)
+    check_order(low, high, "during", "the interval is empty: low must be below high, both in sigma / alpha")
 
     def inside(step: Step) -> Array:
         ratio = jnp.maximum(step.level.ratio, step.next.ratio)

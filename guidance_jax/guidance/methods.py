@@ -218,7 +218,7 @@ def feedback(
 
     def init(x: Array) -> Track:
         nothing, no_level = jnp.zeros_like(x), NoiseLevel(*[jnp.ones((), x.dtype)] * 3)
-        return Track(jnp.zeros(len(x), x.dtype), jnp.full((), -1, jnp.int32), no_level, nothing, nothing, nothing)
+        return Track(jnp.zeros_like(x, shape=len(x)), jnp.full((), -1, jnp.int32), no_level, nothing, nothing, nothing)
 
     def update(prediction: Prediction, track: Track, context: Context) -> tuple[Prediction, Track]:
         own_space("feedback", context)

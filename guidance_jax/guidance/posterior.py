@@ -13,6 +13,7 @@ from jax import Array
 
 from guidance_jax.arrays import divide, expand, sqrt
 from guidance_jax.base import Context, Guidance, Prediction
+from guidance_jax.checks import check_finite
 from guidance_jax.guidance.algebra import move, own_space, stateless
 from guidance_jax.guidance.gradient import add_score
 from guidance_jax.kinds import check_callable, check_count, check_takes
@@ -87,6 +88,7 @@ def dps(measure: Measure, measurement: Any, rate: Scale) -> Guidance:
     """
 
     check_callable(measure, "measure", MEASURE)
+    check_finite(measurement, "dps's measurement")
 
     def closeness(x0: Array) -> Array:
         leaves = jax.tree.leaves(_residual(measure, measurement, x0))
@@ -191,6 +193,7 @@ def pigdm(
 
     check_callable(measure, "measure", MEASURE)
     check_callable(pseudoinverse, "pseudoinverse", "it goes from the measurement back to [B, ...].")
+    check_finite(measurement, "pigdm's measurement")
 
     def update(prediction: Prediction, context: Context) -> Prediction:
         x0 = context.base.x0

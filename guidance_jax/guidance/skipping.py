@@ -4,15 +4,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.lax import Precision
 from jaxtyping import ArrayLike
 
-from guidance_jax.arrays import concrete, divide, expand, inner, norm
+from guidance_jax.arrays import check_range, concrete, divide, expand, inner, norm
 from guidance_jax.base import Context, Guidance, Prediction, Step
-from guidance_jax.checks import check_guidance, check_scalar
+from guidance_jax.checks import check_finite, check_guidance, check_scalar
 from guidance_jax.guidance.algebra import move, needed, only, wants
-from guidance_jax.kinds import check_count, check_numbers
+from guidance_jax.kinds import check_array, check_count, check_numbers
 from guidance_jax.scales import Scale, at
 
 
@@ -53,9 +54,10 @@ def reuse(guidance: Guidance, every: ArrayLike) -> Guidance:
     """
     check_guidance(guidance, "reuse's guidance")
     check_numbers(every, "reuse's every")
-    every = jnp.asarray(every)
-    if every.shape != () or not jnp.issubdtype(every.dtype, jnp.integer) or (concrete(every) and int(every) < 1):
+    whole = jnp.shape(every) == () and jnp.issubdtype(jnp.result_type(every), jnp.integer)
+    if not whole or (concrete(every) and np.asarray(every) < 1):
         raise ValueError(f"reuse's every must be an integer of at least 1, got {every}.")
+    every = jnp.asarray(every)
 
     def fresh(cache: Cache, step: Step) -> Array:
         # All evaluations of a step are treated alike: its corrector finds its own number in `last`.
@@ -124,7 +126,7 @@ def adaptive(guidance: Guidance, threshold: ArrayLike = 0.991, *, cond: str = "c
     """
 
     check_guidance(guidance, "adaptive's guidance")
-    check_scalar(threshold, "adaptive's threshold", -jnp.inf)
+    check_scalar(threshold, "adaptive's threshold", -jnp.inf, jnp.inf)
     own = needed(cond, uncond)
 
     def goes_on(last: Array, step: Step) -> Array:
@@ -132,7 +134,7 @@ def adaptive(guidance: Guidance, threshold: ArrayLike = 0.991, *, cond: str = "c
         return (last < 0) | (last == step.number)
 
     def init(x: Array) -> tuple[Any, Array]:
-        return guidance.init(x), jnp.full(len(x), -1, jnp.int32)
+        return guidance.init(x), jnp.full_like(x, -1, jnp.int32, shape=len(x))
 
     def update(prediction: Prediction, state: tuple[Any, Array], context: Context) -> tuple[Prediction, tuple[Any, Array]]:
         inside, last = state
@@ -142,7 +144,8 @@ def adaptive(guidance: Guidance, threshold: ArrayLike = 0.991, *, cond: str = "c
         on = goes_on(last, context.step).reshape(-1, *[1] * (prediction.x0.ndim - 1))
         x0 = jnp.where(on, guided.x0, prediction.x0 + (c.x0 - base.x0))
         eps = jnp.where(on, guided.eps, prediction.eps + (c.eps - base.eps))
-        agree = (last < 0) & (cosine > jnp.asarray(threshold, cosine.dtype))
+        # One of NaN, which no branch can mend, keeps nobody's branches alive.
+        agree = (last < 0) & ((cosine > jnp.asarray(threshold, cosine.dtype)) | jnp.isnan(cosine))
         return prediction._replace(x0=x0, eps=eps), (inside, jnp.where(agree, context.step.number, last))
 
     def wanted(state: tuple[Any, Array], step: Step) -> dict[str, Any]:
@@ -189,7 +192,7 @@ def linear_reuse(
 
     Reference: Castillo et al. 2023, arXiv:2312.12487, section 5 (LinearAG), which acts on eps: `in_space`.
     """
-    check_numbers(coefficients, "linear_reuse's coefficients")
+    check_range(coefficients, "linear_reuse's coefficients")
     check_count(every, "linear_reuse's every")
     rows = jnp.asarray(coefficients)
     if rows.ndim not in (1, 2) or rows.shape[-1] < 3 or rows.shape[-1] % 2 == 0:
@@ -205,7 +208,7 @@ def linear_reuse(
         return (before(history, step)[1] < past) | (step.number % every == 0)
 
     def init(x: Array) -> History:
-        nothing = jnp.zeros((past + 1, *x.shape), x.dtype)
+        nothing = jnp.zeros_like(x, shape=(past + 1, *x.shape))
         return History(nothing, nothing, jnp.zeros((), jnp.int32), jnp.full((), -1, jnp.int32))
 
     def update(prediction: Prediction, history: History, context: Context) -> tuple[Prediction, History]:
@@ -241,7 +244,9 @@ def fit_linear(cond: Array, uncond: Array, past: int = 1) -> Array:
       `[steps, 1 + 2 K]`; the first K rows are zero, for these steps are evaluated.
 
     Raises:
-      ValueError: if the two were not recorded along one path, or past is below 1 or as many as the steps.
+      ValueError: if the two were not recorded along one path, are known and not finite, or past is below 1 or as many as the
+        steps.
+      TypeError: if one is no array of floating numbers.
 
     Example:
       >>> c = jax.random.normal(jax.random.key(0), (3, 8, 2))
@@ -251,6 +256,9 @@ def fit_linear(cond: Array, uncond: Array, past: int = 1) -> Array:
     Reference: Castillo et al. 2023, arXiv:2312.12487, section 5.
     """
     check_count(past, "fit_linear's past")
+    for name, value in (("cond", cond), ("uncond", uncond)):
+        check_array(value, f"fit_linear's {name}", jnp.floating, "floating numbers, [steps, N, ...]")
+        check_finite(value, f"fit_linear's {name}")
     if cond.shape != uncond.shape:
         raise ValueError(
             f"cond and uncond must be recorded along one path, [steps, N, ...], got {cond.shape} and {uncond.shape}."

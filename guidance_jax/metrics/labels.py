@@ -10,6 +10,7 @@ from jax.scipy.special import entr
 from jaxtyping import Float, Int
 
 from guidance_jax.arrays import concrete
+from guidance_jax.checks import check_labels
 from guidance_jax.kinds import check_array, check_count
 
 
@@ -23,20 +24,19 @@ def accuracy(logits: Float[Array, "n c"], labels: Int[Array, "n"]) -> Float[Arra
       labels: `[N]`.
 
     Raises:
-      ValueError: if logits that are known have NaN.
-      TypeError: if the labels are not integers.
+      ValueError: if logits that are known have NaN, or a label that is known has no logit; one that is traced counts as wrong.
+      TypeError: if logits are no array of floating numbers, or labels none of integers.
 
     Example:
       >>> print(metrics.accuracy(jnp.eye(4), jnp.array([0, 1, 2, 0])))
       0.75
     """
-    _check(logits)
+    _check(logits, "accuracy's logits")
     check_array(labels, "labels", jnp.generic, "integers, [N]")
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise TypeError(f"accuracy takes integer labels, got {labels.dtype}; cast them with .astype(int).")
+    check_labels(labels, logits.shape[1], f"accuracy of {logits.shape[1]} logits")
     if labels.shape != logits.shape[:1]:
         raise ValueError(f"labels have shape {labels.shape}, but logits {logits.shape} need one a sample: {logits.shape[:1]}.")
-    return (logits.argmax(1) == labels).mean()
+    return jnp.mean(jnp.asarray(logits).argmax(1) == jnp.asarray(labels))
 
 
 def inception_score(logits: Float[Array, "n c"], *, splits: int = 1) -> Float[Array, ""]:
@@ -52,6 +52,7 @@ def inception_score(logits: Float[Array, "n c"], *, splits: int = 1) -> Float[Ar
 
     Raises:
       ValueError: if there are fewer samples than splits, or logits that are known have NaN.
+      TypeError: if logits are no array of floating numbers.
 
     Example:
       >>> print(metrics.inception_score(100 * jnp.eye(4)), metrics.inception_score(jnp.ones((4, 4))))
@@ -59,21 +60,24 @@ def inception_score(logits: Float[Array, "n c"], *, splits: int = 1) -> Float[Ar
 
     Reference: Salimans et al. 2016, arXiv:1606.03498.
     """
-    _check(logits)
+    _check(logits, "inception_score's logits")
     check_count(splits, "splits", 0)
     if not 1 <= splits <= len(logits):
         raise ValueError(f"splits={splits} must be at least 1 and at most the number of samples, {len(logits)}.")
-    p = jax.nn.softmax(logits)
+    logits = jnp.asarray(logits)
+    p = jax.nn.softmax(logits if logits.dtype == jnp.float64 else logits.astype(jnp.float32))
     bounds = [len(p) * i // splits for i in range(splits + 1)]
     parts = [p[start:stop] for start, stop in itertools.pairwise(bounds)]
     return jnp.stack([jnp.exp(entr(part.mean(0)).sum() - entr(part).sum(1).mean()) for part in parts]).mean()
 
 
-def _check(logits: Array) -> None:
+def _check(logits: Array, name: str) -> None:
+    check_array(logits, name, jnp.generic, "floating numbers, [N, C]")
     if logits.ndim != 2:
         raise ValueError(f"logits have shape {logits.shape}, but are [N, C].")
     if 0 in logits.shape:
         raise ValueError(f"logits are empty: their shape is {logits.shape}.")
+    check_array(logits, name, jnp.floating, "floating numbers, [N, C]")
     if concrete(logits):
         bad = np.flatnonzero(np.isnan(np.asarray(logits)).any(1))
         if bad.size:

@@ -9,7 +9,7 @@ from jax.lax import Precision
 from jaxtyping import Float, Int
 
 from guidance_jax.arrays import concrete, divide
-from guidance_jax.kinds import check_kind
+from guidance_jax.kinds import check_array, check_kind
 from guidance_jax.metrics.pairs import Features, features
 
 
@@ -140,6 +140,7 @@ def frechet_distance(
 
     Raises:
       ValueError: if the means and covariances are not of one D.
+      TypeError: if one is no array of floating numbers.
 
     Example:
       >>> print(metrics.frechet_distance(jnp.zeros(2), jnp.eye(2), jnp.array([3.0, 4.0]), 4 * jnp.eye(2)))
@@ -147,6 +148,12 @@ def frechet_distance(
 
     Reference: Heusel et al. 2017, arXiv:1706.08500, equation 6.
     """
+    given = {"mean_a": mean_a, "cov_a": cov_a, "mean_b": mean_b, "cov_b": cov_b}
+    for name, value in given.items():
+        check_array(value, f"frechet_distance's {name}", jnp.floating, "floating numbers")
+    arrays = [jnp.asarray(value) for value in given.values()]
+    wide = jnp.float64 if any(value.dtype == jnp.float64 for value in arrays) else jnp.float32
+    mean_a, cov_a, mean_b, cov_b = (value.astype(wide) for value in arrays)
     size = jnp.shape(mean_a)
     for name, value, shape in (("cov_a", cov_a, 2 * size), ("mean_b", mean_b, size), ("cov_b", cov_b, 2 * size)):
         if jnp.shape(value) != shape:

@@ -14,6 +14,7 @@ from guidance_jax.base import GuidedDenoiser, NoiseLevel, Sampler, State
 from guidance_jax.checks import check_order, check_sampler, check_scalar
 from guidance_jax.kinds import check_callable, check_count, check_numbers, told
 from guidance_jax.noise import apart, contraction, normal
+from guidance_jax.traced import all_finite, insist
 
 
 def recur(sampler: Sampler, times: int, low: ArrayLike = 0.0, high: ArrayLike = jnp.inf) -> Sampler:
@@ -44,8 +45,8 @@ def recur(sampler: Sampler, times: int, low: ArrayLike = 0.0, high: ArrayLike = 
     """
     check_sampler(sampler, "recur's sampler")
     check_count(times, "recur's times")
-    check_scalar(low, "recur's low", -np.inf)
-    check_scalar(high, "recur's high", -np.inf)
+    check_scalar(low, "recur's low", -np.inf, np.inf)
+    check_scalar(high, "recur's high", -np.inf, np.inf)
     check_order(low, high, "recur")
 
     def init(x: Array) -> Any:
@@ -110,15 +111,19 @@ def inpaint(sampler: Sampler, known: ArrayLike, mask: ArrayLike) -> Sampler:
         raise TypeError(f"inpaint's known has {told(known)}, but must be floating; scale images to [-1, 1] first.")
     check_numbers(mask, "inpaint's mask")
     if concrete(mask):
-        values = np.asarray(mask, np.float32)
+        values = np.asarray(mask).astype(np.float64)
         outside = values[~((values >= 0) & (values <= 1))]
         if outside.size:
             raise ValueError(f"inpaint's mask must be in [0, 1], 1 where the data are known, and has a value {outside[0]}.")
+    if bad := _unknown(known, mask):
+        raise ValueError(f"inpaint's known must be finite where the mask has it, got NaN or infinite values in {bad} places.")
 
     def replaced(state: State, level: NoiseLevel, keys: Array) -> State:
         x = state.x
         share, data = (_shaped(value, x, name) for value, name in ((mask, "mask"), (known, "known")))
-        noisy = level.alpha * jnp.where(share > 0, data, 0) + level.sigma * normal(keys, x)
+        data = jnp.where(share > 0, data, 0)
+        insist(lambda: all_finite(data), "inpaint's known has NaN or infinite values where the mask has it.")
+        noisy = level.alpha * data + level.sigma * normal(keys, x)
         return state._replace(x=share * noisy + (1 - share) * x)
 
     def step(denoise: GuidedDenoiser, state: State, level: NoiseLevel, next: NoiseLevel, keys: Array) -> State:
@@ -126,6 +131,18 @@ def inpaint(sampler: Sampler, known: ArrayLike, mask: ArrayLike) -> Sampler:
         return replaced(state, next, apart(keys, 2))
 
     return Sampler(sampler.init, step, schedule=sampler.schedule)
+
+
+def _unknown(known: ArrayLike, mask: ArrayLike) -> int:
+    """How many values that the mask has are known not to be finite."""
+    if not concrete((known, mask)):
+        return 0
+    with np.errstate(over="ignore"):
+        data, share = (np.asarray(value).astype(np.float32) for value in (known, mask))
+    try:
+        return int((~np.isfinite(data) & (share > 0)).sum())
+    except ValueError:  # Their shapes are told where that of x is known.
+        return 0
 
 
 def _shaped(value: ArrayLike, x: Array, name: str) -> Array:

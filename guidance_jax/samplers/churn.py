@@ -23,8 +23,10 @@ def churned(
     Raises:
       ValueError: if there is churn and no schedule, or a number is negative or no scalar.
     """
-    for value, name in ((churn, "churn"), (low, "low"), (high, "high"), (noise_scale, "noise_scale")):
+    for value, name in ((churn, "churn"), (noise_scale, "noise_scale")):
         check_scalar(value, name)
+    for value, name in ((low, "low"), (high, "high")):
+        check_scalar(value, name, most=jnp.inf)
     if schedule is not None:
         check_schedule(schedule)
     if is_zero(churn):

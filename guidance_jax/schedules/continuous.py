@@ -2,13 +2,11 @@
 (arXiv:2206.00364), unless told otherwise."""
 
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
-from guidance_jax.arrays import concrete
+from guidance_jax.arrays import LARGEST, divide
 from guidance_jax.base import NoiseLevel, Scalar, Schedule
 from guidance_jax.checks import check_order, check_scalar, check_schedule
-from guidance_jax.kinds import check_numbers
 
 
 def cosine(t_min: Scalar = 1e-3, t_max: Scalar = 0.992) -> Schedule:
@@ -72,7 +70,7 @@ def linear(beta_min: Scalar = 0.1, beta_max: Scalar = 20.0, t_min: Scalar = 1e-5
     def inverse(ratio: Array) -> Array:
         minus_log_alpha = 0.5 * jnp.log1p(ratio**2)
         # The positive root of the quadratic, in the form that does not cancel for small t.
-        return 4 * minus_log_alpha / (beta_min + jnp.sqrt(beta_min**2 + 4 * (beta_max - beta_min) * minus_log_alpha))
+        return divide(4 * minus_log_alpha, beta_min + jnp.sqrt(beta_min**2 + 4 * (beta_max - beta_min) * minus_log_alpha))
 
     return Schedule(alpha_sigma, inverse, t_min, t_max)
 
@@ -155,14 +153,12 @@ def shift(schedule: Schedule, factor: Scalar) -> Schedule:
     Reference: Hoogeboom et al. 2023, arXiv:2301.11093; Esser et al. 2024, arXiv:2403.03206, equation 23.
     """
     check_schedule(schedule)
-    check_numbers(factor, "shift's factor")
     if schedule.steps is not None:
         raise ValueError(
             f"shift moves a continuous schedule, and this one has {schedule.steps} steps, beyond whose last there is no noise "
             "level; give discrete(betas) the shifted rates."
         )
-    if jnp.shape(factor) != () or (concrete(factor) and not 0 < np.asarray(factor) < np.inf):
-        raise ValueError(f"shift's factor must be a positive scalar, got {factor}.")
+    check_scalar(factor, "shift's factor", above=0)
 
     def told(t: Array) -> Array:
         ratio = NoiseLevel(t, *schedule.alpha_sigma(t)).ratio
@@ -180,7 +176,7 @@ def shift(schedule: Schedule, factor: Scalar) -> Schedule:
     )
 
 
-def _check_ends(name: str, t_min: Scalar, t_max: Scalar, most: float | int = np.inf) -> None:
+def _check_ends(name: str, t_min: Scalar, t_max: Scalar, most: float | int = LARGEST) -> None:
     check_scalar(t_min, f"{name}'s t_min", most=most)
     check_scalar(t_max, f"{name}'s t_max", most=most)
     check_order(t_min, t_max, name, "t_min must be below t_max")

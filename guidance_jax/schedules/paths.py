@@ -7,16 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from guidance_jax.arrays import concrete
+from guidance_jax.arrays import check_range, concrete
 from guidance_jax.base import NoiseLevel, Schedule
 from guidance_jax.checks import LEVELS, check_levels, check_schedule
-from guidance_jax.kinds import check_callable, check_count, check_kind, check_numbers, check_takes
+from guidance_jax.kinds import check_callable, check_count, check_kind, check_takes
 
 
 def levels(schedule: Schedule, steps: int, spacing: Callable[[Schedule, int], Array]) -> NoiseLevel:
     """The path of a run: `steps` noise levels by a spacing, from the most noise to the least, and then the clean data.
 
     `t_i = spacing(schedule, steps)_i`, `(alpha_i, sigma_i) = schedule(t_i)`; at the end `alpha = 1`, `sigma = 0`.
+
+    Where the spacing itself is known to end in clean data, at a `t_min` of sigma 0, it spaces all `steps + 1` levels:
+    `flow(t_min=0)` by `uniform()` visits `t_i = 1 - i / steps`.
 
     Args:
       schedule: the noise schedule.
@@ -39,12 +42,29 @@ def levels(schedule: Schedule, steps: int, spacing: Callable[[Schedule, int], Ar
     check_count(steps, "steps")
     check_callable(spacing, "the spacing", "gj.spacings.karras() is one.")
     check_takes(spacing, "the spacing", "schedule", "steps")
-    path = schedule(spacing(schedule, steps))
-    if path.t.shape != (steps,):
-        raise ValueError(f"the spacing gave times of shape {path.t.shape}, but must give [steps] = ({steps},).")
-    clean = NoiseLevel(path.t[-1:], jnp.ones_like(path.alpha[-1:]), jnp.zeros_like(path.sigma[-1:]))
-    path = jax.tree.map(lambda *parts: jnp.concatenate(parts), path, clean)
+    # Known within jit too, unless the schedule is traced.
+    with jax.ensure_compile_time_eval():
+        ends = schedule(schedule.t_min).sigma
+        clean_end = concrete(ends) and ends == 0 and _spaced(schedule, steps, spacing).sigma[-1] == 0
+    if clean_end:
+        path = _spaced(schedule, steps + 1, spacing)
+    else:
+        path = _spaced(schedule, steps, spacing)
+        clean = NoiseLevel(path.t[-1:], jnp.ones_like(path.alpha[-1:]), jnp.zeros_like(path.sigma[-1:]))
+        path = jax.tree.map(lambda *parts: jnp.concatenate(parts), path, clean)
     check_levels(path)
+    return path
+
+
+def _spaced(schedule: Schedule, count: int, spacing: Callable[[Schedule, int], Array]) -> NoiseLevel:
+    """The levels at so many times of a spacing.
+
+    Raises:
+      ValueError: if the spacing gives another number of them.
+    """
+    path = schedule(spacing(schedule, count))
+    if path.t.shape != (count,):
+        raise ValueError(f"the spacing gave times of shape {path.t.shape}, but must give [steps] = ({count},).")
     return path
 
 
@@ -94,9 +114,9 @@ def strength(path: NoiseLevel, share: float) -> NoiseLevel:
     Reference: Meng et al. 2022, arXiv:2108.01073; counted as diffusers does.
     """
     _check_path(path)
-    check_numbers(share, "strength's share")
     if not concrete(share):
         raise ValueError("strength's share counts the steps that are left, but it is traced; make the path outside of jit.")
+    check_range(share, "strength's share", most=1, above=0)
     steps = path.t.shape[0] - 1
     kept = int(steps * share)
     if not 0 < share <= 1 or kept < 1:
@@ -122,7 +142,7 @@ def below(path: NoiseLevel, ratio: float) -> NoiseLevel:
     Reference: Meng et al. 2022, arXiv:2108.01073.
     """
     _check_path(path)
-    check_numbers(ratio, "below's ratio")
+    check_range(ratio, "below's ratio", -np.inf, np.inf)
     if not concrete((path, ratio)):
         raise ValueError(
             "below counts the levels that are left, but they or the ratio are traced; make the path outside of jit."

@@ -6,7 +6,7 @@ import numpy as np
 from jax import Array
 
 from guidance_jax.base import Schedule
-from guidance_jax.checks import check_schedule
+from guidance_jax.checks import check_scalar, check_schedule
 from guidance_jax.kinds import check_count, check_numbers
 
 
@@ -70,6 +70,7 @@ def ddpm_linear(steps: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.0
     Reference: Ho et al. 2020, arXiv:2006.11239.
     """
     check_count(steps, "steps")
+    _check_rates("ddpm_linear", beta_min=beta_min, beta_max=beta_max)
     return discrete(np.linspace(beta_min, beta_max, steps) * (1000 / steps))
 
 
@@ -93,6 +94,7 @@ def scaled_linear(steps: int = 1000, beta_min: float = 0.00085, beta_max: float 
     Reference: Rombach et al. 2022, arXiv:2112.10752 (released code).
     """
     check_count(steps, "steps")
+    _check_rates("scaled_linear", beta_min=beta_min, beta_max=beta_max)
     return discrete(np.linspace(beta_min**0.5, beta_max**0.5, steps) ** 2)
 
 
@@ -117,9 +119,16 @@ def ddpm_cosine(steps: int = 1000, offset: float = 0.008, beta_max: float = 0.99
     Reference: Nichol & Dhariwal 2021, arXiv:2102.09672, equation 17.
     """
     check_count(steps, "steps")
+    check_scalar(offset, "ddpm_cosine's offset")
+    _check_rates("ddpm_cosine", beta_max=beta_max)
     u = np.arange(steps + 1) / steps
     alpha_bar = np.cos((u + offset) / (1 + offset) * np.pi / 2) ** 2
     return discrete(np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], beta_max))
+
+
+def _check_rates(name: str, **rates: float) -> None:
+    for parameter, rate in rates.items():
+        check_scalar(rate, f"{name}'s {parameter}", above=0)
 
 
 def zero_terminal_snr(schedule: Schedule) -> Schedule:

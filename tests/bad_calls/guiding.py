@@ -60,7 +60,7 @@ ROWS: dict[str, Row] = {
     "none to chain": (lambda: gj.chain(GUIDED, None), TypeError, r"chain's parts.*None"),
     "a number to add": (lambda: gj.add(GUIDED, 2.0), TypeError, r"add's parts.*the float 2\.0"),
     "a sampler during": (lambda: gj.during(gj.ddim(), 0.1, 1.0), TypeError, r"during.*a Guidance, got a Sampler"),
-    "an interval turned round": (lambda: gj.during(GUIDED, 5.0, 0.2), ValueError, r"5\.0, 0\.2.*empty.*below"),
+    "an interval turned round": (lambda: gj.during(GUIDED, 5.0, 0.2), ValueError, r"during.*5\.0.*0\.2.*empty.*below"),
     "an interval of vectors": (lambda: gj.during(GUIDED, THREE), ValueError, r"during's low.*\(3,\).*vmap"),
     "an interval of NaN": (lambda: gj.during(GUIDED, jnp.nan), ValueError, r"during's low must be.*got nan"),
     "an interval in a tuple": (
@@ -166,6 +166,17 @@ ROWS: dict[str, Row] = {
     "linear_reuse in no step": (lambda: gj.linear_reuse(3.0, THREE, every=0), ValueError, r"every.*at least 1.*0"),
     "linear_reuse in half a step": (lambda: gj.linear_reuse(3.0, THREE, every=0.5), TypeError, r"every.*integer.*0\.5"),
     "linear_reuse of words": (lambda: gj.linear_reuse(3.0, "fit"), TypeError, r"coefficients.*number.*'fit'"),
+    "fit_linear of lists": (lambda: gj.fit_linear([[1.0]] * 3, [[1.0]] * 3), TypeError, r"fit_linear's cond.*array.*the list"),
+    "fit_linear of NaN": (
+        lambda: gj.fit_linear(jnp.full((3, 8), jnp.nan), jnp.ones((3, 8))),
+        ValueError,
+        r"fit_linear's cond must be finite.*24 of 24",
+    ),
+    "a scale beyond float32": (
+        lambda: guided(gj.cfg(1e39)),
+        ValueError,
+        r"cfg's scale must be finite, got 1e\+39, in float32 as inf",
+    ),
     "fit_linear of two shapes": (
         lambda: gj.fit_linear(jnp.ones((3, 8, 2)), jnp.ones((3, 8, 1))),
         ValueError,

@@ -50,7 +50,21 @@ ROWS: dict[str, Row] = {
     "ddpm of a variance that nothing predicts": (lambda: stepped(gj.ddpm("learned")), ValueError, r"learned.*learned_variance"),
     "churn without a schedule": (lambda: gj.heun(churn=0.2), ValueError, r"churn=0\.2.*heun\(schedule, churn"),
     "churn for the schedule": (lambda: gj.euler(0.2), TypeError, r"a Schedule, got the float 0\.2"),
-    "churn below zero": (lambda: gj.euler(EDM, churn=-0.2), ValueError, r"churn.*\[0, inf\].*-0\.2"),
+    "churn below zero": (lambda: gj.euler(EDM, churn=-0.2), ValueError, r"churn.*\[0, inf\).*-0\.2"),
+    "endless churn": (lambda: gj.heun(EDM, churn=jnp.inf), ValueError, r"churn must be in \[0, inf\), got inf"),
+    "endless noise": (lambda: gj.euler(EDM, churn=0.1, noise_scale=jnp.inf), ValueError, r"noise_scale.*\[0, inf\), got inf"),
+    "an SDE of endless noise": (lambda: gj.heun_sde(jnp.inf), ValueError, r"heun_sde's eta.*\[0, inf\), got inf"),
+    "endless curvature": (lambda: gj.dpmpp_3m(curvature=jnp.inf), ValueError, r"dpmpp_3m's curvature.*\[0, inf\), got inf"),
+    "known data of NaN": (
+        lambda: gj.inpaint(gj.ddpm(), jnp.nan, 1),
+        ValueError,
+        r"inpaint's known must be finite.*in 1 places",
+    ),
+    "levels that float32 flushes to zero": (
+        lambda: stepped(gj.unipc(), levels=PATH._replace(sigma=PATH.sigma.at[2].set(1e-38))),
+        ValueError,
+        r"levels must have sigma 0 or at least 1\.1e-19.*got",
+    ),
     "churn in words": (lambda: gj.heun(EDM, churn="some"), TypeError, r"churn.*number.*'some'"),
     "heun with a schedule, not called": (
         lambda: gj.heun(gj.schedules.edm, churn=0.2),

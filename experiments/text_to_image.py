@@ -17,6 +17,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import tyro
 from jax import Array
+from PIL import Image, ImageOps
 
 import guidance_jax as gj
 from experiments import memory, pictures
@@ -40,6 +41,8 @@ SAMPLERS = {
     "ddpm": gj.ddpm,
     "euler_ancestral": gj.euler_ancestral,
 }
+MOST_PIXELS = 2**26
+"""Of a picture that is read."""
 SPACINGS = {"published": None, "karras": gj.spacings.karras(), "trailing": gj.spacings.trailing()}
 
 
@@ -74,7 +77,7 @@ class Config:
     seed: int = 0
     """Picture i depends on it and on i."""
     image: Path | None = None
-    """A picture to start from."""
+    """A picture to start from, turned as its EXIF says."""
     strength: float | None = None
     """How much of the way from noise is gone again; 0.8, or with a mask 1, where not told."""
     mask: Path | None = None
@@ -130,11 +133,26 @@ def program(model: text_to_image.Model, config: Config, size: tuple[int, int]) -
 
 
 def read(path: Path, size: tuple[int, int] | None = None, method: str = "lanczos3") -> Array:
-    """A picture, `[H, W, 3]` in [-1, 1], brought to a size."""
-    pixels = np.asarray(plt.imread(path))
-    pixels = pixels / 255 if pixels.dtype == np.uint8 else pixels
-    pixels = np.repeat(pixels[..., None], 3, axis=2) if pixels.ndim == 2 else pixels[..., :3]
-    image = jnp.asarray(2 * pixels - 1, jnp.float32)
+    """A picture, `[H, W, 3]` in [-1, 1], the way up that its camera noted, brought to a size.
+
+    Raises:
+      ValueError: if it is damaged, larger than `MOST_PIXELS`, or no picture.
+    """
+    try:
+        with Image.open(path) as opened:
+            opened.verify()  # The checksums of a PNG; after it, a file is opened again.
+        with Image.open(path) as opened:
+            if opened.width * opened.height > MOST_PIXELS:
+                raise ValueError(f"{opened.width} x {opened.height} pixels are more than {MOST_PIXELS:,}")
+            upright = ImageOps.exif_transpose(opened)
+            deep = upright.mode.startswith("I")
+            pixels = np.asarray(upright if deep else upright.convert("RGB"), np.float32) / np.float32(65535 if deep else 255)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # A damaged picture fails in a dozen ways.
+        raise ValueError(f"{path} is no picture that can be read: {error}.") from error
+    pixels = np.repeat(pixels[..., None], 3, axis=2) if pixels.ndim == 2 else pixels
+    image = jnp.asarray(2 * pixels - 1)
     return image if size is None else jnp.clip(jax.image.resize(image, (*size, 3), method), -1, 1)
 
 

@@ -146,7 +146,7 @@ def test_safetensors_in_several_files(tmp_path, arrays):
         pretrained.open_weights(index)
     for text in ("{", "[]", "{}"):
         index.write_text(text)
-        with pytest.raises(ValueError, match="no readable weight_map"):
+        with pytest.raises(ValueError, match=r"index\.json.* is damaged"):
             pretrained.open_weights(index)
     save_file({name: arrays[name] for name in names[3:]}, tmp_path / "b.safetensors")
     index.write_text(json.dumps({"weight_map": {name: file for file, held in parts.items() for name in held}}))
@@ -284,8 +284,8 @@ def test_truncated_compressed_and_foreign_pickles_are_told(tmp_path):
         pretrained.open_weights(path)
     with pytest.raises(ValueError, match="compressed"):
         pretrained.open_weights(write(path, {"w": tensor("0", base)}, {"0": base}, zipfile.ZIP_DEFLATED))
-    with pytest.raises(ValueError, match="holds int as epoch"):
-        pretrained.open_weights(write(path, {"w": tensor("0", base), "epoch": 3}, {"0": base}))
+    with pytest.raises(ValueError, match="holds no tensors"):
+        pretrained.open_weights(write(path, {"epoch": 3}, {}))
     path.write_bytes(pickle.dumps({"w": 1}))
     with pytest.raises(ValueError, match="not of PyTorch's format"):
         pretrained.open_weights(path)

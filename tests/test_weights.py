@@ -1,7 +1,6 @@
 """Weights of published files: each used once, none from a damaged file, and nothing run that a file holds."""
 
 import collections
-import io
 import json
 import os
 import pickle
@@ -14,6 +13,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from flax import nnx
+from pickled import Global, tensor, write
 from safetensors.numpy import save_file
 
 from guidance_jax import networks, pretrained
@@ -171,52 +171,6 @@ def test_a_wrong_path_is_told(tmp_path):
         pretrained.open_weights(tmp_path / "w.h5")
 
 
-# PyTorch's format, written here without PyTorch: tests/parity reads files that PyTorch itself wrote.
-
-
-class _Global:
-    """Pickled as the name `module.name`."""
-
-    def __init__(self, module, name):
-        self.module, self.name = module, name
-
-
-PythonPickler: Any = getattr(pickle, "_Pickler")  # noqa: B009
-
-
-class _Pickler(PythonPickler):
-    def save(self, obj, save_persistent_id=True) -> Any:
-        if isinstance(obj, _Global):
-            return self.write(f"c{obj.module}\n{obj.name}\n".encode())
-        if isinstance(obj, tuple) and obj and obj[0] == "persistent":
-            self.save(obj[1])
-            return self.write(pickle.BINPERSID)
-        if isinstance(obj, tuple) and obj and obj[0] == "call":
-            self.save(obj[1])
-            self.save(obj[2])
-            return self.write(pickle.REDUCE)
-        return super().save(obj, save_persistent_id)
-
-
-def tensor(key, array, storage="FloatStorage", shape=None, strides=None, offset=0, size=None):
-    shape = array.shape if shape is None else shape
-    strides = tuple(s // array.itemsize for s in array.strides) if strides is None else strides
-    held = ("persistent", ("storage", _Global("torch", storage), key, "cpu", array.size if size is None else size))
-    arguments = (held, offset, shape, strides, False, ("call", _Global("collections", "OrderedDict"), ()))
-    return ("call", _Global("torch._utils", "_rebuild_tensor_v2"), arguments)
-
-
-def write(path, pickled, storages, compression=zipfile.ZIP_STORED):
-    stream = io.BytesIO()
-    _Pickler(stream, 2).dump(pickled)
-    with zipfile.ZipFile(path, "w", compression) as archive:
-        archive.writestr("archive/data.pkl", stream.getvalue())
-        archive.writestr("archive/byteorder", b"little")
-        for key, array in storages.items():
-            archive.writestr(f"archive/data/{key}", array.tobytes())
-    return path
-
-
 def test_pickled_tensors_are_mapped_from_the_file(tmp_path, arrays):
     pickled = {name: tensor(str(i), array) for i, (name, array) in enumerate(arrays.items())}
     path = write(tmp_path / "w.pt", {"ema": pickled}, {str(i): array for i, array in enumerate(arrays.values())})
@@ -246,7 +200,7 @@ def test_views_of_one_storage_and_half_precision(tmp_path):
     ids=".".join,
 )
 def test_a_pickle_that_asks_for_anything_else_is_refused(tmp_path, name):
-    path = write(tmp_path / "w.pt", {"w": ("call", _Global(*name), (f"touch {tmp_path}/ran",))}, {})
+    path = write(tmp_path / "w.pt", {"w": ("call", Global(*name), (f"touch {tmp_path}/ran",))}, {})
     with pytest.raises(ValueError, match=rf"refused: it asks for {name[0]}\.{name[1]}.*no code is run"):
         pretrained.open_weights(path)
     assert not (tmp_path / "ran").exists()

@@ -265,18 +265,6 @@ TAKING: dict[str, tuple[int, Callable[..., None]]] = {
     "BINPERSID": (1, _stored),
     "STACK_GLOBAL": (2, _by_stack),
 }
-MAKING = {
-    *EMPTY,
-    *KEEPING,
-    *WITH_MARK,
-    "TUPLE1",
-    "TUPLE2",
-    "TUPLE3",
-    "REDUCE",
-    "BINPERSID",
-    "GLOBAL",
-    "STACK_GLOBAL",
-    "MARK",
-} - {
-    *("EMPTY_TUPLE", "APPENDS", "SETITEMS", "ADDITEMS", "POP_MARK", "MARK"),
-}
+MAKING = KEEPING | (EMPTY.keys() - {"EMPTY_TUPLE"}) | (WITH_MARK.keys() & {"LIST", "TUPLE", "FROZENSET", "DICT"})
+MAKING |= {"TUPLE1", "TUPLE2", "TUPLE3", "REDUCE", "BINPERSID", "GLOBAL", "STACK_GLOBAL"}
+"""What takes memory."""

@@ -3,9 +3,7 @@
 from pathlib import Path
 
 from guidance_jax.pretrained.files import Tensor, open_weights
-from guidance_jax.pretrained.settings import read_json
-
-__all__ = ["open_part", "read_json", "weights_file"]
+from guidance_jax.pretrained.settings import read_json as read_json
 
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 """What diffusers and transformers call a part's weights."""

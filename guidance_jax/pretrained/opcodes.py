@@ -25,6 +25,7 @@ DTYPES: dict[str, Any] = {
     "BoolStorage": np.bool_,
 }
 DICTIONARY = "collections.OrderedDict"
+OTHER = "torch._utils._rebuild_tensor_v3"
 TENSOR, PARAMETER = "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter"
 BESIDE = {
     *("torch.Size", "torch.device", "collections.Counter", "builtins.set", "__builtin__.set"),
@@ -142,7 +143,8 @@ def _named(module: str, name: str) -> Global:
     whole = f"{module}.{name}"
     if whole in (DICTIONARY, TENSOR, PARAMETER) or whole in BESIDE or (module == "torch" and name in DTYPES):
         return Global(whole)
-    raise pickle.UnpicklingError(f"it asks for {whole:.200}")
+    hint = ", for float8 or another kind of number that is not read: save it in float16 or float32" if whole == OTHER else ""
+    raise pickle.UnpicklingError(f"it asks for {whole:.200}{hint}")
 
 
 def _by_stack(stack: list[Any], module: Any, name: Any) -> None:

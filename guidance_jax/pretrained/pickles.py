@@ -54,8 +54,8 @@ def open_pickle(path: str | Path) -> dict[str, Stored]:
     content = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.zeros(0, np.uint8)
     if bytes(content[: len(LEGACY)]) == LEGACY:
         raise ValueError(
-            f"{path} is of PyTorch's format before 1.6, not of PyTorch's format since 1.6, which is read. In PyTorch, load it "
-            "and save it anew with torch.save."
+            f"{path} is of PyTorch's format before 1.6, and that since 1.6 is read. In PyTorch, load it, and save it anew with "
+            "torch.save."
         )
     try:
         with zipfile.ZipFile(path) as archive:

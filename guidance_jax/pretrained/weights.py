@@ -212,8 +212,8 @@ def _unwrapped(tensors: Mapping[str, Tensor], wanted: Collection[str], rename: C
             ", and the weights of one network are wanted. In diffusers, StableDiffusionPipeline.from_single_file(file)"
             ".save_pretrained(directory) makes the directory that text_to_image.load reads."
         )
-    beside = lambda name: bool(best) and not name.startswith(best) and name.split(".")[0] in COMPANIONS
-    return {name.removeprefix(best): tensor for name, tensor in kept.items() if not beside(name)}
+    beside = lambda name, tensor: not name.startswith(best) and (name.split(".")[0] in COMPANIONS or tensor.shape == ())
+    return {name.removeprefix(best): tensor for name, tensor in kept.items() if not beside(name, tensor)}
 
 
 def _prefixes(name: str) -> list[str]:
@@ -275,7 +275,8 @@ def _array(tensor: Tensor, kernel: bool, shape: tuple[int, ...], dtype: Any, pla
 
     def part(index: Any) -> np.ndarray:
         source = tuple(index[order.index(axis)] for axis in range(len(shape)))
-        return np.ascontiguousarray(tensor.read(source + pixel).transpose(order).astype(dtype, copy=False))
+        # Always a copy: where an array goes by a sharding, JAX takes its memory, which may be the file's.
+        return tensor.read(source + pixel).transpose(order).astype(dtype, order="C")
 
     if place is None:
         return jnp.asarray(part((slice(None),) * len(shape)))

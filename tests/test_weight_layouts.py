@@ -98,9 +98,11 @@ def test_tensors_are_held_against_their_checksums(tmp_path):
 def test_parameters_are_not_the_file_itself(tmp_path, sharding):
     large = {"weight": np.ones((1024, 3), np.float32), "bias": np.ones(1024, np.float32)}
     path = tmp_path / "w.pt"
-    for shift in range(0, 64, 4):  # Where storages lie in a file decides whether JAX can take their memory.
-        before = {"before": np.zeros(1 + shift // 4, np.float32)}
-        pickled(path, before | large, lambda tensors: {"optimizer": [tensors.pop("before")], "model": tensors})
+    for shift in range(64):  # Where storages lie in a file decides whether JAX can take their memory.
+        arrays = {"before": np.zeros(shift + 1, np.int8), **large}
+        held = [tensor(str(i), a, "CharStorage" if i == 0 else "FloatStorage") for i, a in enumerate(arrays.values())]
+        model = dict(zip(large, held[1:], strict=True))
+        write(path, {"optimizer": held[:1], "model": model}, {str(i): a for i, a in enumerate(arrays.values())})
         build = lambda rngs: nnx.Linear(3, 1024, rngs=rngs)
         bias = pretrained.load(build, pretrained.open_weights(path), sharding=sharding).bias[...]
         with path.open("r+b") as file:

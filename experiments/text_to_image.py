@@ -172,8 +172,10 @@ def main(config: Config) -> list[Path]:
         f"loaded {size / 1e9:.2f} GB of parameters in {loading:.1f} s; the host held at most {beside / 1e9:.2f} GB beside them"
     )
     image = None if config.image is None else read(config.image)
-    like = (model.side, model.side) if image is None else tuple(n - n % model.factor for n in image.shape[:2])
-    pixels = (config.height or like[0], config.width or like[1])
+    like = model.size if image is None else tuple(n - n % model.factor for n in image.shape[:2])
+    height, width = like or (None, None)
+    rows, columns, _ = model.latents(config.height or height, config.width or width)
+    pixels = (rows * model.factor, columns * model.factor)
     count = len(config.prompts) * config.samples
     batch = min(config.batch, count)
     # Filled up to whole batches.

@@ -56,6 +56,11 @@ class AutoencoderConfig:
     shift_factor: float = 0.0
     """What is taken from z before that."""
 
+    @property
+    def factor(self) -> int:
+        """How many pixels of an image a pixel of z is wide."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
 
 LEFT_OUT = {"block_out_channels": (64,), "layers_per_block": 1}
 """What diffusers takes for a setting that a `config.json` leaves out, where that is not Stable Diffusion's."""

@@ -1,12 +1,18 @@
 """Model directories in the Hugging Face layout: `model_index.json`, and a directory for each part with its configuration."""
 
+import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
+from guidance_jax.kinds import told
 from guidance_jax.pretrained.files import Tensor, open_weights
 from guidance_jax.pretrained.settings import read_json as read_json
 
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 """What diffusers and transformers call a part's weights."""
+SINGLE = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+"""What a whole model in one file is called."""
 
 
 def weights_file(part: Path, variant: str | None = None) -> Path:
@@ -19,19 +25,73 @@ def weights_file(part: Path, variant: str | None = None) -> Path:
     Raises:
       FileNotFoundError: if there is none, naming what is there.
     """
-    infixes = ["", *([f".{variant}"] if variant else [])][::-1]
-    for infix in infixes:
-        for stem in STEMS:
-            for name in (f"{stem}{infix}.safetensors", f"{stem}.safetensors.index{infix}.json", f"{stem}{infix}.bin"):
-                if (part / name).is_file():
-                    return part / name
-    there = sorted(path.name for path in part.iterdir()) if part.is_dir() else []
-    variants = sorted({name.split(".")[1] for name in there if name.endswith(".safetensors") and name.count(".") == 2})
-    hint = f' Pass variant="{variants[0]}".' if variants else ""
+    for infix in ([f".{variant}"] if variant else []) + [""]:
+        if (found := _found(part, infix)) is not None:
+            return found
+    hint = "".join(f' Pass variant="{name}".' for name in _variants(part)[:1])
     raise FileNotFoundError(
         f"there are no weights in {part}: expected {' or '.join(f'{stem}.safetensors' for stem in STEMS[:2])}, or their index, "
-        f"and found {', '.join(there) or 'nothing'}.{hint}"
+        f"and found {', '.join(_names(part)) or 'nothing'}.{hint}"
     )
+
+
+def check_directory(directory: Any) -> Path:
+    """A directory, and not what else a model is published as.
+
+    Raises:
+      TypeError: if it is no path.
+      FileNotFoundError: if there is none.
+      ValueError: if it is one file, or holds one and no parts.
+    """
+    if not isinstance(directory, str | os.PathLike):
+        raise TypeError(f"directory must be a path, got {told(directory)}.")
+    directory = Path(directory)
+    if not directory.is_dir() and not directory.is_file():
+        raise FileNotFoundError(f"there is no directory {directory.absolute()}.")
+    there = [directory] if directory.is_file() else sorted(directory.iterdir())
+    if {"model_index.json", "config.json"} & {path.name for path in there}:
+        return directory
+    for path in there:
+        if path.is_file() and (path == directory or path.suffix in SINGLE):
+            raise ValueError(
+                f"{path} is one file, and only a directory with model_index.json is read. Where it is a whole model, diffusers "
+                f'makes one of it: StableDiffusionPipeline.from_single_file("{path.name}").save_pretrained("model"), or the '
+                "pipeline of XL."
+            )
+    return directory
+
+
+def check_variant(parts: Sequence[Path], variant: str | None) -> None:
+    """Raises unless a part has weights of the variant.
+
+    Raises:
+      FileNotFoundError: naming the variants that there are.
+    """
+    if variant is None or any(_found(part, f".{variant}") for part in parts):
+        return
+    there = sorted({name for part in parts for name in _variants(part)})
+    known = f"there are {', '.join(map(repr, there))}" if there else "there is none; leave it out"
+    raise FileNotFoundError(f"no part in {parts[0].parent} has weights of the variant {variant!r}: {known}.")
+
+
+def _found(part: Path, infix: str) -> Path | None:
+    """The file of weights of a variant, or its index."""
+    for stem in STEMS:
+        for kind in ("safetensors", "bin"):
+            for name in (f"{stem}{infix}.{kind}", f"{stem}.{kind}.index{infix}.json", f"{stem}.{kind}{infix}.index.json"):
+                if (part / name).is_file():
+                    return part / name
+    return None
+
+
+def _names(part: Path) -> list[str]:
+    return sorted(path.name for path in part.iterdir()) if part.is_dir() else []
+
+
+def _variants(part: Path) -> list[str]:
+    """The variants that `weights_file` finds in a part."""
+    words = {word for name in _names(part) for word in name.split(".")[1:-1] if not re.search(r"-\d+-of-\d+$", word)}
+    return sorted(word for word in words if word and _found(part, f".{word}"))
 
 
 def open_part(part: Path, variant: str | None = None) -> dict[str, Tensor]:

@@ -9,10 +9,24 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from guidance_jax.base import Denoiser, NoiseLevel
 from guidance_jax.denoisers import denoiser
+from guidance_jax.kinds import check_kind
 from guidance_jax.noise import normal
 from guidance_jax.pretrained import clip, unet
 from guidance_jax.pretrained.autoencoder import AutoencoderConfig
 from guidance_jax.pretrained.autoencoder_tiles import tiled
+from guidance_jax.pretrained.given import (
+    check_condition,
+    check_given,
+    check_images,
+    check_known,
+    check_latents,
+    check_prompts,
+    check_side,
+    check_sizes,
+    check_tile,
+    params_of,
+    text_list,
+)
 from guidance_jax.pretrained.schedulers import Scheduling
 from guidance_jax.pretrained.tokens import Tokenize
 from guidance_jax.spacings import Spacing
@@ -53,8 +67,9 @@ class Model(NamedTuple):
     Each function takes the parameters, so that they are arguments of the caller's jitted program and not its constants.
 
     Raises:
-      ValueError: of its methods, if sides do not divide into the latents' pixels, a network of inpainting is told nothing of
-        what to paint, or another one is.
+      ValueError: of its methods, if sides do not divide into the latents' pixels, images are not in [-1, 1], shapes do not fit,
+        a network of inpainting is told nothing of what to paint, or another one is.
+      TypeError: of its methods, if something is of another kind than it must be: one string for a list of prompts, say.
     """
 
     params: dict[str, Any]
@@ -73,8 +88,8 @@ class Model(NamedTuple):
     """The autoencoder's configuration."""
     added: int
     """How many channels the network takes beside the latents: 5 for inpainting networks, otherwise 0."""
-    side: int
-    """The side of the square images that it was trained for, in pixels."""
+    size: tuple[int, int] | None
+    """Height and width of the images that it was trained for, in pixels; None where its files do not tell."""
     sizes: int
     """How many numbers tell the size of an image: 6 for XL, 5 for its refiner, otherwise 0."""
     zeros: bool
@@ -90,10 +105,11 @@ class Model(NamedTuple):
             warning that says what.
 
         Raises:
-          ValueError: if a text is too long and `whole`.
+          TypeError: if it is no list of strings and None: one prompt is a list of one, since each is a sample's own.
+          ValueError: if there is none, or a text is too long and `whole`.
         """
-        words = ["" if text is None else text for text in texts]
-        ids = tuple(jnp.asarray(tokenize(words, whole=whole)) for tokenize in self.tokenizers)
+        texts = text_list(texts)
+        ids = tuple(jnp.asarray(tokenize(texts, whole=whole)) for tokenize in self.tokenizers)
         return Prompts(ids, jnp.asarray([text is not None for text in texts]))
 
     def encode(
@@ -117,8 +133,19 @@ class Model(NamedTuple):
             result, instead of `(height, width, 0, 0, height, width)`. For the refiner `[5]`: height and width, top and left,
             and the aesthetic score, 6 where not told; it was published with 2.5 for negative prompts.
           channels: what an inpainting network takes beside the latents, as `painted` gives it.
+
+        Raises:
+          TypeError: if prompts are not what `tokenize` gives.
+          ValueError: if a side, sizes or channels are not what the network takes.
         """
-        encoded = [encode(params[name], ids) for (name, encode), ids in zip(self.encoders.items(), prompts.ids, strict=True)]
+        check_prompts(prompts, len(self.encoders))
+        check_given(channels, self.added)
+        check_sizes(sizes, self.sizes, len(prompts.given))
+        if height is not None or width is not None:
+            self.latents(height, width)
+        encoded = [
+            encode(params_of(params, name), ids) for (name, encode), ids in zip(self.encoders.items(), prompts.ids, strict=True)
+        ]
         if not self.sizes:
             return Condition(unet.Text(encoded[0].last), channels)
         states = jnp.concatenate([each.penultimate for each in encoded], axis=2)
@@ -126,9 +153,10 @@ class Model(NamedTuple):
         if self.zeros:
             states = jnp.where(prompts.given[:, None, None], states, 0)
             pooled = jnp.where(prompts.given[:, None], pooled, 0)
-        rows, columns = height or self.side, width or self.side
-        told = (rows, columns, 0, 0, *((rows, columns) if self.sizes == 6 else (6,))) if sizes is None else sizes
-        told = jnp.broadcast_to(jnp.asarray(told, jnp.float32), (len(pooled), self.sizes))
+        if sizes is None:
+            rows, columns = (side * self.factor for side in self.latents(height, width)[:2])
+            sizes = (rows, columns, 0, 0, *((rows, columns) if self.sizes == 6 else (6,)))
+        told = jnp.broadcast_to(jnp.asarray(sizes, jnp.float32), (len(pooled), self.sizes))
         return Condition(unet.Text(states, pooled, told), channels)
 
     def denoiser(self, params: Any) -> Denoiser:
@@ -138,16 +166,17 @@ class Model(NamedTuple):
           params: of the model.
 
         Raises:
-          ValueError: when called, if the condition has other channels beside the latents than the network takes.
+          TypeError: if params are not the model's; when called, if the condition is not what `encode` gives.
+          ValueError: when called, if x are no latents, or the condition has other channels beside them than the network takes.
         """
+        params = params_of(params, "unet")
 
         def network(x: Array, t: Array, cond: Condition) -> Array:
-            given = 0 if cond.channels is None else cond.channels.shape[3]
-            if given != self.added:
-                what = "painted(params, images, known)" if self.added else "None"
-                raise ValueError(f"the network takes {self.added} channels beside the latents, got {given}: channels={what}.")
+            check_kind(cond, Condition, "the condition", "model.encode(params, prompts) makes it.")
+            check_latents(x, self.latent.latent_channels)
+            check_condition(cond.channels, self.added, x)
             beside = x if cond.channels is None else jnp.concatenate([x, cond.channels.astype(x.dtype)], axis=3)
-            return self.unet(params["unet"], beside, t, cond.text)
+            return self.unet(params, beside, t, cond.text)
 
         return denoiser(network, self.scheduling.predicts)
 
@@ -168,17 +197,18 @@ class Model(NamedTuple):
           width: likewise.
 
         Raises:
-          ValueError: if a side does not divide into the latents' pixels.
+          TypeError: if a side is no integer.
+          ValueError: if a side is below 1, or does not divide into the latents' pixels, or none is given and the model's files
+            do not tell.
         """
-        rows, columns = height or self.side, width or self.side
-        if rows % self.factor or columns % self.factor:
-            raise ValueError(f"an image of {rows} x {columns} pixels does not divide into squares of {self.factor}.")
-        return rows // self.factor, columns // self.factor, self.latent.latent_channels
+        own = self.size or (None, None)
+        sides = check_side(height, own[0], "height", self.factor), check_side(width, own[1], "width", self.factor)
+        return sides[0] // self.factor, sides[1] // self.factor, self.latent.latent_channels
 
     @property
     def factor(self) -> int:
         """How many pixels a pixel of the latents is wide."""
-        return 2 ** (len(self.latent.block_out_channels) - 1)
+        return self.latent.factor
 
     def decode(self, params: Any, x: Float[Array, "b h w l"], *, tile: int | None = None) -> Float[Array, "b H W c"]:
         """The images of latents, in [-1, 1], float32.
@@ -189,9 +219,12 @@ class Model(NamedTuple):
           tile: the side of overlapping tiles, in pixels of the latents, for images too large to be decoded whole.
 
         Raises:
-          ValueError: if tile is below 1.
+          TypeError: if x is no array of floating numbers, or tile no integer.
+          ValueError: if x are no latents, or tile is below 1.
         """
-        decode = functools.partial(self.vae[1], params["vae"])
+        check_latents(x, self.latent.latent_channels)
+        check_tile(tile)
+        decode = functools.partial(self.vae[1], params_of(params, "vae"))
         z = x / self.latent.scaling_factor + self.latent.shift_factor
         return jnp.clip((decode if tile is None else tiled(decode, tile, tile // 4))(z).astype(jnp.float32), -1, 1)
 
@@ -204,10 +237,12 @@ class Model(NamedTuple):
           keys: `[B]` PRNG keys, to draw from the autoencoder's law of the latents; its mean where None.
 
         Raises:
-          ValueError: if a side does not divide into the latents' pixels.
+          TypeError: if images are of whole numbers, 0..255 say, or keys are none.
+          ValueError: if images are not in [-1, 1], have other channels, or a side does not divide into the latents' pixels.
         """
+        check_images(images, self.latent.in_channels, keys)
         self.latents(*images.shape[1:3])
-        mean, log_variance = (moment.astype(jnp.float32) for moment in self.vae[0](params["vae"], images))
+        mean, log_variance = (moment.astype(jnp.float32) for moment in self.vae[0](params_of(params, "vae"), images))
         z = mean if keys is None else mean + jnp.exp(log_variance / 2) * normal(keys, mean)
         return (z - self.latent.shift_factor) * self.latent.scaling_factor
 
@@ -220,9 +255,10 @@ class Model(NamedTuple):
           known: `[B, H, W, 1]`, 1 or True where the image is kept.
 
         Raises:
-          ValueError: if a side does not divide into the latents' pixels.
+          TypeError: if it is no array of numbers.
+          ValueError: if it holds others than 0 and 1, or a side does not divide into the latents' pixels.
         """
-        known = jnp.asarray(known, jnp.float32)
+        known = check_known(known)
         rows, columns, _ = self.latents(*known.shape[1:3])
         return known.reshape(len(known), rows, self.factor, columns, self.factor, 1).min((2, 4))
 
@@ -238,9 +274,11 @@ class Model(NamedTuple):
           keys: as of `encode_image`.
 
         Raises:
-          ValueError: if a side does not divide into the latents' pixels.
+          TypeError: if images are of whole numbers, or known no array of numbers.
+          ValueError: if images are not in [-1, 1], known holds others than 0 and 1, their sizes differ, or a side does not
+            divide into the latents' pixels.
         """
-        known = jnp.asarray(known, jnp.float32)
-        self.latents(*known.shape[1:3])
+        check_images(images, self.latent.in_channels, keys)
+        known = check_known(known, images)
         kept = self.encode_image(params, images * known, keys)
         return jnp.concatenate([1 - known[:, :: self.factor, :: self.factor], kept], axis=3)

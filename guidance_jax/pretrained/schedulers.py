@@ -14,6 +14,7 @@ from jax import Array
 from guidance_jax import schedules, spacings
 from guidance_jax.base import NoiseLevel, Schedule
 from guidance_jax.checks import check_levels
+from guidance_jax.kinds import check_count
 from guidance_jax.pretrained.settings import FLAG, NULL, TEXT, between, check_settings, either, several, whole
 from guidance_jax.spacings import Spacing
 
@@ -53,8 +54,10 @@ class Scheduling(NamedTuple):
           spacing: another one than the published, from `spacings`; the run then ends in clean data.
 
         Raises:
-          ValueError: if the levels do not decrease, or steps are too many for the schedule.
+          TypeError: if steps is no integer.
+          ValueError: if it is below 1, the levels do not decrease, or steps are too many for the schedule.
         """
+        check_count(steps, "steps")
         if spacing is not None or self.clean:
             return schedules.levels(self.schedule, steps, spacing or self.spacing)
         # Known numbers, within jit too.
@@ -127,6 +130,7 @@ ONLY: dict[str, tuple[Any, ...]] = {
     "timestep_spacing": ("leading", "trailing", "linspace"),
     "prediction_type": tuple(PREDICTS),
     "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
+    "predict_epsilon": (True, None),
 }
 """The values that are supported of some settings."""
 OF_SAMPLERS = {
@@ -145,9 +149,11 @@ OF_SAMPLERS = {
     "solver_order",
     "solver_p",
     "solver_type",
+    "tensor_format",
     "time_shift_type",
+    "timestep_values",
 }
-"""Settings of the sampler, or without effect on what is supported."""
+"""Settings of the sampler, or without effect on what is supported; of files before version 0.5 too."""
 
 
 def scheduling(config: Mapping[str, Any]) -> Scheduling:

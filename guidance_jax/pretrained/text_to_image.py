@@ -2,7 +2,8 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import jax.numpy as jnp
 
 from guidance_jax.networks import from_nnx
 from guidance_jax.pretrained import autoencoder, clip, unet, weights
-from guidance_jax.pretrained.directories import open_part, read_json, weights_file
+from guidance_jax.pretrained.directories import check_directory, check_variant, open_part, read_json
+from guidance_jax.pretrained.given import check_dtype
 from guidance_jax.pretrained.models import Condition, Model, Prompts
 from guidance_jax.pretrained.schedulers import scheduling
 from guidance_jax.pretrained.tokens import open_tokenizer
@@ -37,7 +39,9 @@ def load(
     """A text-to-image model from a directory in the Hugging Face layout: Stable Diffusion 1.x, 2.x, XL, and inpainting.
 
     Nothing is fetched, and nothing that a file holds is run: safetensors and JSON are read, and of pickles tensors alone. The
-    weights go from the files straight to the devices, one at a time. A safety checker in the directory is not read.
+    weights go from the files straight to the devices, one at a time. A safety checker in the directory is not read. What older
+    directories of Stable Diffusion 1 and 2 have is put right as diffusers' pipelines do it: a scheduler's `steps_offset` is 1,
+    its `clip_sample` false (not for inpainting), and the U-Net's `sample_size` of versions before 0.9 at least 64.
 
     Args:
       directory: with `model_index.json`, and `unet/`, `vae/`, `text_encoder/`, `tokenizer/`, `scheduler/`; for XL
@@ -49,6 +53,7 @@ def load(
     Raises:
       FileNotFoundError: if a file is missing, naming it.
       ValueError: if a file is damaged, or a part or a setting is not supported, naming it.
+      TypeError: if directory is no path, or dtype none.
       ImportError: if the packages safetensors or tokenizers are not installed.
 
     Example:
@@ -68,29 +73,28 @@ def load(
 
     Reference: Rombach et al. 2022, arXiv:2112.10752; Podell et al. 2023, arXiv:2307.01952.
     """
-    directory = Path(directory)
-    if not directory.is_dir():
-        raise FileNotFoundError(f"there is no directory {directory.absolute()}.")
-    if jnp.dtype(dtype) not in (jnp.float32, jnp.bfloat16):
-        raise ValueError(f"dtype must be float32 or bfloat16, got {jnp.dtype(dtype)}.")
+    directory = check_directory(directory)
+    check_dtype(dtype)
     index = read_json(directory / "model_index.json", "which a directory in the Hugging Face layout of diffusers has")
     kind = index.get("_class_name")
     if kind not in PIPELINES:
         raise ValueError(f"{directory} holds a {kind}, and only these are known: {', '.join(PIPELINES)}.")
-    names = [name for name in ENCODERS if (index.get(name) or [None])[0] is not None]
+    with _naming(directory / "model_index.json"):
+        classes = {name: _class_of(index, name) for name in (*PARTS, "scheduler")}
+    names = [name for name in ENCODERS if classes[name] is not None]
     if not names:
         raise ValueError(f"{directory / 'model_index.json'} names no text encoder.")
-    for name in ("unet", "vae", *names):
-        if (found := (index.get(name) or [None, None])[1]) not in PARTS[name].split(" or "):
-            raise ValueError(f"{directory}'s {name} is a {found}, and only {PARTS[name]} is known.")
     parts = [name for name in PARTS if name in ("unet", "vae", *names)]
-    if variant is not None and not any(f".{variant}." in weights_file(directory / name, variant).name for name in parts):
-        raise FileNotFoundError(f"no part in {directory} has weights of the variant {variant!r}.")
+    for name in parts:
+        if classes[name] not in PARTS[name].split(" or "):
+            raise ValueError(f"{directory}'s {name} is a {classes[name]}, and only {PARTS[name]} is known.")
+    check_variant([directory / name for name in parts], variant)
     settings = {name: read_json(directory / name / "config.json", f"the configuration of the {name}") for name in parts}
     planned = read_json(directory / "scheduler" / "scheduler_config.json", "the configuration of the scheduler")
     with _naming(directory / "scheduler"):
-        scheduler = scheduling(planned)
-    tokenizers = tuple(open_tokenizer(directory / ENCODERS[name]) for name in names)
+        scheduler = scheduling(_in_pipeline(planned, kind, classes["scheduler"]))
+    with _naming(directory / "unet"):
+        size = _size(settings["unet"], kind)
 
     def part(name: str, read: Callable[[Any], Any], build: Callable[..., Any], **options: Any) -> tuple[Any, Any]:
         with _naming(directory / name):
@@ -100,7 +104,8 @@ def load(
             return config, made
 
     of_clip = {"rename": clip.published_name, "ignored": clip.IGNORED}
-    encoders = {name: from_nnx(part(name, clip.clip_text_config, clip.CLIPText, **of_clip)[1]) for name in names}
+    read = {name: part(name, clip.clip_text_config, clip.CLIPText, **of_clip) for name in names}
+    encoders = {name: from_nnx(encoder) for name, (_, encoder) in read.items()}
     latent, vae = part("vae", autoencoder.autoencoder_config, autoencoder.AutoencoderKL, rename=autoencoder.current_name)
     config, network = part("unet", unet.unet_condition_config, unet.UNet2DCondition)
     (encode, vae_params), (decode, _), (apply, unet_params) = (
@@ -119,14 +124,47 @@ def load(
         unet=apply,
         encoders={name: encode for name, (encode, _) in encoders.items()},
         vae=(encode, decode),
-        tokenizers=tokenizers,
+        tokenizers=tuple(open_tokenizer(directory / ENCODERS[name], config) for name, (config, _) in read.items()),
         scheduling=scheduler,
         latent=latent,
         added=added,
-        side=settings["unet"].get("sample_size", 64) * 2 ** (len(latent.block_out_channels) - 1),
+        size=size and (size[0] * latent.factor, size[1] * latent.factor),
         sizes=(5 if index.get("requires_aesthetics_score") else 6) if xl else 0,
         zeros=xl and index.get("force_zeros_for_empty_prompt", True),
     )
+
+
+def _class_of(index: Mapping[str, Any], name: str) -> str | None:
+    """The class of a part, None where the pipeline is without."""
+    part = index.get(name)
+    if part is None:
+        return None
+    if not (isinstance(part, list) and len(part) == 2 and all(word is None or isinstance(word, str) for word in part)):
+        raise ValueError(f"{name} must be a library and a class, got {part!r:.80}.")
+    return part[1]
+
+
+def _in_pipeline(config: Mapping[str, Any], kind: str, named: str | None) -> dict[str, Any]:
+    """A scheduler's settings as diffusers' pipeline of this kind changes them: the index names the class."""
+    config = dict(config) | ({} if named is None else {"_class_name": named})
+    if "XL" in kind:
+        return config
+    return config | {"steps_offset": 1} | ({} if "Inpaint" in kind else {"clip_sample": False})
+
+
+def _size(config: Mapping[str, Any], kind: str) -> tuple[int, int] | None:
+    """Height and width that a U-Net was trained for, in pixels of the latents; None where its file does not tell."""
+    size = config.get("sample_size")
+    if size is None:
+        return None
+    sides = size if isinstance(size, list) else [size, size]
+    if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
+        raise ValueError(f"sample_size must be a side, [height, width] or null, got {size!r:.80}.")
+    version = re.match(r"v?(\d+)(?:\.(\d+))?", str(config.get("_diffusers_version", "")))
+    old = version is not None and (int(version[1]), int(version[2] or 0)) < (0, 9)
+    if old and isinstance(size, int) and size < 64 and "XL" not in kind:
+        return 64, 64
+    return sides[0], sides[1]
 
 
 @contextlib.contextmanager

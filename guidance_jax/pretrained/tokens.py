@@ -1,110 +1,175 @@
 """From texts to the ids of CLIP's tokens, by the files that a model was published with."""
 
-import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from guidance_jax.pretrained.clip import CLIPTextConfig
+from guidance_jax.pretrained.directories import read_json
+from guidance_jax.pretrained.given import text_list
+
 __all__ = ["Tokenize", "open_tokenizer"]
 
 SPECIAL = {
-    "unk_token": "<|endoftext|>",
     "bos_token": "<|startoftext|>",
     "eos_token": "<|endoftext|>",
+    "unk_token": "<|endoftext|>",
+    "sep_token": None,
     "pad_token": "<|endoftext|>",
+    "cls_token": None,
+    "mask_token": None,
 }
 """The tokens that stand for no text, and what they are where the files do not say."""
-FLAGS = ("lstrip", "rstrip", "normalized", "single_word")
+OTHERS = {"extra_special_tokens", "additional_special_tokens"}
 PIECES = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 """What is encoded by itself: words, single digits, runs of other signs."""
+SIDES = ("right", "left")
+LONGEST = 100_000
+"""A window beyond this, 10^30 say, stands for none."""
+EXCERPT = 60
+"""How many characters of a prompt are told."""
 
 
 Tokenize = Callable[..., np.ndarray]
-"""`(texts, *, whole=False) -> ids [B, window]`, int32: what starts a text, its tokens, what ends it, padding. Where `whole`, a
-text longer than the window is refused; otherwise its end is cut off, and a warning says what."""
+"""`(texts, *, whole=False) -> ids [B, window]`, int32: what starts a text, its tokens, what ends it, padding; None is the empty
+text. Where `whole`, a text longer than the window is refused; otherwise its end is cut off, and a warning says what."""
 
 
-def open_tokenizer(directory: str | Path) -> Tokenize:
-    """The tokeniser of a model, from its `tokenizer.json`, or its `vocab.json` and `merges.txt`.
+def open_tokenizer(directory: str | Path, encoder: CLIPTextConfig | None = None) -> Tokenize:
+    """The tokeniser of a model, from its `tokenizer.json`, or its `vocab.json` and `merges.txt`: what transformers' is.
 
-    Byte pairs of the lower-case text. `tokenizer_config.json` and `special_tokens_map.json` beside them say what a text is
-    padded with ("!" in Stable Diffusion 2 and for XL's second encoder) and how long the window is, 77 where they do not.
+    Byte pairs of the lower-case text. The files beside them say what a text is padded with ("!" in Stable Diffusion 2 and for
+    XL's second encoder), how long the window is, and which tokens were added, of textual inversion say:
+    `special_tokens_map.json` and `added_tokens.json` where `tokenizer_config.json` has no `added_tokens_decoder`, and otherwise
+    that file alone. A token `<cat>` that has `<cat>_1` beside it stands for both, as in diffusers' pipelines.
 
     Args:
       directory: with these files.
+      encoder: what the ids are for: its positions are the window where the files do not say, 77 without it; its vocabulary
+        bounds the ids.
 
     Raises:
       FileNotFoundError: if they are not there.
-      ValueError: if they cannot be read, or are of another kind of tokeniser.
+      ValueError: if they cannot be read, or are of another kind of tokeniser, or do not fit the encoder; when the tokeniser is
+        called, if a token has no place in the encoder's vocabulary.
       ImportError: if the package tokenizers is not installed.
       TypeError: when the tokeniser is called, if texts are no list of strings.
 
-    Reference: Radford et al. 2021, arXiv:2103.00020; transformers' models/clip/tokenization_clip.py.
+    Reference: Radford et al. 2021, arXiv:2103.00020; transformers 5, models/clip/tokenization_clip.py and
+    tokenization_utils_base.py.
     """
     try:
-        from tokenizers import AddedToken
+        import tokenizers  # noqa: F401
     except ImportError as error:
         raise ImportError("tokenising needs the package tokenizers: pip install guidance_jax[pretrained].") from error
     directory = Path(directory)
-    config = _json(directory / "tokenizer_config.json")
-    special = SPECIAL | _json(directory / "special_tokens_map.json") | config
-    kind = config.get("tokenizer_class", "CLIPTokenizer")
+    whole, vocabulary, merges = (directory / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
+    if not whole.is_file() and not (vocabulary.is_file() and merges.is_file()):
+        raise FileNotFoundError(f"there is neither {whole} nor both {vocabulary.name} and {merges.name} beside it.")
+    config = _optional(directory / "tokenizer_config.json")
+    kind = config.get("tokenizer_class") or "CLIPTokenizer"
     if kind not in ("CLIPTokenizer", "CLIPTokenizerFast"):
         raise ValueError(f"{directory} is of a {kind}, and only CLIPTokenizer is known.")
-    contents = {name: _content(special[name]) for name in SPECIAL}
-    tokenizer = _opened(directory, contents["unk_token"])
-    ids = {name: tokenizer.token_to_id(content) for name, content in contents.items()}
-    if None in ids.values():
-        raise ValueError(f"the vocabulary in {directory} has not all of {sorted(set(contents.values()))}.")
-    known = {token["content"]: token for token in config.get("added_tokens_decoder", {}).values()}
-    there = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-    added = {content: _flags(known.get(content, special[name])) for name, content in contents.items() if content not in there}
-    tokenizer.add_special_tokens([AddedToken(content, special=True, **flags) for content, flags in added.items()])
-    window = config.get("model_max_length", 77)
-    if not isinstance(window, int) or not 2 < window < 100_000:
-        raise ValueError(f"{directory / 'tokenizer_config.json'} has model_max_length={window!r}, which is no window.")
+    published = _optional(whole)
+    try:
+        named, others, listed = _special(directory, config, published)
+        tokenizer = _built(published.get("model"), vocabulary, merges, str(named["unk_token"]))
+        _add(tokenizer, named, others, listed)
+        tokenizer.encode_special_tokens = bool(config.get("split_special_tokens", False))
+        start, end, padding, unknown = (str(named[f"{name}_token"]) for name in ("bos", "eos", "pad", "unk"))
+        sides = [_side(config, published, of) for of in ("padding", "truncation")]
+    except Exception as error:  # The package raises nothing narrower.
+        raise ValueError(f"the tokeniser's files in {directory} are damaged: {error}. Download them again.") from error
+    ids = [_id(tokenizer, content, unknown) for content in (start, end, padding)]
+    rows = encoder.vocab_size if encoder else None
+    for content, number in zip((start, end, padding), ids, strict=True):
+        if number is None or (rows and number >= rows):
+            raise ValueError(f"the vocabulary in {directory} has no {content!r}, or the encoder has no row for it.")
+    window = _window(directory / "tokenizer_config.json", config, encoder)
+    added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
 
-    def tokenize(texts: Sequence[str], *, whole: bool = False) -> np.ndarray:
-        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-            raise TypeError(f"texts must be a list of strings, got {texts!r}.")
-        out = np.full((len(texts), window), ids["pad_token"], np.int32)
-        for row, text in zip(out, texts, strict=True):
-            encoding = tokenizer.encode(text, add_special_tokens=False)
-            kept = encoding.ids[: window - 2]
-            if len(kept) < len(encoding.ids):
-                _tell(text, text[encoding.offsets[window - 2][0] :], window, whole)
-            row[: len(kept) + 2] = [ids["bos_token"], *kept, ids["eos_token"]]
+    def tokenize(texts: Sequence[str | None], *, whole: bool = False) -> np.ndarray:
+        texts = ["" if text is None else text for text in text_list(texts)]
+        out = np.full((len(texts), window), ids[2], np.int32)
+        for row, given in zip(out, texts, strict=True):
+            encoding, text = _encoded(tokenizer, given, added)
+            kept, cut = encoding.ids, len(encoding.ids) - (window - 2)
+            if cut > 0:
+                after = sides[1] == "right"
+                kept = kept[:-cut] if after else kept[cut:]
+                place = encoding.offsets[window - 2 if after else cut][0]
+                _tell(given, text[place:] if after else text[:place], window, whole)
+            if rows and max(kept, default=0) >= rows:
+                token = tokenizer.id_to_token(max(kept))
+                raise ValueError(f"{given[:EXCERPT]!r} has the token {token!r}, for which the encoder has no row.")
+            told = [ids[0], *kept, ids[1]]
+            row[slice(len(told)) if sides[0] == "right" else slice(window - len(told), window)] = told
         return out
 
     return tokenize
 
 
-def _tell(text: str, cut: str, window: int, whole: bool) -> None:
-    told = f"{text[:40]!r}... is longer than the window of {window} tokens"
-    if whole:
-        raise ValueError(f"{told}; too long by {cut!r}.")
-    warnings.warn(f"{told}; cut off: {cut!r}.", stacklevel=3)
+def _special(
+    directory: Path, config: Mapping[str, Any], published: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[Any], dict[int, Any]]:
+    """The special tokens by name, those without a name, and all that were added by their numbers: what transformers finds."""
+    named = {name: token for name, token in config.items() if name in SPECIAL}
+    others = config.get("extra_special_tokens") or config.get("additional_special_tokens")
+    if others is None and OTHERS & config.keys():
+        others = []
+    further = {name: token for name, token in config.items() if name not in SPECIAL and name.endswith("_token")}
+    later = {name: token for name, token in further.items() if isinstance(token, str)}
+    further = {name: token for name, token in further.items() if isinstance(token, dict)}
+    if isinstance(others, dict):
+        others, later = None, later | others
+    if (decoder := config.get("added_tokens_decoder")) is not None:
+        listed = {int(number): _token(token) for number, token in decoder.items()}
+    else:
+        mapped = _optional(directory / "special_tokens_map.json")
+        told = {name: _token(token, special=True) for name, token in mapped.items() if isinstance(token, str | dict)}
+        told.pop("extra_special_tokens", None)
+        named |= {name: token for name, token in told.items() if name in SPECIAL}
+        further |= {name: token for name, token in told.items() if name not in SPECIAL and name.endswith("_token")}
+        more = mapped.get("extra_special_tokens")
+        if isinstance(more, dict):
+            others, later = None, later | more
+        elif more is not None:
+            others = others or []
+            others = [*others, *(token for token in (_token(token, special=True) for token in more) if token not in others)]
+        special = {str(token) for token in [*named.values(), *(others or [])] if token}
+        if others is None:
+            others = [_token(token, special=True) for token in mapped.get("additional_special_tokens") or []]
+        listed = {}
+        for content, number in _optional(directory / "added_tokens.json").items():
+            flags = {"normalized": content not in special, "special": content in special}
+            listed[int(number)] = _token({"content": content, **flags})
+        for token in published.get("added_tokens", []):
+            listed[int(token["id"])] = _token({name: value for name, value in token.items() if name != "id"})
+    by_content = {token.content: token for token in listed.values()}
+    named = {name: _token(token) for name, token in (SPECIAL | named).items()}
+    named = {name: by_content.get(str(token), token) if token else token for name, token in named.items()}
+    if missing := [name for name, token in SPECIAL.items() if token and named[name] is None]:
+        raise ValueError(f"{' and '.join(missing)} must be told, got null")
+    named |= {name: _token(token) for name, token in (further | later).items()}
+    return named, [_token(token) for token in others or []], listed
 
 
-def _opened(directory: Path, unknown: str) -> Any:
+def _built(model: Any, vocabulary: Path, merges: Path, unknown: str) -> Any:
+    """The byte pairs as transformers builds them, whatever a `tokenizer.json` says of how the text is cleaned and cut."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
-    whole, vocabulary, merges = (directory / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
-    if not whole.is_file() and not (vocabulary.is_file() and merges.is_file()):
-        raise FileNotFoundError(f"there is neither {whole} nor both {vocabulary.name} and {merges.name} beside it.")
-    try:
-        if whole.is_file():
-            tokenizer = Tokenizer.from_file(str(whole))
-            tokenizer.no_padding()
-            tokenizer.no_truncation()
-            return tokenizer
-        model = models.BPE.from_file(str(vocabulary), str(merges), unk_token=unknown, end_of_word_suffix="</w>")
-    except Exception as error:  # The package raises nothing narrower.
-        raise ValueError(f"the tokeniser's files in {directory} are damaged: {error}. Download them again.") from error
-    tokenizer = Tokenizer(model)
+    options: dict[str, Any] = {"unk_token": unknown, "continuing_subword_prefix": "", "end_of_word_suffix": "</w>"}
+    if model is None:
+        bpe = models.BPE.from_file(str(vocabulary), str(merges), **options)
+    else:
+        if model.get("type", "BPE") != "BPE":
+            raise ValueError(f"a model of the type {model['type']} is none of byte pairs")
+        pairs: Any = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in model["merges"]]
+        bpe = models.BPE(vocab=model["vocab"], merges=pairs, **options)
+    tokenizer = Tokenizer(bpe)
     clean = [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     tokenizer.normalizer = normalizers.Sequence(clean)
     pieces = pre_tokenizers.Split(Regex(PIECES), behavior="removed", invert=True)
@@ -112,18 +177,75 @@ def _opened(directory: Path, unknown: str) -> Any:
     return tokenizer
 
 
-def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        return dict(json.loads(path.read_text()))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}. Download it again.") from error
+def _add(tokenizer: Any, named: Mapping[str, Any], others: Iterable[Any], listed: Mapping[int, Any]) -> None:
+    """Adds what is found whole in a text, in transformers' order: what the vocabulary lacks is numbered by it, and of two with
+    one content the later has its flags."""
+    from tokenizers import AddedToken
+
+    adding = [listed[number] for number in sorted(listed)]
+    known = {token.content for token in adding}
+    for token in [*named.values(), *others]:
+        if token is not None and str(token) not in known and token not in adding:
+            adding.append(token)
+    names = {str(token) for token in named.values() if token}
+    adding = [AddedToken(token, special=True) if isinstance(token, str) else token for token in adding]
+    for token in adding:
+        token.special = token.special or token.content in names
+    tokenizer.add_tokens(adding)
 
 
-def _content(token: str | dict[str, Any]) -> str:
-    return token if isinstance(token, str) else token["content"]
+def _token(told: Any, **flags: bool) -> Any:
+    """A token as the package has it where a file tells its flags; a string as it is."""
+    from tokenizers import AddedToken
+
+    if not isinstance(told, dict):
+        return told
+    options: dict[str, Any] = {name: value for name, value in told.items() if name != "__type"} | flags
+    return AddedToken(**options)
 
 
-def _flags(token: str | dict[str, Any]) -> dict[str, bool]:
-    return {"normalized": False} if isinstance(token, str) else {flag: token.get(flag, False) for flag in FLAGS}
+def _id(tokenizer: Any, content: str, unknown: str) -> int | None:
+    number = tokenizer.token_to_id(content)
+    return tokenizer.token_to_id(unknown) if number is None else number
+
+
+def _side(config: Mapping[str, Any], published: Mapping[str, Any], of: str) -> str:
+    side = config.get(f"{of}_side", (published.get(of) or {}).get("direction", "right").lower())
+    if side not in SIDES:
+        raise ValueError(f"{of}_side must be one of {SIDES}, got {side!r}")
+    return side
+
+
+def _window(path: Path, config: Mapping[str, Any], encoder: CLIPTextConfig | None) -> int:
+    positions = encoder.max_position_embeddings if encoder else 77
+    window = config.get("model_max_length", config.get("max_len"))
+    if window is None or (isinstance(window, int | float) and window > LONGEST):
+        return positions
+    if not isinstance(window, int) or not 2 < window <= (positions if encoder else LONGEST):
+        raise ValueError(f"{path} has model_max_length={window!r}, which is no window of an encoder of {positions} positions.")
+    return window
+
+
+def _encoded(tokenizer: Any, text: str, added: set[str]) -> tuple[Any, str]:
+    """The tokens, and the text in which a token of several vectors is written out: `<cat>` as `<cat> <cat>_1 <cat>_2`."""
+    encoding = tokenizer.encode(text, add_special_tokens=False)
+    written = text
+    for token in dict.fromkeys(encoding.tokens):
+        several = [token]
+        while token in added and f"{token}_{len(several)}" in added:
+            several.append(f"{token}_{len(several)}")
+        if len(several) > 1:
+            written = written.replace(token, " ".join(several))
+    return (encoding if written == text else tokenizer.encode(written, add_special_tokens=False)), written
+
+
+def _tell(text: str, cut: str, window: int, whole: bool) -> None:
+    told = f"{text[:40]!r}... is longer than the window of {window} tokens"
+    rest = f"{cut[:EXCERPT]!r}" + (f"... of {len(cut):,} characters" if len(cut) > EXCERPT else "")
+    if whole:
+        raise ValueError(f"{told}; too long by {rest}.")
+    warnings.warn(f"{told}; cut off: {rest}.", stacklevel=3)
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    return read_json(path, "of the tokeniser") if path.is_file() else {}

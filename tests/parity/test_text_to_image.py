@@ -1,4 +1,4 @@
-"""Whole text-to-image pipelines against diffusers' own, on tiny random models that it saved; tokenisers and schedulers too."""
+"""Whole text-to-image pipelines against diffusers' own, on tiny random models that it saved; schedulers too."""
 
 import functools
 import itertools
@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from pipelines import DDIM, STABLE, ZERO, first, noise, publish_tokenizer, refiner, second, xl
+from layouts import aged, retokenised
+from pipelines import DDIM, STABLE, ZERO, first, noise, refiner, second, xl
 from reference import diffusers, from_torch, to_torch, torch
 
 import guidance_jax as gj
 from guidance_jax.pretrained import text_to_image
 from guidance_jax.pretrained.schedulers import scheduling
-from guidance_jax.pretrained.tokens import open_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
@@ -23,12 +23,13 @@ STEPS = 10
 ddim, dpm = diffusers.DDIMScheduler, diffusers.DPMSolverMultistepScheduler
 V = {**STABLE, "prediction_type": "v_prediction"}
 PIPELINES = {
-    "first-ddim": (first, ddim(**DDIM), gj.ddim, NEGATIVE),
-    "first-dpm": (first, dpm(**STABLE, timestep_spacing="leading", steps_offset=1), gj.dpmpp_2m, None),
-    "second-ddim": (second, ddim(**{**DDIM, **ZERO}), gj.ddim, NEGATIVE),
-    "second-dpm": (second, dpm(**V), gj.dpmpp_2m, NEGATIVE),
-    "xl-ddim": (xl, ddim(**DDIM), gj.ddim, None),
-    "xl-dpm": (xl, dpm(**STABLE, timestep_spacing="trailing"), gj.dpmpp_2m, NEGATIVE),
+    "first-old": (first, ddim(**STABLE), gj.ddim, NEGATIVE, aged),
+    "first-new": (first, ddim(**DDIM), gj.ddim, NEGATIVE, lambda directory: None),
+    "first-dpm": (first, dpm(**STABLE, timestep_spacing="leading", steps_offset=1), gj.dpmpp_2m, None, lambda directory: None),
+    "second-ddim": (second, ddim(**{**DDIM, **ZERO}), gj.ddim, NEGATIVE, lambda at: retokenised(at, "tokenizer", "2.1")),
+    "second-dpm": (second, dpm(**V), gj.dpmpp_2m, NEGATIVE, lambda directory: None),
+    "xl-ddim": (xl, ddim(**DDIM), gj.ddim, None, lambda at: retokenised(at, "tokenizer_2", "xl")),
+    "xl-dpm": (xl, dpm(**STABLE, timestep_spacing="trailing"), gj.dpmpp_2m, NEGATIVE, lambda directory: None),
 }
 
 
@@ -57,10 +58,14 @@ def decoded(pipeline, latents):
         return from_torch(pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample.clamp(-1, 1))
 
 
-@pytest.mark.parametrize(("make", "scheduler", "sampler", "negative"), PIPELINES.values(), ids=PIPELINES)
-def test_whole_pipelines_agree(tmp_path, make, scheduler, sampler, negative):
+@pytest.mark.parametrize(("make", "scheduler", "sampler", "negative", "rewrite"), PIPELINES.values(), ids=PIPELINES)
+def test_whole_pipelines_agree(tmp_path, make, scheduler, sampler, negative, rewrite):
+    """Both sides read the directory, its files as they were published."""
     torch.manual_seed(0)
-    pipeline = make(tmp_path, scheduler)
+    kind = type(make(tmp_path, scheduler))
+    rewrite(tmp_path)
+    pipeline = kind.from_pretrained(tmp_path)
+    pipeline.set_progress_bar_config(disable=True)
     x = noise(1, 2, *LATENTS, 4)
     told = {"prompt": PROMPTS, "negative_prompt": negative, "height": SIZE[0], "width": SIZE[1], "guidance_scale": 7.5}
     theirs = pipeline(**told, num_inference_steps=STEPS, latents=to_torch(x), output_type="latent").images
@@ -110,36 +115,6 @@ def test_inpainting_by_a_network_for_it_agrees(tmp_path):
         mean = pipeline.vae.encode(to_torch(images * known)).latent_dist.mean * pipeline.vae.config.scaling_factor
     agree(channels[..., 1:], from_torch(mean), 1e-4)
     agree(generated(model, gj.ddim(), NEGATIVE, x, model.levels(STEPS), channels=channels)[0], from_torch(theirs))
-
-
-TEXTS = [
-    "",
-    "A dog",
-    "the cat's on THE mat, it'll do 123!!! ...",
-    " \t two  spaces\nand\u00a0lines ",
-    "Ünïcôde ﬁ ½ Straße 日本語 😀 e\u0301",
-    "a <|endoftext|> dog<|startoftext|>",
-    "a <|ENDOFTEXT|> !dog! don't",
-    "\x00\x7f ­ zero\u200bwidth",
-]
-FLAGGED = {"content": "<|endoftext|>", "lstrip": True, "normalized": False, "rstrip": True, "single_word": False}
-FILES = {
-    "first": {},
-    "second": {"pad": "!"},
-    "listed": {"added_tokens_decoder": {"533": {**FLAGGED, "special": True}}},
-}
-
-
-@pytest.mark.parametrize("options", FILES.values(), ids=FILES)
-def test_tokens_agree(tmp_path, options):
-    theirs = publish_tokenizer(tmp_path / "published", window=40, **options)
-    theirs.save_pretrained(tmp_path / "saved")
-    rng = np.random.default_rng(0)
-    signs = [*"dogcatmen \n\t'!?.,019-<|>ÀéßΩЖ語😀", "the ", "cat", "<|endoftext|>", "n't "]
-    texts = [*TEXTS, *("".join(rng.choice(signs, 12)) for _ in range(200))]
-    expected = theirs(texts, padding="max_length", max_length=40, truncation=True, return_tensors="np").input_ids
-    for directory in ("published", "saved"):
-        np.testing.assert_array_equal(open_tokenizer(tmp_path / directory)(texts), expected)
 
 
 SCHEDULERS = {

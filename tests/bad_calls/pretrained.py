@@ -1,0 +1,244 @@
+# type: ignore  # every row is wrong, its types too
+"""Wrong calls of a text-to-image model, and wrong directories."""
+
+import functools
+import tempfile
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from published import write_model
+
+from bad_calls.world import KEYS, Row, X
+from guidance_jax.pretrained import text_to_image
+
+IMAGES, KNOWN, LATENTS = jnp.zeros((2, 16, 24, 3)), jnp.ones((2, 16, 24, 1)), jnp.zeros((2, 8, 12, 4))
+
+
+@functools.cache
+def model(name="first"):
+    """A tiny one: of Stable Diffusion, of XL, or of one that does not tell its size."""
+    options = {"xl": {"xl": True}, "sizeless": {"unet": {"sample_size": None}}, "nine": {"unet": {"in_channels": 9}}}
+    with tempfile.TemporaryDirectory() as directory:
+        return text_to_image.load(write_model(Path(directory), **options.get(name, {})))
+
+
+def on(name, *args, of="first", **options):
+    return getattr(model(of), name)(*args, **options)
+
+
+def with_params(name, *args, of="first", **options):
+    return on(name, model(of).params, *args, of=of, **options)
+
+
+def encoded(of="first", **options):
+    return with_params("encode", on("tokenize", ["a dog", "a cat"], of=of), of=of, **options)
+
+
+def denoised(x, cond, of="first"):
+    level = jax.tree.map(lambda field: field[0], model(of).levels(2))
+    return with_params("denoiser", of=of)(x, level, cond)
+
+
+def loaded(files, **options):
+    with tempfile.TemporaryDirectory() as directory:
+        for name in files:
+            (Path(directory) / name).write_bytes(b"{}")
+        return text_to_image.load(Path(directory) / options.pop("inside", "."), **options)
+
+
+def of_variant(variant, files):
+    with tempfile.TemporaryDirectory() as directory:
+        write_model(Path(directory))
+        for name in files:
+            (Path(directory) / name).write_bytes(b"")
+        return text_to_image.load(directory, variant=variant)
+
+
+ROWS: dict[str, Row] = {
+    # Prompts.
+    "a prompt for prompts": (lambda: on("tokenize", "a dog"), TypeError, r"a list of prompts, got the str 'a dog'; use \["),
+    "a prompt of bytes": (lambda: on("tokenize", b"a dog"), TypeError, r"a list of prompts, got the bytes b'a dog'; use \["),
+    "no prompts": (lambda: on("tokenize", []), ValueError, r"at least one prompt, got none; None in the list"),
+    "none for prompts": (lambda: on("tokenize", None), TypeError, r"a list of prompts, got None"),
+    "a number of prompts": (lambda: on("tokenize", 4), TypeError, r"a list of prompts, got the int 4"),
+    "prompts by name": (lambda: on("tokenize", {"cond": "a dog"}), TypeError, r"a list of prompts, got the dict"),
+    "a number among prompts": (lambda: on("tokenize", ["a", 1]), TypeError, r"texts\[1\] must be a string, or None.*the int 1"),
+    "prompts in prompts": (lambda: on("tokenize", [["a dog"]]), TypeError, r"texts\[0\] must be a string.*the list"),
+    "half a sign": (lambda: on("tokenize", ["a \ud83d"]), ValueError, r"texts\[0\] holds half of a pair.*decode it as UTF-8"),
+    "a long prompt, whole": (
+        lambda: on("tokenize", ["dog " * 10**5], whole=True),
+        ValueError,
+        r"^.{1,90} is longer than the window of 13 tokens; too long by .{1,90} of [\d,]+ characters",
+    ),
+    # Sizes.
+    "a negative height": (lambda: on("latents", -8, 8), ValueError, r"height must be at least 1, got -8"),
+    "a width of nothing": (lambda: on("latents", 8, 0), ValueError, r"width must be at least 1, got 0"),
+    "a height of nothing": (lambda: on("latents", 0, 0), ValueError, r"height must be at least 1, got 0"),
+    "a height of 8.0": (lambda: on("latents", 8.0, 8.0), TypeError, r"height must be an integer, got the float 8\.0"),
+    "a true height": (lambda: on("latents", True), TypeError, r"height must be an integer, got the bool True"),
+    "a height in words": (lambda: on("latents", "512"), TypeError, r"height must be an integer, got the str '512'"),
+    "a size for a height": (lambda: on("latents", (512, 512)), TypeError, r"height must be an integer, got the tuple"),
+    "a height of half a latent": (lambda: on("latents", 15, 16), ValueError, r"height: 15 pixels.*squares of 2.*; use 16"),
+    "no size at all": (lambda: on("latents", of="sizeless"), ValueError, r"files do not tell the size.*give height"),
+    "half of no size": (lambda: on("latents", 16, of="sizeless"), ValueError, r"files do not tell the size.*give width"),
+    "XL of no size": (lambda: encoded("xl", height=16, width=-8), ValueError, r"width must be at least 1, got -8"),
+    "a size that is not told": (lambda: encoded(height=15, width=16), ValueError, r"height: 15 pixels"),
+    "a step and a half": (lambda: on("levels", 1.5), TypeError, r"steps must be an integer, got the float 1\.5"),
+    "a true step": (lambda: on("levels", True), TypeError, r"steps must be an integer, got the bool True"),
+    "no step": (lambda: on("levels", 0), ValueError, r"steps must be at least 1, got 0"),
+    "fewer than no steps": (lambda: on("levels", -3), ValueError, r"steps must be at least 1, got -3"),
+    "more steps than the model has": (lambda: on("levels", 5000), ValueError, r"5000 steps.*1000 training steps"),
+    "a path by name": (lambda: on("levels", 10, "karras"), TypeError, r"spacing.*'karras'.*karras\(\)"),
+    # What the network is told.
+    "texts that are not tokenised": (lambda: with_params("encode", ["a dog"]), TypeError, r"Prompts, got the list.*tokenize"),
+    "a text that is not tokenised": (lambda: with_params("encode", "a dog"), TypeError, r"Prompts, got the str.*tokenize"),
+    "prompts of another model": (
+        lambda: with_params("encode", on("tokenize", ["a dog"]), of="xl"),
+        ValueError,
+        r"each of 2 encoders.*got ids \(1, 13\) and.*this model's tokenize",
+    ),
+    "parameters of nothing": (lambda: on("encode", {}, on("tokenize", ["a"])), TypeError, r"text_encoder.*use model\.params"),
+    "no parameters": (lambda: on("encode", None, on("tokenize", ["a"])), TypeError, r"params.*got None; use model\.params"),
+    "sizes for another model": (lambda: encoded(sizes=(8, 8, 0, 0, 8, 8)), ValueError, r"told to XL alone.*leave them out"),
+    "two sizes": (lambda: encoded("xl", sizes=(8, 8)), ValueError, r"sizes must be \[6\] or \[B, 6\] with B = 2, got.*\(2,\)"),
+    "sizes in words": (lambda: encoded("xl", sizes="8x8"), TypeError, r"sizes must be a real number.*'8x8'"),
+    "sizes of NaN": (lambda: encoded("xl", sizes=(8, 8, 0, 0, 8, np.nan)), ValueError, r"sizes must be finite"),
+    "channels for another model": (lambda: encoded(channels=X), ValueError, r"takes 0 channels.*float32\[2,2\].*expected None"),
+    "channels that are images": (
+        lambda: encoded("nine", channels=IMAGES),
+        ValueError,
+        r"takes 5 channels.*float32\[2,16,24,3\].*painted\(params, images, known\)",
+    ),
+    "channels of whole numbers": (
+        lambda: encoded("nine", channels=jnp.ones((2, 8, 12, 5), int)),
+        TypeError,
+        r"channels must be an array of floating numbers.*int32",
+    ),
+    # The denoiser.
+    "a network without parameters": (lambda: on("denoiser", None), TypeError, r"unet among them, got None; use model\.params"),
+    "a network of the encoder's": (
+        lambda: on("denoiser", {"vae": {}}),
+        TypeError,
+        r"unet among them, got the names vae; use model\.params",
+    ),
+    "prompts for a condition": (
+        lambda: denoised(LATENTS, on("tokenize", ["a", "b"])),
+        TypeError,
+        r"condition must be a Condition, got a Prompts.*model\.encode",
+    ),
+    "images for latents": (
+        lambda: denoised(IMAGES, encoded()),
+        ValueError,
+        r"latents x must be \[B, h, w, 4\], got float32\[2,16,24,3\]",
+    ),
+    "latents of no axes": (lambda: denoised(jnp.zeros((2, 8)), encoded()), ValueError, r"\[B, h, w, 4\], got float32\[2,8\]"),
+    "latents of whole numbers": (
+        lambda: denoised(jnp.zeros((2, 8, 12, 4), int), encoded()),
+        TypeError,
+        r"latents x must be an array of floating.*int32",
+    ),
+    "nothing of what to paint": (
+        lambda: denoised(LATENTS, encoded("nine"), "nine"),
+        ValueError,
+        r"takes 5 channels beside the latents, got 0; use channels=painted",
+    ),
+    "what to paint of another size": (
+        lambda: denoised(LATENTS, encoded("nine", channels=jnp.ones((2, 8, 8, 5))), "nine"),
+        ValueError,
+        r"float32\[2,8,8,5\] are of another size than the latents, float32\[2,8,12,4\]",
+    ),
+    # Images and latents.
+    "images to decode": (lambda: with_params("decode", IMAGES), ValueError, r"latents x must be \[B, h, w, 4\].*float32"),
+    "a latent to decode": (lambda: with_params("decode", LATENTS[0]), ValueError, r"latents x must be.*float32\[8,12,4\]"),
+    "a list to decode": (lambda: with_params("decode", [1.0]), TypeError, r"latents x must be an array.*the list \[1\.0\]"),
+    "half a tile": (lambda: with_params("decode", LATENTS, tile=4.5), TypeError, r"tile must be an integer.*4\.5"),
+    "no tile": (lambda: with_params("decode", LATENTS, tile=0), ValueError, r"tile must be at least 1, got 0"),
+    "pixels of 8 bits": (
+        lambda: with_params("encode_image", np.zeros((1, 16, 16, 3), np.uint8)),
+        TypeError,
+        r"images must be an array of floating.*got uint8\[1,16,16,3\]",
+    ),
+    "pixels up to 255": (
+        lambda: with_params("encode_image", IMAGES + 255.0),
+        ValueError,
+        r"images must be in \[-1, 1\], got values from 255 to 255; .*pixels / 127\.5 - 1",
+    ),
+    "images of NaN": (lambda: with_params("encode_image", IMAGES * jnp.nan), ValueError, r"in \[-1, 1\], got NaN or infinite"),
+    "images of one channel": (
+        lambda: with_params("encode_image", IMAGES[..., :1]),
+        ValueError,
+        r"images must be \[B, H, W, 3\], got float32\[2,16,24,1\]",
+    ),
+    "images with channels first": (
+        lambda: with_params("encode_image", IMAGES.transpose(0, 3, 1, 2)),
+        ValueError,
+        r"images must be \[B, H, W, 3\], got float32\[2,3,16,24\]",
+    ),
+    "one image": (lambda: with_params("encode_image", IMAGES[0]), ValueError, r"\[16,24,3\]; use image\[None\] for one"),
+    "an image's file": (lambda: with_params("encode_image", "dog.png"), TypeError, r"images must be an array.*'dog\.png'"),
+    "images of an odd side": (lambda: with_params("encode_image", IMAGES[:, :15]), ValueError, r"height: 15 pixels"),
+    "a seed for keys": (lambda: with_params("encode_image", IMAGES, 0), TypeError, r"keys must be an array of PRNG.*the int 0"),
+    "one key for two images": (
+        lambda: with_params("encode_image", IMAGES, KEYS[:1]),
+        ValueError,
+        r"one for each image, B = 2, got 1",
+    ),
+    # Masks.
+    "a mask of two axes": (lambda: on("mask", KNOWN[0, :, :, 0]), ValueError, r"\[B, H, W, 1\], got the shape \(16, 24\)"),
+    "a mask of 255": (lambda: on("mask", KNOWN * 255), ValueError, r"0 and 1 alone, got.*from 255 to 255; use mask > 0\.5"),
+    "a mask of halves": (lambda: on("mask", KNOWN / 2), ValueError, r"0 and 1 alone, got values from 0\.5"),
+    "a mask of NaN": (lambda: on("mask", KNOWN * jnp.nan), ValueError, r"0 and 1 alone, got values from nan"),
+    "a mask of an odd side": (lambda: on("mask", KNOWN[:, :, :23]), ValueError, r"width: 23 pixels"),
+    "a mask by name": (lambda: on("mask", "left"), TypeError, r"known must be a real number or an array.*'left'"),
+    "a mask of another size": (
+        lambda: with_params("painted", IMAGES, KNOWN[:, :8]),
+        ValueError,
+        r"known must be \[B, 16, 24, 1\], got the shape \(2, 8, 24, 1\)",
+    ),
+    "three masks for two images": (
+        lambda: with_params("painted", IMAGES, jnp.ones((3, 16, 24, 1))),
+        ValueError,
+        r"known must be one for each image, B = 2, got 3",
+    ),
+    "pixels of 8 bits to paint": (
+        lambda: with_params("painted", np.zeros((2, 16, 24, 3), np.uint8), KNOWN),
+        TypeError,
+        r"images must be an array of floating.*got uint8",
+    ),
+    # Directories.
+    "a model that is nowhere": (lambda: text_to_image.load("/nowhere/at/all"), FileNotFoundError, r"no directory /nowhere/at"),
+    "a model in one file": (
+        lambda: loaded(["v1-5.safetensors"], inside="v1-5.safetensors"),
+        ValueError,
+        r"v1-5\.safetensors is one file, and only a directory.*from_single_file\(\"v1-5\.safetensors\"\)",
+    ),
+    "a directory of one file": (
+        lambda: loaded(["v1-5.ckpt", "README.md"]),
+        ValueError,
+        r"v1-5\.ckpt is one file, and only a directory.*from_single_file\(\"v1-5\.ckpt\"\)",
+    ),
+    "a part of a model": (
+        lambda: loaded(["config.json", "model.safetensors"]),
+        FileNotFoundError,
+        r"there is no .*model_index\.json, which a directory",
+    ),
+    "no directory": (lambda: text_to_image.load(None), TypeError, r"directory must be a path, got None"),
+    "a dtype that is none": (
+        lambda: loaded([], dtype="fp8"),
+        TypeError,
+        r"dtype must be float32 or bfloat16, got the str 'fp8'",
+    ),
+    "a model in half precision": (lambda: loaded([], dtype="float16"), ValueError, r"float32 or bfloat16, got float16"),
+    "a variant that is not there": (
+        lambda: of_variant("fp61", ["unet/model.fp16.safetensors", "vae/model.non_ema.bin"]),
+        FileNotFoundError,
+        r"no part .* variant 'fp61': there are 'fp16', 'non_ema'\.",
+    ),
+    "a variant where there is none": (
+        lambda: of_variant("fp16", ["unet/model.bf16-00001-of-00002.safetensors"]),
+        FileNotFoundError,
+        r"no part .* variant 'fp16': there is none; leave it out\.",
+    ),
+}

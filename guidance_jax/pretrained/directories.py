@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from guidance_jax.kinds import told
 from guidance_jax.pretrained.files import Tensor, open_weights

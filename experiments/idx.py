@@ -6,7 +6,7 @@ import math
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -37,7 +37,7 @@ def read(path: Path) -> np.ndarray:
             raise ValueError(f"{path} is no whole gzip file: {error}.") from error
 
 
-def _read(file: IO[bytes], path: Path, most: int) -> np.ndarray:
+def _read(file: BinaryIO | gzip.GzipFile, path: Path, most: int) -> np.ndarray:
     magic = file.read(4)
     if len(magic) < 4 or magic[:3] != b"\0\0\x08":
         raise ValueError(f"{path} begins with {magic!r}, and not as an IDX file of bytes does: 0, 0, 8, number of axes.")

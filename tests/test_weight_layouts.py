@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+from typing import Any
 
 import jax
 import numpy as np
@@ -104,7 +105,8 @@ def test_parameters_are_not_the_file_itself(tmp_path, sharding):
         model = dict(zip(large, held[1:], strict=True))
         write(path, {"optimizer": held[:1], "model": model}, {str(i): a for i, a in enumerate(arrays.values())})
         build = lambda rngs: nnx.Linear(3, 1024, rngs=rngs)
-        bias = pretrained.load(build, pretrained.open_weights(path), sharding=sharding).bias[...]
+        module: Any = pretrained.load(build, pretrained.open_weights(path), sharding=sharding)
+        bias = module.bias[...]
         with path.open("r+b") as file:
             file.write(bytes(path.stat().st_size))
         assert (bias == 1).all()

@@ -118,7 +118,7 @@ def followed(pickled: bytes, size: int) -> Any:
             del stack[-count:]
             make(stack, *values)
         elif name == "GLOBAL":
-            stack.append(_named(*argument.split(" ", 1)))
+            stack.append(_named(*str(argument).split(" ", 1)))
         elif name not in ("PROTO", "FRAME"):
             raise pickle.UnpicklingError(f"it asks for the instruction {name}")
     raise pickle.UnpicklingError("it has no end")
@@ -196,14 +196,16 @@ def _strided(storage: Any, offset: Any, shape: Any, strides: Any) -> Strided:
 
 
 def _stored(stack: list[Any], told: Any) -> None:
-    if type(told) is not tuple or len(told) < 5 or type(told[0]) is not str or told[0] != "storage":
+    known: list[Any] = list(told[:5]) if type(told) is tuple and len(told) > 4 else [None] * 5
+    kind, dtype, key, _, size = known
+    if type(kind) is not str or kind != "storage":
         _refuse("a reference that is no storage")
-    _, dtype, key, _, size = told[:5]
-    if type(dtype) is not Global or (kind := dtype.name.removeprefix("torch.")) not in DTYPES or type(key) is not str:
+    name = dtype.name.removeprefix("torch.") if type(dtype) is Global else ""
+    if name not in DTYPES or type(key) is not str:
         _refuse("a storage of an unknown kind")
     if type(size) is not int or abs(size) >= 2**63:
         _refuse("a storage of an unknown size")
-    stack.append(Storage(key, np.dtype(DTYPES[kind]), size))
+    stack.append(Storage(key, np.dtype(DTYPES[name]), size))
 
 
 def _set(stack: list[Any], values: list[Any]) -> None:

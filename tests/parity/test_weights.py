@@ -1,6 +1,7 @@
 """Files that PyTorch itself wrote."""
 
 import argparse
+from typing import Any
 
 import numpy as np
 import pytest
@@ -87,6 +88,6 @@ def test_training_checkpoints_are_loaded_past_what_lies_beside_the_weights(tmp_p
     layouts = [{"state_dict": wrapped, **beside}, {"ema": compiled, "step": 400_000}, wrapped, compiled, {"model": weights}]
     for layout in layouts:
         torch.save(layout, tmp_path / file)
-        module = pretrained.load(lambda rngs: nnx.Linear(3, 2, rngs=rngs), pretrained.open_weights(tmp_path / file))
+        module: Any = pretrained.load(lambda rngs: nnx.Linear(3, 2, rngs=rngs), pretrained.open_weights(tmp_path / file))
         np.testing.assert_array_equal(module.kernel[...].T, values(network.weight))
         np.testing.assert_array_equal(module.bias[...], values(network.bias))

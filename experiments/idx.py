@@ -6,7 +6,7 @@ import math
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -14,27 +14,48 @@ from tensorflow_datasets.image_classification.mnist import MNIST
 
 PARTS = {"train": ("train",), "test": ("t10k", "test")}
 KINDS = ("images-idx3-ubyte", "labels-idx1-ubyte")
+MOST_AXES = 4
+RATIO, LEAST = 100, 2**20
+"""How much larger than its gzipped file a set may be (that of MNIST is five times as large), and what is always fine."""
 
 
 def read(path: Path) -> np.ndarray:
-    """The bytes of an IDX file, gzipped or not, in its own shape; raises ValueError if it is not whole."""
-    content = path.read_bytes()
-    if not content:
+    """The bytes of an IDX file, gzipped or not, in its own shape; raises ValueError if it is not whole.
+
+    A gzipped file is unpacked no further than its header says, and only to what images can grow to.
+    """
+    if not (size := path.stat().st_size):
         raise ValueError(f"{path} is empty.")
-    if content[:2] == b"\x1f\x8b":
+    with path.open("rb") as opened:
+        zipped = opened.read(2) == b"\x1f\x8b"
+        opened.seek(0)
         try:
-            content = gzip.decompress(content)
+            return _read(
+                gzip.GzipFile(fileobj=opened) if zipped else opened, path, max(RATIO * size, LEAST) if zipped else size
+            )
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise ValueError(f"{path} is no whole gzip file: {error}.") from error
-    if len(content) < 4 or content[:3] != b"\0\0\x08":
-        raise ValueError(f"{path} begins with {content[:4]!r}, and not as an IDX file of bytes does: 0, 0, 8, number of axes.")
-    axes = content[3]
-    if len(content) < 4 + 4 * axes:
-        raise ValueError(f"{path} ends within its header: {len(content)} bytes, where {axes} axes need {4 + 4 * axes}.")
-    shape = tuple(int.from_bytes(content[i : i + 4], "big") for i in range(4, 4 + 4 * axes, 4))
-    body = content[4 + 4 * axes :]
-    if not body or len(body) != math.prod(shape):
-        raise ValueError(f"{path} should hold {shape}, {math.prod(shape)} bytes, but has {len(body)}.")
+
+
+def _read(file: BinaryIO | gzip.GzipFile, path: Path, most: int) -> np.ndarray:
+    magic = file.read(4)
+    if len(magic) < 4 or magic[:3] != b"\0\0\x08":
+        raise ValueError(f"{path} begins with {magic!r}, and not as an IDX file of bytes does: 0, 0, 8, number of axes.")
+    axes = magic[3]
+    if not 1 <= axes <= MOST_AXES:
+        raise ValueError(f"{path} has {axes} axes, and images and labels have 1 to {MOST_AXES}.")
+    sizes = file.read(4 * axes)
+    if len(sizes) < 4 * axes:
+        raise ValueError(f"{path} ends within its header: {4 + len(sizes)} bytes, where {axes} axes need {4 + 4 * axes}.")
+    shape = tuple(int.from_bytes(sizes[i : i + 4], "big") for i in range(0, 4 * axes, 4))
+    count = math.prod(shape)
+    if count > most:
+        raise ValueError(f"{path} should hold {shape}, {count} bytes, which a file of its size cannot.")
+    # One byte more, for the end of a gzipped file, where its checksum is.
+    body = file.read(count + 1)
+    if not body or len(body) != count:
+        more = " or more" if len(body) > count else ""
+        raise ValueError(f"{path} should hold {shape}, {count} bytes, but has {len(body)}{more}.")
     return np.frombuffer(body, np.uint8).reshape(shape)
 
 

@@ -153,6 +153,8 @@ class Shards:
         path, indices = self.path(number), self.indices(number)
         content = io.BytesIO(path.read_bytes())
         try:
+            _check_declared(content)
+            content.seek(0)
             with np.load(content) as members:
                 images, labels, own, digest = (members[name] for name in ("images", "labels", "indices", "set"))
         except Exception as error:  # A damaged archive fails in a dozen ways.
@@ -234,6 +236,20 @@ class Shards:
 
 
 _ELSEWHERE = "choose another directory, or remove this one."
+
+
+def _check_declared(content: BinaryIO) -> None:
+    """Raises unless each array is stored as it is, and as large as its header says: nothing is allocated before."""
+    with zipfile.ZipFile(content) as archive:
+        for info in archive.infolist():
+            if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
+                raise ValueError(f"{info.filename!r:.100} is compressed")
+            with archive.open(info) as member:
+                if np.lib.format.read_magic(member) != (1, 0):
+                    raise ValueError(f"{info.filename!r:.100} is of another version")
+                shape, _, dtype = np.lib.format.read_array_header_1_0(member)
+                if math.prod(shape) * dtype.itemsize != info.file_size - member.tell():
+                    raise ValueError(f"{info.filename!r:.100} is not as large as its shape {shape}")
 
 
 def _known(directory: Path) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def test_it_computes_in_the_dtype_of_its_parameters():
         ({"architectures": ["T5EncoderModel"]}, "T5EncoderModel"),
         ({"hidden_act": "relu"}, "hidden_act='relu'"),
         ({"num_attention_heads": 5}, "does not divide into 5 heads"),
-        ({"eos_token_id": [1, 2]}, "one id"),
+        ({"eos_token_id": [1, 2]}, "a whole number"),
     ],
 )
 def test_what_is_not_supported_is_named(change, told):

@@ -153,9 +153,8 @@ def test_what_a_published_configuration_leaves_out_is_as_diffusers_has_it():
     ],
 )
 def test_settings_that_are_not_supported_are_named(base, name, value):
-    with pytest.raises(ValueError, match="not supported") as caught:
+    with pytest.raises(ValueError, match=rf"not supported: .*{name}=|^{name} must be"):
         unet_condition_config({**base, name: value})
-    assert f"{name}=" in str(caught.value)
 
 
 def test_a_config_is_checked_and_can_be_a_key():

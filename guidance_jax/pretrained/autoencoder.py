@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from guidance_jax.networks.layers import Dense, GroupNorm, attention
 from guidance_jax.pretrained.autoencoder_tiles import tiled
 from guidance_jax.pretrained.layers import Conv, upsampled
+from guidance_jax.pretrained.settings import FLAG, LAYERS, NULL, NUMBER, POSITIVE, SIZE, TEXT, check_settings, either, several
 
 __all__ = ["AutoencoderConfig", "AutoencoderKL", "autoencoder_config", "current_name", "tiled"]
 
@@ -71,6 +72,18 @@ SUPPORTED = {
     "latents_mean": {None},
     "latents_std": {None},
 }
+KINDS = {
+    **dict.fromkeys(("in_channels", "out_channels", "latent_channels", "norm_num_groups"), SIZE),
+    **dict.fromkeys(("mid_block_add_attention", "use_quant_conv", "use_post_quant_conv"), FLAG),
+    **dict.fromkeys(("down_block_types", "up_block_types"), several(TEXT)),
+    **dict.fromkeys(("_class_name", "act_fn"), TEXT),
+    **dict.fromkeys(("latents_mean", "latents_std"), either(NULL, several(NUMBER, 1024))),
+    "block_out_channels": several(SIZE),
+    "layers_per_block": LAYERS,
+    "scaling_factor": POSITIVE,
+    "shift_factor": either(NUMBER, NULL),
+}
+"""Of what they must be."""
 WITHOUT_EFFECT = {"sample_size", "force_upcast"}
 """What is the caller's to decide here: tiling and precision."""
 
@@ -91,6 +104,7 @@ def autoencoder_config(published: Mapping[str, Any]) -> AutoencoderConfig:
     Reference: Rombach et al. 2022, arXiv:2112.10752; diffusers' autoencoder_kl.py.
     """
     fields = {field.name for field in dataclasses.fields(AutoencoderConfig)}
+    check_settings(published, KINDS)
     for name, value in published.items():
         if name in SUPPORTED:
             told = set(value) if isinstance(value, list | tuple) else {value}

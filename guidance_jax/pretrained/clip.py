@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from guidance_jax.networks.layers import Dense, attention
 from guidance_jax.pretrained.layers import LayerNorm
+from guidance_jax.pretrained.settings import LAYERS, NULL, POSITIVE, SIZE, TEXT, check_settings, either, several, whole
 
 __all__ = ["IGNORED", "CLIPText", "CLIPTextConfig", "Encoded", "clip_text_config", "published_name"]
 
@@ -90,6 +91,16 @@ PUBLISHED_DEFAULTS = {
 }
 """What transformers takes for a setting that a `config.json` leaves out, where that differs from ours."""
 ARCHITECTURES = ("CLIPTextModel", "CLIPTextModelWithProjection")
+KINDS = {
+    **dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "max_position_embeddings"), SIZE),
+    "architectures": either(NULL, several(TEXT)),
+    "eos_token_id": whole(0, 2**20),
+    "hidden_act": TEXT,
+    "layer_norm_eps": POSITIVE,
+    "num_hidden_layers": LAYERS,
+    "projection_dim": either(SIZE, NULL),
+}
+"""Of what settings must be."""
 
 
 def clip_text_config(published: Mapping[str, Any]) -> CLIPTextConfig:
@@ -110,13 +121,12 @@ def clip_text_config(published: Mapping[str, Any]) -> CLIPTextConfig:
 
     Reference: transformers 5, "models/clip/configuration_clip.py".
     """
+    check_settings(published, KINDS)
     architecture = (published.get("architectures") or ARCHITECTURES)[0]
     if architecture not in ARCHITECTURES:
         raise ValueError(f"a text encoder of the architecture {architecture} is not known, only {', '.join(ARCHITECTURES)}.")
     fields = {field.name for field in dataclasses.fields(CLIPTextConfig)}
     settings = {**PUBLISHED_DEFAULTS, **{name: value for name, value in published.items() if name in fields}}
-    if not isinstance(settings["eos_token_id"], int):
-        raise ValueError(f"eos_token_id must be one id, got {settings['eos_token_id']!r}.")
     if architecture == ARCHITECTURES[0]:
         settings["projection_dim"] = None
     return CLIPTextConfig(**settings)

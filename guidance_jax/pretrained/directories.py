@@ -1,6 +1,5 @@
 """Model directories in the Hugging Face layout: `model_index.json`, and a directory for each part with its configuration."""
 
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -9,33 +8,12 @@ from typing import Any
 
 from guidance_jax.kinds import told
 from guidance_jax.pretrained.files import Tensor, open_weights
+from guidance_jax.pretrained.settings import read_json as read_json
 
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 """What diffusers and transformers call a part's weights."""
 SINGLE = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 """What a whole model in one file is called."""
-
-
-def read_json(path: Path, what: str) -> dict[str, Any]:
-    """A file of settings.
-
-    Args:
-      path: of the file.
-      what: it is, for the error.
-
-    Raises:
-      FileNotFoundError: if it is not there.
-      ValueError: if it is no JSON object.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no {path}, {what}.")
-    try:
-        settings = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path}, {what}, is damaged: {error}. Download it again.") from error
-    if not isinstance(settings, dict):
-        raise ValueError(f"{path}, {what}, must hold a JSON object, and holds {type(settings).__name__}.")
-    return settings
 
 
 def weights_file(part: Path, variant: str | None = None) -> Path:

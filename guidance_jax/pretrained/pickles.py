@@ -1,132 +1,189 @@
 """PyTorch's `.pt` files, read without PyTorch and without running what they hold: a pickle of tensors is a zip of arrays.
 
-The pickle may build dictionaries, lists and tensors. Every other name that it asks for is refused, so nothing can be called.
+The pickle may describe dictionaries, lists, scalars and tensors. Every other name that it asks for is refused, and none is
+called. What a file declares is held against its size before anything is made, and what is read of it against the zip's
+checksums.
 """
 
-import collections
-import io
 import math
 import pickle
+import struct
 import zipfile
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
 
-DTYPES: dict[str, Any] = {
-    "DoubleStorage": np.float64,
-    "FloatStorage": np.float32,
-    "HalfStorage": np.float16,
-    "BFloat16Storage": ml_dtypes.bfloat16,
-    "LongStorage": np.int64,
-    "IntStorage": np.int32,
-    "ShortStorage": np.int16,
-    "CharStorage": np.int8,
-    "ByteStorage": np.uint8,
-    "BoolStorage": np.bool_,
-}
+from guidance_jax.pretrained.opcodes import Storage, Strided, followed
+
 LOCAL_HEADER = 30
+DEEPEST = 32
+"""How deep dictionaries and lists may lie within each other."""
+VISITS, NAMES = 4, 8
+"""In lengths of the pickle: how many objects are seen, one that is held twice counted twice; how long all names are."""
+ENCRYPTED = 1
+LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+"""How files of PyTorch before 1.6 begin."""
 
 
-class _Held(NamedTuple):
-    """What the pickle is given in place of a dtype, a storage or a tensor: nothing of it can be called or set."""
+class Stored(NamedTuple):
+    """A tensor of the file."""
 
-    value: Any
+    shape: tuple[int, ...]
+    read: Callable[[Any], np.ndarray]
+    """A part of it, by a tuple of slices. What it was made of is held against its checksum the first time."""
 
 
-def open_pickle(path: str | Path) -> dict[str, np.ndarray]:
-    """The tensors of a `.pt` file by their names, mapped from the file; nested dictionaries' names are joined by dots.
+def open_pickle(path: str | Path) -> dict[str, Stored]:
+    """The tensors of a `.pt` file by their names, mapped from the file; names in dictionaries and lists are joined by dots.
 
-    Opening a file never runs code.
+    Opening a file never runs code. Scalars and strings beside the tensors are read past.
 
     Args:
       path: of a file that `torch.save` wrote, since PyTorch 1.6.
 
     Raises:
-      ValueError: if the file is truncated, of PyTorch's format before 1.6, or holds anything but tensors.
+      ValueError: if the file is damaged, of PyTorch's format before 1.6, or asks for anything but tensors; when a tensor is
+        read, if its bytes are not those of the file's checksum.
 
     Reference: PyTorch's torch/serialization.py, for the format alone.
     """
     path = Path(path)
+    content = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.zeros(0, np.uint8)
+    if bytes(content[: len(LEGACY)]) == LEGACY:
+        raise ValueError(
+            f"{path} is of PyTorch's format before 1.6, and that since 1.6 is read. In PyTorch, load it, and save it anew with "
+            "torch.save."
+        )
     try:
         with zipfile.ZipFile(path) as archive:
-            entry = next((name for name in archive.namelist() if name.endswith("/data.pkl")), None)
-            if entry is None:
-                raise zipfile.BadZipFile("it has no data.pkl")
-            root = entry.removesuffix("data.pkl")
-            if root + "byteorder" in archive.namelist() and archive.read(root + "byteorder") != b"little":
-                raise ValueError(f"{path} was written on a big-endian machine, which is not read here.")
-            pickled = archive.read(entry)
-            found = _Tensors(pickled, lambda key: _mapped(path, archive, f"{root}data/{key}")).load()
-    except zipfile.BadZipFile as error:
+            records = _records(archive, content)
+        roots = [name.removesuffix("data.pkl") for name in records if name.endswith("/data.pkl")]
+        if len(roots) != 1:
+            raise zipfile.BadZipFile(f"it has {len(roots) or 'no'} data.pkl")
+        root = roots[0]
+        if root + "byteorder" in records and _whole(records, root + "byteorder") != b"little":
+            raise ValueError("it was written on a big-endian machine, which is not read here")
+        pickled = _whole(records, root + "data.pkl")
+    except (zipfile.BadZipFile, ValueError, RuntimeError, NotImplementedError, OSError, OverflowError, struct.error) as error:
         raise ValueError(
-            f"{path} is truncated, or not of PyTorch's format since 1.6: {error}. Download it again, or save it anew with "
-            "torch.save."
+            f"{path} is truncated or damaged, or not of PyTorch's format since 1.6: {error}. Download it again, or save it "
+            "anew with torch.save."
         ) from error
-    except (pickle.UnpicklingError, EOFError, KeyError, IndexError, TypeError, AttributeError) as error:
+    try:
+        found = dict[str, Stored]()
+        for name, tensor in _flat(followed(pickled, len(content)), len(pickled)):
+            if name in found:
+                raise pickle.UnpicklingError(f"the name {name!r:.200} is there twice")
+            found[name] = _stored(tensor, root, records, path)
+        if not found:
+            raise pickle.UnpicklingError("it holds no tensors by names")
+    except (pickle.UnpicklingError, ValueError, OverflowError, Warning) as error:
         raise ValueError(
-            f"{path} is refused: {error}. Only tensors and dictionaries of them are read, and no code is run."
+            f"{path} is refused: {error}. Only tensors, dictionaries and lists of them, and scalars beside them are read, "
+            "and no code is run."
         ) from error
-    return dict(_flat(found, path))
+    return found
 
 
-class _Tensors(pickle.Unpickler):
-    """An unpickler that knows tensors alone."""
+class _Record:
+    """A member of the zip, as it is stored."""
 
-    def __init__(self, pickled: bytes, storage: Callable[[str], np.ndarray]):
-        super().__init__(io.BytesIO(pickled))
-        self.storage = storage
+    def __init__(self, info: zipfile.ZipInfo, content: np.ndarray):
+        self.info, self.content, self.whole = info, content, False
 
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("collections", "OrderedDict"):
-            return collections.OrderedDict
-        # Functions made anew, for a pickle may set attributes of what it is given.
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return lambda *arguments: _rebuilt(*arguments)
-        if (module, name) == ("torch._utils", "_rebuild_parameter"):
-            return lambda tensor, *_: tensor
-        if module == "torch" and name in DTYPES:
-            return _Held(np.dtype(DTYPES[name]))
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-
-    def persistent_load(self, pid: Any) -> _Held:
-        kind, dtype, key, _, size = pid
-        if kind != "storage" or not isinstance(dtype, _Held):
-            raise pickle.UnpicklingError(f"it refers to {kind!r}")
-        data, expected = self.storage(key), size * dtype.value.itemsize
-        if not 0 <= expected <= len(data):
-            raise pickle.UnpicklingError(f"the storage {key} is too short for {size} numbers")
-        return _Held(data[:expected].view(dtype.value))
+    def checked(self) -> np.ndarray:
+        """Its bytes, mapped, held against the checksum once."""
+        if not self.whole:
+            if zlib.crc32(self.content.data) != self.info.CRC:
+                raise ValueError(f"{self.info.filename!r:.200} is damaged: its checksum is another")
+            self.whole = True
+        return self.content
 
 
-def _rebuilt(storage: _Held, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: Any) -> _Held:
-    data = storage.value
-    last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
-    if min((offset, *shape, *strides)) < 0 or (math.prod(shape) and last >= len(data)):
-        raise pickle.UnpicklingError(f"a tensor of shape {shape} lies outside its storage")
-    steps = tuple(stride * data.itemsize for stride in strides)
-    return _Held(np.lib.stride_tricks.as_strided(data[offset:], shape, steps, writeable=False))
+def _records(archive: zipfile.ZipFile, content: np.ndarray) -> dict[str, _Record]:
+    """Every member's place, as both the zip's directory and the member itself tell it."""
+    records = dict[str, _Record]()
+    for info in archive.infolist():
+        told = f"{info.filename!r:.200}"
+        if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size or info.flag_bits & ENCRYPTED:
+            raise zipfile.BadZipFile(f"{told} is compressed or encrypted, which PyTorch does not do")
+        begin = info.header_offset
+        header = bytes(content[begin : begin + LOCAL_HEADER]) if 0 <= begin < len(content) else b""
+        if len(header) < LOCAL_HEADER or header[:4] != b"PK\3\4":
+            raise zipfile.BadZipFile(f"{told} does not begin where the directory says")
+        length, extra = struct.unpack("<HH", header[26:])
+        start = begin + LOCAL_HEADER + length + extra
+        if start + info.file_size > len(content):
+            raise zipfile.BadZipFile(f"{told} ends beyond the file")
+        own = bytes(content[begin + LOCAL_HEADER : begin + LOCAL_HEADER + length])
+        if own != info.orig_filename.encode("utf-8" if info.flag_bits & 0x800 else "cp437") or info.filename in records:
+            raise zipfile.BadZipFile(f"{told} has two names, or is there twice")
+        records[info.filename] = _Record(info, content[start : start + info.file_size])
+    return records
 
 
-def _mapped(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    """The bytes of an entry that is stored as it is, mapped from the file."""
-    info = archive.getinfo(name)
-    if info.compress_type != zipfile.ZIP_STORED:
-        raise pickle.UnpicklingError(f"{name} is compressed, which PyTorch does not do")
-    header = np.memmap(path, np.uint8, "r", info.header_offset, (LOCAL_HEADER,))
-    start = info.header_offset + LOCAL_HEADER + sum(header[26:30].view("<u2").tolist())
-    if start + info.file_size > path.stat().st_size:
-        raise zipfile.BadZipFile(f"{name} ends beyond the file")
-    return np.memmap(path, np.uint8, "r", start, (info.file_size,)) if info.file_size else np.zeros(0, np.uint8)
+def _whole(records: dict[str, _Record], name: str) -> bytes:
+    return records[name].checked().tobytes()
 
 
-def _flat(found: Any, path: Path, prefix: str = "") -> list[tuple[str, np.ndarray]]:
+def _flat(found: Any, size: int) -> Iterator[tuple[str, Strided]]:
+    """The tensors by their names. Each visit of an object is counted, for one may be held often, or hold itself."""
     if not isinstance(found, dict):
-        raise ValueError(f"{path} holds {type(found).__name__}{' as ' + prefix if prefix else ''}, not tensors by their names.")
-    flat = []
-    for name, value in found.items():
-        whole = f"{prefix}.{name}" if prefix else str(name)
-        flat += [(whole, value.value)] if isinstance(value, _Held) else _flat(value, path, whole)
-    return flat
+        raise pickle.UnpicklingError(f"it holds {_kind(found)}, not tensors by their names")
+    visits, letters = VISITS * size, NAMES * size
+
+    def walk(value: Any, path: tuple[Any, ...]) -> Iterator[tuple[str, Strided]]:
+        nonlocal visits, letters
+        visits -= 1
+        if visits < 0:
+            raise pickle.UnpicklingError("it holds the same dictionaries or lists too often")
+        if isinstance(value, Strided):
+            name = ".".join(map(str, path))
+            letters -= len(name)
+            if letters < 0:
+                raise pickle.UnpicklingError("its names are too long for its size")
+            yield name, value
+        elif isinstance(value, dict | list) or type(value) is tuple:
+            if len(path) == DEEPEST:
+                raise pickle.UnpicklingError(f"it is nested deeper than {DEEPEST}, or holds itself")
+            for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+                yield from walk(inner, (*path, key))
+
+    return walk(found, ())
+
+
+def _kind(value: Any) -> str:
+    return "a tensor" if isinstance(value, Strided) else type(value).__name__
+
+
+def _stored(tensor: Strided, root: str, records: dict[str, _Record], path: Path) -> Stored:
+    storage, offset, shape, strides = tensor
+    record = records.get(f"{root}data/{storage.key}")
+    if record is None:
+        raise pickle.UnpicklingError(f"it has no storage {storage.key!r:.200}")
+    _check_inside(storage, len(record.content), offset, shape, strides)
+    numbers = record.content[: storage.size * storage.dtype.itemsize].view(storage.dtype)[offset:]
+    steps = tuple(stride * storage.dtype.itemsize for stride in strides)
+    array = np.lib.stride_tricks.as_strided(numbers, shape, steps, writeable=False)
+
+    def read(index: Any) -> np.ndarray:
+        try:
+            record.checked()
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}. Download it again.") from error
+        return array[index]
+
+    return Stored(shape, read)
+
+
+def _check_inside(storage: Storage, size: int, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> None:
+    if not 0 <= storage.size * storage.dtype.itemsize <= size:
+        raise pickle.UnpicklingError(f"the storage {storage.key!r:.200} is too short for {storage.size} numbers")
+    last = offset + sum((count - 1) * stride for count, stride in zip(shape, strides, strict=True))
+    if min((offset, *shape, *strides)) < 0 or offset > storage.size or (math.prod(shape) and last >= storage.size):
+        raise pickle.UnpicklingError(f"a tensor of shape {shape} lies outside its storage")
+    if math.prod(shape) > storage.size:
+        raise pickle.UnpicklingError(f"a tensor of shape {shape} repeats the {storage.size} numbers of its storage")

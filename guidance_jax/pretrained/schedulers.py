@@ -15,9 +15,13 @@ from guidance_jax import schedules, spacings
 from guidance_jax.base import NoiseLevel, Schedule
 from guidance_jax.checks import check_levels
 from guidance_jax.kinds import check_count
+from guidance_jax.pretrained.settings import FLAG, NULL, TEXT, between, check_settings, either, several, whole
 from guidance_jax.spacings import Spacing
 
 __all__ = ["Scheduling", "scheduling"]
+
+MOST = 100_000
+"""Training steps that a schedule may have."""
 
 
 class Scheduling(NamedTuple):
@@ -64,6 +68,16 @@ class Scheduling(NamedTuple):
         return path
 
 
+KINDS = {
+    **dict.fromkeys(("beta_start", "beta_end"), between(0.0, 1.0)),
+    **dict.fromkeys(("_class_name", "beta_schedule", "prediction_type", "timestep_spacing", "final_sigmas_type"), TEXT),
+    **dict.fromkeys(("rescale_betas_zero_snr", "use_karras_sigmas", "use_exponential_sigmas"), either(FLAG, NULL)),
+    "num_train_timesteps": whole(1, MOST),
+    "set_alpha_to_one": FLAG,
+    "steps_offset": whole(0, MOST),
+    "trained_betas": either(NULL, several(between(0.0, 1.0), MOST)),
+}
+"""Of what settings must be."""
 PREDICTS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 BETAS: dict[str, Any] = {
     "num_train_timesteps": 1000,
@@ -159,6 +173,7 @@ def scheduling(config: Mapping[str, Any]) -> Scheduling:
 
     Reference: diffusers 0.42, "schedulers".
     """
+    check_settings(config, KINDS)
     name = config.get("_class_name")
     if name not in SCHEDULERS:
         raise ValueError(f"the scheduler {name} is not known, only {', '.join(SCHEDULERS)}.")

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from guidance_jax.networks.embeddings import waves
 from guidance_jax.networks.layers import Dense, GroupNorm
 from guidance_jax.pretrained.layers import Conv
+from guidance_jax.pretrained.settings import FLAG, LAYERS, NUMBER, POSITIVE, SIZE, TEXT, check_settings, either, several
 from guidance_jax.pretrained.unet_blocks import Down, Middle, Resampling, Residual, Transformer, Up
 
 __all__ = ["Text", "UNet2DCondition", "UNetConditionConfig", "unet_condition_config"]
@@ -110,6 +111,20 @@ READ: dict[str, Any] = {
     "up_block_types": (PLAIN[1], WITH_TEXT[1], WITH_TEXT[1], WITH_TEXT[1]),
 }
 """The settings that are read, and what diffusers takes where a file does not tell."""
+KINDS = {
+    **dict.fromkeys(("in_channels", "out_channels", "norm_num_groups", "cross_attention_dim"), SIZE),
+    **dict.fromkeys(("addition_time_embed_dim", "projection_class_embeddings_input_dim"), SIZE),
+    **dict.fromkeys(("down_block_types", "up_block_types"), several(TEXT)),
+    "freq_shift": NUMBER,
+    "norm_eps": POSITIVE,
+    "addition_embed_type": TEXT,
+    "attention_head_dim": either(SIZE, several(SIZE)),
+    "block_out_channels": several(SIZE),
+    "flip_sin_to_cos": FLAG,
+    "layers_per_block": either(LAYERS, several(LAYERS)),
+    "transformer_layers_per_block": either(LAYERS, several(LAYERS)),
+}
+"""Of what they must be."""
 ONLY: dict[str, Any] = {
     "act_fn": "silu",
     "attention_type": "default",
@@ -149,7 +164,8 @@ def unet_condition_config(published: Mapping[str, Any]) -> UNetConditionConfig:
 
     Reference: diffusers 0.42, "models/unets/unet_2d_condition.py". What it calls attention_head_dim is the number of heads.
     """
-    told = READ | ONLY | {name: _fixed(value) for name, value in published.items() if name[0] != "_" and value is not None}
+    check_settings({name: value for name, value in published.items() if value is not None}, KINDS)
+    told = READ | ONLY | {name: _fixed(value) for name, value in published.items() if name[:1] != "_" and value is not None}
     down, levels = told["down_block_types"], len(told["block_out_channels"])
     heads, depths = (_each(told[name], levels) for name in ("attention_head_dim", "transformer_layers_per_block"))
     added = told["addition_embed_type"] is not None

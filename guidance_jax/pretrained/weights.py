@@ -4,7 +4,9 @@ A module is written with the published names as its attributes, so its weights f
 is `down[0].conv.kernel` of the module. Only orders of axes differ, and the last part of the name.
 """
 
+import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -23,6 +25,20 @@ WEIGHTS = {"kernel": "weight", "scale": "weight", "gain": "weight", "embedding":
 """What Flax calls the weight of a dense layer or a convolution, a norm, our norm, a table."""
 ORDERS = {2: (1, 0), 3: (2, 1, 0), 4: (2, 3, 1, 0)}
 """A kernel's axes, among those of PyTorch's weight `[out, in, ...]`."""
+WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+"""What PyTorch puts into names when it compiles a module or shards it, anywhere in them."""
+CONTAINERS = {
+    *("state_dict", "model_state_dict", "model", "module", "net", "network", "params", "params_ema"),
+    *("ema", "ema_state_dict", "ema_model", "model_ema", "shadow_params"),
+}
+"""What training scripts call a network's weights, within each other: `state_dict.module`."""
+COMPANIONS = CONTAINERS | {
+    *("optimizer", "optimizer_state_dict", "optimizer_states", "optim", "opt", "optimizers"),
+    *("scheduler", "lr_scheduler", "lr_schedulers", "scaler", "callbacks", "loops", "rng_state", "rng", "step", "epoch"),
+}
+"""What lies beside them, and is not read."""
+SINGLE_FILE = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.", "conditioner.embedders.")
+"""How the names in one file of a whole Stable Diffusion begin."""
 
 
 def load(
@@ -39,6 +55,9 @@ def load(
     Each weight is read from the file to the devices by itself, on each device the part that lies there: the host holds one at
     a time.
 
+    Of a training's checkpoint, `{"state_dict": weights, "epoch": 3}`, `{"ema": weights, "optimizer": ...}`, the network's are
+    read and what lies beside them is not. What PyTorch adds to names, `module.` and `_orig_mod.`, is taken away.
+
     Args:
       build: makes the module, `lambda rngs: UNet(config, rngs=rngs)`; it is traced only, so nothing is initialised.
       tensors: the weights by their published names, as `open_weights` gives them.
@@ -49,7 +68,8 @@ def load(
         None for the default device.
 
     Raises:
-      ValueError: naming what is missing, left over, of another shape or there twice.
+      ValueError: naming what is missing, left over, of another shape or there twice; or if a checkpoint holds the network's
+        weights several times, or is one file of a whole Stable Diffusion.
 
     Example:
       >>> values = {"weight": np.ones((3, 2), np.float32), "bias": np.zeros(3, np.float32)}
@@ -62,7 +82,7 @@ def load(
     if jax.tree.leaves(rest):
         raise ValueError(f"a module to load holds parameters alone, and this one also {rest}.")
     wanted = {_published(path): (path, variable) for path, variable in nnx.to_flat_state(params)}
-    given = _renamed(tensors, rename, ignored)
+    given = _renamed(_unwrapped(tensors, wanted, rename), rename, ignored)
     _check(wanted, given)
     leaves = []
     for name, (path, variable) in wanted.items():
@@ -169,6 +189,39 @@ def _published(path: Sequence[Any]) -> str:
     return ".".join(map(str, [*parents, WEIGHTS.get(str(last), last)]))
 
 
+def _unwrapped(tensors: Mapping[str, Tensor], wanted: Collection[str], rename: Callable[[str], str]) -> dict[str, Tensor]:
+    """The network's own weights, by the names that the network gave them."""
+    kept = {}
+    for name, tensor in tensors.items():
+        plain = ".".join(part for part in name.split(".") if part not in WRAPPERS)
+        if plain in kept:
+            raise ValueError(f"the weight {plain} is there twice, the second time as {name}.")
+        kept[plain] = tensor
+    found = Counter(prefix for name in kept for prefix in _prefixes(name) if rename(name.removeprefix(prefix)) in wanted)
+    best = min(found, key=lambda prefix: (-found[prefix], len(prefix)), default="")
+    others = [prefix for prefix in found if not prefix.startswith(best) and not best.startswith(prefix)]
+    if others:
+        places = ", ".join(sorted(prefix.removesuffix(".") for prefix in (best, *others)))
+        raise ValueError(
+            f"the file holds the network's weights several times, as {places}. Give those of one alone: "
+            f'{{name: tensor for name, tensor in tensors.items() if name.startswith("{best}")}}.'
+        )
+    if not found[best] and (whole := {start for start in SINGLE_FILE for name in kept if name.startswith(start)}):
+        raise ValueError(
+            f"it is a single-file checkpoint of a whole Stable Diffusion (names begin with {', '.join(sorted(whole))})"
+            ", and the weights of one network are wanted. In diffusers, StableDiffusionPipeline.from_single_file(file)"
+            ".save_pretrained(directory) makes the directory that text_to_image.load reads."
+        )
+    beside = lambda name, tensor: not name.startswith(best) and (name.split(".")[0] in COMPANIONS or tensor.shape == ())
+    return {name.removeprefix(best): tensor for name, tensor in kept.items() if not beside(name, tensor)}
+
+
+def _prefixes(name: str) -> list[str]:
+    """Each beginning of a name that is made of containers alone."""
+    parts = itertools.takewhile(CONTAINERS.__contains__, name.split(".")[:-1])
+    return list(itertools.accumulate((f"{part}." for part in parts), initial=""))
+
+
 def _renamed(tensors: Mapping[str, Tensor], rename: Callable[[str], str], ignored: Collection[str]) -> dict[str, Tensor]:
     given: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -222,7 +275,8 @@ def _array(tensor: Tensor, kernel: bool, shape: tuple[int, ...], dtype: Any, pla
 
     def part(index: Any) -> np.ndarray:
         source = tuple(index[order.index(axis)] for axis in range(len(shape)))
-        return np.ascontiguousarray(tensor.read(source + pixel).transpose(order).astype(dtype, copy=False))
+        # Always a copy: where an array goes by a sharding, JAX takes its memory, which may be the file's.
+        return tensor.read(source + pixel).transpose(order).astype(dtype, order="C")
 
     if place is None:
         return jnp.asarray(part((slice(None),) * len(shape)))

@@ -1,9 +1,11 @@
 """Files that PyTorch itself wrote."""
 
 import argparse
+from typing import Any
 
 import numpy as np
 import pytest
+from flax import nnx
 
 from guidance_jax import pretrained
 
@@ -52,5 +54,40 @@ def test_whole_modules_arguments_and_old_files_are_refused(tmp_path):
         with pytest.raises(ValueError, match="refused: it asks for"):
             pretrained.open_weights(tmp_path / "w.pt")
     torch.save({"w": torch.ones(2)}, tmp_path / "w.pt", _use_new_zipfile_serialization=False)
-    with pytest.raises(ValueError, match=r"not of PyTorch's format since 1\.6"):
+    with pytest.raises(ValueError, match=r"w\.pt is of PyTorch's format before 1\.6"):
         pretrained.open_weights(tmp_path / "w.pt")
+    torch.save({"w": torch.ones(2).to(torch.float8_e4m3fn)}, tmp_path / "w.pt")
+    with pytest.raises(ValueError, match=r"w\.pt is refused.*float8"):
+        pretrained.open_weights(tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize("file", ["w.pt", "w.pth.tar", "w.ckpt", "w.bin"])
+def test_training_checkpoints_are_loaded_past_what_lies_beside_the_weights(tmp_path, file):
+    torch.manual_seed(0)
+    network = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(network.parameters())
+    network(torch.ones(2, 3)).sum().backward()
+    optimizer.step()
+    plan = torch.optim.lr_scheduler.MultiStepLR(optimizer, [10, 20])
+    beside = {
+        "optimizer": optimizer.state_dict(),
+        "lr_schedulers": [plan.state_dict()],
+        "epoch": 3,
+        "best_acc1": torch.tensor(71.0),
+        "loss": np.float64(0.5),
+        "rng_state": torch.get_rng_state(),
+        "history": [(1, 0.5), (2, None)],
+        "place": torch.device("cpu"),
+        "dtype": torch.float32,
+        "size": torch.Size([2, 3]),
+        "name": "small",
+    }
+    weights = network.state_dict()
+    wrapped = {"module." + name: value for name, value in weights.items()}
+    compiled = {"_orig_mod." + name: value for name, value in weights.items()}
+    layouts = [{"state_dict": wrapped, **beside}, {"ema": compiled, "step": 400_000}, wrapped, compiled, {"model": weights}]
+    for layout in layouts:
+        torch.save(layout, tmp_path / file)
+        module: Any = pretrained.load(lambda rngs: nnx.Linear(3, 2, rngs=rngs), pretrained.open_weights(tmp_path / file))
+        np.testing.assert_array_equal(module.kernel[...].T, values(network.weight))
+        np.testing.assert_array_equal(module.bias[...], values(network.bias))

@@ -1,7 +1,6 @@
 """Particles that sample what a guidance says: weighted along the run, resampled in groups (sequential Monte Carlo)."""
 
 import math
-import warnings
 from typing import Any, NamedTuple
 
 import jax
@@ -11,24 +10,29 @@ from jax import Array
 from jaxtyping import ArrayLike, Float
 
 from guidance_jax import targets
-from guidance_jax.arrays import concrete
+from guidance_jax.arrays import concrete, divide
 from guidance_jax.base import Branches, Context, GuidedDenoiser, NoiseLevel, Prediction, Sampler, State
 from guidance_jax.checks import check_keys, check_networks, check_sampler, check_scalar
 from guidance_jax.evaluation import Networks
 from guidance_jax.guidance.algebra import chain
 from guidance_jax.kinds import check_count
 from guidance_jax.noise import apart, normal
+from guidance_jax.outcomes import check_particles
 from guidance_jax.sampling import run
 from guidance_jax.targets import Target, check_target
 
 __all__ = ["Particles", "effective_size", "feynman_kac", "systematic"]
+
+NOISY = 0.03
+"""The spread is measured down to where noise is this share of the variance of x: nearer to the data a score's errors hide it."""
 
 
 class Particles(NamedTuple):
     """The end of a run. A group is `size` rows, one after another; G is the number of groups.
 
     Example:
-      >>> found = particles.Particles(jnp.array([[1.0], [3.0]]), jnp.log(jnp.array([0.25, 0.75])), *jnp.zeros((4, 1)), 0)
+      >>> x, weights = jnp.array([[1.0], [3.0]]), jnp.array([0.25, 0.75])
+      >>> found = particles.Particles(x, jnp.log(weights), *jnp.zeros((6, 1)), 0)
       >>> print(jnp.exp(found.log_weights) @ found.x)  # the mean of what is sampled
       [2.5]
     """
@@ -47,6 +51,11 @@ class Particles(NamedTuple):
     """The effective number of particles of the start that those of the end descend from: 1 over the sum of squares of the
     weights that the descendants of each have together. `1 / ancestors - 1 / size` estimates the relative variance of the
     normaliser (Lee & Whiteley 2018, arXiv:1509.00394)."""
+    spread: Float[Array, "g"]
+    """How wide the particles are spread, as a share of what the score of the target says: 1 but for the error of the steps,
+    which no other field sees."""
+    spread_error: Float[Array, "g"]
+    """The standard error of `spread`."""
     evaluations: Array
     """The number of network evaluations, per particle."""
 
@@ -56,13 +65,18 @@ class Weights(NamedTuple):
 
     inner: Any
     log_weights: Array
+    """Without the reward, so that a particle of no weight may have one at the next level."""
     log_normaliser: Array
     reward: Array
-    """The log_reward that the weights hold so far."""
+    """The log_reward here: -inf for a particle of no weight."""
+    unreal: Array
+    """Whether a log_reward was NaN or inf."""
     pending: Array
     """What the integrand at the next evaluation still has to be multiplied by, `()`."""
     ancestors: Array
     least: Array
+    spread: Array
+    spread_error: Array
 
 
 def feynman_kac(
@@ -142,20 +156,24 @@ def feynman_kac(
     around = _around(sampler, target, Resampling(size, threshold, low, high), kernels, end)
     state, _ = run(keys, branches, guidance, around, levels, given)
 
-    last: Weights = state.memory
-    log_weights = last.log_weights
-    if target.log_reward is not None:
-        log_weights = log_weights + targets.reward_of(target.log_reward, state.x, end) - last.reward
-    grouped = log_weights.reshape(-1, size)
-    sums = jax.nn.logsumexp(grouped, axis=1, keepdims=True)
-    normalised = (grouped - sums).ravel()
+    last: Weights = _rewarded(state.memory, target, state.x, end)
+    grouped = (last.log_weights + last.reward).reshape(-1, size)
+    dead, unreal = (grouped == -jnp.inf).all(1), last.unreal.reshape(-1, size).any(1)
+    each = lambda group: jnp.repeat(group, size)
+    sums = jax.nn.logsumexp(jnp.where(dead[:, None], 0, grouped), axis=1)
+    normalised = jnp.where(each(unreal), jnp.nan, grouped.ravel() - each(sums))
     families = jax.ops.segment_sum(jnp.exp(normalised), last.ancestors, len(keys)).reshape(-1, size)
-    effective = effective_size(grouped)
-    least, ancestors = jnp.minimum(last.least[::size], effective), 1 / (families**2).sum(1)
-    _watch(least, ancestors, size)
+    effective = jnp.where(unreal, jnp.nan, effective_size(grouped))
+    least, ancestors = jnp.minimum(last.least[::size], effective), divide(jnp.ones_like(sums), (families**2).sum(1))
     x = state.x.astype(levels.sigma.dtype if isinstance(shape_or_x, tuple) else shape_or_x.dtype)
-    log_normaliser = known.astype(sums.dtype) + last.log_normaliser[::size] + sums[:, 0] - math.log(size)
-    return Particles(x, normalised, log_normaliser, effective, least, ancestors, state.evaluations)
+    x = jnp.where(each(dead | unreal).reshape(-1, *[1] * (x.ndim - 1)), jnp.nan, x)
+    log_normaliser = known.astype(sums.dtype) + last.log_normaliser[::size] + sums - math.log(size)
+    log_normaliser = jnp.where(dead, -jnp.inf, jnp.where(unreal, jnp.nan, log_normaliser))
+    # Copies that did not part are no new witnesses.
+    error = last.spread_error[::size] * jnp.sqrt(jnp.maximum(divide(effective, ancestors), 1))
+    spread = last.spread[::size]
+    check_particles(size, target.log_reward, dead, unreal, least, ancestors, spread, error)
+    return Particles(x, normalised, log_normaliser, effective, least, ancestors, spread, error, state.evaluations)
 
 
 def effective_size(log_weights: Array) -> Array:
@@ -165,26 +183,28 @@ def effective_size(log_weights: Array) -> Array:
       log_weights: `[..., N]`, normalised or not.
 
     Returns:
-      `[...]`, in 1..N.
+      `[...]`, in 1..N; 0 where all weights are.
 
     Example:
-      >>> print(particles.effective_size(jnp.log(jnp.array([[1.0, 1.0], [1.0, 0.0]]))))
-      [2. 1.]
+      >>> print(particles.effective_size(jnp.log(jnp.array([[1.0, 1.0], [1.0, 0.0], [0.0, 0.0]]))))
+      [2. 1. 0.]
 
     Reference: Kong et al. 1994, "Sequential imputations and Bayesian missing data problems".
     """
-    return jnp.exp(2 * jax.nn.logsumexp(log_weights, axis=-1) - jax.nn.logsumexp(2 * log_weights, axis=-1))
+    dead = (log_weights == -jnp.inf).all(-1)
+    some = jnp.where(dead[..., None], 0, log_weights)
+    return jnp.where(dead, 0, jnp.exp(2 * jax.nn.logsumexp(some, axis=-1) - jax.nn.logsumexp(2 * some, axis=-1)))
 
 
 def systematic(key: Array, log_weights: Array) -> Array:
     """Systematic resampling: which of N particles each of N takes the place of, `[N]`, from one uniform number.
 
     Place i is taken by the first k with `sum over j <= k of w_j >= (i + u) / N`, u in [0, 1): a particle of weight w, of
-    weights that sum to 1, `floor(N w)` or `ceil(N w)` times.
+    weights that sum to 1, `floor(N w)` or `ceil(N w)` times, and never where w is 0. Where all are, each takes its own place.
 
     Args:
       key: a PRNG key.
-      log_weights: `[N]`, normalised or not.
+      log_weights: `[N]`, normalised or not; -inf is a weight of 0.
 
     Example:
       >>> print(particles.systematic(jax.random.key(0), jnp.log(jnp.array([0.5, 0.0, 0.25, 0.25]))))
@@ -193,9 +213,13 @@ def systematic(key: Array, log_weights: Array) -> Array:
     Reference: Kitagawa 1996, doi:10.1080/10618600.1996.10474692.
     """
     n = len(log_weights)
-    total = jnp.cumsum(jax.nn.softmax(log_weights))
+    dead = (log_weights == -jnp.inf).all()
+    total = jnp.cumsum(jax.nn.softmax(jnp.where(dead, 0, log_weights)))
+    share = total / total[-1]
     at = (jnp.arange(n, dtype=total.dtype) + jax.random.uniform(key, (), total.dtype)) / n
-    return jnp.minimum(jnp.searchsorted(total / total[-1], at), n - 1)
+    # u may be 0, and a place be rounded to 1: the first particle that has weight, and the last.
+    first, last = jnp.searchsorted(share, 0, side="right"), jnp.searchsorted(share, 1)
+    return jnp.clip(jnp.searchsorted(share, at), first, last)
 
 
 def _start(
@@ -240,22 +264,22 @@ def _around(sampler: Sampler, target: Target, when: Resampling, kernels: bool, e
 
     def init(x: Array) -> Weights:
         zeros = jnp.zeros(len(x), x.dtype)
-        first = jnp.arange(len(x), dtype=jnp.int32)
-        return Weights(sampler.init(x), zeros, zeros, zeros, jnp.zeros((), x.dtype), first, zeros + when.size)
+        first, unknown = jnp.arange(len(x), dtype=jnp.int32), zeros + jnp.nan
+        pending, most = jnp.zeros((), x.dtype), zeros + when.size
+        return Weights(sampler.init(x), zeros, zeros, zeros, zeros > 0, pending, first, most, unknown, unknown)
 
     def step(denoise: GuidedDenoiser, state: State, level: NoiseLevel, next: NoiseLevel, keys: Array) -> State:
         weights = state.memory
         prediction, state, context = denoise.look(state, level)
         # The trapezoid: the integrand here times half of the steps on both its sides. The last step has no end to look at.
         integrand = jnp.zeros_like(weights.log_weights) if kernels else targets.integrand(target, context)
-        log_weights = weights.log_weights + weights.pending * integrand
-        if target.log_reward is not None:
-            reward = targets.reward_of(target.log_reward, targets.mean(target, context), level)
-            log_weights, weights = log_weights + reward - weights.reward, weights._replace(reward=reward)
+        weights = weights._replace(log_weights=weights.log_weights + weights.pending * integrand)
+        weights = _rewarded(weights, target, targets.mean(target, context), level)
 
         low, high, threshold = (jnp.asarray(bound, state.x.dtype) for bound in (when.low, when.high, when.threshold))
         inside = (level.ratio > low) & (level.ratio <= high)
-        weights = weights._replace(log_weights=log_weights)
+        if target.log_reward is None:
+            weights = _measured(weights, target, context, when.size, inside)
         weights, order = _resample(weights, keys, when.size, jnp.where(inside, threshold, 0))
         take = lambda leaf: leaf[order] if jnp.ndim(leaf) else leaf
         weights = weights._replace(inner=jax.tree.map(take, weights.inner))
@@ -279,22 +303,49 @@ def _around(sampler: Sampler, target: Target, when: Resampling, kernels: bool, e
     return Sampler(init, step, schedule=sampler.schedule)
 
 
+def _rewarded(weights: Weights, target: Target, x0: Array, level: NoiseLevel) -> Weights:
+    """The weights with the reward at a level, where the target has one."""
+    if target.log_reward is None:
+        return weights
+    reward = targets.reward_of(target.log_reward, x0, level)
+    return weights._replace(reward=reward, unreal=weights.unreal | ~(reward < jnp.inf))
+
+
+def _measured(weights: Weights, target: Target, context: Context, size: int, inside: Array) -> Weights:
+    """The weights with the spread of the particles here, `Particles.spread`."""
+    x, dimension = context.x, math.prod(context.x.shape[1:])
+    inner = lambda a, b: (a * b).reshape(-1, size, dimension).sum(2)
+    share = jax.nn.softmax(weights.log_weights.reshape(-1, size), axis=1)
+    centre = jnp.einsum("gn,gnd->gd", share, x.reshape(-1, size, dimension), precision="highest")
+    offset = x - jnp.repeat(centre, size, axis=0).reshape(x.shape)
+    others = 1 - (share**2).sum(1)
+    terms = inner(targets.noise_of(target, context), offset) / (context.level.sigma * dimension)
+    spread = divide((share * terms).sum(1), others)
+    error = jnp.sqrt((share**2 * (terms - spread[:, None]) ** 2).sum(1))
+    variance = divide((share * inner(offset, offset)).sum(1), others * dimension)
+    seen = jnp.repeat(inside & (context.level.sigma**2 >= NOISY * variance), size)
+    pick = lambda new, old: jnp.where(seen, jnp.repeat(new, size), old)
+    return weights._replace(spread=pick(spread, weights.spread), spread_error=pick(error, weights.spread_error))
+
+
 def _resample(weights: Weights, keys: Array, size: int, threshold: Array) -> tuple[Weights, Array]:
     """The weights after resampling the groups that need it, but for the inner memory; and which row takes each place."""
-    grouped = weights.log_weights.reshape(-1, size)
+    grouped = (weights.log_weights + weights.reward).reshape(-1, size)
     effective = effective_size(grouped)
-    now = effective < threshold * size
+    # A group without any weight waits for the next level, where some of its particles may have one.
+    some = effective > 0
+    now = (effective < threshold * size) & some
     drawn = jax.vmap(systematic)(apart(keys[::size], 0), grouped)
     places = jnp.arange(len(keys), dtype=drawn.dtype).reshape(-1, size)
     order = jnp.where(now[:, None], drawn + places[:, :1], places).ravel()
-    gained = jnp.where(now, jax.nn.logsumexp(grouped, axis=1) - math.log(size), 0)
-    each = lambda value: jnp.repeat(value, size)
+    gained = jnp.where(now, jax.nn.logsumexp(jnp.where(now[:, None], grouped, 0), axis=1) - math.log(size), 0)
+    each, reward = lambda value: jnp.repeat(value, size), weights.reward[order]
     weights = weights._replace(
-        log_weights=jnp.where(each(now), 0, weights.log_weights),
+        log_weights=jnp.where(each(now), -reward, weights.log_weights),
         log_normaliser=weights.log_normaliser + each(gained),
-        reward=weights.reward[order],
+        reward=reward,
         ancestors=weights.ancestors[order],
-        least=jnp.minimum(weights.least, each(effective)),
+        least=jnp.where(each(effective == 0), weights.least, jnp.minimum(weights.least, each(effective))),
     )
     return weights, order
 
@@ -340,23 +391,3 @@ def _check_groups(count: int, networks: tuple[Branches, ...], size: int) -> None
                         f"branch {name!r}{jax.tree_util.keystr(path)} differs within a group of {size} particles, which share "
                         f"one target; repeat each condition: jnp.repeat(labels, {size}, axis=0)."
                     )
-
-
-def _watch(least: Array, ancestors: Array, size: int) -> None:
-    """Warns of groups whose weights degenerated, now or, within a caller's jit, when it is known."""
-
-    def tell(least: Any, ancestors: Any) -> None:
-        bad = ~(np.minimum(least, ancestors) >= min(10, size / 4))
-        if bad.any():
-            warnings.warn(
-                f"feynman_kac: the weights degenerate in {bad.sum()} of {bad.size} groups of {size} particles: at worst "
-                f"{np.min(least):.1f} of them counted, and all descend from {np.min(ancestors):.1f}. Such a group gives few "
-                "samples many times, and its log_normaliser is likely too low. Take more particles, a smaller scale, or an "
-                "interval (low, high).",
-                stacklevel=3,
-            )
-
-    if concrete((least, ancestors)):
-        tell(least, ancestors)
-    else:
-        jax.debug.callback(tell, least, ancestors)

@@ -17,6 +17,7 @@ from guidance_jax.checks import check_guidance
 from guidance_jax.guidance.algebra import stateless
 from guidance_jax.kinds import check_callable, check_kind, check_numbers, check_takes
 from guidance_jax.noise import contraction
+from guidance_jax.outcomes import check_reward
 
 __all__ = ["LogReward", "Target", "annealed", "drift", "product", "rewarded", "tilted"]
 
@@ -198,6 +199,11 @@ def mean(target: Target, context: Context) -> Array:
     return sum((a / total * x0 for a, x0 in _parts(target, context, "x0")), jnp.zeros_like(context.x))
 
 
+def noise_of(target: Target, context: Context) -> Array:
+    """`sum_i a_i eps_i`, which is `-sigma` times the target's score."""
+    return sum((a * eps for a, eps in _parts(target, context, "eps")), jnp.zeros_like(context.x))
+
+
 def measure(target: Target, level: NoiseLevel) -> Array:
     """The variable that the weights are integrated over: `tau / (1 + tau)`, tau = (sigma / alpha)^2, finite at both ends; and
     `log(1 + tau)` where the exponents do not sum to 1, for then the integrand is the same on every scale of tau."""
@@ -249,6 +255,7 @@ def reward_of(log_reward: LogReward, x0: Array, level: NoiseLevel) -> Array:
     each = log_reward(x0, level)
     if jnp.shape(each) != x0.shape[:1]:
         raise ValueError(f"log_reward gave shape {jnp.shape(each)} for x0 {x0.shape}, but must give one number a sample, [B].")
+    check_reward(each, level)
     return each.astype(x0.dtype)
 
 

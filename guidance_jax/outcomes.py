@@ -98,10 +98,15 @@ def _check_alike(after: Any, before: Any, what: str, where: str) -> None:
 REWARD = "a finite number, or -inf where a particle must not be."
 
 
-def check_reward(reward: Array, level: NoiseLevel) -> None:
+def right_reward(reward: Array, x0: Array) -> Array:
+    """Whether each is a finite number or -inf, or of an x0 that is not finite itself."""
+    return (reward < jnp.inf) | ~jnp.isfinite(x0).all(tuple(range(1, x0.ndim)))
+
+
+def check_reward(reward: Array, x0: Array, level: NoiseLevel) -> None:
     """Insists that a reward is a finite number or -inf, in a program that is `checked`."""
     message = f"log_reward gave NaN or inf at sigma {{sigma}}, but must give {REWARD}"
-    insist(lambda: (reward < jnp.inf).all(), message, sigma=level.sigma)
+    insist(lambda: right_reward(reward, x0).all(), message, sigma=level.sigma)
 
 
 def check_particles(
@@ -162,7 +167,8 @@ def check_particles(
 
     found = dead, unreal, least, ancestors, spread, error
     if not concrete(found):
-        insist(lambda: ~dead.any(), "in {count} groups all particles are dead: log_reward is -inf for each.", count=dead.sum())
+        message = f"all particles of {{count}} of {len(dead)} groups are dead: log_reward is -inf for each of them at the end."
+        insist(lambda: ~dead.any(), message, count=dead.sum())
         jax.debug.callback(warn, *found)
         return
     if dead.any() or unreal.any():

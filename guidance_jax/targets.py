@@ -127,13 +127,16 @@ def annealed(beta: ArrayLike, branch: str = "cond") -> Target:
 def rewarded(target: Target, log_reward: LogReward, *, guidance: Guidance | None = None) -> Target:
     """A target times a likelihood or reward of the clean data: `target(x) exp(log_reward(x))`.
 
-    On the way it is `exp(log_reward(x0))` of the x0 that the target's branches predict. No gradient is needed: without
-    `guidance` the reward enters by the weights alone. A guidance that climbs the reward (`universal`, `dps`, `classifier`)
+    On the way it is `exp(log_reward(x0))` of the x0 that the target's branches predict. A constraint is -inf outside of its
+    set: at the end such a particle has weight 0. On the way it is no verdict, as the x0 predicted is the mean of what x may
+    become: the particle keeps the reward that it had. No gradient is needed: without `guidance` the reward enters by the
+    weights alone. A guidance that climbs the reward (`universal`, `dps`, `classifier`)
     lets the particles look for it and the weights undo its bias: twisted sequential Monte Carlo.
 
     Args:
       target: `tilted`, `product` or `annealed`; `product({"cond": 1.0})` is the model itself.
-      log_reward: `(x0 [B, ...], level) -> [B]`; one at a level of noise may be weaker, at the end it is the reward.
+      log_reward: `(x0 [B, ...], level) -> [B]`, finite or -inf; one at a level of noise may be weaker, at the end it is the
+        reward. To meet a rare constraint, let it rise toward the set at levels of noise.
       guidance: of the particles; they are then weighed by ratios of kernels, whatever it is.
 
     Example:
@@ -255,7 +258,7 @@ def reward_of(log_reward: LogReward, x0: Array, level: NoiseLevel) -> Array:
     each = log_reward(x0, level)
     if jnp.shape(each) != x0.shape[:1]:
         raise ValueError(f"log_reward gave shape {jnp.shape(each)} for x0 {x0.shape}, but must give one number a sample, [B].")
-    check_reward(each, level)
+    check_reward(each, x0, level)
     return each.astype(x0.dtype)
 
 

@@ -135,7 +135,7 @@ def check_particles(
             )
         if dead.any():
             return (
-                f"feynman_kac: in {dead.sum()} {groups} all particles are dead: log_reward is -inf for each of them at the end. "
+                f"feynman_kac: in {dead.sum()} {groups} all particles are dead: log_reward is -inf for each at the end. "
                 "Take more particles, or a reward that is finite at levels of noise and leads there, or a guidance that does."
             )
         counted = np.minimum(least, ancestors)

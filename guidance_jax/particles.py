@@ -24,7 +24,7 @@ from guidance_jax.targets import Target, check_target
 __all__ = ["Particles", "effective_size", "feynman_kac", "systematic"]
 
 NOISY = 0.03
-"""The spread is measured down to where noise is this share of the variance of x: nearer to the data a score's errors hide it."""
+"""The spread is measured where noise is at least this share of the variance of x: below it a score's errors hide it."""
 
 
 class Particles(NamedTuple):
@@ -113,8 +113,8 @@ def feynman_kac(
     .13, .06 and .03 by those kernels. `spread` sees it, and a warning tells where it is a tenth, and four standard errors, off.
 
     Weights grow with the dimension and the scale; where few particles carry them all, fewer than ten, a quarter of a small
-    group, or a hundredth of a large one, at some level or as ancestors, a warning says so. The more a sampler draws, the more even they are, and the more steps it needs:
-    `heun_sde(2.0)` in place of `heun_sde()`. Copies that a
+    group, or a hundredth of a large one, at some level or as ancestors, a warning says so. The more a sampler draws, the more
+    even they are, and the more steps it needs: `heun_sde(2.0)` in place of `heun_sde()`. Copies that a
     resampling makes part again by what is drawn; with a deterministic sampler they stay copies.
 
     Args:

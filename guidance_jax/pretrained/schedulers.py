@@ -1,6 +1,12 @@
 """From a published `scheduler_config.json` to a schedule, what the network predicts, and the levels of a run.
 
 The sampler is the caller's: what a file says of solvers, orders and variances has no effect.
+
+Times and noise levels are diffusers', with these differences. With `use_karras_sigmas` and `use_exponential_sigmas` the
+levels are the same, but the network is told the time between two training steps that belongs to each, as diffusers' Euler, Heun and
+LMS schedulers tell it; its DPM-Solver, UniPC and DEIS schedulers round it to a whole step. With `linspace` the Euler, Heun,
+LMS and KDPM2 schedulers visit fractional steps, whose sigma / alpha they interpolate linearly: that is kept, and the time told
+is the one whose level it is, less than .02 of a step away.
 """
 
 from collections.abc import Mapping
@@ -94,6 +100,9 @@ SCHEDULERS: dict[str, dict[str, Any]] = {
 }
 """The settings that each of diffusers' schedulers heeds here, and what it takes where the file leaves one out."""
 HEEDED = set[str]().union(*SCHEDULERS.values())
+LINEAR = spacings.uniform()
+FRACTIONAL = ("Euler", "LMS", "Heun", "KDPM2", "DPMSolverSDE")
+"""Those whose linspace is not rounded to whole steps."""
 STRIDING = ("DPMSolverMultistep", "DPMSolverSinglestep", "UniPC", "DEIS")
 """Those which space one step more than they take, and leave out the last."""
 ONLY: dict[str, tuple[Any, ...]] = {
@@ -189,8 +198,10 @@ def _spacing(name: str, config: Mapping[str, Any]) -> Spacing:
     spaced = {
         "leading": spacings.leading(config.get("steps_offset", 0)),
         "trailing": spacings.trailing(),
-        "linspace": spacings.uniform(),
+        "linspace": LINEAR,
     }[config.get("timestep_spacing", "linspace")]
+    if spaced is LINEAR and name.startswith(FRACTIONAL):
+        spaced = _fractional
     striding = name.startswith(STRIDING)
     if striding and config.get("timestep_spacing") != "trailing":
         spaced = _striding(spaced)
@@ -198,6 +209,20 @@ def _spacing(name: str, config: Mapping[str, Any]) -> Spacing:
         if config.get(setting):
             return _between(None if striding else spaced, even)
     return spaced
+
+
+def _fractional(schedule: Schedule, steps: int) -> Array:
+    """Evenly over the training steps and between them, where sigma / alpha, and not its logarithm, is linear."""
+    whole = np.arange(schedule.steps, dtype=np.float64)
+    with jax.ensure_compile_time_eval(), jax.enable_x64(True):
+        alpha, sigma = map(np.asarray, schedule.alpha_sigma(jnp.asarray(whole)))
+        with np.errstate(divide="ignore"):
+            ratios = sigma / alpha
+        t = np.linspace(whole[-1], 0, steps)
+        ratio = np.interp(t, whole, ratios)
+        between = np.asarray(schedule.inverse(jnp.asarray(np.where(np.isfinite(ratio), ratio, 1))))
+    # A whole step is itself, whatever the rounding; so is one next to pure noise, whose ratio is infinite.
+    return jnp.asarray(np.where((t == np.round(t)) | ~np.isfinite(ratio), t, between), jnp.result_type(float))
 
 
 def _striding(spaced: Spacing) -> Spacing:

@@ -1,7 +1,8 @@
 """Spacings: which times a run of so many steps visits. Each gives a function `(schedule, steps) -> t [steps]`, decreasing.
 
 On a discrete schedule the first four give whole training steps, as the released models were sampled; the others may
-fall between them, where the schedule interpolates.
+fall between them, where the schedule interpolates. diffusers' Euler, Heun and LMS schedulers do not round `uniform`, and its
+DPM-Solver and UniPC schedulers round the times of `karras` and `exponential`: `pretrained.schedulers` has the former.
 """
 
 from collections.abc import Callable

@@ -3,10 +3,10 @@
 The sampler is the caller's: what a file says of solvers, orders and variances has no effect.
 
 Times and noise levels are diffusers', with these differences. With `use_karras_sigmas` and `use_exponential_sigmas` the
-levels are the same, but the network is told the time between two training steps that belongs to each, as diffusers' Euler, Heun and
-LMS schedulers tell it; its DPM-Solver, UniPC and DEIS schedulers round it to a whole step. With `linspace` the Euler, Heun,
-LMS and KDPM2 schedulers visit fractional steps, whose sigma / alpha they interpolate linearly: that is kept, and the time told
-is the one whose level it is, less than .02 of a step away.
+levels are the same, but the network is told the time between two training steps that belongs to each, as diffusers' Euler,
+Heun and LMS schedulers tell it; its DPM-Solver, UniPC and DEIS schedulers round it to a whole step. With `linspace` the Euler,
+Heun, LMS, KDPM2 and DPM-Solver-SDE schedulers visit fractional steps, whose sigma / alpha they interpolate linearly: that is
+kept, and the time told is the one whose level it is, less than .02 of a step away.
 """
 
 from collections.abc import Mapping

@@ -4,9 +4,9 @@ The sampler is the caller's: what a file says of solvers, orders and variances h
 
 Times and noise levels are diffusers', with these differences. With `use_karras_sigmas` and `use_exponential_sigmas` the
 levels are the same, but the network is told the time between two training steps that belongs to each, as diffusers' Euler,
-Heun and LMS schedulers tell it; its DPM-Solver, UniPC and DEIS schedulers round it to a whole step. With `linspace` the Euler,
-Heun, LMS, KDPM2 and DPM-Solver-SDE schedulers visit fractional steps, whose sigma / alpha they interpolate linearly: that is
-kept, and the time told is the one whose level it is, less than .02 of a step away.
+Heun and LMS schedulers tell it; its DPM-Solver, UniPC, DEIS and KDPM2 schedulers round it to a whole step. With `linspace` the
+Euler, Heun, LMS, KDPM2 and DPM-Solver-SDE schedulers visit fractional steps, whose sigma / alpha they interpolate linearly:
+that is kept, and the time told is the one whose level it is, less than .01 of a step away.
 """
 
 from collections.abc import Mapping
@@ -201,7 +201,7 @@ def _spacing(name: str, config: Mapping[str, Any]) -> Spacing:
         "linspace": LINEAR,
     }[config.get("timestep_spacing", "linspace")]
     if spaced is LINEAR and name.startswith(FRACTIONAL):
-        spaced = _fractional
+        spaced = _fractional()
     striding = name.startswith(STRIDING)
     if striding and config.get("timestep_spacing") != "trailing":
         spaced = _striding(spaced)
@@ -211,18 +211,21 @@ def _spacing(name: str, config: Mapping[str, Any]) -> Spacing:
     return spaced
 
 
-def _fractional(schedule: Schedule, steps: int) -> Array:
+def _fractional() -> Spacing:
     """Evenly over the training steps and between them, where sigma / alpha, and not its logarithm, is linear."""
-    whole = np.arange(schedule.steps, dtype=np.float64)
-    with jax.ensure_compile_time_eval(), jax.enable_x64(True):
-        alpha, sigma = map(np.asarray, schedule.alpha_sigma(jnp.asarray(whole)))
-        with np.errstate(divide="ignore"):
-            ratios = sigma / alpha
+
+    def spacing(schedule: Schedule, steps: int) -> Array:
+        assert schedule.steps is not None
+        whole = np.arange(schedule.steps, dtype=np.float64)
         t = np.linspace(whole[-1], 0, steps)
-        ratio = np.interp(t, whole, ratios)
-        between = np.asarray(schedule.inverse(jnp.asarray(np.where(np.isfinite(ratio), ratio, 1))))
-    # A whole step is itself, whatever the rounding; so is one next to pure noise, whose ratio is infinite.
-    return jnp.asarray(np.where((t == np.round(t)) | ~np.isfinite(ratio), t, between), jnp.result_type(float))
+        with jax.ensure_compile_time_eval(), jax.enable_x64(True), np.errstate(divide="ignore"):
+            alpha, sigma = map(np.asarray, schedule.alpha_sigma(jnp.asarray(whole)))
+            ratio = np.interp(t, whole, sigma / alpha)
+            between = np.asarray(schedule.inverse(jnp.asarray(np.where(np.isfinite(ratio), ratio, 1))))
+        # A whole step is itself, whatever the rounding; so is one beside pure noise, whose ratio is infinite.
+        return jnp.asarray(np.where((t == np.round(t)) | ~np.isfinite(ratio), t, between), jnp.result_type(float))
+
+    return spacing
 
 
 def _striding(spaced: Spacing) -> Spacing:

@@ -389,7 +389,7 @@ def above(bound):
     return beyond
 
 
-def rewarded(log_reward, n=8, size=4, conditions=None, **how):
+def rewarded(log_reward, n=8, size=4, conditions=None, levels=LEVELS, **how):
     """One Gaussian, `N(M, V)` of "cond" plus a shift of each particle's own, under a reward."""
     shift = jnp.zeros(n) if conditions is None else conditions
     denoise = lambda x, level, cond: pair()[0].denoise(x - level.alpha * cond[:, None], level, jnp.zeros(n, int))
@@ -397,7 +397,7 @@ def rewarded(log_reward, n=8, size=4, conditions=None, **how):
         lambda x, level, cond: (lambda p: p._replace(x0=p.x0 + cond[:, None]))(denoise(x, level, cond)), {"cond": shift}
     )
     target = targets.rewarded(targets.product({"cond": 1.0}), log_reward)
-    return gj.feynman_kac(keys(n), one, target, gj.heun_sde(), LEVELS, (1,), size=size, **how)
+    return gj.feynman_kac(keys(n), one, target, gj.heun_sde(), levels, (1,), size=size, **how)
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.9])
@@ -406,7 +406,7 @@ def test_a_hard_constraint_leaves_the_law_within_its_set(threshold):
     n, size = 8192, 512
     for bound in (0.9, 0.0):
         law = truncnorm((bound - M["cond"]) / V["cond"] ** 0.5, np.inf, M["cond"], V["cond"] ** 0.5)
-        found = rewarded(above(bound), n, size, threshold=threshold)
+        found = rewarded(above(bound), n, size, levels=gj.levels(*FINE[:1], 80, *FINE[2:]), threshold=threshold)
         center = law.mean()
         for exact, f in ((center, lambda x: x), (law.std() ** 2, lambda x, center=center: (x - center) ** 2)):
             mean, error = pooled(found, size, f)

@@ -91,7 +91,7 @@ def mean_shift(
         # s^2 / (1 - q^2), which is 0 to sigma' = 0.
         spread = ancestral(variance, base.variance, level, after) ** 2
         if last and variance != "small":
-            share = base.variance if variance == "learned" else 0
+            share = 0 if variance == "large" or base.variance is None else base.variance
             large = (level.sigma * after.alpha) ** 2 / (level.alpha**2 + level.sigma**2)
             clipped = large * (divide(before, large) ** (1 - share))
             spread = jnp.where(after.sigma > 0, spread, jnp.where(before > 0, clipped, 0))

@@ -9,6 +9,7 @@ arXiv:2503.02819) do sample it: shown there, and on mixtures in the plane. Nothi
 import dataclasses
 import functools
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,8 @@ class Config:
     """Guidance scales of the mixture's table, at least 1."""
     tilted_steps: int = 200
     """Sampler steps of the particles, and in the mixture's table."""
+    counts: tuple[int, ...] = (10, 20, 40, 80, 160)
+    """Numbers of steps of the particles, in the table of their errors; its scale is the first of `tilted_scales`."""
     picture_scale: float = 3.0
     """The guidance scale of the picture."""
     seed: int = 0
@@ -117,6 +120,46 @@ def pooled(found: gj.particles.Particles, values: Array) -> tuple[Array, Array]:
     share = jax.nn.softmax(found.log_normaliser)[:, None]
     mean = (share * each).sum(0)
     return mean, jnp.sqrt((share**2 * (each - mean[None]) ** 2).sum(0) * groups / (groups - 1))
+
+
+SAMPLERS = {
+    "heun_sde(2.0)": (PARTICLES, False),
+    "heun_sde()": (gj.heun_sde(), False),
+    "heun()": (gj.heun(), False),
+    'ddpm("small"), kernels': (gj.ddpm(), True),
+    'ddpm("large"), kernels': (gj.ddpm("large"), True),
+}
+"""Of the table of steps: the sampler, and whether ratios of kernels weigh."""
+
+
+def errors_of_steps(config: Config) -> list[dict[str, Any]]:
+    """A row a sampler and number of steps: variance and log-normaliser of the particles against the tilted Gaussian's."""
+    v_c, v_u, w = config.conditional_variance, config.unconditional_variance, config.tilted_scales[0]
+    variance = closed_forms(w, v_c, v_u)["tilted"]
+    log_normaliser = (np.log(variance) - w * np.log(v_c) - (1 - w) * np.log(v_u)) / 2
+    keys, label = jax.random.split(jax.random.key(config.seed), config.samples), jnp.zeros(config.samples, int)
+    branches = gj.branches(gaussian(v_c).denoise, cond=label), gj.branches(gaussian(v_u).denoise, uncond=label)
+
+    def row(name: str, steps: int) -> dict[str, Any]:
+        sampler, kernels = SAMPLERS[name]
+        levels = gj.levels(gj.schedules.cosine(), steps, gj.spacings.karras())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of too few steps, which are the subject
+            found = gj.feynman_kac(
+                keys, branches, gj.targets.tilted(w), sampler, levels, (1,), size=config.particles, kernels=kernels
+            )
+        square, error = pooled(found, found.x**2)
+        return {
+            "sampler": name,
+            "steps": steps,
+            "variance": float(square[0] / variance),
+            "variance_error": float(error[0] / variance),
+            "log_normaliser": float(jax.nn.logsumexp(found.log_normaliser) - np.log(len(found.spread)) - log_normaliser),
+            "spread": float(found.spread.mean()),
+            "effective": float(found.effective.mean() / config.particles),
+        }
+
+    return [row(name, steps) for name in SAMPLERS for steps in config.counts]
 
 
 def two_modes() -> gj.oracles.GaussianMixture:
@@ -304,7 +347,8 @@ def plot_tilted(config: Config, rows: list[dict[str, Any]]) -> None:
 def main(config: Config) -> list[dict[str, Any]]:
     """Print the table, paint the pictures; returns the table."""
     if config.smoke:
-        config = dataclasses.replace(config, steps=40, samples=500, particles=100, tilted_steps=40, out=config.out / "smoke")
+        few = {"steps": 40, "samples": 500, "particles": 100, "tilted_steps": 40, "counts": (10, 40)}
+        config = dataclasses.replace(config, **few, out=config.out / "smoke")
     config.out.mkdir(parents=True, exist_ok=True)
     v_c, v_u = config.conditional_variance, config.unconditional_variance
     found = measured(config)
@@ -326,6 +370,17 @@ def main(config: Config) -> list[dict[str, Any]]:
     print(f"That of the particles' column is {max(row['tilted_error'] / row['tilted'] for row in rows):.1%} at most.")
     plot(config, rows)
 
+    steps = errors_of_steps(config)
+    print(
+        f"Errors of the steps at w = {config.tilted_scales[0]:g}: variance over the tilted law's, log-normaliser less its own"
+    )
+    print("  sampler                  steps   variance          log-normaliser   spread   effective share")
+    for row in steps:
+        print(
+            f"  {row['sampler']:23s}  {row['steps']:5d}   {row['variance']:.3f} ±{2 * row['variance_error']:.3f}"
+            f"   {row['log_normaliser']:14.3f}   {row['spread']:6.3f}   {row['effective']:.2f}"
+        )
+
     mixed = tilted(config)
     groups = config.samples // config.particles
     told = f"A class of two modes, {config.tilted_steps} steps, {groups} groups of {config.particles} particles"
@@ -346,7 +401,9 @@ def main(config: Config) -> list[dict[str, Any]]:
     distances = picture(config)
     for title, distance in distances.items():
         print(f"{title}: total variation distance to the tilted density {distance:.2f}")
-    (config.out / "metrics.json").write_text(json.dumps({"variances": rows, "tilted": mixed, "mixture": distances}, indent=1))
+    (config.out / "metrics.json").write_text(
+        json.dumps({"variances": rows, "steps": steps, "tilted": mixed, "mixture": distances}, indent=1)
+    )
     print(f"Pictures and metrics are in {config.out}.")
     return rows
 

@@ -2,6 +2,8 @@
 
 On a discrete schedule the first four give whole training steps, as the released models were sampled; the others may
 fall between them, where the schedule interpolates. Known times are computed in float64, whatever the run's precision is.
+diffusers' Euler, Heun and LMS schedulers do not round `uniform`, and its DPM-Solver and UniPC schedulers round the times of
+`karras` and `exponential`: `pretrained.schedulers` has the former.
 """
 
 from collections.abc import Callable

@@ -17,7 +17,7 @@ from guidance_jax.checks import check_guidance, check_scalar
 from guidance_jax.guidance.algebra import stateless
 from guidance_jax.kinds import check_callable, check_kind, check_takes
 from guidance_jax.noise import contraction
-from guidance_jax.traced import insist
+from guidance_jax.outcomes import check_reward
 
 __all__ = ["LogReward", "Target", "annealed", "drift", "product", "rewarded", "tilted"]
 
@@ -129,13 +129,16 @@ def annealed(beta: ArrayLike, branch: str = "cond") -> Target:
 def rewarded(target: Target, log_reward: LogReward, *, guidance: Guidance | None = None) -> Target:
     """A target times a likelihood or reward of the clean data: `target(x) exp(log_reward(x))`.
 
-    On the way it is `exp(log_reward(x0))` of the x0 that the target's branches predict. No gradient is needed: without
-    `guidance` the reward enters by the weights alone. A guidance that climbs the reward (`universal`, `dps`, `classifier`)
+    On the way it is `exp(log_reward(x0))` of the x0 that the target's branches predict. A constraint is -inf outside of its
+    set: at the end such a particle has weight 0. On the way it is no verdict, as the x0 predicted is the mean of what x may
+    become: the particle keeps the reward that it had. No gradient is needed: without `guidance` the reward enters by the
+    weights alone. A guidance that climbs the reward (`universal`, `dps`, `classifier`)
     lets the particles look for it and the weights undo its bias: twisted sequential Monte Carlo.
 
     Args:
       target: `tilted`, `product` or `annealed`; `product({"cond": 1.0})` is the model itself.
-      log_reward: `(x0 [B, ...], level) -> [B]`; one at a level of noise may be weaker, at the end it is the reward.
+      log_reward: `(x0 [B, ...], level) -> [B]`, finite or -inf; one at a level of noise may be weaker, at the end it is the
+        reward. To meet a rare constraint, let it rise toward the set at levels of noise.
       guidance: of the particles; they are then weighed by ratios of kernels, whatever it is.
 
     Example:
@@ -201,6 +204,11 @@ def mean(target: Target, context: Context) -> Array:
     return sum((a / total * x0 for a, x0 in _parts(target, context, "x0")), jnp.zeros_like(context.x))
 
 
+def noise_of(target: Target, context: Context) -> Array:
+    """`sum_i a_i eps_i`, which is `-sigma` times the target's score."""
+    return sum((a * eps for a, eps in _parts(target, context, "eps")), jnp.zeros_like(context.x))
+
+
 def measure(target: Target, level: NoiseLevel) -> Array:
     """The variable that the weights are integrated over: `tau / (1 + tau)`, tau = (sigma / alpha)^2, finite at both ends; and
     `log(1 + tau)` where the exponents do not sum to 1, for then the integrand is the same on every scale of tau."""
@@ -252,7 +260,7 @@ def reward_of(log_reward: LogReward, x0: Array, level: NoiseLevel) -> Array:
     each = log_reward(x0, level)
     if jnp.shape(each) != x0.shape[:1]:
         raise ValueError(f"log_reward gave shape {jnp.shape(each)} for x0 {x0.shape}, but must give one number a sample, [B].")
-    insist(lambda: ~jnp.isnan(each).any(), "log_reward is NaN for {bad} of the samples.", bad=jnp.isnan(each).sum())
+    check_reward(each, x0, level)
     return each.astype(x0.dtype)
 
 

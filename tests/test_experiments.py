@@ -45,7 +45,7 @@ def test_the_gaussian_jobs_tilted_table_is_of_the_exact_law():
     log_weights = jnp.log(jnp.array([0.25, 0.75, 0.5, 0.5]))
     x = jnp.array([[1.0, 9.0], [2.0, 9.0], [-1.0, 9.0], [3.0, 9.0]])
     two = jnp.array([2.0, 2.0])
-    found = gj.particles.Particles(x, log_weights, jnp.log(jnp.array([1.0, 3.0])), two, two, two, jnp.int32(0))
+    found = gj.particles.Particles(x, log_weights, jnp.log(jnp.array([1.0, 3.0])), two, two, two, two, two, jnp.int32(0))
     means, errors = pooled(found, statistics(x, 1.0))
     np.testing.assert_allclose(means, [0.25 * 1.75 + 0.75 * 1.0, 0.25 * 0.75 + 0.75 * 4.0, 0.75 * 0.5], rtol=1e-6)
     np.testing.assert_allclose(errors[0], np.sqrt(2 * ((0.25 * 0.5625) ** 2 + (0.75 * 0.1875) ** 2)), rtol=1e-5)

@@ -8,11 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import checkify
 from scipy.special import logsumexp
+from scipy.stats import norm, truncnorm
 from worlds import classes, gaussians, keys, mixture, path
 
 import guidance_jax as gj
-from guidance_jax import targets
+from guidance_jax import outcomes, targets
 
 M, V = {"cond": 0.8, "uncond": -0.3}, {"cond": 0.5, "uncond": 2.0}
 TARGETS = {
@@ -373,6 +375,169 @@ def test_dtype_in_is_dtype_out(x64, dtype):
     found = quiet(keys(8), half, target, gj.heun_sde(), levels, jnp.ones((8, 1), dtype), size=4)
     assert found.x.dtype == dtype
     assert np.isfinite(found.log_normaliser).all()
+
+
+LEVELS = gj.levels(gj.schedules.edm(0.02, 20.0), 20, gj.spacings.karras())
+
+
+def above(bound):
+    """A hard constraint, at every level."""
+
+    def beyond(x0, level):
+        return jnp.where(x0[:, 0] > bound, 0.0, -jnp.inf)
+
+    return beyond
+
+
+def rewarded(log_reward, n=8, size=4, conditions=None, levels=LEVELS, **how):
+    """One Gaussian, `N(M, V)` of "cond" plus a shift of each particle's own, under a reward."""
+    shift = jnp.zeros(n) if conditions is None else conditions
+    denoise = lambda x, level, cond: pair()[0].denoise(x - level.alpha * cond[:, None], level, jnp.zeros(n, int))
+    one = gj.Branches(
+        lambda x, level, cond: (lambda p: p._replace(x0=p.x0 + cond[:, None]))(denoise(x, level, cond)), {"cond": shift}
+    )
+    target = targets.rewarded(targets.product({"cond": 1.0}), log_reward)
+    return gj.feynman_kac(keys(n), one, target, gj.heun_sde(), levels, (1,), size=size, **how)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.9])
+def test_a_hard_constraint_leaves_the_law_within_its_set(threshold):
+    """The truncated Gaussian's moments and mass, though at high noise every x0 predicted is outside of the set, or inside."""
+    n, size = 8192, 512
+    for bound in (0.9, 0.0):
+        law = truncnorm((bound - M["cond"]) / V["cond"] ** 0.5, np.inf, M["cond"], V["cond"] ** 0.5)
+        found = rewarded(above(bound), n, size, levels=gj.levels(*FINE[:1], 80, *FINE[2:]), threshold=threshold)
+        center = law.mean()
+        for exact, f in ((center, lambda x: x), (law.std() ** 2, lambda x, center=center: (x - center) ** 2)):
+            mean, error = pooled(found, size, f)
+            assert abs(mean - exact) < 4 * error + 0.01, (bound, mean, exact, error)
+        mass = np.exp(np.asarray(found.log_normaliser, np.float64))
+        exact = 1 - norm.cdf(bound, M["cond"], V["cond"] ** 0.5)
+        assert abs(mass.mean() - exact) < 4 * mass.std() / np.sqrt(n / size) + 0.01
+        dead = np.asarray(found.x[:, 0]) <= bound
+        assert (np.isneginf(found.log_weights) == dead).all()
+        assert 0 < dead.sum() < n
+
+
+def test_a_group_of_dead_particles_is_told_and_alone(recwarn):
+    hard, far = above(-5.0), jnp.repeat(jnp.array([-100.0, 0.0]), 4)
+    with pytest.raises(ValueError, match=r"in 1 of 2 groups of 4 particles all particles are dead"):
+        rewarded(hard, conditions=far)
+    both = lambda shift: rewarded(hard, conditions=shift)
+    found, alone = jax.jit(both)(far), rewarded(hard)
+    jax.effects_barrier()
+    assert sum("all particles are dead" in str(w.message) for w in recwarn.list) == 1
+    assert np.isnan(found.x[:4]).all()
+    assert np.isneginf(found.log_normaliser[0])
+    assert np.isneginf(found.log_weights[:4]).all()
+    assert (found.effective[0], found.least[0] > 0, found.ancestors[0]) == (0, False, 0)
+    for name in ("log_normaliser", "effective", "least", "ancestors"):
+        np.testing.assert_allclose(getattr(found, name)[1], getattr(alone, name)[1], rtol=1e-4, err_msg=name)
+    np.testing.assert_allclose(found.x[4:], alone.x[4:], rtol=1e-4)
+    with pytest.raises(checkify.JaxRuntimeError, match="all particles of 1 of 2 groups are dead"):
+        gj.checked(both)(far)
+    # Nor does it spoil what a gradient says of the others.
+    of_living = lambda scale: jnp.where(
+        jnp.isfinite(z := rewarded(lambda x0, level: scale * x0[:, 0] + hard(x0, level), conditions=far).log_normaliser), z, 0
+    ).sum()
+    assert np.isfinite(jax.jit(jax.grad(of_living))(0.5))
+
+
+@pytest.mark.parametrize("value", [jnp.nan, jnp.inf])
+@pytest.mark.parametrize("noisy", [False, True], ids=["at the end", "on the way"])
+def test_a_reward_that_is_no_number_is_told_by_its_name(recwarn, value, noisy):
+    def spike(level):
+        return jnp.where(((level.sigma > 1) == noisy) & (jnp.arange(8) == 0), value, 0.0)
+
+    mine = lambda x0, level: spike(level)
+    with pytest.raises(ValueError, match=r"log_reward \(.*<lambda>\) gave NaN or inf in 1 of 2 groups of 4"):
+        rewarded(mine)
+    found = jax.jit(lambda: rewarded(mine))()
+    jax.effects_barrier()
+    assert ["gave NaN or inf" in str(w.message) for w in recwarn.list] == [True]
+    for field in (found.x[:4], found.log_weights[:4], found.log_normaliser[0], found.effective[0], found.ancestors[0]):
+        assert np.isnan(field).all()
+    assert np.isfinite(found.x[4:]).all()
+    assert np.isfinite(found.log_normaliser[1])
+    with pytest.raises(checkify.JaxRuntimeError, match="log_reward gave NaN or inf at sigma"):
+        gj.checked(lambda: rewarded(mine))()
+
+
+def test_predictions_that_are_no_numbers_are_not_blamed_on_the_reward():
+    with pytest.warns(UserWarning, match="weights are NaN in 1 of 2 groups of 4 particles: x or a prediction is"):
+        found = rewarded(above(-5.0), conditions=jnp.zeros(8).at[:4].set(jnp.nan))
+    assert np.isfinite(found.x[4:]).all()
+    assert np.isfinite(found.log_normaliser[1])
+
+
+def test_effective_size_and_systematic_of_weights_that_are_zero():
+    none, some = jnp.full(6, -jnp.inf), jnp.array([-jnp.inf, 0.0, -jnp.inf, -jnp.inf, 0.0, -jnp.inf])
+    np.testing.assert_allclose(gj.particles.effective_size(jnp.stack([none, some])), [0, 2], rtol=1e-6)
+    gradient = jax.grad(lambda w: gj.particles.effective_size(jnp.stack([none + w, some + w])).sum())(0.0)
+    assert np.isfinite(gradient)
+    key = jax.random.key(0)
+    np.testing.assert_array_equal(gj.particles.systematic(key, none), np.arange(6))
+    with pytest.MonkeyPatch.context() as patch:
+        for u in (0.0, 1 - 2.0**-24):  # the least and the most that a uniform number is
+            patch.setattr(jax.random, "uniform", lambda key, shape, dtype, u=u: jnp.asarray(u, dtype))
+            assert set(np.asarray(gj.particles.systematic(key, some)).tolist()) == {1, 4}
+            many = jnp.where(jnp.arange(1000) % 2 == 1, 0.0, -jnp.inf)
+            assert (gj.particles.systematic(key, many) % 2 == 1).all()
+            np.testing.assert_array_equal(gj.particles.systematic(key, many[::-1]) % 2, 0)
+
+
+def tilt(sampler, steps, n, **how):
+    """The variance of particles of the README's two Gaussians over the tilted law's, and what the run says of it."""
+    v_c, v_u, w = 0.7, 1.9, 2.3
+    levels = gj.levels(gj.schedules.cosine(), steps, gj.spacings.karras())
+    found = gj.feynman_kac(
+        keys(n), gaussians(0.0, v_c, 0.0, v_u), targets.tilted(w), sampler, levels, (1,), **({"size": n} | how)
+    )
+    square = (np.exp(found.log_weights) * np.asarray(found.x[:, 0]) ** 2).sum()
+    return square * (w / v_c + (1 - w) / v_u), found
+
+
+def test_spread_sees_what_too_few_steps_do_to_the_law():
+    """20 steps of `heun_sde(2.0)`, 23 % off; 80 of `heun_sde()`, as the README has them; and kernels in 20, 32 % off."""
+    with pytest.warns(UserWarning, match=r"are spread 0\.8\d ± 0\.0\d times as wide as the score of the target says"):
+        ratio, found = tilt(gj.heun_sde(2.0), 20, 8192)
+    assert 0.74 < ratio < 0.80
+    assert 0.78 < found.spread[0] < 0.87
+    assert min(found.effective[0], found.ancestors[0]) > 7000
+    ratio, found = tilt(gj.heun_sde(), 80, 8192)
+    assert abs(ratio - 1) < 0.05
+    assert abs(found.spread[0] - 1) < 0.05
+    assert found.spread_error[0] < 0.05
+    with pytest.warns(UserWarning, match="are spread 0.6"):
+        ratio, found = tilt(gj.ddim(1.0), 20, 8192, kernels=True)
+    assert 0.63 < ratio < 0.73
+
+
+def test_spread_is_one_where_the_law_is_right_in_any_dimension_and_group():
+    """By Stein's identity, on mixtures too; each group's own, of what is not rewarded, within the interval alone."""
+    m, size = crescent(), 512
+    branches, levels = classes(m, jnp.zeros(4 * size, int)), gj.levels(gj.schedules.edm(0.02, 20.0), 80, gj.spacings.karras())
+    run = lambda target, **how: quiet(keys(4 * size), branches, target, gj.heun_sde(), levels, (2,), size=size, **how)
+    found = run(targets.tilted(1.5))
+    assert (np.abs(found.spread - 1) < 4 * found.spread_error).all()
+    assert (found.spread_error < 0.1).all()
+    assert len(set(np.asarray(found.spread).tolist())) == 4
+    assert np.isnan(run(targets.rewarded(targets.tilted(1.5), lambda x0, level: -x0[:, 0])).spread).all()
+    assert np.isnan(run(targets.tilted(1.5), low=50.0).spread).all()
+
+
+@pytest.mark.parametrize(
+    ("counted", "size", "warns"),
+    [(29, 16_000, True), (161, 16_000, False), (7_000, 8_192, False), (9.9, 256, True), (10.1, 256, False), (2, 8, False)],
+)
+def test_degeneracy_is_a_matter_of_number_and_of_share(recwarn, counted, size, warns):
+    """Weights of a number of particles alone, by a reward: `effective`, `least` and `ancestors` are that number."""
+    one = jnp.ones(1)
+    for least, ancestors in ((counted, size), (size, counted)):
+        recwarn.clear()
+        no = jnp.zeros(1, bool)
+        outcomes.check_particles(size, None, no, no, least * one, ancestors * one, one, 0 * one)
+        assert ["degenerate" in str(w.message) for w in recwarn.list] == [True] * warns
 
 
 def test_bad_input_is_told():

@@ -267,3 +267,63 @@ def test_a_label_outside_that_is_traced_gives_nan_and_not_no_guidance():
     found = jax.jit(generate)(jnp.array([1, 7]))
     assert jnp.isfinite(found[0]).all()
     assert jnp.isnan(found[1]).all()
+
+
+COSINE = gj.schedules.cosine()
+MOVED = {
+    "ddim": (gj.ddim(), 0, 0),
+    "ddim, eta": (gj.ddim(0.7), 0, 0),
+    "ddpm": (gj.ddpm(), 0, 0),
+    "euler_ancestral": (gj.euler_ancestral(), 0, 0),
+    "dpmpp_2m": (gj.dpmpp_2m(), 0, 0),
+    "dpmpp_3m": (gj.dpmpp_3m(), 0, 0),
+    "dpmpp_sde": (gj.dpmpp_sde(), 0, 0),
+    "unipc": (gj.unipc(3), 0, 0),
+    "flow_heun": (gj.flow_heun(), 0.25, 0.09),
+    "dpmpp_2s": (gj.dpmpp_2s(COSINE), 0.30, 0.26),
+    "heun": (gj.heun(), 0.37, 0.42),
+    "heun_sde": (gj.heun_sde(), 1.75, 0.58),
+    "predictor_corrector": (gj.predictor_corrector(gj.ddim()), 1.75, 0.27),
+}
+"""By how much a step misses the move that `freedom`, and `tfg`, say: of the sizes in their docstrings."""
+
+
+@pytest.mark.parametrize("name", MOVED)
+def test_a_step_of_one_evaluation_moves_by_exactly_what_is_said(x64, name):
+    sampler, *missed = MOVED[name]
+    means = jnp.array([[-1.0, 0.5], [1.0, -0.3], [0.2, 1.0]])
+    spreads = jax.vmap(jnp.diag)(jnp.array([[0.3, 0.6], [0.5, 0.2], [0.4, 0.4]]))
+    m, n = gj.oracles.GaussianMixture(means, spreads, jnp.ones(3), jnp.arange(3)), 16
+    labels, rate = jnp.arange(n) % 3, 0.05
+    ends = jax.tree.map(lambda field: field[4:7], gj.levels(COSINE, 10, gj.spacings.karras()))
+    start = ends.sigma[0] * jax.random.normal(jax.random.key(3), (n, 2)) + ends.alpha[0]
+    near = lambda x0: -((x0 - jnp.array([[1.0, 2.0]])) ** 2).sum(1)
+    level, next = (jax.tree.map(lambda field, i=i: field[i], ends) for i in (1, 2))
+    denoise = lambda x: m.denoise(x, level, labels).x0
+
+    def in_the_second_step(guidance):
+        def update(prediction, state, context):
+            guided, state = guidance.update(prediction, state, context)
+            return jax.tree.map(lambda a, b: jnp.where(context.step.number == 1, a, b), guided, prediction), state
+
+        return guidance._replace(update=update)
+
+    run = lambda guidance: gj.sample(
+        keys(n), gj.branches(m.denoise, cond=labels), guidance, sampler, ends, start, trace=lambda state: state.x
+    )
+    plain, along = run(gj.chain())
+    in_x = rate * jax.grad(lambda x: near(denoise(x)).sum())(along[0])
+    in_x0 = rate * jax.grad(lambda x0: near(x0).sum())(denoise(along[0]))
+    both = next.alpha / level.alpha * in_x + next.alpha * in_x0
+    guidances = gj.freedom(near, rate), gj.tfg(near, rate, rate, inner_steps=1)
+    for guidance, said, share in zip(guidances, (in_x, both), missed, strict=True):
+        off = jnp.linalg.norm(run(in_the_second_step(guidance))[0] - plain - said) / jnp.linalg.norm(said)
+        assert abs(off - share) < (0.005 if share else 1e-9), off
+
+
+def test_a_step_to_pure_noise_is_not_moved():
+    """From data to alpha' = 0, where the shift of x0 that would do it has no value."""
+    x, up = jnp.ones((2, 3)), gj.schedules.reverse(gj.levels(gj.schedules.flow(), 4, gj.spacings.trailing()))
+    for guidance in (gj.freedom(lambda x0: -(x0**2).sum(1), 0.1), gj.mean_shift(lambda x, level: -(x**2).sum(1), 0.1)):
+        one = gj.branches(gj.denoiser(lambda x, t, cond: x / 2, predicts="x0"), cond=None)
+        assert jnp.isfinite(gj.sample(keys(2), one, guidance, gj.ddim(), up, x)).all()

@@ -111,6 +111,14 @@ def test_adaptive_ends_for_each_sample_and_saves_once_all_have_ended():
     assert batches == TWICE * last + ONCE * (20 - last)
 
 
+def test_adaptive_at_a_threshold_of_one_never_ends():
+    """Though branches that agree have a cosine that rounding may put above 1."""
+    c = jax.random.normal(jax.random.key(0), (256, 3))
+    two = gj.branches(gj.denoiser(lambda x, t, cond: x * 0 + cond, predicts="x0"), cond=c, uncond=c)
+    state, _ = gj.run(keys(256), two, gj.adaptive(gj.cfg(2.0), 1.0), gj.ddim(), LEVELS, (3,))
+    assert (state.guidance[1] == -1).all()
+
+
 @pytest.mark.parametrize("first", ["cond", "uncond"])
 def test_what_adaptive_leaves_is_the_conditional_model_whatever_the_base(x64, first):
     m, levels = mixture(), gj.levels(gj.schedules.edm(), 20, gj.spacings.karras())

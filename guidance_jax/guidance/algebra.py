@@ -107,7 +107,8 @@ def during(guidance: Guidance, low: ArrayLike, high: ArrayLike = jnp.inf) -> Gui
     """A guidance in the interval `low < sigma / alpha <= high` only; elsewhere its branches are not even evaluated.
 
     A step is inside if its noisier end is, where it begins (in inversion, where it ends), and all evaluations of a step are
-    treated alike, so a run whose levels include `low` and `high` switches exactly there, at no loss of order.
+    treated alike, so a run whose levels include `low` and `high` switches exactly there, at no loss of order but for multistep
+    samplers, which extrapolate across the jump: `samplers.restart` keeps theirs.
 
     Args:
       guidance: what to confine.

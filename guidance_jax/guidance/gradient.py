@@ -1,5 +1,8 @@
 """Guidance by the gradient of a noise-aware log-probability, `log_prob(x, level) -> [B]`: a classifier, an energy, a reward."""
 
+from typing import Any
+
+import jax.numpy as jnp
 from jax import Array
 
 from guidance_jax import scores
@@ -44,11 +47,17 @@ def classifier(log_prob: scores.LogProb, scale: Scale) -> Guidance:
     return stateless(update)
 
 
-def mean_shift(log_prob: scores.LogProb, scale: Scale, *, variance: str = "small", at_mean: bool = False) -> Guidance:
+def mean_shift(
+    log_prob: scores.LogProb, scale: Scale, *, variance: str = "small", at_mean: bool = False, last: bool = False
+) -> Guidance:
     """Classifier guidance in its mean-shift form: the mean of the reverse step moves by its variance times the gradient.
 
     `mu <- mu + scale s^2 grad log p(y | x_t)`, s^2 the variance of `ddpm(variance)`; exactly so with that sampler, and with
-    any other by the same shift of x0, `scale s^2 / (alpha' (1 - q^2)) grad log p(y | x_t)`.
+    another by the same shift of x0, `scale s^2 / (alpha' (1 - q^2)) grad log p(y | x_t)`, whose eps follows.
+
+    `ddpm` draws nothing in the step to sigma' = 0, and so nothing moves there. ADM's released code draws nothing either, but
+    moves the mean by the variance that it clips there: for "large" the small one of the step before, for "learned" between
+    that and sigma^2, for "small" 0. With `last` this does so too.
 
     Args:
       log_prob: `(x, level) -> [B]`.
@@ -56,6 +65,7 @@ def mean_shift(log_prob: scores.LogProb, scale: Scale, *, variance: str = "small
       variance: "small", "large" or "learned", as the sampler's; `ddpm("learned")` and this one make ADM-G.
       at_mean: whether to take the gradient at the unguided mean and the next level, as the paper derives it, and not at
         `(x_t, t)`, as its released code does.
+      last: whether the mean of the step to sigma' = 0 moves, as in the released code; not in a run of that step alone.
 
     Raises:
       ValueError: if scale is neither `()` nor `[B]`, log_prob does not give `[B]`, variance is unknown, or learned and the
@@ -71,19 +81,28 @@ def mean_shift(log_prob: scores.LogProb, scale: Scale, *, variance: str = "small
     if variance not in ("small", "large", "learned"):
         raise ValueError(f'variance={variance!r} is unknown; mean_shift has "small", "large" and "learned", as ddpm.')
 
-    def update(prediction: Prediction, context: Context) -> Prediction:
+    def update(prediction: Prediction, before: Any, context: Context) -> tuple[Prediction, Any]:
         own_space("mean_shift", context)
         level, after, base = context.step.level, context.step.next, context.base
         x, where = context.x, context.level
         if at_mean:
             x, where = after.alpha * base.x0 + contraction(level, after) * after.sigma * base.eps, after
         gradient = scores.classifier_score(log_prob, x, where).astype(context.x.dtype)
-        # s^2 / (1 - q^2); the step to sigma' = 0 adds no noise, so nothing moves its mean.
-        spread = ancestral(variance, base.variance, level, after)
-        shift = spread**2 / after.alpha * at(scale, context, "mean_shift's scale") * gradient
-        return move(prediction, prediction.x0 + shift, context.level)
+        # s^2 / (1 - q^2), which is 0 to sigma' = 0.
+        spread = ancestral(variance, base.variance, level, after) ** 2
+        if last and variance != "small":
+            share = 0 if variance == "large" or base.variance is None else base.variance
+            large = (level.sigma * after.alpha) ** 2 / (level.alpha**2 + level.sigma**2)
+            clipped = large * (divide(before, large) ** (1 - share))
+            spread = jnp.where(after.sigma > 0, spread, jnp.where(before > 0, clipped, 0))
+        shift = divide(spread, after.alpha) * at(scale, context, "mean_shift's scale") * gradient
+        small = after.sigma**2 * (1 - contraction(level, after) ** 2)
+        return move(prediction, prediction.x0 + shift, context.level), jnp.where(
+            after.sigma > 0, small, before
+        ) if last else before
 
-    return stateless(update)
+    # What it remembers is the small variance of the step before.
+    return Guidance(frozenset(), lambda x: jnp.zeros((), x.dtype) if last else (), update)
 
 
 def add_score(prediction: Prediction, gradient: Array, context: Context) -> Prediction:

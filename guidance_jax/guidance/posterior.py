@@ -71,6 +71,8 @@ def dps(measure: Measure, measurement: Any, rate: Scale) -> Guidance:
 
     `x' <- x' - rate grad |measurement - measure(x0(x))|`, the norm over all leaves of a sample's measurement.
 
+    Written as `freedom` is: exact with a sampler of one evaluation a step, as the paper's, and not with others.
+
     Args:
       measure: `x0 [B, ...] -> ` any pytree of `[B, ...]` leaves.
       measurement: the same pytree.
@@ -103,7 +105,11 @@ def freedom(log_prob: LogProb, rate: Scale) -> Guidance:
 
     `x' <- x' + rate grad log_prob(x0(x))`.
 
-    Written as `x0 + rate / alpha' grad`, eps left alone, which moves the step of every sampler by exactly that. Its time travel
+    Written as `x0 + rate / alpha' grad`, eps left alone, which moves a step by exactly that where it asks once: `ddim`, `ddpm`,
+    `euler`, `euler_ancestral`, the multistep samplers, and `recur` in each repetition (with churn, by the gradient where churn
+    has put x). A step that asks again does so at a point that has moved, and moves by something else: on a mixture, in the step
+    from sigma / alpha = 1.4 of ten, off by .25 of it for `flow_heun`, .30 for `dpmpp_2s`, .37 for `heun`, and by 1.8 of it for
+    `heun_sde()` and `predictor_corrector`, which add the move of each evaluation. At alpha' = 0 nothing moves. Its time travel
     is `recur(sampler, times, low, high)`.
 
     Args:
@@ -125,7 +131,7 @@ def freedom(log_prob: LogProb, rate: Scale) -> Guidance:
 
     def update(prediction: Prediction, context: Context) -> Prediction:
         gradient = pulled(gradient_of(log_prob, context.base.x0), "freedom", context)
-        shift = at(rate, context, "the rate") * gradient / context.next.alpha
+        shift = divide(at(rate, context, "the rate") * gradient, context.next.alpha)
         return prediction._replace(x0=prediction.x0 + shift)
 
     return stateless(update, pullback=True)
@@ -247,7 +253,8 @@ def tfg(log_prob: LogProb, rho: Scale, mu: Scale, *, inner_steps: int = 4, smoot
     `f(x0) = log (1/n) sum_i exp log_prob(x0 + gamma s z_i)`, `s^2 = sigma^2 / (alpha^2 + sigma^2)`, `dx = rho grad f(x0(x))`,
     `dx0` of `inner_steps` ascents of rate mu, and `x' <- x' + (alpha' / alpha) dx + alpha' dx0`.
 
-    Its recurrence is `recur(sampler, times)`. At alpha = 0 dx is 0.
+    Its recurrence is `recur(sampler, times)`. At alpha = 0 dx is 0. As with `freedom`, x' moves by exactly that with a sampler
+    of one evaluation a step; with others by what each evaluation adds, .09 to .6 of it off on the same mixture.
 
     Args:
       log_prob: `x0 [B, ...] -> [B]`.

@@ -139,7 +139,8 @@ def adaptive(guidance: Guidance, threshold: ArrayLike = 0.991, *, cond: str = "c
     def update(prediction: Prediction, state: tuple[Any, Array], context: Context) -> tuple[Prediction, tuple[Any, Array]]:
         inside, last = state
         c, u, base = context.branches[cond], context.branches[uncond].eps, context.base
-        cosine = divide(inner(c.eps, u), norm(c.eps) * norm(u)).reshape(-1)
+        # Rounding may put it above 1.
+        cosine = jnp.minimum(divide(inner(c.eps, u), norm(c.eps) * norm(u)).reshape(-1), 1)
         guided, inside = guidance.update(prediction, inside, context)
         on = goes_on(last, context.step).reshape(-1, *[1] * (prediction.x0.ndim - 1))
         x0 = jnp.where(on, guided.x0, prediction.x0 + (c.x0 - base.x0))

@@ -1,6 +1,12 @@
 """From a published `scheduler_config.json` to a schedule, what the network predicts, and the levels of a run.
 
 The sampler is the caller's: what a file says of solvers, orders and variances has no effect.
+
+Times and noise levels are diffusers', with these differences. With `use_karras_sigmas` and `use_exponential_sigmas` the
+levels are the same, but the network is told the time between two training steps that belongs to each, as diffusers' Euler,
+Heun and LMS schedulers tell it; its DPM-Solver, UniPC, DEIS and KDPM2 schedulers round it to a whole step. With `linspace` the
+Euler, Heun, LMS, KDPM2 and DPM-Solver-SDE schedulers visit fractional steps, whose sigma / alpha they interpolate linearly:
+that is kept, and the time told is the one whose level it is, less than .01 of a step away.
 """
 
 from collections.abc import Mapping
@@ -111,6 +117,9 @@ SCHEDULERS: dict[str, dict[str, Any]] = {
 }
 """The settings that each of diffusers' schedulers heeds here, and what it takes where the file leaves one out."""
 HEEDED = set[str]().union(*SCHEDULERS.values())
+LINEAR = spacings.uniform()
+FRACTIONAL = ("Euler", "LMS", "Heun", "KDPM2", "DPMSolverSDE")
+"""Those whose linspace is not rounded to whole steps."""
 STRIDING = ("DPMSolverMultistep", "DPMSolverSinglestep", "UniPC", "DEIS")
 """Those which space one step more than they take, and leave out the last."""
 ONLY: dict[str, tuple[Any, ...]] = {
@@ -210,8 +219,10 @@ def _spacing(name: str, config: Mapping[str, Any]) -> Spacing:
     spaced = {
         "leading": spacings.leading(config.get("steps_offset", 0)),
         "trailing": spacings.trailing(),
-        "linspace": spacings.uniform(),
+        "linspace": LINEAR,
     }[config.get("timestep_spacing", "linspace")]
+    if spaced is LINEAR and name.startswith(FRACTIONAL):
+        spaced = _fractional()
     striding = name.startswith(STRIDING)
     if striding and config.get("timestep_spacing") != "trailing":
         spaced = _striding(spaced)
@@ -219,6 +230,23 @@ def _spacing(name: str, config: Mapping[str, Any]) -> Spacing:
         if config.get(setting):
             return _between(None if striding else spaced, even)
     return spaced
+
+
+def _fractional() -> Spacing:
+    """Evenly over the training steps and between them, where sigma / alpha, and not its logarithm, is linear."""
+
+    def spacing(schedule: Schedule, steps: int) -> Array:
+        assert schedule.steps is not None
+        whole = np.arange(schedule.steps, dtype=np.float64)
+        t = np.linspace(whole[-1], 0, steps)
+        with jax.ensure_compile_time_eval(), jax.enable_x64(True), np.errstate(divide="ignore"):
+            alpha, sigma = map(np.asarray, schedule.alpha_sigma(jnp.asarray(whole)))
+            ratio = np.interp(t, whole, sigma / alpha)
+            between = np.asarray(schedule.inverse(jnp.asarray(np.where(np.isfinite(ratio), ratio, 1))))
+        # A whole step is itself, whatever the rounding; so is one beside pure noise, whose ratio is infinite.
+        return jnp.asarray(np.where((t == np.round(t)) | ~np.isfinite(ratio), t, between), jnp.result_type(float))
+
+    return spacing
 
 
 def _striding(spaced: Spacing) -> Spacing:

@@ -19,6 +19,10 @@ def dpmpp_sde(eta: ArrayLike = 1.0, *, noise_scale: ArrayLike = 1.0) -> Sampler:
     `x' = (sigma' / sigma) q^eta x + alpha' (1 - q^(1 + eta)) D + noise_scale sigma' sqrt(1 - q^(2 eta)) z`. The first step and
     those of infinite length take D = x0; with D = x0 always, eta = 1 is `ddpm("small")`.
 
+    It is what k-diffusion calls `sample_dpmpp_2m_sde` (solver_type "midpoint"), and diffusers "sde-dpmsolver++". k-diffusion's
+    `sample_dpmpp_sde`, of two evaluations a step, is another and not here: `dpmpp_2s(schedule, eta=1.0)` comes nearest, which
+    draws once a step where that draws halfway too.
+
     One evaluation a step; order 2 at eta = 0, which is `dpmpp_2m()`.
 
     Args:

@@ -137,7 +137,7 @@ def run(guided, guidance, sampler, levels, start):
 
 
 def test_a_whole_run_of_adm_g_is_the_released_samplers(guided):
-    """But for the mean of the very last step, which the released code moves too, by less than the first beta, 1e-4."""
+    """With `last`; without, but for the mean of the very last step, which moves by less than the first beta, 1e-4."""
     unet, classifier, *_ = guided
     schedule, steps = gj.schedules.ddpm_linear(), 7
     levels = gj.levels(schedule, steps, gj.spacings.uniform())
@@ -158,6 +158,8 @@ def test_a_whole_run_of_adm_g_is_the_released_samplers(guided):
     x, unmoved, gradient = released(gradient_of(classifier, SCALE))
     adm_g = lambda log_prob, scale: gj.mean_shift(log_prob, scale, variance="learned")
     close(run(guided, adm_g, gj.ddpm("learned"), levels, start), unmoved)
+    moved_last = lambda log_prob, scale: gj.mean_shift(log_prob, scale, variance="learned", last=True)
+    close(run(guided, moved_last, gj.ddpm("learned"), levels, start), x)
     assert 0 < (x - unmoved).abs().max() < 1.01e-4 * gradient.abs().max()
     assert (released(gradient_of(classifier, 0.0))[0] - x).abs().max() > 0.1
 

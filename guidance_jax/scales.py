@@ -191,8 +191,8 @@ def calibrated(curve: Curve | Calibration, scale: ArrayLike, *, threshold: Array
     guidance off; w is never above `1 / (1 - rho)`, so the result forgives large scales.
 
     rho is linear in `log(sigma / alpha)` between the levels of the curve, and constant beyond them. A scale of 0 is the
-    unconditional model. A negative one needs `rho > scale / (scale - 1)` at every level, as the law does on Gaussians. Measured
-    curves seldom have that: to go away from a condition, calibrate with `cond="uncond", uncond="cond"` on unconditional samples.
+    unconditional model. A negative one needs `rho > scale / (scale - 1)` at every level, as the law does on Gaussians. A known
+    curve seldom has that: to go away from a condition, calibrate with `cond="uncond", uncond="cond"`, on unconditional samples.
 
     Args:
       curve: of `calibrate`, `curve.for_prompts` for prompts; or a `Curve` that is known.

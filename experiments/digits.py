@@ -246,7 +246,9 @@ def main(config: Config) -> dict[str, Any]:
     shape, classes = train_set.images.shape[1:], train_set.classes
     begin = time.perf_counter()
     curve = jax.block_until_ready(measure(config, trained, shape, classes)(config.samples))
-    print(f"calibrated on {config.samples} samples of the network's own, which it drew first: {time.perf_counter() - begin:.1f} s")
+    print(
+        f"calibrated on {config.samples} samples of the network's own, which it drew first: {time.perf_counter() - begin:.1f} s"
+    )
     samples = generate(config, trained, shape, classes, curve)
 
     evaluator = Evaluator(shape, classes, **dataclasses.asdict(config.evaluator_size), rngs=nnx.Rngs(0))

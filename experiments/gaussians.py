@@ -327,7 +327,11 @@ def main(config: Config) -> list[dict[str, Any]]:
     print("  scale   tilted: closed   particles   DDIM: closed   sampled   DDPM: closed   sampled   calibrated DDIM")
     for i, w in enumerate(config.scales):
         forms = closed_forms(w, v_c, v_u)
-        row = {"scale": w, **forms, **{f"{law}_measured": float(found[law][i]) for law in ("ddim", "ddpm", "tilted", "calibrated")}}
+        row = {
+            "scale": w,
+            **forms,
+            **{f"{law}_measured": float(found[law][i]) for law in ("ddim", "ddpm", "tilted", "calibrated")},
+        }
         row["tilted_error"] = float(found["tilted_error"][i])
         rows.append(row)
         print(

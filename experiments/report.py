@@ -149,8 +149,8 @@ def findings(metrics: dict[str, Any]) -> Iterator[str]:
         yield f"Ways at equal accuracy: FD {told}."
     if (found := rows.get("CFG, calibrated, lowest FD")) and (plainest := rows.get("CFG, lowest FD")):
         yield (
-            f"By a calibrated scale the lowest FD is {found['fd']:.2f} (scale {found['scale']:g}, accuracy {found['accuracy']:.3f}), "
-            f"{found['fd'] / plainest['fd']:.2f} of CFG's lowest."
+            f"By a calibrated scale the lowest FD is {found['fd']:.2f} (scale {found['scale']:g}, accuracy "
+            f"{found['accuracy']:.3f}), {found['fd'] / plainest['fd']:.2f} of CFG's lowest."
         )
     early, weak = rows["under-trained, conditional"], rows["under-trained, autoguidance, lowest FD"]
     text = (

@@ -78,10 +78,8 @@ class Sweep:
 
 
 def scale_at(rows: list[dict[str, Any]], value: float, measure: str = "accuracy") -> float | None:
-    """The smallest scale at which a sweep's accuracy rises to a value, or another measure falls to it; None where it never does.
-
-    It is linear between the points.
-    """
+    """The smallest scale at which a sweep's accuracy rises to a value, or another measure falls to it, linear between points;
+    None where it never does."""
     for low, high in itertools.pairwise(rows):
         first, last = low[measure], high[measure]
         if (first <= value <= last) if measure == "accuracy" else (first >= value >= last):

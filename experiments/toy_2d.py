@@ -128,9 +128,7 @@ def measured(config: Config, world: World) -> gj.Calibration:
     return gj.calibrate(keys, both, own, levels)
 
 
-def arguments(
-    config: Config, world: World, curve: gj.Calibration, name: str, keys: Array, scale: Array
-) -> tuple[Any, ...]:
+def arguments(config: Config, world: World, curve: gj.Calibration, name: str, keys: Array, scale: Array) -> tuple[Any, ...]:
     """Those of `gj.sample` for a method, one sample a key.
 
     The classifier is the true posterior, better than a network of this strength would learn. With the model's own it would

@@ -74,6 +74,8 @@ class Config:
     """Samples at each scale, in equal parts for each class."""
     steps: int = 30
     """Sampler steps."""
+    calibrations: bool = False
+    """Also what the calibrated scale owes to its measurement: its samples, how many, their seed, real ones, fewer levels."""
     smoke: bool = False
     """A run of seconds, that shows the way but no result."""
 
@@ -192,6 +194,43 @@ def generate(
     return jax.tree.map(np.asarray, samples)
 
 
+def by_measurement(
+    config: Config, trained: dict[str, tuple[Any, Any]], evaluator: Evaluator, train_set: data.Data, test_set: data.Data
+) -> list[dict[str, Any]]:
+    """What the calibrated scale owes to its measurement: a row each, at the scales 4, 8 and 12."""
+    shape, classes, (denoiser, params) = train_set.images.shape[1:], train_set.classes, trained["denoiser"]
+    labels = jnp.repeat(jnp.arange(classes), -(-config.samples // classes))
+    keys = jax.random.split(jax.random.key(config.seed + 1), len(labels))
+    levels, scales = gj.levels(SCHEDULE, config.steps, SPACING), (4.0, 8.0, 12.0)
+
+    @jax.jit
+    def drawn(params: Any, curve: gj.Curve, scale: Array) -> Array:
+        denoise = gj.denoiser(functools.partial(denoiser, params), predicts="v")
+        branches = gj.branches(denoise, cond=labels, uncond=jnp.full_like(labels, classes))
+        x = gj.sample(keys, branches, gj.cfg(gj.scales.calibrated(curve, scale)), gj.dpmpp_2m(), levels, shape)
+        return x.reshape(classes, -1, *shape)
+
+    measured = {
+        (seed, steps): measure(config, trained, shape, classes, seed, steps) for seed, steps in ((2, 40), (3, 40), (2, 10))
+    }
+    tried = {
+        **{f"{count} generated": measured[2, 40](count) for count in (100, 300, 1000)},
+        **{f"{count} generated, another seed": measured[3, 40](count) for count in (100, 300, 1000)},
+        "1000 generated, ten levels": measured[2, 10](1000),
+        f"{len(test_set)} real, held out": measured[2, 40](len(test_set), test_set),
+    }
+    print("\n  measured on                      error of rho   accuracy, precision, recall, class-wise distance at 4, 8 and 12")
+    rows = []
+    for name, curve in tried.items():
+        samples = np.stack([drawn(params, curve.for_classes, scale) for scale in scales])
+        judged = judge(trained, evaluator, samples, test_set, train_set)
+        error = float(jnp.sqrt((jnp.asarray(curve.projected.error) ** 2).mean()))
+        rows.append({"measured": name, "error": error, "at": dict(zip(scales, judged, strict=True))})
+        cells = "   ".join(" ".join(f"{value:.3f}" for value in row.values()) for row in judged)
+        print(f"  {name:32s} {error:12.3f}   {cells}", flush=True)
+    return rows
+
+
 def components(real: data.Data, count: int = 16) -> tuple[Callable[[Array], Array], list[Any]]:
     """The principal components of real images, and each class's moments there."""
     flat = lambda images: images.reshape(len(images), -1)
@@ -202,7 +241,7 @@ def components(real: data.Data, count: int = 16) -> tuple[Callable[[Array], Arra
 
 
 def judge(
-    trained: dict[str, tuple[Any, Any]], evaluator: Evaluator, samples: Array, test_set: data.Data, train_set: data.Data
+    trained: dict[str, tuple[Any, Any]], evaluator: Evaluator, samples: Any, test_set: data.Data, train_set: data.Data
 ) -> list[Any]:
     """Accuracy, precision and recall of the samples at each scale, and the mean over the classes of their Frechet distance."""
     _, params = trained["evaluator"]
@@ -260,6 +299,8 @@ def main(config: Config) -> dict[str, Any]:
         "samples_a_scale": int(np.prod(samples["cfg"].shape[1:3])),
         "seconds": time.perf_counter() - start,
     }
+    if config.calibrations:
+        metrics["calibrations"] = by_measurement(config, trained, evaluator, train_set, test_set)
     (config.out / "metrics.json").write_text(json.dumps(metrics, indent=1))
     pictures.digits(config.out, samples, config.scales, metrics, test_set)
     pictures.calibration(config.out / "calibration.png", {"trained on digits": curve})

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from worlds import classes, gaussians, keys
+from worlds import mixture as correlated
 
 import guidance_jax as gj
 
@@ -110,6 +111,26 @@ def test_residuals_are_the_posteriors_variances_and_keep_their_errors():
         truth = getattr(many, form)
         np.testing.assert_allclose(found.rho.std(0), found.error.mean(0), rtol=0.2)
         assert abs(found.rho.mean(0) - truth.rho) < 4 * (truth.error + found.error.mean(0) / np.sqrt(200))
+
+
+def test_an_oracles_curve_is_what_is_measured_and_its_covariance_is_the_denoisers_derivative():
+    world = correlated()
+    labels, path = jnp.arange(4000) % 3, jax.tree.map(lambda field: field[::10], PATH)
+
+    @jax.jit
+    def both():
+        exact = world.curve(keys(4000), labels, path)
+        x0 = world.sample(jax.random.key(1), 4000, labels)
+        return exact, gj.calibrate(keys(4000, 5), classes(world, labels), x0, path).projected
+
+    exact, found = both()
+    assert (found.error < 0.2).all()
+    assert (abs(exact.rho - found.rho) < 3 * found.error).all()
+    x, level = world.sample(jax.random.key(2), 3), gj.schedules.cosine()(0.4)
+    one = lambda x, y: world.denoise(x[None], level, y[None]).x0[0]
+    jacobian = jax.vmap(jax.jacobian(one))(x, jnp.array([0, 1, -1]))
+    covariance = world.covariance(x, level, jnp.array([0, 1, -1]))
+    np.testing.assert_allclose(covariance, level.sigma**2 / level.alpha * jacobian, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("power", [0.0, 2.0, 6.0])

@@ -1,12 +1,15 @@
-"""Guided handwritten digits: train a denoiser and a noise-aware classifier, then guide both ways over a range of scales.
+"""Guided handwritten digits: train a denoiser and a noise-aware classifier, then guide by both over a range of scales, and by
+a scale that is calibrated on the denoiser's own samples.
 
 `python -m experiments.digits` trains in minutes on a CPU and leaves pictures, curves, `metrics.json` and checkpoints in
 `out/digits`. A second run goes straight to sampling.
 """
 
 import dataclasses
+import functools
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,7 @@ from experiments import data, pictures
 from experiments.evaluator import Evaluator, jitter
 from experiments.fit import Training, fit
 
-SCHEDULE = gj.schedules.cosine()
+SCHEDULE, SPACING = gj.schedules.cosine(), gj.spacings.karras(sigma_min=0.02, sigma_max=40.0)
 FIDELITY = "judged the right class by the evaluator"
 
 
@@ -66,11 +69,13 @@ class Config:
     drop_rate: float = 0.15
     """The probability of dropping the label in training."""
     scales: tuple[float, ...] = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
-    """Guidance scales, for both ways; 1 is the conditional model, 0 the unconditional one."""
+    """Guidance scales, for all ways; 1 is the conditional model, 0 the unconditional one."""
     samples: int = 1000
     """Samples at each scale, in equal parts for each class."""
     steps: int = 30
     """Sampler steps."""
+    calibrations: bool = False
+    """Also what the calibrated scale owes to its measurement: its samples, how many, their seed, real ones, fewer levels."""
     smoke: bool = False
     """A run of seconds, that shows the way but no result."""
 
@@ -126,14 +131,40 @@ def train(config: Config, train_set: data.Data) -> dict[str, tuple[Any, Any]]:
     return trained
 
 
-def generate(config: Config, trained: dict[str, tuple[Any, Any]], shape: tuple[int, ...], classes: int) -> dict[str, Any]:
-    """Samples of both ways of guidance, `[scales, classes, n, H, W, C]`, by one compiled program."""
+def measure(
+    config: Config, trained: dict[str, tuple[Any, Any]], shape: tuple[int, ...], classes: int, seed: int = 2, steps: int = 40
+) -> Callable[..., gj.Calibration]:
+    """`(count) -> ` a calibration on so many of the network's own samples, drawn first; or `(count, real)`, on real ones."""
+    denoiser, params = trained["denoiser"]
+    run = gj.levels(SCHEDULE, config.steps, SPACING)
+    levels = gj.levels(SCHEDULE, steps, SPACING)
+
+    @jax.jit
+    def calibrate(params: Any, keys: Array, labels: Array, x0: Array | None) -> gj.Calibration:
+        denoise = gj.denoiser(functools.partial(denoiser, params), predicts="v")
+        branches = gj.branches(denoise, cond=labels, uncond=jnp.full_like(labels, classes))
+        if x0 is None:
+            x0 = gj.sample(keys, branches, gj.chain(), gj.dpmpp_2m(), run, shape)
+        return gj.calibrate(keys, branches, x0, levels)
+
+    def measured(count: int, real: data.Data | None = None) -> gj.Calibration:
+        keys = jax.random.split(jax.random.key(config.seed + seed), count)
+        labels = jnp.arange(count) % classes if real is None else jnp.asarray(real.labels[:count])
+        return calibrate(params, keys, labels, None if real is None else jnp.asarray(real.images[:count]))
+
+    return measured
+
+
+def generate(
+    config: Config, trained: dict[str, tuple[Any, Any]], shape: tuple[int, ...], classes: int, curve: gj.Calibration
+) -> dict[str, Any]:
+    """Samples of all ways of guidance, `[scales, classes, n, H, W, C]`, by one compiled program."""
     denoiser, denoiser_params = trained["denoiser"]
     classifier, classifier_params = trained["classifier"]
-    levels = gj.levels(SCHEDULE, config.steps, gj.spacings.karras(sigma_min=0.02, sigma_max=40.0))
+    levels = gj.levels(SCHEDULE, config.steps, SPACING)
     each = -(-config.samples // classes)
 
-    def one(params: tuple[Any, Any], keys: Array, label: Array, scale: Array) -> dict[str, Array]:
+    def one(params: tuple[Any, ...], keys: Array, label: Array, scale: Array) -> dict[str, Array]:
         labels = jnp.full(each, label)
         null = jnp.full(each, classes)
         denoise = gj.denoiser(lambda x, t, cond: denoiser(params[0], x, t, cond), predicts="v")
@@ -141,6 +172,10 @@ def generate(config: Config, trained: dict[str, tuple[Any, Any]], shape: tuple[i
         ways = {
             "cfg": (gj.branches(denoise, cond=labels, uncond=null), gj.cfg(scale)),
             "classifier": (gj.branches(denoise, uncond=null), gj.classifier(log_prob, scale)),
+            "calibrated": (
+                gj.branches(denoise, cond=labels, uncond=null),
+                gj.cfg(gj.scales.calibrated(params[2], scale)),
+            ),
         }
         return {
             way: gj.sample(keys, branches, guidance, gj.dpmpp_2m(), levels, shape) for way, (branches, guidance) in ways.items()
@@ -149,21 +184,70 @@ def generate(config: Config, trained: dict[str, tuple[Any, Any]], shape: tuple[i
     over_labels = jax.vmap(one, in_axes=(None, 0, 0, None))
     grid = jax.jit(jax.vmap(over_labels, in_axes=(None, None, None, 0)))
     keys = jax.random.split(jax.random.key(config.seed + 1), (classes, each))
-    arguments = (denoiser_params, classifier_params), keys, jnp.arange(classes), jnp.array(config.scales)
+    arguments = (denoiser_params, classifier_params, curve), keys, jnp.arange(classes), jnp.array(config.scales)
     start = time.perf_counter()
     program = grid.lower(*arguments).compile()
     compiled = time.perf_counter()
-    print(f"sampling: 2 ways x {len(config.scales)} scales x {classes} labels x {each}, compiled in {compiled - start:.1f} s")
+    print(f"sampling: 3 ways x {len(config.scales)} scales x {classes} labels x {each}, compiled in {compiled - start:.1f} s")
     samples = jax.block_until_ready(program(*arguments))
     print(f"sampling: {time.perf_counter() - compiled:.1f} s")
     return jax.tree.map(np.asarray, samples)
 
 
-def judge(trained: dict[str, tuple[Any, Any]], evaluator: Evaluator, samples: Array, test_set: data.Data) -> list[Any]:
-    """Accuracy, precision and recall of the samples at each scale."""
+def by_measurement(
+    config: Config, trained: dict[str, tuple[Any, Any]], evaluator: Evaluator, train_set: data.Data, test_set: data.Data
+) -> list[dict[str, Any]]:
+    """What the calibrated scale owes to its measurement: a row each, at the scales 4, 8 and 12."""
+    shape, classes, (denoiser, params) = train_set.images.shape[1:], train_set.classes, trained["denoiser"]
+    labels = jnp.repeat(jnp.arange(classes), -(-config.samples // classes))
+    keys = jax.random.split(jax.random.key(config.seed + 1), len(labels))
+    levels, scales = gj.levels(SCHEDULE, config.steps, SPACING), (4.0, 8.0, 12.0)
+
+    @jax.jit
+    def drawn(params: Any, curve: gj.Curve, scale: Array) -> Array:
+        denoise = gj.denoiser(functools.partial(denoiser, params), predicts="v")
+        branches = gj.branches(denoise, cond=labels, uncond=jnp.full_like(labels, classes))
+        x = gj.sample(keys, branches, gj.cfg(gj.scales.calibrated(curve, scale)), gj.dpmpp_2m(), levels, shape)
+        return x.reshape(classes, -1, *shape)
+
+    measured = {
+        (seed, steps): measure(config, trained, shape, classes, seed, steps) for seed, steps in ((2, 40), (3, 40), (2, 10))
+    }
+    tried = {
+        **{f"{count} generated": measured[2, 40](count) for count in (100, 300, 1000)},
+        **{f"{count} generated, another seed": measured[3, 40](count) for count in (100, 300, 1000)},
+        "1000 generated, ten levels": measured[2, 10](1000),
+        f"{len(test_set)} real, held out": measured[2, 40](len(test_set), test_set),
+    }
+    print("\n  measured on                      error of rho   accuracy, precision, recall, class-wise distance at 4, 8 and 12")
+    rows = []
+    for name, curve in tried.items():
+        samples = np.stack([drawn(params, curve.for_classes, scale) for scale in scales])
+        judged = judge(trained, evaluator, samples, test_set, train_set)
+        error = float(jnp.sqrt((jnp.asarray(curve.projected.error) ** 2).mean()))
+        rows.append({"measured": name, "error": error, "at": dict(zip(scales, judged, strict=True))})
+        cells = "   ".join(" ".join(f"{value:.3f}" for value in row.values()) for row in judged)
+        print(f"  {name:32s} {error:12.3f}   {cells}", flush=True)
+    return rows
+
+
+def components(real: data.Data, count: int = 16) -> tuple[Callable[[Array], Array], list[Any]]:
+    """The principal components of real images, and each class's moments there."""
+    flat = lambda images: images.reshape(len(images), -1)
+    mean, (_, _, axes) = flat(real.images).mean(0), np.linalg.svd(flat(real.images) - flat(real.images).mean(0))
+    project = lambda images: (flat(images) - mean[None]) @ axes[:count].T
+    classes = [project(real.images[real.labels == y]) for y in range(real.classes)]
+    return project, [gj.metrics.moments(jnp.asarray(each)) for each in classes]
+
+
+def judge(
+    trained: dict[str, tuple[Any, Any]], evaluator: Evaluator, samples: Any, test_set: data.Data, train_set: data.Data
+) -> list[Any]:
+    """Accuracy, precision and recall of the samples at each scale, and the mean over the classes of their Frechet distance."""
     _, params = trained["evaluator"]
     nnx.update(evaluator, params)
     graph, weights = nnx.split(evaluator)
+    project, real = components(train_set)
 
     # The weights and the held-out images are arguments: as constants, XLA would work their features out while it compiles.
     @jax.jit
@@ -174,9 +258,13 @@ def judge(trained: dict[str, tuple[Any, Any]], evaluator: Evaluator, samples: Ar
         accuracy = gj.metrics.accuracy(judged(flat), jnp.repeat(jnp.arange(classes), each))
         return accuracy, *gj.metrics.precision_recall(judged.features(real), judged.features(flat))
 
-    real = jnp.asarray(test_set.images)
-    rows = [map(float, measure(weights, real, images)) for images in samples]
-    return [dict(zip(("accuracy", "precision", "recall"), row, strict=True)) for row in rows]
+    held_out = jnp.asarray(test_set.images)
+    apart = jax.jit(lambda one, images: gj.metrics.fid(one, project(images)))
+    rows = [
+        (*measure(weights, held_out, images), np.mean([apart(one, part) for one, part in zip(real, images, strict=True)]))
+        for images in samples
+    ]
+    return [dict(zip(("accuracy", "precision", "recall", "class_fd"), map(float, row), strict=True)) for row in rows]
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -198,19 +286,27 @@ def main(config: Config) -> dict[str, Any]:
     train_set, test_set = (data.load(config.dataset, split, config.out / "data") for split in ("train", "test"))
     trained = train(config, train_set)
     shape, classes = train_set.images.shape[1:], train_set.classes
-    samples = generate(config, trained, shape, classes)
+    begin = time.perf_counter()
+    curve = jax.block_until_ready(measure(config, trained, shape, classes)(config.samples))
+    print(
+        f"calibrated on {config.samples} samples of the network's own, which it drew first: {time.perf_counter() - begin:.1f} s"
+    )
+    samples = generate(config, trained, shape, classes, curve)
 
     evaluator = Evaluator(shape, classes, **dataclasses.asdict(config.evaluator_size), rngs=nnx.Rngs(0))
     apply, params = trained["evaluator"]
     metrics = {
         "evaluator_accuracy": float(gj.metrics.accuracy(apply(params, test_set.images), jnp.asarray(test_set.labels))),
         "scales": config.scales,
-        **{way: judge(trained, evaluator, images, test_set) for way, images in samples.items()},
+        **{way: judge(trained, evaluator, images, test_set, train_set) for way, images in samples.items()},
         "samples_a_scale": int(np.prod(samples["cfg"].shape[1:3])),
         "seconds": time.perf_counter() - start,
     }
+    if config.calibrations:
+        metrics["calibrations"] = by_measurement(config, trained, evaluator, train_set, test_set)
     (config.out / "metrics.json").write_text(json.dumps(metrics, indent=1))
     pictures.digits(config.out, samples, config.scales, metrics, test_set)
+    pictures.calibration(config.out / "calibration.png", {"trained on digits": curve})
     report(config, metrics)
     return metrics
 
@@ -220,9 +316,14 @@ def report(config: Config, metrics: dict[str, Any]) -> None:
     print(f"\nThe evaluator reads {metrics['evaluator_accuracy']:.1%} of the held-out real digits.\n")
     print("          classifier-free guidance        classifier guidance, unconditional model")
     print("  scale   accuracy  precision  recall     accuracy  precision  recall")
+    line = lambda row, names: "   ".join(f"{row[name]:8.3f}" for name in names)
+    quality = ("accuracy", "precision", "recall")
     for scale, *rows in zip(metrics["scales"], metrics["cfg"], metrics["classifier"], strict=True):
-        cells = ["   ".join(f"{row[k]:8.3f}" for k in ("accuracy", "precision", "recall")) for row in rows]
-        print(f"  {scale:5.1f} {cells[0]}   {cells[1]}")
+        print(f"  {scale:5.1f} {'   '.join(line(row, quality) for row in rows)}")
+    print("\n          CFG by a calibrated scale        class-wise Frechet distance")
+    print("  scale   accuracy  precision  recall     calibrated  CFG     classifier")
+    for scale, *rows in zip(metrics["scales"], *(metrics[way] for way in ("calibrated", "cfg", "classifier")), strict=True):
+        print(f"  {scale:5.1f} {line(rows[0], quality)}   {'   '.join(line(row, ('class_fd',)) for row in rows)}")
     print("\nScale 1 of CFG is the conditional model unguided; scale 0, either way, is the unconditional one.")
     print(f"Pictures, metrics and checkpoints are in {config.out}; {metrics['seconds']:.0f} s in all.")
 

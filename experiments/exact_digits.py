@@ -29,10 +29,10 @@ from sklearn.decomposition import PCA
 
 import guidance_jax as gj
 from experiments import data, idx, pictures
-from experiments.pictures import BLUE, GREEN, INK, MUTED, ORANGE
+from experiments.pictures import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE
 
 CLEAN = gj.NoiseLevel(*map(jnp.float32, (0.0, 1.0, 0.0)))
-COLOURS = {"CFG": BLUE, "classifier": MUTED, "interval": GREEN, "APG": ORANGE, "autoguidance": GREEN}
+COLOURS = {"CFG": BLUE, "classifier": MUTED, "interval": GREEN, "APG": ORANGE, "calibrated": PURPLE, "autoguidance": GREEN}
 SCANS = {
     "interval": {"low": (0.0, 0.15, 0.3), "high": (0.4, 0.5, 0.7, 1.0, 1.5, 3.0)},  # sigma / alpha
     "APG": {"beta": (0.0, -0.5, -0.75), "most": (0.1, 0.2, 0.35, 0.5)},
@@ -55,7 +55,7 @@ class Config:
     """The under-fitted model sees every class blurred: this squared is added to the variance of every component."""
     weak: float = 0.4
     """The same of the weaker model that autoguidance leads away from."""
-    scales: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+    scales: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
     """Guidance scales; 1 is the unguided model."""
     shown: tuple[float, float] = (4.0, 2.0)
     """The scales of pictures and summary: of the exact model, which the scans take too, and of the under-fitted one."""
@@ -157,11 +157,25 @@ def sweep(config: Config, world: World, make: Any, settings: Any, given: Any = (
     return samples, [row | {"evaluations": count} for row, count in zip(rows, counts, strict=True)]
 
 
+def measured(config: Config, world: World, count: int, seed: int = 0, steps: int = 40) -> gj.Calibration:
+    """Where CFG helps the exact model, from so many of its own samples."""
+    model, levels = world.model(), gj.levels(gj.schedules.edm(), steps, gj.spacings.karras(sigma_min=0.01, sigma_max=40.0))
+
+    @jax.jit
+    def calibrate(draw: Array, noise: Array) -> gj.Calibration:
+        labels = jnp.arange(count) % len(world.weights)
+        x0, keys = model.sample(draw, count, labels), jax.random.split(noise, count)
+        return gj.calibrate(keys, gj.branches(model.denoise, cond=labels, uncond=jnp.full_like(labels, -1)), x0, levels)
+
+    return calibrate(*jax.random.split(jax.random.key(config.seed + 100 + seed)))
+
+
 def methods(config: Config, world: World) -> dict[str, Callable[..., Any]]:
     """Of each method, what makes branches and a guidance of the labels, the scale and the method's parameters."""
     exact, blurred, weak = (world.model(blur) for blur in (0.0, config.underfit, config.weak))
     one = lambda model, **conds: gj.branches(model.denoise, **conds)
     two = lambda model, y: gj.branches(model.denoise, cond=y, uncond=jnp.full_like(y, -1))
+    curve = measured(config, world, 1000)
     by_posterior = lambda y, w: gj.classifier(lambda x, level: exact.class_log_prob(x, level, y), w)
     return {
         "no guidance": lambda y, w: (one(exact, cond=y), gj.chain()),
@@ -169,6 +183,7 @@ def methods(config: Config, world: World) -> dict[str, Callable[..., Any]]:
         "classifier": lambda y, w: (one(exact, uncond=jnp.full_like(y, -1)), by_posterior(y, w)),
         "interval": lambda y, w, low, high: (two(exact, y), gj.during(gj.cfg(w), low, high)),
         "APG": lambda y, w, beta, most: (two(exact, y), gj.apg(w, beta=beta, most=most)),
+        "calibrated": lambda y, w: (two(exact, y), gj.cfg(gj.scales.calibrated(curve, w))),
         "under-fitted": lambda y, w: (one(blurred, cond=y), gj.chain()),
         "under-fitted, CFG": lambda y, w: (two(blurred, y), gj.cfg(w)),
         "under-fitted, autoguidance": lambda y, w: ((one(blurred, cond=y), one(weak, weak=y)), gj.autoguidance(w)),
@@ -235,6 +250,32 @@ def report(config: Config, results: dict[str, Any]) -> None:
     print("\nBeside the same model unguided:", *notes, sep="\n  ")
 
 
+def how_many(config: Config, world: World) -> list[dict[str, Any]]:
+    """A row a measurement, of fewer samples, other seeds, or ten levels in place of forty: the error of rho, what the standard
+    error says that it is, and the class FD at the scales 2, 4 and 8."""
+    exact = world.model()
+    truth, scales = measured(config, world, 20_000, seed=50), [[2.0], [4.0], [8.0]]
+
+    def make(labels: Array, scale: Array, curve: gj.Curve) -> tuple[gj.Branches, gj.Guidance]:
+        two = gj.branches(exact.denoise, cond=labels, uncond=jnp.full_like(labels, -1))
+        return two, gj.cfg(gj.scales.calibrated(curve, scale))
+
+    print("\nA calibrated scale by what it was measured on: rho's error, its standard error, class FD at 2, 4 and 8")
+    rows = []
+    tried = [(count, seed, 40) for count in (100, 300, 1000) for seed in (1, 2)] + [(1000, 1, 10)]
+    for count, seed, levels in tried:
+        found = measured(config, world, count, seed, levels)
+        there = jnp.interp(jnp.log(found.ratio), jnp.log(truth.ratio[::-1]), truth.projected.rho[::-1])
+        off = jnp.sqrt(((found.projected.rho - there) ** 2).mean())
+        error = jnp.sqrt((jnp.asarray(found.projected.error) ** 2).mean())
+        _, judged = sweep(config, world, make, scales, (found.for_classes,))
+        row = {"samples": count, "seed": seed, "levels": levels, "off": float(off), "error": float(error)}
+        rows.append(row | {"class_fd": [each["class_fd"] for each in judged]})
+        distances = "  ".join(f"{each['class_fd']:.3f}" for each in judged)
+        print(f"  {count:5d} samples, seed {seed}, {levels} levels: off by {off:.3f}, error {error:.3f}, class FD {distances}")
+    return rows
+
+
 def main(config: Config) -> dict[str, Any]:
     """Run it all; returns what `metrics.json` holds."""
     begin = time.perf_counter()
@@ -262,12 +303,13 @@ def main(config: Config) -> dict[str, Any]:
         shown = config.shown[under] if len(scales) > 1 else 1.0
         grids[under][f"{name}, scale {shown:g}"] = world.images(samples[name][scales.index(shown), :, :6])
     report(config, results)
+    counts = [] if config.smoke else how_many(config, world)
     apart = float(jnp.abs(samples["classifier"] - samples["CFG"]).max())
     print(f"Guidance by the exact classifier is CFG: their samples differ by {apart:.0e} at most.")
     for name, panels in zip(("exact", "underfit"), grids, strict=True):
         pictures.panels(config.out / f"samples_{name}.png", panels, "Nothing trained: a Gaussian a class in PCA space")
     paint(config, scans, results)
-    metrics = {"judge_on_real": reading, "scans": scans, "results": results, "apart": apart}
+    metrics = {"judge_on_real": reading, "scans": scans, "results": results, "apart": apart, "calibrations": counts}
     metrics["seconds"] = time.perf_counter() - begin
     (config.out / "metrics.json").write_text(json.dumps(metrics, indent=1))
     print(f"Pictures and metrics are in {config.out}; {metrics['seconds']:.0f} s in all.")

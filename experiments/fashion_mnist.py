@@ -70,6 +70,8 @@ class Config:
     """Samples a point of the sweeps, in equal parts for each class."""
     headline: int = 5000
     """Samples of each row of the headline table."""
+    calibration: int = 1000
+    """Samples on which the calibrated scale is measured."""
     batch: int = 250
     """Samples at once."""
     coordinator: str | None = None
@@ -129,6 +131,7 @@ PRESETS: dict[str, tuple[str, Config]] = {
             steps=3,
             samples=50,
             headline=100,
+            calibration=100,
             batch=50,
         ),
     ),
@@ -179,8 +182,8 @@ def plan(config: Config, networks: dict[str, models.Trained], shape: tuple[int, 
     training = sum(3 * one[name] * each.steps * each.batch for name, each in trainings.items())
     contrasts = sum(len(scales) for way, scales in SCALES.items() if "classifier" not in way)
     steered = sum(len(scales) for way, scales in SCALES.items() if "classifier" in way)
-    # Three models without guidance, and ten headlines, half of them of two branches.
-    passes = config.samples * (2 * contrasts + steered + 3) + config.headline * 15
+    # Three models without guidance, and sixteen headlines, most of them of two branches.
+    passes = config.samples * (2 * contrasts + steered + 3) + config.headline * 27
     sampling = config.steps * (passes * one["denoiser"] + steered * config.samples * 3 * one["classifier"])
     told = f"training {training / 1e12:.1f} TFLOP, sampling {sampling / 1e12:.1f}"
     print(f"plan: {told}; at 100 GFLOP/s that is {(training + sampling) / 6e12:.0f} minutes")
@@ -234,6 +237,8 @@ def main(config: Config) -> dict[str, Any]:
     )
     run, judge, digest = train(config, train_set, held_out)
     trained = time.perf_counter()
+    run = models.calibrated(run, config.calibration, config.batch)
+    assert run.curve is not None
     samples = config.out / "samples"
     sweep = Sweep(run, judge, samples, digest, steps=config.steps, batch=config.batch, seed=config.seed + 1)
     plain = {way: sweep.row(way, 1.0, config.samples) for way in ("unconditional", "conditional", "early")}
@@ -256,6 +261,7 @@ def main(config: Config) -> dict[str, Any]:
         "evaluator_accuracy": judge.accuracy,
         "real": judge(real, train_set.labels[: config.headline]),
         "curves": curves,
+        "rho": dict(zip(map("{:.4g}".format, np.asarray(run.curve.ratio)), np.asarray(run.curve.rho).tolist(), strict=True)),
         "headlines": rows,
         "seconds": {"training": trained - start, "all": time.perf_counter() - start},
     }

@@ -23,7 +23,7 @@ from jaxtyping import ArrayLike
 
 import guidance_jax as gj
 from experiments import pictures
-from experiments.pictures import BLUE, GREEN, INK, MUTED, ORANGE
+from experiments.pictures import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,12 +85,19 @@ def gaussian(variance: float) -> gj.oracles.GaussianMixture:
     return gj.oracles.GaussianMixture(jnp.zeros((1, 1)), jnp.full((1, 1, 1), variance), jnp.ones(1), jnp.zeros(1, int))
 
 
+def known(v_c: float, v_u: float) -> gj.Curve:
+    """The ratio of the posteriors' variances, `v s^2 / (v + s^2)` each."""
+    ratio = jnp.geomspace(1e-3, 1e4, 200)
+    return gj.Curve(ratio, v_c * (v_u + ratio**2) / (v_u * (v_c + ratio**2)))
+
+
 def measured(config: Config) -> dict[str, Array]:
     """The variance of the samples of each sampler at each scale, and of particles; one program, vmapped over the scales."""
     levels = gj.levels(gj.schedules.edm(0.002, 200.0), config.steps, gj.spacings.karras())
     fewer = gj.levels(gj.schedules.edm(0.01, 40.0), config.tilted_steps, gj.spacings.karras())
     keys = jax.random.split(jax.random.key(config.seed), config.samples)
     label = jnp.zeros(config.samples, int)
+    curve = known(config.conditional_variance, config.unconditional_variance)
     branches = (
         gj.branches(gaussian(config.conditional_variance).denoise, cond=label),
         gj.branches(gaussian(config.unconditional_variance).denoise, uncond=label),
@@ -101,6 +108,8 @@ def measured(config: Config) -> dict[str, Array]:
     def variances(scale: Array, keys: Array) -> dict[str, Array]:
         samplers = {"ddim": gj.ddim(), "ddpm": gj.ddpm()}
         samples = {name: gj.sample(keys, branches, gj.cfg(scale), sampler, levels, (1,)) for name, sampler in samplers.items()}
+        calibrated = gj.cfg(gj.scales.calibrated(curve, scale))
+        samples["calibrated"] = gj.sample(keys, branches, calibrated, gj.ddim(), levels, (1,))
         target = gj.targets.tilted(scale)
         found = gj.feynman_kac(keys, branches, target, PARTICLES, fewer, (1,), size=config.particles)
         square, error = pooled(found, found.x**2)
@@ -203,7 +212,9 @@ def tilted(config: Config) -> list[dict[str, Any]]:
     keys, labels = jax.random.split(jax.random.key(config.seed), n), jnp.zeros(n, int)
     branches = gj.branches(mixture.denoise, cond=labels, uncond=labels - 1)
 
-    def plain(keys: Array, scale: Array, sampler: gj.Sampler) -> tuple[Array, Array]:
+    curve = gj.calibrate(keys, branches, mixture.sample(jax.random.key(config.seed + 1), n, labels), levels)
+
+    def plain(keys: Array, scale: Any, sampler: gj.Sampler) -> tuple[Array, Array]:
         x = gj.sample(keys, branches, gj.cfg(scale), sampler, levels, (2,))
         values = statistics(x, x[:, 0].mean())
         return values.mean(0), values.std(0) / np.sqrt(n)
@@ -213,11 +224,12 @@ def tilted(config: Config) -> list[dict[str, Any]]:
         target = gj.targets.tilted(scale)
         found = gj.feynman_kac(keys, branches, target, PARTICLES, levels, (2,), size=config.particles)
         weighted = pooled(found, statistics(found.x, pooled(found, found.x)[0][0]))
-        return plain(keys, scale, gj.heun()), plain(keys, scale, gj.heun_sde()), found, weighted
+        calibrated = plain(keys, gj.scales.calibrated(curve, scale), gj.heun())
+        return plain(keys, scale, gj.heun()), plain(keys, scale, gj.heun_sde()), calibrated, found, weighted
 
     rows = []
     for w in config.tilted_scales:
-        ode, sde, found, weighted = ways(keys, jnp.float32(w))
+        ode, sde, calibrated, found, weighted = ways(keys, jnp.float32(w))
         normaliser = np.exp(np.asarray(found.log_normaliser, np.float64))
         extra = {
             "log_normaliser": float(np.log(normaliser.mean())),
@@ -229,6 +241,7 @@ def tilted(config: Config) -> list[dict[str, Any]]:
         rows.append({"scale": w, "way": "exact", **exact(mixture, w)})
         rows.append({"scale": w, "way": "CFG, ODE", **named(*ode)})
         rows.append({"scale": w, "way": "CFG, SDE", **named(*sde)})
+        rows.append({"scale": w, "way": "calibrated", **named(*calibrated)})
         rows.append({"scale": w, "way": "particles", **named(*weighted), **extra})
     return rows
 
@@ -305,6 +318,8 @@ def plot(config: Config, rows: list[dict[str, Any]]) -> None:
     with plt.rc_context(pictures.STYLE):
         figure, axis = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
         lines = {"tilted": ("the tilted density", GREEN), "ddim": ("DDIM", BLUE), "ddpm": ("DDPM", ORANGE)}
+        found = [row["calibrated_measured"] for row in rows]
+        axis.plot(config.scales, found, "x", ms=5, color=PURPLE, label="DDIM by the calibrated scale, sampled")
         for law, (label, color) in lines.items():
             axis.plot(w, [form[law] for form in forms], color=color, label=f"{label}, closed form")
             found = [row[f"{law}_measured"] for row in rows]
@@ -326,7 +341,7 @@ def plot_tilted(config: Config, rows: list[dict[str, Any]]) -> None:
         "share": "share of the left mode",
         "log_normaliser": "log-normaliser",
     }
-    ways = {"CFG, ODE": (BLUE, -0.06), "CFG, SDE": (ORANGE, 0.06), "particles": (GREEN, 0.0)}
+    ways = {"CFG, ODE": (BLUE, -0.06), "CFG, SDE": (ORANGE, 0.06), "calibrated": (PURPLE, 0.12), "particles": (GREEN, 0.0)}
     with plt.rc_context(pictures.STYLE):
         figure, axes = plt.subplots(1, 4, figsize=(13, 3.4), layout="constrained")
         for axis, (name, title) in zip(axes, names.items(), strict=True):
@@ -339,7 +354,7 @@ def plot_tilted(config: Config, rows: list[dict[str, Any]]) -> None:
                     axis.errorbar(at, values, errors, fmt="o", ms=5, mfc="none", capsize=2, color=color, label=way)
             axis.set(title=title, xlabel="guidance scale")
             axis.title.set_color(INK)
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=9)
         figure.savefig(config.out / "tilted.png")
         plt.close(figure)
 
@@ -354,16 +369,20 @@ def main(config: Config) -> list[dict[str, Any]]:
     found = measured(config)
     rows = []
     print(f"Variance with CFG, p(x|y) = N(0, {v_c:g}), p(x) = N(0, {v_u:g}), {config.steps} steps, {config.samples} samples")
-    print("  scale   tilted: closed   particles   DDIM: closed   sampled   DDPM: closed   sampled")
+    print("  scale   tilted: closed   particles   DDIM: closed   sampled   DDPM: closed   sampled   calibrated DDIM")
     for i, w in enumerate(config.scales):
         forms = closed_forms(w, v_c, v_u)
-        row = {"scale": w, **forms, **{f"{law}_measured": float(found[law][i]) for law in ("ddim", "ddpm", "tilted")}}
+        row = {
+            "scale": w,
+            **forms,
+            **{f"{law}_measured": float(found[law][i]) for law in ("ddim", "ddpm", "tilted", "calibrated")},
+        }
         row["tilted_error"] = float(found["tilted_error"][i])
         rows.append(row)
         print(
             f"  {w:5.1f}   {row['tilted']:14.5f} {row['tilted_measured']:11.5f}"
             f"   {row['ddim']:12.5f} {row['ddim_measured']:9.5f}"
-            f"   {row['ddpm']:12.5f} {row['ddpm_measured']:9.5f}"
+            f"   {row['ddpm']:12.5f} {row['ddpm_measured']:9.5f}   {row['calibrated_measured']:15.5f}"
         )
     error = np.sqrt(2 / config.samples)
     print(f"The sampled columns have a relative standard error of {error:.1%}; their noise is the same at every scale.")

@@ -54,7 +54,7 @@ class Config:
     out: Path
     """A directory for this set alone."""
     guidance: str = "cfg"
-    """A name of `experiments.models.WAYS`: cfg, interval, apg, autoguidance, classifier, conditional, ..."""
+    """A name of `experiments.models.WAYS`: cfg, calibrated (which measures first), interval, apg, autoguidance, ..."""
     scale: float = 2.0
     """1 is the conditional model; of a classifier, Bayes' rule."""
     samples: int = 50_000
@@ -303,6 +303,7 @@ def main(config: Config) -> Shards:
     """Draw the set, and on process 0 assemble it and paint its grid."""
     local.start(config.coordinator, config.processes, config.process)
     run, way = models.load(config.run), models.WAYS[config.guidance]
+    run = models.calibrated(run) if way.calibrated else run
     classes = config.labels or range(len(run.names))
     if not set(classes) <= set(range(len(run.names))):
         raise ValueError(f"labels must be classes of the run, 0 to {len(run.names) - 1}, got {config.labels}.")

@@ -6,10 +6,12 @@ A run is a directory with `models.json`, which says of each network what it is a
 import dataclasses
 import functools
 import json
+import operator
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
@@ -54,6 +56,8 @@ class Run(NamedTuple):
     names: tuple[str, ...]
     """Of the classes; the label after the last is the null label."""
     networks: dict[str, Trained]
+    curve: gj.Curve | None = None
+    """Where guidance helps the denoiser, once `calibrated` has measured it."""
 
 
 def describe(kind: str, config: Any, predicts: str | None = None) -> dict[str, Any]:
@@ -147,6 +151,8 @@ class Way(NamedTuple):
     networks: tuple[str, ...]
     guide: Callable[..., tuple[Any, gj.Guidance]]
     """`(*networks, labels, null, scale) -> branches, guidance`; the networks as `Trained.bind` gives them."""
+    calibrated: bool = False
+    """Whether the scale that `guide` is given follows the run's curve."""
 
 
 Guided = tuple[Any, gj.Guidance]
@@ -195,8 +201,27 @@ WAYS = {
     "early_autoguidance": Way("under-trained, autoguidance", ("early", "weak"), _weaker),
     "classifier": Way("noise-aware classifier", ("denoiser", "classifier"), _classifier),
     "clean_classifier": Way("clean-trained classifier", ("denoiser", "clean"), _clean),
+    "calibrated": Way("CFG, calibrated", ("denoiser",), _contrast(gj.cfg), calibrated=True),
 }
 """The ways by name, all on one scale: 1 is the conditional model, or, of a classifier, Bayes' rule."""
+
+
+def calibrated(run: Run, count: int = 1000, batch: int = 250, seed: int = 100) -> Run:
+    """The run with its curve, measured on samples that its denoiser draws unguided, in equal parts for each class."""
+    apply = run.networks["denoiser"].bind
+    spacing = gj.spacings.karras(sigma_min=0.02, sigma_max=60.0)
+    drawn, measured = gj.levels(SCHEDULE, 18, spacing), gj.levels(SCHEDULE, 40, spacing)
+
+    @jax.jit
+    def part(params: Any, keys: Array, labels: Array) -> gj.Calibration:
+        two = gj.branches(apply(params), cond=labels, uncond=jnp.full_like(labels, len(run.names)))
+        x0 = gj.sample(keys, two, gj.chain(), gj.dpmpp_2m(), drawn, run.shape)
+        return gj.calibrate(keys, two, x0, measured)
+
+    keys, labels = jax.random.split(jax.random.key(seed), count), jnp.arange(count) % len(run.names)
+    rows = [slice(i, i + batch) for i in range(0, count, batch)]
+    parts = [part(run.networks["denoiser"].params, keys[some], labels[some]) for some in rows]
+    return run._replace(curve=functools.reduce(operator.add, parts).for_classes)
 
 
 def program(
@@ -207,16 +232,21 @@ def program(
     With `gj.evaluations` as the loop it gives the number of a sample's network evaluations instead.
 
     Raises:
-      ValueError: if the run lacks a network that the way asks.
+      ValueError: if the run lacks a network that the way asks, or the curve.
     """
     missing = [name for name in way.networks if name not in run.networks]
     if missing:
         raise ValueError(f"{way.title} needs the networks {', '.join(missing)}; the run has {', '.join(run.networks)}.")
 
+    if way.calibrated and run.curve is None:
+        raise ValueError(f"{way.title} needs a run with its curve: models.calibrated(run).")
+    curve = {"curve": run.curve} if way.calibrated else {}
+
     def generate(arguments: tuple[dict[str, Any], Array], keys: Array, labels: Array) -> Array:
         params, scale = arguments
+        scale = gj.scales.calibrated(params["curve"], scale) if way.calibrated else scale
         bound = [run.networks[name].bind(params[name]) for name in way.networks]
         branches, guidance = way.guide(*bound, labels, jnp.full_like(labels, len(run.names)), scale)
         return loop(keys, branches, guidance, sampler, levels, run.shape)
 
-    return generate, {name: run.networks[name].params for name in way.networks}
+    return generate, curve | {name: run.networks[name].params for name in way.networks}

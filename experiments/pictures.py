@@ -9,7 +9,9 @@ import numpy as np
 mpl.use("agg")
 import matplotlib.pyplot as plt
 
-INK, MUTED, BLUE, ORANGE, GREEN = "#222222", "#777777", "#1f6fb4", "#d9730d", "#2b8a3e"
+import guidance_jax as gj
+
+INK, MUTED, BLUE, ORANGE, GREEN, PURPLE = "#222222", "#777777", "#1f6fb4", "#d9730d", "#2b8a3e", "#7b3fa0"
 STYLE: Any = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -56,22 +58,31 @@ def digits(
     at = {scale: i for i, scale in enumerate(scales)}
     shown = [scale for scale in (1.0, 2.0, 4.0, 12.0) if scale in at] or list(scales[:4])
     real = np.stack([test_set.images[test_set.labels == y][:each] for y in range(test_set.classes)])
-    name = {"cfg": "Classifier-free guidance", "classifier": "Classifier guidance of the unconditional model"}
+    name = {
+        "cfg": "Classifier-free guidance",
+        "classifier": "Classifier guidance of the unconditional model",
+        "calibrated": "Classifier-free guidance by a calibrated scale",
+    }
     unguided = {
         "real, held out": real,
         "unconditional": samples["cfg"][at[0.0], :, :each],
         "conditional": samples["cfg"][at[1.0], :, :each],
     }
     panels(out / "samples_unguided.png", unguided, "Without guidance, a row a class")
-    for way in ("cfg", "classifier"):
+    for way in name:
         grids = {f"scale {scale:g}": samples[way][at[scale], :, :each] for scale in shown}
         panels(out / f"samples_{way}.png", grids, f"{name[way]}, a row a class")
     best = max(range(len(scales)), key=lambda i: metrics["classifier"][i]["accuracy"])
+    high = 8.0 if 8.0 in at else max(scales)
     overview = {
         "unconditional": samples["cfg"][at[0.0], :, :each],
         "conditional": samples["cfg"][at[1.0], :, :each],
         "CFG, scale 2": samples["cfg"][at.get(2.0, -1), :, :each],
         f"classifier, scale {scales[best]:g}": samples["classifier"][best, :, :each],
+        **{
+            f"{label}, scale {high:g}": samples[way][at[high], :, :each]
+            for way, label in (("cfg", "CFG"), ("calibrated", "calibrated"))
+        },
     }
     panels(out / "overview.png", overview, "Guided handwritten digits, a row a class")
     curve(out / "fidelity_diversity.png", scales, metrics)
@@ -79,7 +90,7 @@ def digits(
 
 def curve(path: Path, scales: tuple[float, ...], metrics: dict[str, Any]) -> None:
     """Fidelity and diversity over the scale, and one against the other."""
-    ways = {"cfg": ("CFG", BLUE), "classifier": ("classifier", ORANGE)}
+    ways = {"cfg": ("CFG", BLUE), "classifier": ("classifier", ORANGE), "calibrated": ("calibrated", GREEN)}
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
         for way, (label, color) in ways.items():
@@ -102,5 +113,27 @@ def curve(path: Path, scales: tuple[float, ...], metrics: dict[str, Any]) -> Non
             axis.legend(fontsize=8)
         for axis in axes[:2]:
             axis.set_ylim(0, 1.03)
+        figure.savefig(path)
+        plt.close(figure)
+
+
+def calibration(path: Path, measured: dict[str, gj.Calibration]) -> None:
+    """rho in both forms over the noise, with its standard error, and the scales that follow from the form for classes."""
+    shades = (BLUE, ORANGE, GREEN, PURPLE, INK)
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+        for (name, one), color in zip(measured.items(), shades, strict=False):
+            for curve, style, form in ((one.for_classes, "-", "for classes"), (one.for_prompts, "--", "for prompts")):
+                ratio, rho, error = map(np.asarray, curve)
+                axes[0].plot(ratio, rho, style, color=color, label=f"{name}, {form}")
+                axes[0].fill_between(ratio, rho - error, rho + error, color=color, alpha=0.2, lw=0)
+        first = next(iter(measured.values()))
+        for scale, color in zip((2.0, 4.0, 8.0, 16.0), shades, strict=False):
+            rho = np.asarray(first.rho)
+            axes[1].plot(first.ratio, scale / (rho + scale * (1 - rho)), color=color, label=f"w = {scale:g}")
+        axes[0].set(title="Where guidance helps", ylabel="rho", xscale="log", xlabel="sigma / alpha", ylim=(0, 1.03))
+        axes[1].set(title="The scale that follows", ylabel="scale at this level", xscale="log", xlabel="sigma / alpha")
+        for axis in axes:
+            axis.legend(fontsize=8)
         figure.savefig(path)
         plt.close(figure)

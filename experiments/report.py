@@ -17,7 +17,7 @@ from experiments.sweep import Sweep
 COLOURS = {way: plt.colormaps["tab20"]((2 * i) % 20 + i // 10) for i, way in enumerate(models.WAYS)}
 Curves = dict[str, list[dict[str, Any]]]
 CURVES = {
-    "Of the trained model": ("cfg", "interval", "rescale", "apg", "cfg_zero_star", "autoguidance"),
+    "Of the trained model": ("cfg", "interval", "rescale", "apg", "cfg_zero_star", "autoguidance", "calibrated"),
     "Of the unconditional model, by classifiers": ("classifier", "clean_classifier"),
     "Of the under-trained model": ("early_cfg", "early_autoguidance"),
 }
@@ -142,11 +142,16 @@ def findings(metrics: dict[str, Any]) -> Iterator[str]:
         f"The FD is lowest at scale {best['scale']:g}, {best['fd']:.2f} against {first['fd']:.2f} without guidance."
     )
     equal = [(name, row) for name, row in rows.items() if "at accuracy" in name]
-    if len(equal) == 2:
-        told = " and ".join(
+    if len(equal) > 1:
+        told = "; ".join(
             f"{row['fd']:.2f} ({row['way']}, scale {row['scale']:g}, measured {row['accuracy']:.3f})" for _, row in equal
         )
-        yield f"The interval against plain CFG at equal accuracy: FD {told}."
+        yield f"Ways at equal accuracy: FD {told}."
+    if (found := rows.get("CFG, calibrated, lowest FD")) and (plainest := rows.get("CFG, lowest FD")):
+        yield (
+            f"By a calibrated scale the lowest FD is {found['fd']:.2f} (scale {found['scale']:g}, accuracy "
+            f"{found['accuracy']:.3f}), {found['fd'] / plainest['fd']:.2f} of CFG's lowest."
+        )
     early, weak = rows["under-trained, conditional"], rows["under-trained, autoguidance, lowest FD"]
     text = (
         f"Autoguidance takes the under-trained FD from {early['fd']:.2f} to {weak['fd']:.2f}, accuracy {weak['accuracy']:.3f}"

@@ -19,6 +19,7 @@ SCALES = {
     **dict.fromkeys(("cfg", "interval", "rescale", "apg", "cfg_zero_star", "early_cfg"), CONTRASTS),
     **dict.fromkeys(("autoguidance", "early_autoguidance"), (1.5, 2.0, 3.0, 4.0)),
     **dict.fromkeys(("classifier", "clean_classifier"), (1.0, 2.0, 4.0, 8.0, 16.0)),
+    "calibrated": (2.0, 3.0, 5.0, 8.0, 12.0),
 }
 ACCURATE = 0.98
 
@@ -76,11 +77,13 @@ class Sweep:
         return self.costs[way]
 
 
-def scale_at(rows: list[dict[str, Any]], accuracy: float) -> float | None:
-    """The smallest scale at which a sweep's accuracy, linear between its points, is that; None where it is never."""
+def scale_at(rows: list[dict[str, Any]], value: float, measure: str = "accuracy") -> float | None:
+    """The smallest scale at which a sweep's accuracy rises to a value, or another measure falls to it, linear between points;
+    None where it never does."""
     for low, high in itertools.pairwise(rows):
-        if low["accuracy"] <= accuracy <= high["accuracy"]:
-            share = (accuracy - low["accuracy"]) / max(high["accuracy"] - low["accuracy"], 1e-9)
+        first, last = low[measure], high[measure]
+        if (first <= value <= last) if measure == "accuracy" else (first >= value >= last):
+            share = (value - first) / (last - first) if last != first else 0.0
             return round(low["scale"] + share * (high["scale"] - low["scale"]), 2)
     return None
 
@@ -95,8 +98,14 @@ def headlines(curves: dict[str, list[dict[str, Any]]]) -> dict[str, tuple[str, f
         "CFG, lowest FD": ("cfg", best("cfg")["scale"]),
     }
     level = min(ACCURATE, reach("cfg", "interval"))
-    for way in ("cfg", "interval"):
+    for way in ("cfg", "interval", "apg", "calibrated"):
         rows[f"{models.WAYS[way].title}, at accuracy {level:.3f}"] = way, scale_at(curves[way], level)
+    rows["CFG, calibrated, lowest FD"] = "calibrated", best("calibrated")["scale"]
+    if (scale := scale_at(curves["cfg"], level)) is not None:
+        column = lambda name: [row[name] for row in curves["cfg"]]
+        precise = float(np.interp(scale, column("scale"), column("precision")))
+        for way in ("interval", "calibrated"):
+            rows[f"{models.WAYS[way].title}, at precision {precise:.3f}"] = way, scale_at(curves[way], precise, "precision")
     rows["under-trained, conditional"] = "early", 1.0
     guided = best("early_autoguidance")
     rows["under-trained, autoguidance, lowest FD"] = "early_autoguidance", guided["scale"]

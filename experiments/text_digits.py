@@ -54,10 +54,12 @@ class Config:
     """Of the model."""
     drop_rate: float = 0.1
     """The probability of an empty text in training."""
-    scales: tuple[float, ...] = (0.0, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
+    scales: tuple[float, ...] = (0.0, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 16.0)
     """Guidance scales; 1 is the conditional model, 0 the empty text."""
     others: tuple[float, ...] = (2.0, 4.0, 8.0)
     """Scales of the other methods."""
+    calibrated: tuple[float, ...] = (2.0, 4.0, 8.0, 16.0)
+    """Scales of CFG by a calibrated scale, in the form for prompts and in that for classes."""
     scale: float = 5.0
     """Of negative prompts."""
     prompts: int = 64
@@ -146,13 +148,25 @@ def judged(groups: dict[str, list[str]], seen: Reading, judge: Judge) -> dict[st
     }
 
 
+def calibrated(config: Config, painter: Painter) -> dict[str, Callable[[Any], gj.Guidance]]:
+    """CFG by a scale that is measured on the model's own samples of other prompts than those of the table."""
+    texts = [text for some in prompts(-(-config.prompts // 2), config.seed + 5).values() for text in some]
+    curve = painter.calibrate(texts, config.seed + 6)
+    return {
+        "CFG, calibrated for prompts": lambda scale: gj.cfg(gj.scales.calibrated(curve.for_prompts, scale)),
+        "CFG, calibrated for classes": lambda scale: gj.cfg(gj.scales.calibrated(curve.for_classes, scale)),
+    }
+
+
 def sweep(config: Config, painter: Painter, judge: Judge) -> dict[str, list[dict[str, Any]]]:
     """Every way at its scales, on the same prompts and noise."""
     groups = prompts(config.prompts, config.seed)
     texts = [text for some in groups.values() for text in some]
+    scales = {way: (config.scales if way == "CFG" else config.others) for way in WAYS}
+    measured = calibrated(config, painter)
     rows: dict[str, list[dict[str, Any]]] = {}
-    for way, guide in WAYS.items():
-        for scale in config.scales if way == "CFG" else config.others:
+    for way, guide in (WAYS | measured).items():
+        for scale in scales.get(way, config.calibrated):
             row = judged(groups, read(judge, painter(guide, scale, config.seed + 1, cond=texts)), judge)
             rows.setdefault(way, []).append({"scale": scale} | row)
             told = ", ".join(f"{name} {row[name]:.3f}" for name in ("accuracy", "held_out", "precision", "recall"))
@@ -240,7 +254,7 @@ def plan(config: Config, model: Model) -> None:
     counted: Any = jax.jit(network).lower(model.params, x, ids).cost_analysis()
     training = 3 * counted["flops"] * config.model.steps * config.model.batch
     count = sum(len(texts) for texts in prompts(config.prompts, config.seed).values())
-    points = len(config.scales) + len(config.others) * (len(WAYS) - 1)
+    points = len(config.scales) + len(config.others) * (len(WAYS) - 1) + 2 * len(config.calibrated)
     passes = 2 * points * count + 90 * config.repeats * (12 + 8 * (1 + len(config.others)))
     sampling = counted["flops"] * config.steps * passes
     print(
@@ -259,6 +273,7 @@ def small(config: Config) -> Config:
         size=Size(width=16, blocks=1, heads=2, text_width=8, text_blocks=1, text_heads=2),
         scales=(0.0, 1.0, 3.0),
         others=(3.0,),
+        calibrated=(3.0,),
         prompts=4,
         repeats=1,
         steps=3,

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import operator
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -225,3 +226,21 @@ class Painter:
             images = np.asarray(program(self.model.params, keys[rows], part, jnp.float32(scale)))
             parts.append(images[: count - start])
         return np.concatenate(parts)
+
+    def calibrate(self, texts: Sequence[str], seed: int) -> gj.Calibration:
+        """Where guidance helps, measured on a sample of each text, drawn unguided; whole batches of them."""
+
+        @jax.jit
+        def part(params: Any, keys: Array, ids: Array, empty: Array) -> gj.Calibration:
+            cond, uncond = (self.model.read(params, some)[0] for some in (ids, empty))
+            branches = gj.branches(self.model.denoiser(params), cond=cond, uncond=uncond)
+            x0 = gj.sample(keys, branches, gj.chain(), gj.dpmpp_2m(), self.levels, scenes.SHAPE)
+            return gj.calibrate(keys, branches, x0, measured)
+
+        measured = gj.levels(SCHEDULE, 40, gj.spacings.karras(sigma_min=0.02, sigma_max=60.0))
+        size = min(self.batch, len(texts))
+        count = len(texts) - len(texts) % size
+        keys, ids = jax.random.split(jax.random.key(seed), count), jnp.asarray(scenes.tokenise(texts))
+        empty = jnp.asarray(scenes.tokenise([""] * size))
+        rows = [slice(start, start + size) for start in range(0, count, size)]
+        return functools.reduce(operator.add, (part(self.model.params, keys[some], ids[some], empty) for some in rows))

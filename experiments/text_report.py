@@ -9,11 +9,11 @@ import numpy as np
 
 import guidance_jax as gj
 from experiments import scenes
-from experiments.pictures import BLUE, GREEN, INK, MUTED, ORANGE, STYLE, montage
+from experiments.pictures import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, STYLE, montage
 from experiments.text_model import Painter
 
 Ways = dict[str, list[dict[str, Any]]]
-COLOURS = (BLUE, ORANGE, GREEN, "#7b3fa0")
+COLOURS = (BLUE, ORANGE, GREEN, PURPLE, INK, MUTED)
 SHOWN = (
     "a three to the left of a seven",
     "a four to the left of a seven",

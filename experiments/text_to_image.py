@@ -6,6 +6,7 @@ with `--mask` too it paints anew what is white there.
 
 import dataclasses
 import functools
+import operator
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,16 +24,17 @@ import guidance_jax as gj
 from experiments import memory, pictures
 from guidance_jax.pretrained import text_to_image
 
-WAYS: dict[str, Callable[[Array], gj.Guidance]] = {
+WAYS: dict[str, Callable[[Any], gj.Guidance]] = {
     "none": lambda scale: gj.chain(),
     "cfg": gj.cfg,
+    "calibrated": gj.cfg,
     "interval": lambda scale: gj.during(gj.cfg(scale), 0.28, 5.42),
     "rescale": lambda scale: gj.chain(gj.cfg(scale), gj.rescale(0.7)),
     "apg": lambda scale: gj.apg(scale, most=7.5),
     "cfg_zero_star": gj.cfg_zero_star,
     "tcfg": gj.tcfg,
 }
-"""Of the prompt against the negative one, on one scale: 1 is the conditional model."""
+"""Of the prompt against the negative one, on one scale: 1 is the conditional model. "calibrated" measures its scale first."""
 SAMPLERS = {
     "dpmpp_2m": gj.dpmpp_2m,
     "dpmpp_sde": gj.dpmpp_sde,
@@ -57,7 +59,7 @@ class Config:
     negative: str | None = None
     """What the pictures should not be; none at all as the model was published."""
     guidance: str = "cfg"
-    """none, cfg, interval, rescale, apg, cfg_zero_star or tcfg."""
+    """none, cfg, calibrated, interval, rescale, apg, cfg_zero_star or tcfg."""
     scale: tuple[float, ...] = (7.5,)
     """1 is the conditional model; one, or one a prompt."""
     sampler: str = "dpmpp_2m"
@@ -70,6 +72,8 @@ class Config:
     """Of the pictures, in pixels; that of the model, or of the image, where not told."""
     width: int | None = None
     """Likewise."""
+    calibration: int = 64
+    """Unguided pictures of the prompts, without image and mask, on which a calibrated scale is measured."""
     samples: int = 1
     """Pictures of each prompt."""
     batch: int = 4
@@ -95,23 +99,32 @@ class Config:
         for name, names in (("guidance", WAYS), ("sampler", SAMPLERS), ("spacing", SPACINGS)):
             if getattr(self, name) not in names:
                 raise ValueError(f"{name} must be one of {', '.join(names)}, got {getattr(self, name)!r}.")
-        if not self.prompts or min(self.samples, self.batch, self.steps) < 1:
-            raise ValueError("there must be a prompt, and samples, batch and steps must be at least 1.")
+        if not self.prompts or min(self.samples, self.batch, self.steps, self.calibration) < 1:
+            raise ValueError("there must be a prompt, and samples, batch, steps and calibration must be at least 1.")
         if len(self.scale) not in (1, len(self.prompts)):
             raise ValueError(f"one scale or one a prompt, got {len(self.scale)} for {len(self.prompts)} prompts.")
+        if self.guidance == "calibrated" and self.mask is not None:
+            raise ValueError("a calibrated scale is measured on whole pictures; with a mask take another guidance.")
         if self.image is None and (self.mask is not None or self.strength is not None):
             raise ValueError("a mask and a strength need an image.")
 
 
 def program(model: text_to_image.Model, config: Config, size: tuple[int, int]) -> Callable[..., Array]:
-    """`(params, keys [B], prompts, negative, scale [B], image, known) -> pictures [B, H, W, 3]` in [-1, 1]."""
+    """`(params, keys [B], prompts, negative, scale [B], image, known, curve) -> pictures [B, H, W, 3]` in [-1, 1]."""
     path = model.levels(config.steps, SPACINGS[config.spacing])
     if config.image is not None:
         default = 0.8 if config.mask is None else 1.0
         path = gj.schedules.strength(path, default if config.strength is None else config.strength)
 
     def generate(
-        params: Any, keys: Array, prompts: Any, negative: Any, scale: Array, image: Array | None, known: Array | None
+        params: Any,
+        keys: Array,
+        prompts: Any,
+        negative: Any,
+        scale: Array,
+        image: Array | None,
+        known: Array | None,
+        curve: gj.Curve | None = None,
     ) -> Array:
         sampler, start, channels = SAMPLERS[config.sampler](), model.latents(*size), None
         if image is not None:
@@ -125,11 +138,31 @@ def program(model: text_to_image.Model, config: Config, size: tuple[int, int]) -
             channels = model.painted(params, image, known)
         encode = functools.partial(model.encode, params, height=size[0], width=size[1], channels=channels)
         two = gj.branches(model.denoiser(params), cond=encode(prompts), uncond=encode(negative))
-        x = gj.sample(keys, two, WAYS[config.guidance](scale), sampler, path, start)
+        guidance = WAYS[config.guidance](scale if curve is None else gj.scales.calibrated(curve, scale))
+        x = gj.sample(keys, two, guidance, sampler, path, start)
         images = model.decode(params, x, tile=config.tile)
         return images if image is None or known is None else known * image + (1 - known) * images
 
     return generate
+
+
+def measured(model: text_to_image.Model, config: Config, size: tuple[int, int]) -> gj.Curve:
+    """Where guidance helps with these prompts, from pictures of them that are drawn unguided, a batch at a time."""
+    path = model.levels(config.steps, SPACINGS[config.spacing])
+
+    @jax.jit
+    def part(params: Any, keys: Array, prompts: Any, negative: Any) -> gj.Calibration:
+        encode = functools.partial(model.encode, params, height=size[0], width=size[1])
+        two = gj.branches(model.denoiser(params), cond=encode(prompts), uncond=encode(negative))
+        x0 = gj.sample(keys, two, gj.chain(), gj.dpmpp_2m(), path, model.latents(*size))
+        return gj.calibrate(keys, two, x0, path)
+
+    parts = []
+    for start in range(0, config.calibration, config.batch):
+        texts = [config.prompts[i % len(config.prompts)] for i in range(start, start + config.batch)]
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), start + 2**31), config.batch)
+        parts.append(part(model.params, keys, model.tokenize(texts), model.tokenize([config.negative] * config.batch)))
+    return functools.reduce(operator.add, parts).for_prompts
 
 
 def read(path: Path, size: tuple[int, int] | None = None, method: str = "lanczos3") -> Array:
@@ -191,9 +224,15 @@ def main(config: Config) -> list[Path]:
         white = read(config.mask, pixels, "nearest").mean(2, keepdims=True) > 0
         known = jnp.tile(1 - white.astype(jnp.float32)[None], (batch, 1, 1, 1))
 
+    curve = None
+    if config.guidance == "calibrated":
+        curve, measuring = timed(lambda: measured(model, config, pixels))
+        most, least = float(curve.rho[0]), float(curve.rho[-1])
+        print(f"calibrated in {measuring:.1f} s: rho is {most:.2f} at the most noise, {least:.2f} at the least")
+
     def arguments(part: np.ndarray) -> tuple[Any, ...]:
         prompts, negative = model.tokenize([texts[i] for i in part]), model.tokenize([config.negative] * batch)
-        return model.params, keys[part], prompts, negative, jnp.asarray(scales[part]), start, known
+        return model.params, keys[part], prompts, negative, jnp.asarray(scales[part]), start, known, curve
 
     parts = index.reshape(-1, batch)
     compiled, compiling = timed(lambda: jax.jit(program(model, config, pixels)).lower(*arguments(parts[0])).compile())

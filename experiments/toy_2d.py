@@ -3,7 +3,8 @@
 `python -m experiments.toy_2d` grows two trees, a class each, of small Gaussians (after the figure 1 of Karras et al. 2024,
 arXiv:2406.02507, with a shape of its own). The "network" is the exact denoiser of the trees blurred by a Gaussian, so its
 samples leak off the branches; the weaker guide of autoguidance is blurred more. Density, classes and branches of the truth
-are known, so every method is judged without an estimate but the samples' own noise. Nothing is trained.
+are known, so every method is judged without an estimate but the samples' own noise. Nothing is trained. "calibrated" is CFG
+by a scale that is measured on the network's own samples, and "both" a chain of it and autoguidance at 3.
 """
 
 import dataclasses
@@ -22,10 +23,10 @@ from jax import Array
 
 import guidance_jax as gj
 from experiments import pictures
-from experiments.pictures import BLUE, GREEN, INK, MUTED, ORANGE
+from experiments.pictures import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE
 
-UNGUIDED, GUIDED = ("unguided", "weaker guide"), ("autoguidance", "CFG", "classifier", "interval", "APG")
-COLORS = {"CFG": BLUE, "interval": ORANGE, "autoguidance": GREEN, "APG": INK}
+UNGUIDED, GUIDED = ("unguided", "weaker guide"), ("autoguidance", "CFG", "classifier", "interval", "APG", "calibrated", "both")
+COLORS = {"CFG": BLUE, "interval": ORANGE, "autoguidance": GREEN, "APG": INK, "calibrated": PURPLE, "both": MUTED}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +119,16 @@ def classes(n: int) -> Array:
     return jnp.arange(n) % 2
 
 
-def arguments(config: Config, world: World, name: str, keys: Array, scale: Array) -> tuple[Any, ...]:
+def measured(config: Config, world: World) -> gj.Calibration:
+    """Where CFG helps this network, from as many of its own samples."""
+    labels, keys = classes(config.samples), jax.random.split(jax.random.key(config.seed + 2), config.samples)
+    both = gj.branches(world.model.denoise, cond=labels, uncond=jnp.full_like(labels, -1))
+    levels = gj.levels(gj.schedules.edm(), 40, gj.spacings.karras())
+    own = world.model.sample(jax.random.key(config.seed + 3), config.samples, labels)
+    return gj.calibrate(keys, both, own, levels)
+
+
+def arguments(config: Config, world: World, curve: gj.Calibration, name: str, keys: Array, scale: Array) -> tuple[Any, ...]:
     """Those of `gj.sample` for a method, one sample a key.
 
     The classifier is the true posterior, better than a network of this strength would learn. With the model's own it would
@@ -129,6 +139,7 @@ def arguments(config: Config, world: World, name: str, keys: Array, scale: Array
     uncond = gj.branches(world.model.denoise, uncond=jnp.full_like(labels, -1))
     both = gj.branches(world.model.denoise, **cond.conds, **uncond.conds)
     posterior = lambda x, level: world.truth.class_log_prob(x, level, labels)
+    calibrated = gj.cfg(gj.scales.calibrated(curve, scale))
     networks, guidance = {
         "unguided": (cond, gj.chain()),
         "weaker guide": (weak, gj.chain()),
@@ -137,6 +148,8 @@ def arguments(config: Config, world: World, name: str, keys: Array, scale: Array
         "classifier": (uncond, gj.classifier(posterior, scale)),
         "interval": (both, gj.during(gj.cfg(scale), *config.interval)),
         "APG": (both, gj.apg(scale, most=0.2)),
+        "calibrated": (both, calibrated),
+        "both": ((both, weak), gj.chain(calibrated, gj.autoguidance(3.0))),
     }[name]
     levels = gj.levels(gj.schedules.edm(), config.steps, gj.spacings.karras())
     return keys, networks, guidance, gj.dpmpp_2m(), levels, (2,)
@@ -164,14 +177,15 @@ def study(config: Config, world: World, names: tuple[str, ...]) -> dict[str, dic
     The first is the truth: as many exact samples, and with them what the samples' own noise does to the numbers.
     """
     keys = jax.random.split(jax.random.key(config.seed), config.samples)
+    curve = jax.jit(functools.partial(measured, config, world))()
 
     @jax.jit
     @functools.partial(jax.vmap, in_axes=(0, None))
     def at(scale: Array, keys: Array) -> dict[str, Array]:
         x, counts = [world.truth.sample(keys[0], len(keys), classes(len(keys)))], [jnp.int32(0)]
         for name in names:
-            x.append(gj.sample(*arguments(config, world, name, keys, scale)))
-            counts.append(gj.evaluations(*arguments(config, world, name, keys[:1], scale)))
+            x.append(gj.sample(*arguments(config, world, curve, name, keys, scale)))
+            counts.append(gj.evaluations(*arguments(config, world, curve, name, keys[:1], scale)))
         return {"x": jnp.stack(x), **jax.vmap(worth, in_axes=(None, 0))(world, jnp.stack(x)), "evaluations": jnp.stack(counts)}
 
     found = jax.tree.map(np.asarray, at(jnp.array(config.scales), keys))
@@ -184,7 +198,7 @@ def picture(config: Config, world: World, rows: dict[str, dict[str, Any]]) -> No
     grid = jnp.asarray(np.stack(np.meshgrid(across, up), axis=-1).reshape(-1, 2), jnp.float32)
     density = jax.jit(lambda grid, y: world.truth.log_prob(grid, world.clean, jnp.full(len(grid), y)) - world.edge)
     with plt.rc_context(pictures.STYLE):
-        figure, axes = plt.subplots(2, 4, figsize=(13, 5.9), layout="constrained")
+        figure, axes = plt.subplots(2, 5, figsize=(16, 5.9), layout="constrained")
         own, other = (density(grid, y).reshape(len(up), len(across)) for y in (0, 1))
         for axis, (name, row) in zip(axes.flat, rows.items(), strict=True):
             axis.contour(across, up, other, levels=[0], colors=MUTED, linewidths=0.4)
@@ -238,6 +252,11 @@ def main(config: Config) -> dict[str, dict[str, Any]]:
         fidelity = f"{row['log_likelihood']:14.3f}   {row['off_tree']:12.3f}   {row['mode_distance']:13.3f}"
         print(f"  {name:12s}  {fidelity}   {row['accuracy']:14.4f}   {row['evaluations']:13d}")
     print(f"{config.steps} steps, {config.samples} samples of two classes; what the truth's shares are off by is their noise.")
+    print(f"Shares off by, at scales {', '.join(f'{scale:g}' for scale in config.scales)}:")
+    for name in ("CFG", "interval", "APG", "calibrated", "both"):
+        print(f"  {name:12s}  " + "  ".join(f"{value:6.3f}" for value in found[name]["mode_distance"]))
+    fit = "  ".join(f"{value:6.3f}" for value in found["both"]["log_likelihood"])
+    print(f"and the log-likelihood of both: {fit}")
     picture(config, world, rows)
     curves(config, found)
     numbers = {name: {k: v.tolist() for k, v in row.items() if k != "x"} for name, row in found.items()}

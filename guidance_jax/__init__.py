@@ -24,6 +24,8 @@ from guidance_jax import (
     training,
 )
 from guidance_jax.base import Branches, Context, Guidance, NoiseLevel, Prediction, Sampler, Schedule, State, Step
+from guidance_jax.calibration import calibrate
+from guidance_jax.curves import Calibration, Curve
 from guidance_jax.denoisers import denoiser
 from guidance_jax.evaluation import evaluate, guide
 from guidance_jax.guidance import (
@@ -73,6 +75,7 @@ from guidance_jax.guidance import (
     tfg,
     tsg,
     universal,
+    unless_one,
 )
 from guidance_jax.likelihood import bits_per_dimension, log_likelihood
 from guidance_jax.noise import diffuse
@@ -105,7 +108,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Branches",
+    "Calibration",
     "Context",
+    "Curve",
     "Guidance",
     "NoiseLevel",
     "Prediction",
@@ -121,6 +126,7 @@ __all__ = [
     "beta_cfg",
     "bits_per_dimension",
     "branches",
+    "calibrate",
     "cfg",
     "cfg_pp",
     "cfg_zero_star",
@@ -205,6 +211,7 @@ __all__ = [
     "tsg",
     "unipc",
     "universal",
+    "unless_one",
 ]
 
 

@@ -15,6 +15,7 @@ from jaxtyping import ArrayLike
 
 from guidance_jax.arrays import LARGEST, check_range, concrete
 from guidance_jax.base import Branches, Cond, Guidance, NoiseLevel, Sampler, Schedule, Step
+from guidance_jax.curves import Calibration, Curve
 from guidance_jax.kinds import check_kind, check_numbers, check_takes, told
 from guidance_jax.outcomes import predicted
 from guidance_jax.traced import all_finite, insist
@@ -332,6 +333,38 @@ def check_schedule(schedule: object, name: str = "the schedule") -> None:
       TypeError: naming it.
     """
     check_kind(schedule, Schedule, name, "gj.schedules.cosine() is one.")
+
+
+def check_curve(curve: object, scale: ArrayLike) -> None:
+    """Raises unless it is a curve by which a scale can be calibrated.
+
+    Raises:
+      TypeError: if it is none.
+      ValueError: if its fields do not fit each other, or, where they and the scale are known, if they are out of range.
+    """
+    if not isinstance(curve, Curve):
+        check_kind(curve, Calibration, "calibrated's curve", "gj.calibrate(keys, branches, x0, levels) measures one.")
+    assert isinstance(curve, Calibration | Curve)
+    ratio, rho = curve.ratio, curve.rho
+    shapes = jnp.shape(ratio), jnp.shape(rho)
+    if len(set(shapes)) > 1 or len(shapes[0]) != 1 or not shapes[0][0]:
+        raise ValueError(f"a curve must have ratio and rho of one shape [S], S at least 1, got {shapes[0]} and {shapes[1]}.")
+    if not concrete((ratio, rho)):
+        return
+    ratio, rho = np.asarray(ratio), np.asarray(rho)
+    if not ((ratio >= 0).all() and np.isfinite(rho).all() and (rho >= 0).all()):
+        raise ValueError(f"a curve must have ratio >= 0 and finite rho >= 0, got ratio {ratio} and rho {rho}.")
+    if not concrete(scale):
+        return
+    w = np.asarray(scale, np.float64).reshape(-1, 1)
+    below = np.where(w == 0, 1, rho + w * (1 - rho))
+    if not (below > 0).all():
+        i, s = np.unravel_index(below.argmin(), below.shape)
+        raise ValueError(
+            f"calibrated's scale {w[i, 0]:g} needs rho + scale (1 - rho) > 0, but at sigma / alpha = {ratio[s]:.4g} rho is "
+            f"{rho[s]:.4g}, and this {below[i, s]:.4g}: no law is that narrow. Take a scale nearer to 1; to go away from a "
+            "condition, measure the other way round, calibrate(..., cond='uncond', uncond='cond') on unconditional samples."
+        )
 
 
 def check_branches(networks: tuple[Branches, ...], guidance: Guidance, x: jax.ShapeDtypeStruct, keys: Array) -> None:

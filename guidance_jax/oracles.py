@@ -13,11 +13,13 @@ from jax import Array
 from jax.lax import Precision
 from jaxtyping import ArrayLike, Float, Int
 
-from guidance_jax.arrays import check_range, concrete
+from guidance_jax.arrays import check_range, concrete, divide, inner, norm
 from guidance_jax.base import NoiseLevel, Prediction
-from guidance_jax.checks import check_finite, check_key, check_labels, check_level, check_scalar
+from guidance_jax.checks import check_finite, check_key, check_keys, check_labels, check_level, check_levels, check_scalar
+from guidance_jax.curves import Curve
 from guidance_jax.denoisers import from_eps, from_x0
 from guidance_jax.kinds import check_array, check_count
+from guidance_jax.noise import apart, diffuse
 
 __all__ = ["GaussianMixture"]
 
@@ -123,6 +125,50 @@ class GaussianMixture:
         size = jnp.sqrt((self.means**2).mean() + self.variances.mean())
         little = sigma < alpha * size
         return jax.tree.map(lambda a, b: jnp.where(little, a, b), from_eps(eps, x, alpha, sigma), from_x0(x0, x, alpha, sigma))
+
+    def covariance(self, x: Float[Array, "b d"], level: NoiseLevel, label: Int[Array, "b"]) -> Float[Array, "b d d"]:
+        """`Cov(x_0 | x_t, y)`, `[B, D, D]`; arguments as for `denoise`."""
+        log_joint, pull, alpha, sigma = self._components(x, level, label)
+        responsibility = jax.nn.softmax(log_joint, axis=1)
+        spread = _einsum("kde,ke,kfe,bkf->bkd", self.axes, self.variances, self.axes, pull)
+        means = self.means[None] + alpha[:, None, None] * spread
+        offset = means - (responsibility[:, :, None] * means).sum(1)[:, None]
+        a, s = (alpha**2)[:, None, None], (sigma**2)[:, None, None]
+        within = _einsum("kde,bke,kfe->bkdf", self.axes, self.variances[None] * s / (a * self.variances[None] + s), self.axes)
+        return _einsum("bk,bkdf->bdf", responsibility, within + offset[:, :, :, None] * offset[:, :, None])
+
+    def curve(self, keys: Array, labels: Int[Array, "b"], levels: NoiseLevel, *, power: ArrayLike = 2.0) -> Curve:
+        """The curve that `calibrate` measures, its squared residuals in their exact expectations: only x_t is drawn.
+
+        `rho = sum |d|^p v / sum |d|^p (v + |d|^2)`, `v = d^ . Cov(x_0 | x_t, y) d^`, `d = c - u`, `d^ = d / |d|`.
+
+        Args:
+          keys: `[B]` PRNG keys, one per sample.
+          labels: `[B]`, the classes of the samples.
+          levels: the path of noise levels, `[steps + 1]`; the last is left out.
+          power: p, `()`.
+
+        Raises:
+          ValueError: if the arguments do not fit each other, or a label names no component.
+          TypeError: if keys are no PRNG keys, or levels no path.
+        """
+        check_keys(keys)
+        check_levels(levels)
+        check_scalar(power, "the curve's power")
+        draw = lambda key, label: self.sample(key, 1, label)[0]
+        x0 = jax.vmap(draw)(apart(keys, 2), labels)
+
+        def at(inputs: tuple[Array, NoiseLevel]) -> tuple[Array, Array]:
+            x = diffuse(jax.vmap(jax.random.fold_in, in_axes=(0, None))(apart(keys, 1), inputs[0]), x0, inputs[1])
+            d = self.denoise(x, inputs[1], labels).x0 - self.denoise(x, inputs[1], jnp.full_like(labels, -1)).x0
+            unit, square = divide(d, norm(d)), inner(d, d).ravel()
+            v = _einsum("bd,bde,be->b", unit, self.covariance(x, inputs[1], labels), unit)
+            weight = square ** (jnp.asarray(power, d.dtype) / 2)
+            return (weight * v).sum(), (weight * (v + square)).sum()
+
+        path = jax.tree.map(lambda field: jnp.asarray(field, x0.dtype)[:-1], levels)
+        cond, uncond = jax.lax.map(at, (jnp.arange(len(path.t)), path))
+        return Curve(path.ratio, jnp.where(uncond > 0, divide(cond, uncond), 1))
 
     def score(self, x: Float[Array, "b d"], level: NoiseLevel, label: Int[Array, "b"]) -> Float[Array, "b d"]:
         """`grad log p(x_t | y)`; arguments as for `denoise`."""

@@ -1,7 +1,7 @@
 """Guidance scales that depend on the noise level: functions of it that every method takes in place of a number.
 
-Each spends the same guidance as a constant would: over the run of the network's time, `w - 1` is the constant's on average.
-`progress` below is 0 at the most noise and 1 at the least, in the network's own time.
+`calibrated` follows a measurement. Each of the others spends the same guidance as a constant would: over the run of the
+network's time, `w - 1` is the constant's on average. `progress` below is 0 at the most noise and 1 at the least, in that time.
 """
 
 from collections.abc import Callable
@@ -15,10 +15,11 @@ from typing_extensions import TypeAliasType
 
 from guidance_jax.arrays import check_range, per_sample
 from guidance_jax.base import Context, NoiseLevel, Schedule
-from guidance_jax.checks import check_schedule
+from guidance_jax.checks import check_curve, check_scalar, check_schedule
+from guidance_jax.curves import Calibration, Curve
 from guidance_jax.kinds import check_takes, noting
 
-__all__ = ["Scale", "beta", "clamp_linear", "cosine", "linear", "power_cosine"]
+__all__ = ["Scale", "beta", "calibrated", "clamp_linear", "cosine", "linear", "power_cosine"]
 
 Scale = TypeAliasType("Scale", ArrayLike | Callable[[NoiseLevel], ArrayLike])
 """A number, one a sample, `[B]`, or a function of the noise level that gives either."""
@@ -179,3 +180,53 @@ def beta(schedule: Schedule, scale: ArrayLike, a: ArrayLike = 2.0, b: ArrayLike 
         return 1 + (w - 1) * jax.scipy.stats.beta.pdf(progress(schedule, level), p, q)
 
     return weight
+
+
+def calibrated(curve: Curve | Calibration, scale: ArrayLike, *, threshold: ArrayLike = 0.0) -> Callable[[NoiseLevel], Array]:
+    """The scale whose guidance samples, as far as posteriors are Gaussian, the law `p(x)^(1 - scale) p(x | y)^scale`.
+
+    `w = scale / (rho + scale (1 - rho))`, which is `1 / w = 1 - rho + rho / scale`: 1 where rho is 0, and scale where rho is 1.
+
+    It is the mean of a product of posteriors whose covariances are as rho to 1. Where the condition is open, rho is small and
+    guidance off; w is never above `1 / (1 - rho)`, so the result forgives large scales.
+
+    rho is linear in `log(sigma / alpha)` between the levels of the curve, and constant beyond them. A scale of 0 is the
+    unconditional model. A negative one needs `rho > scale / (scale - 1)` at every level, as the law does on Gaussians. A known
+    curve seldom has that: to go away from a condition, calibrate with `cond="uncond", uncond="cond"`, on unconditional samples.
+
+    Args:
+      curve: of `calibrate`, `curve.for_prompts` for prompts; or a `Curve` that is known.
+      scale: `()` or `[B]`.
+      threshold: w is 1 where it is this near to 1, `()`; `unless_one` then leaves out the unconditional branch.
+
+    Raises:
+      ValueError: if scale is not finite, threshold is negative, the curve is known and no curve, or `rho + scale (1 - rho)` is
+        known and not positive; where it is traced, w is NaN.
+
+    Example:
+      >>> curve = Curve(ratio=jnp.array([0.1, 1.0, 10.0]), rho=jnp.array([1.0, 0.5, 0.0]))
+      >>> print(scales.calibrated(curve, 4.0)(schedules.edm().at(jnp.array([0.01, 0.1, 1.0, 10.0]))))
+      [4.  4.  1.6 1. ]
+
+    Reference: Derived here; no publication of this form is known to us. Near it are learned scales (arXiv:2510.00815), decaying
+    scales (arXiv:2603.08155), the interval (arXiv:2404.07724) and precision-weighted products (arXiv:2404.07593).
+    """
+    check_range(scale, "calibrated's scale")
+    check_scalar(threshold, "calibrated's threshold")
+    check_curve(curve, scale)
+    order = jnp.argsort(jnp.asarray(curve.ratio))
+    known, rho = _log(jnp.asarray(curve.ratio)[order]), jnp.asarray(curve.rho)[order]
+
+    def weight(level: NoiseLevel) -> Array:
+        w, near, ratio = (jnp.asarray(value, level.sigma.dtype) for value in (scale, threshold, level.ratio))
+        r = jnp.interp(_log(ratio), known.astype(ratio.dtype), rho.astype(ratio.dtype))
+        below = r + w * (1 - r)
+        w = jnp.where(below > 0, w / jnp.where(below > 0, below, 1), jnp.where(w == 0, 0, jnp.nan))
+        return jnp.where(jnp.abs(w - 1) < near, 1, w)
+
+    return weight
+
+
+def _log(ratio: Array) -> Array:
+    """Finite where there is no noise, and where there is nothing else."""
+    return jnp.log(jnp.clip(ratio, 1e-9, 1e9))

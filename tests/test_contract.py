@@ -96,6 +96,7 @@ TABLE = {
     "linear_reuse": Row(lambda v, w: gj.linear_reuse(v, jnp.array([1.0, -0.9, 0.8]))),
     "reuse": Row(lambda v, w: gj.reuse(gj.cfg(v), 2)),
     "adaptive": Row(lambda v, w: gj.adaptive(gj.cfg(v), 0.97)),
+    "unless_one": Row(lambda v, w: gj.unless_one(gj.cfg(v), v)),
     "rescale": shaper(lambda v: gj.rescale(v), 0.7, 0.0),
     "momentum": shaper(lambda v: gj.momentum(v), -0.5, 0.0),
     "clip_norm": shaper(lambda v: gj.clip_norm(1 / v), 2.0, 0.0),

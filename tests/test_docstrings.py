@@ -17,12 +17,24 @@ ROOT = Path(__file__).parent.parent
 PUBLIC = public()
 
 TYPES = (
-    *("Branches", "Context", "Guidance", "NoiseLevel", "Prediction", "Sampler", "Schedule", "State", "Step"),
+    *(
+        "Branches",
+        "Calibration",
+        "Context",
+        "Curve",
+        "Guidance",
+        "NoiseLevel",
+        "Prediction",
+        "Sampler",
+        "Schedule",
+        "State",
+        "Step",
+    ),
     *("likelihood.Encoding", "metrics.Moments", "metrics.Neighbours", "particles.Particles", "targets.Target"),
     *("networks.DiTConfig", "networks.Perturbed", "networks.Tokens", "networks.UNetConfig"),
 )
 LOOP = ("branches", "checked", "evaluate", "evaluations", "guide", "levels", "run", "sample")
-ALGEBRA = ("add", "amplify", "chain", "relative_to", "stateless")
+ALGEBRA = ("add", "amplify", "chain", "relative_to", "stateless", "unless_one")
 TEXTBOOK = (
     "metrics.accuracy",
     "metrics.moments",

@@ -14,11 +14,13 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 
 
 def row(scale, accuracy, fd, **more):
-    return {"scale": scale, "accuracy": accuracy, "fd": fd, "recall": 0.5, "coverage": 0.5} | more
+    return {"scale": scale, "accuracy": accuracy, "fd": fd, "precision": 0.5, "recall": 0.5, "coverage": 0.5} | more
 
 
 CURVES = {
-    "cfg": [row(1.0, 0.90, 5.0), row(2.0, 0.96, 4.0), row(3.0, 1.00, 9.0)],
+    "cfg": [row(1.0, 0.90, 5.0, precision=0.9), row(2.0, 0.96, 4.0, precision=0.9), row(3.0, 1.00, 9.0, precision=0.7)],
+    "apg": [row(1.0, 0.90, 5.0), row(2.0, 0.95, 3.0)],
+    "calibrated": [row(1.0, 0.90, 5.0, precision=0.9), row(3.0, 0.99, 3.0, precision=0.95), row(5.0, 1.0, 4.0, precision=0.75)],
     "interval": [row(1.0, 0.90, 5.0), row(2.0, 0.94, 3.0), row(4.0, 0.97, 3.5)],
     "early_cfg": [row(1.0, 0.80, 20.0), row(2.0, 0.90, 18.0)],
     "early_autoguidance": [row(1.0, 0.80, 20.0), row(2.0, 0.85, 10.0), row(3.0, 0.95, 12.0)],
@@ -34,6 +36,8 @@ def test_the_scale_of_an_accuracy_lies_between_the_points():
     assert scale_at(CURVES["cfg"], 0.98) == 2.5
     assert scale_at(CURVES["cfg"], 0.90) == 1.0
     assert scale_at(CURVES["interval"], 0.98) is None
+    assert scale_at(CURVES["calibrated"], 0.85, "precision") == 4.0
+    assert scale_at(CURVES["calibrated"], 0.70, "precision") is None
 
 
 def test_the_headlines_compare_like_with_like():
@@ -43,6 +47,10 @@ def test_the_headlines_compare_like_with_like():
     assert rows["CFG, lowest FD"] == ("cfg", 2.0)
     assert rows["CFG, at accuracy 0.970"] == ("cfg", 2.25)
     assert rows["CFG in an interval, at accuracy 0.970"] == ("interval", 4.0)
+    assert rows["CFG, calibrated, at accuracy 0.970"] == ("calibrated", 2.56)
+    assert rows["CFG, calibrated, lowest FD"] == ("calibrated", 3.0)
+    assert rows["CFG, calibrated, at precision 0.850"] == ("calibrated", 4.0)  # CFG's at accuracy 0.970
+    assert "APG, at accuracy 0.970" not in rows
     assert rows["under-trained, autoguidance, lowest FD"] == ("early_autoguidance", 2.0)
     assert rows["under-trained, CFG, at its accuracy"] == ("early_cfg", 1.5)
     assert rows["noise-aware classifier, scale 4"] == ("classifier", 4.0)
@@ -63,7 +71,7 @@ def linear_run():
 
     networks = {name: Trained(denoiser, jnp.float32(p), "v") for name, p in (("denoiser", 0.5), ("early", 0.3), ("weak", 0.1))}
     networks |= {name: Trained(classifier, jnp.float32(p)) for name, p in (("classifier", 2.0), ("clean", -2.0))}
-    return Run((2, 2, 1), ("a", "b"), networks)
+    return Run((2, 2, 1), ("a", "b"), networks, gj.Curve(jnp.array([0.1, 10.0]), jnp.array([1.0, 0.2])))
 
 
 def sampled(run, name, scale):

@@ -13,7 +13,7 @@ from published import write_model
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "experiments" / "notebooks").glob("*.ipynb"))}
 NAMES = ("bring_your_own", "every_method", "quickstart", "text_to_image")
-PICTURES = {"bring_your_own": 3, "every_method": 1, "quickstart": 2, "text_to_image": 3}
+PICTURES = {"bring_your_own": 3, "every_method": 1, "quickstart": 4, "text_to_image": 3}
 
 
 def read(name):

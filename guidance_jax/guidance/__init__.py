@@ -1,6 +1,6 @@
 """Guidance: from the predictions of several branches, or a gradient, to the one prediction that the sampler uses."""
 
-from guidance_jax.guidance.algebra import add, chain, during, in_space, on_channels, relative_to, stateless
+from guidance_jax.guidance.algebra import add, chain, during, in_space, on_channels, relative_to, stateless, unless_one
 from guidance_jax.guidance.contrast import autoguidance, cfg, compose, dual_cfg, icg, perturbed, tsg
 from guidance_jax.guidance.gradient import classifier, mean_shift
 from guidance_jax.guidance.methods import apg, cfg_pp, cfg_zero_star, feedback, reg
@@ -57,4 +57,5 @@ __all__ = [
     "tfg",
     "tsg",
     "universal",
+    "unless_one",
 ]

@@ -14,7 +14,8 @@ from guidance_jax.arrays import divide, expand
 from guidance_jax.base import Context, Guidance, NoiseLevel, Prediction, Step
 from guidance_jax.checks import check_guidance, check_order, check_scalar
 from guidance_jax.denoisers import OUTPUTS, PREDICTS, parameterisation
-from guidance_jax.kinds import check_callable, check_count, check_kind, check_name, told
+from guidance_jax.kinds import check_callable, check_count, check_kind, check_name, check_numbers, told
+from guidance_jax.scales import Scale, at_level
 
 
 def stateless(
@@ -136,19 +137,47 @@ def during(guidance: Guidance, low: ArrayLike, high: ArrayLike = jnp.inf) -> Gui
         ratio = jnp.maximum(step.level.ratio, step.next.ratio)
         return (ratio > jnp.asarray(low, ratio.dtype)) & (ratio <= jnp.asarray(high, ratio.dtype))
 
+    return _where(inside, guidance)
+
+
+def unless_one(guidance: Guidance, scale: Scale) -> Guidance:
+    """A guidance where its scale is not 1; elsewhere its branches are not even evaluated.
+
+    `D <- g(D) if scale != 1 else D`, of any sample in the batch, at the level where the step begins.
+
+    `scales.calibrated(curve, w, threshold=0.05)` is 1 where it is near it. At 1 the conditional branch is left: it is the base.
+
+    Args:
+      guidance: of whose branches the base is the one at scale 1, `cfg(scale)` say.
+      scale: that of the guidance, `()` or `[B]`, or a function of the level.
+
+    Raises:
+      TypeError: if there is no guidance, or the scale is no number.
+
+    Example:
+      >>> denoise = denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # it says what it is told
+      >>> two = branches(denoise, cond=jnp.array([[1.0, 1.0]]), uncond=jnp.array([[0.0, 1.0]]))
+      >>> path, keys = levels(schedules.flow(), 4, spacings.trailing()), jax.random.split(jax.random.key(0), 1)
+      >>> scale = lambda level: jnp.where(level.ratio > 2.0, 1.0, 3.0)
+      >>> print(evaluations(keys, two, unless_one(cfg(scale), scale), ddim(), path, (2,)))
+      6
+    """
+    check_guidance(guidance, "unless_one's guidance")
+
+    def guided(step: Step) -> Array:
+        w = at_level(scale, step.level, "unless_one's scale")
+        check_numbers(w, "unless_one's scale")
+        return jnp.asarray(w) != 1
+
+    gated = _where(lambda step: guided(step).any(), guidance)
+
     def update(prediction: Prediction, state: Any, context: Context) -> tuple[Prediction, Any]:
-        return jax.lax.cond(
-            inside(context.step),
-            lambda prediction, state: guidance.update(prediction, state, context),
-            lambda prediction, state: (prediction, state),
-            prediction,
-            state,
-        )
+        on = guided(context.step)
+        rows = lambda leaf: expand(on, leaf) if on.ndim and leaf.shape[:1] == on.shape else on.any()
+        after = gated.update(prediction, state, context)
+        return jax.tree.map(lambda new, old: jnp.where(rows(new), new, old), after, (prediction, state))
 
-    def wanted(state: Any, step: Step) -> dict[str, Any]:
-        return only(inside(step), wants(guidance, state, step))
-
-    return guidance._replace(update=update, wants=wanted)
+    return gated._replace(update=update)
 
 
 def in_space(predicts: str, guidance: Guidance) -> Guidance:
@@ -297,6 +326,24 @@ def move(prediction: Prediction, x0: Array, level: NoiseLevel) -> Prediction:
     """The prediction with another x0, its eps moved along so that `alpha x0 + sigma eps` stays what it was."""
     ratio = expand(divide(level.alpha, level.sigma), x0)
     return prediction._replace(x0=x0, eps=prediction.eps - ratio * (x0 - prediction.x0))
+
+
+def _where(inside: Callable[[Step], Array], guidance: Guidance) -> Guidance:
+    """A guidance in some steps only; its branches are wanted in these alone."""
+
+    def update(prediction: Prediction, state: Any, context: Context) -> tuple[Prediction, Any]:
+        return jax.lax.cond(
+            inside(context.step),
+            lambda prediction, state: guidance.update(prediction, state, context),
+            lambda prediction, state: (prediction, state),
+            prediction,
+            state,
+        )
+
+    def wanted(state: Any, step: Step) -> dict[str, Any]:
+        return only(inside(step), wants(guidance, state, step))
+
+    return guidance._replace(update=update, wants=wanted)
 
 
 def _check_parts(parts: tuple[Guidance, ...], name: str) -> None:

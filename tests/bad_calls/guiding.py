@@ -9,6 +9,7 @@ from bad_calls.world import EDM, KEYS, LABELS, LEVEL, MIXTURE, NULL, STEP, B, Ro
 
 ONE, THREE = jnp.ones(1), jnp.ones(3)
 GUIDED = gj.cfg(2.0)
+CURVE = gj.Curve(ratio=jnp.array([0.1, 10.0]), rho=jnp.array([1.0, 0.1]))
 
 
 def clean(x0):
@@ -54,7 +55,46 @@ ROWS: dict[str, Row] = {
         TypeError,
         r"power_cosine's power.*number.*'4'",
     ),
+    "a scale for a calibrated curve": (
+        lambda: gj.scales.calibrated(3.0, CURVE),
+        TypeError,
+        r"calibrated's scale.*number.*a Curve",
+    ),
+    "a calibrated scale without a curve": (
+        lambda: gj.scales.calibrated(gj.calibrate, 3.0),
+        TypeError,
+        r"calibrated's curve.*function calibrate.*call it.*gj\.calibrate\(",
+    ),
+    "a calibrated scale of NaN": (lambda: gj.scales.calibrated(CURVE, jnp.nan), ValueError, r"calibrated's scale.*finite.*nan"),
+    "three calibrated scales for two samples": (
+        lambda: guided(gj.cfg(gj.scales.calibrated(CURVE, THREE))),
+        ValueError,
+        r"cfg's scale.*\(3,\).*\[B\]",
+    ),
+    "a calibrated scale that no law has": (
+        lambda: gj.scales.calibrated(CURVE, jnp.array([2.0, -0.5])),
+        ValueError,
+        r"scale -0\.5 needs rho.*sigma / alpha = 10 rho is 0\.1.*other way round",
+    ),
+    "a threshold below nothing": (
+        lambda: gj.scales.calibrated(CURVE, 2.0, threshold=-1.0),
+        ValueError,
+        r"calibrated's threshold.*\[0, inf\].*-1",
+    ),
+    "a curve of two lengths": (
+        lambda: gj.scales.calibrated(gj.Curve(ONE, THREE), 2.0),
+        ValueError,
+        r"one shape.*\(1,\).*\(3,\)",
+    ),
+    "a curve below nothing": (lambda: gj.scales.calibrated(gj.Curve(ONE, -ONE), 2.0), ValueError, r"rho >= 0.*rho \[-1\.\]"),
+    "curves that are stacked": (
+        lambda: gj.scales.calibrated(gj.Curve(jnp.ones((2, 3)), jnp.ones((2, 3))), 2.0),
+        ValueError,
+        r"one shape \[S\].*\(2, 3\)",
+    ),
     # Combinations.
+    "a guidance without its scale": (lambda: gj.unless_one(2.0, GUIDED), TypeError, r"unless_one's guidance.*the float 2\.0"),
+    "a guidance for its scale": (lambda: guided(gj.unless_one(GUIDED, GUIDED)), TypeError, r"unless_one's scale.*a Guidance"),
     "a list to chain": (lambda: gj.chain([GUIDED]), TypeError, r"chain's parts.*the list.*chain\(\*"),
     "a function to chain": (lambda: gj.chain(gj.cfg), TypeError, r"chain's parts.*function cfg.*call it, cfg\("),
     "none to chain": (lambda: gj.chain(GUIDED, None), TypeError, r"chain's parts.*None"),

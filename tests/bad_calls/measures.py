@@ -33,11 +33,34 @@ def particles(target=TILTED, size=2, **wrong):
     return gj.feynman_kac(**{"target": target} | right | wrong)
 
 
+def calibration(**wrong):
+    return gj.calibrate(**{"keys": KEYS, "branches": TWO, "x0": X, "levels": PATH} | wrong)
+
+
 def nats(guidance=CFG, x=X, branches=TWO, schedule=CLEAN, **more):
     return gj.log_likelihood(branches, guidance, x, schedule, **more)
 
 
 ROWS: dict[str, Row] = {
+    # Calibration.
+    "a calibration of one sample more": (lambda: calibration(x0=MANY), ValueError, r"x has shape \(4, 2\).*a key, B = 2"),
+    "a calibration of a shape": (lambda: calibration(x0=(2,)), TypeError, r"calibrate's x0.*gj\.sample.*the tuple \(2,\)"),
+    "a calibration of other labels": (
+        lambda: calibration(keys=jax.random.split(KEY, 4), x0=MANY),
+        ValueError,
+        r"branch 'cond'.*\(2,\).*\[B, \.\.\.\] with B = 4",
+    ),
+    "a calibration of no such branch": (lambda: calibration(uncond="weak"), ValueError, r"a branch 'weak'.*'cond', 'uncond'"),
+    "a calibration at a level": (lambda: calibration(levels=LEVEL), ValueError, r"levels.*\[steps \+ 1\].*gj\.levels"),
+    "a calibration by a key": (lambda: calibration(keys=KEY), ValueError, r"keys have shape \(\).*\[B\]"),
+    "a negative power": (lambda: calibration(power=-1.0), ValueError, r"calibrate's power.*\[0, inf\].*-1\.0"),
+    "a calibration of broken samples": (lambda: calibration(x0=X * jnp.nan), ValueError, r"x has NaN.*2 of 2"),
+    "a calibration and a number": (lambda: calibration() + 1.0, TypeError, r"added to a Calibration.*the float 1\.0"),
+    "calibrations of other levels": (
+        lambda: calibration() + calibration(levels=gj.levels(EDM, 4, gj.spacings.karras())),
+        ValueError,
+        r"other levels do not add up.*sigma / alpha",
+    ),
     # Training.
     "keys of a batch": (lambda: gj.training.noise_levels(KEYS, EDM, 4), ValueError, r"one PRNG key.*\(2,\)"),
     "levels of an empty batch": (lambda: gj.training.noise_levels(KEY, EDM, 0), ValueError, r"n must be at least 1.*0"),

@@ -195,10 +195,16 @@ def restore(run: Path, like: Any, step: int | None = None) -> Any:
         raise FileNotFoundError(f"{run} holds no checkpoint of step {step or 'any'}; of these: {found}.")
     step = found[-1] if step is None else step
     try:
-        _, parts = read(run / str(step), {"average": like})
+        _, parts = read(run / str(step), {"average": jax.tree.map(kept, like)})
     except DamagedError as error:
         raise OSError(f"{error}. Train again from the checkpoint before: remove it and call `fit`.") from error
-    return jax.tree.map(jax.numpy.asarray, put(parts["average"], like))
+    return jax.tree.map(lambda leaf, one: jax.numpy.asarray(leaf, one.dtype), put(parts["average"], like), like)
+
+
+def kept(parameter: Any) -> jax.ShapeDtypeStruct:
+    """What the average of a parameter is like: in at least float32, whatever the parameter is."""
+    narrow = jax.numpy.issubdtype(parameter.dtype, jax.numpy.floating) and parameter.dtype.itemsize < 4
+    return jax.ShapeDtypeStruct(parameter.shape, jax.numpy.float32 if narrow else parameter.dtype)
 
 
 def claim(run: Path, text: str) -> None:

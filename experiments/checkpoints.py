@@ -212,7 +212,7 @@ def restore(run: Path, like: Any, step: int | None = None) -> Any:
         raise FileNotFoundError(f"{run} holds no checkpoint of step {step}; of these: {found}. To have it: {_again(run)}")
     wanted = found[-1] if step is None else step
     try:
-        _, parts = read(run / str(wanted), {"average": like})
+        _, parts = read(run / str(wanted), {"average": jax.tree.map(kept, like)})
     except DamagedError as error:
         if step is None and steps(run)[-1:] not in ([], [wanted]):
             return restore(run, like)  # A training that goes on has put a newer one in its place.
@@ -220,7 +220,13 @@ def restore(run: Path, like: Any, step: int | None = None) -> Any:
         if later := [other for other in found if other > wanted]:
             mend = f"later ones are there ({later}), and `fit` goes on from those. To have this one again: {_again(run)}"
         raise OSError(f"{error}; {mend}") from error
-    return jax.tree.map(jax.numpy.asarray, put(parts["average"], like))
+    return jax.tree.map(lambda leaf, one: jax.numpy.asarray(leaf, one.dtype), put(parts["average"], like), like)
+
+
+def kept(parameter: Any) -> jax.ShapeDtypeStruct:
+    """What the average of a parameter is like: in at least float32, whatever the parameter is."""
+    narrow = jax.numpy.issubdtype(parameter.dtype, jax.numpy.floating) and parameter.dtype.itemsize < 4
+    return jax.ShapeDtypeStruct(parameter.shape, jax.numpy.float32 if narrow else parameter.dtype)
 
 
 def claim(run: Path, text: str) -> None:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 import guidance_jax as gj
 from experiments import devices, disk
-from experiments.checkpoints import Checkpoints, claim, host, leaves, put, restore
+from experiments.checkpoints import Checkpoints, claim, host, kept, leaves, put, restore
 from experiments.progress import Events, Waiting
 
 __all__ = ["Batches", "Training", "fit", "restore", "run_directory"]
@@ -148,7 +148,7 @@ def fit(
             if start:
                 run.say(f"goes on from step {start} of {training.steps}")
             state = _train(run, step, state, start, batches)
-        return jax.tree.map(jnp.asarray, host(state["average"]))
+        return jax.tree.map(lambda leaf, like: jnp.asarray(leaf, like.dtype), host(state["average"]), params)
     finally:
         if run.store is not None:
             run.store.close()
@@ -168,6 +168,9 @@ def _check_kept(params: Any, batches: Batches) -> None:
 def _text(name: str, training: Training, seed: int, identity: dict[str, Any]) -> str:
     own = {k: v for k, v in dataclasses.asdict(training).items() if k not in NOT_THE_RESULT}
     taken = {"name": name, "seed": seed, "training": own}
+    generator = str(jax.random.key_impl(jax.random.key(seed)))
+    if generator != "threefry2x32":  # Runs from before that do not tell it are of that one.
+        taken["generator"] = generator
     if both := sorted(set(taken) & set(identity)):
         raise ValueError(f"identity must not hold {', '.join(both)}: fit writes them itself.")
     return json.dumps(taken | identity, indent=1, sort_keys=True, allow_nan=False)
@@ -232,7 +235,8 @@ def _program(
 
     def first(params: Any) -> Any:
         params = jax.tree.map(jnp.copy, params)
-        return {"params": params, "average": jax.tree.map(jnp.copy, params), "optimiser": optimiser.init(params)}
+        average = jax.tree.map(lambda leaf: jnp.copy(leaf.astype(kept(leaf).dtype)), params)
+        return {"params": params, "average": average, "optimiser": optimiser.init(params)}
 
     def step(state: Any, number: Array, images: Array, labels: Array) -> tuple[Any, Any]:
         key = jax.random.fold_in(jax.random.key(seed), number)

@@ -107,9 +107,10 @@ def generate(
 ) -> Shards:
     """Draw a sample for each label, into shards in a directory of their own; those that are there are not drawn again.
 
-    The key of sample i is `fold_in(key(seed), i)`. The program is traced once for one function object and one batch size, so
-    keep it, and put what changes from set to set into its inputs: a sweep of scales is one compile. Process p of P makes the
-    shards p, p + P, ... on its own devices, and all wait for each other at the end. More labels later let the set grow.
+    The key of sample i is `fold_in(key(seed), i)`, of the generator threefry2x32 whatever the default is. The program is traced
+    once for one function object and one batch size, so keep it, and put what changes from set to set into its inputs: a sweep
+    of scales is one compile. Process p of P makes the shards p, p + P, ... on its own devices, and all wait for each other at
+    the end. More labels later let the set grow.
 
     Args:
       program: makes the images of a batch; compiled here.
@@ -220,7 +221,10 @@ def _drawing(program: Program, inputs: Any, labels: np.ndarray, seed: int, batch
     # What a trainer left on all devices of all processes is here, whole, on each of them.
     here = lambda leaf: leaf if not isinstance(leaf, Array) or leaf.is_fully_addressable else leaf.addressable_data(0)
     inputs = jax.device_put(jax.tree.map(here, inputs), whole)
-    key, compiled = jax.device_put(jax.random.key(seed), whole), program if hasattr(program, "lower") else jax.jit(program)
+    key, compiled = (
+        jax.device_put(jax.random.key(seed, impl="threefry2x32"), whole),
+        program if hasattr(program, "lower") else jax.jit(program),
+    )
 
     def draw(indices: np.ndarray) -> tuple[Array, Array]:
         filled = np.pad(indices, (0, batch - len(indices)), mode="edge")

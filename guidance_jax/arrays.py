@@ -79,6 +79,12 @@ def check_range(
     insist(lambda: inside(given.astype(held.dtype)), f"{name} must be {words}, got {{given}}.", given=given)
 
 
+def at_least_float32(dtype: Any) -> Any:
+    """The dtype to draw and to add up in: float32 for a narrower one."""
+    dtype = jax.dtypes.canonicalize_dtype(dtype)
+    return dtype if jnp.dtype(dtype).itemsize >= 4 else jnp.dtype(jnp.float32)
+
+
 def expand(value: Array, x: Array) -> Array:
     """A value per sample, `[B]`, or one for all, `()`, in the shape that broadcasts against `x: [B, ...]`."""
     return value.reshape(value.shape + (1,) * (x.ndim - 1)) if value.ndim else value

@@ -42,6 +42,21 @@ class NoiseLevel(NamedTuple):
         return jnp.where(signal, self.sigma / jnp.where(signal, self.alpha, 1), jnp.inf)
 
 
+class PathEnd(NoiseLevel):
+    """The end of a path, where a run starts from data: `schedules.strength` and `schedules.below` make it.
+
+    To samplers and guidances it is a path as any other. But what a run draws on it is drawn apart from what a run of the whole
+    path draws by the same keys, for the data may be what that run has made. A slice of it is one too.
+
+    Example:
+      >>> path = schedules.strength(levels(schedules.edm(), 10, spacings.karras()), 0.5)
+      >>> print(type(jax.tree.map(lambda field: field[2:], path)).__name__)
+      PathEnd
+    """
+
+    __slots__ = ()
+
+
 class Schedule(NamedTuple):
     """A noise schedule: the network's time `t` to a `NoiseLevel`, `schedule(t)`, and back from `sigma / alpha`.
 
@@ -125,13 +140,16 @@ class Step(NamedTuple):
     """
 
     number: Array
-    """Counted from 0 at the start of the run, wherever among the noise levels that is."""
+    """Counted from 0 at the start of the run, wherever among the noise levels that is; a run that goes on from the `State` of
+    another counts on."""
     level: NoiseLevel
     """The level at which it begins."""
     next: NoiseLevel
     """The level at which it ends."""
     keys: Array
     """The run's PRNG keys, `[B]`, the same in every step: `step_keys(step)` makes keys of this step for a guidance."""
+    drawn: NoiseLevel | None = None
+    """The level whose noise `step_keys` draws, where that is not `level`: an ODE is guided by the same draws everywhere."""
 
 
 class Branches(NamedTuple):
@@ -213,7 +231,7 @@ class Guidance(NamedTuple):
 
 
 class State(NamedTuple):
-    """What the loop carries from step to step.
+    """What the loop carries from step to step, and what a run can go on from.
 
     Example:
       >>> state = State(jnp.ones((1, 2)), memory=(), guidance=(), evaluations=jnp.int32(0), x0=jnp.zeros((1, 2)))
@@ -231,6 +249,8 @@ class State(NamedTuple):
     """The number of network evaluations so far, per sample."""
     x0: Float[Array, "b ..."]
     """The last x0-prediction, guided."""
+    number: Array | int = 0
+    """The number of steps so far."""
 
 
 class GuidedDenoiser(NamedTuple):

@@ -4,6 +4,7 @@ Values are checked only where they are known; inside a caller's `jit` the shapes
 """
 
 import difflib
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -14,7 +15,7 @@ from jax import Array
 from jaxtyping import ArrayLike
 
 from guidance_jax.arrays import LARGEST, check_range, concrete
-from guidance_jax.base import Branches, Cond, Guidance, NoiseLevel, Sampler, Schedule, Step
+from guidance_jax.base import Branches, Cond, Guidance, NoiseLevel, Sampler, Schedule, State, Step
 from guidance_jax.curves import Calibration, Curve
 from guidance_jax.kinds import check_kind, check_numbers, check_takes, told
 from guidance_jax.outcomes import predicted
@@ -210,6 +211,12 @@ def check_finite(tree: Any, name: str) -> None:
 
 
 def check_keys(keys: Array) -> None:
+    """Raises unless they are PRNG keys, one a sample, by each of which a sample can be drawn.
+
+    Raises:
+      TypeError: if they are none.
+      ValueError: if there are none or not one a sample, or `jax.vmap` draws by the first of them alone.
+    """
     if not hasattr(keys, "dtype") or not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key):
         raise TypeError(
             f"keys must be an array of PRNG keys made by jax.random.key (not PRNGKey), one a sample, got {told(keys)}: "
@@ -219,6 +226,29 @@ def check_keys(keys: Array) -> None:
         raise ValueError(
             f"keys have shape {keys.shape}, but must be [B], one a sample and at least one: jax.random.split(key, B)."
         )
+    check_generator(keys)
+
+
+def check_generator(keys: Array) -> None:
+    """Raises where `jax.vmap` over keys draws by the first of them alone, as it does over those of rbg and unsafe_rbg.
+
+    Raises:
+      ValueError: naming the generator, and one that draws by each.
+    """
+    generator = jax.random.key_impl(keys)
+    if generator != "threefry2x32" and not _draws_by_each(generator):
+        raise ValueError(
+            f"keys are of the generator {generator}, by which jax.vmap draws with the first key of a batch alone, so that no "
+            'sample had its own noise; use jax.random.split(jax.random.key(0, impl="threefry2x32"), B).'
+        )
+
+
+@functools.cache
+def _draws_by_each(generator: Any) -> bool:
+    """Whether a key draws under `jax.vmap` what it draws alone."""
+    with jax.ensure_compile_time_eval():
+        keys = jax.random.split(jax.random.key(0, impl=generator), 2)
+        return bool((jax.vmap(jax.random.bits)(keys)[1] == jax.random.bits(keys[1])).all())
 
 
 def check_key(key: Array) -> None:
@@ -237,6 +267,8 @@ def check_key(key: Array) -> None:
 
 def check_start(keys: Array, levels: NoiseLevel, shape_or_x: tuple[int, ...] | Array) -> tuple[tuple[int, ...], Any]:
     """The shape and dtype of the samples."""
+    if isinstance(shape_or_x, State):
+        raise TypeError("got a State, from which only sample, run and evaluations go on; give x, [B, ...]: state.x.")
     if isinstance(shape_or_x, tuple):
         for size in shape_or_x:
             if not isinstance(size, int | np.integer):

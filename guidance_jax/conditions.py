@@ -8,7 +8,7 @@ from jax import Array
 from guidance_jax.arrays import per_sample
 from guidance_jax.base import Cond, Denoiser, NoiseLevel, Prediction, Step
 from guidance_jax.kinds import check_count, check_kind
-from guidance_jax.noise import step_keys
+from guidance_jax.noise import normal, step_keys
 from guidance_jax.scales import Scale, at_level
 
 __all__ = ["random_labels", "retimed", "time_noise"]
@@ -85,8 +85,7 @@ def time_noise(spread: Scale) -> Callable[[Step], Array]:
     """
 
     def draw(step: Step) -> Array:
-        dtype = step.level.sigma.dtype
-        z = jax.vmap(lambda key: jax.random.normal(key, (), dtype))(step_keys(step))
+        z = normal(step_keys(step), jax.ShapeDtypeStruct(step.keys.shape, step.level.sigma.dtype))
         return per_sample(at_level(spread, step.level, "time_noise's spread"), z, "time_noise's spread") * z
 
     return draw

@@ -182,7 +182,7 @@ def encode(
             level = at(angle)
             size = _size(level)
             x = (size * u)[None]
-            denoise = guide(alone, guidance, Step(jnp.int32(0), level, level, key[None]))
+            denoise = guide(alone, guidance, Step(jnp.int32(0), level, level, key[None], low))
             prediction, _ = denoise(State(x, (), guidance.init(x), jnp.int32(0), jnp.zeros_like(x)), level)
             if prediction.x0.shape != x.shape or prediction.eps.shape != x.shape:
                 raise ValueError(f"the guided x0 of one sample has shape {prediction.x0.shape[1:]}, but x {x.shape[1:]}.")
@@ -281,7 +281,7 @@ def _checked(
             f"probes={probes} with keys={'None' if keys is None else 'given'}: Hutchinson's estimate takes at least one "
             "probe, and keys to draw them: keys=jax.random.split(jax.random.key(0), B)."
         )
-    given = jax.random.split(jax.random.key(0), max(1, *jnp.shape(x)[:1], 1)) if keys is None else keys
+    given = jax.random.split(jax.random.key(0, impl="threefry2x32"), max(1, *jnp.shape(x)[:1], 1)) if keys is None else keys
     check_keys(given)
     if isinstance(x, tuple):
         raise TypeError(f"x must be the data, [B, ...], got the tuple {x}.")

@@ -13,7 +13,7 @@ from jax import Array
 from jax.lax import Precision
 from jaxtyping import ArrayLike, Float, Int
 
-from guidance_jax.arrays import check_range, concrete, divide, inner, norm
+from guidance_jax.arrays import at_least_float32, check_range, concrete, divide, inner, norm
 from guidance_jax.base import NoiseLevel, Prediction
 from guidance_jax.checks import check_finite, check_key, check_keys, check_labels, check_level, check_levels, check_scalar
 from guidance_jax.curves import Curve
@@ -72,6 +72,10 @@ class GaussianMixture:
         for name, (value, shape) in shapes.items():
             if value.shape != shape:
                 raise ValueError(f"{name} have shape {value.shape}, but means {means.shape} ask for {shape}.")
+        narrow = lambda value: jnp.dtype(value.dtype).itemsize < 4
+        means, covariances, weights = (
+            jnp.asarray(value, jnp.float32) if narrow(value) else value for value in (means, covariances, weights)
+        )
         # Known covariances are decomposed now, not in the program that is being traced: it is smaller, and several batched
         # decompositions in one program can deadlock the CPU's threads in jaxlib 0.10.
         with jax.ensure_compile_time_eval() if concrete(covariances) else contextlib.nullcontext():
@@ -265,7 +269,7 @@ class GaussianMixture:
         if label.shape != x.shape[:1]:
             raise ValueError(f"label has shape {label.shape}, but x {x.shape} needs one a sample: {x.shape[:1]}.")
         check_level(level, x)
-        x = jnp.asarray(x)
+        x = jnp.asarray(x).astype(at_least_float32(x.dtype))
         alpha = jnp.broadcast_to(level.alpha, x.shape[:1]).astype(x.dtype)
         sigma = jnp.broadcast_to(level.sigma, x.shape[:1]).astype(x.dtype)
         offset = x[:, None] - alpha[:, None, None] * self.means[None]

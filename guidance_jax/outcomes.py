@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 
 from guidance_jax.arrays import concrete
-from guidance_jax.base import Branches, Cond, NoiseLevel, Prediction, State
+from guidance_jax.base import Branches, Cond, Guidance, NoiseLevel, Prediction, Sampler, State
 from guidance_jax.kinds import check_array, check_kind, noting, told
 from guidance_jax.traced import insist
 
@@ -75,6 +75,27 @@ def check_step(after: object, before: State) -> None:
     _check_alike(after.memory, before.memory, "a sampler's step gives a memory", "init")
 
 
+def check_state(state: State, sampler: Sampler, guidance: Guidance, x: jax.ShapeDtypeStruct) -> None:
+    """Raises unless a run of this sampler and guidance can go on from a state: it is like the one that they begin with.
+
+    Raises:
+      ValueError: naming the part that differs, and how.
+    """
+    number: Any = jax.ShapeDtypeStruct((), jnp.int32)
+    parts = {"memory": sampler.init, "guidance": guidance.init}
+    begun: dict[str, Any] = {name: jax.eval_shape(init, x) for name, init in parts.items()}
+    begun |= {"evaluations": number, "x0": x, "number": number}
+    state = state._replace(number=np.int32(state.number)) if isinstance(state.number, int) else state
+    for name, wanted in begun.items():
+        own = jax.tree.map(lambda leaf: (jnp.shape(leaf), str(jnp.result_type(leaf))), getattr(state, name))
+        other = jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), wanted)
+        if own != other:
+            raise ValueError(
+                f"a run goes on from the State of a run of the same sampler and guidance, of x {x.shape}, but its {name} is "
+                f"{_kinds(getattr(state, name))}, here {_kinds(wanted)}; to begin anew, give state.x."
+            )
+
+
 def check_each(each: Any, x: Array, who: str) -> None:
     """Raises unless a function gave one floating number a sample.
 
@@ -85,6 +106,10 @@ def check_each(each: Any, x: Array, who: str) -> None:
     if jnp.shape(each) != x.shape[:1]:
         raise ValueError(f"{who} gave shape {jnp.shape(each)} for x {x.shape}, but must give one number a sample, [B].")
     check_array(each, f"what {who} gives", jnp.floating, "floating numbers")
+
+
+def _kinds(tree: Any) -> str:
+    return str(jax.tree.map(told, tree)).replace("'", "") if jax.tree.leaves(tree) else "nothing"
 
 
 def _check_alike(after: Any, before: Any, what: str, where: str) -> None:

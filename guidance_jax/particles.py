@@ -10,13 +10,13 @@ from jax import Array
 from jaxtyping import ArrayLike, Float
 
 from guidance_jax import targets
-from guidance_jax.arrays import concrete, divide
+from guidance_jax.arrays import at_least_float32, concrete, divide
 from guidance_jax.base import Branches, Context, GuidedDenoiser, NoiseLevel, Prediction, Sampler, State
-from guidance_jax.checks import check_keys, check_networks, check_order, check_sampler, check_scalar
+from guidance_jax.checks import check_keys, check_levels, check_networks, check_order, check_sampler, check_scalar, check_start
 from guidance_jax.evaluation import Networks
 from guidance_jax.guidance.algebra import chain
 from guidance_jax.kinds import check_count
-from guidance_jax.noise import apart, normal
+from guidance_jax.noise import START, apart, fold, normal
 from guidance_jax.outcomes import check_particles, right_reward
 from guidance_jax.sampling import run
 from guidance_jax.targets import Target, check_target
@@ -162,9 +162,11 @@ def feynman_kac(
     check_order(low, high, "feynman_kac", "the interval is empty: low must be below high, both in sigma / alpha")
     if kernels and sampler.kernel is None:
         raise ValueError("ratios of kernels, as a guided target needs, are of samplers that have one: ddpm(), ddim(1.0), ...")
+    check_levels(levels, sampler)
+    check_start(keys, levels, shape_or_x)
     given, known = _start(keys, target, levels, shape_or_x, kernels)
     guidance = targets.drift(target) if target.guidance is None else chain(targets.drift(target), target.guidance)
-    end = jax.tree.map(lambda field: field[-1], levels)
+    end = NoiseLevel(*(field[-1] for field in levels))
     around = _around(sampler, target, Resampling(size, threshold, low, high), kernels, end)
     state, _ = run(keys, branches, guidance, around, levels, given)
 
@@ -205,8 +207,9 @@ def effective_size(log_weights: Array) -> Array:
 
     Reference: Kong et al. 1994, "Sequential imputations and Bayesian missing data problems".
     """
-    dead = (log_weights == -jnp.inf).all(-1)
-    some = jnp.where(dead[..., None], 0, log_weights)
+    wide = log_weights.astype(at_least_float32(log_weights.dtype))
+    dead = (wide == -jnp.inf).all(-1)
+    some = jnp.where(dead[..., None], 0, wide)
     return jnp.where(dead, 0, jnp.exp(2 * jax.nn.logsumexp(some, axis=-1) - jax.nn.logsumexp(2 * some, axis=-1)))
 
 
@@ -227,8 +230,9 @@ def systematic(key: Array, log_weights: Array) -> Array:
     Reference: Kitagawa 1996, doi:10.1080/10618600.1996.10474692.
     """
     n = len(log_weights)
-    dead = (log_weights == -jnp.inf).all()
-    weights = jax.nn.softmax(jnp.where(dead, 0, log_weights))
+    wide = log_weights.astype(at_least_float32(log_weights.dtype))
+    dead = (wide == -jnp.inf).all()
+    weights = jax.nn.softmax(jnp.where(dead, 0, wide))
     total = jnp.cumsum(weights)
     # Sums of different roundings: nothing may be added by a weight of 0.
     share = jax.lax.cummax(jnp.where(weights > 0, total / total[-1], 0))
@@ -245,7 +249,7 @@ def _start(
 
     Pure noise to powers that sum to A is `N(0, sigma^2 / A)`, of the normaliser `(2 pi sigma^2)^(D (1 - A) / 2) A^(-D / 2)`.
     """
-    alpha, sigma = levels.alpha, levels.sigma
+    alpha, sigma = (jnp.asarray(field, at_least_float32(field.dtype)) for field in (levels.alpha, levels.sigma))
     if targets.sums_to_one(target):
         return shape_or_x, jnp.zeros_like(sigma[0])
     if concrete(alpha) and not np.asarray(alpha)[0] > 0:
@@ -260,8 +264,7 @@ def _start(
     known = jnp.zeros_like(total) if kernels else dimension * (1 - total) * jnp.log(alpha[-1] / alpha[0])
     if given:
         return shape_or_x, known
-    first = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, 0)
-    noise = normal(first, jax.ShapeDtypeStruct((len(keys), *shape_or_x), sigma.dtype))
+    noise = normal(fold(keys, START), jax.ShapeDtypeStruct((len(keys), *shape_or_x), sigma.dtype))
     known = known + dimension / 2 * ((1 - total) * jnp.log(2 * jnp.pi * sigma[0] ** 2) - jnp.log(total))
     return sigma[0] / jnp.sqrt(total) * noise, known
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from guidance_jax.base import Branches, Cond, Denoiser, Guidance, NoiseLevel, Sampler, State, Step
+from guidance_jax.base import Branches, Cond, Denoiser, Guidance, NoiseLevel, PathEnd, Sampler, State, Step
 from guidance_jax.checks import (
     check_branches,
     check_guidance,
@@ -21,8 +21,8 @@ from guidance_jax.checks import (
 )
 from guidance_jax.evaluation import Networks, guide
 from guidance_jax.kinds import check_callable, check_kind
-from guidance_jax.noise import normal
-from guidance_jax.outcomes import check_step
+from guidance_jax.noise import IMAGE, SAMPLER, START, at_level, fold, normal
+from guidance_jax.outcomes import check_state, check_step
 from guidance_jax.traced import all_finite, insist
 
 Trace = Callable[[State], Any]
@@ -59,7 +59,7 @@ def sample(
     guidance: Guidance,
     sampler: Sampler,
     levels: NoiseLevel,
-    shape_or_x: tuple[int, ...] | Array,
+    shape_or_x: tuple[int, ...] | Array | State,
     *,
     trace: Trace | None = None,
     remat: bool = False,
@@ -71,12 +71,15 @@ def sample(
     `jax.vmap` over any of them is one program.
 
     Args:
-      keys: `[B]` PRNG keys, one a sample: `jax.random.split(jax.random.key(0), B)`. A sample depends on its own key alone.
+      keys: `[B]` PRNG keys, one a sample: `jax.random.split(jax.random.key(0), B)`. A sample depends on its own key alone. What
+        is drawn in a step is drawn by the key and the level at which the step begins.
       branches: what `branches(...)` made, or a tuple of those for several networks.
       guidance: `cfg(scale)`, a `chain`, ...; `chain()` for none.
       sampler: `ddim()`, ...
       levels: the path of noise levels, `[steps + 1]`, as `levels(...)` makes it; `schedules.reverse` of one for inversion.
-      shape_or_x: the shape of one sample, to start from pure noise; or x itself, `[B, ...]`, at the level `levels[0]`.
+      shape_or_x: the shape of one sample, to start from pure noise; or x itself, `[B, ...]`, at the level `levels[0]`; or the
+        `State` that a `run` to there gave, to go on with all that its sampler and guidance remember. With the same keys, a
+        run in two parts is then the same as in one; without the `State`, if they remember nothing.
       trace: what to record of the state after each step, `lambda state: (state.x, state.x0)` for the path and the predictions
         along it.
       remat: whether gradients through the run compute each step again, in the memory of one step.
@@ -105,7 +108,8 @@ def sample(
     """
     asked = {"trace": trace, "remat": remat, "progress": progress}
     state, recorded = run(keys, branches, guidance, sampler, levels, shape_or_x, **asked)
-    dtype = jax.dtypes.canonicalize_dtype(levels.sigma.dtype if isinstance(shape_or_x, tuple) else shape_or_x.dtype)
+    start = shape_or_x.x if isinstance(shape_or_x, State) else shape_or_x
+    dtype = jax.dtypes.canonicalize_dtype(levels.sigma.dtype if isinstance(start, tuple) else start.dtype)
     return state.x.astype(dtype) if trace is None else (state.x.astype(dtype), recorded)
 
 
@@ -115,7 +119,7 @@ def evaluations(
     guidance: Guidance,
     sampler: Sampler,
     levels: NoiseLevel,
-    shape_or_x: tuple[int, ...] | Array,
+    shape_or_x: tuple[int, ...] | Array | State,
 ) -> Array:
     """How many network evaluations a sample costs in this very run: 2 a step for `cfg` with `ddim`, fewer in an interval.
 
@@ -125,7 +129,7 @@ def evaluations(
       The same as of `sample`.
 
     Returns:
-      An integer scalar.
+      An integer scalar; of a run that goes on from a `State`, those before it included.
 
     Raises:
       The same as of `sample`.
@@ -146,7 +150,7 @@ def run(
     guidance: Guidance,
     sampler: Sampler,
     levels: NoiseLevel,
-    shape_or_x: tuple[int, ...] | Array,
+    shape_or_x: tuple[int, ...] | Array | State,
     *,
     trace: Trace | None = None,
     remat: bool = False,
@@ -158,7 +162,8 @@ def run(
       The same as of `sample`.
 
     Returns:
-      The last `State`, in at least float32, and `trace` of the state after each step, `[steps, ...]`, or None.
+      The last `State`, in at least float32, from which a run of the rest of a path can go on; and `trace` of the state after
+      each step, `[steps, ...]`, or None.
 
     Raises:
       The same as of `sample`.
@@ -174,49 +179,72 @@ def run(
     networks = check_networks(branches)
     check_guidance(guidance)
     check_sampler(sampler)
-    check_levels(levels, sampler, start_given=not isinstance(shape_or_x, tuple))
+    before = shape_or_x if isinstance(shape_or_x, State) else None
+    start = shape_or_x.x if isinstance(shape_or_x, State) else shape_or_x
+    check_levels(levels, sampler, start_given=not isinstance(start, tuple))
     check_schedule_of(sampler, levels)
     check_keys(keys)
-    shape, dtype = check_start(keys, levels, shape_or_x)
+    shape, dtype = check_start(keys, levels, start)
     dtype = dtype if jnp.dtype(dtype).itemsize >= 4 else jnp.float32
     like = jax.ShapeDtypeStruct(shape, dtype)
-    path = jax.tree.map(lambda field: jnp.asarray(field, dtype), levels)
+    path = NoiseLevel(*(jnp.asarray(field, dtype) for field in levels))
     check_branches(networks, guidance, like, keys)
+    if before is not None:
+        check_state(before, sampler, guidance, like)
     if trace is not None:
         check_callable(trace, "trace", "lambda state: state.x records the path.")
     if progress is not None:
         check_kind(progress, str, "progress", "it is the name that the bar shows.")
-        check_one_device(progress, keys, shape_or_x)
+        check_one_device(progress, keys, start)
+
+    # A compiler takes a loop of one step apart, and rounds otherwise than in a longer run; so a second one is passed over.
+    steps = len(path.t) - 1
+    alone = steps == 1 and progress is None
 
     @jax.jit
-    def loop(keys: Array, given: Array | None) -> tuple[State, Any]:
-        # The start draws with the keys folded with 0, step i with i + 1: the start is the same for any number of steps.
-        folded = jax.vmap(jax.random.fold_in, in_axes=(0, None))
-        x = path.sigma[0] * normal(folded(keys, 0), like) if given is None else given.astype(dtype)
+    def loop(keys: Array, given: Array | State | None) -> tuple[State, Any]:
+        # A start is the same for any path. On the end of one, all else is drawn apart.
+        own = fold(keys, IMAGE) if isinstance(levels, PathEnd) else keys
 
-        def body(state: State, inputs: tuple[Array, NoiseLevel, NoiseLevel]) -> tuple[State, Any]:
-            step = Step(*inputs, keys)
+        def advance(state: State, level: NoiseLevel, next: NoiseLevel) -> State:
+            step = Step(jnp.asarray(state.number, jnp.int32), level, next, own)
             denoise = guide(networks, guidance, step)
-            after = sampler.step(denoise, state, step.level, step.next, folded(keys, step.number + 1))
+            after = sampler.step(denoise, state, level, next, at_level(own, level, SAMPLER))
             check_step(after, state)
             insist(
                 lambda: all_finite(after.x),
                 "x is not finite after step {number}, counted from 0, from sigma {sigma} on.",
                 number=step.number,
-                sigma=step.level.sigma,
+                sigma=level.sigma,
             )
-            return after, None if trace is None else trace(after)
+            return after._replace(number=step.number + 1)
 
-        state = State(x, sampler.init(x), guidance.init(x), jnp.int32(0), jnp.zeros_like(x))
-        inputs = (
-            jnp.arange(len(path.t) - 1, dtype=jnp.int32),
-            *(jax.tree.map(lambda a, part=part: a[part], path) for part in (slice(-1), slice(1, None))),
-        )
+        def first(state: State, number: Array) -> State:
+            at = lambda field: jax.lax.dynamic_index_in_dim(jnp.repeat(field, 2), number, keepdims=False)
+            return advance(state, *jax.tree.map(at, parts))
+
+        def body(state: State, inputs: tuple[Any, ...]) -> tuple[State, Any]:
+            if alone:
+                state = jax.lax.cond(inputs[0] == 0, first, lambda state, number: state, state, inputs[0])
+            else:
+                state = advance(state, *inputs[1:])
+            return state, None if trace is None else trace(state)
+
+        if isinstance(given, State):
+            state = given._replace(number=jnp.asarray(given.number, jnp.int32))
+        else:
+            x = path.sigma[0] * normal(fold(keys, START), like) if given is None else given.astype(dtype)
+            state = State(x, sampler.init(x), guidance.init(x), jnp.int32(0), jnp.zeros_like(x), jnp.int32(0))
+        parts = tuple(jax.tree.map(lambda a, part=part: a[part], path) for part in (slice(-1), slice(1, None)))
+        inputs = (jnp.arange(steps, dtype=jnp.int32), *parts)
+        if alone:
+            inputs = (jnp.arange(2, dtype=jnp.int32),)
         body = jax.checkpoint(body, prevent_cse=False) if remat else body
-        body = body if progress is None else _bar(progress, len(path.t) - 1)(body)
-        return jax.lax.scan(body, state, inputs)
+        body = body if progress is None else _bar(progress, steps)(body)
+        state, recorded = jax.lax.scan(body, state, inputs)
+        return state, jax.tree.map(lambda a: a[:1], recorded) if alone else recorded
 
-    return loop(keys, None if isinstance(shape_or_x, tuple) else shape_or_x)
+    return loop(keys, None if isinstance(start, tuple) else shape_or_x)
 
 
 def _bar(name: str, steps: int) -> Callable[..., Any]:

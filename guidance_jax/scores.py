@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import ArrayLike, Float, Int
 
-from guidance_jax.arrays import divide, expand, per_sample
+from guidance_jax.arrays import at_least_float32, divide, expand, per_sample
 from guidance_jax.base import NoiseLevel, Prediction
 from guidance_jax.checks import check_labels
 from guidance_jax.kinds import check_array, check_callable, check_kind, check_takes, noting
@@ -87,6 +87,7 @@ def class_log_prob(
         if labels.shape != x.shape[:1]:
             raise ValueError(f"labels have shape {labels.shape}, but x {x.shape} needs one a sample: {x.shape[:1]}.")
         check_labels(labels, logits.shape[1], f"a classifier of {logits.shape[1]} logits")
+        logits = logits.astype(at_least_float32(logits.dtype))
         logits = logits / per_sample(temperature, logits, "the temperature", above=0)
         # A label outside that is traced: NaN in the gradient too, where the gather's would be 0 and guide nothing.
         logits = logits * jnp.where((labels >= 0) & (labels < logits.shape[1]), 1, jnp.nan).astype(logits.dtype)[:, None]

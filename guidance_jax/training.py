@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import ArrayLike, Float, Int
 
-from guidance_jax.arrays import LARGEST, check_range, divide, expand
+from guidance_jax.arrays import LARGEST, at_least_float32, check_range, divide, expand
 from guidance_jax.base import Cond, NoiseLevel, Schedule
 from guidance_jax.checks import check_key, check_labels, check_level, check_scalar, check_schedule
 from guidance_jax.denoisers import OUTPUTS, Network, call, edm_coefficients, parameterisation
@@ -97,7 +97,7 @@ def log_normal_levels(
 
 
 def diffuse(key: Array, x0: Float[Array, "b ..."], level: NoiseLevel) -> tuple[Array, Array]:
-    """Noisy data and its noise: `x = alpha x0 + sigma eps`.
+    """Noisy data and its noise, drawn in at least float32 and given in the dtype of x0: `x = alpha x0 + sigma eps`.
 
     Args:
       key: one PRNG key.
@@ -115,12 +115,9 @@ def diffuse(key: Array, x0: Float[Array, "b ..."], level: NoiseLevel) -> tuple[A
       >>> print((x == eps).all())
       True
     """
-    check_key(key)
-    check_array(x0, "x0", jnp.floating, "floating numbers: scale images to [-1, 1] first")
-    check_level(level, x0)
-    x0 = jnp.asarray(x0)
-    eps = jax.random.normal(key, x0.shape, x0.dtype)
-    return expand(level.alpha, x0) * x0 + expand(level.sigma, x0) * eps, eps
+    x, eps, *_ = _diffused(key, x0, level)
+    dtype = jax.dtypes.canonicalize_dtype(x0.dtype)
+    return x.astype(dtype), eps.astype(dtype)
 
 
 def denoising_loss(
@@ -154,10 +151,9 @@ def denoising_loss(
     """
     check_network(network)
     parameterisation(predicts)
-    x, eps = diffuse(key, x0, level)
-    out = call(network, x, level.t, cond, x)
-    alpha, sigma = expand(level.alpha, x), expand(level.sigma, x)
-    residual = out - OUTPUTS[predicts](x0, eps, alpha, sigma)
+    x, eps, wide, alpha, sigma = _diffused(key, x0, level)
+    given = x.astype(jax.dtypes.canonicalize_dtype(x0.dtype))
+    residual = call(network, given, level.t, cond, x) - OUTPUTS[predicts](wide, eps, alpha, sigma)
     if predicts == "score":
         residual = sigma * residual
     return jnp.mean(residual**2, axis=tuple(range(1, x.ndim)))
@@ -190,7 +186,7 @@ def min_snr(level: NoiseLevel, predicts: str, gamma: ArrayLike = 5.0) -> Float[A
     parameterisation(predicts)
     check_kind(level, NoiseLevel, "the level", "noise_levels(key, schedule, n) gives one.")
     check_scalar(gamma, "min_snr's gamma", most=np.inf, above=0)
-    alpha, sigma = level.alpha, level.sigma
+    alpha, sigma = (jnp.asarray(field, at_least_float32(field.dtype)) for field in (level.alpha, level.sigma))
     # What an error of 1 in the output is in eps, and in x0; a score's loss is already in eps.
     in_eps, in_x0 = {
         "eps": (jnp.ones_like(alpha), sigma / alpha),
@@ -234,9 +230,10 @@ def edm_loss(
     """
     check_network(network)
     check_scalar(sigma_data, "edm_loss's sigma_data", above=0)
-    x, _ = diffuse(key, x0, level)
-    skip, out, scale = edm_coefficients(expand(level.alpha, x), expand(level.sigma, x), jnp.asarray(sigma_data, x.dtype))
-    residual = call(network, scale * x, level.t, cond, x) - divide(x0 - skip * x, out)
+    x, _, wide, alpha, sigma = _diffused(key, x0, level)
+    skip, out, scale = edm_coefficients(alpha, sigma, jnp.asarray(sigma_data, x.dtype))
+    given = (scale * x).astype(jax.dtypes.canonicalize_dtype(x0.dtype))
+    residual = call(network, given, level.t, cond, x) - divide(wide - skip * x, out)
     return jnp.mean(residual**2, axis=tuple(range(1, x.ndim)))
 
 
@@ -277,6 +274,7 @@ def classifier_loss(
     if logits.ndim != 2 or len(logits) != len(x):
         raise ValueError(f"the classifier gave logits {logits.shape} for x {x.shape}, but must give [B, classes].")
     check_labels(labels, logits.shape[1], f"a classifier of {logits.shape[1]} logits")
+    logits = logits.astype(at_least_float32(logits.dtype))
     return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)[:, 0]
 
 
@@ -325,14 +323,16 @@ def drop(key: Array, cond: Cond, null: Cond, rate: float) -> Cond:
 def ema(average: Any, params: Any, step: ArrayLike, decay: float = 0.999) -> Any:
     """The exponential moving average of parameters, its decay warming up: `min(decay, (1 + step) / (10 + step))`.
 
+    It is kept in at least float32, for in bfloat16 1 - .999 is 0 and it would stand still.
+
     Args:
-      average: the average so far; at step 0 any parameters.
+      average: the average so far; at step 0 any parameters, in float32 for a `scan` over the steps.
       params: the parameters after this step.
       step: counts from 0, `()`.
       decay: the final decay.
 
     Returns:
-      The average after this step, shaped as the parameters.
+      The average after this step, shaped as the parameters; cast it to their dtype for a network that asks for that.
 
     Raises:
       ValueError: if average and params differ in structure, decay is outside [0, 1], or step is no whole number.
@@ -354,7 +354,24 @@ def ema(average: Any, params: Any, step: ArrayLike, decay: float = 0.999) -> Any
     check_scalar(step, "ema's step")
     step = jnp.asarray(step, jnp.result_type(float))
     keep = jnp.minimum(decay, (1 + step) / (10 + step))
-    return jax.tree.map(lambda a, p: a + (1 - keep.astype(jnp.result_type(p))) * (p - a), average, params)
+
+    def towards(a: Any, p: Any) -> Any:
+        if jnp.issubdtype(jnp.result_type(p), jnp.floating):
+            a, p = (jnp.asarray(one, at_least_float32(jnp.result_type(one))) for one in (a, p))
+        return a + (1 - keep.astype(jnp.result_type(p))) * (p - a)
+
+    return jax.tree.map(towards, average, params)
+
+
+def _diffused(key: Array, x0: Float[Array, "b ..."], level: NoiseLevel) -> tuple[Array, Array, Array, Array, Array]:
+    """x, eps, x0, alpha and sigma, broadcastable against each other, in at least float32."""
+    check_key(key)
+    check_array(x0, "x0", jnp.floating, "floating numbers: scale images to [-1, 1] first")
+    check_level(level, x0)
+    x0 = jnp.asarray(x0).astype(at_least_float32(x0.dtype))
+    eps = jax.random.normal(key, x0.shape, x0.dtype)
+    alpha, sigma = (expand(jnp.asarray(field, x0.dtype), x0) for field in (level.alpha, level.sigma))
+    return alpha * x0 + sigma * eps, eps, x0, alpha, sigma
 
 
 def _check_drawn(key: Array, schedule: Schedule, n: int) -> None:

@@ -427,7 +427,7 @@ def test_a_checkpoint_of_another_network_or_config_is_refused(done, tmp_path):
         with pytest.raises(ValueError, match=message):
             job.fit(params=params)
     with pytest.raises(ValueError, match="'w' of average"):
-        restore(job.run(), {"w": jnp.zeros(2, jnp.bfloat16)})
+        restore(job.run(), {"w": jnp.zeros(2, int)})
     path = job.run() / "identity.json"
     said = json.loads(path.read_text())
     path.write_text(json.dumps(said | {"data": 7}))
@@ -512,3 +512,42 @@ def test_the_share_of_waiting_is_measured(monkeypatch):
 def test_training_that_makes_no_sense_is_told(job, changes, message):
     with pytest.raises(ValueError, match=message):
         job.training(**changes)
+
+
+def test_the_averages_of_bfloat16_parameters_are_kept_in_float32_and_given_in_theirs(job):
+    """With decay .999 in bfloat16 they would be the first parameters for ever."""
+    from experiments.checkpoints import read
+    from experiments.fit import restore
+
+    params = {"w": jnp.zeros(2, jnp.bfloat16)}
+    changes = {"ema": 0.999, "learning_rate": 0.1}
+    square = lambda params, key, images, labels: ((images.astype(jnp.bfloat16) @ params["w"] - 1) ** 2).mean()
+    found = job.fit(square, params, **changes)
+    path = job.run(**changes)
+    _, parts = read(path / "12", {"params": params, "average": {"w": jnp.zeros(2)}})
+    kept, last = parts["average"]["w"], np.asarray(parts["params"]["w"], np.float32)
+    assert kept.dtype == np.float32
+    assert np.abs(kept / last).min() > 0.01
+    assert found["w"].dtype == jnp.bfloat16
+    np.testing.assert_array_equal(np.asarray(found["w"]), kept.astype(jnp.bfloat16))
+    np.testing.assert_array_equal(restore(path, params)["w"], found["w"])
+    np.testing.assert_array_equal(job.fit(square, params, **changes)["w"], found["w"])
+
+
+def test_a_run_begun_with_another_generator_is_another_one(done, tmp_path):
+    """Runs that do not tell their generator, as all before it was told, are of threefry2x32."""
+    job = copied(done, tmp_path)
+    assert "generator" not in json.loads((job.run() / "identity.json").read_text())
+    old = job.run()
+    with jax.default_prng_impl("rbg"):
+        assert job.run() != old
+        shutil.copytree(old, job.run())
+        with pytest.raises(ValueError, match="generator is None there and rbg here"):
+            job.fit()
+        shutil.rmtree(job.run())
+        other = np.asarray(job.fit()["w"])
+        assert job.batches.drawn == 12
+        assert json.loads((job.run() / "identity.json").read_text())["generator"] == "rbg"
+    assert (other != done[1]).any()
+    np.testing.assert_array_equal(job.fit()["w"], done[1])
+    assert job.batches.drawn == 0

@@ -14,7 +14,9 @@ from worlds import classes, gaussians, keys, mixture
 
 import guidance_jax as gj
 from guidance_jax.denoisers import OUTPUTS
+from guidance_jax.guidance.algebra import move
 from guidance_jax.likelihood import encode
+from guidance_jax.noise import normal, step_keys
 
 TINY = functools.partial(encode, tolerance=1e-9)
 M_C, V_C, M_U, V_U = 1.3, 0.5, -0.4, 2.0
@@ -288,3 +290,17 @@ def test_diffrax_is_asked_for(monkeypatch):
     monkeypatch.setitem(sys.modules, "diffrax", None)
     with pytest.raises(ImportError, match="pip install diffrax"):
         call(gj.cfg(2.0))
+
+
+def test_a_guidance_that_draws_sees_the_same_draws_at_every_level():
+    """Noise of each level's own would have no ODE: a solver goes on for ever."""
+
+    def update(prediction, context):
+        shift = 0.1 * normal(step_keys(context.step), context.x)
+        return move(prediction, prediction.x0 + shift, context.level)
+
+    one = gj.oracles.GaussianMixture(jnp.zeros((1, 2)), jnp.eye(2)[None], jnp.ones(1), jnp.zeros(1, int))
+    branches = gj.branches(one.denoise, cond=jnp.zeros(2, int))
+    found = encode(branches, gj.stateless(update), jnp.ones((2, 2)), gj.schedules.flow(), keys=keys(2))
+    assert (found.steps < 40).all()
+    assert found.log_likelihood[0] != found.log_likelihood[1]

@@ -12,6 +12,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from worlds import classes, keys, mixture, path
 
 import guidance_jax as gj
+from guidance_jax.noise import SAMPLER, at_level
 
 LABELS = jnp.arange(4) % 3
 LEVELS = gj.levels(gj.schedules.cosine(), 6, gj.spacings.karras())
@@ -159,10 +160,11 @@ def test_a_run_without_a_bar_has_nothing_of_it(bar, monkeypatch):
         def body(state, inputs):
             number, level, after = inputs
             step = gj.Step(number, level, after, given)
-            folded = jax.vmap(jax.random.fold_in, in_axes=(0, None))(given, step.number + 1)
-            return gj.ddim().step(gj.guide(branches, gj.cfg(2.0), step), state, step.level, step.next, folded), None
+            mine = at_level(given, level, SAMPLER)
+            after = gj.ddim().step(gj.guide(branches, gj.cfg(2.0), step), state, step.level, step.next, mine)
+            return after._replace(number=number + 1), None
 
-        state = gj.State(jnp.zeros((4, 3)), (), (), jnp.int32(0), jnp.zeros((4, 3)))
+        state = gj.State(jnp.zeros((4, 3)), (), (), jnp.int32(0), jnp.zeros((4, 3)), jnp.int32(0))
         inputs = jnp.arange(6, dtype=jnp.int32), path(LEVELS, slice(-1)), path(LEVELS, slice(1, None))
         return jax.lax.scan(body, state, inputs)[0]
 

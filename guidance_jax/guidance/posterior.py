@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from guidance_jax.arrays import divide, expand, sqrt
+from guidance_jax.arrays import at_least_float32, divide, expand, sqrt
 from guidance_jax.base import Context, Guidance, Prediction
 from guidance_jax.checks import check_finite
 from guidance_jax.guidance.algebra import move, own_space, stateless
@@ -324,6 +324,7 @@ def smoothed(log_prob: LogProb, spread: Array, draws: int, context: Context) -> 
 
     def mean(x0: Array) -> Array:
         each = jax.vmap(lambda z: log_prob(x0 + spread * z), in_axes=1)(z)
+        each = each.astype(at_least_float32(each.dtype))
         return jax.nn.logsumexp(each, axis=0) - jnp.log(jnp.asarray(draws, each.dtype))
 
     return mean

@@ -9,7 +9,7 @@ from jax import Array
 from jax.lax import Precision
 from jaxtyping import ArrayLike
 
-from guidance_jax.arrays import check_range, concrete, divide, expand, inner, norm
+from guidance_jax.arrays import at_least_float32, check_range, concrete, divide, expand, inner, norm
 from guidance_jax.base import Context, Guidance, Prediction, Step
 from guidance_jax.checks import check_finite, check_guidance, check_scalar
 from guidance_jax.guidance.algebra import move, needed, only, wants
@@ -264,6 +264,7 @@ def fit_linear(cond: Array, uncond: Array, past: int = 1) -> Array:
         raise ValueError(
             f"cond and uncond must be recorded along one path, [steps, N, ...], got {cond.shape} and {uncond.shape}."
         )
+    cond, uncond = (jnp.asarray(side, at_least_float32(side.dtype)) for side in (cond, uncond))
     if past >= len(cond):
         raise ValueError(f"past={past} steps to look back need more than that many steps, but there are {len(cond)} steps.")
     steps = len(cond)

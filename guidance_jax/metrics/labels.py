@@ -9,7 +9,7 @@ from jax import Array
 from jax.scipy.special import entr
 from jaxtyping import Float, Int
 
-from guidance_jax.arrays import concrete
+from guidance_jax.arrays import at_least_float32, concrete
 from guidance_jax.checks import check_labels
 from guidance_jax.kinds import check_array, check_count
 
@@ -65,7 +65,7 @@ def inception_score(logits: Float[Array, "n c"], *, splits: int = 1) -> Float[Ar
     if not 1 <= splits <= len(logits):
         raise ValueError(f"splits={splits} must be at least 1 and at most the number of samples, {len(logits)}.")
     logits = jnp.asarray(logits)
-    p = jax.nn.softmax(logits if logits.dtype == jnp.float64 else logits.astype(jnp.float32))
+    p = jax.nn.softmax(logits.astype(at_least_float32(logits.dtype)))
     bounds = [len(p) * i // splits for i in range(splits + 1)]
     parts = [p[start:stop] for start, stop in itertools.pairwise(bounds)]
     return jnp.stack([jnp.exp(entr(part.mean(0)).sum() - entr(part).sum(1).mean()) for part in parts]).mean()

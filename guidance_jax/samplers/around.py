@@ -13,7 +13,7 @@ from guidance_jax.arrays import concrete, per_sample
 from guidance_jax.base import GuidedDenoiser, NoiseLevel, Sampler, State
 from guidance_jax.checks import check_order, check_sampler, check_scalar
 from guidance_jax.kinds import check_callable, check_count, check_numbers, told
-from guidance_jax.noise import apart, contraction, normal
+from guidance_jax.noise import apart, contraction, fold, normal
 from guidance_jax.traced import all_finite, insist
 
 
@@ -64,7 +64,7 @@ def recur(sampler: Sampler, times: int, low: ArrayLike = 0.0, high: ArrayLike = 
 
         def again(i: Array | int, state: State) -> State:
             # Each repetition draws with two keys of its own: 2 i - 1 renoises, 2 i is the sampler's.
-            mine = [jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, 2 * i - j) for j in (1, 0)]
+            mine = [fold(keys, 2 * i - j) for j in (1, 0)]
             back = level.alpha / next.alpha * state.x + level.sigma * jnp.sqrt(1 - q**2) * normal(mine[0], state.x)
             return sampler.step(denoise, state._replace(x=back), level, next, mine[1])
 

@@ -11,7 +11,7 @@ from guidance_jax.arrays import per_sample, sqrt
 from guidance_jax.base import GuidedDenoiser, NoiseLevel, Prediction, Sampler, State
 from guidance_jax.checks import check_sampler
 from guidance_jax.kinds import check_count
-from guidance_jax.noise import contraction, normal
+from guidance_jax.noise import contraction, fold, normal
 
 
 class Base(GuidedDenoiser):
@@ -53,8 +53,7 @@ def predictor_corrector(predictor: Sampler, corrections: int = 1, *, size: Array
     check_count(corrections, "predictor_corrector's corrections", 0)
 
     def step(denoise: GuidedDenoiser, state: State, level: NoiseLevel, next: NoiseLevel, keys: Array) -> State:
-        folded = jax.vmap(jax.random.fold_in, in_axes=(0, None))
-        state = predictor.step(denoise if guided else Base(*denoise), state, level, next, folded(keys, 0))
+        state = predictor.step(denoise if guided else Base(*denoise), state, level, next, fold(keys, 0))
         q = contraction(level, next)
         share = per_sample(size, state.x, "predictor_corrector's size", 0)
         # The predictor's step from alpha = 0 removes infinitely much noise: nothing of eps is kept.
@@ -64,7 +63,7 @@ def predictor_corrector(predictor: Sampler, corrections: int = 1, *, size: Array
 
         def correct(i: Any, state: State) -> State:
             prediction, state = denoise(state, next)
-            noise = kept * prediction.eps + fresh * normal(folded(keys, i + 1), state.x)
+            noise = kept * prediction.eps + fresh * normal(fold(keys, i + 1), state.x)
             return state._replace(x=next.alpha * prediction.x0 + next.sigma * noise)
 
         def several(state: State) -> State:

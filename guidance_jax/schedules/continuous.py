@@ -1,6 +1,7 @@
 """Schedules of a continuous time. They run from a smallest to a largest `sigma / alpha` of about 0.002 to 80, the range of EDM
 (arXiv:2206.00364), unless told otherwise."""
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -98,7 +99,8 @@ def edm(sigma_min: Scalar = 0.002, sigma_max: Scalar = 80.0) -> Schedule:
     def time(sigma: Array) -> Array:
         return jnp.log(sigma) / 4
 
-    t_min, t_max = (time(jnp.asarray(sigma, jnp.result_type(float))) for sigma in (sigma_min, sigma_max))
+    with jax.ensure_compile_time_eval():  # Known ends stay known within a jit, and so do the levels between.
+        t_min, t_max = (time(jnp.asarray(sigma, jnp.result_type(float))) for sigma in (sigma_min, sigma_max))
     return Schedule(lambda t: (jnp.ones_like(t), jnp.exp(4 * t)), time, t_min, t_max)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from jax import Array
 
 from guidance_jax.arrays import check_range, concrete
-from guidance_jax.base import NoiseLevel, Schedule
+from guidance_jax.base import NoiseLevel, PathEnd, Schedule
 from guidance_jax.checks import LEVELS, check_levels, check_schedule
 from guidance_jax.kinds import check_callable, check_count, check_kind, check_takes
 
@@ -42,16 +42,14 @@ def levels(schedule: Schedule, steps: int, spacing: Callable[[Schedule, int], Ar
     check_count(steps, "steps")
     check_callable(spacing, "the spacing", "gj.spacings.karras() is one.")
     check_takes(spacing, "the spacing", "schedule", "steps")
-    # Known within jit too, unless the schedule is traced.
+    # Noise is drawn by the bits of a level, so those of a known schedule are the same within a jit and outside.
     with jax.ensure_compile_time_eval():
         ends = schedule(schedule.t_min).sigma
         clean_end = concrete(ends) and ends == 0 and _spaced(schedule, steps, spacing).sigma[-1] == 0
-    if clean_end:
-        path = _spaced(schedule, steps + 1, spacing)
-    else:
-        path = _spaced(schedule, steps, spacing)
-        clean = NoiseLevel(path.t[-1:], jnp.ones_like(path.alpha[-1:]), jnp.zeros_like(path.sigma[-1:]))
-        path = jax.tree.map(lambda *parts: jnp.concatenate(parts), path, clean)
+        path = _spaced(schedule, steps + 1 if clean_end else steps, spacing)
+        if not clean_end:
+            clean = NoiseLevel(path.t[-1:], jnp.ones_like(path.alpha[-1:]), jnp.zeros_like(path.sigma[-1:]))
+            path = jax.tree.map(lambda *parts: jnp.concatenate(parts), path, clean)
     check_levels(path)
     return path
 
@@ -98,6 +96,9 @@ def strength(path: NoiseLevel, share: float) -> NoiseLevel:
     """The end of a path, for image-to-image: its last `int(steps * share)` steps.
 
     The run starts from the data, noised to the level at which they begin: `gj.diffuse`.
+    Both may have the keys of a run of the whole path that made the data, since what is drawn on a `PathEnd` is drawn apart. A
+    run from the result of another run on such an end, or on a path cut by hand, wants other keys:
+    `jax.vmap(jax.random.fold_in, (0, None))(keys, 1)`. To go on with a run, cut its path by hand: an end draws otherwise.
 
     Args:
       path: `[steps + 1]`, as `levels` makes it.
@@ -121,11 +122,13 @@ def strength(path: NoiseLevel, share: float) -> NoiseLevel:
     kept = int(steps * share)
     if not 0 < share <= 1 or kept < 1:
         raise ValueError(f"strength must be in (0, 1] and leave at least one step, but {share} of {steps} steps is {kept}.")
-    return jax.tree.map(lambda field: field[steps - kept :], path)
+    return PathEnd(*(field[steps - kept :] for field in path))
 
 
 def below(path: NoiseLevel, ratio: float) -> NoiseLevel:
     """The end of a path, for image-to-image: from its first level whose `sigma / alpha` is at most `ratio`.
+
+    What `strength` says of keys holds here.
 
     Args:
       path: `[steps + 1]`, as `levels` makes it; its values known, as they decide how many steps are left.
@@ -152,7 +155,7 @@ def below(path: NoiseLevel, ratio: float) -> NoiseLevel:
         raise ValueError(
             f"no step is left of this path below sigma / alpha = {ratio}; its last begins at {path.ratio[-2]:.6g}."
         )
-    return jax.tree.map(lambda field: field[-kept:], path)
+    return PathEnd(*(field[-kept:] for field in path))
 
 
 def _check_path(path: NoiseLevel) -> None:

@@ -10,6 +10,8 @@ from bad_calls.world import EDM, KEYS, LABELS, LEVEL, MIXTURE, NULL, PATH, STEP,
 
 NAN = PATH._replace(sigma=PATH.sigma.at[1].set(jnp.nan))
 UP = gj.schedules.reverse(PATH)
+STATE = gj.run(KEYS, TWO, gj.cfg(2.0), gj.dpmpp_2m(), PATH, (2,))[0]
+SAME = gj.branches(MIXTURE.denoise, cond=0 * LABELS, uncond=NULL)
 
 
 def between(cond, uncond=NULL):
@@ -40,6 +42,27 @@ ROWS: dict[str, Row] = {
     "a seed for keys": (lambda: sampled(keys=0), TypeError, r"got the int 0.*jax\.random\.split"),
     "a list of keys": (lambda: sampled(keys=list(KEYS)), TypeError, r"array of PRNG keys.*got the list"),
     "no keys, none": (lambda: sampled(keys=None), TypeError, r"array of PRNG keys.*got None"),
+    "keys of rbg": (
+        lambda: sampled(keys=jax.random.split(jax.random.key(0, impl="rbg"), B)),
+        ValueError,
+        r"generator rbg.*first key.*impl=\"threefry2x32\"",
+    ),
+    "a state of another sampler": (
+        lambda: stepped(gj.ddim(), shape_or_x=STATE),
+        ValueError,
+        r"its memory is .*float32\[2,2\].*here nothing.*state\.x",
+    ),
+    "a state of another batch": (
+        lambda: stepped(gj.dpmpp_2m(), shape_or_x=STATE, keys=KEYS[:1]),
+        ValueError,
+        r"x has shape \(2, 2\).*B = 1",
+    ),
+    "particles from a state": (
+        lambda: gj.feynman_kac(KEYS, SAME, gj.targets.tilted(2.0), gj.ddpm(), PATH, STATE, size=2),
+        TypeError,
+        r"got a State.*state\.x",
+    ),
+    "data that are a state": (lambda: gj.diffuse(KEYS, STATE, LEVEL), TypeError, r"got a State.*state\.x"),
     "an empty batch": (lambda: sampled(keys=KEYS[:0]), ValueError, r"shape \(0,\).*at least one"),
     "more keys than x": (lambda: sampled(keys=jax.random.split(KEYS[0], 3), shape_or_x=X), ValueError, r"\(2, 2\).*B = 3"),
     "more keys than labels": (lambda: sampled(keys=jax.random.split(KEYS[0], 3)), ValueError, r"'cond'.*\(2,\).*B = 3"),

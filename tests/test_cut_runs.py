@@ -1,0 +1,250 @@
+"""Noise by the key and the level: a run that is cut anywhere is the whole run to the bit, and no noise is drawn twice."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_contract import COSINE, SAMPLERS, SHAPE, TABLE, network, world
+from worlds import keys, path, step
+
+import guidance_jax as gj
+from guidance_jax import conditions
+from guidance_jax.noise import normal, step_keys
+
+W = world()
+STEPS = 3
+LEVELS = gj.levels(COSINE, STEPS, gj.spacings.karras())
+DENOISE = gj.denoiser(network, predicts="v")
+X = jax.random.normal(jax.random.key(7), (len(W.keys), *SHAPE))
+
+
+def drawn(step):
+    return jax.vmap(lambda key: jax.random.normal(key, (2,)))(step_keys(step))
+
+
+BRANCHES = gj.branches(DENOISE, **W.conds | {"random": drawn})
+DRAWS = gj.add(gj.icg(2.0), gj.lgd(W.log_prob, 0.3, draws=2))
+"""A guidance that draws, by a condition and by itself."""
+FORGETFUL = {
+    **{name: SAMPLERS[name] for name in SAMPLERS if not jax.tree.leaves(SAMPLERS[name].init(X))},
+    "ddim(1)": gj.ddim(1.0),
+    "ddpm(large)": gj.ddpm("large"),
+    "predictor_corrector(guided)": gj.predictor_corrector(gj.ddpm(), 2, guided=True),
+    "recur(inpaint)": gj.recur(gj.inpaint(gj.ddpm(), jnp.ones(SHAPE), jnp.arange(SHAPE[0])[:, None] < 2), 2),
+}
+REMEMBERING = {name: SAMPLERS[name] for name in SAMPLERS if name not in FORGETFUL}
+
+
+def same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def near(a, b):
+    """Of what is rounded otherwise in programs of other lengths: unipc, which is so too where a trace is asked for."""
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), a, b)
+
+
+def begun(sampler, guidance):
+    return gj.State(X, sampler.init(X), guidance.init(X), jnp.int32(0), jnp.zeros_like(X), jnp.int32(0))
+
+
+def check_cuts(sampler, guidance, start, compare=same):
+    """At every step; one program for each number of steps."""
+    run = jax.jit(lambda levels, start: gj.run(W.keys, BRANCHES, guidance, sampler, levels, start)[0])
+    whole = run(LEVELS, start)
+    assert whole.number == STEPS
+    for cut in range(1, STEPS):
+        half = run(path(LEVELS, slice(cut + 1)), start)
+        rest = run(path(LEVELS, slice(cut, None)), half if isinstance(start, gj.State) else half.x)
+        compare(*((rest, whole) if isinstance(start, gj.State) else (rest.x, whole.x)))
+    return whole
+
+
+@pytest.mark.parametrize("name", FORGETFUL)
+def test_without_memory_x_is_enough(name):
+    check_cuts(FORGETFUL[name], DRAWS, X)
+
+
+@pytest.mark.parametrize("name", REMEMBERING)
+def test_with_a_memory_the_state_is(name):
+    check_cuts(REMEMBERING[name], DRAWS, begun(REMEMBERING[name], DRAWS), near if name == "unipc" else same)
+
+
+ROWS = {name: row.make(row.usual, W) for name, row in TABLE.items()}
+COUNTING = {
+    **{name: guidance for name, guidance in ROWS.items() if jax.tree.leaves(guidance.init(X))},
+    "cfg_zero_star": gj.cfg_zero_star(2.0, 2),
+    "feedback": gj.feedback(0.7, offset=-0.3),
+    "reuse": gj.reuse(gj.apg(2.0), 2),
+    "tfg": ROWS["tfg"],
+}
+"""Those that remember or look at the number of the step, and one that draws more than once in it."""
+
+
+@pytest.mark.parametrize("name", COUNTING)
+def test_guidance_that_remembers_goes_on(name):
+    whole = check_cuts(gj.ddpm(), COUNTING[name], begun(gj.ddpm(), COUNTING[name]))
+    assert np.isfinite(whole.x).all()
+
+
+@pytest.mark.parametrize("half", range(2))
+def test_with_all_other_guidance_side_by_side(half):
+    parts = [ROWS[name] for name in ROWS if name not in COUNTING][half::2]
+    guidance = gj.add(*(gj.chain(part, gj.amplify(1 / len(parts))) for part in parts))
+    whole = check_cuts(gj.ddpm(), guidance, begun(gj.ddpm(), guidance), near)
+    assert np.isfinite(whole.x).all()
+
+
+def test_a_run_from_noise_and_all_that_is_told_of_it():
+    """Eager, from a shape; the evaluations and the trace go on too, and dtypes are those of the whole run."""
+    guidance, sampler = gj.chain(gj.reuse(gj.cfg(2.0), 2), gj.momentum(-0.5)), gj.dpmpp_sde()
+    run = functools.partial(gj.run, W.keys, BRANCHES, guidance, sampler, trace=lambda state: (state.number, state.x0))
+    whole, along = run(LEVELS, SHAPE)
+    half, before = run(path(LEVELS, slice(2)), SHAPE)
+    rest, after = run(path(LEVELS, slice(1, None)), half)
+    same(rest, whole)
+    same(jax.tree.map(lambda a, b: jnp.concatenate([a, b]), before, after), along)
+    assert along[0].tolist() == [1, 2, 3]
+    ends = W.keys, BRANCHES, guidance, sampler, path(LEVELS, slice(1, None)), half
+    same(gj.sample(*ends), whole.x)
+    assert gj.evaluations(*ends) == whole.evaluations == 5
+    # From x alone the sampler begins at first order, and the guidance anew.
+    assert np.abs(gj.sample(*ends[:-1], half.x) - whole.x).max() > 1e-3
+
+
+def test_a_state_of_another_run_is_told():
+    run = lambda guidance, sampler, start, given=W.keys: gj.run(given, BRANCHES, guidance, sampler, LEVELS, start)[0]
+    state = begun(gj.dpmpp_2m(), gj.cfg(2.0))
+    half = gj.dpmpp_2m().init(X[:2])
+    for call, message in (
+        (lambda: run(gj.cfg(2.0), gj.ddim(), state), "memory is .*float32.* here nothing; .*give state.x"),
+        (lambda: run(gj.apg(2.0), gj.dpmpp_2m(), state), "guidance is nothing, here"),
+        (lambda: run(gj.cfg(2.0), gj.dpmpp_3m(), state), "memory is"),
+        (lambda: run(gj.cfg(2.0), gj.dpmpp_2m(), state._replace(memory=half)), r"of x \(4, 8, 2\).*memory"),
+        (lambda: run(gj.cfg(2.0), gj.dpmpp_2m(), state, W.keys[:2]), r"x has shape \(4, 8, 2\).*B = 2"),
+        (lambda: run(gj.cfg(2.0), gj.dpmpp_2m(), state._replace(x=X.at[1].set(jnp.nan))), "NaN .* the first is 1"),
+        (lambda: run(gj.cfg(2.0), gj.dpmpp_2m(), state._replace(x0=X[..., :1])), r"x0 is float32\[4,8,1\]"),
+        (lambda: run(gj.cfg(2.0), gj.dpmpp_2m(), state._replace(number=1.5)), "number is 1.5|number is the float 1.5"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_particles_draw_by_level_too():
+    """Of a target that guides nothing the weights stay even, so a cut run is the whole one."""
+    one = gj.branches(DENOISE, cond=jnp.zeros((4, 2)), uncond=jnp.ones((4, 2)))
+    run = lambda levels, start: gj.feynman_kac(W.keys, one, gj.targets.tilted(1.0), gj.ddpm(), levels, start, size=4)
+    whole, half = run(LEVELS, SHAPE), run(path(LEVELS, slice(3)), SHAPE)
+    same(run(path(LEVELS, slice(2, None)), half.x).x, whole.x)
+
+
+N, DIMENSION = 64, 512
+EDM = gj.levels(gj.schedules.edm(), 40, gj.spacings.karras())
+GAUSSIAN = gj.branches(
+    lambda x, level, cond: gj.Prediction(x / (1 + level.sigma**2), x * level.sigma / (1 + level.sigma**2)), a=None
+)
+
+
+def exact(levels, variance):
+    """That of x at the end of `ddpm()` on N(0, 1), from a variance at the start, by its product of steps in float64."""
+    sigma = np.asarray(levels.sigma, np.float64)
+    for s, t in itertools.pairwise(sigma):
+        q2 = (t / s) ** 2
+        gain = 1 / (1 + s**2) + q2 * s**2 / (1 + s**2)
+        variance = gain**2 * variance + t**2 * (1 - q2)
+    return variance
+
+
+@pytest.fixture(scope="module")
+def walked():
+    run = jax.jit(lambda levels, x: gj.sample(keys(N), GAUSSIAN, gj.chain(), gj.ddpm(), levels, x))
+    start = EDM.sigma[0] * jax.random.normal(jax.random.key(5), (N, DIMENSION))
+    return run, run(EDM, start)
+
+
+def is_of(x, variance):
+    """To five standard deviations: old runs, which drew again what x0 was made of, are off by forty."""
+    np.testing.assert_allclose(jnp.square(x).mean(), variance, rtol=5 * (2 / x.size) ** 0.5)
+
+
+def test_the_variance_of_a_whole_and_of_a_cut_run_is_the_exact_one(walked):
+    run, whole = walked
+    is_of(whole, exact(EDM, 6400.0))
+    assert abs(exact(EDM, 6400.0) - 0.7666) < 1e-3
+    start = EDM.sigma[0] * jax.random.normal(jax.random.key(5), (N, DIMENSION))
+    same(run(path(EDM, slice(20, None)), run(path(EDM, slice(21)), start)), whole)
+
+
+@pytest.mark.parametrize("cut", [lambda p: gj.schedules.strength(p, 0.6), lambda p: gj.schedules.below(p, 5.0)])
+def test_image_to_image_of_a_runs_own_result_with_its_own_keys(walked, cut):
+    run, whole = walked
+    end = cut(EDM)
+    level = path(end, 0)
+    x = gj.diffuse(keys(N), whole, level)
+    expected = exact(end, exact(EDM, 6400.0) + float(level.sigma) ** 2)
+    is_of(run(end, x), expected)
+    same(run(path(end, slice(9, None)), run(path(end, slice(10)), x)), run(end, x))
+    # By hand the steps repeat the noise that x0 was made of: what the mark is for, and other keys, as the docstring says.
+    by_hand = gj.NoiseLevel(*end)
+    assert jnp.square(run(by_hand, x)).mean() > 1.04 * expected
+    others = jax.vmap(jax.random.fold_in, (0, None))(keys(N), 1)
+    x = gj.diffuse(others, whole, level)
+    is_of(gj.sample(others, GAUSSIAN, gj.chain(), gj.ddpm(), by_hand, x), expected)
+
+
+def test_what_is_taken_of_an_end_is_one_and_samplers_see_a_plain_level():
+    end = gj.schedules.below(gj.schedules.strength(LEVELS, 0.9), 1e6)
+    for taken in (end, path(end, slice(1, None)), path(end, 0), gj.schedules.reverse(end), jax.jit(lambda p: p)(end)):
+        assert type(taken).__name__ == "PathEnd"
+        assert isinstance(taken, gj.NoiseLevel)
+    seen = []
+
+    def kernel(prediction, level, next):
+        seen.extend(map(type, (level, next)))
+        return next.alpha * prediction.x0 + next.sigma * prediction.eps, 0.0
+
+    two = gj.branches(DENOISE, cond=W.conds["cond"], weak=lambda step: seen.append(type(step.level)) or W.conds["weak"])
+    deterministic = gj.sample(W.keys, two, gj.autoguidance(2.0), gj.samplers.gaussian(kernel), end, SHAPE)
+    # The start, and all that draws nothing, is what it is on any path.
+    same(gj.sample(W.keys, two, gj.autoguidance(2.0), gj.ddim(), gj.NoiseLevel(*end), SHAPE), deterministic)
+    target = gj.targets.rewarded(gj.targets.tilted(1.0), lambda x0, level: seen.append(type(level)) or 0 * x0.sum((1, 2)))
+    one = gj.branches(DENOISE, cond=jnp.zeros((4, 2)), uncond=jnp.ones((4, 2)))
+    gj.feynman_kac(W.keys, one, target, gj.ddpm(), end, SHAPE, size=4)
+    assert set(seen) == {gj.NoiseLevel}
+
+
+def test_every_stream_is_its_own_and_a_level_in_float64_is_the_one_in_float32(x64):
+    levels = gj.levels(gj.schedules.cosine(), 5, gj.spacings.karras())
+    like = jax.ShapeDtypeStruct((2, 4), jnp.float32)
+    single = jax.tree.map(lambda field: field.astype(jnp.float32), levels)
+    rows = []
+    for i in range(5):
+        wide, narrow = (path(levels, i), path(single, i))
+        noise = normal(step_keys(step(wide, batch=2)), like)
+        same(normal(step_keys(step(narrow, batch=2)), like), noise)
+        x0 = jnp.zeros(like.shape, jnp.float32)
+        data = gj.diffuse(keys(2), x0, wide)
+        same(gj.diffuse(keys(2), x0, narrow), data)
+        rows += [*np.asarray(noise), *np.asarray(data / float(narrow.sigma))]
+    rows = np.stack(rows)
+    close = np.abs(rows[:, None] - rows[None]).max(2) < 1e-3
+    np.testing.assert_array_equal(close, np.eye(len(rows), dtype=bool))
+
+
+def test_conditions_drawn_anew_are_those_of_the_level():
+    """At a level they are the same wherever the run began, and others at another."""
+    levels = gj.levels(COSINE, 40, gj.spacings.karras())
+    draws = (conditions.random_labels(1000), conditions.time_noise(1.0))
+    at = lambda i, number: [np.asarray(draw(step(path(levels, i), number=number, batch=4))) for draw in draws]
+    same(at(3, 3), at(3, 0))
+    assert all((a != b).any() for a, b in zip(at(3, 0), at(4, 0), strict=True))
+
+
+def test_a_path_made_within_a_jit_draws_as_one_made_outside():
+    def run():
+        return gj.sample(W.keys, BRANCHES, gj.chain(), gj.ddpm(), gj.levels(gj.schedules.edm(), 9, gj.spacings.karras()), SHAPE)
+
+    np.testing.assert_allclose(jax.jit(run)(), run(), rtol=1e-4, atol=1e-5)

@@ -1,0 +1,154 @@
+"""Noise is drawn, and small parts are added up, in at least float32, whatever the arrays that come are in."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from worlds import keys, path, step
+
+import guidance_jax as gj
+from guidance_jax import conditions
+from guidance_jax.noise import normal, step_keys
+
+HALVES = [jnp.bfloat16, jnp.float16]
+LEVELS = gj.levels(gj.schedules.edm(), 4, gj.spacings.karras())
+LEVEL = gj.schedules.edm()(0.0)
+"""alpha 1, sigma 1."""
+
+pytestmark = pytest.mark.parametrize("dtype", HALVES)
+
+
+def is_drawn_wide(z, dtype):
+    """The rounded draws of float32: a draw in bfloat16 has 128 values."""
+    assert z.dtype == dtype
+    z = np.asarray(z, np.float64)
+    assert len(np.unique(z)) > 1000
+    assert np.abs(z).max() > 4
+    np.testing.assert_allclose([z.mean(), z.var()], [0, 1], atol=5 * (2 / z.size) ** 0.5)
+
+
+def test_diffuse_and_all_that_draws_by_step(dtype):
+    given, x0 = keys(100), jnp.zeros((100, 1000), dtype)
+    is_drawn_wide(gj.diffuse(given, x0, LEVEL), dtype)
+    is_drawn_wide(normal(given, x0), dtype)
+    np.testing.assert_array_equal(gj.diffuse(given, x0, LEVEL), gj.diffuse(given, x0.astype(float), LEVEL).astype(dtype))
+    half = jax.tree.map(lambda field: field.astype(dtype), LEVEL)
+    is_drawn_wide(gj.diffuse(given, x0, half), dtype)
+    many = keys(100_000)
+    offsets = conditions.time_noise(1.0)(gj.Step(jnp.int32(0), half, half, many))
+    is_drawn_wide(offsets, dtype)
+    is_drawn_wide(normal(step_keys(step(half, batch=100)), x0), dtype)
+
+
+def test_training_draws_and_averages_wide(dtype):
+    key, level = jax.random.key(0), gj.schedules.edm()(jnp.zeros(50))
+    x0 = jax.random.normal(jax.random.key(1), (50, 2000)).astype(dtype)
+    x, eps = gj.training.diffuse(key, jnp.zeros_like(x0), level)
+    is_drawn_wide(eps, dtype)
+    is_drawn_wide(x, dtype)
+    asked = []
+
+    def network(x, t, cond):
+        asked.append(x.dtype)
+        return x / 2
+
+    wide = x0.astype(float)
+    losses = {
+        "eps": lambda x0: gj.training.denoising_loss(network, "eps", key, x0, level, None),
+        "v": lambda x0: gj.training.denoising_loss(network, "v", key, x0, level, None),
+        "edm": lambda x0: gj.training.edm_loss(network, 1.0, key, x0, level, None),
+        "classifier": lambda x0: gj.training.classifier_loss(lambda x, t: x[:, :7], key, x0, level, jnp.zeros(50, int)),
+    }
+    for name, loss in losses.items():
+        # What the network is given is rounded, and nothing else: an average in bfloat16 has three digits.
+        found = loss(x0)
+        assert found.dtype == jnp.float32, name
+        np.testing.assert_allclose(
+            found, loss(wide), rtol=0 if name == "classifier" else 3e-4, atol=2e-2 if name == "classifier" else 0
+        )
+        assert len(np.unique(np.asarray(found))) > 45, name
+    assert jnp.dtype(dtype) in asked
+    assert (
+        gj.training.min_snr(jax.tree.map(lambda f: f.astype(dtype), gj.schedules.edm()(jnp.array([-1.4]))), "eps").dtype
+        == jnp.float32
+    )
+
+
+def test_an_average_goes_on(dtype):
+    """Of parameters that stand at 1, from 0: `1 - prod decay`, and not 0 for ever."""
+    params = {"w": jnp.ones(3, dtype), "count": jnp.int32(5)}
+
+    def update(average, step):
+        return gj.training.ema(average, params, step), None
+
+    first = {"w": jnp.zeros(3), "count": jnp.int32(5)}
+    average, _ = jax.lax.scan(update, first, jnp.arange(20_000, 22_000))
+    np.testing.assert_allclose(average["w"], 1 - 0.999**2000, rtol=1e-3)
+    started = gj.training.ema(params, jax.tree.map(lambda p: 2 * p, params), 0)
+    assert started["w"].dtype == jnp.float32
+    np.testing.assert_allclose(started["w"], 1.9)
+
+
+@pytest.mark.filterwarnings("ignore:feynman_kac")
+def test_particles_resample_by_wide_sums(dtype):
+    for weights in (jnp.zeros(1000), jnp.log(jnp.arange(1.0, 1001.0))):
+        weights = weights.astype(dtype)
+        w = np.exp(np.asarray(weights, np.float64))
+        times = np.bincount(gj.particles.systematic(jax.random.key(0), weights), minlength=1000)
+        assert (np.abs(times - 1000 * w / w.sum()) < 1 + 1e-3).all()
+        np.testing.assert_allclose(gj.particles.effective_size(weights), w.sum() ** 2 / (w**2).sum(), rtol=1e-4)
+
+    def of_mean(x, level, mean):
+        x0 = (level.alpha * x + level.sigma**2 * mean) / (level.alpha**2 + level.sigma**2)
+        return gj.Prediction(x0, (x - level.alpha * x0) / level.sigma)
+
+    both = gj.branches(of_mean, cond=0.3 * jnp.ones((64, 1)), uncond=jnp.zeros((64, 1)))
+    levels = gj.levels(gj.schedules.cosine(0.02, 0.98), 4, gj.spacings.uniform())
+    half = jax.tree.map(lambda field: field.astype(dtype), levels)
+    run = lambda levels, target: gj.feynman_kac(keys(64), both, target, gj.ddpm(), levels, (2,), size=64, threshold=0.0)
+    for target in (gj.targets.tilted(1.5), gj.targets.product({"cond": 0.7, "uncond": 0.6})):
+        rounded = jax.tree.map(lambda field: field.astype(jnp.float32), half)
+        found, wide = run(half, target), run(rounded, target)
+        assert found.x.dtype == dtype
+        np.testing.assert_allclose(found.log_normaliser, wide.log_normaliser, rtol=1e-5)
+
+
+def test_a_run_is_in_float32_and_its_samples_are_rounded(dtype):
+    x = jax.random.normal(jax.random.key(0), (4, 6)).astype(dtype)
+    branches = gj.branches(
+        gj.denoiser(lambda x, t, cond: x * cond, predicts="v"), cond=jnp.ones((4, 1)), uncond=jnp.zeros((4, 1))
+    )
+    for guidance in (gj.apg(2.0), gj.feedback(0.9), gj.lgd(lambda x0: -(x0**2).sum(1).astype(dtype), 0.1, draws=3)):
+        state, _ = gj.run(keys(4), branches, guidance, gj.ddpm(), LEVELS, x)
+        wide, _ = gj.run(keys(4), branches, guidance, gj.ddpm(), LEVELS, x.astype(float))
+        assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.floating))
+        np.testing.assert_array_equal(state.x, wide.x)
+        assert gj.sample(keys(4), branches, guidance, gj.ddpm(), LEVELS, x).dtype == dtype
+
+
+def test_measures_classifiers_and_oracles_are_computed_wide(dtype):
+    rng = np.random.default_rng(0)
+    logits = jnp.asarray(rng.normal(size=(3000, 10)), dtype)
+    p = np.exp(np.asarray(logits, np.float64))
+    p /= p.sum(1, keepdims=True)
+    exact = np.exp((p * np.log(p / p.mean(0))).sum(1).mean())
+    np.testing.assert_allclose(gj.metrics.inception_score(logits), exact, rtol=1e-5)
+    labels = jnp.asarray(rng.integers(0, 10, 3000))
+    np.testing.assert_allclose(gj.metrics.accuracy(logits, labels), (np.asarray(logits).argmax(1) == labels).mean(), rtol=1e-6)
+    log_prob = gj.scores.class_log_prob(lambda x, t: x, labels)(logits, LEVEL)
+    np.testing.assert_allclose(log_prob, np.log(p)[np.arange(3000), labels], rtol=1e-4)
+    c = jnp.asarray(rng.normal(size=(3, 50, 4)), dtype)
+    np.testing.assert_allclose(gj.fit_linear(c, 2 * c)[1:, 0], 2, rtol=1e-3)
+    means, covariances = jnp.asarray([[-1.0], [1.0]], dtype), jnp.ones((2, 1, 1), dtype)
+    narrow = gj.oracles.GaussianMixture(means, covariances, jnp.ones(2, dtype), jnp.arange(2))
+    wide = gj.oracles.GaussianMixture(means.astype(float), covariances.astype(float), jnp.ones(2), jnp.arange(2))
+    assert len(np.unique(np.asarray(narrow.sample(jax.random.key(0), 2000)))) > 1900
+    x = jnp.asarray(rng.normal(size=(5, 1)), dtype)
+    for what in ("denoise", "score", "log_prob", "class_log_prob"):
+        found, sure = (
+            getattr(m, what)(at, path(LEVELS, 1), jnp.zeros(5, int)) for m, at in ((narrow, x), (wide, x.astype(float)))
+        )
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found, sure)
+    a, b = jnp.asarray(rng.normal(size=(2, 200, 3)), dtype)
+    for measure in (gj.metrics.energy_distance, gj.metrics.kid, gj.metrics.fid):
+        np.testing.assert_allclose(measure(a, b), measure(a.astype(float), b.astype(float)), rtol=1e-6)

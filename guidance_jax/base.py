@@ -61,7 +61,8 @@ class Schedule(NamedTuple):
     """A noise schedule: the network's time `t` to a `NoiseLevel`, `schedule(t)`, and back from `sigma / alpha`.
 
     Raises:
-      ValueError: when called with a known time that is not finite, or far outside of `t_min..t_max`, as a sigma may be; `at` takes any ratio.
+      ValueError: when called with a known time that is not finite, or far outside of `t_min..t_max`, as a sigma may be; `at`
+        takes any ratio.
 
     Example:
       >>> straight = Schedule(lambda t: (1 - t, t), lambda ratio: ratio / (1 + ratio), t_min=0.0, t_max=1.0)

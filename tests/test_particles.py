@@ -563,7 +563,7 @@ def test_bad_input_is_told():
         (lambda: run(branches=classes(m, jnp.arange(8) % 3)), "branch 'cond' differs within a group of 4"),
         (lambda: inspect.unwrap(targets.product)({"cond": lambda level: 2.0}), "function of the level"),
         (lambda: targets.tilted(jnp.ones(2)), r"shape \(2,\)"),
-        (lambda: targets.annealed(-1.0), "sum to -1"),
+        (lambda: targets.annealed(-1.0), "annealed's beta must be above 0, got -1"),
         (lambda: targets.product({}), "needs a branch"),
         (lambda: targets.product({"a": 1.0}, rest="a"), "has an exponent already"),
     ]:

@@ -140,29 +140,26 @@ SPACED = [
 ]
 
 
-FRACTIONAL = ["Euler", "EulerAncestral", "LMS", "Heun", "KDPM2", "KDPM2Ancestral"]
+FRACTIONAL = ["Euler", "EulerAncestral", "LMS", "Heun"]
 
 
 @pytest.mark.parametrize("name", FRACTIONAL)
 def test_steps_between_training_steps_are_the_published(name):
     """Where the number of steps does not divide: the noise to rounding, and the time told to a hundredth of a training step."""
     kind = getattr(diffusers, f"{name}DiscreteScheduler")
-    for options, steps in itertools.product(({}, {"use_karras_sigmas": True}), (7, 19, 28, 75)):
+    for options, steps in itertools.product(({}, {"use_karras_sigmas": True}), (7, 75)):
         if options and "use_karras_sigmas" not in kind().config:
             continue
         scheduler = kind(**STABLE | options)
         scheduler.set_timesteps(steps)
         ours = scheduling(dict(scheduler.config) | {"_class_name": f"{name}DiscreteScheduler"}).levels(steps)
         assert len(ours.t) == steps + 1
-        # Schedulers of second order say each level twice; some put one of their own between.
-        twice = name.startswith(("Heun", "KDPM2"))
         sigmas = np.asarray(scheduler.sigmas, np.float64)
         times = np.asarray(scheduler.timesteps, np.float64)
-        if twice:
+        if name == "Heun":  # which says each level twice
             sigmas, times = np.concatenate([sigmas[:1], sigmas[1::2]]), times[::2]
         np.testing.assert_allclose(ours.ratio[:steps], sigmas[:steps], rtol=2e-5)
-        rounded = options and name.startswith("KDPM2")
-        np.testing.assert_allclose(ours.t[:steps], times[:steps], atol=0.51 if rounded else 0.01)
+        np.testing.assert_allclose(ours.t[:steps], times[:steps], atol=0.01)
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)

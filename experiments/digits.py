@@ -143,9 +143,8 @@ def measure(
     def calibrate(params: Any, keys: Array, labels: Array, x0: Array | None) -> gj.Calibration:
         denoise = gj.denoiser(functools.partial(denoiser, params), predicts="v")
         branches = gj.branches(denoise, cond=labels, uncond=jnp.full_like(labels, classes))
-        if x0 is None:
-            x0 = gj.sample(keys, branches, gj.chain(), gj.dpmpp_2m(), run, shape)
-        return gj.calibrate(keys, branches, x0, levels)
+        own = gj.sample(keys, branches, gj.chain(), gj.dpmpp_2m(), run, shape) if x0 is None else x0
+        return gj.calibrate(keys, branches, own, levels)
 
     def measured(count: int, real: data.Data | None = None) -> gj.Calibration:
         keys = jax.random.split(jax.random.key(config.seed + seed), count)

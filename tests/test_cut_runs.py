@@ -25,7 +25,7 @@ def drawn(step):
     return jax.vmap(lambda key: jax.random.normal(key, (2,)))(step_keys(step))
 
 
-BRANCHES = gj.branches(DENOISE, **W.conds | {"random": drawn})
+BRANCHES = gj.branches(DENOISE, batched=True, **W.conds | {"random": drawn})
 DRAWS = gj.add(gj.icg(2.0), gj.lgd(W.log_prob, 0.3, draws=2))
 """A guidance that draws, by a condition and by itself."""
 FORGETFUL = {

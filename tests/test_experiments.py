@@ -164,7 +164,7 @@ def test_the_judges_programs_hold_no_images_and_no_weights(no_constants):
     evaluator = Evaluator((8, 8, 1), 10, 4, 2, rngs=nnx.Rngs(0))
     apply, params = gj.networks.from_nnx(evaluator)
     samples = rng.normal(size=(2, 10, 3, 8, 8, 1)).astype(np.float32)
-    rows = digits.judge({"evaluator": (apply, params)}, evaluator, jnp.asarray(samples), real)
+    rows = digits.judge({"evaluator": (apply, params)}, evaluator, jnp.asarray(samples), real, real)
     flat = samples[1].reshape(30, 8, 8, 1)
     features = evaluator.features(jnp.asarray(flat))
     assert rows[1]["accuracy"] == pytest.approx(float((apply(params, flat).argmax(1) == np.repeat(np.arange(10), 3)).mean()))

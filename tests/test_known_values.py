@@ -6,6 +6,7 @@ infinities, and what float32 cannot hold.
 
 import inspect
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,8 @@ CLOSE = lambda x0: -((x0 - 1) ** 2).mean((1, 2))
 NOISY = lambda x, level: CLOSE(x)
 CFG = gj.cfg(2.0)
 NAMES = ("cond", "uncond", "weak", "perturbed", "random", "retimed", "negative", "image")
-NETWORK = gj.branches(gj.denoiser(lambda x, t, c: x * c[:, None, None], "x0"), **{name: jnp.arange(2.0) for name in NAMES})
+SCALED = gj.denoiser(lambda x, t, c: x * c[:, None, None], "x0")
+NETWORK = gj.branches(SCALED, batched=True, **{name: jnp.arange(2.0) for name in NAMES})
 BAD = {"nan": jnp.nan, "inf": jnp.inf, "-inf": -jnp.inf, "1e39": 1e39, "-1e39": -1e39}
 
 ARGUMENTS = {
@@ -125,7 +127,7 @@ PARAMETERS = list(parameters())
 def made(room, name, parameter, value):
     """What a function gives for a value of one of its parameters, used as it is meant to be, as arrays."""
     function, given = getattr(room, name), dict(ARGUMENTS[room].get(name, {}))
-    into = given.get(parameter)
+    into: Any = given.get(parameter)
     own = inspect.signature(function).parameters
     if room is guidance and "scale" in own:
         given.setdefault("scale", 2.0)

@@ -17,8 +17,8 @@ class Curve(NamedTuple):
 
     `rho = Cov(x0 | x, y) / Cov(x0 | x)` along what guidance adds: near 0 while the condition is open, 1 once x shows it.
 
-    `calibrate` measures one, and `oracles.GaussianMixture.curve` knows its own. Where the covariances are known, so is the curve,
-    as here of N(0, v_c) and N(0, v_u).
+    `calibrate` measures one, and `oracles.GaussianMixture.curve` knows its own. Where the covariances are known, so is the
+    curve, as here of N(0, v_c) and N(0, v_u).
 
     Example:
       >>> ratio, v_c, v_u = jnp.geomspace(0.002, 80.0, 100), 1.0, 2.0

@@ -73,11 +73,10 @@ def calibrate(
     dtype = dtype if jnp.dtype(dtype).itemsize >= 4 else jnp.float32
     x0, path = jnp.asarray(x0, dtype), jax.tree.map(lambda field: jnp.asarray(field, dtype), levels)
     check_branches(networks, cfg(1.0, cond=cond, uncond=uncond), jax.ShapeDtypeStruct(shape, dtype), keys)
-    folded = jax.vmap(jax.random.fold_in, in_axes=(0, None))
 
     def at(inputs: tuple[Array, NoiseLevel, NoiseLevel]) -> Calibration:
         step = Step(*inputs, keys)
-        x = diffuse(folded(apart(keys, 1), step.number), x0, step.level)
+        x = diffuse(apart(keys, 1), x0, step.level)
         predictions, _, _ = evaluate(networks, x, step, step.level, {cond: True, uncond: True})
         c, u = predictions[cond].x0, predictions[uncond].x0
         d, one = c - u, jnp.ones_like(x0, shape=len(x0))

@@ -162,16 +162,16 @@ class GaussianMixture:
         draw = lambda key, label: self.sample(key, 1, label)[0]
         x0 = jax.vmap(draw)(apart(keys, 2), labels)
 
-        def at(inputs: tuple[Array, NoiseLevel]) -> tuple[Array, Array]:
-            x = diffuse(jax.vmap(jax.random.fold_in, in_axes=(0, None))(apart(keys, 1), inputs[0]), x0, inputs[1])
-            d = self.denoise(x, inputs[1], labels).x0 - self.denoise(x, inputs[1], jnp.full_like(labels, -1)).x0
+        def at(level: NoiseLevel) -> tuple[Array, Array]:
+            x = diffuse(apart(keys, 1), x0, level)
+            d = self.denoise(x, level, labels).x0 - self.denoise(x, level, jnp.full_like(labels, -1)).x0
             unit, square = divide(d, norm(d)), inner(d, d).ravel()
-            v = _einsum("bd,bde,be->b", unit, self.covariance(x, inputs[1], labels), unit)
+            v = _einsum("bd,bde,be->b", unit, self.covariance(x, level, labels), unit)
             weight = square ** (jnp.asarray(power, d.dtype) / 2)
             return (weight * v).sum(), (weight * (v + square)).sum()
 
         path = jax.tree.map(lambda field: jnp.asarray(field, x0.dtype)[:-1], levels)
-        cond, uncond = jax.lax.map(at, (jnp.arange(len(path.t)), path))
+        cond, uncond = jax.lax.map(at, path)
         return Curve(path.ratio, jnp.where(uncond > 0, divide(cond, uncond), 1))
 
     def score(self, x: Float[Array, "b d"], level: NoiseLevel, label: Int[Array, "b"]) -> Float[Array, "b d"]:

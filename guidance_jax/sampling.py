@@ -197,9 +197,9 @@ def run(
         check_kind(progress, str, "progress", "it is the name that the bar shows.")
         check_one_device(progress, keys, start)
 
-    # A compiler takes a loop of one step apart, and rounds otherwise than in a longer run; so a second one is passed over.
+    # XLA takes a loop of one step apart, and rounds otherwise than in a longer run; so it is given a second, which does nothing.
     steps = len(path.t) - 1
-    alone = steps == 1 and progress is None
+    padded = steps == 1 and progress is None
 
     @jax.jit
     def loop(keys: Array, given: Array | State | None) -> tuple[State, Any]:
@@ -219,15 +219,12 @@ def run(
             )
             return after._replace(number=step.number + 1)
 
-        def first(state: State, number: Array) -> State:
-            at = lambda field: jax.lax.dynamic_index_in_dim(jnp.repeat(field, 2), number, keepdims=False)
-            return advance(state, *jax.tree.map(at, parts))
-
-        def body(state: State, inputs: tuple[Any, ...]) -> tuple[State, Any]:
-            if alone:
-                state = jax.lax.cond(inputs[0] == 0, first, lambda state, number: state, state, inputs[0])
+        def body(state: State, inputs: tuple[Array, NoiseLevel, NoiseLevel]) -> tuple[State, Any]:
+            i, level, next = inputs
+            if padded:
+                state = jax.lax.cond(i < steps, advance, lambda state, *_: state, state, level, next)
             else:
-                state = advance(state, *inputs[1:])
+                state = advance(state, level, next)
             return state, None if trace is None else trace(state)
 
         if isinstance(given, State):
@@ -235,14 +232,13 @@ def run(
         else:
             x = path.sigma[0] * normal(fold(keys, START), like) if given is None else given.astype(dtype)
             state = State(x, sampler.init(x), guidance.init(x), jnp.int32(0), jnp.zeros_like(x), jnp.int32(0))
-        parts = tuple(jax.tree.map(lambda a, part=part: a[part], path) for part in (slice(-1), slice(1, None)))
-        inputs = (jnp.arange(steps, dtype=jnp.int32), *parts)
-        if alone:
-            inputs = (jnp.arange(2, dtype=jnp.int32),)
+        ends = (jax.tree.map(lambda field, part=part: field[part], path) for part in (slice(-1), slice(1, None)))
+        ends = jax.tree.map(lambda a: jnp.concatenate([a, a]), tuple(ends)) if padded else ends
+        inputs = (jnp.arange(steps + padded, dtype=jnp.int32), *ends)
         body = jax.checkpoint(body, prevent_cse=False) if remat else body
         body = body if progress is None else _bar(progress, steps)(body)
         state, recorded = jax.lax.scan(body, state, inputs)
-        return state, jax.tree.map(lambda a: a[:1], recorded) if alone else recorded
+        return state, jax.tree.map(lambda a: a[:steps], recorded)
 
     return loop(keys, None if isinstance(start, tuple) else shape_or_x)
 

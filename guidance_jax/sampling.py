@@ -197,7 +197,7 @@ def run(
         check_kind(progress, str, "progress", "it is the name that the bar shows.")
         check_one_device(progress, keys, start)
 
-    # XLA takes a loop of one step apart, and rounds otherwise than in a longer run; so it is given a second, which does nothing.
+    # XLA takes a loop of one step apart, and rounds otherwise than in a longer run; so a second is added, which does nothing.
     steps = len(path.t) - 1
     padded = steps == 1 and progress is None
 

@@ -124,7 +124,7 @@ class GaussianMixture:
         responsibility = jax.nn.softmax(log_joint, axis=1)[:, :, None]
         spread = _einsum("kde,ke,kfe,bkf->bkd", self.axes, self.variances, self.axes, pull)
         x0 = (responsibility * (self.means[None] + alpha[:, None, None] * spread)).sum(1)
-        alpha, sigma, x = alpha[:, None], sigma[:, None], jnp.asarray(x)
+        alpha, sigma, x = alpha[:, None], sigma[:, None], jnp.asarray(x, alpha.dtype)
         eps = sigma * (responsibility * pull).sum(1)
         size = jnp.sqrt((self.means**2).mean() + self.variances.mean())
         little = sigma < alpha * size

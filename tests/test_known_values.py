@@ -51,6 +51,7 @@ ARGUMENTS = {
         "adaptive": {"guidance": CFG},
         "tfg": {"log_prob": CLOSE, "rho": 0.1, "mu": 0.1},
         "universal": {"log_prob": CLOSE, "scale": 0.1, "rate": 0.1},
+        "unless_one": {"guidance": CFG},
     },
     samplers: {
         "dpmpp_2s": {"schedule": COSINE, "eta": 0.5},
@@ -62,7 +63,8 @@ ARGUMENTS = {
         "restart": {"sampler": gj.dpmpp_2m()},
         "recur": {"sampler": gj.ddim(), "times": 2, "low": 0.1, "high": 1e30},
     },
-    scales: {name: {"schedule": COSINE, "scale": 2.0, "least": 1.0, "power": 2.0} for name in scales.__all__},
+    scales: {name: {"schedule": COSINE, "scale": 2.0, "least": 1.0, "power": 2.0} for name in scales.__all__}
+    | {"calibrated": {"curve": gj.Curve(jnp.array([0.1, 10.0]), jnp.array([1.0, 0.1])), "scale": 2.0}},
     spacings: {},
     schedules: {
         "below": {"path": gj.levels(COSINE, 3, gj.spacings.karras()), "ratio": 5.0},

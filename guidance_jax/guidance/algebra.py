@@ -10,11 +10,11 @@ import numpy as np
 from jax import Array
 from jaxtyping import ArrayLike
 
-from guidance_jax.arrays import divide, expand
+from guidance_jax.arrays import check_range, divide, expand
 from guidance_jax.base import Context, Guidance, NoiseLevel, Prediction, Step
 from guidance_jax.checks import check_guidance, check_order, check_scalar
 from guidance_jax.denoisers import OUTPUTS, PREDICTS, parameterisation
-from guidance_jax.kinds import check_callable, check_count, check_kind, check_name, check_numbers, told
+from guidance_jax.kinds import check_callable, check_count, check_kind, check_name, told
 from guidance_jax.scales import Scale, at_level
 
 
@@ -153,6 +153,7 @@ def unless_one(guidance: Guidance, scale: Scale) -> Guidance:
 
     Raises:
       TypeError: if there is no guidance, or the scale is no number.
+      ValueError: if the scale is known and not finite.
 
     Example:
       >>> denoise = denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # it says what it is told
@@ -166,7 +167,7 @@ def unless_one(guidance: Guidance, scale: Scale) -> Guidance:
 
     def guided(step: Step) -> Array:
         w = at_level(scale, step.level, "unless_one's scale")
-        check_numbers(w, "unless_one's scale")
+        check_range(w, "unless_one's scale")
         return jnp.asarray(w) != 1
 
     gated = _where(lambda step: guided(step).any(), guidance)

@@ -1,11 +1,11 @@
 """Schedules of a continuous time. They run from a smallest to a largest `sigma / alpha` of about 0.002 to 80, the range of EDM
 (arXiv:2206.00364), unless told otherwise."""
 
-import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
-from guidance_jax.arrays import LARGEST, divide
+from guidance_jax.arrays import LARGEST, concrete, divide
 from guidance_jax.base import NoiseLevel, Scalar, Schedule
 from guidance_jax.checks import check_order, check_scalar, check_schedule
 
@@ -99,9 +99,8 @@ def edm(sigma_min: Scalar = 0.002, sigma_max: Scalar = 80.0) -> Schedule:
     def time(sigma: Array) -> Array:
         return jnp.log(sigma) / 4
 
-    with jax.ensure_compile_time_eval():  # Known ends stay known within a jit, and so do the levels between.
-        t_min, t_max = (time(jnp.asarray(sigma, jnp.result_type(float))) for sigma in (sigma_min, sigma_max))
-    return Schedule(lambda t: (jnp.ones_like(t), jnp.exp(4 * t)), time, t_min, t_max)
+    ends = (float(np.log(np.float64(sigma)) / 4) if concrete(sigma) else time(sigma) for sigma in (sigma_min, sigma_max))
+    return Schedule(lambda t: (jnp.ones_like(t), jnp.exp(4 * t)), time, *ends)
 
 
 def flow(t_min: Scalar = 2e-3, t_max: Scalar = 1.0) -> Schedule:

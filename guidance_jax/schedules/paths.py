@@ -1,6 +1,7 @@
 """The path of noise levels that a sampler walks: of a whole run, of the end of one, or from data to noise."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -42,16 +43,32 @@ def levels(schedule: Schedule, steps: int, spacing: Callable[[Schedule, int], Ar
     check_count(steps, "steps")
     check_callable(spacing, "the spacing", "gj.spacings.karras() is one.")
     check_takes(spacing, "the spacing", "schedule", "steps")
-    # Noise is drawn by the bits of a level, so those of a known schedule are the same within a jit and outside.
     with jax.ensure_compile_time_eval():
-        ends = schedule(schedule.t_min).sigma
-        clean_end = concrete(ends) and ends == 0 and _spaced(schedule, steps, spacing).sigma[-1] == 0
-        path = _spaced(schedule, steps + 1 if clean_end else steps, spacing)
-        if not clean_end:
-            clean = NoiseLevel(path.t[-1:], jnp.ones_like(path.alpha[-1:]), jnp.zeros_like(path.sigma[-1:]))
-            path = jax.tree.map(lambda *parts: jnp.concatenate(parts), path, clean)
+        least = schedule(schedule.t_min).sigma
+        with _exactly() if concrete(least) else contextlib.nullcontext():
+            clean_end = concrete(least) and least == 0 and _spaced(schedule, steps, spacing).sigma[-1] == 0
+            path = _spaced(schedule, steps + 1 if clean_end else steps, spacing)
+            if not clean_end:
+                clean = NoiseLevel(path.t[-1:], jnp.ones_like(path.alpha[-1:]), jnp.zeros_like(path.sigma[-1:]))
+                path = jax.tree.map(lambda *parts: jnp.concatenate(parts), path, clean)
+        path = jax.tree.map(_rounded, path)
     check_levels(path)
     return path
+
+
+@contextlib.contextmanager
+def _exactly() -> Iterator[None]:
+    """In float64 on the host: levels that are rounded after it have the same bits, by which noise is drawn, everywhere."""
+    try:
+        host = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        host = None
+    with jax.enable_x64(True), jax.default_device(host):
+        yield
+
+
+def _rounded(field: Array) -> Array:
+    return jnp.asarray(np.asarray(field) if concrete(field) else field, jnp.result_type(float))
 
 
 def _spaced(schedule: Schedule, count: int, spacing: Callable[[Schedule, int], Array]) -> NoiseLevel:

@@ -79,7 +79,7 @@ ROWS: dict[str, Row] = {
     "a threshold below nothing": (
         lambda: gj.scales.calibrated(CURVE, 2.0, threshold=-1.0),
         ValueError,
-        r"calibrated's threshold.*\[0, inf\].*-1",
+        r"calibrated's threshold.*\[0, inf\).*-1",
     ),
     "a curve of two lengths": (
         lambda: gj.scales.calibrated(gj.Curve(ONE, THREE), 2.0),

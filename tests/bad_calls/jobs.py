@@ -72,7 +72,7 @@ ROWS: dict[str, Row] = {
     "a checkpoint that is not there": (
         lambda: checkpoints.restore(NOWHERE, {"a": X}),
         FileNotFoundError,
-        r"/nowhere.*no checkpoint of step any",
+        r"/nowhere.*holds no checkpoint",
     ),
     "generated images that are none": (lambda: shards.opened(NOWHERE), FileNotFoundError, r"/nowhere.*no generated set"),
     "IDX files that are nowhere": (

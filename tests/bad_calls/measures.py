@@ -53,7 +53,7 @@ ROWS: dict[str, Row] = {
     "a calibration of no such branch": (lambda: calibration(uncond="weak"), ValueError, r"a branch 'weak'.*'cond', 'uncond'"),
     "a calibration at a level": (lambda: calibration(levels=LEVEL), ValueError, r"levels.*\[steps \+ 1\].*gj\.levels"),
     "a calibration by a key": (lambda: calibration(keys=KEY), ValueError, r"keys have shape \(\).*\[B\]"),
-    "a negative power": (lambda: calibration(power=-1.0), ValueError, r"calibrate's power.*\[0, inf\].*-1\.0"),
+    "a negative power": (lambda: calibration(power=-1.0), ValueError, r"calibrate's power.*\[0, inf\).*-1\.0"),
     "a calibration of broken samples": (lambda: calibration(x0=X * jnp.nan), ValueError, r"x has NaN.*2 of 2"),
     "a calibration and a number": (lambda: calibration() + 1.0, TypeError, r"added to a Calibration.*the float 1\.0"),
     "calibrations of other levels": (

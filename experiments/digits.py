@@ -258,9 +258,12 @@ def judge(
         return accuracy, *gj.metrics.precision_recall(judged.features(real), judged.features(flat))
 
     held_out = jnp.asarray(test_set.images)
-    apart = jax.jit(lambda one, images: gj.metrics.fid(one, project(images)))
+    apart = jax.jit(gj.metrics.fid)
     rows = [
-        (*measure(weights, held_out, images), np.mean([apart(one, part) for one, part in zip(real, images, strict=True)]))
+        (
+            *measure(weights, held_out, images),
+            np.mean([apart(one, project(part)) for one, part in zip(real, images, strict=True)]),
+        )
         for images in samples
     ]
     return [dict(zip(("accuracy", "precision", "recall", "class_fd"), map(float, row), strict=True)) for row in rows]

@@ -57,8 +57,8 @@ def calibrate(
       >>> path = levels(schedules.edm(), 8, spacings.karras())
       >>> x0 = sample(keys, two, chain(), dpmpp_2m(), path, (1,))  # the conditional branch, unguided
       >>> curve = calibrate(keys, two, x0, path)
-      >>> print(curve.rho.round(1))
-      [0.2 0.2 0.2 0.2 0.2 1.  1.  1. ]
+      >>> print(*(f"{rho:.1f}" for rho in curve.rho))
+      0.2 0.2 0.2 0.2 0.2 1.0 0.9 1.0
       >>> guided = sample(keys, two, cfg(scales.calibrated(curve, 4.0)), dpmpp_2m(), path, (1,))
 
     Reference: Derived here; no publication of this form is known to us. Near it are learned scales (arXiv:2510.00815), decaying

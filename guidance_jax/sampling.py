@@ -197,9 +197,10 @@ def run(
         check_kind(progress, str, "progress", "it is the name that the bar shows.")
         check_one_device(progress, keys, start)
 
-    # XLA takes a loop of one step apart, and rounds otherwise than in a longer run; so a second is added, which does nothing.
+    # XLA takes a loop of one step apart, and rounds otherwise than in a longer run. So a second step is added and skipped, and
+    # the level is looked up, for XLA sees through two that are equal.
     steps = len(path.t) - 1
-    padded = steps == 1 and progress is None
+    alone = steps == 1 and progress is None
 
     @jax.jit
     def loop(keys: Array, given: Array | State | None) -> tuple[State, Any]:
@@ -219,12 +220,15 @@ def run(
             )
             return after._replace(number=step.number + 1)
 
-        def body(state: State, inputs: tuple[Array, NoiseLevel, NoiseLevel]) -> tuple[State, Any]:
-            i, level, next = inputs
-            if padded:
-                state = jax.lax.cond(i < steps, advance, lambda state, *_: state, state, level, next)
+        def first(state: State, number: Array) -> State:
+            at = lambda field: jax.lax.dynamic_index_in_dim(jnp.repeat(field, 2), number, keepdims=False)
+            return advance(state, *jax.tree.map(at, parts))
+
+        def body(state: State, inputs: tuple[Any, ...]) -> tuple[State, Any]:
+            if alone:
+                state = jax.lax.cond(inputs[0] == 0, first, lambda state, number: state, state, inputs[0])
             else:
-                state = advance(state, level, next)
+                state = advance(state, *inputs[1:])
             return state, None if trace is None else trace(state)
 
         if isinstance(given, State):
@@ -232,13 +236,14 @@ def run(
         else:
             x = path.sigma[0] * normal(fold(keys, START), like) if given is None else given.astype(dtype)
             state = State(x, sampler.init(x), guidance.init(x), jnp.int32(0), jnp.zeros_like(x), jnp.int32(0))
-        ends = (jax.tree.map(lambda field, part=part: field[part], path) for part in (slice(-1), slice(1, None)))
-        ends = jax.tree.map(lambda a: jnp.concatenate([a, a]), tuple(ends)) if padded else ends
-        inputs = (jnp.arange(steps + padded, dtype=jnp.int32), *ends)
+        parts = tuple(jax.tree.map(lambda a, part=part: a[part], path) for part in (slice(-1), slice(1, None)))
+        inputs = (jnp.arange(steps, dtype=jnp.int32), *parts)
+        if alone:
+            inputs = (jnp.arange(2, dtype=jnp.int32),)
         body = jax.checkpoint(body, prevent_cse=False) if remat else body
         body = body if progress is None else _bar(progress, steps)(body)
         state, recorded = jax.lax.scan(body, state, inputs)
-        return state, jax.tree.map(lambda a: a[:steps], recorded)
+        return state, jax.tree.map(lambda a: a[:1], recorded) if alone else recorded
 
     return loop(keys, None if isinstance(start, tuple) else shape_or_x)
 

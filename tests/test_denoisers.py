@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from worlds import SCHEDULES, keys, mixture
+from worlds import SCHEDULES, keys, mixture, sampler_noise
 
 import guidance_jax as gj
 
@@ -133,8 +133,7 @@ def test_a_learned_variance_is_improved_ddpms_and_cfg_keeps_the_bases(x64, toget
     mine = gj.sample(keys(3), branches, gj.cfg(w), gj.ddpm("learned"), levels, x)
     bar, x = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)), np.asarray(x)
     for number in range(2):
-        folded = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys(3), number + 1)
-        z = np.asarray(jax.vmap(lambda key: jax.random.normal(key, (8,)))(folded)).reshape(3, 4, 2)
+        z = np.asarray(sampler_noise(keys(3), levels, number, jnp.zeros((3, 4, 2))))
         x = adm_step(x, w, cond, uncond, times[number], times[number + 1], bar, z)
     np.testing.assert_allclose(mine, x, rtol=1e-10)
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import readings
-from worlds import SCHEDULES, classes, keys, mixture, path
+from worlds import SCHEDULES, classes, keys, mixture, path, sampler_noise
 
 import guidance_jax as gj
 from guidance_jax.base import Prediction
@@ -113,16 +113,11 @@ def program(name, schedule):
     return generate
 
 
-@functools.cache
-def noise(fold=None):
+def noise(levels, fold=None):
     """The standard normal numbers of every run, at its start and in each step: `[RUNS, STEPS + 1]`."""
-
-    def draw(key, i):
-        key = jax.random.fold_in(key, i)
-        again = key if fold is None else jax.random.fold_in(key, fold)
-        return jnp.where(i == 0, jax.random.normal(key, (1,)), jax.random.normal(again, (1,)))[0]
-
-    return np.asarray(jax.vmap(lambda key: jax.vmap(lambda i: draw(key, i))(jnp.arange(STEPS + 1)))(keys(RUNS)))
+    x = jnp.zeros((RUNS, 1))
+    start = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 0), (1,)))(keys(RUNS))
+    return np.concatenate([start, *(sampler_noise(keys(RUNS), levels, i, x, fold) for i in range(STEPS))], axis=1)
 
 
 def read(step, levels, start, z, denoise=guided):
@@ -140,7 +135,7 @@ def test_samples_are_the_papers_given_the_same_noise(x64, name):
     for schedule in row.schedules or SCHEDULES:
         levels = gj.levels(schedule_named(schedule), STEPS, gj.spacings.trailing())
         samples, evaluations = program(name, schedule if row.schedules else None)(levels)
-        z0, *z = noise(row.fold).T
+        z0, *z = noise(levels, row.fold).T
         np.testing.assert_allclose(samples, read(row.reading, levels, levels.sigma[0] * z0, z), rtol=1e-9, err_msg=schedule)
         assert evaluations == 2 * (row.evaluations * (STEPS - 1) + 1)
 
@@ -152,7 +147,7 @@ def test_n_step_variance_is_an_exact_product(x64, name):
     schedule, *_ = row.schedules or ("cosine",)
     levels = gj.levels(schedule_named(schedule), STEPS, gj.spacings.trailing())
     samples, _ = program(name, schedule if row.schedules else None)(levels)
-    design = np.concatenate([np.ones((RUNS, 1)), noise(row.fold)], 1)
+    design = np.concatenate([np.ones((RUNS, 1)), noise(levels, row.fold)], 1)
     coefficients, _, rank, _ = np.linalg.lstsq(design, np.asarray(samples), rcond=None)
     assert rank == STEPS + 2
     np.testing.assert_allclose(design @ coefficients, samples, atol=1e-10)
@@ -200,7 +195,7 @@ def heun_with_the_first_conditional_output(denoise, x, memory, now, after, z):
 )
 def test_defects_of_other_libraries_are_told_apart(x64, name, defective):
     levels = gj.levels(gj.schedules.cosine(), STEPS, gj.spacings.trailing())
-    z0, *z = noise().T
+    z0, *z = noise(levels).T
     wrong = read(defective, levels, levels.sigma[0] * z0, z)
     assert np.abs(np.asarray(program(name, None)(levels)[0]) - wrong).min() > 1e-4
 
@@ -218,7 +213,7 @@ def test_cfg_plus_plus_is_the_unconditional_step_and_the_difference_beside_it(x6
         moved, memory = step(u, x, memory, now, after, z)
         return moved + after[0] * share * (c(x, *now) - u(x, *now)), memory
 
-    z0, *z = noise().T
+    z0, *z = noise(levels).T
     np.testing.assert_allclose(samples, read(beside, levels, levels.sigma[0] * z0, z), rtol=1e-9)
 
 
@@ -345,7 +340,7 @@ def test_a_run_may_start_midway(x64):
         (lambda: gj.ddim(jnp.zeros(3)), "scalar"),
         (lambda: gj.ddpm("medium"), "small"),
         (lambda: gj.euler(churn=0.1), r"the schedule knows: heun\(schedule, churn=0.2\)"),
-        (lambda: gj.heun(gj.schedules.edm(), churn=-0.1), r"churn must be in \[0, inf\], got -0.1"),
+        (lambda: gj.heun(gj.schedules.edm(), churn=-0.1), r"churn must be in \[0, inf\), got -0.1"),
         (lambda: gj.heun(gj.schedules.edm(), churn=jnp.ones(2)), "scalar"),
         (lambda: gj.euler_ancestral(-1.0), "euler_ancestral's eta"),
         (lambda: gj.dpmpp_2s(gj.schedules.edm(), noise_scale=-1.0), "dpmpp_2s's noise_scale"),

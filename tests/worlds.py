@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import guidance_jax as gj
+from guidance_jax.noise import SAMPLER, at_level, normal
 
 SCHEDULES = {
     "cosine": gj.schedules.cosine,
@@ -47,6 +48,12 @@ def keys(n: int, seed: int = 0) -> jax.Array:
 
 def classes(mixture: gj.oracles.GaussianMixture, labels: jax.Array) -> gj.Branches:
     return gj.branches(mixture.denoise, cond=labels, uncond=jnp.full_like(labels, -1))
+
+
+def sampler_noise(keys: jax.Array, levels: gj.NoiseLevel, number: int, x: jax.Array, fold: int | None = None) -> jax.Array:
+    """What a sampler draws in a step of a run, which may fold its keys."""
+    own = at_level(keys, path(levels, number), SAMPLER)
+    return normal(own if fold is None else jax.vmap(jax.random.fold_in, (0, None))(own, fold), x)
 
 
 def path(levels: gj.NoiseLevel, i: int | slice) -> gj.NoiseLevel:

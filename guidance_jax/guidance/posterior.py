@@ -108,7 +108,7 @@ def freedom(log_prob: LogProb, rate: Scale) -> Guidance:
     Written as `x0 + rate / alpha' grad`, eps left alone, which moves a step by exactly that where it asks once: `ddim`, `ddpm`,
     `euler`, `euler_ancestral`, the multistep samplers, and `recur` in each repetition (with churn, by the gradient where churn
     has put x). A step that asks again does so at a point that has moved, and moves by something else: on a mixture, in the step
-    from sigma / alpha = 1.4 of ten, off by .25 of it for `flow_heun`, .30 for `dpmpp_2s`, .37 for `heun`, and by 1.8 of it for
+    from sigma / alpha = 1.4 of ten, off by .25 of it for `flow_heun`, .30 for `dpmpp_2s`, .37 for `heun`, and by 1.7 of it for
     `heun_sde()` and `predictor_corrector`, which add the move of each evaluation. At alpha' = 0 nothing moves. Its time travel
     is `recur(sampler, times, low, high)`.
 

@@ -17,6 +17,7 @@ def gaussian(kernel: Kernel, *, reversible: bool = False) -> Sampler:
 
     Raises:
       TypeError: if kernel is no function, or gives no pair.
+      ValueError: in a step, if its keys are of a generator by which `jax.vmap` draws with the first of them alone.
 
     Example:
       >>> euler = samplers.gaussian(lambda p, level, next: (next.alpha * p.x0 + next.sigma * p.eps, 0.0))

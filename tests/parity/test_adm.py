@@ -8,11 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from adm_reference import Classifier, Spaced, UNet, gradient_of, randomised, torch
-from worlds import keys
+from worlds import keys, sampler_noise
 
 import guidance_jax as gj
 from guidance_jax import networks, pretrained
-from guidance_jax.noise import normal
 from guidance_jax.pretrained import adm
 
 SMALL = adm.ADMConfig(32, 32, (1, 2), 1, (16,), num_classes=7, num_head_channels=32)
@@ -150,8 +149,8 @@ def test_a_whole_run_of_adm_g_is_the_released_samplers(guided):
         """The run, and its last prediction of x0, which moves by the classifier alone."""
         x, before = noisy, noisy
         for number in range(steps):
-            drawn = jax.vmap(jax.random.fold_in, (0, None))(keys(2), number + 1)
-            noise = torch.from_numpy(np.array(normal(drawn, start)).transpose(0, 3, 1, 2).copy())
+            drawn = sampler_noise(keys(2), levels, number, start)
+            noise = torch.from_numpy(np.array(drawn).transpose(0, 3, 1, 2).copy())
             before, x = x, spaced.ancestral(unet, gradient, x, steps - 1 - number, y, noise)
         return x, spaced.predicted(unet, before, 0, y)[0], gradient(before, 0.0, y)
 

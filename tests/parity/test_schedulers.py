@@ -8,10 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from reference import STEPS, close, cumulative, diffusers, from_torch, levels_of, network, prepared, to_torch, torch, walk
-from worlds import keys
+from worlds import keys, sampler_noise
 
 import guidance_jax as gj
-from guidance_jax.noise import normal
 
 # diffusers hands tensors to NumPy, which warns of how torch 2 takes that.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
@@ -118,9 +117,7 @@ def both(scheduler, process, denoise, guidance, sampler, monkeypatch, w=W, level
         guided = u + w * (c - u)
         return torch.cat([guided, torch.tanh(c)], 1) if learned else guided
 
-    # What the loop here draws in its step i, with keys folded with i + 1.
-    folded = (jax.vmap(jax.random.fold_in, in_axes=(0, None))(seeds, jnp.uint32(i + 1)) for i in range(STEPS))
-    noise = (to_torch(normal(at_step, x)) for at_step in folded)
+    noise = (to_torch(sampler_noise(seeds, levels, i, x)) for i in range(STEPS))
     module = sys.modules[type(scheduler).__module__]
     monkeypatch.setattr(module, "randn_tensor", lambda *_, **__: next(noise), raising=False)
     first = x / levels.alpha[0] if process is scaled else x

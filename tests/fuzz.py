@@ -155,6 +155,7 @@ AROUND: dict[str, tuple[Any, list[st.SearchStrategy[Any]]]] = {
     "chain": (lambda w, *parts: gj.chain(*parts), []),
     "add": (lambda w, *parts: gj.add(*parts), []),
     "during": (lambda w, g, low, width: gj.during(g, low, low + width), [known(0.0, 3.0), known(0.1, 100.0)]),
+    "unless_one": (lambda w, g, v: gj.unless_one(g, v), [st.sampled_from([1.0, 2.0])]),
     "in_space": (lambda w, g, p: gj.in_space(p, g), [SPACE]),
     "relative_to": (lambda w, g, n: gj.relative_to(n, g), [st.sampled_from(NAMES)]),
     "reuse": (lambda w, g, k: gj.reuse(g, k), [st.integers(1, 3)]),

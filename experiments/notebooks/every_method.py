@@ -165,7 +165,7 @@ FAMILIES = {
     },
 }
 METHODS = {name: make for family in FAMILIES.values() for name, make in family.items()}
-PARTS = {"add", "chain", "in_space", "relative_to", "stateless", "fit_linear"}  # what methods are made of
+PARTS = {"add", "chain", "in_space", "relative_to", "stateless", "unless_one", "fit_linear"}  # what methods are made of
 assert set(METHODS) == set(gj.guidance.__all__) - PARTS, "a public method has no panel"
 print(f"{len(METHODS)} methods")
 

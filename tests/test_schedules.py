@@ -281,3 +281,16 @@ def test_networks_and_classifiers_see_the_training_step_and_not_its_place_in_the
     gj.sample(keys(2), gj.branches(denoise, cond=None), guidance, gj.ddim(), levels, (3,)).block_until_ready()
     jax.effects_barrier()
     assert times == {"network": [751, 501, 251, 1], "classifier": [751, 501, 251, 1]}
+
+
+def test_levels_are_rounded_once_from_float64():
+    """So their bits, by which noise is drawn, are the same within jit and outside, on any device, by any compiler."""
+    ramp = np.linspace(0, 1, 20)
+    ratio = (80 ** (1 / 7) + ramp * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
+    alpha = 1 / np.hypot(1, ratio)
+    for schedule, expected in ((gj.schedules.edm, (1 + 0 * ratio, ratio)), (gj.schedules.cosine, (alpha, ratio * alpha))):
+        make = lambda schedule=schedule: gj.levels(schedule(), 20, gj.spacings.karras(7.0, 0.002, 80.0))
+        for path in (make(), jax.jit(make)()):
+            assert path.sigma.dtype == jnp.float32
+            for found, exact in zip((path.alpha, path.sigma), expected, strict=True):
+                np.testing.assert_array_equal(found[:-1], exact.astype(np.float32))

@@ -111,7 +111,8 @@ def feynman_kac(
     `python -m experiments.gaussians`, the variance is .77, .86, .95 and .99 of the right one in
     20, 40, 80 and 160 steps of `heun_sde(2.0)`, .90, 1.02 and 1.02 in 20, 40 and 80 of `heun_sde()`, .71, .89, .90 and .96 by
     the kernels of `ddpm("small")`, and the log-normaliser off by at most .02 in 20 steps and more of the former two, and by
-    .44, .15, .06 and .03 by those kernels. `spread` sees it, and a warning tells where it is a tenth, and four standard errors, off.
+    .44, .15, .06 and .03 by those kernels. `spread` sees it, and a warning tells where it is a tenth, and four standard errors,
+    off.
 
     Weights grow with the dimension and the scale; where few particles carry them all, fewer than ten, a quarter of a small
     group, or a hundredth of a large one, at some level or as ancestors, a warning says so. The more a sampler draws, the more

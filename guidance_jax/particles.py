@@ -145,11 +145,11 @@ def feynman_kac(
 
     Example:
       >>> mixture = oracles.GaussianMixture(jnp.array([[-1.0], [1.0]]), jnp.ones((2, 1, 1)), jnp.ones(2), jnp.arange(2))
-      >>> keys, label = jax.random.split(jax.random.key(0), 64), jnp.zeros(64, int)
-      >>> two, path = branches(mixture.denoise, cond=label, uncond=label - 1), levels(schedules.edm(), 16, spacings.karras())
-      >>> found = feynman_kac(keys, two, targets.tilted(2.0), heun_sde(), path, (1,), size=64)
-      >>> print(found.log_normaliser.shape)
-      (1,)
+      >>> keys, label = jax.random.split(jax.random.key(0), 512), jnp.zeros(512, int)
+      >>> two, path = branches(mixture.denoise, cond=label, uncond=label - 1), levels(schedules.edm(), 40, spacings.karras())
+      >>> found = feynman_kac(keys, two, targets.tilted(2.0), heun_sde(), path, (1,), size=512)
+      >>> print(found.log_normaliser.round(1))
+      [0.5]
 
     Reference: Skreta et al. 2025, arXiv:2503.02819; kernels, arXiv:2506.05668.
     """

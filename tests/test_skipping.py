@@ -266,7 +266,8 @@ def test_a_condition_may_be_drawn_in_every_step():
     drawn = np.stack(seen).reshape(39, B, 2)[..., 1]
     # Anew in each step, the same for a step's corrector, and by the sample's own key.
     np.testing.assert_array_equal(drawn[0], drawn[1])
-    assert len(np.unique(drawn)) > 0.9 * 20 * B
+    # 160 draws of a thousand labels: 148 of them differ on average, with a deviation of 3.
+    assert len(np.unique(drawn)) > 0.85 * 20 * B
     assert drawn.min() >= 0
     assert drawn.max() < 1000
 

@@ -99,8 +99,10 @@ def edm(sigma_min: Scalar = 0.002, sigma_max: Scalar = 80.0) -> Schedule:
     def time(sigma: Array) -> Array:
         return jnp.log(sigma) / 4
 
-    ends = (float(np.log(np.float64(sigma)) / 4) if concrete(sigma) else time(sigma) for sigma in (sigma_min, sigma_max))
-    return Schedule(lambda t: (jnp.ones_like(t), jnp.exp(4 * t)), time, *ends)
+    def end(sigma: Scalar) -> Scalar:
+        return float(np.log(np.float64(sigma)) / 4) if concrete(sigma) else time(jnp.asarray(sigma))
+
+    return Schedule(lambda t: (jnp.ones_like(t), jnp.exp(4 * t)), time, end(sigma_min), end(sigma_max))
 
 
 def flow(t_min: Scalar = 2e-3, t_max: Scalar = 1.0) -> Schedule:

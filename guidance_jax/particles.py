@@ -408,12 +408,17 @@ def _check_groups(count: int, networks: tuple[Branches, ...], size: int) -> None
                 if not concrete(leaf):
                     grouped = leaf.reshape(count // size, size, -1)
                     told = f"branch {name!r}{jax.tree_util.keystr(path)} differs within a group of {size} particles."
-                    insist(lambda grouped=grouped: (grouped == grouped[:, :1]).all(), told)
+                    insist(lambda grouped=grouped: _alike(grouped), told)
                     continue
                 rows = np.asarray(leaf).reshape(count // size, size, -1)
-                first = rows[:, :1]
-                if ((rows != first) & ((rows == rows) | (first == first))).any():
+                if not _alike(rows):
                     raise ValueError(
                         f"branch {name!r}{jax.tree_util.keystr(path)} differs within a group of {size} particles, which share "
                         f"one target; repeat each condition: jnp.repeat(labels, {size}, axis=0)."
                     )
+
+
+def _alike(rows: Any) -> Any:
+    """Whether the rows of each group are equal; NaN is as NaN."""
+    first = rows[:, :1]
+    return ((rows == first) | ((rows != rows) & (first != first))).all()

@@ -156,6 +156,25 @@ def test_inpainting_approaches_the_conditional_law_by_recurrence_and_not_without
     assert errors[1][1] < 3 * (2 / 1024) ** 0.5, errors
 
 
+@pytest.mark.parametrize(("variance", "said"), [("small", 0.59), ("large", 1.0)])
+def test_inpainting_takes_over_the_samplers_own_bias(variance, said):
+    """The unknown half of N(0, I) is what the sampler makes of N(0, 1): each step is affine, so its variance is a product."""
+    levels, n = gj.levels(gj.schedules.cosine(), 20, gj.spacings.karras()), 4096
+    m = gj.oracles.GaussianMixture(jnp.zeros((1, 2)), jnp.eye(2)[None], jnp.ones(1), jnp.zeros(1, int))
+    sampler = gj.inpaint(gj.ddpm(variance), jnp.array([1.0, jnp.nan]), jnp.array([True, False]))
+    x = gj.sample(keys(n), gj.branches(m.denoise, cond=jnp.zeros(n, int)), gj.chain(), sampler, levels, (2,))
+    alpha, sigma = (np.asarray(field, np.float64) for field in (levels.alpha, levels.sigma))
+    exact = sigma[0] ** 2
+    for i in range(20):
+        total, q = alpha[i] ** 2 + sigma[i] ** 2, sigma[i + 1] * alpha[i] / (sigma[i] * alpha[i + 1])
+        slope = (alpha[i + 1] * alpha[i] + q * sigma[i + 1] * sigma[i]) / total
+        large = sigma[i] ** 2 * (alpha[i + 1] ** 2 + sigma[i + 1] ** 2) / total
+        drawn = {"small": sigma[i + 1] ** 2, "large": large if i < 19 else 0.0}[variance] * (1 - q**2)
+        exact = slope**2 * exact + drawn
+    assert exact == pytest.approx(said, abs=0.01)
+    np.testing.assert_allclose(x[:, 1].var(), exact, rtol=4 * (2 / n) ** 0.5)
+
+
 def test_inpainting_sets_the_known_part_at_the_level_before_and_after_every_step():
     """What the network sees of it at each level, and what is recorded, is the data noised to that level, by fresh noise."""
     seen, n = [], 2000

@@ -96,10 +96,10 @@ def mean_shift(
             clipped = large * (divide(before, large) ** (1 - share))
             spread = jnp.where(after.sigma > 0, spread, jnp.where(before > 0, clipped, 0))
         shift = divide(spread, after.alpha) * at(scale, context, "mean_shift's scale") * gradient
-        small = after.sigma**2 * (1 - contraction(level, after) ** 2)
-        return move(prediction, prediction.x0 + shift, context.level), jnp.where(
-            after.sigma > 0, small, before
-        ) if last else before
+        if last:
+            small = after.sigma**2 * (1 - contraction(level, after) ** 2)
+            before = jnp.where(after.sigma > 0, small, before)
+        return move(prediction, prediction.x0 + shift, context.level), before
 
     # What it remembers is the small variance of the step before.
     return Guidance(frozenset(), lambda x: jnp.zeros((), x.dtype) if last else (), update)

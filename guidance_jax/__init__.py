@@ -27,7 +27,7 @@ from guidance_jax.base import Branches, Context, Guidance, NoiseLevel, Predictio
 from guidance_jax.calibration import calibrate
 from guidance_jax.curves import Calibration, Curve
 from guidance_jax.denoisers import denoiser
-from guidance_jax.evaluation import evaluate, guide
+from guidance_jax.guided import branches, evaluate, guide, guided
 from guidance_jax.guidance import (
     adaptive,
     add,
@@ -52,7 +52,10 @@ from guidance_jax.guidance import (
     freedom,
     fresca,
     icg,
+    direction,
     in_space,
+    masked,
+    source,
     lgd,
     linear_reuse,
     mambo_g,
@@ -99,9 +102,9 @@ from guidance_jax.samplers import (
     restart,
     unipc,
 )
-from guidance_jax.sampling import branches, evaluations, run, sample
+from guidance_jax.sampling import evaluations, run, sample
 from guidance_jax.schedules import levels
-from guidance_jax.traced import checked
+from guidance_jax.checks.traced import checked
 
 if TYPE_CHECKING:
     from guidance_jax import networks, pretrained
@@ -161,7 +164,11 @@ __all__ = [
     "freedom",
     "fresca",
     "guidance",
+    "direction",
     "guide",
+    "guided",
+    "masked",
+    "source",
     "heun",
     "heun_sde",
     "icg",

@@ -3,16 +3,17 @@
 Every process is `x_t = alpha(t) x_0 + sigma(t) eps`. The leading axis of `x` is samples, and nothing ever reduces over it.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jaxtyping import ArrayLike, Float
 
-from guidance_jax.arrays import check_range, concrete
+from guidance_jax.checks.numbers import check_range, check_time
+from guidance_jax.parts import Part
 
 Scalar = Array | float | int
 """A number, known or traced."""
@@ -20,15 +21,40 @@ Scalar = Array | float | int
 Cond = Any
 """A condition: any pytree of `[B, ...]` leaves (labels, embeddings with a mask, both, `None`)."""
 
+T = TypeVar("T")
 
-class NoiseLevel(NamedTuple):
-    """A point of the process, `x = alpha x_0 + sigma eps`; with a leading axis, a whole path or one level a sample.
 
-    `t` is what the network is told (0..999, `log(sigma) / 4`, `[0, 1]`), as it was trained.
+class Replaceable:
+    """What all dataclasses here share."""
+
+    __slots__ = ()
+
+    def replace(self: T, **changes: Any) -> T:
+        """The same with some fields changed."""
+        return dataclasses.replace(self, **changes)  # pyright: ignore[reportArgumentType]
+
+    _replace = replace
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class NoiseLevel(Replaceable):
+    """A point of the process, `x = alpha x_0 + sigma eps`.
+
+    With a leading axis it is one level per sample, or a path: a sequence of levels, `path[3]`, `len(path)`,
+    `for level in path`. A slice of a path is a path.
+
+    Args:
+      t: What the network receives (0..999, `log(sigma) / 4`, `[0, 1]`), as in training.
+      alpha: The factor of the data.
+      sigma: The factor of the noise.
 
     Example:
-      >>> print(NoiseLevel(t=jnp.array(0.5), alpha=jnp.array(0.5), sigma=jnp.array(0.75)).ratio)
+      >>> print(gj.NoiseLevel(t=jnp.array(0.5), alpha=jnp.array(0.5), sigma=jnp.array(0.75)).ratio)
       1.5
+      >>> path = gj.levels(gj.schedules.edm(), 3, gj.spacings.karras())
+      >>> print(len(path), path[0].sigma, path[-1].sigma)
+      4 80.0 0.0
     """
 
     t: Array
@@ -37,111 +63,92 @@ class NoiseLevel(NamedTuple):
 
     @property
     def ratio(self) -> Array:
-        """`sigma / alpha`, the sigma of EDM: infinite where alpha = 0. The measure in which intervals are given."""
+        """`sigma / alpha`, the sigma of EDM: infinite where alpha = 0. Intervals are given in this unit."""
         signal = self.alpha > 0
         return jnp.where(signal, self.sigma / jnp.where(signal, self.alpha, 1), jnp.inf)
 
+    def __getitem__(self: T, place: Any) -> T:
+        return jax.tree.map(lambda field: field[place], self)
 
+    def __len__(self) -> int:
+        return len(self.sigma)
+
+    def __iter__(self: T) -> Iterator[T]:
+        return (self[i] for i in range(len(self)))  # pyright: ignore[reportArgumentType, reportIndexIssue]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class PathEnd(NoiseLevel):
     """The end of a path, where a run starts from data: `schedules.strength` and `schedules.below` make it.
 
-    To samplers and guidances it is a path as any other. But what a run draws on it is drawn apart from what a run of the whole
-    path draws by the same keys, for the data may be what that run has made. A slice of it is one too.
+    Samplers and guidances treat it as any other path. What a run draws on it differs from what a run of the whole path
+    draws with the same keys, since that run may have made the data. A slice of it is one too.
 
     Example:
-      >>> path = schedules.strength(levels(schedules.edm(), 10, spacings.karras()), 0.5)
-      >>> print(type(jax.tree.map(lambda field: field[2:], path)).__name__)
+      >>> path = gj.schedules.strength(gj.levels(gj.schedules.edm(), 10, gj.spacings.karras()), 0.5)
+      >>> print(type(path[2:]).__name__)
       PathEnd
     """
 
-    __slots__ = ()
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Prediction(Replaceable):
+    """What a denoiser predicts at `x`: both parts of `x = alpha x0 + sigma eps`, each `[B, ...]`.
 
-class Schedule(NamedTuple):
-    """A noise schedule: the network's time `t` to a `NoiseLevel`, `schedule(t)`, and back from `sigma / alpha`.
+    Predictions add, subtract and scale, so a guidance formula reads as in its paper: `u + w * (c - u)`.
+    `x0` and `eps` are kept apart because some methods renoise with a different `eps` than `x0` implies.
 
-    Raises:
-      ValueError: when called with a known time that is not finite, or far outside of `t_min..t_max`, as a sigma may be; `at`
-        takes any ratio.
-
-    Example:
-      >>> straight = Schedule(lambda t: (1 - t, t), lambda ratio: ratio / (1 + ratio), t_min=0.0, t_max=1.0)
-      >>> print(straight(0.75).ratio, straight.at(3.0).t)
-      3.0 0.75
-    """
-
-    alpha_sigma: Callable[[Array], tuple[Array, Array]]
-    """`t -> (alpha, sigma)`, of any shape."""
-    inverse: Callable[[Array], Array]
-    """`sigma / alpha -> t`."""
-    t_min: Scalar
-    """The time of least noise."""
-    t_max: Scalar
-    """The time of most noise."""
-    steps: int | None = None
-    """The number of training steps of a discrete schedule, whose `t` are 0..steps - 1; None if continuous."""
-    told: Callable[[Array], Array] | None = None
-    """What the network is told at t, where that is not t itself: under a `shift`."""
-
-    def __call__(self, t: ArrayLike) -> NoiseLevel:
-        check_range(t, "the schedule's time")
-        if concrete((t, self.t_min, self.t_max)):
-            times, least, most = map(np.asarray, (t, self.t_min, self.t_max))
-            far = (times < least - (most - least) / 2) | (times > most + (most - least) / 2)
-            if far.any():
-                raise ValueError(
-                    f"the time {times[far].flat[0]:g} is far outside of this schedule, {least:g} to {most:g}; a level by its "
-                    "sigma / alpha is schedule.at(ratio)."
-                )
-        return self._level(t)
-
-    def _level(self, t: ArrayLike) -> NoiseLevel:
-        t = jnp.asarray(t, jnp.result_type(float))
-        return NoiseLevel(t if self.told is None else self.told(t), *self.alpha_sigma(t))
-
-    def at(self, ratio: ArrayLike) -> NoiseLevel:
-        """The level at which `sigma / alpha` is `ratio`.
-
-        Raises:
-          ValueError: if ratio is known and negative or NaN.
-        """
-        check_range(ratio, "the ratio sigma / alpha", 0, np.inf)
-        return self._level(self.inverse(jnp.asarray(ratio, jnp.result_type(float))))
-
-
-class Prediction(NamedTuple):
-    """What a denoiser says of `x`: both halves of `x = alpha x0 + sigma eps`, each `[B, ...]`.
-
-    `eps` stays separate since some methods renoise with another one than `x0` implies. `variance` is there for networks that
-    learn the variance of the reverse step: where its logarithm lies between the small one's (0) and the large one's (1).
+    Args:
+      x0: The clean data.
+      eps: The noise.
+      variance: For networks that learn the variance of the reverse step: where its logarithm lies between that of the
+        small variance (0) and that of the large one (1). Arithmetic keeps the left operand's.
 
     Example:
-      >>> prediction, level = Prediction(x0=jnp.ones((1, 2)), eps=jnp.zeros((1, 2))), schedules.cosine()(0.5)
-      >>> print((level.alpha * prediction.x0 + level.sigma * prediction.eps).round(3))
-      [[0.707 0.707]]
+      >>> c = gj.Prediction(x0=jnp.ones((2, 3)), eps=jnp.zeros((2, 3)))
+      >>> u = gj.Prediction(x0=jnp.zeros((2, 3)), eps=jnp.ones((2, 3)))
+      >>> guided = u + jnp.array([1.0, 3.0]) * (c - u)
+      >>> print(guided.x0[:, 0], guided.eps[:, 0])
+      [1. 3.] [ 0. -2.]
     """
 
     x0: Float[Array, "b ..."]
     eps: Float[Array, "b ..."]
     variance: Float[Array, "b ..."] | None = None
 
+    __array_ufunc__ = None  # numpy_scale * prediction goes to __rmul__
+
+    def __add__(self, other: "Prediction") -> "Prediction":
+        return Prediction(self.x0 + other.x0, self.eps + other.eps, self.variance)
+
+    def __sub__(self, other: "Prediction") -> "Prediction":
+        return Prediction(self.x0 - other.x0, self.eps - other.eps, self.variance)
+
+    def __rmul__(self, scale: ArrayLike) -> "Prediction":
+        """`scale * prediction`, with one scale for all samples, `()`, or one per sample, `[B]`."""
+        w = jnp.asarray(scale, self.x0.dtype)
+        w = w.reshape(w.shape + (1,) * (self.x0.ndim - 1)) if w.ndim == 1 else w
+        return Prediction(w * self.x0, w * self.eps, self.variance)
+
 
 Denoiser = Callable[[Array, NoiseLevel, Cond], Prediction]
-"""`(x [B, ...], level, cond) -> Prediction`. `level` is scalar in sampling; one level a sample, `[B]`, also works."""
+"""`(x [B, ...], level, cond) -> Prediction`. `level` is scalar in sampling; one level per sample, `[B]`, also works."""
 
 
 class Step(NamedTuple):
     """A step of the sampler.
 
     Example:
-      >>> level, after = schedules.flow()(1.0), schedules.flow()(0.5)
-      >>> step = Step(jnp.int32(0), level, after, jax.random.split(jax.random.key(0), 4))
+      >>> level, after = gj.schedules.flow()(1.0), gj.schedules.flow()(0.5)
+      >>> step = gj.Step(jnp.int32(0), level, after, jax.random.split(jax.random.key(0), 4))
       >>> print(step.number, step.level.sigma, step.next.sigma, step.keys.shape)
       0 1.0 0.5 (4,)
     """
 
     number: Array
-    """Counted from 0 at the start of the run, wherever among the noise levels that is; a run that goes on from the `State` of
+    """Counted from 0 at the start of the run, wherever among the noise levels that is. A run that goes on from the `State` of
     another counts on."""
     level: NoiseLevel
     """The level at which it begins."""
@@ -150,17 +157,18 @@ class Step(NamedTuple):
     keys: Array
     """The run's PRNG keys, `[B]`, the same in every step: `step_keys(step)` makes keys of this step for a guidance."""
     drawn: NoiseLevel | None = None
-    """The level whose noise `step_keys` draws, where that is not `level`: an ODE is guided by the same draws everywhere."""
+    """The level whose noise `step_keys` draws, if it is not `level`: an ODE is guided by the same draws everywhere."""
 
 
 class Branches(NamedTuple):
-    """One denoiser and the named conditions it is asked about; evaluated together, in one call.
+    """One denoiser and the named conditions it is evaluated under, together, in one call.
 
-    Where several networks take part, a tuple of `Branches`. The first branch of all is the base: what is sampled where
-    nothing guides. A condition that is a function is called with the `Step` and gives that step's condition.
+    For several networks, use a tuple of `Branches`. The first branch is the base. It is used wherever guidance is off.
+    A condition that is a function is called with the `Step` and returns the condition of that step.
 
     Example:
-      >>> two = Branches(denoiser(lambda x, t, y: 0 * x, predicts="x0"), {"cond": jnp.array([3]), "uncond": jnp.array([10])})
+      >>> denoise = gj.denoiser(lambda x, t, y: 0 * x, predicts="x0")
+      >>> two = gj.Branches(denoise, {"cond": jnp.array([3]), "uncond": jnp.array([10])})
       >>> list(two.conds), two.batched
       (['cond', 'uncond'], True)
     """
@@ -173,69 +181,146 @@ class Branches(NamedTuple):
     """False: one condition after another, for networks that do not fit into memory twice."""
 
 
+class Derivative(NamedTuple):
+    """The derivative of a branch's x0 in x, from the forward pass that made the prediction."""
+
+    jvp: Callable[[Array], Array]
+    """A tangent of x, `[B, ...]`, to that of x0."""
+    pullback: Callable[[Array], Array]
+    """A cotangent of x0, `[B, ...]`, to its gradient in x."""
+
+
 class Context(NamedTuple):
     """All that a guidance may read.
 
     Example:
       >>> def update(prediction, context):
-      ...     weak = context.branches["weak"]
-      ...     return prediction._replace(x0=2 * prediction.x0 - weak.x0, eps=2 * prediction.eps - weak.eps)
-      >>> sorted(stateless(update, needs=["weak"]).needs)
+      ...     weak = context["weak"]
+      ...     return prediction + (prediction - weak)
+      >>> sorted(gj.stateless(update, needs=["weak"]).needs)
       ['weak']
     """
 
     x: Float[Array, "b ..."]
     """Where all the predictions are made."""
     level: NoiseLevel
-    """The level of `x`: the step's, but for the later evaluations of a step (Heun's corrector)."""
+    """The level of `x`: the step's, except in the later evaluations of a step (Heun's corrector)."""
     step: Step
     """The sampler's step."""
     base: Prediction
     """The first branch's prediction, as the network made it."""
-    branches: dict[str, Prediction]
-    """The prediction of each branch that was asked for; in steps that did not want it, the base's stands in its place."""
-    pullback: Callable[[Array], Array] | None = None
-    """A cotangent of the base's x0, `[B, ...]`, to its gradient in x, by the one forward pass that gave the base; there for
-    guidances that ask for it."""
+    branches: Mapping[str, Prediction]
+    """The prediction of each branch that a guidance needs. In steps that do not want it, this is the base's."""
+    derivatives: Mapping[str | None, Derivative] = {}
+    """By the name of the branch, None for the base: of those that a guidance asks for."""
     space: str = "x0"
-    """What stands in the x0 of the predictions: another parameterisation inside of `in_space`."""
+    """What the x0 of the predictions holds: another parameterisation inside `in_space`."""
+
+    def __getitem__(self, name: Any) -> Any:
+        """The prediction of a branch, by name."""
+        return self.branches[name] if isinstance(name, str) else tuple.__getitem__(self, name)
 
     @property
     def next(self) -> NoiseLevel:
         """The level at which the sampler's step ends."""
         return self.step.next
 
+    def pullback(self, cotangent: Array, branch: str | None = None) -> Array:
+        """The gradient in x of `<cotangent, x0>`, x0 being the base's or a branch's: one backward pass."""
+        return self.derivatives[branch].pullback(cotangent.astype(self.x.dtype))
 
-class Guidance(NamedTuple):
+    def jvp(self, tangent: Array, branch: str | None = None) -> Array:
+        """The derivative of the base's x0, or a branch's, along a tangent of x."""
+        return self.derivatives[branch].jvp(tangent.astype(self.x.dtype))
+
+
+@jax.tree_util.register_pytree_node_class
+@dataclasses.dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Schedule(Part):
+    """A noise schedule: from the network's time `t` to a `NoiseLevel`, `schedule(t)`, and back from `sigma / alpha`.
+
+    Args:
+      alpha_sigma: `t -> (alpha, sigma)`, of any shape.
+      inverse: `sigma / alpha -> t`.
+      t_min: The time of the least noise.
+      t_max: The time of the most noise.
+      steps: The number of training steps of a discrete schedule, whose `t` are 0..steps - 1; None if continuous.
+      network_time: What the network receives at t, if that is not t itself: under a `shift`.
+
+    Raises:
+      ValueError: When called with a known time that is not finite, or is far outside of `t_min..t_max`, as a sigma may be;
+        `at` takes any ratio.
+
+    Example:
+      >>> straight = gj.Schedule(lambda t: (1 - t, t), lambda ratio: ratio / (1 + ratio), t_min=0.0, t_max=1.0)
+      >>> print(straight(0.75).ratio, straight.at(3.0).t)
+      3.0 0.75
+    """
+
+    alpha_sigma: Callable[[Array], tuple[Array, Array]]
+    inverse: Callable[[Array], Array]
+    t_min: Scalar
+    t_max: Scalar
+    steps: int | None = None
+    network_time: Callable[[Array], Array] | None = None
+
+    def __call__(self, t: ArrayLike) -> NoiseLevel:
+        check_time(t, self.t_min, self.t_max)
+        return self._level(t)
+
+    def at(self, ratio: ArrayLike) -> NoiseLevel:
+        """The level at which `sigma / alpha` is `ratio`.
+
+        Raises:
+          ValueError: if ratio is known and negative or NaN.
+        """
+        check_range(ratio, "schedule.at: ratio", 0, jnp.inf)
+        return self._level(self.inverse(jnp.asarray(ratio, jnp.result_type(float))))
+
+    def _level(self, t: ArrayLike) -> NoiseLevel:
+        t = jnp.asarray(t, jnp.result_type(float))
+        return NoiseLevel(t if self.network_time is None else self.network_time(t), *self.alpha_sigma(t))
+
+
+@jax.tree_util.register_pytree_node_class
+@dataclasses.dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Guidance(Part):
     """A pair of pure functions that turns branches into the one prediction that the sampler uses.
 
     `update(prediction, state, context)` receives what earlier parts of a chain made of the base prediction. A source
-    adds to it, a shaper changes it; neither may change it where no branch differs from the base.
+    adds to it, a shaper changes it. Neither may change it where no branch differs from the base.
+
+    Args:
+      needs: The names of the branches that `update` reads, besides the base.
+      init: `x [B, ...] -> ` what it remembers at the start of a run: any pytree, `()` for nothing.
+      update: `(prediction, state, context) -> (prediction, state)`.
+      wants: `(state, step) -> {name: True, or a boolean scalar}`: a branch that is not wanted in this step is not
+        evaluated. None: every branch, always.
+      derivatives: The branches whose `context.pullback` and `context.jvp` it uses; None in it stands for the base.
+      own_space: The method that has a space of its own, and so has no place inside `in_space`; None if there is none.
+      shapes: Whether it only changes what others have added.
 
     Example:
-      >>> update = lambda prediction, state, context: (prediction._replace(x0=prediction.x0 / 2), state)
-      >>> halve = Guidance(frozenset(), lambda x: (), update)
-      >>> sorted(chain(halve, cfg(2.0)).needs)
+      >>> update = lambda prediction, state, context: (0.5 * prediction, state)
+      >>> halve = gj.Guidance(frozenset(), lambda x: (), update)
+      >>> sorted(gj.chain(halve, gj.cfg(2.0)).needs)
       ['cond', 'uncond']
     """
 
     needs: frozenset[str]
-    """The names of the branches that `update` reads, beside the base."""
     init: Callable[[Array], Any]
-    """`x [B, ...] -> ` what it remembers at the start of a run: any pytree, `()` for nothing."""
     update: Callable[[Prediction, Any, Context], tuple[Prediction, Any]]
     wants: Callable[[Any, Step], dict[str, Any]] | None = None
-    """`(state, step) -> {name: True, or a boolean scalar}`: a branch that is not wanted in this step is not evaluated. None:
-    every branch, always."""
-    pullback: bool = False
-    """Whether `update` takes gradients through the base's prediction."""
+    derivatives: frozenset[str | None] = frozenset()
+    own_space: str | None = None
+    shapes: bool = False
 
 
 class State(NamedTuple):
     """What the loop carries from step to step, and what a run can go on from.
 
     Example:
-      >>> state = State(jnp.ones((1, 2)), memory=(), guidance=(), evaluations=jnp.int32(0), x0=jnp.zeros((1, 2)))
+      >>> state = gj.State(jnp.ones((1, 2)), memory=(), guidance=(), evaluations=jnp.int32(0), x0=jnp.zeros((1, 2)))
       >>> print(state._replace(x=state.x / 2).x)
       [[0.5 0.5]]
     """
@@ -261,7 +346,7 @@ class GuidedDenoiser(NamedTuple):
     look: Callable[[State, NoiseLevel], tuple[Prediction, State, Context]]
     """The same, and all that the guidance read: for samplers that weigh their samples by the branches."""
     base: Callable[[State, NoiseLevel], tuple[Prediction, State]]
-    """The base's prediction alone, guided by nothing: no other branch is evaluated."""
+    """The base's prediction alone, without guidance: no other branch is evaluated."""
 
     def __call__(self, state: State, level: NoiseLevel) -> tuple[Prediction, State]:
         prediction, state, _ = self.look(state, level)
@@ -272,29 +357,35 @@ Kernel = Callable[[Prediction, NoiseLevel, NoiseLevel], tuple[Array, Scalar]]
 """`(prediction, level, next) -> mean [B, ...], deviation`: a step that is one draw from a Gaussian."""
 
 
-class Sampler(NamedTuple):
+@jax.tree_util.register_pytree_node_class
+@dataclasses.dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Sampler(Part):
     """A pair of pure functions that goes from one noise level to the next.
 
-    `step(denoise, state, level, next, keys)` moves `state.x` from `level` to `next`; `keys` holds one PRNG key a sample.
-    It calls `denoise` as often as it needs, passing on the state that each call returns. Every leaf of what `init(x)` makes is
-    `[B, ...]`, a row a sample, or a scalar.
+    `step(denoise, state, level, next, keys)` moves `state.x` from `level` to `next`; `keys` holds one PRNG key per sample.
+    It calls `denoise` as often as it needs, and passes on the state that each call returns. Every leaf of what `init(x)`
+    makes is `[B, ...]`, one row per sample, or a scalar.
+
+    Args:
+      init: `x [B, ...] -> ` the memory at the start of a run.
+      step: `(denoise, state, level, next, keys) -> state`.
+      kernel: The Gaussian of a step, for samplers whose step is one evaluation and one draw: its deviation, `()` or
+        `[B, ...]`, is 0 where nothing is drawn.
+      schedule: That of the run's levels, for samplers that visit other levels than these.
+      reversible: Whether `step` also goes from less noise to more, and so can be run from data to noise.
 
     Example:
       >>> def step(denoise, state, level, next, keys):
       ...     prediction, state = denoise(state, level)
       ...     return state._replace(x=next.alpha * prediction.x0 + next.sigma * prediction.eps)
-      >>> path, keys = levels(schedules.flow(), 2, spacings.uniform()), jax.random.split(jax.random.key(0), 1)
-      >>> one = branches(denoiser(lambda x, t, cond: 0 * x + 3, predicts="x0"), cond=None)
-      >>> print(sample(keys, one, chain(), Sampler(lambda x: (), step), path, (2,)))
+      >>> path, keys = gj.levels(gj.schedules.flow(), 2, gj.spacings.uniform()), jax.random.split(jax.random.key(0), 1)
+      >>> one = gj.branches(gj.denoiser(lambda x, t, cond: 0 * x + 3, predicts="x0"), cond=None)
+      >>> print(gj.sample(keys, one, gj.chain(), gj.Sampler(lambda x: (), step), path, (2,)))
       [[3. 3.]]
     """
 
     init: Callable[[Array], Any]
     step: Callable[[GuidedDenoiser, State, NoiseLevel, NoiseLevel, jax.Array], State]
     kernel: Kernel | None = None
-    """The Gaussian of a step, of samplers whose step is one evaluation and one draw: its deviation, `()` or `[B, ...]`, is 0
-    where nothing is drawn."""
     schedule: Schedule | None = None
-    """That of the run's levels, of samplers that visit other levels than these."""
     reversible: bool = False
-    """Whether `step` also goes from less noise to more, and so can be run from data to noise."""

@@ -7,11 +7,11 @@ from jaxtyping import ArrayLike, Float
 
 from guidance_jax.arrays import divide, inner, norm
 from guidance_jax.base import NoiseLevel, Step
-from guidance_jax.checks import check_branches, check_keys, check_levels, check_networks, check_scalar, check_start
+from guidance_jax.checks.old import check_branches, check_keys, check_levels, check_networks, check_scalar, check_start
 from guidance_jax.curves import Calibration, Residuals
-from guidance_jax.evaluation import Networks, evaluate
-from guidance_jax.guidance.contrast import cfg
-from guidance_jax.kinds import check_array
+from guidance_jax.guided import Networks, evaluate
+from guidance_jax.guidance.linear import cfg
+from guidance_jax.checks.old import check_array
 from guidance_jax.noise import apart, diffuse
 
 

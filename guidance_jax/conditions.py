@@ -5,9 +5,9 @@ from collections.abc import Callable
 import jax
 from jax import Array
 
-from guidance_jax.arrays import per_sample
+from guidance_jax.checks.old import per_sample
 from guidance_jax.base import Cond, Denoiser, NoiseLevel, Prediction, Step
-from guidance_jax.kinds import check_count, check_kind
+from guidance_jax.checks.old import check_count, check_kind
 from guidance_jax.noise import normal, step_keys
 from guidance_jax.scales import Scale, at_level
 

@@ -9,7 +9,7 @@ from jax import Array
 from jaxtyping import ArrayLike, Float
 
 from guidance_jax.arrays import concrete
-from guidance_jax.kinds import check_kind
+from guidance_jax.checks.words import told
 
 
 class Curve(NamedTuple):
@@ -108,7 +108,8 @@ class Calibration(NamedTuple):
     """Residuals in all directions."""
 
     def __add__(self, other: "Calibration") -> "Calibration":  # pyright: ignore[reportIncompatibleMethodOverride]
-        check_kind(other, Calibration, "what is added to a Calibration", "gj.calibrate gives one.")
+        if not isinstance(other, Calibration):
+            raise TypeError(f"a Calibration is added to another one, got {told(other)}; gj.calibrate returns one.")
         if concrete((self, other)) and not _alike(self.ratio, other.ratio):
             raise ValueError(f"two calibrations of other levels do not add up: sigma / alpha {self.ratio} and {other.ratio}.")
         return jax.tree.map(jnp.add, self, other)

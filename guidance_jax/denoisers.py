@@ -15,8 +15,8 @@ from jaxtyping import ArrayLike
 
 from guidance_jax.arrays import divide, expand
 from guidance_jax.base import Cond, Denoiser, NoiseLevel, Prediction
-from guidance_jax.checks import check_level, check_order, check_scalar
-from guidance_jax.kinds import check_array, check_callable, check_kind, check_network, check_takes, noting
+from guidance_jax.checks.old import check_level, check_order, check_scalar
+from guidance_jax.checks.old import check_array, check_callable, check_kind, check_network, check_takes, noting
 
 __all__ = ["Network", "clip", "denoiser", "edm", "learned_variance"]
 

@@ -10,7 +10,7 @@ from jax import Array
 from jaxtyping import Float
 
 from guidance_jax.base import Cond, Guidance, NoiseLevel, Schedule, State, Step
-from guidance_jax.checks import (
+from guidance_jax.checks.old import (
     check_branches,
     check_guidance,
     check_keys,
@@ -19,9 +19,9 @@ from guidance_jax.checks import (
     check_schedule,
     check_start,
 )
-from guidance_jax.evaluation import Networks, guide
-from guidance_jax.kinds import check_count, check_kind
-from guidance_jax.traced import all_finite
+from guidance_jax.guided import Networks, guide
+from guidance_jax.checks.old import check_count, check_kind
+from guidance_jax.checks.traced import all_finite
 
 __all__ = ["Encoding", "bits_per_dimension", "encode", "log_likelihood"]
 

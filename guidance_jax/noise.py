@@ -13,7 +13,9 @@ from jaxtyping import ArrayLike, Float
 
 from guidance_jax.arrays import at_least_float32, expand
 from guidance_jax.base import NoiseLevel, Step
-from guidance_jax.checks import check_generator, check_keys, check_level, check_start
+from guidance_jax.checks.door import door
+from guidance_jax.checks.kinds import Keys, check_generator
+from guidance_jax.checks.running import check_level, check_start
 
 START = 0
 SAMPLER, GUIDANCE, DATA, IMAGE = (2**31 + i for i in range(4))
@@ -31,7 +33,8 @@ def normal(keys: Array, x: Array | jax.ShapeDtypeStruct) -> Array:
     return drawn.reshape(x.shape).astype(dtype)
 
 
-def diffuse(keys: Array, x0: Float[Array, "b ..."], level: NoiseLevel) -> Float[Array, "b ..."]:
+@door()
+def diffuse(keys: Keys, x0: Float[Array, "b ..."], level: NoiseLevel) -> Float[Array, "b ..."]:
     """Data noised to a level, where an image-to-image run starts: `x = alpha x0 + sigma z`.
 
     Each sample's z comes from its own key and the level, and is none of the numbers that a run draws from these same keys. So a
@@ -57,7 +60,6 @@ def diffuse(keys: Array, x0: Float[Array, "b ..."], level: NoiseLevel) -> Float[
 
     Reference: Meng et al. 2022, arXiv:2108.01073, algorithm 1.
     """
-    check_keys(keys)
     check_start(keys, level, x0)
     check_level(level, x0)
     x0 = jnp.asarray(x0)

@@ -13,12 +13,13 @@ from jax import Array
 from jax.lax import Precision
 from jaxtyping import ArrayLike, Float, Int
 
-from guidance_jax.arrays import at_least_float32, check_range, concrete, divide, inner, norm
+from guidance_jax.arrays import at_least_float32, concrete, divide, inner, norm
+from guidance_jax.checks.old import check_range
 from guidance_jax.base import NoiseLevel, Prediction
-from guidance_jax.checks import check_finite, check_key, check_keys, check_labels, check_level, check_levels, check_scalar
+from guidance_jax.checks.old import check_finite, check_key, check_keys, check_labels, check_level, check_levels, check_scalar
 from guidance_jax.curves import Curve
 from guidance_jax.denoisers import from_eps, from_x0
-from guidance_jax.kinds import check_array, check_count
+from guidance_jax.checks.old import check_array, check_count
 from guidance_jax.noise import apart, diffuse
 
 __all__ = ["GaussianMixture"]

@@ -12,15 +12,15 @@ from jaxtyping import ArrayLike, Float
 from guidance_jax import targets
 from guidance_jax.arrays import at_least_float32, concrete, divide
 from guidance_jax.base import Branches, Context, GuidedDenoiser, NoiseLevel, Prediction, Sampler, State
-from guidance_jax.checks import check_keys, check_levels, check_networks, check_order, check_sampler, check_scalar, check_start
-from guidance_jax.evaluation import Networks
+from guidance_jax.checks.old import check_keys, check_levels, check_networks, check_order, check_sampler, check_scalar, check_start
+from guidance_jax.guided import Networks
 from guidance_jax.guidance.algebra import chain
-from guidance_jax.kinds import check_count
+from guidance_jax.checks.old import check_count
 from guidance_jax.noise import START, apart, fold, normal
-from guidance_jax.outcomes import check_particles, right_reward
+from guidance_jax.checks.old import check_particles, right_reward
 from guidance_jax.sampling import run
 from guidance_jax.targets import Target, check_target
-from guidance_jax.traced import insist
+from guidance_jax.checks.traced import insist
 
 __all__ = ["Particles", "effective_size", "feynman_kac", "systematic"]
 

@@ -1,58 +1,25 @@
 """From branches, a guidance and a sampler to samples: the only loop."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from guidance_jax.base import Branches, Cond, Denoiser, Guidance, NoiseLevel, PathEnd, Sampler, State, Step
-from guidance_jax.checks import (
-    check_branches,
-    check_guidance,
-    check_keys,
-    check_levels,
-    check_networks,
-    check_one_device,
-    check_sampler,
-    check_schedule_of,
-    check_start,
-)
-from guidance_jax.evaluation import Networks, guide
-from guidance_jax.kinds import check_callable, check_kind
+from guidance_jax.base import Guidance, NoiseLevel, PathEnd, Sampler, State, Step
+from guidance_jax.checks.door import door
+from guidance_jax.checks.outcomes import check_step, warn_if_not_finite
+from guidance_jax.checks.running import check_run
+from guidance_jax.checks.traced import all_finite, insist
+from guidance_jax.guided import Networks, guide
 from guidance_jax.noise import IMAGE, SAMPLER, START, at_level, fold, normal
-from guidance_jax.outcomes import check_state, check_step
-from guidance_jax.traced import all_finite, insist
+from guidance_jax.programs import compiled
 
 Trace = Callable[[State], Any]
 
 
-def branches(denoise: Denoiser, *, batched: bool = True, **conds: Cond) -> Branches:
-    """Named conditions of one denoiser, evaluated in one batched call; the first is the base.
-
-    Args:
-      denoise: `(x, level, cond) -> Prediction`.
-      batched: False evaluates one condition after the other, in the memory of one: for networks that do not fit twice.
-      **conds: a condition each, any pytree of `[B, ...]` leaves, all of one structure; or a function of the `Step` that
-        gives it, for conditions drawn anew in every step.
-
-    Raises:
-      ValueError: if there is no condition.
-      TypeError: if denoise is no function.
-
-    Example:
-      >>> denoise = denoiser(lambda x, t, cond: 0 * x, predicts="x0")
-      >>> labels = jnp.array([3, 1])
-      >>> list(branches(denoise, cond=labels, uncond=jnp.full_like(labels, 10)).conds)
-      ['cond', 'uncond']
-    """
-    check_callable(denoise, "denoise", "gj.denoiser(network, predicts=...) makes one of a network.")
-    if not conds:
-        raise ValueError("branches(denoise) has no condition; name at least one: branches(denoise, cond=labels).")
-    return Branches(denoise, conds, batched)
-
-
+@door()
 def sample(
     keys: Array,
     branches: Networks,
@@ -113,6 +80,7 @@ def sample(
     return state.x.astype(dtype) if trace is None else (state.x.astype(dtype), recorded)
 
 
+@door()
 def evaluations(
     keys: Array,
     branches: Networks,
@@ -144,6 +112,7 @@ def evaluations(
     return run(keys, branches, guidance, sampler, levels, shape_or_x)[0].evaluations
 
 
+@door()
 def run(
     keys: Array,
     branches: Networks,
@@ -176,76 +145,76 @@ def run(
       >>> print(state.evaluations, along.shape)
       4 (4, 3, 2)
     """
-    networks = check_networks(branches)
-    check_guidance(guidance)
-    check_sampler(sampler)
-    before = shape_or_x if isinstance(shape_or_x, State) else None
-    start = shape_or_x.x if isinstance(shape_or_x, State) else shape_or_x
-    check_levels(levels, sampler, start_given=not isinstance(start, tuple))
-    check_schedule_of(sampler, levels)
-    check_keys(keys)
-    shape, dtype = check_start(keys, levels, start)
-    dtype = dtype if jnp.dtype(dtype).itemsize >= 4 else jnp.float32
-    like = jax.ShapeDtypeStruct(shape, dtype)
-    path = NoiseLevel(*(jnp.asarray(field, dtype) for field in levels))
-    check_branches(networks, guidance, like, keys)
-    if before is not None:
-        check_state(before, sampler, guidance, like)
-    if trace is not None:
-        check_callable(trace, "trace", "lambda state: state.x records the path.")
-    if progress is not None:
-        check_kind(progress, str, "progress", "it is the name that the bar shows.")
-        check_one_device(progress, keys, start)
+    networks, like = check_run(keys, branches, guidance, sampler, levels, shape_or_x, trace, progress)
+    path = jax.tree.map(lambda field: jnp.asarray(field, like.dtype), levels)
+    start = None if isinstance(shape_or_x, tuple) else shape_or_x
+    plan = Plan(like.shape, like.dtype, remat, progress)
+    state, recorded = compiled(_loop, plan, keys, networks, guidance, sampler, path, start, trace)
+    warn_if_not_finite(state.x)
+    return state, recorded
 
+
+class Plan(NamedTuple):
+    """What of a run is static."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+    remat: bool
+    progress: str | None
+
+
+def _loop(
+    plan: Plan,
+    keys: Array,
+    networks: Networks,
+    guidance: Guidance,
+    sampler: Sampler,
+    path: NoiseLevel,
+    given: Array | State | None,
+    trace: Trace | None,
+) -> tuple[State, Any]:
     # XLA takes a loop of one step apart, and rounds otherwise than in a longer run. So a second step is added and skipped, and
     # the level is looked up, for XLA sees through two that are equal.
-    steps = len(path.t) - 1
-    alone = steps == 1 and progress is None
+    steps = len(path) - 1
+    alone = steps == 1 and plan.progress is None
+    # A start is the same for any path. On the end of one, all else is drawn apart.
+    own = fold(keys, IMAGE) if isinstance(path, PathEnd) else keys
 
-    @jax.jit
-    def loop(keys: Array, given: Array | State | None) -> tuple[State, Any]:
-        # A start is the same for any path. On the end of one, all else is drawn apart.
-        own = fold(keys, IMAGE) if isinstance(levels, PathEnd) else keys
+    def advance(state: State, level: NoiseLevel, next: NoiseLevel) -> State:
+        step = Step(jnp.asarray(state.number, jnp.int32), level, next, own)
+        denoise = guide(networks, guidance, step)
+        after = sampler.step(denoise, state, level, next, at_level(own, level, SAMPLER))
+        check_step(after, state, step)
+        return after._replace(number=step.number + 1)
 
-        def advance(state: State, level: NoiseLevel, next: NoiseLevel) -> State:
-            step = Step(jnp.asarray(state.number, jnp.int32), level, next, own)
-            denoise = guide(networks, guidance, step)
-            after = sampler.step(denoise, state, level, next, at_level(own, level, SAMPLER))
-            check_step(after, state)
-            insist(
-                lambda: all_finite(after.x),
-                "x is not finite after step {number}, counted from 0, from sigma {sigma} on.",
-                number=step.number,
-                sigma=level.sigma,
-            )
-            return after._replace(number=step.number + 1)
+    def first(state: State, number: Array) -> State:
+        at = lambda field: jax.lax.dynamic_index_in_dim(jnp.repeat(field, 2), number, keepdims=False)
+        return advance(state, *jax.tree.map(at, (path[:-1], path[1:])))
 
-        def first(state: State, number: Array) -> State:
-            at = lambda field: jax.lax.dynamic_index_in_dim(jnp.repeat(field, 2), number, keepdims=False)
-            return advance(state, *jax.tree.map(at, parts))
-
-        def body(state: State, inputs: tuple[Any, ...]) -> tuple[State, Any]:
-            if alone:
-                state = jax.lax.cond(inputs[0] == 0, first, lambda state, number: state, state, inputs[0])
-            else:
-                state = advance(state, *inputs[1:])
-            return state, None if trace is None else trace(state)
-
-        if isinstance(given, State):
-            state = given._replace(number=jnp.asarray(given.number, jnp.int32))
-        else:
-            x = path.sigma[0] * normal(fold(keys, START), like) if given is None else given.astype(dtype)
-            state = State(x, sampler.init(x), guidance.init(x), jnp.int32(0), jnp.zeros_like(x), jnp.int32(0))
-        parts = tuple(jax.tree.map(lambda a, part=part: a[part], path) for part in (slice(-1), slice(1, None)))
-        inputs = (jnp.arange(steps, dtype=jnp.int32), *parts)
+    def body(state: State, inputs: tuple[Any, ...]) -> tuple[State, Any]:
         if alone:
-            inputs = (jnp.arange(2, dtype=jnp.int32),)
-        body = jax.checkpoint(body, prevent_cse=False) if remat else body
-        body = body if progress is None else _bar(progress, steps)(body)
-        state, recorded = jax.lax.scan(body, state, inputs)
-        return state, jax.tree.map(lambda a: a[:1], recorded) if alone else recorded
+            state = jax.lax.cond(inputs[0] == 0, first, lambda state, number: state, state, inputs[0])
+        else:
+            state = advance(state, *inputs[1:])
+        return state, None if trace is None else trace(state)
 
-    return loop(keys, None if isinstance(start, tuple) else shape_or_x)
+    state = _begun(plan, keys, guidance, sampler, path, given)
+    inputs = (jnp.arange(2, dtype=jnp.int32),) if alone else (jnp.arange(steps, dtype=jnp.int32), path[:-1], path[1:])
+    body = jax.checkpoint(body, prevent_cse=False) if plan.remat else body
+    body = body if plan.progress is None else _bar(plan.progress, steps)(body)
+    state, recorded = jax.lax.scan(body, state, inputs)
+    return state, jax.tree.map(lambda a: a[:1], recorded) if alone else recorded
+
+
+def _begun(
+    plan: Plan, keys: Array, guidance: Guidance, sampler: Sampler, path: NoiseLevel, given: Array | State | None
+) -> State:
+    """The state at the start of a run: given, or x given, or x of pure noise."""
+    if isinstance(given, State):
+        return given._replace(number=jnp.asarray(given.number, jnp.int32))
+    like = jax.ShapeDtypeStruct(plan.shape, plan.dtype)
+    x = path.sigma[0] * normal(fold(keys, START), like) if given is None else given.astype(plan.dtype)
+    return State(x, sampler.init(x), guidance.init(x), jnp.int32(0), jnp.zeros_like(x), jnp.int32(0))
 
 
 def _bar(name: str, steps: int) -> Callable[..., Any]:

@@ -4,44 +4,31 @@
 network's time, `w - 1` is the constant's on average. `progress` below is 0 at the most noise and 1 at the least, in that time.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import ArrayLike
-from typing_extensions import TypeAliasType
 
-from guidance_jax.arrays import check_range, per_sample
+from guidance_jax.arrays import expand
 from guidance_jax.base import Context, NoiseLevel, Schedule
-from guidance_jax.checks import check_curve, check_scalar, check_schedule
-from guidance_jax.curves import Calibration, Curve
-from guidance_jax.kinds import check_takes, noting
+from guidance_jax.checks.door import also, part
+from guidance_jax.checks.kinds import AtLeastOne, CurveLike, Level, NonNegative, Number, PerSample, Scale, check_curve
+from guidance_jax.checks.numbers import check_shape
 
 __all__ = ["Scale", "beta", "calibrated", "clamp_linear", "cosine", "linear", "power_cosine"]
 
-Scale = TypeAliasType("Scale", ArrayLike | Callable[[NoiseLevel], ArrayLike])
-"""A number, one a sample, `[B]`, or a function of the noise level that gives either."""
+
+def at(scale: Scale, context: Context) -> Array:
+    """A scale at the level of x, broadcastable against x."""
+    value = at_level(scale, context.level)
+    check_shape(value, context.x, getattr(scale, "where", "a scale"))
+    return expand(jnp.asarray(value, context.x.dtype), context.x)
 
 
-def at(scale: Scale, context: Context, name: str, *bounds: float | int, above: float | int | None = None) -> Array:
-    """A scale at the level of x, checked and broadcastable against x.
-
-    Raises:
-      ValueError: if its shape is neither `()` nor `[B]`, or it is known and not finite, or outside the bounds.
-      TypeError: if it is no number, no array of them, and no function of the level.
-    """
-    return per_sample(at_level(scale, context.level, name), context.x, name, *bounds, above=above)
-
-
-def at_level(scale: Any, level: NoiseLevel, name: str) -> Any:
-    """A scale, or what it is at a level where it is a function."""
-    if not callable(scale) or isinstance(scale, tuple):
-        return scale
-    check_takes(scale, name, "level")
-    with noting(name, level=level):
-        return scale(level)
+def at_level(scale: Any, level: NoiseLevel) -> Any:
+    """A scale, or its value at a level where it is a function."""
+    return scale(level) if callable(scale) else scale
 
 
 def progress(schedule: Schedule, level: NoiseLevel) -> Array:
@@ -49,7 +36,8 @@ def progress(schedule: Schedule, level: NoiseLevel) -> Array:
     return 1 - (level.t - schedule.t_min) / (schedule.t_max - schedule.t_min)
 
 
-def linear(schedule: Schedule, scale: ArrayLike) -> Callable[[NoiseLevel], Array]:
+@part()
+def linear(schedule: Schedule, scale: PerSample) -> Level:
     """Grows from no guidance to twice that of a constant: `w = 1 + (scale - 1) 2 progress`.
 
     Args:
@@ -66,35 +54,34 @@ def linear(schedule: Schedule, scale: ArrayLike) -> Callable[[NoiseLevel], Array
 
     Reference: Wang et al. 2024, arXiv:2404.13040, table 1; its omega is `scale - 1`.
     """
-    check_schedule(schedule)
-    check_range(scale, "linear's scale")
     return lambda level: 1 + (jnp.asarray(scale, level.t.dtype) - 1) * 2 * progress(schedule, level)
 
 
-def clamp_linear(schedule: Schedule, scale: ArrayLike, least: ArrayLike) -> Callable[[NoiseLevel], Array]:
-    """`linear`, but never below a least scale: `w = max(least, 1 + (scale - 1) 2 progress)`. The one that the paper recommends.
+@part()
+def clamp_linear(schedule: Schedule, scale: PerSample, min: PerSample) -> Level:
+    """`linear`, but never below a least scale: `w = max(min, 1 + (scale - 1) 2 progress)`. The one that the paper recommends.
 
     Args:
       schedule: of the network.
       scale: the constant that `linear` replaces, `()` or `[B]`.
-      least: the least scale, `()` or `[B]`.
+      min: the minimum scale, `()` or `[B]`.
 
     Raises:
       ValueError: if a scale is not finite.
 
     Example:
       >>> schedule = schedules.flow()
-      >>> print(scales.clamp_linear(schedule, 3.0, least=2.0)(schedule(1.0)).round(2))
+      >>> print(scales.clamp_linear(schedule, 3.0, min=2.0)(schedule(1.0)).round(2))
       2.0
 
     Reference: Wang et al. 2024, arXiv:2404.13040, section 5.
     """
-    check_range(least, "clamp_linear's least")
     unclamped = linear(schedule, scale)
-    return lambda level: jnp.maximum(jnp.asarray(least, level.t.dtype), unclamped(level))
+    return lambda level: jnp.maximum(jnp.asarray(min, level.t.dtype), unclamped(level))
 
 
-def cosine(schedule: Schedule, scale: ArrayLike) -> Callable[[NoiseLevel], Array]:
+@part()
+def cosine(schedule: Schedule, scale: PerSample) -> Level:
     """Grows along half a period: `w = 1 + (scale - 1) (1 - cos(pi progress))`.
 
     Args:
@@ -114,9 +101,10 @@ def cosine(schedule: Schedule, scale: ArrayLike) -> Callable[[NoiseLevel], Array
     return power_cosine(schedule, scale, 1.0, normalise=2.0)
 
 
+@part()
 def power_cosine(
-    schedule: Schedule, scale: ArrayLike, power: ArrayLike, *, normalise: ArrayLike = 1.0
-) -> Callable[[NoiseLevel], Array]:
+    schedule: Schedule, scale: PerSample, power: NonNegative, *, normalise: Number = 1.0
+) -> Level:
     """Guidance that comes late for a large power: `w = 1 + (scale - 1) normalise (1 - cos(pi progress^power)) / 2`.
 
     As published it is not normalised: it ends at `scale`, and on average guides less.
@@ -137,10 +125,6 @@ def power_cosine(
 
     Reference: Gao et al. 2023, arXiv:2303.14389; Wang et al. 2024, arXiv:2404.13040, section 5.
     """
-    check_schedule(schedule)
-    check_range(scale, "the scale")
-    check_range(power, "power_cosine's power", 0)
-    check_range(normalise, "power_cosine's normalise")
 
     def weight(level: NoiseLevel) -> Array:
         w, s, n = (jnp.asarray(value, level.t.dtype) for value in (scale, power, normalise))
@@ -151,7 +135,8 @@ def power_cosine(
     return weight
 
 
-def beta(schedule: Schedule, scale: ArrayLike, a: ArrayLike = 2.0, b: ArrayLike = 2.0) -> Callable[[NoiseLevel], Array]:
+@part()
+def beta(schedule: Schedule, scale: PerSample, a: AtLeastOne = 2.0, b: AtLeastOne = 2.0) -> Level:
     """Most guidance in the middle: `w = 1 + (scale - 1) Beta(progress; a, b)`, a density, whose mean is 1.
 
     Args:
@@ -170,10 +155,6 @@ def beta(schedule: Schedule, scale: ArrayLike, a: ArrayLike = 2.0, b: ArrayLike 
 
     Reference: Malarz et al. 2025, arXiv:2502.10574.
     """
-    check_schedule(schedule)
-    check_range(scale, "beta's scale")
-    check_range(a, "beta's a", 1)
-    check_range(b, "beta's b", 1)
 
     def weight(level: NoiseLevel) -> Array:
         w, p, q = (jnp.asarray(value, level.t.dtype) for value in (scale, a, b))
@@ -182,7 +163,8 @@ def beta(schedule: Schedule, scale: ArrayLike, a: ArrayLike = 2.0, b: ArrayLike 
     return weight
 
 
-def calibrated(curve: Curve | Calibration, scale: ArrayLike, *, threshold: ArrayLike = 0.0) -> Callable[[NoiseLevel], Array]:
+@part(also(check_curve))
+def calibrated(curve: CurveLike, scale: PerSample, *, threshold: NonNegative = 0.0) -> Level:
     """The scale whose guidance samples, as far as posteriors are Gaussian, the law `p(x)^(1 - scale) p(x | y)^scale`.
 
     `w = scale / (rho + scale (1 - rho))`, which is `1 / w = 1 - rho + rho / scale`: 1 where rho is 0, and scale where rho is 1.
@@ -211,9 +193,6 @@ def calibrated(curve: Curve | Calibration, scale: ArrayLike, *, threshold: Array
     Reference: Derived here; no publication of this form is known to us. Near it are learned scales (arXiv:2510.00815), decaying
     scales (arXiv:2603.08155), the interval (arXiv:2404.07724) and precision-weighted products (arXiv:2404.07593).
     """
-    check_range(scale, "calibrated's scale")
-    check_scalar(threshold, "calibrated's threshold")
-    check_curve(curve, scale)
     order = jnp.argsort(jnp.asarray(curve.ratio))
     known, rho = _log(jnp.asarray(curve.ratio)[order]), jnp.asarray(curve.rho)[order]
 

@@ -11,11 +11,12 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import ArrayLike, Float, Int
 
-from guidance_jax.arrays import at_least_float32, divide, expand, per_sample
+from guidance_jax.arrays import at_least_float32, divide, expand
+from guidance_jax.checks.old import per_sample
 from guidance_jax.base import NoiseLevel, Prediction
-from guidance_jax.checks import check_labels
-from guidance_jax.kinds import check_array, check_callable, check_kind, check_takes, noting
-from guidance_jax.outcomes import check_each
+from guidance_jax.checks.old import check_labels
+from guidance_jax.checks.old import check_array, check_callable, check_kind, check_takes, noting
+from guidance_jax.checks.old import check_each
 
 __all__ = ["LogProb", "bayes", "class_log_prob", "classifier_score", "guided", "implicit_classifier", "score"]
 

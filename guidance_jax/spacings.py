@@ -15,8 +15,8 @@ from jax import Array
 
 from guidance_jax.arrays import concrete
 from guidance_jax.base import Scalar, Schedule
-from guidance_jax.checks import check_order, check_scalar
-from guidance_jax.kinds import check_count
+from guidance_jax.checks.old import check_order, check_scalar
+from guidance_jax.checks.old import check_count
 
 __all__ = ["Spacing", "exponential", "karras", "leading", "quadratic", "trailing", "uniform"]
 

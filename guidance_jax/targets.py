@@ -11,13 +11,14 @@ import numpy as np
 from jax import Array
 from jaxtyping import ArrayLike
 
-from guidance_jax.arrays import LARGEST, concrete, divide
+from guidance_jax.arrays import concrete, divide
+from guidance_jax.checks.old import LARGEST
 from guidance_jax.base import Context, Guidance, Kernel, NoiseLevel, Prediction, Scalar
-from guidance_jax.checks import check_guidance, check_scalar
+from guidance_jax.checks.old import check_guidance, check_scalar
 from guidance_jax.guidance.algebra import stateless
-from guidance_jax.kinds import check_callable, check_kind, check_takes
+from guidance_jax.checks.old import check_callable, check_kind, check_takes
 from guidance_jax.noise import contraction
-from guidance_jax.outcomes import check_reward
+from guidance_jax.checks.old import check_reward
 
 __all__ = ["LogReward", "Target", "annealed", "drift", "product", "rewarded", "tilted"]
 

@@ -12,11 +12,12 @@ import numpy as np
 from jax import Array
 from jaxtyping import ArrayLike, Float, Int
 
-from guidance_jax.arrays import LARGEST, at_least_float32, check_range, divide, expand
+from guidance_jax.arrays import at_least_float32, divide, expand
+from guidance_jax.checks.old import LARGEST, check_range
 from guidance_jax.base import Cond, NoiseLevel, Schedule
-from guidance_jax.checks import check_key, check_labels, check_level, check_scalar, check_schedule
+from guidance_jax.checks.old import check_key, check_labels, check_level, check_scalar, check_schedule
 from guidance_jax.denoisers import OUTPUTS, Network, call, edm_coefficients, parameterisation
-from guidance_jax.kinds import check_array, check_count, check_kind, check_network, told
+from guidance_jax.checks.old import check_array, check_count, check_kind, check_network, told
 
 __all__ = [
     "classifier_loss",

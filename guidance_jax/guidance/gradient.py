@@ -9,7 +9,7 @@ from guidance_jax import scores
 from guidance_jax.arrays import divide, expand
 from guidance_jax.base import Context, Guidance, Prediction
 from guidance_jax.guidance.algebra import move, own_space, stateless
-from guidance_jax.kinds import check_callable
+from guidance_jax.checks.old import check_callable
 from guidance_jax.noise import ancestral, contraction
 from guidance_jax.scales import Scale, at
 

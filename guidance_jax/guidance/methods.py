@@ -6,11 +6,12 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import ArrayLike
 
-from guidance_jax.arrays import check_range, divide, expand, inner
+from guidance_jax.arrays import divide, expand, inner
+from guidance_jax.checks.old import check_range
 from guidance_jax.base import Context, Guidance, NoiseLevel, Prediction, Step
-from guidance_jax.checks import check_guidance, check_scalar
+from guidance_jax.checks.old import check_guidance, check_scalar
 from guidance_jax.guidance.algebra import chain, in_space, needed, only, own_space, relative_to, stateless
-from guidance_jax.guidance.contrast import cfg
+from guidance_jax.guidance.linear import cfg
 from guidance_jax.guidance.shaping import amplify, clip_norm, momentum, project
 from guidance_jax.noise import contraction
 from guidance_jax.scales import Scale, at, at_level

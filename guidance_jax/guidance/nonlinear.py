@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping
 import jax.numpy as jnp
 from jax import Array
 
-from guidance_jax.arrays import check_range, divide, inner, norm, sqrt
+from guidance_jax.arrays import divide, inner, norm, sqrt
+from guidance_jax.checks.old import check_range
 from guidance_jax.base import Context, Guidance, Prediction
 from guidance_jax.guidance.algebra import move, stateless
-from guidance_jax.kinds import check_kind
+from guidance_jax.checks.old import check_kind
 from guidance_jax.scales import Scale, at, at_level
 
 

@@ -13,12 +13,12 @@ from jax import Array
 
 from guidance_jax.arrays import at_least_float32, divide, expand, sqrt
 from guidance_jax.base import Context, Guidance, Prediction
-from guidance_jax.checks import check_finite
+from guidance_jax.checks.old import check_finite
 from guidance_jax.guidance.algebra import move, own_space, stateless
 from guidance_jax.guidance.gradient import add_score
-from guidance_jax.kinds import check_callable, check_count, check_takes
+from guidance_jax.checks.old import check_callable, check_count, check_takes
 from guidance_jax.noise import normal, step_keys
-from guidance_jax.outcomes import check_each
+from guidance_jax.checks.old import check_each
 from guidance_jax.scales import Scale, at
 
 LogProb = Callable[[Array], Array]

@@ -9,11 +9,12 @@ from jax import Array
 from jax.lax import Precision
 from jaxtyping import ArrayLike
 
-from guidance_jax.arrays import at_least_float32, check_range, concrete, divide, expand, inner, norm
+from guidance_jax.arrays import at_least_float32, concrete, divide, expand, inner, norm
+from guidance_jax.checks.old import check_range
 from guidance_jax.base import Context, Guidance, Prediction, Step
-from guidance_jax.checks import check_finite, check_guidance, check_scalar
+from guidance_jax.checks.old import check_finite, check_guidance, check_scalar
 from guidance_jax.guidance.algebra import move, needed, only, wants
-from guidance_jax.kinds import check_array, check_count, check_numbers
+from guidance_jax.checks.old import check_array, check_count, check_numbers
 from guidance_jax.scales import Scale, at
 
 

@@ -9,7 +9,7 @@ from jax import Array
 
 from guidance_jax.base import Context, Guidance, Prediction
 from guidance_jax.guidance.algebra import move, stateless
-from guidance_jax.kinds import check_numbers, told
+from guidance_jax.checks.old import check_numbers, told
 from guidance_jax.scales import Scale, at
 
 BINOMIAL = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)

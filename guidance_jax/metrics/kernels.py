@@ -10,8 +10,8 @@ from jax.lax import Precision
 from jaxtyping import ArrayLike, Float
 
 from guidance_jax.arrays import sqrt
-from guidance_jax.checks import check_key, check_scalar
-from guidance_jax.kinds import check_count
+from guidance_jax.checks.old import check_key, check_scalar
+from guidance_jax.checks.old import check_count
 from guidance_jax.metrics.pairs import Features, features, fold, squared_distances
 
 

@@ -10,8 +10,8 @@ from jax.scipy.special import entr
 from jaxtyping import Float, Int
 
 from guidance_jax.arrays import at_least_float32, concrete
-from guidance_jax.checks import check_labels
-from guidance_jax.kinds import check_array, check_count
+from guidance_jax.checks.old import check_labels
+from guidance_jax.checks.old import check_array, check_count
 
 
 def accuracy(logits: Float[Array, "n c"], labels: Int[Array, "n"]) -> Float[Array, ""]:

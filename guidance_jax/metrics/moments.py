@@ -9,7 +9,7 @@ from jax.lax import Precision
 from jaxtyping import Float, Int
 
 from guidance_jax.arrays import concrete, divide
-from guidance_jax.kinds import check_array, check_kind
+from guidance_jax.checks.old import check_array, check_kind
 from guidance_jax.metrics.pairs import Features, features
 
 

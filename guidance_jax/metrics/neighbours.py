@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from guidance_jax.kinds import check_count
+from guidance_jax.checks.old import check_count
 from guidance_jax.metrics.pairs import Features, features, fold, squared_distances
 
 

@@ -11,7 +11,7 @@ from jax import Array
 from jax.lax import Precision
 
 from guidance_jax.arrays import concrete
-from guidance_jax.kinds import told
+from guidance_jax.checks.old import told
 
 Features = Array | np.ndarray
 """What holds them, on a device or in the host's memory."""

@@ -5,7 +5,7 @@ from typing import Any
 
 from flax import linen, nnx
 
-from guidance_jax.kinds import check_kind, told
+from guidance_jax.checks.old import check_kind, told
 
 
 def from_nnx(module: nnx.Module, method: str = "__call__") -> tuple[Callable[..., Any], Any]:

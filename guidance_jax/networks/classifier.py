@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from guidance_jax.kinds import check_kind
+from guidance_jax.checks.old import check_kind
 from guidance_jax.networks.embeddings import TimeEmbedding
 from guidance_jax.networks.layers import Dense, GroupNorm, attention, in_heads
 from guidance_jax.networks.unet import Down, UNetConfig, embedding

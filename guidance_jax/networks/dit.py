@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from guidance_jax.kinds import check_kind
+from guidance_jax.checks.old import check_kind
 from guidance_jax.networks.embeddings import LabelEmbedding, TimeEmbedding, check_batch
 from guidance_jax.networks.layers import (
     Dense,

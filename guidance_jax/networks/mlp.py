@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from guidance_jax.kinds import check_count
+from guidance_jax.checks.old import check_count
 from guidance_jax.networks.embeddings import LabelEmbedding, TimeEmbedding, check_batch
 
 

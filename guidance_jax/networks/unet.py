@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from guidance_jax.kinds import check_kind
+from guidance_jax.checks.old import check_kind
 from guidance_jax.networks.convolution import conv_general_dilated
 from guidance_jax.networks.embeddings import LabelEmbedding, TimeEmbedding, check_batch
 from guidance_jax.networks.layers import (

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from guidance_jax.kinds import told
+from guidance_jax.checks.old import told
 from guidance_jax.pretrained.files import Tensor, open_weights
 from guidance_jax.pretrained.settings import read_json as read_json
 

@@ -9,9 +9,9 @@ from jax import Array
 from jaxtyping import ArrayLike
 
 from guidance_jax.arrays import concrete
-from guidance_jax.checks import check_keys
-from guidance_jax.kinds import check_array, check_count, check_numbers, told
-from guidance_jax.traced import insist
+from guidance_jax.checks.old import check_keys
+from guidance_jax.checks.old import check_array, check_count, check_numbers, told
+from guidance_jax.checks.traced import insist
 
 SLACK = 1e-3
 """How far beyond [-1, 1] rounding may bring an image."""

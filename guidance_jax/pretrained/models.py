@@ -9,7 +9,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from guidance_jax.base import Denoiser, NoiseLevel
 from guidance_jax.denoisers import denoiser
-from guidance_jax.kinds import check_kind
+from guidance_jax.checks.old import check_kind
 from guidance_jax.noise import normal
 from guidance_jax.pretrained import clip, unet
 from guidance_jax.pretrained.autoencoder import AutoencoderConfig

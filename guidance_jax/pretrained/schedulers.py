@@ -19,8 +19,8 @@ from jax import Array
 
 from guidance_jax import schedules, spacings
 from guidance_jax.base import NoiseLevel, Schedule
-from guidance_jax.checks import check_levels
-from guidance_jax.kinds import check_count
+from guidance_jax.checks.old import check_levels
+from guidance_jax.checks.old import check_count
 from guidance_jax.pretrained.settings import FLAG, NULL, TEXT, between, check_settings, either, several, whole
 from guidance_jax.spacings import Spacing
 

@@ -9,12 +9,13 @@ from jax import Array
 from jaxtyping import ArrayLike
 
 from guidance_jax import scores
-from guidance_jax.arrays import concrete, per_sample
+from guidance_jax.arrays import concrete
+from guidance_jax.checks.old import per_sample
 from guidance_jax.base import GuidedDenoiser, NoiseLevel, Sampler, State
-from guidance_jax.checks import check_order, check_sampler, check_scalar
-from guidance_jax.kinds import check_callable, check_count, check_numbers, told
+from guidance_jax.checks.old import check_order, check_sampler, check_scalar
+from guidance_jax.checks.old import check_callable, check_count, check_numbers, told
 from guidance_jax.noise import apart, contraction, fold, normal
-from guidance_jax.traced import all_finite, insist
+from guidance_jax.checks.traced import all_finite, insist
 
 
 def recur(sampler: Sampler, times: int, low: ArrayLike = 0.0, high: ArrayLike = jnp.inf) -> Sampler:

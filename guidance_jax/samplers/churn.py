@@ -7,7 +7,7 @@ from jaxtyping import ArrayLike
 
 from guidance_jax.arrays import divide, sqrt
 from guidance_jax.base import GuidedDenoiser, NoiseLevel, Sampler, Schedule, State
-from guidance_jax.checks import check_scalar, check_schedule
+from guidance_jax.checks.old import check_scalar, check_schedule
 from guidance_jax.noise import normal
 from guidance_jax.samplers.gaussian import is_zero
 

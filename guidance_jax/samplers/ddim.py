@@ -6,7 +6,7 @@ from jaxtyping import ArrayLike
 
 from guidance_jax.arrays import sqrt
 from guidance_jax.base import NoiseLevel, Prediction, Sampler, Scalar
-from guidance_jax.checks import check_scalar
+from guidance_jax.checks.old import check_scalar
 from guidance_jax.noise import contraction
 from guidance_jax.samplers.gaussian import gaussian, is_zero
 

@@ -6,7 +6,7 @@ from jaxtyping import ArrayLike
 
 from guidance_jax.arrays import sqrt
 from guidance_jax.base import GuidedDenoiser, NoiseLevel, Sampler, State
-from guidance_jax.checks import check_scalar
+from guidance_jax.checks.old import check_scalar
 from guidance_jax.noise import contraction, normal
 from guidance_jax.samplers.gaussian import is_zero
 from guidance_jax.samplers.multistep import differences, finite, implied, length, nothing, remember

@@ -4,7 +4,7 @@ from jax import Array
 from jaxtyping import ArrayLike
 
 from guidance_jax.base import GuidedDenoiser, Kernel, NoiseLevel, Sampler, State
-from guidance_jax.kinds import check_callable, told
+from guidance_jax.checks.old import check_callable, told
 from guidance_jax.noise import normal
 
 

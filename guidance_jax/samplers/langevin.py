@@ -7,10 +7,11 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import ArrayLike
 
-from guidance_jax.arrays import per_sample, sqrt
+from guidance_jax.arrays import sqrt
+from guidance_jax.checks.old import per_sample
 from guidance_jax.base import GuidedDenoiser, NoiseLevel, Prediction, Sampler, State
-from guidance_jax.checks import check_sampler
-from guidance_jax.kinds import check_count
+from guidance_jax.checks.old import check_sampler
+from guidance_jax.checks.old import check_count
 from guidance_jax.noise import contraction, fold, normal
 
 

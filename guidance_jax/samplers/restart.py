@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import ArrayLike
 
-from guidance_jax.arrays import check_range
+from guidance_jax.checks.old import check_range
 from guidance_jax.base import GuidedDenoiser, NoiseLevel, Sampler, State
-from guidance_jax.checks import check_sampler
+from guidance_jax.checks.old import check_sampler
 
 
 def restart(sampler: Sampler, *ratios: ArrayLike) -> Sampler:

@@ -7,7 +7,7 @@ from jaxtyping import ArrayLike
 
 from guidance_jax.arrays import sqrt
 from guidance_jax.base import GuidedDenoiser, NoiseLevel, Sampler, State
-from guidance_jax.checks import check_scalar
+from guidance_jax.checks.old import check_scalar
 from guidance_jax.noise import contraction, normal
 
 

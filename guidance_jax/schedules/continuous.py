@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from guidance_jax.arrays import LARGEST, concrete, divide
+from guidance_jax.arrays import concrete, divide
+from guidance_jax.checks.old import LARGEST
 from guidance_jax.base import NoiseLevel, Scalar, Schedule
-from guidance_jax.checks import check_order, check_scalar, check_schedule
+from guidance_jax.checks.old import check_order, check_scalar, check_schedule
 
 
 def cosine(t_min: Scalar = 1e-3, t_max: Scalar = 0.992) -> Schedule:
@@ -173,7 +174,7 @@ def shift(schedule: Schedule, factor: Scalar) -> Schedule:
     def inverse(ratio: Array) -> Array:
         return schedule.inverse(ratio / jnp.asarray(factor, ratio.dtype))
 
-    also = schedule.told or (lambda t: t)
+    also = schedule.network_time or (lambda t: t)
     return Schedule(
         lambda t: schedule.alpha_sigma(told(t)), inverse, schedule.t_min, schedule.t_max, told=lambda t: also(told(t))
     )

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from guidance_jax.arrays import check_range, concrete
+from guidance_jax.arrays import concrete
+from guidance_jax.checks.old import check_range
 from guidance_jax.base import NoiseLevel, PathEnd, Schedule
-from guidance_jax.checks import LEVELS, check_levels, check_schedule
-from guidance_jax.kinds import check_callable, check_count, check_kind, check_takes
+from guidance_jax.checks.old import LEVELS, check_levels, check_schedule
+from guidance_jax.checks.old import check_callable, check_count, check_kind, check_takes
 
 
 def levels(schedule: Schedule, steps: int, spacing: Callable[[Schedule, int], Array]) -> NoiseLevel:

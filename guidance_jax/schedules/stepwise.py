@@ -6,8 +6,8 @@ import numpy as np
 from jax import Array
 
 from guidance_jax.base import Schedule
-from guidance_jax.checks import check_scalar, check_schedule
-from guidance_jax.kinds import check_count, check_numbers
+from guidance_jax.checks.old import check_scalar, check_schedule
+from guidance_jax.checks.old import check_count, check_numbers
 
 
 def discrete(betas: np.ndarray) -> Schedule:

@@ -44,7 +44,7 @@ def nats(guidance=CFG, x=X, branches=TWO, schedule=CLEAN, **more):
 ROWS: dict[str, Row] = {
     # Calibration.
     "a calibration of one sample more": (lambda: calibration(x0=MANY), ValueError, r"x has shape \(4, 2\).*a key, B = 2"),
-    "a calibration of a shape": (lambda: calibration(x0=(2,)), TypeError, r"calibrate's x0.*gj\.sample.*the tuple \(2,\)"),
+    "a calibration of a shape": (lambda: calibration(x0=(2,)), TypeError, r"calibrate: x0.*gj\.sample.*the tuple \(2,\)"),
     "a calibration of other labels": (
         lambda: calibration(keys=jax.random.split(KEY, 4), x0=MANY),
         ValueError,
@@ -108,7 +108,7 @@ ROWS: dict[str, Row] = {
     "a loss of bytes": (lambda: lost(x0=jnp.ones((B, 2), jnp.uint8)), TypeError, r"x0.*floating.*uint8"),
     "a loss of no network": (lambda: lost(network=X), TypeError, r"network.*function, got float32\[2,2\]"),
     "a weight of an unknown prediction": (lambda: gj.training.min_snr(LEVELS, "noise"), ValueError, r"'noise'.*'eps'"),
-    "a weight below zero": (lambda: gj.training.min_snr(LEVELS, "eps", -5.0), ValueError, r"min_snr's gamma.*above 0.*-5"),
+    "a weight below zero": (lambda: gj.training.min_snr(LEVELS, "eps", -5.0), ValueError, r"min_snr: gamma.*above 0.*-5"),
     "a weight of a time": (lambda: gj.training.min_snr(0.5, "eps"), TypeError, r"level.*a NoiseLevel, got the float 0\.5"),
     "an edm loss of no deviation": (
         lambda: gj.training.edm_loss(network, 0.0, KEY, X, LEVELS, LABELS),
@@ -138,7 +138,7 @@ ROWS: dict[str, Row] = {
     "a null of nothing": (
         lambda: gj.training.drop(KEY, LABELS, None, 0.1),
         TypeError,
-        r"drop's null must be a real number.*None",
+        r"drop: null must be a real number.*None",
     ),
     "a decay for a step": (
         lambda: gj.training.ema(X, X, 0.999, 0),
@@ -151,7 +151,7 @@ ROWS: dict[str, Row] = {
         r"log_reward must take \(x0, level\), but the function <lambda> takes \(x0\)",
     ),
     "checked, and called": (lambda: gj.checked(X), TypeError, r"a function, got float32\[2,2\]; checked\(generate\)\(scale\)"),
-    "an average that grows": (lambda: gj.training.ema(X, X, 0, decay=1.5), ValueError, r"ema's decay.*\[0, 1\].*1\.5"),
+    "an average that grows": (lambda: gj.training.ema(X, X, 0, decay=1.5), ValueError, r"ema: decay.*\[0, 1\].*1\.5"),
     # Metrics.
     "fid of one point": (lambda: gj.metrics.fid(MANY, MANY[:1]), ValueError, r"at least 2 points.*1"),
     "fid of two widths": (lambda: gj.metrics.fid(MANY, MANY[:, :1]), ValueError, r"different sizes D.*2.*1.*same network"),
@@ -182,7 +182,7 @@ ROWS: dict[str, Row] = {
         ValueError,
         r"at least 2 points, got 4 and 1",
     ),
-    "a kernel of no width": (lambda: gj.metrics.mmd(MANY, MANY, 0.0), ValueError, r"mmd's bandwidth.*above 0.*0\.0"),
+    "a kernel of no width": (lambda: gj.metrics.mmd(MANY, MANY, 0.0), ValueError, r"mmd: bandwidth.*above 0.*0\.0"),
     "no neighbours": (lambda: gj.metrics.precision_recall(MANY, MANY, k=0), ValueError, r"k=0 neighbours need k >= 1"),
     "half a neighbour": (lambda: gj.metrics.precision_recall(MANY, MANY, k=1.5), TypeError, r"k must be an integer.*1\.5"),
     "more neighbours than points": (
@@ -218,7 +218,7 @@ ROWS: dict[str, Row] = {
     "logits in lists": (
         lambda: gj.metrics.accuracy([[1.0, 2.0]] * B, LABELS),
         TypeError,
-        r"accuracy's logits.*array.*the list",
+        r"accuracy: logits.*array.*the list",
     ),
     "labels in lists": (lambda: gj.metrics.accuracy(X, [0, 1]), TypeError, r"labels.*array.*the list \[0, 1\]"),
     "logits in whole numbers": (lambda: gj.metrics.accuracy(X.astype(int), LABELS), TypeError, r"logits.*floating.*int32"),
@@ -231,16 +231,16 @@ ROWS: dict[str, Row] = {
     "an inception score of lists": (
         lambda: gj.metrics.inception_score([[1.0, 2.0]] * B),
         TypeError,
-        r"inception_score's logits.*array.*the list",
+        r"inception_score: logits.*array.*the list",
     ),
     "a covariance in lists": (
         lambda: gj.metrics.frechet_distance(jnp.zeros(1), [[1.0]], jnp.zeros(1), jnp.eye(1)),
         TypeError,
-        r"frechet_distance's cov_a.*array.*the list",
+        r"frechet_distance: cov_a.*array.*the list",
     ),
-    "a temperature of NaN": (lambda: gj.targets.annealed(jnp.nan), ValueError, r"annealed's beta must be above 0, got nan"),
-    "a tilt of NaN": (lambda: gj.targets.tilted(jnp.nan), ValueError, r"tilted's scale must be finite, got nan"),
-    "means of NaN": (lambda: mixture(means=MIXTURE.means * jnp.nan), ValueError, r"mixture's means must be finite.*4 of 4"),
+    "a temperature of NaN": (lambda: gj.targets.annealed(jnp.nan), ValueError, r"annealed: beta must be above 0, got nan"),
+    "a tilt of NaN": (lambda: gj.targets.tilted(jnp.nan), ValueError, r"tilted: scale must be finite, got nan"),
+    "means of NaN": (lambda: mixture(means=MIXTURE.means * jnp.nan), ValueError, r"mixture: means must be finite.*4 of 4"),
     "logits of NaN": (lambda: gj.metrics.accuracy(X * jnp.nan, LABELS), ValueError, r"NaN in 2 of 2 rows"),
     "labels of probabilities": (lambda: gj.metrics.accuracy(X, X[0]), TypeError, r"integer labels.*float32"),
     "more splits than samples": (lambda: gj.metrics.inception_score(X, splits=3), ValueError, r"splits=3.*at most.*2"),
@@ -302,14 +302,14 @@ ROWS: dict[str, Row] = {
         r"sum to 2.*alpha = 0.*t_max",
     ),
     "no exponents": (lambda: gj.targets.product({}), ValueError, r"product needs a branch"),
-    "an exponent for all": (lambda: gj.targets.product(2.0), TypeError, r"product's exponents.*the float 2\.0.*\{"),
+    "an exponent for all": (lambda: gj.targets.product(2.0), TypeError, r"product: exponents.*the float 2\.0.*\{"),
     "an exponent that follows the level": (
         lambda: gj.targets.tilted(lambda level: 2.0),
         ValueError,
         r"'cond'.*function of the level.*number",
     ),
-    "two exponents of a branch": (lambda: gj.targets.tilted(jnp.ones(2)), ValueError, r"tilted's scale.*\(2,\).*vmap"),
-    "an exponent in words": (lambda: gj.targets.tilted("2"), TypeError, r"tilted's scale.*number.*'2'"),
+    "two exponents of a branch": (lambda: gj.targets.tilted(jnp.ones(2)), ValueError, r"tilted: scale.*\(2,\).*vmap"),
+    "an exponent in words": (lambda: gj.targets.tilted("2"), TypeError, r"tilted: scale.*number.*'2'"),
     "exponents of no density": (lambda: gj.targets.product({"cond": -1.0}), ValueError, r"sum to -1.*rest"),
     "the rest of a branch that has one": (
         lambda: gj.targets.product({"cond": 1.0}, rest="cond"),
@@ -348,7 +348,7 @@ ROWS: dict[str, Row] = {
     "no probes": (lambda: nats(probes=0, keys=KEYS), ValueError, r"probes=0.*at least one"),
     "a likelihood of a shape": (lambda: nats(x=(2,)), TypeError, r"x must be the data.*\(2,\)"),
     "a likelihood of bytes": (lambda: nats(x=X.astype(jnp.uint8)), TypeError, r"uint8.*floating"),
-    "a likelihood of two scales": (lambda: nats(gj.cfg(jnp.ones(2))), ValueError, r"cfg's scale.*\(2,\).*one sample at a time"),
+    "a likelihood of two scales": (lambda: nats(gj.cfg(jnp.ones(2))), ValueError, r"cfg: scale.*\(2,\).*one sample at a time"),
     "a likelihood of a sampler": (lambda: nats(gj.ddim()), TypeError, r"guidance.*a Guidance, got a Sampler"),
     "a likelihood along a path": (lambda: nats(schedule=PATH), TypeError, r"a Schedule, got a NoiseLevel"),
     "a likelihood of no tolerance": (lambda: nats(tolerance=0.0), ValueError, r"tolerance.*above 0.*0\.0"),

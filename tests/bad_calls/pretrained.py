@@ -97,7 +97,7 @@ ROWS: dict[str, Row] = {
     "prompts of another model": (
         lambda: with_params("encode", on("tokenize", ["a dog"]), of="xl"),
         ValueError,
-        r"each of 2 encoders.*got ids \(1, 13\) and.*this model's tokenize",
+        r"each of 2 encoders.*got ids \(1, 13\) and.*this model: tokenize",
     ),
     "parameters of nothing": (lambda: on("encode", {}, on("tokenize", ["a"])), TypeError, r"text_encoder.*use model\.params"),
     "no parameters": (lambda: on("encode", None, on("tokenize", ["a"])), TypeError, r"params.*got None; use model\.params"),

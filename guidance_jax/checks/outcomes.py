@@ -11,9 +11,10 @@ import numpy as np
 from jax import Array
 
 from guidance_jax.arrays import concrete
-from guidance_jax.base import Branches, Cond, Guidance, NoiseLevel, Prediction, Sampler, State
-from guidance_jax.kinds import check_array, check_kind, noting, told
-from guidance_jax.traced import insist
+from guidance_jax.base import Branches, Cond, Guidance, NoiseLevel, Prediction, Sampler, State, Step
+from guidance_jax.checks.traced import insist
+from guidance_jax.checks.words import noting, told
+from guidance_jax.programs import tracing
 
 
 def predicted(network: Branches, x: Array, level: NoiseLevel, cond: Cond) -> Prediction:
@@ -34,10 +35,8 @@ def check_prediction(prediction: object, x: Array, who: str) -> None:
       TypeError: if it is none, or not of floating numbers.
       ValueError: if a half has another shape.
     """
-    check_kind(
-        prediction, Prediction, f"what {who} gives", "gj.denoiser(network, predicts=...) makes one of a network's output."
-    )
-    assert isinstance(prediction, Prediction)
+    if not isinstance(prediction, Prediction):
+        raise TypeError(f"{who} must return a Prediction, got {told(prediction)}; gj.denoiser(network, predicts=...) does.")
     for half, value in (("x0", prediction.x0), ("eps", prediction.eps)):
         if not jnp.issubdtype(jnp.result_type(value), jnp.floating):
             raise TypeError(f"the {half} that {who} gives must be of floating numbers, got {told(value)}.")
@@ -55,24 +54,100 @@ def check_update(after: Any, state: Any, x: Array) -> None:
     pair = isinstance(after, tuple) and len(after) == 2 and isinstance(after[0], Prediction)
     if not pair:
         raise TypeError(
-            f"a guidance's update must give (prediction, state), got {told(after)}; gj.stateless makes a guidance of one "
-            "that gives the prediction alone."
+            f"a guidance's update must return (prediction, state), got {told(after)}; gj.stateless makes a guidance of one "
+            "that returns the prediction alone."
         )
     check_prediction(after[0], x, "the guidance")
     _check_alike(after[1], state, "the guidance remembers", "init")
 
 
-def check_step(after: object, before: State) -> None:
+def check_x0(x0: Any, x: Array, who: str) -> None:
+    """Raises unless what an update or a formula returned is a `Prediction`, or the new x0 as an array.
+
+    Raises:
+      TypeError: if it is something else.
+      ValueError: if it is not shaped as x.
+    """
+    if isinstance(x0, Prediction):
+        return
+    if not hasattr(x0, "shape") or not hasattr(x0, "dtype"):
+        raise TypeError(f"{who} must return a Prediction, or an array, the new x0, got {told(x0)}.")
+    if x0.shape != x.shape:
+        raise ValueError(f"the x0 that {who} returns has shape {x0.shape}, but must be shaped as x, {x.shape}.")
+
+
+def check_channels(channels: int, x: Array) -> None:
+    """Raises where more channels are guided than there are.
+
+    Raises:
+      ValueError: naming both.
+    """
+    if channels > x.shape[-1]:
+        raise ValueError(f"on_channels: channels must be at most those of x, {x.shape[-1]} of shape {x.shape}, got {channels}.")
+
+
+def check_mask(mask: Any, x: Array) -> None:
+    """Raises unless a mask broadcasts against x.
+
+    Raises:
+      ValueError: naming both shapes.
+    """
+    shape = jnp.shape(mask)
+    if len(shape) > x.ndim or any(size not in (1, n) for size, n in zip(shape[::-1], x.shape[::-1], strict=False)):
+        raise ValueError(f"masked: mask has shape {shape}, which does not broadcast against x, {x.shape}; use [B, H, W, 1].")
+
+
+def warn_of_order(parts: tuple[Guidance, ...]) -> None:
+    """Warns where a shaper stands before every source of a chain, and so has nothing to shape."""
+    first = next((i for i, part in enumerate(parts) if not part.shapes), 0)
+    if first and not tracing():
+        said = ", ".join(map(repr, parts))
+        warnings.warn(
+            f"chain({said}): {parts[0]!r} has nothing to change yet; put it after what guides: "
+            f"chain({', '.join(map(repr, (*parts[first:], *parts[:first])))}).",
+            stacklevel=4,
+        )
+
+
+class Asked(dict[str, Prediction]):
+    """The predictions by the name of their branch."""
+
+    def __missing__(self, name: str) -> Prediction:
+        raise KeyError(
+            f"there is no prediction of a branch {name!r}, only of {', '.join(map(repr, self))}. A guidance reads only branches "
+            f"that it asks for: stateless(update, needs=({name!r},))."
+        )
+
+
+def check_step(after: Any, before: State, step: Step) -> None:
     """Raises unless a sampler's step gave a state like the one before.
 
     Raises:
       TypeError: if it gave something else.
       ValueError: if x or the memory changed its structure or shapes.
     """
-    check_kind(after, State, "what a sampler's step gives", "state._replace(x=...) is one.")
-    assert isinstance(after, State)
+    if not isinstance(after, State):
+        raise TypeError(f"a sampler's step must return a State, got {told(after)}; state._replace(x=...) is one.")
     _check_alike(after.x, before.x, "a sampler's step gives an x", "shape_or_x")
     _check_alike(after.memory, before.memory, "a sampler's step gives a memory", "init")
+    insist(
+        lambda: jnp.isfinite(after.x).all(),
+        "x is not finite after step {number}, counted from 0, from sigma {sigma} on.",
+        number=step.number,
+        sigma=step.level.sigma,
+    )
+
+
+def warn_if_not_finite(x: Array) -> None:
+    """Warns of the samples of an eager run that are not finite."""
+    if tracing() or not concrete(x):
+        return
+    bad = ~np.isfinite(np.asarray(x)).reshape(len(x), -1).all(1)
+    if bad.any():
+        warnings.warn(
+            f"{bad.sum()} of {len(x)} samples are not finite, the first is sample {bad.argmax()}; gj.checked tells the step.",
+            stacklevel=5,
+        )
 
 
 def check_state(state: State, sampler: Sampler, guidance: Guidance, x: jax.ShapeDtypeStruct) -> None:
@@ -105,7 +180,8 @@ def check_each(each: Any, x: Array, who: str) -> None:
     """
     if jnp.shape(each) != x.shape[:1]:
         raise ValueError(f"{who} gave shape {jnp.shape(each)} for x {x.shape}, but must give one number a sample, [B].")
-    check_array(each, f"what {who} gives", jnp.floating, "floating numbers")
+    if not hasattr(each, "dtype") or not jnp.issubdtype(each.dtype, jnp.floating):
+        raise TypeError(f"{who} must return floating numbers, got {told(each)}.")
 
 
 def _kinds(tree: Any) -> str:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.experimental import checkify
 
-from guidance_jax.kinds import check_callable
+from guidance_jax.checks.words import told
 
 _asked = jax.make_user_context(False)
 """A part of what `jax.jit` remembers a program by: a function that is already compiled without the checks is traced anew."""
@@ -46,7 +46,8 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
     Reference: the documentation of JAX, "The `checkify` transformation".
     """
 
-    check_callable(function, "what is checked", "checked(generate)(scale), not checked(generate(scale)).")
+    if not callable(function):
+        raise TypeError(f"checked: function must be a function, got {told(function)}; checked(generate)(scale), not checked(generate(scale)).")
 
     def traced(*arguments: Any, **named: Any) -> Any:
         with _asked(True):

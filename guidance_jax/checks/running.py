@@ -1,10 +1,10 @@
-"""What a person can get wrong, told before anything is computed: what was given, what was expected, how to mend it.
+"""What `sample` receives: whether keys, branches, guidance, sampler, levels and start fit each other.
 
 Values are checked only where they are known; inside a caller's `jit` the shapes and names still are.
 """
 
 import difflib
-import functools
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -12,39 +12,102 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import ArrayLike
 
-from guidance_jax.arrays import LARGEST, check_range, concrete
-from guidance_jax.base import Branches, Cond, Guidance, NoiseLevel, Sampler, Schedule, State, Step
-from guidance_jax.curves import Calibration, Curve
-from guidance_jax.kinds import check_kind, check_numbers, check_takes, told
-from guidance_jax.outcomes import predicted
-from guidance_jax.traced import all_finite, insist
+from guidance_jax.arrays import at_least_float32, concrete
+from guidance_jax.base import Branches, Cond, Guidance, NoiseLevel, Sampler, State, Step
+from guidance_jax.checks.door import scales_of
+from guidance_jax.checks.numbers import check_finite, check_shape
+from guidance_jax.checks.outcomes import check_state, predicted
+from guidance_jax.checks.traced import all_finite, insist
+from guidance_jax.checks.words import article, call_it, check_takes, told
+from guidance_jax.parts import calls
+from guidance_jax.programs import tracing
 
 LEVELS = "make levels with gj.levels(schedule, steps, spacing)."
 
 
-def check_labels(labels: object, classes: int, what: str, lowest: int = 0) -> None:
-    """Raises where a concrete label is outside `lowest <= label < classes`; a JAX gather would silently clamp it.
+def check_labels(labels: Any, classes: int, who: str, lowest: int = 0) -> None:
+    """Raises where a known label is outside `lowest <= label < classes`; a JAX gather would silently clamp it.
 
     Raises:
       ValueError: naming the first label outside.
       TypeError: if the labels are not integers.
     """
-    if not hasattr(labels, "dtype"):
-        labels = np.asarray(labels)
-    assert isinstance(labels, jax.Array | np.ndarray)
+    labels = labels if hasattr(labels, "dtype") else np.asarray(labels)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise TypeError(f"{what} takes integer labels, got {labels.dtype}; cast them with .astype(int).")
+        raise TypeError(f"{who} takes integer labels, got {labels.dtype}; cast them with .astype(int).")
     if not concrete(labels):
         right = lambda: ((jnp.asarray(labels) >= lowest) & (jnp.asarray(labels) < classes)).all()
-        told_of = f"a label is outside {lowest}..{classes - 1}, which is all that {what} knows, among {{labels}}."
-        insist(right, told_of, labels=jnp.asarray(labels))
+        message = f"a label is outside {lowest}..{classes - 1}, which is all that {who} knows, among {{labels}}."
+        insist(right, message, labels=jnp.asarray(labels))
         return
     values = np.asarray(labels).ravel()
     outside = values[(values < lowest) | (values >= classes)]
     if outside.size:
-        raise ValueError(f"label {outside[0]} is outside {lowest}..{classes - 1}, which is all that {what} knows.")
+        raise ValueError(f"label {outside[0]} is outside {lowest}..{classes - 1}, which is all that {who} knows.")
+
+
+def check_run(
+    keys: Array,
+    branches: Any,
+    guidance: Guidance,
+    sampler: Sampler,
+    levels: NoiseLevel,
+    shape_or_x: Any,
+    trace: Any = None,
+    progress: Any = None,
+) -> tuple[tuple[Branches, ...], jax.ShapeDtypeStruct]:
+    """Raises unless all that `sample` receives fits together.
+
+    Returns:
+      The networks, and what x is like in the loop: of at least float32.
+    """
+    networks = check_networks(branches)
+    before = shape_or_x if isinstance(shape_or_x, State) else None
+    start = shape_or_x.x if isinstance(shape_or_x, State) else shape_or_x
+    check_levels(levels, sampler, start_given=not isinstance(start, tuple))
+    check_schedule_of(sampler, levels)
+    shape, dtype = check_start(keys, levels, start)
+    like = jax.ShapeDtypeStruct(shape, at_least_float32(dtype))
+    check_shapes(guidance, like)
+    check_branches(networks, guidance, like, keys)
+    if before is not None:
+        check_state(before, sampler, guidance, like)
+    if trace is not None and (not callable(trace) or isinstance(trace, type)):
+        raise TypeError(f"trace must be a function, got {told(trace)}; lambda state: state.x records the path.")
+    if progress is not None:
+        if not isinstance(progress, str):
+            raise TypeError(f"progress must be a str, got {told(progress)}; it is the name that the bar shows.")
+        check_one_device(progress, keys, start)
+    if not tracing():
+        warn_of_idle(guidance, levels)
+    return networks, like
+
+
+def check_shapes(guidance: Guidance, x: jax.ShapeDtypeStruct) -> None:
+    """Raises where a number that a guidance was made with is neither `()` nor `[B]`."""
+    for call in calls(guidance):
+        for name, kind in scales_of(call.function).items():
+            for value in jax.tree.leaves(call.arguments.get(name)):
+                if hasattr(value, "shape") and kind == "sample":
+                    check_shape(value, x, f"{call.function.__name__}: {name}")
+
+
+def warn_of_idle(guidance: Guidance, levels: NoiseLevel) -> None:
+    """Warns where a guidance does nothing in this run: an interval without a level, a shaper that has nothing to shape."""
+    if guidance.shapes:
+        warnings.warn(f"{guidance!r} only changes what others add, and nothing is added: put a source before it, as in chain(cfg(3.0), rescale(0.7)).", stacklevel=5)
+    if not concrete(levels):
+        return
+    ratio = np.maximum(np.asarray(levels.ratio)[:-1], np.asarray(levels.ratio)[1:])
+    for call in calls(guidance):
+        bounds = call.arguments.get("low"), call.arguments.get("high", np.inf)
+        if call.function.__name__ == "during" and concrete(bounds) and not ((ratio > bounds[0]) & (ratio <= bounds[1])).any():
+            warnings.warn(
+                f"{call!r} guides nowhere: no step of this run begins in the interval, its sigma / alpha go from "
+                f"{ratio.max():.4g} to {ratio.min():.4g}. Bounds are sigma / alpha, and not t.",
+                stacklevel=5,
+            )
 
 
 def check_levels(path: NoiseLevel, sampler: Sampler | None = None, start_given: bool = False) -> None:
@@ -55,11 +118,12 @@ def check_levels(path: NoiseLevel, sampler: Sampler | None = None, start_given: 
       ValueError: naming the first step that does not decrease.
       TypeError: if it is no path of floating numbers.
     """
-    check_kind(path, NoiseLevel, "levels", LEVELS)
-    for name, field in path._asdict().items():
+    if not isinstance(path, NoiseLevel):
+        raise TypeError(f"levels must be {article('NoiseLevel')}, got {told(path)}{call_it(path)}; {LEVELS}")
+    for name, field in vars(path).items():
         if not hasattr(field, "dtype") or not jnp.issubdtype(field.dtype, jnp.floating):
             raise TypeError(f"levels.{name} must be an array of floating numbers, got {told(field)}; {LEVELS}")
-    shapes = [jnp.shape(field) for field in path]
+    shapes = [jnp.shape(field) for field in vars(path).values()]
     if len(set(shapes)) > 1 or len(shapes[0]) != 1 or shapes[0][0] < 2:
         raise ValueError(
             f"levels must hold t, alpha and sigma of one shape [steps + 1], at least 2 entries, got {shapes}; "
@@ -156,113 +220,14 @@ def check_level(level: NoiseLevel, x: Array) -> None:
       TypeError: if it is none.
       ValueError: naming its shape.
     """
-    check_kind(level, NoiseLevel, "the level", "schedule(t) gives one.")
-    if jnp.shape(level.sigma) not in ((), x.shape[:1]):
-        raise ValueError(f"the level has shape {jnp.shape(level.sigma)}, but must be () or [B] = {x.shape[:1]}.")
+    if not isinstance(level, NoiseLevel):
+        raise TypeError(f"the level must be a NoiseLevel, got {told(level)}{call_it(level)}; schedule(t) returns one.")
+    shape = jnp.shape(level.sigma)
+    if shape not in ((), x.shape[:1]):
+        path = "; of a whole path, take one level: levels[0]" if len(shape) == 1 else ""
+        raise ValueError(f"the level has shape {shape}, but must be () or [B] = {x.shape[:1]}{path}.")
     if concrete(level):
         check_finite((level.alpha, level.sigma), "the level's (alpha, sigma)")
-
-
-def check_scalar(
-    value: ArrayLike, name: str, least: float | int = 0, most: float | int = LARGEST, *, above: float | int | None = None
-) -> None:
-    """Raises where a number is none, or is known and outside `least <= value <= most`, or not above a bound.
-
-    Raises:
-      ValueError: naming it.
-      TypeError: if it is no number at all.
-    """
-    check_numbers(value, name)
-    if jnp.shape(value) != ():
-        raise ValueError(f"{name} has shape {jnp.shape(value)}, but must be a scalar; vmap for several.")
-    check_range(value, name, least, most, above=above)
-
-
-def check_order(low: ArrayLike, high: ArrayLike, name: str, words: str = "low must be below high") -> None:
-    """Raises where two bounds are known and in no order.
-
-    Raises:
-      ValueError: naming both.
-    """
-    if not concrete((low, high)):
-        right = lambda: (jnp.asarray(low) < jnp.asarray(high)).all()
-        insist(right, f"{name} got {{low}} and {{high}}, but {words}.", low=jnp.asarray(low), high=jnp.asarray(high))
-    elif not (np.asarray(low) < np.asarray(high)).all():
-        raise ValueError(f"{name} got {low} and {high}, but {words}.")
-
-
-def check_finite(tree: Any, name: str) -> None:
-    """Raises where an array, or a leaf of a pytree, has a known value that is not finite.
-
-    Raises:
-      ValueError: telling how many.
-    """
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
-            continue
-        which = f"{name}{jax.tree_util.keystr(path)}"
-        if not concrete(leaf):
-            insist(lambda leaf=leaf: all_finite(leaf), f"{which} has NaN or infinite values.")
-            continue
-        with np.errstate(over="ignore"):
-            held = np.asarray(leaf).astype(jax.dtypes.canonicalize_dtype(jnp.result_type(leaf)))
-        if bad := (~np.isfinite(held)).sum():
-            raise ValueError(f"{which} must be finite, got NaN or infinite values in {bad} of {held.size} places.")
-
-
-def check_keys(keys: Array) -> None:
-    """Raises unless they are PRNG keys, one a sample, by each of which a sample can be drawn.
-
-    Raises:
-      TypeError: if they are none.
-      ValueError: if there are none or not one a sample, or `jax.vmap` draws by the first of them alone.
-    """
-    if not hasattr(keys, "dtype") or not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key):
-        raise TypeError(
-            f"keys must be an array of PRNG keys made by jax.random.key (not PRNGKey), one a sample, got {told(keys)}: "
-            "jax.random.split(jax.random.key(0), B)."
-        )
-    if keys.ndim != 1 or not len(keys):
-        raise ValueError(
-            f"keys have shape {keys.shape}, but must be [B], one a sample and at least one: jax.random.split(key, B)."
-        )
-    check_generator(keys)
-
-
-def check_generator(keys: Array) -> None:
-    """Raises where `jax.vmap` over keys draws by the first of them alone, as it does over those of rbg and unsafe_rbg.
-
-    Raises:
-      ValueError: naming the generator, and one that draws by each.
-    """
-    generator = jax.random.key_impl(keys)
-    if generator != "threefry2x32" and not _draws_by_each(generator):
-        raise ValueError(
-            f"keys are of the generator {generator}, by which jax.vmap draws with the first key of a batch alone, so that no "
-            'sample had its own noise; use jax.random.split(jax.random.key(0, impl="threefry2x32"), B).'
-        )
-
-
-@functools.cache
-def _draws_by_each(generator: Any) -> bool:
-    """Whether a key draws under `jax.vmap` what it draws alone."""
-    with jax.ensure_compile_time_eval():
-        keys = jax.random.split(jax.random.key(0, impl=generator), 2)
-        return bool((jax.vmap(jax.random.bits)(keys)[1] == jax.random.bits(keys[1])).all())
-
-
-def check_key(key: Array) -> None:
-    """Raises unless it is one PRNG key.
-
-    Raises:
-      TypeError: if it is none.
-      ValueError: if there are several.
-    """
-    typed = hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    if not typed and not (hasattr(key, "ndim") and key.dtype == jnp.uint32 and key.ndim):
-        raise TypeError(f"key must be one PRNG key, got {told(key)}: jax.random.key(0) is one.")
-    if key.ndim != (0 if typed else 1):
-        raise ValueError(f"key must be one PRNG key, got keys of shape {key.shape}; jax.vmap goes over them.")
 
 
 def check_start(keys: Array, levels: NoiseLevel, shape_or_x: tuple[int, ...] | Array) -> tuple[tuple[int, ...], Any]:
@@ -312,15 +277,20 @@ def check_networks(branches: Any) -> tuple[Branches, ...]:
     """
     mend = "make them with gj.branches(denoise, cond=labels, uncond=null)."
     if not isinstance(branches, list | tuple) or isinstance(branches, Branches):
-        check_kind(branches, Branches, "branches", mend)
+        _check_network(branches, "branches", mend)
         branches = (branches,)
     if not branches:
         raise ValueError(f"branches is an empty {type(branches).__name__}; {mend}")
     for i, network in enumerate(branches):
-        check_kind(network, Branches, f"branches[{i}]", mend)
+        _check_network(network, f"branches[{i}]", mend)
         if not network.conds:
             raise ValueError("branches(denoise) has no condition; name at least one: branches(denoise, cond=labels).")
     return tuple(branches)
+
+
+def _check_network(network: Any, name: str, mend: str) -> None:
+    if not isinstance(network, Branches):
+        raise TypeError(f"{name} must be a Branches, got {told(network)}{call_it(network)}; {mend}")
 
 
 def check_named(needs: Iterable[str], networks: tuple[Branches, ...], who: str = "the guidance reads") -> None:
@@ -335,68 +305,6 @@ def check_named(needs: Iterable[str], networks: tuple[Branches, ...], who: str =
         hint = f"Did you mean {close[0]!r}? " if close else ""
         hint += f"Name its condition, gj.branches(denoise, {name}=...), or tell the method what it is called."
         raise ValueError(f"{who} a branch {name!r}, but there are only {', '.join(map(repr, names))}. {hint}")
-
-
-def check_guidance(guidance: object, name: str = "the guidance") -> None:
-    """Raises unless it is a guidance.
-
-    Raises:
-      TypeError: naming it.
-    """
-    mend = "cfg(3.0) is one, chain(...) makes one of several, and chain() is none."
-    if type(guidance).__name__ == "Target":
-        mend = "gj.feynman_kac samples a target, and its guidance is gj.targets.drift(target)."
-    check_kind(guidance, Guidance, name, mend)
-
-
-def check_sampler(sampler: object, name: str = "the sampler") -> None:
-    """Raises unless it is a sampler.
-
-    Raises:
-      TypeError: naming it.
-    """
-    check_kind(sampler, Sampler, name, "ddim() is one.")
-
-
-def check_schedule(schedule: object, name: str = "the schedule") -> None:
-    """Raises unless it is a schedule.
-
-    Raises:
-      TypeError: naming it.
-    """
-    check_kind(schedule, Schedule, name, "gj.schedules.cosine() is one.")
-
-
-def check_curve(curve: object, scale: ArrayLike) -> None:
-    """Raises unless it is a curve by which a scale can be calibrated.
-
-    Raises:
-      TypeError: if it is none.
-      ValueError: if its fields do not fit each other, or, where they and the scale are known, if they are out of range.
-    """
-    if not isinstance(curve, Curve):
-        check_kind(curve, Calibration, "calibrated's curve", "gj.calibrate(keys, branches, x0, levels) measures one.")
-    assert isinstance(curve, Calibration | Curve)
-    ratio, rho = curve.ratio, curve.rho
-    shapes = jnp.shape(ratio), jnp.shape(rho)
-    if len(set(shapes)) > 1 or len(shapes[0]) != 1 or not shapes[0][0]:
-        raise ValueError(f"a curve must have ratio and rho of one shape [S], S at least 1, got {shapes[0]} and {shapes[1]}.")
-    if not concrete((ratio, rho)):
-        return
-    ratio, rho = np.asarray(ratio), np.asarray(rho)
-    if not ((ratio >= 0).all() and np.isfinite(rho).all() and (rho >= 0).all()):
-        raise ValueError(f"a curve must have ratio >= 0 and finite rho >= 0, got ratio {ratio} and rho {rho}.")
-    if not concrete(scale):
-        return
-    w = np.asarray(scale, np.float64).reshape(-1, 1)
-    below = np.where(w == 0, 1, rho + w * (1 - rho))
-    if not (below > 0).all():
-        i, s = np.unravel_index(below.argmin(), below.shape)
-        raise ValueError(
-            f"calibrated's scale {w[i, 0]:g} needs rho + scale (1 - rho) > 0, but at sigma / alpha = {ratio[s]:.4g} rho is "
-            f"{rho[s]:.4g}, and this {below[i, s]:.4g}: no law is that narrow. Take a scale nearer to 1; to go away from a "
-            "condition, measure the other way round, calibrate(..., cond='uncond', uncond='cond') on unconditional samples."
-        )
 
 
 def check_branches(networks: tuple[Branches, ...], guidance: Guidance, x: jax.ShapeDtypeStruct, keys: Array) -> None:
@@ -452,3 +360,50 @@ def _drawn(name: str, cond: Callable[[Step], Cond], step: Step) -> Any:
 
 def _spec(cond: Cond) -> Any:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), leaf.dtype), cond)
+
+
+def check_conditions(conds: dict[str, Cond]) -> None:
+    """Raises where there is no condition."""
+    if not conds:
+        raise ValueError("branches(denoise) has no condition; name at least one: branches(denoise, cond=labels).")
+
+
+def check_inputs(x: Any, level: Any, who: str) -> None:
+    """Raises unless x and its level fit each other.
+
+    Raises:
+      TypeError: if x is no array of floating numbers.
+      ValueError: if the level has another shape.
+    """
+    if not hasattr(x, "dtype") or not hasattr(x, "ndim") or not jnp.issubdtype(x.dtype, jnp.floating) or x.ndim < 2:
+        raise TypeError(f"{who}: x must be an array [B, ...] of floating numbers, got {told(x)}; a State has one, state.x.")
+    check_level(level, x)
+
+
+def check_memory(guidance: Guidance, x: Array, memory: Any) -> None:
+    """Raises where a guidance that remembers is called without its memory.
+
+    Raises:
+      ValueError: naming how to make it.
+      TypeError: if it is something else.
+    """
+    if memory is None and jax.tree.leaves(jax.eval_shape(guidance.init, x)):
+        raise ValueError(
+            f"guided: {guidance!r} remembers what it did from step to step; make its memory once, memory = denoise.init(x), and "
+            "pass it on: prediction, memory = denoise(x, level, memory)."
+        )
+    if memory is not None and not (isinstance(memory, tuple) and hasattr(memory, "number")):
+        raise TypeError(f"guided: memory must be what denoise.init(x) returns, or the call before, got {told(memory)}.")
+
+
+def check_state_given(state: Any) -> None:
+    """Raises unless a sampler gives its state to the guided denoiser.
+
+    Raises:
+      TypeError: telling what it gave.
+    """
+    if not isinstance(state, State):
+        raise TypeError(
+            f"the denoiser of a step takes (state, level), got {told(state)} for the state; state._replace(x=x) has another x. "
+            "In a loop of your own, use gj.guided(branches, guidance)(x, level)."
+        )

@@ -1,0 +1,164 @@
+"""Whether numbers are numbers, and in range, as the run holds them."""
+
+import math
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from guidance_jax.arrays import concrete
+from guidance_jax.checks.door import Kind
+from guidance_jax.checks.traced import insist
+from guidance_jax.checks.words import told
+
+LARGEST = sys.float_info.max
+
+
+def real(value: object) -> bool:
+    """Whether a value is a real number, or an array or list of them."""
+    dtype = getattr(value, "dtype", None)
+    if dtype is not None:
+        return any(jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_))
+    return all(map(real, value)) if isinstance(value, list) else isinstance(value, bool | int | float)
+
+
+def bounds(low: float = -LARGEST, high: float = LARGEST, above: float | None = None) -> str:
+    """A range in words."""
+    if above is not None:
+        return "positive" if (above, high) == (0, LARGEST) else f"above {above:g}" + (f" and at most {high:g}" * (high < LARGEST))
+    if (low, high) == (-LARGEST, LARGEST):
+        return "finite"
+    return f"in [{low:g}, inf)" if high == LARGEST else f"in [{low:g}, {high:g}]"
+
+
+def check_range(
+    value: Any, where: str, low: float = -LARGEST, high: float = LARGEST, above: float | None = None, kind: Kind | None = None, dtype: Any = None
+) -> None:
+    """Raises where a number is known and outside `low <= value <= high`, or not above a bound; a traced one is insisted on.
+
+    It is checked as the run holds it: in float32 1e39 is infinite, and 1e-40 is 0.
+
+    Raises:
+      ValueError: naming the range and the value.
+    """
+    if not real(value):
+        raise TypeError(f"{where} must be a real number or an array of them, got {told(value)}.")
+    held = jnp.finfo(jnp.result_type(float) if dtype is None else dtype)
+    expected = kind.expected if kind else bounds(low, high, above)
+
+    def inside(given: Any) -> Any:
+        right = abs(given) < np.inf if LARGEST in (high, -low) else given == given
+        right = right if low == -LARGEST else right & (given >= low)
+        right = right if high == LARGEST else right & (given <= high)
+        right = right if above is None else right & (given > above)
+        # Denormal numbers are flushed to 0.
+        return (right & (given >= held.tiny) if above == 0 else right).all()
+
+    if not concrete(value):
+        given = jnp.asarray(value)
+        insist(lambda: inside(given.astype(held.dtype)), f"{where} must be {expected}, got {{given}}.", given=given)
+        return
+    with np.errstate(over="ignore", under="ignore"):
+        given = np.asarray(value).astype(held.dtype)
+    exact = np.asarray(value).astype(np.float64)
+    lost = np.isinf(given) & np.isfinite(exact)
+    if lost.any() or not inside(given):
+        lost = lost | ((abs(given) < held.tiny) & (exact != 0))
+        held_as = f", in {held.dtype} as {np.where(abs(given) < held.tiny, 0, given)}" if lost.any() else ""
+        hint = f" {kind.hint}" if kind and kind.hint else ""
+        raise ValueError(f"{where} must be {expected}, got {value}{held_as}.{hint}")
+
+
+def check_time(t: Any, t_min: Any, t_max: Any) -> None:
+    """Raises where a time is not finite, or known and far outside of a schedule, as a sigma may be.
+
+    Raises:
+      TypeError: if it is no number.
+      ValueError: naming it and the schedule's range.
+    """
+    check_range(t, "the schedule's time")
+    if concrete((t, t_min, t_max)):
+        times, low, high = map(np.asarray, (t, t_min, t_max))
+        far = (times < low - (high - low) / 2) | (times > high + (high - low) / 2)
+        if far.any():
+            raise ValueError(
+                f"the time {times[far].flat[0]:g} is far outside of this schedule, {low:g} to {high:g}; a level by its "
+                "sigma / alpha is schedule.at(ratio)."
+            )
+
+
+def check_shape(value: Any, x: Any, where: str) -> None:
+    """Raises unless a value is one number for all samples, `()`, or one per sample, `[B]`.
+
+    Raises:
+      ValueError: naming its shape.
+    """
+    if jnp.shape(value) not in ((), x.shape[:1]):
+        raise ValueError(
+            f"{where} has shape {jnp.shape(value)}, but must be () or [B] = {x.shape[:1]}: one number for all samples, or one "
+            "per sample. For a grid of values, use jax.vmap over them."
+        )
+
+
+def check_scalar(value: Any, where: str) -> None:
+    """Raises unless a number is one number.
+
+    Raises:
+      ValueError: naming its shape.
+    """
+    if jnp.shape(value) != ():
+        raise ValueError(f"{where} has shape {jnp.shape(value)}, but must be a scalar; use jax.vmap for several.")
+
+
+def check_finite(tree: Any, where: str) -> None:
+    """Raises where an array, or a leaf of a pytree, has a known value that is not finite.
+
+    Raises:
+      ValueError: naming how many.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+            continue
+        which = f"{where}{jax.tree_util.keystr(path)}"
+        if not concrete(leaf):
+            insist(lambda leaf=leaf: jnp.isfinite(leaf).all(), f"{which} has NaN or infinite values.")
+            continue
+        with np.errstate(over="ignore"):
+            held = np.asarray(leaf).astype(jax.dtypes.canonicalize_dtype(jnp.result_type(leaf)))
+        if bad := (~np.isfinite(held)).sum():
+            raise ValueError(f"{which} must be finite, got NaN or infinite values in {bad} of {held.size} places.")
+
+
+def number(
+    words: str = "", low: float = -LARGEST, high: float = LARGEST, *, above: float | None = None, hint: str = "", zero: bool = False, scalar: bool = True
+) -> Kind:
+    """The kind of a number in a range: `number("a fraction", 0, 1)`."""
+    range = bounds(low, high, above)
+    expected = f"{words}, {range}" if words else f"a {range} number" if range in ("finite", "positive") else f"a number {range}"
+
+    def check(kind: Kind, value: Any, where: str) -> None:
+        if type(value) is float and low <= value <= high and math.isfinite(value) and above is None and 1e-37 < abs(value) < 3e38:
+            return
+        if not real(value):
+            kind.refuse(value, where)
+        if scalar:
+            check_scalar(value, where)
+        check_range(value, where, low, high, above, kind)
+
+    return Kind(expected, check, hint, zero=zero)
+
+
+def count(low: int = 1, expected: str = "", hint: str = "") -> Kind:
+    """The kind of a whole number that is part of the structure."""
+
+    def check(kind: Kind, value: Any, where: str) -> None:
+        if not isinstance(value, int | np.integer) or isinstance(value, bool):
+            kind.refuse(value, where)
+        if value < low:
+            kind.refuse(value, where, ValueError, str(value))
+
+    return Kind(expected or f"an integer, at least {low}", check, hint, fixed=True)
+
+

@@ -1,0 +1,213 @@
+"""Guidance by weighted sums of branches. Each formula is the same in every parameterisation.
+
+`c, u` in the formulae are the predictions of the branches `cond` and `uncond`.
+"""
+
+from collections.abc import Mapping
+
+from jax import Array
+
+from guidance_jax.base import Guidance, Prediction
+from guidance_jax.checks.door import part, rule
+from guidance_jax.checks.kinds import Branch, Scale
+from guidance_jax.guidance.algebra import direction, source
+
+
+@part()
+def cfg(scale: Scale, *, cond: Branch = "cond", uncond: Branch = "uncond") -> Guidance:
+    """Classifier-free guidance.
+
+    `D = uncond + scale (cond - uncond)`
+
+    For a negative prompt, use it as the condition of the `uncond` branch.
+
+    Args:
+      scale: 1 is the conditional model, 0 the unconditional one; fractions and negative numbers work too. Text-to-image models
+        use about 7.5.
+      cond: The branch to move towards.
+      uncond: The branch to move away from.
+
+    Raises:
+      TypeError: If scale is not a number or a function of the level.
+      ValueError: If scale is neither `()` nor `[B]`, or not finite.
+
+    Example:
+      >>> denoise = gj.denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # it predicts its condition
+      >>> two = gj.branches(denoise, cond=jnp.array([[1.0, 1.0]]), uncond=jnp.array([[0.0, 1.0]]))
+      >>> path, keys = gj.levels(gj.schedules.flow(), 4, gj.spacings.trailing()), jax.random.split(jax.random.key(0), 1)
+      >>> print(gj.sample(keys, two, gj.cfg(3.0), gj.ddim(), path, (2,)))
+      [[3. 1.]]
+
+    Reference: Ho & Salimans 2022, arXiv:2207.12598. Their w is `scale - 1`.
+    """
+    return source(lambda c, u, w: u + w * (c - u), cond, uncond, w=scale)
+
+
+@part()
+def autoguidance(scale: Scale, *, cond: Branch = "cond", weak: Branch = "weak") -> Guidance:
+    """Guidance away from a weaker version of the same network, under the same condition.
+
+    `D = weak + scale (cond - weak)`
+
+    The weak network is smaller or trained for less long: `(branches(good, cond=y), branches(poor, weak=y))`.
+
+    Args:
+      scale: 1 is the good network alone.
+      cond: The branch of the good network.
+      weak: The branch of the weak network.
+
+    Raises:
+      ValueError: If scale is neither `()` nor `[B]`, or not finite.
+
+    Example:
+      >>> denoise = gj.denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # it predicts its condition
+      >>> good, poor = gj.branches(denoise, cond=jnp.array([[1.0, 1.0]])), gj.branches(denoise, weak=jnp.array([[0.5, 1.0]]))
+      >>> path, keys = gj.levels(gj.schedules.flow(), 4, gj.spacings.trailing()), jax.random.split(jax.random.key(0), 1)
+      >>> print(gj.sample(keys, (good, poor), gj.autoguidance(2.0), gj.ddim(), path, (2,)))
+      [[1.5 1. ]]
+
+    Reference: Karras et al. 2024, arXiv:2406.02507.
+    """
+    return source(lambda c, weak, w: weak + w * (c - weak), cond, weak, w=scale)
+
+
+@part(rule("scales must have a scale for each condition, and none for uncond", lambda scales, uncond: scales and uncond not in scales))
+def compose(scales: Mapping[Branch, Scale], *, uncond: Branch = "uncond") -> Guidance:
+    """Several conditions at once: AND with positive scales, NOT with negative ones.
+
+    `D = uncond + sum_i scale_i (cond_i - uncond)`
+
+    Args:
+      scales: One scale per branch, for example `{"red": 3.0, "round": 2.0}`.
+      uncond: The branch to move away from.
+
+    Raises:
+      ValueError: If there is no scale, or one is neither `()` nor `[B]`.
+
+    Example:
+      >>> denoise = gj.denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # it predicts its condition
+      >>> red, round, blurred, nothing = jnp.eye(4, 3)[:, None]
+      >>> several = gj.branches(denoise, uncond=nothing, red=red, round=round, blurred=blurred)
+      >>> path, keys = gj.levels(gj.schedules.flow(), 4, gj.spacings.trailing()), jax.random.split(jax.random.key(0), 1)
+      >>> guidance = gj.compose({"red": 3.0, "round": 2.0, "blurred": -1.0})
+      >>> print(gj.sample(keys, several, guidance, gj.ddim(), path, (3,)))
+      [[ 3.  2. -1.]]
+
+    Reference: Liu et al. 2022, arXiv:2206.01714, equations 11 and 12.
+    """
+
+    def formula(u: Prediction, *conds: Prediction, **w: Array) -> Prediction:
+        return sum((w[name] * (c - u) for name, c in zip(scales, conds, strict=True)), start=u)
+
+    return source(formula, uncond, *scales, **scales)
+
+
+@part()
+def dual_cfg(
+    scale: Scale, middle_scale: Scale, *, cond: Branch = "cond", middle: Branch = "image", uncond: Branch = "uncond"
+) -> Guidance:
+    """Guidance by two conditions in turn: first an image, then a text.
+
+    `D = uncond + middle_scale (middle - uncond) + scale (cond - middle)`
+
+    Args:
+      scale: How strongly to follow the full condition, the text. The paper uses 7.5.
+      middle_scale: How strongly to follow the middle one, the image. The paper uses 1.5.
+      cond: The branch with both conditions.
+      middle: The branch with the first alone.
+      uncond: The branch with neither.
+
+    Raises:
+      ValueError: If a scale is neither `()` nor `[B]`, or not finite.
+
+    Example:
+      >>> denoise = gj.denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # it predicts its condition
+      >>> both, image, neither = jnp.array([[[1.0, 1.0]], [[1.0, 0.0]], [[0.0, 0.0]]])
+      >>> three = gj.branches(denoise, cond=both, image=image, uncond=neither)
+      >>> path, keys = gj.levels(gj.schedules.flow(), 4, gj.spacings.trailing()), jax.random.split(jax.random.key(0), 1)
+      >>> print(gj.sample(keys, three, gj.dual_cfg(7.5, 1.5), gj.ddim(), path, (2,)))
+      [[1.5 7.5]]
+
+    Reference: Brooks et al. 2022, arXiv:2211.09800, equation 3.
+    """
+    return source(lambda c, m, u, w, v: u + v * (m - u) + w * (c - m), cond, middle, uncond, w=scale, v=middle_scale)
+
+
+@part()
+def perturbed(scale: Scale, *, cond: Branch = "cond", weak: Branch = "perturbed") -> Guidance:
+    """Guidance away from a perturbed forward pass: PAG (identity attention), SEG (blurred queries), SLG (skipped layers).
+
+    `D <- D + scale (cond - weak)`, on top of any other guidance.
+
+    So `chain(cfg(w), perturbed(k))` is `cond + (w - 1) (cond - uncond) + k (cond - weak)`. The perturbation is a leaf of the
+    condition, one flag per sample, that the network reads: `networks.DiT` does.
+
+    Args:
+      scale: 0 is no guidance; 3 is usual.
+      cond: The ordinary branch.
+      weak: The perturbed branch.
+
+    Raises:
+      ValueError: If scale is neither `()` nor `[B]`, or not finite.
+
+    Example:
+      >>> denoise = gj.denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # it predicts its condition
+      >>> c, u, p = jnp.array([[[1.0, 1.0]], [[0.0, 1.0]], [[1.0, 0.0]]])
+      >>> three = gj.branches(denoise, cond=c, uncond=u, perturbed=p)
+      >>> path, keys = gj.levels(gj.schedules.flow(), 4, gj.spacings.trailing()), jax.random.split(jax.random.key(0), 1)
+      >>> print(gj.sample(keys, three, gj.chain(gj.cfg(3.0), gj.perturbed(3.0)), gj.ddim(), path, (2,)))
+      [[3. 4.]]
+
+    Reference: Ahn et al. 2024, arXiv:2403.17377 (PAG); Hong 2024, arXiv:2408.00760 (SEG).
+    """
+    return direction(lambda c, p, k: k * (c - p), cond, weak, k=scale)
+
+
+@part()
+def icg(scale: Scale, *, cond: Branch = "cond", random: Branch = "random") -> Guidance:
+    """Independent condition guidance: CFG whose unconditional branch has a random condition. No null label is trained.
+
+    `D = random + scale (cond - random)`
+
+    `branches(denoise, cond=labels, random=conditions.random_labels(classes))` draws the condition anew in every step.
+
+    Args:
+      scale: 1 is the conditional model.
+      cond: The branch to move towards.
+      random: The branch under the random condition.
+
+    Raises:
+      ValueError: If scale is neither `()` nor `[B]`, or not finite.
+
+    Example:
+      >>> sorted(gj.icg(3.0).needs)
+      ['cond', 'random']
+
+    Reference: Sadat et al. 2024, arXiv:2407.02687, section 4.
+    """
+    return source(lambda c, r, w: r + w * (c - r), cond, random, w=scale)
+
+
+@part()
+def tsg(scale: Scale, *, cond: Branch = "cond", retimed: Branch = "retimed") -> Guidance:
+    """Time-step guidance: the weak branch receives a perturbed time. It works without any condition.
+
+    `D = retimed + scale (cond - retimed)`
+
+    `conditions.retimed(denoise)` makes the offset of the time a part of the condition.
+
+    Args:
+      scale: 1 is the model itself.
+      cond: The branch that receives the time.
+      retimed: The branch that receives another one.
+
+    Raises:
+      ValueError: If scale is neither `()` nor `[B]`, or not finite.
+
+    Example:
+      >>> sorted(gj.tsg(3.0).needs)
+      ['cond', 'retimed']
+
+    Reference: Sadat et al. 2024, arXiv:2407.02687, section 5.
+    """
+    return source(lambda c, r, w: r + w * (c - r), cond, retimed, w=scale)

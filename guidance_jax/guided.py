@@ -1,0 +1,309 @@
+"""From branches and a guidance to one guided denoiser: for our samplers, and for loops of your own."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from guidance_jax.base import (
+    Branches,
+    Cond,
+    Context,
+    Denoiser,
+    Derivative,
+    Guidance,
+    GuidedDenoiser,
+    NoiseLevel,
+    Prediction,
+    State,
+    Step,
+)
+from guidance_jax.checks.door import door
+from guidance_jax.checks.kinds import Denoise
+from guidance_jax.checks.outcomes import Asked, check_update, predicted
+from guidance_jax.checks.running import check_conditions, check_inputs, check_memory, check_named, check_networks, check_state_given
+from guidance_jax.guidance.algebra import wants
+
+Networks = Branches | tuple[Branches, ...]
+Derivatives = Mapping[str | None, Derivative]
+
+
+@door()
+def branches(denoise: Denoise, *, batched: bool = True, **conds: Cond) -> Branches:
+    """Named conditions of one denoiser, evaluated in one batched call. The first is the base.
+
+    Args:
+      denoise: `(x, level, cond) -> Prediction`.
+      batched: False evaluates one condition after the other, in the memory of one: for networks that do not fit twice.
+      **conds: The conditions by name, each any pytree of `[B, ...]` leaves, all of one structure; or a function of the `Step`
+        that returns it, for conditions drawn anew in every step.
+
+    Raises:
+      ValueError: If there is no condition.
+      TypeError: If denoise is not a function.
+
+    Example:
+      >>> denoise = gj.denoiser(lambda x, t, cond: 0 * x, predicts="x0")
+      >>> labels = jnp.array([3, 1])
+      >>> list(gj.branches(denoise, cond=labels, uncond=jnp.full_like(labels, 10)).conds)
+      ['cond', 'uncond']
+    """
+    check_conditions(conds)
+    return Branches(denoise, conds, batched)
+
+
+class Memory(NamedTuple):
+    """What a guided denoiser remembers between its calls."""
+
+    guidance: Any
+    """The guidance's."""
+    number: Array
+    """The number of calls so far. Each counts as one step."""
+
+
+class Guided(NamedTuple):
+    """A guided denoiser for a loop of your own: `(x, level) -> Prediction`."""
+
+    branches: Networks
+    guidance: Guidance
+    keys: Array | None = None
+
+    def init(self, x: Array) -> Memory:
+        """What it remembers before the first call."""
+        return Memory(self.guidance.init(x), jnp.int32(0))
+
+    def __call__(self, x: Array, level: NoiseLevel, memory: Memory | None = None, *, next: NoiseLevel | None = None) -> Any:
+        """The guided prediction at x; with a memory, `(prediction, the memory after it)`."""
+        check_inputs(x, level, "guided")
+        check_memory(self.guidance, x, memory)
+        guidance, number = self.init(x) if memory is None else memory
+        keys = jax.random.split(jax.random.key(0, impl="threefry2x32"), len(x)) if self.keys is None else self.keys
+        step = Step(number, level, level if next is None else next, keys)
+        prediction, guidance, _, _ = look(check_networks(self.branches), self.guidance, step, x, level, guidance)
+        return prediction if memory is None else (prediction, Memory(guidance, number + 1))
+
+
+@door()
+def guided(branches: Networks, guidance: Guidance, keys: Array | None = None) -> Guided:
+    """One guided denoiser, `(x, level) -> Prediction`, for a loop of your own: an ODE solver, another library's sampler.
+
+    A level is made from your own time: `schedule(t)`, or `schedule.at(sigma / alpha)`.
+
+    A guidance that remembers (`momentum`, `reuse`, `adaptive`) is called with what it remembers, and returns it:
+    `memory = denoise.init(x)`, then `prediction, memory = denoise(x, level, memory)`. Each call counts as a step.
+
+    Args:
+      branches: What `gj.branches(...)` made, or a tuple of those for several networks.
+      guidance: `cfg(scale)`, a `chain`, ...
+      keys: `[B]` PRNG keys, one per sample, for a guidance that draws (`lgd`, `icg`); fixed ones if None.
+
+    Returns:
+      `(x [B, ...], level, memory=None, *, next=None) -> Prediction`; `next`, the level at which the step ends, is for
+      `mean_shift`, `freedom` and `tfg`, and is `level` if None.
+
+    Raises:
+      ValueError: If a branch is missing; when called, if the level does not fit x, or a guidance that remembers is called
+        without a memory.
+
+    Example:
+      >>> mixture = gj.oracles.GaussianMixture(jnp.array([[-2.0], [2.0]]), jnp.ones((2, 1, 1)), jnp.ones(2), jnp.arange(2))
+      >>> two = gj.branches(mixture.denoise, cond=jnp.array([1]), uncond=jnp.array([-1]))
+      >>> denoise, path = gj.guided(two, gj.cfg(3.0)), gj.levels(gj.schedules.edm(), 20, gj.spacings.karras())
+      >>> x = 80 * jnp.ones((1, 1))
+      >>> for level, after in zip(path[:-1], path[1:]):
+      ...     prediction = denoise(x, level)
+      ...     x = after.alpha * prediction.x0 + after.sigma * prediction.eps  # Euler's method
+      >>> print(x.round(1))
+      [[4.4]]
+    """
+    check_named(guidance.needs, check_networks(branches))
+    return Guided(branches, guidance, keys)
+
+
+def look(
+    networks: tuple[Branches, ...], guidance: Guidance, step: Step, x: Array, level: NoiseLevel, remembered: Any
+) -> tuple[Prediction, Any, Context, Array | int]:
+    """The guided prediction at x, what the guidance remembers after it, what it read, and the number of evaluations."""
+    wanted = wants(guidance, remembered, step)
+    predictions, count, derivatives = evaluate(networks, x, step, level, wanted, guidance.derivatives)
+    base = predictions[next(iter(networks[0].conds))]
+    context = Context(x, level, step, base, Asked(predictions), derivatives)
+    updated = guidance.update(base, remembered, context)
+    check_update(updated, remembered, x)
+    return *updated, context, count
+
+
+@door()
+def guide(branches: Networks, guidance: Guidance, step: Step) -> GuidedDenoiser:
+    """The guided denoiser of one step of the sampler: what the sampler calls.
+
+    Which branches are wanted is decided for the step as a whole, by its number and the level at which it begins.
+
+    Args:
+      branches: One `Branches`, or a tuple of them.
+      guidance: What makes one prediction of them.
+      step: Its number, the levels at which it begins and ends, and the run's keys.
+
+    Returns:
+      A `GuidedDenoiser`: `denoise(state, level of state.x) -> (prediction, state)`.
+
+    Raises:
+      ValueError: If there is no branch; when called, as `evaluate` does, and if what the guidance returns is not shaped as x.
+      TypeError: When called with something else than a `State`; for x itself, use `gj.guided`.
+
+    Example:
+      >>> one = gj.branches(gj.denoiser(lambda x, t, cond: x / 2, predicts="x0"), cond=None)
+      >>> level, after = gj.schedules.edm()(0.0), gj.schedules.edm()(-0.5)
+      >>> denoise = gj.guide(one, gj.chain(), gj.Step(jnp.int32(0), level, after, jax.random.split(jax.random.key(0), 1)))
+      >>> state = gj.State(jnp.ones((1, 1)), (), (), jnp.int32(0), jnp.zeros((1, 1)))
+      >>> prediction, state = denoise(state, level)
+      >>> print(prediction.x0, state.evaluations)
+      [[0.5]] 1
+    """
+    networks = check_networks(branches)
+
+    def guided(state: State, level: NoiseLevel) -> tuple[Prediction, State, Context]:
+        check_state_given(state)
+        prediction, remembered, context, count = look(networks, guidance, step, state.x, level, state.guidance)
+        after = state._replace(guidance=remembered, evaluations=state.evaluations + count, x0=prediction.x0)
+        return prediction, after, context
+
+    def unguided(state: State, level: NoiseLevel) -> tuple[Prediction, State]:
+        predictions, count, _ = evaluate(networks, state.x, step, level, {})
+        prediction = predictions[next(iter(networks[0].conds))]
+        return prediction, state._replace(evaluations=state.evaluations + count, x0=prediction.x0)
+
+    return GuidedDenoiser(guided, unguided)
+
+
+@door()
+def evaluate(
+    branches: Networks,
+    x: Array,
+    step: Step,
+    level: NoiseLevel,
+    wanted: Mapping[str, Any],
+    derivatives: frozenset[str | None] = frozenset(),
+) -> tuple[dict[str, Prediction], Array | int, Derivatives]:
+    """The predictions of the base and of every wanted branch at x, merged into one call per network.
+
+    Args:
+      branches: One `Branches`, or a tuple of them.
+      x: `[B, ...]`.
+      step: The step of the sampler, for conditions that are functions of it.
+      level: The level of x, scalar.
+      wanted: `{name: True, or a boolean scalar}`. If the scalar is false the branch is not evaluated, and the base's
+        prediction stands in its place. Several different scalars compile three copies of a network at most: all branches
+        together, the base alone, and one branch at a time where they differ.
+      derivatives: The branches whose derivative in x is wanted, None for the base. Each is evaluated apart from the rest, in
+        every step.
+
+    Returns:
+      `{name: Prediction}` of the base and of every name in `wanted`, the number of evaluations per sample, and the
+      derivatives, by name.
+
+    Raises:
+      ValueError: If a name in `wanted` is of no branch, there is no branch, or a prediction is not shaped as x.
+      TypeError: If `wanted` is not a dictionary.
+
+    Example:
+      >>> denoise = gj.denoiser(lambda x, t, cond: x * cond, predicts="x0")
+      >>> two = gj.branches(denoise, a=jnp.ones((1, 1)), b=jnp.zeros((1, 1)))
+      >>> level = gj.schedules.edm()(0.0)
+      >>> step = gj.Step(jnp.int32(0), level, level, jax.random.split(jax.random.key(0), 1))
+      >>> predictions, count, _ = gj.evaluate(two, jnp.ones((1, 1)), step, level, {"b": True})
+      >>> print(predictions["a"].x0, predictions["b"].x0, count)
+      [[1.]] [[0.]] 2
+    """
+    networks = check_networks(branches)
+    check_named(wanted, networks, "evaluate is asked for")
+    base = next(iter(networks[0].conds))
+    gates = {base: True, **{name: gate for name, gate in wanted.items() if name != base}}
+    known: dict[str, Prediction] = {}
+    slopes: dict[str | None, Derivative] = {}
+    count: Array | int = 0
+    for name in derivatives:
+        network = next(network for network in networks if (name or base) in network.conds)
+        known[name or base], slopes[name] = _differentiated(network, name or base, x, step, level)
+        count = count + 1
+    for network in networks:
+        mine = {name: gates[name] for name in network.conds if name in gates and name not in known}
+        if mine:
+            predictions, evaluated = _gated(network, mine, known.get(base), x, step, level)
+            known |= predictions
+            count = count + evaluated
+    return {name: _alike(known[name], known[base]) for name in gates}, count, slopes
+
+
+def _gated(
+    network: Branches, gates: dict[str, Any], base: Prediction | None, x: Array, step: Step, level: NoiseLevel
+) -> tuple[dict[str, Prediction], Array]:
+    """The predictions of one network's branches, and how many were evaluated. Without a base, the first one is it."""
+    conds = {name: cond(step) if callable(cond) else cond for name, cond in network.conds.items() if name in gates}
+    always = [name for name, gate in gates.items() if gate is True]
+    sometimes = {name: gate for name, gate in gates.items() if gate is not True}
+
+    def together(names: list[str]) -> dict[str, Prediction]:
+        """The predictions of these branches, in one call, and the base's for the others."""
+        found = _together(network, x, level, {name: conds[name] for name in names}) if names else {}
+        stand_in = base if base is not None else next(iter(found.values()))
+        return {name: _alike(found.get(name, stand_in), stand_in) for name in gates}
+
+    if not sometimes:
+        return together(always), jnp.int32(len(always))
+    count = len(always) + sum(gate.astype(jnp.int32) for gate in sometimes.values())
+    every = jnp.stack(list(sometimes.values())).all()
+    first = jax.lax.cond(every, lambda: together(list(gates)), lambda: together(always))
+    if len({id(gate) for gate in sometimes.values()}) == 1:
+        return first, count
+
+    def alone(inputs: tuple[Array, Cond, Prediction]) -> Prediction:
+        gate, cond, stand_in = inputs
+        mine = lambda: _alike(_together(network, x, level, {"": cond})[""], stand_in)
+        return jax.lax.cond(gate & ~every, mine, lambda: stand_in)
+
+    stacked = lambda trees: jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+    inputs = [(gate, conds[name], first[name]) for name, gate in sometimes.items()]
+    rest = jax.lax.map(alone, stacked(inputs))
+    return first | {name: jax.tree.map(lambda leaf, i=i: leaf[i], rest) for i, name in enumerate(sometimes)}, count
+
+
+def _differentiated(network: Branches, name: str, x: Array, step: Step, level: NoiseLevel) -> tuple[Prediction, Derivative]:
+    """A branch's prediction and the derivative of its x0, by one forward pass."""
+    cond = network.conds[name]
+    cond = cond(step) if callable(cond) else cond
+
+    def forward(x: Array) -> tuple[Array, Prediction]:
+        prediction = predicted(network, x, level, cond)
+        return prediction.x0, prediction
+
+    _, jvp, prediction = jax.linearize(forward, x, has_aux=True)
+    transposed = jax.linear_transpose(jvp, x)
+    return prediction, Derivative(jvp, lambda cotangent: transposed(cotangent)[0])
+
+
+def _together(network: Branches, x: Array, level: NoiseLevel, conds: dict[str, Cond]) -> dict[str, Prediction]:
+    """One denoiser under several conditions, in one call. Stacked behind the batch axis, so that a sharded batch stays put."""
+    count, batch, given = len(conds), x.shape[0], list(conds.values())
+    if count == 1:
+        return {name: predicted(network, x, level, given[0]) for name in conds}
+    if not network.batched:
+        stacked = jax.tree.map(lambda *parts: jnp.stack(parts), *given)
+        parts = jax.lax.map(lambda at: predicted(network, x, level, at[1]), (jnp.arange(count), stacked))
+        return {name: jax.tree.map(lambda part, i=i: part[i], parts) for i, name in enumerate(conds)}
+
+    def merge(*parts: Array) -> Array:
+        stacked = jnp.stack(parts, axis=1)
+        return stacked.reshape(batch * count, *stacked.shape[2:])
+
+    prediction = predicted(network, merge(*[x] * count), level, jax.tree.map(merge, *given))
+    parts = jax.tree.map(lambda merged: merged.reshape(batch, count, *merged.shape[1:]), prediction)
+    return {name: jax.tree.map(lambda part, i=i: part[:, i], parts) for i, name in enumerate(conds)}
+
+
+def _alike(prediction: Prediction, base: Prediction) -> Prediction:
+    """A prediction with a variance if the base has one: its own, or the base's if its network predicts none."""
+    known = base.variance is not None and prediction.variance is not None
+    return prediction if known else prediction.replace(variance=base.variance)

@@ -242,6 +242,8 @@ FractionScale = TypeAliasType("FractionScale", Annotated[ArrayLike | Level, scal
 """As `Scale`, in [0, 1]."""
 BoundScale = TypeAliasType("BoundScale", Annotated[ArrayLike | Level, scale_kind(low=0, high=np.inf)])
 """As `Scale`, not negative, and infinite for no bound."""
+ElementScale = TypeAliasType("ElementScale", Annotated[ArrayLike | Level, dataclasses.replace(scale_kind(), guard=None)])
+"""As `Scale`, or shaped as x or as one sample. Its values are checked where it is evaluated, by `check_elements`."""
 PerSample = TypeAliasType("PerSample", Annotated[ArrayLike, number(scalar=False)])
 """One number, or one per sample `[B]`."""
 

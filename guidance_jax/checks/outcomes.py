@@ -12,6 +12,7 @@ from jax import Array
 
 from guidance_jax.arrays import concrete
 from guidance_jax.base import Branches, Cond, Guidance, NoiseLevel, Prediction, Sampler, State, Step
+from guidance_jax.checks.numbers import check_range
 from guidance_jax.checks.traced import insist
 from guidance_jax.checks.words import noting, told
 from guidance_jax.programs import tracing
@@ -74,6 +75,55 @@ def check_x0(x0: Any, x: Array, who: str) -> None:
         raise TypeError(f"{who} must return a Prediction, or an array, the new x0, got {told(x0)}.")
     if x0.shape != x.shape:
         raise ValueError(f"the x0 that {who} returns has shape {x0.shape}, but must be shaped as x, {x.shape}.")
+
+
+def check_elements(value: Any, x: Array, where: str) -> None:
+    """Raises unless a value is one finite number for all samples, one per sample, or one per element of x or of one sample.
+
+    Raises:
+      TypeError: if it is no number.
+      ValueError: naming its shape or its value.
+    """
+    check_range(value, where)
+    if jnp.shape(value) not in ((), x.shape[:1], x.shape, x.shape[1:]):
+        raise ValueError(
+            f"{where} has shape {jnp.shape(value)}, but must be (), [B] = {x.shape[:1]}, or shaped as x, {x.shape}, or as one "
+            "sample."
+        )
+
+
+def check_spread(x: Array) -> None:
+    """Raises where a sample has one element only.
+
+    Raises:
+      ValueError: naming the shape of x.
+    """
+    if x[0].size < 2:
+        raise ValueError(f"rescale: a sample needs at least two elements to have a spread, but x is {x.shape}.")
+
+
+def check_spatial(x: Array, who: str) -> None:
+    """Raises unless x has axes between the batch and the channels.
+
+    Raises:
+      ValueError: naming its shape.
+    """
+    if x.ndim < 3:
+        raise ValueError(f"{who} acts on frequencies and needs x of [B, T, C] or [B, H, W, C], but x is {x.shape}.")
+
+
+def check_halvings(x: Array, levels: int) -> None:
+    """Raises unless every spatial axis halves once for each level of `fdg` but one, down to 2 or more.
+
+    Raises:
+      ValueError: naming the shape of x.
+    """
+    check_spatial(x, "fdg")
+    halvings = 2 ** (levels - 1)
+    if any(size % halvings or size // halvings < (2 if halvings > 1 else 1) for size in x.shape[1:-1]):
+        raise ValueError(
+            f"fdg with {levels} levels halves every spatial axis {levels - 1} times, down to 2 or more, but x is {x.shape}."
+        )
 
 
 def check_channels(channels: int, x: Array) -> None:

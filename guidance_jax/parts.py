@@ -62,7 +62,8 @@ class Call(NamedTuple):
             elif parameter.kind is inspect.Parameter.VAR_KEYWORD:
                 said += [f"{key}={_said(each)}" for key, each in value.items()]
             elif value is not parameter.default:
-                said.append(_said(value) if isinstance(value, Part) else f"{name}={_said(value)}")
+                unnamed = isinstance(value, Part) or parameter.kind is inspect.Parameter.POSITIONAL_ONLY
+                said.append(_said(value) if unnamed else f"{name}={_said(value)}")
         return f"{self.function.__name__}({', '.join(said)})"
 
 

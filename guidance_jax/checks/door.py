@@ -159,21 +159,26 @@ class Entrance:
 
     def _hold(self, words: str, holds: Callable[..., Any], names: tuple[str, ...], arguments: dict[str, Any]) -> None:
         parameters = signature(self.function).parameters
-        values = {name: arguments.get(name, parameters[name].default) for name in names}
+        absent = {SEVERAL: (), KEYWORDS: {}}
+        values = {name: arguments.get(name, absent.get(parameters[name].kind, parameters[name].default)) for name in names}
         message = f"{self.name}: {words}, got {' and '.join(f'{name} {{{name}}}' for name in names)}."
         if not words:
             holds(**values)
         elif not concrete(values):
             insist(lambda: holds(**values), message, **values)
         elif not np.all(holds(**values)):
-            raise ValueError(message.format(**values))
+            raise ValueError(message.format(**{name: repr(v) if isinstance(v, str) else v for name, v in values.items()}))
 
     def _unbound(self, error: str) -> str:
         """Why the arguments do not fit the parameters."""
         name = (re.findall(r"'(\w+)'", error) or [""])[0]
         if "missing" in error:
             kind, _, _ = _read(self.hints.get(name))
-            return f"{self.name}: {name} is missing; {kind.hint or f'it must be {kind.expected}.'}" if kind else f"{self.name}: {name} is missing."
+            return (
+                f"{self.name}: {name} is missing; {kind.hint or f'it must be {kind.expected}.'}"
+                if kind
+                else f"{self.name}: {name} is missing."
+            )
         takes = f"it takes {', '.join(signature(self.function).parameters)}"
         close = difflib.get_close_matches(name, signature(self.function).parameters, n=1) if name else ()
         return f"{self.name}: {error}; {f'did you mean {close[0]}? ' if close else ''}{takes}."
@@ -204,7 +209,9 @@ def _over(hint: Any, value: Any, where: str, act: Callable[[Kind, Any, str], Any
     if origin is Mapping:
         if not isinstance(value, Mapping):
             raise TypeError(f'{where} must be a dictionary, got {told(value)}; {{"cond": 3.0}} is one.')
-        return {_over(inside[0], k, f"{where}'s key", act): _over(inside[1], v, f"{where}[{k!r}]", act) for k, v in value.items()}
+        return {
+            _over(inside[0], k, f"{where}'s key", act): _over(inside[1], v, f"{where}[{k!r}]", act) for k, v in value.items()
+        }
     if origin is Sequence:
         if not isinstance(value, list | tuple):
             raise TypeError(f"{where} must be a list or a tuple, got {told(value)}.")

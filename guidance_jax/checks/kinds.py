@@ -6,7 +6,7 @@ A function documents what a parameter does. What a `Scale` or a `Count` is, is d
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable
 from typing import Annotated, Any
 
 import jax
@@ -19,7 +19,7 @@ from typing_extensions import TypeAliasType
 from guidance_jax.arrays import concrete
 from guidance_jax.base import Branches, Denoiser, Guidance, NoiseLevel, Prediction, Sampler, Schedule, Step
 from guidance_jax.checks.door import CLASSES, Kind
-from guidance_jax.checks.numbers import LARGEST, check_finite, check_range, count, number, real
+from guidance_jax.checks.numbers import LARGEST, check_finite, check_range, check_scalar, count, number, real
 from guidance_jax.checks.traced import insist
 from guidance_jax.checks.words import article, call_it, check_takes, noting, told
 from guidance_jax.curves import Calibration, Curve
@@ -36,7 +36,10 @@ def _class(kind_of: type, hint: str) -> Kind:
 
 CLASSES |= {
     Branches: _class(Branches, "use gj.branches(denoise, cond=labels, uncond=null)."),
-    Guidance: _class(Guidance, "cfg(3.0) is one, chain(...) makes one of several, and chain() is none. That of a target is gj.targets.drift(target)."),
+    Guidance: _class(
+        Guidance,
+        "cfg(3.0) is one, chain(*parts) makes one of several, and chain() is none. That of a target is gj.targets.drift(target).",
+    ),
     Prediction: _class(Prediction, "denoise(x, level, cond) returns one."),
     Sampler: _class(Sampler, "ddim() is one."),
     Schedule: _class(Schedule, "gj.schedules.cosine() is one."),
@@ -49,7 +52,9 @@ def is_function(value: object) -> bool:
     return callable(value) and not isinstance(value, type | tuple | Guidance | Sampler | Schedule)
 
 
-def scale_kind(words: str = "", low: float | int = -LARGEST, high: float | int = LARGEST, *, above: float | int | None = None) -> Kind:
+def scale_kind(
+    words: str = "", low: float | int = -LARGEST, high: float | int = LARGEST, *, above: float | int | None = None
+) -> Kind:
     """The kind of a number for all samples, one per sample, or a function of the level, in a range."""
     of = number(words, low, high, above=above, scalar=False)
 
@@ -110,7 +115,7 @@ def choice(*names: str) -> Kind:
 
     def check(kind: Kind, value: Any, where: str) -> None:
         if not isinstance(value, Hashable) or value not in names:
-            kind.refuse(value, where, ValueError if isinstance(value, str) else TypeError, repr(value))
+            kind.refuse(value, where, *(ValueError, repr(value)) if isinstance(value, str) else ())
 
     return Kind(" or ".join(map(repr, names)), check)
 
@@ -164,8 +169,18 @@ def _name(kind: Kind, value: Any, where: str) -> None:
         kind.refuse(value, where)
 
 
+def _names(kind: Kind, value: Any, where: str) -> None:
+    if isinstance(value, str) or not isinstance(value, Collection):
+        kind.refuse(value, where)
+    for each in value:
+        if each is not None:
+            _BRANCH.check(_BRANCH, each, where)
+
+
 def _integer(kind: Kind, value: Any, where: str) -> None:
-    whole = real(value) and jnp.shape(value) == () and jnp.issubdtype(jnp.result_type(value), jnp.integer)
+    if real(value):
+        check_scalar(value, where)
+    whole = real(value) and jnp.issubdtype(jnp.result_type(value), jnp.integer)
     if not whole or (concrete(value) and np.asarray(value) < 0):
         kind.refuse(value, where, TypeError if not whole else ValueError, str(value) if real(value) else "")
 
@@ -232,9 +247,7 @@ def _network(kind: Kind, value: Any, where: str) -> None:
     of = getattr(value, "__self__", value)
     linen = any(part.__module__.startswith("flax.linen") for part in type(of).__mro__)
     if linen and getattr(of, "scope", None) is None:
-        raise TypeError(
-            f"{where} must hold its parameters, got {told(value)}; gj.networks.from_linen binds a Linen module."
-        )
+        raise TypeError(f"{where} must hold its parameters, got {told(value)}; gj.networks.from_linen binds a Linen module.")
     check_takes(value, where, "x", "t", "cond")
 
 
@@ -264,7 +277,10 @@ NonNegative = TypeAliasType("NonNegative", Annotated[ArrayLike, number(low=0, ze
 """One number that is not negative. A plain 0 leaves work out: nothing is drawn."""
 Fraction = TypeAliasType("Fraction", Annotated[ArrayLike, number(low=0, high=1, zero=True)])
 """One number in [0, 1]. A plain 0 leaves work out: nothing is drawn."""
-Ratio = TypeAliasType("Ratio", Annotated[ArrayLike, number("a noise level", -np.inf, np.inf, hint="Bounds are sigma / alpha, and not t.")])
+Ratio = TypeAliasType(
+    "Ratio",
+    Annotated[ArrayLike, number("one number, sigma / alpha", -np.inf, np.inf, hint="bounds are sigma / alpha, and not t.")],
+)
 """A bound on the noise, in `sigma / alpha`: one number, possibly infinite."""
 
 AtLeastOne = TypeAliasType("AtLeastOne", Annotated[ArrayLike, number(low=1)])
@@ -282,11 +298,14 @@ Period = TypeAliasType("Period", Annotated[ArrayLike, Kind("an integer of at lea
 Mask = TypeAliasType("Mask", Annotated[ArrayLike, number("a mask", 0, 1, scalar=False)])
 """A mask that broadcasts against x, its values in [0, 1]."""
 
-Branch = TypeAliasType(
-    "Branch",
-    Annotated[str, Kind("the name of a branch", _name, "conditions go to gj.branches(denoise, cond=labels, uncond=null).")],
-)
+_BRANCH = Kind("the name of a branch", _name, "conditions go to gj.branches(denoise, cond=labels, uncond=null).")
+Branch = TypeAliasType("Branch", Annotated[str, _BRANCH])
 """The name of a branch."""
+BranchNames = TypeAliasType(
+    "BranchNames",
+    Annotated[Collection[str | None], Kind("the names of branches, in a tuple", _names, "of one branch, ('cond',).")],
+)
+"""The names of branches, in a tuple or a set."""
 Predicts = TypeAliasType("Predicts", Annotated[str, choice("eps", "x0", "v", "score", "velocity")])
 """A parameterisation: what a network predicts."""
 
@@ -326,7 +345,9 @@ Network = TypeAliasType(
 
 CurveLike = TypeAliasType(
     "CurveLike",
-    Annotated[Calibration | Curve, Kind("a Calibration or a Curve", _curve, "gj.calibrate(keys, branches, x0, levels) measures one.")],
+    Annotated[
+        Calibration | Curve, Kind("a Calibration or a Curve", _curve, "gj.calibrate(keys, branches, x0, levels) measures one.")
+    ],
 )
 """Where guidance helps, measured or known."""
 

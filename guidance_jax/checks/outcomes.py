@@ -63,18 +63,18 @@ def check_update(after: Any, state: Any, x: Array) -> None:
 
 
 def check_x0(x0: Any, x: Array, who: str) -> None:
-    """Raises unless what an update or a formula returned is a `Prediction`, or the new x0 as an array.
+    """Raises unless what an update or a formula returned is a `Prediction`, or the new x0 as an array, shaped as x.
 
     Raises:
-      TypeError: if it is something else.
+      TypeError: if it is something else, or not of floating numbers.
       ValueError: if it is not shaped as x.
     """
     if isinstance(x0, Prediction):
-        return
-    if not hasattr(x0, "shape") or not hasattr(x0, "dtype"):
-        raise TypeError(f"{who} must return a Prediction, or an array, the new x0, got {told(x0)}.")
-    if x0.shape != x.shape:
-        raise ValueError(f"the x0 that {who} returns has shape {x0.shape}, but must be shaped as x, {x.shape}.")
+        check_prediction(x0, x, who)
+    elif not hasattr(x0, "dtype") or not jnp.issubdtype(x0.dtype, jnp.floating):
+        raise TypeError(f"{who} must return a Prediction, or an array of floating numbers, the new x0, got {told(x0)}.")
+    elif x0.shape != x.shape:
+        raise ValueError(f"{who} must return an x0 shaped as x, {x.shape}, got {told(x0)}.")
 
 
 def check_elements(value: Any, x: Array, where: str) -> None:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.experimental import checkify
 
+from guidance_jax.arrays import concrete
 from guidance_jax.checks.words import told
 
 _asked = jax.make_user_context(False)
@@ -47,7 +48,9 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     if not callable(function):
-        raise TypeError(f"checked: function must be a function, got {told(function)}; checked(generate)(scale), not checked(generate(scale)).")
+        raise TypeError(
+            f"checked: function must be a function, got {told(function)}; checked(generate)(scale), not checked(generate(scale))."
+        )
 
     def traced(*arguments: Any, **named: Any) -> Any:
         with _asked(True):
@@ -75,7 +78,11 @@ def insist(right: Callable[[], Array], message: str, **values: Any) -> None:
     Args:
       right: gives a boolean scalar.
       message: what is raised, with places for the values: `"the scale must be finite, got {scale}."`.
-      **values: arrays that the message tells.
+      **values: what the message tells: arrays, or anything that is known.
     """
     if _asked.value:
-        checkify.check(right(), message, **values)
+        for name, value in values.items():
+            if concrete(value):
+                message = message.replace(f"{{{name}}}", str(value).replace("{", "{{").replace("}", "}}"))
+        traced = {name: jax.tree.map(jnp.asarray, value) for name, value in values.items() if not concrete(value)}
+        checkify.check(jnp.asarray(right()), message, **traced)

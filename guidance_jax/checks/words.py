@@ -30,8 +30,8 @@ def told(value: Any) -> str:
     return article(name)
 
 
-def check_takes(function: Any, name: str, *what: str) -> None:
-    """Raises where a function is known not to take such arguments.
+def check_takes(function: Any, name: str, *what: str, **named: Any) -> None:
+    """Raises where a function is known not to take such arguments, the last of them by name.
 
     Raises:
       TypeError: telling what it takes, and what it is given.
@@ -41,9 +41,9 @@ def check_takes(function: Any, name: str, *what: str) -> None:
     except (TypeError, ValueError):
         return
     try:
-        signature.bind(*what)
+        signature.bind(*what, **named)
     except TypeError:
-        given, taken = ", ".join(what), ", ".join(signature.parameters)
+        given, taken = ", ".join([*what, *(f"{key}=" for key in named)]), ", ".join(signature.parameters)
         raise TypeError(f"{name} must take ({given}), but {told(function)} takes ({taken}){call_it(function)}.") from None
 
 

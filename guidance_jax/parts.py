@@ -119,7 +119,7 @@ class Part:
         if name.startswith("__") or name not in {field.name for field in dataclasses.fields(type(self))}:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         assert self.call is not None
-        made = self.call.again()
+        made = remembering(self.call.again(), self.call)
         for field in dataclasses.fields(made):
             if field.name != "call":
                 object.__setattr__(self, field.name, getattr(made, field.name))

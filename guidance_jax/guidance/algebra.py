@@ -107,9 +107,15 @@ def _evaluated(formula: Formula, branches: tuple[str, ...], scales: dict[str, Sc
 @part()
 def stateless(
     update: Update,
+<<<<<<< HEAD
     needs: BranchNames = (),
     *,
     derivatives: BranchNames = (),
+=======
+    needs: Iterable[str] = (),
+    *,
+    derivatives: Iterable[str | None] = (),
+>>>>>>> core
     own_space: str | None = None,
     shapes: bool = False,
 ) -> Guidance:

@@ -38,11 +38,7 @@ CLASSES |= {
     Branches: _class(Branches, "use gj.branches(denoise, cond=labels, uncond=null)."),
     Guidance: _class(
         Guidance,
-<<<<<<< HEAD
         "cfg(3.0) is one, chain(*parts) makes one of several, and chain() is none. That of a target is gj.targets.drift(target).",
-=======
-        "cfg(3.0) is one, chain(...) makes one of several, and chain() is none. That of a target is gj.targets.drift(target).",
->>>>>>> core
     ),
     Prediction: _class(Prediction, "denoise(x, level, cond) returns one."),
     Sampler: _class(Sampler, "ddim() is one."),
@@ -282,12 +278,8 @@ NonNegative = TypeAliasType("NonNegative", Annotated[ArrayLike, number(low=0, ze
 Fraction = TypeAliasType("Fraction", Annotated[ArrayLike, number(low=0, high=1, zero=True)])
 """One number in [0, 1]. A plain 0 leaves work out: nothing is drawn."""
 Ratio = TypeAliasType(
-<<<<<<< HEAD
     "Ratio",
     Annotated[ArrayLike, number("one number, sigma / alpha", -np.inf, np.inf, hint="bounds are sigma / alpha, and not t.")],
-=======
-    "Ratio", Annotated[ArrayLike, number("a noise level", -np.inf, np.inf, hint="Bounds are sigma / alpha, and not t.")]
->>>>>>> core
 )
 """A bound on the noise, in `sigma / alpha`: one number, possibly infinite."""
 

@@ -81,12 +81,8 @@ def insist(right: Callable[[], Array], message: str, **values: Any) -> None:
       **values: what the message tells: arrays, or anything that is known.
     """
     if _asked.value:
-<<<<<<< HEAD
         for name, value in values.items():
             if concrete(value):
                 message = message.replace(f"{{{name}}}", str(value).replace("{", "{{").replace("}", "}}"))
         traced = {name: jax.tree.map(jnp.asarray, value) for name, value in values.items() if not concrete(value)}
         checkify.check(jnp.asarray(right()), message, **traced)
-=======
-        checkify.check(right(), message, **{name: jnp.asarray(value) for name, value in values.items()})
->>>>>>> core

@@ -107,15 +107,9 @@ def _evaluated(formula: Formula, branches: tuple[str, ...], scales: dict[str, Sc
 @part()
 def stateless(
     update: Update,
-<<<<<<< HEAD
     needs: BranchNames = (),
     *,
     derivatives: BranchNames = (),
-=======
-    needs: Iterable[str] = (),
-    *,
-    derivatives: Iterable[str | None] = (),
->>>>>>> core
     own_space: str | None = None,
     shapes: bool = False,
 ) -> Guidance:
@@ -176,8 +170,8 @@ def chain(*parts: Guidance) -> Guidance:
 
     def update(prediction: Prediction, states: tuple[Any, ...], context: Context) -> tuple[Prediction, tuple[Any, ...]]:
         after = []
-        for part, state in zip(parts, states, strict=True):
-            prediction, state = part.update(prediction, state, context)
+        for each, state in zip(parts, states, strict=True):
+            prediction, state = each.update(prediction, state, context)
             after.append(state)
         return prediction, tuple(after)
 
@@ -201,8 +195,8 @@ def add(*parts: Guidance) -> Guidance:
 
     def update(prediction: Prediction, states: tuple[Any, ...], context: Context) -> tuple[Prediction, tuple[Any, ...]]:
         total, after = prediction, []
-        for part, state in zip(parts, states, strict=True):
-            guided, state = part.update(prediction, state, context)
+        for each, state in zip(parts, states, strict=True):
+            guided, state = each.update(prediction, state, context)
             total = total + (guided - prediction)
             after.append(state)
         return total, tuple(after)
@@ -460,8 +454,8 @@ def _together(parts: tuple[Guidance, ...], update: Callable[..., Any]) -> Guidan
                 return True
             return a if a is b else shared.setdefault((id(a), id(b)), a | b)
 
-        for part, state in zip(parts, states, strict=True):
-            for name, now in wants(part, state, step).items():
+        for each, state in zip(parts, states, strict=True):
+            for name, now in wants(each, state, step).items():
                 union[name] = either(union[name], now) if name in union else now
         return union
 

@@ -29,7 +29,11 @@ ROWS: dict[str, Row] = {
     "scales by name": (lambda: guided(gj.cfg({"cond": 3.0})), TypeError, r"cfg: scale.*number.*the dict"),
     "a key for a scale": (lambda: guided(gj.cfg(KEYS)), TypeError, r"cfg: scale.*number.*key<fry>\[2\]"),
     "a complex scale": (lambda: guided(gj.cfg(1j)), TypeError, r"cfg: scale.*finite number, an array \[B\].*the complex 1j"),
-    "scales as objects": (lambda: guided(gj.cfg(np.array([1.0, None]))), TypeError, r"cfg: scale.*finite number, an array \[B\].*object\[2\]"),
+    "scales as objects": (
+        lambda: guided(gj.cfg(np.array([1.0, None]))),
+        TypeError,
+        r"cfg: scale.*finite number, an array \[B\].*object\[2\]",
+    ),
     "a scale of NaN": (lambda: guided(gj.cfg(jnp.nan)), ValueError, r"cfg: scale.*finite.*nan"),
     "an infinite scale": (lambda: guided(gj.cfg(jnp.array([1.0, jnp.inf]))), ValueError, r"cfg: scale.*finite.*inf"),
     "a function of a wrong scale": (lambda: guided(gj.cfg(lambda level: THREE)), ValueError, r"cfg: scale.*\(3,\).*\[B\]"),
@@ -39,7 +43,11 @@ ROWS: dict[str, Row] = {
         TypeError,
         r"cfg: scale.*a function of the level, got the function linear: call it, linear\(",
     ),
-    "a guidance for a scale": (lambda: guided(gj.cfg(GUIDED)), TypeError, r"cfg: scale.*number.*the Guidance cfg\(scale=2\.0\)"),
+    "a guidance for a scale": (
+        lambda: guided(gj.cfg(GUIDED)),
+        TypeError,
+        r"cfg: scale.*number.*the Guidance cfg\(scale=2\.0\)",
+    ),
     "a schedule for a scale": (lambda: guided(gj.cfg(EDM)), TypeError, r"cfg: scale.*number.*a Schedule"),
     "labels for a branch's name": (lambda: gj.cfg(2.0, cond=LABELS), TypeError, r"name of a branch.*int32\[2\].*gj\.branches"),
     "no name for a branch": (lambda: gj.cfg(2.0, uncond=None), TypeError, r"name of a branch.*None.*gj\.branches"),
@@ -94,13 +102,21 @@ ROWS: dict[str, Row] = {
     ),
     # Combinations.
     "a guidance without its scale": (lambda: gj.unless_one(2.0, GUIDED), TypeError, r"unless_one: guidance.*the float 2\.0"),
-    "a guidance for its scale": (lambda: guided(gj.unless_one(GUIDED, GUIDED)), TypeError, r"unless_one: scale.*number.*the Guidance cfg\("),
+    "a guidance for its scale": (
+        lambda: guided(gj.unless_one(GUIDED, GUIDED)),
+        TypeError,
+        r"unless_one: scale.*number.*the Guidance cfg\(",
+    ),
     "a list to chain": (lambda: gj.chain([GUIDED]), TypeError, r"chain: parts.*the list.*chain\(\*parts"),
     "a function to chain": (lambda: gj.chain(gj.cfg), TypeError, r"chain: parts.*function cfg.*call it, cfg\("),
     "none to chain": (lambda: gj.chain(GUIDED, None), TypeError, r"chain: parts.*None"),
     "a number to add": (lambda: gj.add(GUIDED, 2.0), TypeError, r"add: parts.*the float 2\.0"),
     "a sampler during": (lambda: gj.during(gj.ddim(), 0.1, 1.0), TypeError, r"during.*a Guidance, got a Sampler"),
-    "an interval turned round": (lambda: gj.during(GUIDED, 5.0, 0.2), ValueError, r"during: low must be below high.*empty.*5\.0.*0\.2"),
+    "an interval turned round": (
+        lambda: gj.during(GUIDED, 5.0, 0.2),
+        ValueError,
+        r"during: low must be below high.*empty.*5\.0.*0\.2",
+    ),
     "an interval of vectors": (lambda: gj.during(GUIDED, THREE), ValueError, r"during: low.*\(3,\).*vmap"),
     "an interval of NaN": (lambda: gj.during(GUIDED, jnp.nan), ValueError, r"during: low must be.*got nan"),
     "an interval in a tuple": (
@@ -110,15 +126,31 @@ ROWS: dict[str, Row] = {
     ),
     "an interval of words": (lambda: gj.during(GUIDED, "low", "high"), TypeError, r"during: low.*number.*'low'"),
     "a bound for the guidance": (lambda: gj.during(0.2, 5.0, GUIDED), TypeError, r"during.*a Guidance, got the float 0\.2"),
-    "an unknown space": (lambda: gj.in_space("epsilon", GUIDED), ValueError, r"in_space: predicts must be 'eps' or 'x0'.*got 'epsilon'"),
-    "a space behind its guidance": (lambda: gj.in_space(GUIDED, "v"), TypeError, r"in_space: predicts.*'eps'.*the Guidance cfg\("),
+    "an unknown space": (
+        lambda: gj.in_space("epsilon", GUIDED),
+        ValueError,
+        r"in_space: predicts must be 'eps' or 'x0'.*got 'epsilon'",
+    ),
+    "a space behind its guidance": (
+        lambda: gj.in_space(GUIDED, "v"),
+        TypeError,
+        r"in_space: predicts.*'eps'.*the Guidance cfg\(",
+    ),
     "a space in a space": (
         lambda: guided(gj.in_space("v", gj.in_space("eps", GUIDED))),
         ValueError,
         r"space of its own.*beside",
     ),
-    "cfg_pp in a space": (lambda: guided(gj.in_space("v", gj.cfg_pp(0.5))), ValueError, r"in_space.*space of its own.*beside.*cfg_pp"),
-    "a branch behind its guidance": (lambda: gj.relative_to(GUIDED, "cond"), TypeError, r"relative_to: branch.*name of a branch.*the Guidance cfg\("),
+    "cfg_pp in a space": (
+        lambda: guided(gj.in_space("v", gj.cfg_pp(0.5))),
+        ValueError,
+        r"in_space.*space of its own.*beside.*cfg_pp",
+    ),
+    "a branch behind its guidance": (
+        lambda: gj.relative_to(GUIDED, "cond"),
+        TypeError,
+        r"relative_to: branch.*name of a branch.*the Guidance cfg\(",
+    ),
     "relative to a branch that is not there": (
         lambda: guided(gj.relative_to("conditional", GUIDED)),
         ValueError,
@@ -131,7 +163,11 @@ ROWS: dict[str, Row] = {
     "adaptive with three thresholds": (lambda: gj.adaptive(GUIDED, THREE), ValueError, r"adaptive: threshold.*\(3,\).*scalar"),
     "adaptive by NaN": (lambda: gj.adaptive(GUIDED, jnp.nan), ValueError, r"adaptive: threshold.*nan"),
     "reg of a scale": (lambda: gj.reg(3.0), TypeError, r"reg.*a Guidance, got the float 3\.0"),
-    "stateless of a guidance": (lambda: gj.stateless(GUIDED), TypeError, r"stateless: update.*a function, got the Guidance cfg\("),
+    "stateless of a guidance": (
+        lambda: gj.stateless(GUIDED),
+        TypeError,
+        r"stateless: update.*a function, got the Guidance cfg\(",
+    ),
     "needs in one string": (lambda: gj.stateless(lambda p, c: p, needs="cond"), TypeError, r"needs.*'cond'.*\('cond',\)"),
     "needs that are no names": (
         lambda: gj.stateless(lambda p, c: p, needs=(LABELS,)),
@@ -140,9 +176,17 @@ ROWS: dict[str, Row] = {
     ),
     # Contrasts.
     "compose of nothing": (lambda: gj.compose({}), ValueError, r"compose: scales must have a scale for each condition.*\{\}"),
-    "compose with a scale for none": (lambda: gj.compose({"uncond": 1.0}), ValueError, r"compose: scales.*none for uncond.*uncond 'uncond'"),
+    "compose with a scale for none": (
+        lambda: gj.compose({"uncond": 1.0}),
+        ValueError,
+        r"compose: scales.*none for uncond.*uncond 'uncond'",
+    ),
     "compose of one scale": (lambda: gj.compose(3.0), TypeError, r"compose.*the float 3\.0.*\{"),
-    "compose of a wrong scale": (lambda: guided(gj.compose({"cond": THREE})), ValueError, r"compose: scales\['cond'\].*\(3,\).*\[B\]"),
+    "compose of a wrong scale": (
+        lambda: guided(gj.compose({"cond": THREE})),
+        ValueError,
+        r"compose: scales\['cond'\].*\(3,\).*\[B\]",
+    ),
     "dual_cfg without a middle": (lambda: guided(gj.dual_cfg(7.5, 1.5)), ValueError, r"'image'.*only 'cond', 'uncond'"),
     "perp_neg of a list": (lambda: gj.perp_neg(7.5, ["negative"]), TypeError, r"perp_neg.*the list \['negative'\].*\{"),
     "perp_neg of a branch that is not there": (lambda: guided(gj.perp_neg(7.5, {"ugly": 1.0})), ValueError, r"'ugly'.*only"),
@@ -166,7 +210,11 @@ ROWS: dict[str, Row] = {
     "apg of a scale of NaN": (lambda: guided(gj.apg(jnp.nan)), ValueError, r"apg: scale.*finite.*nan"),
     "cfg_zero_star of half a step": (lambda: gj.cfg_zero_star(4.0, 0.5), TypeError, r"zero_steps.*integer.*0\.5"),
     "cfg_zero_star of two numbers of steps": (lambda: gj.cfg_zero_star(4.0, LABELS), ValueError, r"zero_steps.*\(2,\).*scalar"),
-    "cfg_zero_star of an unknown space": (lambda: gj.cfg_zero_star(4.0, predicts="flow"), ValueError, r"cfg_zero_star: predicts.*'velocity'.*got 'flow'"),
+    "cfg_zero_star of an unknown space": (
+        lambda: gj.cfg_zero_star(4.0, predicts="flow"),
+        ValueError,
+        r"cfg_zero_star: predicts.*'velocity'.*got 'flow'",
+    ),
     "cfg_pp of three scales": (lambda: guided(gj.cfg_pp(THREE)), ValueError, r"cfg_pp: scale.*\(3,\)"),
     # Shapers.
     "rescale of points": (
@@ -178,7 +226,11 @@ ROWS: dict[str, Row] = {
         ValueError,
         r"rescale.*two elements.*\(2, 1\)",
     ),
-    "rescale by percents": (lambda: guided(gj.chain(GUIDED, gj.rescale(70.0))), ValueError, r"rescale: fraction.*\[0, 1\], got 70"),
+    "rescale by percents": (
+        lambda: guided(gj.chain(GUIDED, gj.rescale(70.0))),
+        ValueError,
+        r"rescale: fraction.*\[0, 1\], got 70",
+    ),
     "a percentile as a share": (lambda: gj.dynamic_threshold(0.995), ValueError, r"0\.\.100, 99\.5 and not 0\.995"),
     # Methods of one's own.
     "an update that returns nothing": (
@@ -231,7 +283,11 @@ ROWS: dict[str, Row] = {
         TypeError,
         r"direction: formula must take \(cond\).*takes \(c, u\)",
     ),
-    "a formula behind its branch": (lambda: gj.source("cond", "uncond"), TypeError, r"source: formula.*a function, got the str 'cond'"),
+    "a formula behind its branch": (
+        lambda: gj.source("cond", "uncond"),
+        TypeError,
+        r"source: formula.*a function, got the str 'cond'",
+    ),
     "a mask of labels": (lambda: gj.masked(GUIDED, jnp.array([0, 2])), ValueError, r"masked: mask.*\[0, 1\].*2"),
     "a mask of another shape": (lambda: guided(gj.masked(GUIDED, jnp.ones((3, 1)))), ValueError, r"mask.*\(3, 1\).*\(2, 2\)"),
     "a mask in words": (lambda: gj.masked(GUIDED, "left"), TypeError, r"masked: mask.*the str 'left'"),
@@ -287,7 +343,11 @@ ROWS: dict[str, Row] = {
     "fdg of no scales": (lambda: gj.fdg(()), ValueError, r"fdg.*at least one.*\(\)"),
     "fdg of one number": (lambda: gj.fdg(5.0), TypeError, r"fdg: scales must be a list or a tuple, got the float 5\.0"),
     "fresca of points": (lambda: guided(gj.fresca(7.5)), ValueError, r"fresca.*\[B, H, W, C\].*\(2, 2\)"),
-    "fresca of a cutoff in cells": (lambda: gj.fresca(7.5, cutoff=20), ValueError, r"fresca: cutoff.*fraction of the highest.*above 0 and at most 1.*20"),
+    "fresca of a cutoff in cells": (
+        lambda: gj.fresca(7.5, cutoff=20),
+        ValueError,
+        r"fresca: cutoff.*fraction of the highest.*above 0 and at most 1.*20",
+    ),
     # Classifiers.
     "a classifier behind its scale": (
         lambda: gj.classifier(4.0, log_prob),

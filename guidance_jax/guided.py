@@ -29,6 +29,7 @@ from guidance_jax.checks.running import (
     check_memory,
     check_named,
     check_networks,
+    check_shapes,
     check_state_given,
 )
 from guidance_jax.guidance.algebra import wants
@@ -84,6 +85,7 @@ class Guided(NamedTuple):
     def __call__(self, x: Array, level: NoiseLevel, memory: Memory | None = None, *, next: NoiseLevel | None = None) -> Any:
         """The guided prediction at x; with a memory, `(prediction, the memory after it)`."""
         check_inputs(x, level, "guided")
+        check_shapes(self.guidance, x)
         check_memory(self.guidance, x, memory)
         guidance, number = self.init(x) if memory is None else memory
         keys = jax.random.split(jax.random.key(0, impl="threefry2x32"), len(x)) if self.keys is None else self.keys

@@ -14,7 +14,7 @@ from guidance_jax.arrays import concrete
 from guidance_jax.base import Branches, Cond, Guidance, NoiseLevel, Prediction, Sampler, State, Step
 from guidance_jax.checks.numbers import check_range
 from guidance_jax.checks.traced import insist
-from guidance_jax.checks.words import noting, told
+from guidance_jax.checks.words import noting, told, warn
 from guidance_jax.programs import tracing
 
 
@@ -152,11 +152,8 @@ def warn_of_order(parts: tuple[Guidance, ...]) -> None:
     first = next((i for i, part in enumerate(parts) if not part.shapes), 0)
     if first and not tracing():
         said = ", ".join(map(repr, parts))
-        warnings.warn(
-            f"chain({said}): {parts[0]!r} has nothing to change yet; put it after what guides: "
-            f"chain({', '.join(map(repr, (*parts[first:], *parts[:first])))}).",
-            stacklevel=4,
-        )
+        better = ", ".join(map(repr, (*parts[first:], *parts[:first])))
+        warn(f"chain({said}): {parts[0]!r} has nothing to change yet; put it after what guides: chain({better}).")
 
 
 class Asked(dict[str, Prediction]):
@@ -194,10 +191,7 @@ def warn_if_not_finite(x: Array) -> None:
         return
     bad = ~np.isfinite(np.asarray(x)).reshape(len(x), -1).all(1)
     if bad.any():
-        warnings.warn(
-            f"{bad.sum()} of {len(x)} samples are not finite, the first is sample {bad.argmax()}; gj.checked tells the step.",
-            stacklevel=5,
-        )
+        warn(f"{bad.sum()} of {len(x)} samples are not finite, the first is sample {bad.argmax()}; gj.checked tells the step.")
 
 
 def check_state(state: State, sampler: Sampler, guidance: Guidance, x: jax.ShapeDtypeStruct) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import inspect
 import reprlib
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -60,6 +61,14 @@ def noting(name: str, **given: Any) -> Iterator[None]:
         if type(error).__name__ == "TraceContextError":
             error.add_note("A module that changes when called (dropout, batch norm) is no pure function: module.eval() first.")
         raise
+
+
+def warn(message: str) -> None:
+    """Warns at the line that called this library."""
+    frame, depth = sys._getframe(1), 2
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("guidance_jax", "jaxtyping", "jax"):
+        frame, depth = frame.f_back, depth + 1
+    warnings.warn(message, stacklevel=depth)
 
 
 def article(name: str) -> str:

@@ -407,7 +407,7 @@ def masked(guidance: Guidance, mask: Mask) -> Guidance:
     def update(prediction: Prediction, state: Any, context: Context) -> tuple[Prediction, Any]:
         check_mask(mask, context.x)
         guided, state = guidance.update(prediction, state, context)
-        m = jnp.asarray(mask, context.x.dtype)
+        m = jnp.broadcast_to(jnp.asarray(mask, context.x.dtype), context.x.shape)
         return jax.tree.map(lambda new, old: old + m * (new - old), guided, prediction), state
 
     return guidance.replace(update=update)

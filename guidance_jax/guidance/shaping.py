@@ -200,7 +200,8 @@ def dynamic_threshold(percentile: Percentile = 99.5, limit: Limit = 1.0) -> Guid
         s = jnp.maximum(_quantile(jnp.abs(d.x0), at(percentile, context) / 100), most)
         unlimited = jnp.isinf(s)
         bounded = jnp.clip(d.x0, -s, s) * jnp.where(unlimited, 1, most / jnp.where(unlimited, 1, s))
-        guided = (d.x0 != context.base.x0).any(tuple(range(1, d.x0.ndim)), keepdims=True)
+        # Up to rounding: `cfg(1.0)` guides nothing.
+        guided = _largest(d.x0 - context.base.x0) > 64 * jnp.finfo(s.dtype).eps * _largest(context.base.x0)
         return jnp.where(guided, bounded, d.x0)
 
     return stateless(update, shapes=True)
@@ -224,6 +225,11 @@ def _quantile(x: Array, share: Array) -> Array:
     above = jnp.minimum(below + 1, ranked.shape[1] - 1)
     low, high = (jnp.take_along_axis(ranked, i[:, None], axis=1)[:, 0] for i in (below, above))
     return (low + (place - below.astype(place.dtype)) * (high - low)).reshape(-1, *[1] * (x.ndim - 1))
+
+
+def _largest(x: Array) -> Array:
+    """The largest |x| of each sample, broadcastable."""
+    return jnp.abs(x).max(tuple(range(1, x.ndim)), keepdims=True)
 
 
 def _std(x: Array) -> Array:

@@ -13,7 +13,7 @@ from jax import Array
 from jaxtyping import ArrayLike, Float
 
 from guidance_jax.checks.numbers import check_range, check_time
-from guidance_jax.parts import Part
+from guidance_jax.parts import Part, pytree
 
 Scalar = Array | float | int
 """A number, known or traced."""
@@ -36,7 +36,7 @@ class Replaceable:
     _replace = replace
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclasses.dataclass(frozen=True)
 class NoiseLevel(Replaceable):
     """A point of the process, `x = alpha x_0 + sigma eps`.
@@ -77,7 +77,7 @@ class NoiseLevel(Replaceable):
         return (self[i] for i in range(len(self)))  # pyright: ignore[reportArgumentType, reportIndexIssue]
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclasses.dataclass(frozen=True)
 class PathEnd(NoiseLevel):
     """The end of a path, where a run starts from data: `schedules.strength` and `schedules.below` make it.
@@ -92,7 +92,7 @@ class PathEnd(NoiseLevel):
     """
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclasses.dataclass(frozen=True)
 class Prediction(Replaceable):
     """What a denoiser predicts at `x`: both parts of `x = alpha x0 + sigma eps`, each `[B, ...]`.

@@ -40,7 +40,7 @@ def is_function(value: object) -> bool:
     return callable(value) and not isinstance(value, type | tuple | Guidance | Sampler | Schedule)
 
 
-def scale_kind(words: str = "", low: float = -LARGEST, high: float = LARGEST, *, above: float | None = None) -> Kind:
+def scale_kind(words: str = "", low: float | int = -LARGEST, high: float | int = LARGEST, *, above: float | int | None = None) -> Kind:
     """The kind of a number for all samples, one per sample, or a function of the level, in a range."""
     of = number(words, low, high, above=above, scalar=False)
 

@@ -24,7 +24,7 @@ def real(value: object) -> bool:
     return all(map(real, value)) if isinstance(value, list) else isinstance(value, bool | int | float)
 
 
-def bounds(low: float = -LARGEST, high: float = LARGEST, above: float | None = None) -> str:
+def bounds(low: float | int = -LARGEST, high: float | int = LARGEST, above: float | int | None = None) -> str:
     """A range in words."""
     if above is not None:
         return "positive" if (above, high) == (0, LARGEST) else f"above {above:g}" + (f" and at most {high:g}" * (high < LARGEST))
@@ -34,7 +34,7 @@ def bounds(low: float = -LARGEST, high: float = LARGEST, above: float | None = N
 
 
 def check_range(
-    value: Any, where: str, low: float = -LARGEST, high: float = LARGEST, above: float | None = None, kind: Kind | None = None, dtype: Any = None
+    value: Any, where: str, low: float | int = -LARGEST, high: float | int = LARGEST, above: float | int | None = None, kind: Kind | None = None, dtype: Any = None
 ) -> None:
     """Raises where a number is known and outside `low <= value <= high`, or not above a bound; a traced one is insisted on.
 
@@ -132,7 +132,7 @@ def check_finite(tree: Any, where: str) -> None:
 
 
 def number(
-    words: str = "", low: float = -LARGEST, high: float = LARGEST, *, above: float | None = None, hint: str = "", zero: bool = False, scalar: bool = True
+    words: str = "", low: float | int = -LARGEST, high: float | int = LARGEST, *, above: float | int | None = None, hint: str = "", zero: bool = False, scalar: bool = True
 ) -> Kind:
     """The kind of a number in a range: `number("a fraction", 0, 1)`."""
     range = bounds(low, high, above)

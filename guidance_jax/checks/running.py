@@ -314,7 +314,7 @@ def check_branches(networks: tuple[Branches, ...], guidance: Guidance, x: jax.Sh
             raise ValueError(f"two networks both have a branch {name!r}; name every branch once.")
     check_named(guidance.needs, networks)
     scalar: Any = jax.ShapeDtypeStruct((), x.dtype)
-    level = NoiseLevel(scalar, scalar, scalar)
+    level = jax.tree.map(lambda _: scalar, NoiseLevel(*[jnp.zeros(())] * 3))
     step = Step(jax.ShapeDtypeStruct((), jnp.int32), level, level, keys)  # pyright: ignore[reportArgumentType]
     for network in networks:
         conds = {name: _drawn(name, cond, step) if callable(cond) else cond for name, cond in network.conds.items()}

@@ -165,12 +165,13 @@ def guide(branches: Networks, guidance: Guidance, step: Step) -> GuidedDenoiser:
     networks = check_networks(branches)
 
     def guided(state: State, level: NoiseLevel) -> tuple[Prediction, State, Context]:
-        check_state_given(state)
+        check_state_given(state, level)
         prediction, remembered, context, count = look(networks, guidance, step, state.x, level, state.guidance)
         after = state._replace(guidance=remembered, evaluations=state.evaluations + count, x0=prediction.x0)
         return prediction, after, context
 
     def unguided(state: State, level: NoiseLevel) -> tuple[Prediction, State]:
+        check_state_given(state, level)
         predictions, count, _ = evaluate(networks, state.x, step, level, {})
         prediction = predictions[next(iter(networks[0].conds))]
         return prediction, state._replace(evaluations=state.evaluations + count, x0=prediction.x0)
@@ -298,6 +299,7 @@ def _together(network: Branches, x: Array, level: NoiseLevel, conds: dict[str, C
         stacked = jnp.stack(parts, axis=1)
         return stacked.reshape(batch * count, *stacked.shape[2:])
 
+    level = jax.tree.map(lambda field: merge(*[field] * count) if field.ndim else field, level)  # one per sample, or one
     prediction = predicted(network, merge(*[x] * count), level, jax.tree.map(merge, *given))
     parts = jax.tree.map(lambda merged: merged.reshape(batch, count, *merged.shape[1:]), prediction)
     return {name: jax.tree.map(lambda part, i=i: part[:, i], parts) for i, name in enumerate(conds)}

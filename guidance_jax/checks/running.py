@@ -387,23 +387,32 @@ def check_memory(guidance: Guidance, x: Array, memory: Any) -> None:
       ValueError: naming how to make it.
       TypeError: if it is something else.
     """
-    if memory is None and jax.tree.leaves(jax.eval_shape(guidance.init, x)):
-        raise ValueError(
-            f"guided: {guidance!r} remembers what it did from step to step; make its memory once, memory = denoise.init(x), and "
-            "pass it on: prediction, memory = denoise(x, level, memory)."
-        )
-    if memory is not None and not (isinstance(memory, tuple) and hasattr(memory, "number")):
+    begun = jax.eval_shape(guidance.init, x)
+    if memory is None:
+        if jax.tree.leaves(begun):
+            raise ValueError(
+                f"guided: {guidance!r} remembers what it did from step to step; make its memory once, "
+                "memory = denoise.init(x), and pass it on: prediction, memory = denoise(x, level, memory)."
+            )
+    elif not (isinstance(memory, tuple) and hasattr(memory, "number")):
         raise TypeError(f"guided: memory must be what denoise.init(x) returns, or the call before, got {told(memory)}.")
+    elif jax.tree.map(jnp.shape, memory.guidance) != jax.tree.map(jnp.shape, begun):
+        raise ValueError(
+            f"guided: memory must be of this guidance, {guidance!r}, and of x {x.shape}: denoise.init(x) makes it, and each call "
+            "returns the next one."
+        )
 
 
-def check_state_given(state: Any) -> None:
-    """Raises unless a sampler gives its state to the guided denoiser.
+def check_state_given(state: Any, level: Any) -> None:
+    """Raises unless a sampler gives its state and a level to the guided denoiser.
 
     Raises:
       TypeError: telling what it gave.
+      ValueError: if the level has another shape.
     """
     if not isinstance(state, State):
         raise TypeError(
             f"the denoiser of a step takes (state, level), got {told(state)} for the state; state._replace(x=x) has another x. "
             "In a loop of your own, use gj.guided(branches, guidance)(x, level)."
         )
+    check_level(level, state.x)

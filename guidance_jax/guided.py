@@ -172,13 +172,12 @@ def guide(branches: Networks, guidance: Guidance, step: Step) -> GuidedDenoiser:
     networks = check_networks(branches)
 
     def guided(state: State, level: NoiseLevel) -> tuple[Prediction, State, Context]:
-        check_state_given(state, level)
+        check_state_given(state)
         prediction, remembered, context, count = look(networks, guidance, step, state.x, level, state.guidance)
         after = state._replace(guidance=remembered, evaluations=state.evaluations + count, x0=prediction.x0)
         return prediction, after, context
 
     def unguided(state: State, level: NoiseLevel) -> tuple[Prediction, State]:
-        check_state_given(state, level)
         predictions, count, _ = evaluate(networks, state.x, step, level, {})
         prediction = predictions[next(iter(networks[0].conds))]
         return prediction, state._replace(evaluations=state.evaluations + count, x0=prediction.x0)
@@ -201,7 +200,7 @@ def evaluate(
       branches: One `Branches`, or a tuple of them.
       x: `[B, ...]`.
       step: The step of the sampler, for conditions that are functions of it.
-      level: The level of x, scalar.
+      level: The level of x: one for all samples, or one per sample.
       wanted: `{name: True, or a boolean scalar}`. If the scalar is false the branch is not evaluated, and the base's
         prediction stands in its place. Several different scalars compile three copies of a network at most: all branches
         together, the base alone, and one branch at a time where they differ.
@@ -227,6 +226,7 @@ def evaluate(
     """
     networks = check_networks(branches)
     check_named(wanted, networks, "evaluate is asked for")
+    check_level(level, x)
     base = next(iter(networks[0].conds))
     gates = {base: True, **{name: gate for name, gate in wanted.items() if name != base}}
     known: dict[str, Prediction] = {}

@@ -403,16 +403,14 @@ def check_memory(guidance: Guidance, x: Array, memory: Any) -> None:
         )
 
 
-def check_state_given(state: Any, level: Any) -> None:
-    """Raises unless a sampler gives its state and a level to the guided denoiser.
+def check_state_given(state: Any) -> None:
+    """Raises unless a sampler gives its state to the guided denoiser.
 
     Raises:
       TypeError: telling what it gave.
-      ValueError: if the level has another shape.
     """
     if not isinstance(state, State):
         raise TypeError(
             f"the denoiser of a step takes (state, level), got {told(state)} for the state; state._replace(x=x) has another x. "
             "In a loop of your own, use gj.guided(branches, guidance)(x, level)."
         )
-    check_level(level, state.x)

@@ -26,6 +26,7 @@ from guidance_jax.checks.outcomes import Asked, check_update, predicted
 from guidance_jax.checks.running import (
     check_conditions,
     check_inputs,
+    check_level,
     check_memory,
     check_named,
     check_networks,

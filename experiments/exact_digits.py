@@ -35,7 +35,7 @@ CLEAN = gj.NoiseLevel(*map(jnp.float32, (0.0, 1.0, 0.0)))
 COLOURS = {"CFG": BLUE, "classifier": MUTED, "interval": GREEN, "APG": ORANGE, "calibrated": PURPLE, "autoguidance": GREEN}
 SCANS = {
     "interval": {"low": (0.0, 0.15, 0.3), "high": (0.4, 0.5, 0.7, 1.0, 1.5, 3.0)},  # sigma / alpha
-    "APG": {"beta": (0.0, -0.5, -0.75), "most": (0.1, 0.2, 0.35, 0.5)},
+    "APG": {"beta": (0.0, -0.5, -0.75), "max_norm": (0.1, 0.2, 0.35, 0.5)},
 }
 
 

@@ -385,13 +385,20 @@ def check_memory(guidance: Guidance, x: Array, memory: Any) -> None:
       ValueError: naming how to make it.
       TypeError: if it is something else.
     """
-    if memory is None and jax.tree.leaves(jax.eval_shape(guidance.init, x)):
-        raise ValueError(
-            f"guided: {guidance!r} remembers what it did from step to step; make its memory once, memory = denoise.init(x), and "
-            "pass it on: prediction, memory = denoise(x, level, memory)."
-        )
-    if memory is not None and not (isinstance(memory, tuple) and hasattr(memory, "number")):
+    begun = jax.eval_shape(guidance.init, x)
+    if memory is None:
+        if jax.tree.leaves(begun):
+            raise ValueError(
+                f"guided: {guidance!r} remembers what it did from step to step; make its memory once, "
+                "memory = denoise.init(x), and pass it on: prediction, memory = denoise(x, level, memory)."
+            )
+    elif not (isinstance(memory, tuple) and hasattr(memory, "number")):
         raise TypeError(f"guided: memory must be what denoise.init(x) returns, or the call before, got {told(memory)}.")
+    elif jax.tree.map(jnp.shape, memory.guidance) != jax.tree.map(jnp.shape, begun):
+        raise ValueError(
+            f"guided: memory must be of this guidance, {guidance!r}, and of x {x.shape}: denoise.init(x) makes it, and each call "
+            "returns the next one."
+        )
 
 
 def check_state_given(state: Any) -> None:

@@ -193,9 +193,7 @@ def remembering(made: Any, call: Call) -> Any:
     """A part that remembers its call."""
     if not isinstance(made, Part):
         part = Function(made)
-    elif made.call is None:
-        part = made
-    else:  # A part that a public function made of another one: `autoguidance` is a call of `cfg`.
+    else:  # It may be a part of another call, or the user's own: `autoguidance` is a call of `cfg`, `chain(own)` is `own`.
         part = object.__new__(type(made))
         for field in dataclasses.fields(made):
             object.__setattr__(part, field.name, getattr(made, field.name))

@@ -29,7 +29,8 @@ class Kind:
       expected: Completes the sentence "scale must be ...".
       check: `(value, where) -> None`: raises for a wrong value, which it may do by `refuse`.
       hint: What to write instead; it ends the sentence.
-      fixed: Whether the value is part of a part's structure, and no pytree leaf: counts.
+      fixed: Whether the value is part of a part's structure, and no pytree leaf: counts, and numbers that are computed with in
+        float64 when the call is made.
       zero: Whether a plain 0 is part of the structure, since it leaves work out: nothing is drawn.
       guard: `(value, where) -> ` the function in place of a user's, which checks what that returns.
     """
@@ -40,6 +41,8 @@ class Kind:
     fixed: bool = False
     zero: bool = False
     guard: Callable[[Any, str], Any] | None = None
+    each: bool = False
+    """Whether it may be one number per sample, `[B]`."""
 
     def refuse(self, value: Any, where: str, error: type[Exception] = TypeError, got: str = "") -> typing.NoReturn:
         """Raises: got X, expected Y, use Z."""
@@ -153,7 +156,7 @@ class _Door:
         from guidance_jax.checks.traced import insist
 
         parameters = signature(self.function).parameters
-        values = [arguments.get(name, parameters[name].default) for name in names]
+        values = [arguments.get(name, () if parameters[name].kind is inspect.Parameter.VAR_POSITIONAL else parameters[name].default) for name in names]
         if not words:
             holds(*values)
             return
@@ -180,14 +183,20 @@ class _Door:
 
 def scales_of(function: Any) -> dict[str, str]:
     """The parameters of a public function that are one number per sample, or may be."""
-    return {name: "sample" for name, check in getattr(function, "kinds", dict)().items() if check is not None and check.guards}
+    return {name: "sample" for name, check in getattr(function, "kinds", dict)().items() if check is not None and check.each}
 
 
 class _Reading:
     """A check of one parameter: `(value, where) -> whether it is static`."""
 
-    def __init__(self, check: Callable[[Any, str], bool | None], hint: str = "", guard: Callable[[Any, str], Any] | None = None) -> None:
-        self.check, self.hint, self.guard = check, hint, guard
+    def __init__(
+        self,
+        check: Callable[[Any, str], bool | None],
+        hint: str = "",
+        guard: Callable[[Any, str], Any] | None = None,
+        each: bool = False,
+    ) -> None:
+        self.check, self.hint, self.guard, self.each = check, hint, guard, each or guard is not None
 
     def __call__(self, value: Any, where: str) -> bool:
         return bool(self.check(value, where))
@@ -245,9 +254,11 @@ def _several(check: Any, kind: Any) -> Any:
 def _of_kind(kind: Kind) -> _Reading:
     def check(value: Any, where: str) -> bool:
         kind.check(kind, value, where)
+        if kind.fixed and not concrete(value):
+            raise ValueError(f"{where} must be known, since it is part of the structure, got a traced value; call {where.partition(':')[0]} outside of jit.")
         return kind.fixed or (kind.zero and isinstance(value, int | float) and value == 0)
 
-    return _Reading(check, kind.hint, kind.guard)
+    return _Reading(check, kind.hint, kind.guard, kind.each)
 
 
 def _of_class(kind: type, mend: str) -> _Reading:

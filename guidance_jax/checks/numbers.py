@@ -1,5 +1,6 @@
 """Whether numbers are numbers, and in range, as the run holds them."""
 
+import dataclasses
 import math
 import sys
 from typing import Any
@@ -150,13 +151,18 @@ def number(
     return Kind(expected, check, hint, zero=zero)
 
 
-def count(low: int = 1, expected: str = "", hint: str = "") -> Kind:
+def known(kind: Kind) -> Kind:
+    """The kind of a number that is part of the structure: it is computed with in float64 when the call is made."""
+    return dataclasses.replace(kind, fixed=True)
+
+
+def count(low: int = 1, expected: str = "", hint: str = "", high: int = sys.maxsize) -> Kind:
     """The kind of a whole number that is part of the structure."""
 
     def check(kind: Kind, value: Any, where: str) -> None:
         if not isinstance(value, int | np.integer) or isinstance(value, bool):
             kind.refuse(value, where)
-        if value < low:
+        if not low <= value <= high:
             kind.refuse(value, where, ValueError, str(value))
 
     return Kind(expected or f"an integer, at least {low}", check, hint, fixed=True)

@@ -156,16 +156,18 @@ class _Door:
         from guidance_jax.checks.traced import insist
 
         parameters = signature(self.function).parameters
-        values = [arguments.get(name, () if parameters[name].kind is inspect.Parameter.VAR_POSITIONAL else parameters[name].default) for name in names]
+        several = inspect.Parameter.VAR_POSITIONAL
+        defaults = {name: () if parameters[name].kind is several else parameters[name].default for name in names}
+        values = [arguments.get(name, defaults[name]) for name in names]
         if not words:
             holds(*values)
             return
-        said = " and ".join(f"{name} {value if concrete(value) else 'traced'}" for name, value in zip(names, values, strict=True))
         if not concrete(values):
             arrays = dict(zip(names, values, strict=True))
             told_of = " and ".join(f"{name} {{{name}}}" for name in names)
             insist(lambda: holds(**arrays), f"{self.name}: {words}, got {told_of}.", **arrays)
         elif not np.all(holds(*values)):
+            said = " and ".join(f"{name} {value}" for name, value in zip(names, values, strict=True))
             raise ValueError(f"{self.name}: {words}, got {said}.")
 
     def _unbound(self, error: str) -> str:

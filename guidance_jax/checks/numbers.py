@@ -1,7 +1,6 @@
 """Whether numbers are numbers, and in range, as the run holds them."""
 
 import dataclasses
-import math
 import sys
 from typing import Any
 
@@ -140,7 +139,8 @@ def number(
     expected = f"{words}, {range}" if words else f"a {range} number" if range in ("finite", "positive") else f"a number {range}"
 
     def check(kind: Kind, value: Any, where: str) -> None:
-        if type(value) is float and low <= value <= high and math.isfinite(value) and above is None and 1e-37 < abs(value) < 3e38:
+        plain = type(value) in (float, int) and low <= value <= high and (above is None or value > above)
+        if plain and (value == 0 or 1e-37 < abs(value) < 3e38):
             return
         if not real(value):
             kind.refuse(value, where)

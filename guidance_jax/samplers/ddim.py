@@ -8,7 +8,7 @@ from guidance_jax.base import NoiseLevel, Prediction, Sampler, Scalar
 from guidance_jax.checks.door import part
 from guidance_jax.checks.kinds import Fraction
 from guidance_jax.noise import contraction
-from guidance_jax.samplers.gaussian import gaussian, is_zero
+from guidance_jax.samplers.gaussian import from_kernel, is_zero
 
 
 @part()
@@ -43,4 +43,4 @@ def ddim(eta: Fraction = 0.0) -> Sampler:
         mean = next.alpha * prediction.x0 + next.sigma * sqrt(1 - fresh**2) * prediction.eps
         return mean, next.sigma * fresh
 
-    return gaussian(kernel, reversible=deterministic)
+    return from_kernel(kernel, deterministic)

@@ -9,7 +9,7 @@ from guidance_jax.base import NoiseLevel, Prediction, Sampler
 from guidance_jax.checks.door import part
 from guidance_jax.checks.kinds import choice
 from guidance_jax.noise import ancestral, contraction
-from guidance_jax.samplers.gaussian import gaussian
+from guidance_jax.samplers.gaussian import from_kernel
 
 
 @part()
@@ -45,4 +45,4 @@ def ddpm(variance: Annotated[str, choice("small", "large", "learned")] = "small"
         mean = next.alpha * prediction.x0 + q * next.sigma * prediction.eps
         return mean, ancestral(variance, prediction.variance, level, next) * jnp.sqrt(1 - q**2)
 
-    return gaussian(kernel)
+    return from_kernel(kernel)

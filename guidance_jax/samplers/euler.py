@@ -8,7 +8,7 @@ from guidance_jax.base import NoiseLevel, Prediction, Sampler, Scalar
 from guidance_jax.checks.door import part
 from guidance_jax.checks.kinds import AtLeastZero, NonNegative
 from guidance_jax.noise import contraction
-from guidance_jax.samplers.gaussian import gaussian, is_zero
+from guidance_jax.samplers.gaussian import from_kernel, is_zero
 
 
 @part()
@@ -31,7 +31,7 @@ def euler() -> Sampler:
     def kernel(prediction: Prediction, level: NoiseLevel, next: NoiseLevel) -> tuple[Array, Scalar]:
         return next.alpha * prediction.x0 + next.sigma * prediction.eps, 0.0
 
-    return gaussian(kernel, reversible=True)
+    return from_kernel(kernel, True)
 
 
 @part()
@@ -70,4 +70,4 @@ def euler_ancestral(eta: NonNegative = 1.0, *, noise_scale: AtLeastZero = 1.0) -
         mean = next.alpha * prediction.x0 + next.sigma * sqrt(1 - up**2) * prediction.eps
         return mean, jnp.asarray(noise_scale, dtype) * next.sigma * up
 
-    return gaussian(kernel, reversible=deterministic)
+    return from_kernel(kernel, deterministic)

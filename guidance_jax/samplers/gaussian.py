@@ -37,6 +37,11 @@ def gaussian(kernel: Drawn, *, reversible: bool = False) -> Sampler:
       >>> print(gj.sample(keys, gj.branches(denoise, cond=None), gj.chain(), euler, path, (2,)))
       [[3. 3.]]
     """
+    return from_kernel(kernel, reversible)
+
+
+def from_kernel(kernel: Kernel, reversible: bool = False) -> Sampler:
+    """The sampler of a Gaussian kernel, for those of this room, whose kernels need no check."""
 
     def step(denoise: GuidedDenoiser, state: State, level: NoiseLevel, next: NoiseLevel, keys: Array) -> State:
         prediction, state = denoise(state, level)

@@ -84,6 +84,7 @@ from guidance_jax.likelihood import bits_per_dimension, log_likelihood
 from guidance_jax.noise import diffuse
 from guidance_jax.particles import feynman_kac
 from guidance_jax.samplers import (
+    churn,
     ddim,
     ddpm,
     dpmpp_2m,
@@ -98,6 +99,7 @@ from guidance_jax.samplers import (
     inpaint,
     post_step,
     predictor_corrector,
+    projected,
     recur,
     restart,
     unipc,
@@ -135,6 +137,7 @@ __all__ = [
     "cfg_zero_star",
     "chain",
     "checked",
+    "churn",
     "classifier",
     "clip_norm",
     "compose",
@@ -196,6 +199,7 @@ __all__ = [
     "predictor_corrector",
     "pretrained",
     "project",
+    "projected",
     "recfg",
     "recur",
     "reg",

@@ -94,18 +94,19 @@ NUMBER = Number()
 
 
 class Same:
-    """A static leaf that is equal to itself alone: one that cannot be hashed."""
+    """A static leaf that cannot be hashed: a NumPy array is equal to one of the same values, all else to itself alone."""
 
-    __slots__ = ("value",)
+    __slots__ = ("key", "value")
 
     def __init__(self, value: Any) -> None:
         self.value = value
+        self.key = (value.dtype, value.shape, value.tobytes()) if type(value) is np.ndarray else id(value)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Same) and other.value is self.value
+        return isinstance(other, Same) and other.key == self.key
 
     def __hash__(self) -> int:
-        return id(self.value)
+        return hash(self.key)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -194,9 +195,7 @@ def remembering(made: Any, call: Call) -> Any:
     """A part that remembers its call."""
     if not isinstance(made, Part):
         part = Function(made)
-    elif made.call is None:
-        part = made
-    else:  # A part that a public function made of another one: `autoguidance` is a call of `cfg`.
+    else:  # It may be a part of another call, or the user's own: `autoguidance` is a call of `cfg`, `chain(own)` is `own`.
         part = object.__new__(type(made))
         for field in dataclasses.fields(made):
             object.__setattr__(part, field.name, getattr(made, field.name))

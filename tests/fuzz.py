@@ -32,7 +32,7 @@ SAMPLERS = {
     "dpmpp_sde": lambda s: gj.dpmpp_sde(),
     "euler_ancestral": lambda s: gj.euler_ancestral(),
     "flow_heun": lambda s: gj.flow_heun(),
-    "heun": lambda s: gj.heun(s, churn=0.2),
+    "heun": lambda s: gj.churn(gj.heun(), s, 0.2),
     "heun_sde": lambda s: gj.heun_sde(),
     "inpaint": lambda s: gj.inpaint(gj.ddpm(), 0.5, jnp.arange(SHAPE[0])[:, None] < 2),
     "predictor_corrector": lambda s: gj.predictor_corrector(gj.ddim()),

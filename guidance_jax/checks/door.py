@@ -31,7 +31,8 @@ class Kind:
       expected: Completes the sentence "scale must be ...".
       check: `(kind, value, where) -> None`: raises for a wrong value, which it may do by `refuse`.
       hint: What to write instead; it ends the sentence.
-      fixed: Whether the value is part of a part's structure, and no pytree leaf: counts.
+      fixed: Whether the value is part of a part's structure, and no pytree leaf: counts, and numbers that are computed with in
+        float64 when the call is made.
       zero: Whether a plain 0 is part of the structure, since it leaves work out: nothing is drawn.
       guard: `(value, where) -> ` the function in place of a user's, which checks what that returns.
     """
@@ -42,6 +43,8 @@ class Kind:
     fixed: bool = False
     zero: bool = False
     guard: Callable[[Any, str], Any] | None = None
+    each: bool = False
+    """Whether it may be one number per sample, `[B]`."""
 
     def refuse(self, value: Any, where: str, error: type[Exception] = TypeError, got: str = "") -> NoReturn:
         """Raises: got X, expected Y, use Z."""
@@ -126,6 +129,8 @@ class Entrance:
 
         def enter(kind: Kind, value: Any, where: str) -> Any:
             kind.check(kind, value, where)
+            if kind.fixed and not concrete(value):
+                raise ValueError(f"{where} is part of the structure and must be known, got a traced value; call {self.name} outside of jit.")
             if kind.fixed or (kind.zero and isinstance(value, int | float) and value == 0):
                 fixed.append(name)
             return kind.guard(value, where) if kind.guard else value
@@ -152,7 +157,7 @@ class Entrance:
     def scales(self, arguments: dict[str, Any]) -> list[tuple[str, Any]]:
         """The numbers among the arguments that may be one per sample, and where they stand."""
         found: list[tuple[str, Any]] = []
-        keep = lambda kind, value, where: found.append((where, value)) if kind.guard and hasattr(value, "shape") else None
+        keep = lambda kind, value, where: found.append((where, value)) if (kind.guard or kind.each) and hasattr(value, "shape") else None
         for name in self.hints.keys() & arguments.keys():
             _over(self.hints[name], arguments[name], f"{self.name}: {name}", keep)
         return found

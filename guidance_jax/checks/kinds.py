@@ -6,7 +6,7 @@ A function documents what a parameter does. What a `Scale` or a `Count` is, is d
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Collection, Hashable
+from collections.abc import Callable, Collection, Hashable, Sequence
 from typing import Annotated, Any
 
 import jax
@@ -19,7 +19,7 @@ from typing_extensions import TypeAliasType
 from guidance_jax.arrays import concrete
 from guidance_jax.base import Branches, Denoiser, Guidance, NoiseLevel, Prediction, Sampler, Schedule, Step
 from guidance_jax.checks.door import CLASSES, Kind
-from guidance_jax.checks.numbers import LARGEST, check_finite, check_range, check_scalar, count, number, real
+from guidance_jax.checks.numbers import LARGEST, check_finite, check_range, check_scalar, count, known, number, real
 from guidance_jax.checks.traced import insist
 from guidance_jax.checks.words import article, call_it, check_takes, noting, told
 from guidance_jax.curves import Calibration, Curve
@@ -82,7 +82,7 @@ def scale_kind(
 
         return Guarded(guarded, where)
 
-    kind = Kind(f"{of.expected}, an array [B] of them, or a function of the level", check, guard=guard)
+    kind = Kind(f"{of.expected}, an array [B] of them, or a function of the level", check, guard=guard, each=True)
     return kind
 
 
@@ -197,6 +197,23 @@ def _labels(kind: Kind, value: Any, where: str) -> None:
         kind.refuse(value, where)
 
 
+def _path(kind: Kind, value: Any, where: str) -> None:
+    if not isinstance(value, NoiseLevel):
+        kind.refuse(value, where)
+    if jnp.ndim(value.sigma) != 1:
+        kind.refuse(value, where, ValueError, f"one of shape {jnp.shape(value.sigma)}")
+
+
+def _rates(kind: Kind, value: Any, where: str) -> None:
+    if not real(list(value) if isinstance(value, tuple) else value):
+        kind.refuse(value, where)
+    if not concrete(value):
+        return
+    rates = np.asarray(value, np.float64)
+    if rates.ndim != 1 or not rates.size or not ((rates > 0) & (rates < 1)).all():
+        kind.refuse(value, where, ValueError, f"shape {rates.shape}: {rates}")
+
+
 def _level(kind: Kind, value: Any, where: str) -> None:
     if not isinstance(value, NoiseLevel):
         kind.refuse(value, where)
@@ -266,8 +283,10 @@ BoundScale = TypeAliasType("BoundScale", Annotated[ArrayLike | Level, scale_kind
 """As `Scale`, not negative, and infinite for no bound."""
 ElementScale = TypeAliasType("ElementScale", Annotated[ArrayLike | Level, dataclasses.replace(scale_kind(), guard=None)])
 """As `Scale`, or shaped as x or as one sample. Its values are checked where it is evaluated, by `check_elements`."""
-PerSample = TypeAliasType("PerSample", Annotated[ArrayLike, number(scalar=False)])
+PerSample = TypeAliasType("PerSample", Annotated[ArrayLike, dataclasses.replace(number(scalar=False), each=True)])
 """One number, or one per sample `[B]`."""
+NonNegativePerSample = TypeAliasType("NonNegativePerSample", Annotated[ArrayLike, dataclasses.replace(number(low=0, scalar=False), each=True)])
+"""As `PerSample`, and not negative."""
 
 Number = TypeAliasType("Number", Annotated[ArrayLike, number()])
 """One finite number."""
@@ -283,6 +302,14 @@ Ratio = TypeAliasType(
 )
 """A bound on the noise, in `sigma / alpha`: one number, possibly infinite."""
 
+AtLeastZero = TypeAliasType("AtLeastZero", Annotated[ArrayLike, number(low=0)])
+"""One number, at least 0, which is data even if it is 0."""
+Share = TypeAliasType("Share", Annotated[ArrayLike, number(low=0, high=1)])
+"""One number in [0, 1], which is data even if it is 0."""
+Known = TypeAliasType("Known", Annotated[float, known(number(above=0))])
+"""One positive number that is part of the structure: it is computed with in float64 when the call is made."""
+KnownFromZero = TypeAliasType("KnownFromZero", Annotated[float, known(number(low=0))])
+"""As `Known`, or 0."""
 AtLeastOne = TypeAliasType("AtLeastOne", Annotated[ArrayLike, number(low=1)])
 """One number, at least 1."""
 
@@ -342,6 +369,20 @@ Network = TypeAliasType(
     ],
 )
 """`(x [B, ...], t [B], cond) -> output [B, ...]`, its parameters bound."""
+
+Spacing = TypeAliasType(
+    "Spacing",
+    Annotated[Callable[[Schedule, int], Array], function_kind("schedule", "steps", hint="gj.spacings.karras() is one.")],
+)
+"""`(schedule, steps) -> t [steps]`, decreasing."""
+Path = TypeAliasType(
+    "Path", Annotated[NoiseLevel, Kind("a path of noise levels", _path, "make it with gj.levels(schedule, steps, spacing).")]
+)
+"""Noise levels, `[steps + 1]`."""
+Rates = TypeAliasType(
+    "Rates", Annotated[ArrayLike | Sequence[float], known(Kind("one-dimensional with every rate in (0, 1)", _rates))]
+)
+"""Noise rates in (0, 1), `[steps]`, which are part of the structure."""
 
 CurveLike = TypeAliasType(
     "CurveLike",

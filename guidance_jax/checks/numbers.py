@@ -1,6 +1,6 @@
 """Whether numbers are numbers, and in range, as the run holds them."""
 
-import math
+import dataclasses
 import sys
 from typing import Any
 
@@ -154,13 +154,8 @@ def number(
     expected = f"{words}, {range}" if words else f"a {range} number" if range in ("finite", "positive") else f"a number {range}"
 
     def check(kind: Kind, value: Any, where: str) -> None:
-        if (
-            type(value) is float
-            and low <= value <= high
-            and math.isfinite(value)
-            and above is None
-            and 1e-37 < abs(value) < 3e38
-        ):
+        plain = type(value) in (float, int) and low <= value <= high and (above is None or value > above)
+        if plain and (value == 0 or 1e-37 < abs(value) < 3e38):
             return
         if not real(value):
             kind.refuse(value, where)
@@ -171,13 +166,18 @@ def number(
     return Kind(expected, check, hint, zero=zero)
 
 
-def count(low: int = 1, expected: str = "", hint: str = "") -> Kind:
+def known(kind: Kind) -> Kind:
+    """The kind of a number that is part of the structure: it is computed with in float64 when the call is made."""
+    return dataclasses.replace(kind, fixed=True)
+
+
+def count(low: int = 1, expected: str = "", hint: str = "", high: int = sys.maxsize) -> Kind:
     """The kind of a whole number that is part of the structure."""
 
     def check(kind: Kind, value: Any, where: str) -> None:
         if not isinstance(value, int | np.integer) or isinstance(value, bool):
             kind.refuse(value, where)
-        if value < low:
+        if not low <= value <= high:
             kind.refuse(value, where, ValueError, str(value))
 
     return Kind(expected or f"an integer, at least {low}", check, hint, fixed=True)

@@ -67,7 +67,7 @@ def check_run(
     check_schedule_of(sampler, levels)
     shape, dtype = check_start(keys, levels, start)
     like = jax.ShapeDtypeStruct(shape, at_least_float32(dtype))
-    check_shapes(guidance, like)
+    check_shapes((guidance, sampler), like)
     check_branches(networks, guidance, like, keys)
     if before is not None:
         check_state(before, sampler, guidance, like)
@@ -82,9 +82,9 @@ def check_run(
     return networks, like
 
 
-def check_shapes(guidance: Guidance, x: jax.ShapeDtypeStruct | Array) -> None:
-    """Raises where a number that a guidance was made with is neither `()` nor `[B]`."""
-    for call in calls(guidance):
+def check_shapes(parts: Any, x: jax.ShapeDtypeStruct | Array) -> None:
+    """Raises where a number that a guidance or a sampler was made with is neither `()` nor `[B]`."""
+    for call in calls(parts):
         for where, value in call.function.entrance.scales(call.arguments):  # pyright: ignore[reportFunctionMemberAccess]
             check_shape(value, x, where)
 

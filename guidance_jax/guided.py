@@ -165,7 +165,7 @@ def guide(branches: Networks, guidance: Guidance, step: Step) -> GuidedDenoiser:
     networks = check_networks(branches)
 
     def guided(state: State, level: NoiseLevel) -> tuple[Prediction, State, Context]:
-        check_state_given(state)
+        check_state_given(state, guidance)
         prediction, remembered, context, count = look(networks, guidance, step, state.x, level, state.guidance)
         after = state._replace(guidance=remembered, evaluations=state.evaluations + count, x0=prediction.x0)
         return prediction, after, context

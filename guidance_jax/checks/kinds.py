@@ -19,7 +19,7 @@ from typing_extensions import TypeAliasType
 from guidance_jax.arrays import concrete
 from guidance_jax.base import Branches, Denoiser, Guidance, NoiseLevel, Prediction, Sampler, Schedule, Step
 from guidance_jax.checks.door import CLASSES, Kind
-from guidance_jax.checks.numbers import LARGEST, check_finite, check_range, count, number, real
+from guidance_jax.checks.numbers import LARGEST, check_finite, check_range, check_shape, count, number, real
 from guidance_jax.checks.traced import insist
 from guidance_jax.checks.words import call_it, check_takes, noting, told
 from guidance_jax.curves import Calibration, Curve
@@ -150,6 +150,40 @@ def check_curve(curve: Calibration | Curve, scale: Any) -> None:
         )
 
 
+def check_scores(a: Array, b: Array, scale: Any = 1.0) -> None:
+    """Raises unless two scores have one shape, and a scale fits them.
+
+    Raises:
+      ValueError: naming the shapes.
+    """
+    if jnp.shape(a) != jnp.shape(b):
+        raise ValueError(f"the two scores must have one shape, [B, ...], got {jnp.shape(a)} and {jnp.shape(b)}.")
+    check_shape(scale, a, "the scale of two scores")
+
+
+def check_recorded(cond: Array, uncond: Array, past: int) -> None:
+    """Raises unless the predictions of two branches were recorded along one path, of more than `past` steps.
+
+    Raises:
+      ValueError: naming the shapes, or the numbers of steps.
+    """
+    if cond.shape != uncond.shape:
+        raise ValueError(
+            f"fit_linear: cond and uncond must be recorded along one path, [steps, N, ...], got {cond.shape} and {uncond.shape}."
+        )
+    if past >= len(cond):
+        raise ValueError(f"fit_linear: past={past} must be below the number of steps, but there are {len(cond)} steps.")
+
+
+def _coefficients(kind: Kind, value: Any, where: str) -> None:
+    if not real(value):
+        kind.refuse(value, where)
+    check_range(value, where)
+    shape = jnp.shape(value)
+    if len(shape) not in (1, 2) or shape[-1] < 3 or shape[-1] % 2 == 0:
+        kind.refuse(value, where, ValueError, f"shape {shape}")
+
+
 def _name(kind: Kind, value: Any, where: str) -> None:
     if not isinstance(value, str):
         kind.refuse(value, where)
@@ -244,6 +278,8 @@ BoundScale = TypeAliasType("BoundScale", Annotated[ArrayLike | Level, scale_kind
 """As `Scale`, not negative, and infinite for no bound."""
 PerSample = TypeAliasType("PerSample", Annotated[ArrayLike, number(scalar=False)])
 """One number, or one per sample `[B]`."""
+PositivePerSample = TypeAliasType("PositivePerSample", Annotated[ArrayLike, number(above=0, scalar=False)])
+"""As `PerSample`, and positive."""
 
 Number = TypeAliasType("Number", Annotated[ArrayLike, number()])
 """One finite number."""
@@ -278,6 +314,8 @@ Branch = TypeAliasType(
 """The name of a branch."""
 Predicts = TypeAliasType("Predicts", Annotated[str, choice("eps", "x0", "v", "score", "velocity")])
 """A parameterisation: what a network predicts."""
+ReverseVariance = TypeAliasType("ReverseVariance", Annotated[str, choice("small", "large", "learned")])
+"""The variance of a reverse step, as in `ddpm`."""
 
 LogProb = TypeAliasType(
     "LogProb",
@@ -291,6 +329,10 @@ CleanLogProb = TypeAliasType(
     "CleanLogProb", Annotated[Callable[[Array], Array], function_kind("x0", hint="it is x0 [B, ...] -> [B].")]
 )
 """`x0 [B, ...] -> [B]`: a classifier of clean data, a negative loss, a reward."""
+Classify = TypeAliasType(
+    "Classify", Annotated[Callable[[Array, Array], Array], function_kind("x", "t", hint="it is (x, t) -> logits [B, classes].")]
+)
+"""`(x [B, ...], t [B]) -> logits [B, classes]`, trained on noisy data."""
 LogReward = TypeAliasType(
     "LogReward", Annotated[Callable[[Array, NoiseLevel], Array], function_kind("x0", "level", hint="it is (x0, level) -> [B].")]
 )
@@ -299,6 +341,13 @@ Measure = TypeAliasType(
     "Measure", Annotated[Callable[[Array], Any], function_kind("x0", hint="it is x0 [B, ...] -> the measurement.")]
 )
 """`x0 [B, ...] -> ` a measurement: any pytree of `[B, ...]` leaves."""
+Pseudoinverse = TypeAliasType(
+    "Pseudoinverse",
+    Annotated[Callable[[Any], Array], function_kind("measurement", hint="it goes from the measurement back to [B, ...].")],
+)
+"""From a measurement back to `[B, ...]`."""
+Measurement = TypeAliasType("Measurement", Annotated[Any, Kind("finite numbers", lambda kind, value, where: check_finite(value, where))])
+"""A measurement: any pytree of `[B, ...]` leaves, finite."""
 Denoise = TypeAliasType(
     "Denoise",
     Annotated[Denoiser, function_kind("x", "level", "cond", hint="gj.denoiser(network, predicts=...) makes one of a network.")],
@@ -312,6 +361,15 @@ Network = TypeAliasType(
     ],
 )
 """`(x [B, ...], t [B], cond) -> output [B, ...]`, its parameters bound."""
+
+Coefficients = TypeAliasType(
+    "Coefficients",
+    Annotated[
+        ArrayLike,
+        Kind("numbers, [1 + 2 K] or [steps, 1 + 2 K], K at least 1", _coefficients, "gj.fit_linear(cond, uncond) measures them."),
+    ],
+)
+"""The coefficients of `linear_reuse`."""
 
 CurveLike = TypeAliasType(
     "CurveLike",

@@ -396,14 +396,21 @@ def check_memory(guidance: Guidance, x: Array, memory: Any) -> None:
         raise TypeError(f"guided: memory must be what denoise.init(x) returns, or the call before, got {told(memory)}.")
 
 
-def check_state_given(state: Any) -> None:
-    """Raises unless a sampler gives its state to the guided denoiser.
+def check_state_given(state: Any, guidance: Guidance) -> None:
+    """Raises unless a sampler gives its state to the guided denoiser, and in it what the guidance remembers.
 
     Raises:
       TypeError: telling what it gave.
+      ValueError: if the guidance remembers something else.
     """
     if not isinstance(state, State):
         raise TypeError(
             f"the denoiser of a step takes (state, level), got {told(state)} for the state; state._replace(x=x) has another x. "
             "In a loop of your own, use gj.guided(branches, guidance)(x, level)."
+        )
+    begun = jax.eval_shape(guidance.init, state.x)
+    if jax.tree.structure(state.guidance) != jax.tree.structure(begun):
+        raise ValueError(
+            f"state.guidance is {jax.tree.map(told, state.guidance)}, but {guidance!r} remembers {jax.tree.map(told, begun)}; a run "
+            "begins with State(x, ..., guidance=guidance.init(x), ...)."
         )

@@ -21,17 +21,26 @@ from guidance_jax.base import Branches, Denoiser, Guidance, NoiseLevel, Predicti
 from guidance_jax.checks.door import CLASSES, Kind
 from guidance_jax.checks.numbers import LARGEST, check_finite, check_range, check_shape, count, number, real
 from guidance_jax.checks.traced import insist
-from guidance_jax.checks.words import call_it, check_takes, noting, told
+from guidance_jax.checks.words import article, call_it, check_takes, noting, told
 from guidance_jax.curves import Calibration, Curve
 from guidance_jax.parts import Function
 
+
+def _class(kind_of: type, hint: str) -> Kind:
+    def check(kind: Kind, value: Any, where: str) -> None:
+        if not isinstance(value, kind_of):
+            kind.refuse(value, where)
+
+    return Kind(article(kind_of.__name__), check, hint)
+
+
 CLASSES |= {
-    Branches: "use gj.branches(denoise, cond=labels, uncond=null).",
-    Guidance: "cfg(3.0) is one, chain(...) makes one of several, and chain() is none. The guidance of a target is gj.targets.drift(target).",
-    Prediction: "denoise(x, level, cond) returns one.",
-    Sampler: "ddim() is one.",
-    Schedule: "gj.schedules.cosine() is one.",
-    Step: "gj.Step(number, level, next, keys) is one.",
+    Branches: _class(Branches, "use gj.branches(denoise, cond=labels, uncond=null)."),
+    Guidance: _class(Guidance, "cfg(3.0) is one, chain(...) makes one of several, and chain() is none. That of a target is gj.targets.drift(target)."),
+    Prediction: _class(Prediction, "denoise(x, level, cond) returns one."),
+    Sampler: _class(Sampler, "ddim() is one."),
+    Schedule: _class(Schedule, "gj.schedules.cosine() is one."),
+    Step: _class(Step, "gj.Step(number, level, next, keys) is one."),
 }
 
 

@@ -15,7 +15,6 @@ from jax import Array
 
 from guidance_jax.arrays import at_least_float32, concrete
 from guidance_jax.base import Branches, Cond, Guidance, NoiseLevel, Sampler, State, Step
-from guidance_jax.checks.door import scales_of
 from guidance_jax.checks.numbers import check_finite, check_shape
 from guidance_jax.checks.outcomes import check_state, predicted
 from guidance_jax.checks.traced import all_finite, insist
@@ -87,10 +86,8 @@ def check_run(
 def check_shapes(guidance: Guidance, x: jax.ShapeDtypeStruct) -> None:
     """Raises where a number that a guidance was made with is neither `()` nor `[B]`."""
     for call in calls(guidance):
-        for name, kind in scales_of(call.function).items():
-            for value in jax.tree.leaves(call.arguments.get(name)):
-                if hasattr(value, "shape") and kind == "sample":
-                    check_shape(value, x, f"{call.function.__name__}: {name}")
+        for where, value in call.function.entrance.scales(call.arguments):  # pyright: ignore[reportFunctionMemberAccess]
+            check_shape(value, x, where)
 
 
 def warn_of_idle(guidance: Guidance, levels: NoiseLevel) -> None:

@@ -178,7 +178,8 @@ def check_recorded(cond: Array, uncond: Array, past: int) -> None:
     """
     if cond.shape != uncond.shape:
         raise ValueError(
-            f"fit_linear: cond and uncond must be recorded along one path, [steps, N, ...], got {cond.shape} and {uncond.shape}."
+            "fit_linear: cond and uncond must be recorded along one path, [steps, N, ...], got "
+            f"{cond.shape} and {uncond.shape}."
         )
     if past >= len(cond):
         raise ValueError(f"fit_linear: past={past} must be below the number of steps, but there are {len(cond)} steps.")
@@ -355,7 +356,9 @@ Pseudoinverse = TypeAliasType(
     Annotated[Callable[[Any], Array], function_kind("measurement", hint="it goes from the measurement back to [B, ...].")],
 )
 """From a measurement back to `[B, ...]`."""
-Measurement = TypeAliasType("Measurement", Annotated[Any, Kind("finite numbers", lambda kind, value, where: check_finite(value, where))])
+Measurement = TypeAliasType(
+    "Measurement", Annotated[Any, Kind("finite numbers", lambda kind, value, where: check_finite(value, where))]
+)
 """A measurement: any pytree of `[B, ...]` leaves, finite."""
 Denoise = TypeAliasType(
     "Denoise",
@@ -375,7 +378,7 @@ Coefficients = TypeAliasType(
     "Coefficients",
     Annotated[
         ArrayLike,
-        Kind("numbers, [1 + 2 K] or [steps, 1 + 2 K], K at least 1", _coefficients, "gj.fit_linear(cond, uncond) measures them."),
+        Kind("numbers, [1 + 2 K] or [steps, 1 + 2 K], K at least 1", _coefficients, "gj.fit_linear measures them."),
     ],
 )
 """The coefficients of `linear_reuse`."""

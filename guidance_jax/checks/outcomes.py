@@ -61,8 +61,8 @@ def check_update(after: Any, state: Any, x: Array) -> None:
     check_prediction(after[0], x, "the guidance")
     if not jax.tree.leaves(state) and jax.tree.leaves(after[1]):
         raise ValueError(
-            f"the guidance's update returns a state, {_kinds(after[1])}, but its init gives {state!r}, nothing to remember; give "
-            "it the state at the start of a run: gj.Guidance(needs, init=lambda x: jnp.zeros_like(x), update=update)."
+            f"the guidance's update returns a state, {_kinds(after[1])}, but its init gives {state!r}, nothing to remember; "
+            "its init must give the state at the start of a run: gj.Guidance(needs, init=jnp.zeros_like, update=update)."
         )
     _check_alike(after[1], state, "the guidance remembers", "init")
 

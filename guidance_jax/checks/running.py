@@ -408,6 +408,6 @@ def check_state_given(state: Any, guidance: Guidance) -> None:
     begun = jax.eval_shape(guidance.init, state.x)
     if jax.tree.structure(state.guidance) != jax.tree.structure(begun):
         raise ValueError(
-            f"state.guidance is {jax.tree.map(told, state.guidance)}, but {guidance!r} remembers {jax.tree.map(told, begun)}; a run "
-            "begins with State(x, ..., guidance=guidance.init(x), ...)."
+            f"state.guidance is {jax.tree.map(told, state.guidance)}, but {guidance!r} remembers {jax.tree.map(told, begun)}; "
+            "a run begins with State(x, ..., guidance=guidance.init(x), ...)."
         )

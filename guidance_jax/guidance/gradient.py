@@ -105,7 +105,7 @@ def mean_shift(
 
 
 def _clipped(variance: str, share: Array | None, before: Array, level: NoiseLevel, after: NoiseLevel) -> Array:
-    """The variance of the step to sigma' = 0 in ADM's released code, from the small variance of the step before; 0 without one."""
+    """ADM's variance of the step to sigma' = 0, from the small variance of the step before; 0 without one."""
     if variance == "small":
         return jnp.zeros_like(before)
     large = (level.sigma * after.alpha) ** 2 / (level.alpha**2 + level.sigma**2)

@@ -5,7 +5,6 @@ it: such a step costs one forward and one backward pass. Sums are per sample; a 
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp

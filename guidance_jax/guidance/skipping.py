@@ -178,7 +178,7 @@ def linear_reuse(
 
     Args:
       scale: 1 is the conditional model.
-      coefficients: `[1 + 2 K]`: `a_0, a_1 .. a_K, b_1 .. b_K`, or one such row per step, `[steps, 1 + 2 K]`, as of `fit_linear`.
+      coefficients: `[1 + 2 K]`: `a_0, a_1 .. a_K, b_1 .. b_K`, or such a row per step, `[steps, 1 + 2 K]`, as of `fit_linear`.
       every: k; 1 is CFG.
       cond: The branch to move towards.
       uncond: The branch to move away from.

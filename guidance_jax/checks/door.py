@@ -173,7 +173,11 @@ class Entrance:
         name = (re.findall(r"'(\w+)'", error) or [""])[0]
         if "missing" in error:
             kind, _, _ = _read(self.hints.get(name))
-            return f"{self.name}: {name} is missing; {kind.hint or f'it must be {kind.expected}.'}" if kind else f"{self.name}: {name} is missing."
+            return (
+                f"{self.name}: {name} is missing; {kind.hint or f'it must be {kind.expected}.'}"
+                if kind
+                else f"{self.name}: {name} is missing."
+            )
         takes = f"it takes {', '.join(signature(self.function).parameters)}"
         close = difflib.get_close_matches(name, signature(self.function).parameters, n=1) if name else ()
         return f"{self.name}: {error}; {f'did you mean {close[0]}? ' if close else ''}{takes}."
@@ -204,7 +208,9 @@ def _over(hint: Any, value: Any, where: str, act: Callable[[Kind, Any, str], Any
     if origin is Mapping:
         if not isinstance(value, Mapping):
             raise TypeError(f'{where} must be a dictionary, got {told(value)}; {{"cond": 3.0}} is one.')
-        return {_over(inside[0], k, f"{where}'s key", act): _over(inside[1], v, f"{where}[{k!r}]", act) for k, v in value.items()}
+        return {
+            _over(inside[0], k, f"{where}'s key", act): _over(inside[1], v, f"{where}[{k!r}]", act) for k, v in value.items()
+        }
     if origin is Sequence:
         if not isinstance(value, list | tuple):
             raise TypeError(f"{where} must be a list or a tuple, got {told(value)}.")

@@ -36,7 +36,10 @@ def _class(kind_of: type, hint: str) -> Kind:
 
 CLASSES |= {
     Branches: _class(Branches, "use gj.branches(denoise, cond=labels, uncond=null)."),
-    Guidance: _class(Guidance, "cfg(3.0) is one, chain(...) makes one of several, and chain() is none. That of a target is gj.targets.drift(target)."),
+    Guidance: _class(
+        Guidance,
+        "cfg(3.0) is one, chain(...) makes one of several, and chain() is none. That of a target is gj.targets.drift(target).",
+    ),
     Prediction: _class(Prediction, "denoise(x, level, cond) returns one."),
     Sampler: _class(Sampler, "ddim() is one."),
     Schedule: _class(Schedule, "gj.schedules.cosine() is one."),
@@ -49,7 +52,9 @@ def is_function(value: object) -> bool:
     return callable(value) and not isinstance(value, type | tuple | Guidance | Sampler | Schedule)
 
 
-def scale_kind(words: str = "", low: float | int = -LARGEST, high: float | int = LARGEST, *, above: float | int | None = None) -> Kind:
+def scale_kind(
+    words: str = "", low: float | int = -LARGEST, high: float | int = LARGEST, *, above: float | int | None = None
+) -> Kind:
     """The kind of a number for all samples, one per sample, or a function of the level, in a range."""
     of = number(words, low, high, above=above, scalar=False)
 
@@ -267,9 +272,7 @@ def _network(kind: Kind, value: Any, where: str) -> None:
     of = getattr(value, "__self__", value)
     linen = any(part.__module__.startswith("flax.linen") for part in type(of).__mro__)
     if linen and getattr(of, "scope", None) is None:
-        raise TypeError(
-            f"{where} must hold its parameters, got {told(value)}; gj.networks.from_linen binds a Linen module."
-        )
+        raise TypeError(f"{where} must hold its parameters, got {told(value)}; gj.networks.from_linen binds a Linen module.")
     check_takes(value, where, "x", "t", "cond")
 
 
@@ -299,7 +302,9 @@ NonNegative = TypeAliasType("NonNegative", Annotated[ArrayLike, number(low=0, ze
 """One number that is not negative. A plain 0 leaves work out: nothing is drawn."""
 Fraction = TypeAliasType("Fraction", Annotated[ArrayLike, number(low=0, high=1, zero=True)])
 """One number in [0, 1]. A plain 0 leaves work out: nothing is drawn."""
-Ratio = TypeAliasType("Ratio", Annotated[ArrayLike, number("a noise level", -np.inf, np.inf, hint="Bounds are sigma / alpha, and not t.")])
+Ratio = TypeAliasType(
+    "Ratio", Annotated[ArrayLike, number("a noise level", -np.inf, np.inf, hint="Bounds are sigma / alpha, and not t.")]
+)
 """A bound on the noise, in `sigma / alpha`: one number, possibly infinite."""
 
 AtLeastOne = TypeAliasType("AtLeastOne", Annotated[ArrayLike, number(low=1)])
@@ -385,7 +390,9 @@ Coefficients = TypeAliasType(
 
 CurveLike = TypeAliasType(
     "CurveLike",
-    Annotated[Calibration | Curve, Kind("a Calibration or a Curve", _curve, "gj.calibrate(keys, branches, x0, levels) measures one.")],
+    Annotated[
+        Calibration | Curve, Kind("a Calibration or a Curve", _curve, "gj.calibrate(keys, branches, x0, levels) measures one.")
+    ],
 )
 """Where guidance helps, measured or known."""
 

@@ -93,7 +93,10 @@ def check_shapes(guidance: Guidance, x: jax.ShapeDtypeStruct) -> None:
 def warn_of_idle(guidance: Guidance, levels: NoiseLevel) -> None:
     """Warns where a guidance does nothing in this run: an interval without a level, a shaper that has nothing to shape."""
     if guidance.shapes:
-        warnings.warn(f"{guidance!r} only changes what others add, and nothing is added: put a source before it, as in chain(cfg(3.0), rescale(0.7)).", stacklevel=5)
+        warnings.warn(
+            f"{guidance!r} only changes what others add, and nothing is added: put a source before it, as in chain(cfg(3.0), rescale(0.7)).",
+            stacklevel=5,
+        )
     if not concrete(levels):
         return
     ratio = np.maximum(np.asarray(levels.ratio)[:-1], np.asarray(levels.ratio)[1:])

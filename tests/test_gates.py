@@ -59,10 +59,11 @@ def run(networks, guidance, sampler=None):
 
     @jax.jit
     def generate(conds, guidance):
-        given = tuple(network._replace(conds=own) for network, own in zip(networks, conds, strict=True))
+        own = lambda network, given: network._replace(conds=dict(zip(network.conds, given, strict=True)))
+        given = tuple(map(own, networks, conds))
         return gj.run(keys(B), given, guidance, sampler or gj.ddim(), levels(), (3,))[0]
 
-    return jax.block_until_ready(generate([network.conds for network in networks], guidance))
+    return jax.block_until_ready(generate([list(network.conds.values()) for network in networks], guidance))
 
 
 @pytest.mark.parametrize("k", range(1, 8))

@@ -11,10 +11,9 @@ import numpy as np
 from jax import Array
 
 from guidance_jax.arrays import concrete
-from guidance_jax.base import Branches, Cond, Guidance, NoiseLevel, Prediction, Sampler, State, Step
+from guidance_jax.base import Branches, Cond, Derivative, Guidance, NoiseLevel, Prediction, Sampler, State, Step
 from guidance_jax.checks.traced import insist
 from guidance_jax.checks.words import noting, told
-from guidance_jax.parts import Part
 from guidance_jax.programs import tracing
 
 
@@ -125,6 +124,17 @@ class Asked(dict[str, Prediction]):
         )
 
 
+class Slopes(dict[str | None, Derivative]):
+    """The derivatives by the name of their branch, None for the base."""
+
+    def __missing__(self, name: str | None) -> Derivative:
+        which = "the base" if name is None else f"the branch {name!r}"
+        raise KeyError(
+            f"there is no derivative of {which}, only of {', '.join(map(repr, self)) or 'none'}. A guidance takes only those "
+            f"that it asks for: stateless(update, derivatives=({name!r},))."
+        )
+
+
 def check_step(after: Any, before: State, step: Step) -> None:
     """Raises unless a sampler's step gave a state like the one before.
 
@@ -185,25 +195,23 @@ def check_each(each: Any, x: Array, who: str, hint: str = "") -> None:
       TypeError: naming its dtype.
     """
     if jnp.shape(each) != x.shape[:1]:
-        mend = f"; {hint}" if hint and jnp.ndim(each) == 2 else "."
+        mend = f"; {hint}." if hint and jnp.ndim(each) == 2 else "."
         raise ValueError(f"{who} gave shape {jnp.shape(each)} for x {x.shape}, but must give one number per sample, [B]{mend}")
     if not hasattr(each, "dtype") or not jnp.issubdtype(each.dtype, jnp.floating):
         raise TypeError(f"{who} must return floating numbers, got {told(each)}.")
 
 
-NOISY = "gj.scores.class_log_prob(classify, labels) makes a log_prob of a classifier (x, t) -> logits [B, classes]."
-CLEAN = "of a classifier's logits take jax.nn.log_softmax(logits)[jnp.arange(B), labels]."
+NOISY = "gj.scores.class_log_prob(classify, labels) makes one of a classifier (x, t) -> logits [B, classes]"
+CLEAN = "of a classifier's logits take jax.nn.log_softmax(logits)[jnp.arange(B), labels]"
 
 
 def given_log_prob(log_prob: Callable[..., Any], x: Array, *level: NoiseLevel) -> Array:
     """What a user's log_prob gives of x and its level, or of x0 alone, checked: one floating number per sample."""
-    with noting("log_prob", x=x, **({"level": level[0]} if level else {})):
-        try:
-            each = log_prob(x, *level)
-        except Exception as error:
-            if level and not isinstance(log_prob, Part):
-                error.add_note(f"It takes a noise level, not a time t; {NOISY}")
-            raise
+    ours = (getattr(log_prob, "__module__", None) or "").startswith("guidance_jax.")
+    who = f"log_prob, which takes a noise level and not a time ({NOISY})" if level else "log_prob"
+    given = {"x": x, "level": level[0]} if level else {"x0": x}
+    with contextlib.nullcontext() if ours else noting(who, **given):
+        each = log_prob(x, *level)
     check_each(each, x, "log_prob", NOISY if level else CLEAN)
     return each
 
@@ -266,7 +274,7 @@ def check_retimed(cond: Any) -> None:
       TypeError: naming what it is.
     """
     if not isinstance(cond, tuple) or len(cond) != 2:
-        raise TypeError(f"the condition of a retimed denoiser must be a tuple (cond, offset [B]), got {told(cond)}.")
+        raise TypeError(f"the condition of a retimed denoiser must be a tuple, got {told(cond)}; (cond, offset [B]) is one.")
 
 
 def _kinds(tree: Any) -> str:

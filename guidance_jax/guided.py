@@ -26,9 +26,11 @@ from guidance_jax.checks.outcomes import Asked, Slopes, check_update, predicted
 from guidance_jax.checks.running import (
     check_conditions,
     check_inputs,
+    check_level,
     check_memory,
     check_named,
     check_networks,
+    check_shapes,
     check_state_given,
 )
 from guidance_jax.guidance.algebra import wants
@@ -84,6 +86,7 @@ class Guided(NamedTuple):
     def __call__(self, x: Array, level: NoiseLevel, memory: Memory | None = None, *, next: NoiseLevel | None = None) -> Any:
         """The guided prediction at x; with a memory, `(prediction, the memory after it)`."""
         check_inputs(x, level, "guided")
+        check_shapes(self.guidance, x)
         check_memory(self.guidance, x, memory)
         guidance, number = self.init(x) if memory is None else memory
         keys = jax.random.split(jax.random.key(0, impl="threefry2x32"), len(x)) if self.keys is None else self.keys
@@ -122,8 +125,8 @@ def guided(branches: Networks, guidance: Guidance, keys: Array | None = None) ->
       >>> for level, after in zip(path[:-1], path[1:]):
       ...     prediction = denoise(x, level)
       ...     x = after.alpha * prediction.x0 + after.sigma * prediction.eps  # Euler's method
-      >>> print(x.round(1))
-      [[4.4]]
+      >>> print(x.round())
+      [[4.]]
     """
     check_named(guidance.needs | guidance.derivatives, check_networks(branches))
     return Guided(branches, guidance, keys)
@@ -200,7 +203,7 @@ def evaluate(
       branches: One `Branches`, or a tuple of them.
       x: `[B, ...]`.
       step: The step of the sampler, for conditions that are functions of it.
-      level: The level of x, scalar.
+      level: The level of x: one for all samples, or one per sample.
       wanted: `{name: True, or a boolean scalar}`. If the scalar is false the branch is not evaluated, and the base's
         prediction stands in its place. Several different scalars compile three copies of a network at most: all branches
         together, the base alone, and one branch at a time where they differ.
@@ -226,6 +229,7 @@ def evaluate(
     """
     networks = check_networks(branches)
     check_named({*wanted, *derivatives}, networks, "evaluate is asked for")
+    check_level(level, x)
     base = next(iter(networks[0].conds))
     gates = {base: True, **{name: gate for name, gate in wanted.items() if name != base}}
     known: dict[str, Prediction] = {}
@@ -306,6 +310,7 @@ def _together(network: Branches, x: Array, level: NoiseLevel, conds: dict[str, C
         stacked = jnp.stack(parts, axis=1)
         return stacked.reshape(batch * count, *stacked.shape[2:])
 
+    level = jax.tree.map(lambda field: merge(*[field] * count) if field.ndim else field, level)  # one per sample, or one
     prediction = predicted(network, merge(*[x] * count), level, jax.tree.map(merge, *given))
     parts = jax.tree.map(lambda merged: merged.reshape(batch, count, *merged.shape[1:]), prediction)
     return {name: jax.tree.map(lambda part, i=i: part[:, i], parts) for i, name in enumerate(conds)}

@@ -62,7 +62,8 @@ class Call(NamedTuple):
             elif parameter.kind is inspect.Parameter.VAR_KEYWORD:
                 said += [f"{key}={_said(each)}" for key, each in value.items()]
             elif value is not parameter.default:
-                said.append(_said(value) if isinstance(value, Part) else f"{name}={_said(value)}")
+                unnamed = isinstance(value, Part) or parameter.kind is inspect.Parameter.POSITIONAL_ONLY
+                said.append(_said(value) if unnamed else f"{name}={_said(value)}")
         return f"{self.function.__name__}({', '.join(said)})"
 
 
@@ -118,8 +119,7 @@ class Part:
         if name.startswith("__") or name not in {field.name for field in dataclasses.fields(type(self))}:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         assert self.call is not None
-        made = self.call.again()
-        made = made if isinstance(made, Part) else Function(made)
+        made = remembering(self.call.again(), self.call)
         for field in dataclasses.fields(made):
             if field.name != "call":
                 object.__setattr__(self, field.name, getattr(made, field.name))

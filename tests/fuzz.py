@@ -123,7 +123,7 @@ METHODS: dict[str, tuple[Any, list[st.SearchStrategy[Any]]]] = {
     "recfg": (lambda w, a, b: gj.recfg(a, b), [SCALE, number(0.5, 1.5)]),
     "fdg": (lambda w, a, b: gj.fdg((a, b)), [SCALE, SCALE]),
     "fresca": (lambda w, a, b, c: gj.fresca(a, b, c), [SCALE, SHARE, number(0.5, 2.0)]),
-    "apg": (lambda w, a, b, c, e: gj.apg(a, beta=b, most=c, eta=e), [SCALE, number(-0.8, 0.8), number(0.0, 5.0), SHARE]),
+    "apg": (lambda w, a, b, c, e: gj.apg(a, beta=b, max_norm=c, eta=e), [SCALE, number(-0.8, 0.8), number(0.0, 5.0), SHARE]),
     "linear_reuse": (lambda w, v: gj.linear_reuse(v, jnp.array([1.0, -0.9, 0.8])), [SCALE]),
     "rescale": (lambda w, v: gj.rescale(v), [SHARE]),
     "momentum": (lambda w, v: gj.momentum(v), [number(-0.8, 0.8)]),

@@ -233,14 +233,14 @@ def test_pigdm_is_the_posterior_mean_of_gaussian_data(x64, schedule):
 
 @pytest.mark.parametrize("name", GRADIENTS)
 def test_a_gradient_has_no_place_in_another_space(x64, name):
-    with pytest.raises(ValueError, match="in_space.*space of its own"):
+    with pytest.raises(ValueError, match=r"in_space.*space of its own"):
         gj.in_space("eps", GRADIENTS[name][0])
 
 
 @pytest.mark.parametrize(
     ("build", "told"),
     [
-        (lambda: gj.mean_shift(CLASS_LOG_PROB, 1.0, variance="medium"), "mean_shift: variance must be 'small' or 'large' or 'learned', got 'medium'"),
+        (lambda: gj.mean_shift(CLASS_LOG_PROB, 1.0, variance="medium"), "variance must be 'small' or 'large' or 'learned'"),
         (lambda: gj.universal(lambda x0: x0, 1.0), "one number per sample"),
         (lambda: gj.mpgd(lambda x0: x0.sum(), 1.0), "one number per sample"),
         (lambda: gj.classifier(lambda x, level: x.mean(), 1.0), "one number per sample"),

@@ -159,14 +159,15 @@ class Entrance:
 
     def _hold(self, words: str, holds: Callable[..., Any], names: tuple[str, ...], arguments: dict[str, Any]) -> None:
         parameters = signature(self.function).parameters
-        values = {name: arguments.get(name, parameters[name].default) for name in names}
+        absent = {SEVERAL: (), KEYWORDS: {}}
+        values = {name: arguments.get(name, absent.get(parameters[name].kind, parameters[name].default)) for name in names}
         message = f"{self.name}: {words}, got {' and '.join(f'{name} {{{name}}}' for name in names)}."
         if not words:
             holds(**values)
         elif not concrete(values):
             insist(lambda: holds(**values), message, **values)
         elif not np.all(holds(**values)):
-            raise ValueError(message.format(**values))
+            raise ValueError(message.format(**{name: repr(v) if isinstance(v, str) else v for name, v in values.items()}))
 
     def _unbound(self, error: str) -> str:
         """Why the arguments do not fit the parameters."""

@@ -6,7 +6,7 @@ A function documents what a parameter does. What a `Scale` or a `Count` is, is d
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable
 from typing import Annotated, Any
 
 import jax
@@ -19,7 +19,7 @@ from typing_extensions import TypeAliasType
 from guidance_jax.arrays import concrete
 from guidance_jax.base import Branches, Denoiser, Guidance, NoiseLevel, Prediction, Sampler, Schedule, Step
 from guidance_jax.checks.door import CLASSES, Kind
-from guidance_jax.checks.numbers import LARGEST, check_finite, check_range, check_shape, count, number, real
+from guidance_jax.checks.numbers import LARGEST, check_finite, check_range, check_scalar, check_shape, count, number, real
 from guidance_jax.checks.traced import insist
 from guidance_jax.checks.words import article, call_it, check_takes, noting, told
 from guidance_jax.curves import Calibration, Curve
@@ -38,7 +38,7 @@ CLASSES |= {
     Branches: _class(Branches, "use gj.branches(denoise, cond=labels, uncond=null)."),
     Guidance: _class(
         Guidance,
-        "cfg(3.0) is one, chain(...) makes one of several, and chain() is none. That of a target is gj.targets.drift(target).",
+        "cfg(3.0) is one, chain(*parts) makes one of several, and chain() is none. That of a target is gj.targets.drift(target).",
     ),
     Prediction: _class(Prediction, "denoise(x, level, cond) returns one."),
     Sampler: _class(Sampler, "ddim() is one."),
@@ -115,7 +115,7 @@ def choice(*names: str) -> Kind:
 
     def check(kind: Kind, value: Any, where: str) -> None:
         if not isinstance(value, Hashable) or value not in names:
-            kind.refuse(value, where, ValueError if isinstance(value, str) else TypeError, repr(value))
+            kind.refuse(value, where, *(ValueError, repr(value)) if isinstance(value, str) else ())
 
     return Kind(" or ".join(map(repr, names)), check)
 
@@ -204,8 +204,18 @@ def _name(kind: Kind, value: Any, where: str) -> None:
         kind.refuse(value, where)
 
 
+def _names(kind: Kind, value: Any, where: str) -> None:
+    if isinstance(value, str) or not isinstance(value, Collection):
+        kind.refuse(value, where)
+    for each in value:
+        if each is not None:
+            _BRANCH.check(_BRANCH, each, where)
+
+
 def _integer(kind: Kind, value: Any, where: str) -> None:
-    whole = real(value) and jnp.shape(value) == () and jnp.issubdtype(jnp.result_type(value), jnp.integer)
+    if real(value):
+        check_scalar(value, where)
+    whole = real(value) and jnp.issubdtype(jnp.result_type(value), jnp.integer)
     if not whole or (concrete(value) and np.asarray(value) < 0):
         kind.refuse(value, where, TypeError if not whole else ValueError, str(value) if real(value) else "")
 
@@ -289,6 +299,8 @@ FractionScale = TypeAliasType("FractionScale", Annotated[ArrayLike | Level, scal
 """As `Scale`, in [0, 1]."""
 BoundScale = TypeAliasType("BoundScale", Annotated[ArrayLike | Level, scale_kind(low=0, high=np.inf)])
 """As `Scale`, not negative, and infinite for no bound."""
+ElementScale = TypeAliasType("ElementScale", Annotated[ArrayLike | Level, dataclasses.replace(scale_kind(), guard=None)])
+"""As `Scale`, or shaped as x or as one sample. Its values are checked where it is evaluated, by `check_elements`."""
 PerSample = TypeAliasType("PerSample", Annotated[ArrayLike, number(scalar=False)])
 """One number, or one per sample `[B]`."""
 PositivePerSample = TypeAliasType("PositivePerSample", Annotated[ArrayLike, number(above=0, scalar=False)])
@@ -303,7 +315,8 @@ NonNegative = TypeAliasType("NonNegative", Annotated[ArrayLike, number(low=0, ze
 Fraction = TypeAliasType("Fraction", Annotated[ArrayLike, number(low=0, high=1, zero=True)])
 """One number in [0, 1]. A plain 0 leaves work out: nothing is drawn."""
 Ratio = TypeAliasType(
-    "Ratio", Annotated[ArrayLike, number("a noise level", -np.inf, np.inf, hint="Bounds are sigma / alpha, and not t.")]
+    "Ratio",
+    Annotated[ArrayLike, number("one number, sigma / alpha", -np.inf, np.inf, hint="bounds are sigma / alpha, and not t.")],
 )
 """A bound on the noise, in `sigma / alpha`: one number, possibly infinite."""
 
@@ -322,11 +335,14 @@ Period = TypeAliasType("Period", Annotated[ArrayLike, Kind("an integer of at lea
 Mask = TypeAliasType("Mask", Annotated[ArrayLike, number("a mask", 0, 1, scalar=False)])
 """A mask that broadcasts against x, its values in [0, 1]."""
 
-Branch = TypeAliasType(
-    "Branch",
-    Annotated[str, Kind("the name of a branch", _name, "conditions go to gj.branches(denoise, cond=labels, uncond=null).")],
-)
+_BRANCH = Kind("the name of a branch", _name, "conditions go to gj.branches(denoise, cond=labels, uncond=null).")
+Branch = TypeAliasType("Branch", Annotated[str, _BRANCH])
 """The name of a branch."""
+BranchNames = TypeAliasType(
+    "BranchNames",
+    Annotated[Collection[str | None], Kind("the names of branches, in a tuple", _names, "of one branch, ('cond',).")],
+)
+"""The names of branches, in a tuple or a set."""
 Predicts = TypeAliasType("Predicts", Annotated[str, choice("eps", "x0", "v", "score", "velocity")])
 """A parameterisation: what a network predicts."""
 ReverseVariance = TypeAliasType("ReverseVariance", Annotated[str, choice("small", "large", "learned")])

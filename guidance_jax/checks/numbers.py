@@ -75,8 +75,8 @@ def check_range(
     if lost.any() or not inside(given):
         lost = lost | ((abs(given) < held.tiny) & (exact != 0))
         held_as = f", in {held.dtype} as {np.where(abs(given) < held.tiny, 0, given)}" if lost.any() else ""
-        hint = f" {kind.hint}" if kind and kind.hint else ""
-        raise ValueError(f"{where} must be {expected}, got {value}{held_as}.{hint}")
+        mend = f"; {kind.hint}" if kind and kind.hint else "."
+        raise ValueError(f"{where} must be {expected}, got {value}{held_as}{mend}")
 
 
 def check_time(t: Any, t_min: Any, t_max: Any) -> None:

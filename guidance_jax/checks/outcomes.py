@@ -12,8 +12,9 @@ from jax import Array
 
 from guidance_jax.arrays import concrete
 from guidance_jax.base import Branches, Cond, Derivative, Guidance, NoiseLevel, Prediction, Sampler, State, Step
+from guidance_jax.checks.numbers import check_range
 from guidance_jax.checks.traced import insist
-from guidance_jax.checks.words import noting, told
+from guidance_jax.checks.words import noting, told, warn
 from guidance_jax.programs import tracing
 
 
@@ -67,18 +68,67 @@ def check_update(after: Any, state: Any, x: Array) -> None:
 
 
 def check_x0(x0: Any, x: Array, who: str) -> None:
-    """Raises unless what an update or a formula returned is a `Prediction`, or the new x0 as an array.
+    """Raises unless what an update or a formula returned is a `Prediction`, or the new x0 as an array, shaped as x.
 
     Raises:
-      TypeError: if it is something else.
+      TypeError: if it is something else, or not of floating numbers.
       ValueError: if it is not shaped as x.
     """
     if isinstance(x0, Prediction):
-        return
-    if not hasattr(x0, "shape") or not hasattr(x0, "dtype"):
-        raise TypeError(f"{who} must return a Prediction, or an array, the new x0, got {told(x0)}.")
-    if x0.shape != x.shape:
-        raise ValueError(f"the x0 that {who} returns has shape {x0.shape}, but must be shaped as x, {x.shape}.")
+        check_prediction(x0, x, who)
+    elif not hasattr(x0, "dtype") or not jnp.issubdtype(x0.dtype, jnp.floating):
+        raise TypeError(f"{who} must return a Prediction, or an array of floating numbers, the new x0, got {told(x0)}.")
+    elif x0.shape != x.shape:
+        raise ValueError(f"{who} must return an x0 shaped as x, {x.shape}, got {told(x0)}.")
+
+
+def check_elements(value: Any, x: Array, where: str) -> None:
+    """Raises unless a value is one finite number for all samples, one per sample, or one per element of x or of one sample.
+
+    Raises:
+      TypeError: if it is no number.
+      ValueError: naming its shape or its value.
+    """
+    check_range(value, where)
+    if jnp.shape(value) not in ((), x.shape[:1], x.shape, x.shape[1:]):
+        raise ValueError(
+            f"{where} has shape {jnp.shape(value)}, but must be (), [B] = {x.shape[:1]}, or shaped as x, {x.shape}, or as one "
+            "sample."
+        )
+
+
+def check_spread(x: Array) -> None:
+    """Raises where a sample has one element only.
+
+    Raises:
+      ValueError: naming the shape of x.
+    """
+    if x[0].size < 2:
+        raise ValueError(f"rescale: a sample needs at least two elements to have a spread, but x is {x.shape}.")
+
+
+def check_spatial(x: Array, who: str) -> None:
+    """Raises unless x has axes between the batch and the channels.
+
+    Raises:
+      ValueError: naming its shape.
+    """
+    if x.ndim < 3:
+        raise ValueError(f"{who} acts on frequencies and needs x of [B, T, C] or [B, H, W, C], but x is {x.shape}.")
+
+
+def check_halvings(x: Array, levels: int) -> None:
+    """Raises unless every spatial axis halves once for each level of `fdg` but one, down to 2 or more.
+
+    Raises:
+      ValueError: naming the shape of x.
+    """
+    check_spatial(x, "fdg")
+    halvings = 2 ** (levels - 1)
+    if any(size % halvings or size // halvings < (2 if halvings > 1 else 1) for size in x.shape[1:-1]):
+        raise ValueError(
+            f"fdg with {levels} levels halves every spatial axis {levels - 1} times, down to 2 or more, but x is {x.shape}."
+        )
 
 
 def check_channels(channels: int, x: Array) -> None:
@@ -107,11 +157,8 @@ def warn_of_order(parts: tuple[Guidance, ...]) -> None:
     first = next((i for i, part in enumerate(parts) if not part.shapes), 0)
     if first and not tracing():
         said = ", ".join(map(repr, parts))
-        warnings.warn(
-            f"chain({said}): {parts[0]!r} has nothing to change yet; put it after what guides: "
-            f"chain({', '.join(map(repr, (*parts[first:], *parts[:first])))}).",
-            stacklevel=4,
-        )
+        better = ", ".join(map(repr, (*parts[first:], *parts[:first])))
+        warn(f"chain({said}): {parts[0]!r} has nothing to change yet; put it after what guides: chain({better}).")
 
 
 class Asked(dict[str, Prediction]):
@@ -160,10 +207,7 @@ def warn_if_not_finite(x: Array) -> None:
         return
     bad = ~np.isfinite(np.asarray(x)).reshape(len(x), -1).all(1)
     if bad.any():
-        warnings.warn(
-            f"{bad.sum()} of {len(x)} samples are not finite, the first is sample {bad.argmax()}; gj.checked tells the step.",
-            stacklevel=5,
-        )
+        warn(f"{bad.sum()} of {len(x)} samples are not finite, the first is sample {bad.argmax()}; gj.checked tells the step.")
 
 
 def check_state(state: State, sampler: Sampler, guidance: Guidance, x: jax.ShapeDtypeStruct) -> None:

@@ -4,7 +4,6 @@ Values are checked only where they are known; inside a caller's `jit` the shapes
 """
 
 import difflib
-import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -18,7 +17,7 @@ from guidance_jax.base import Branches, Cond, Guidance, NoiseLevel, Sampler, Sta
 from guidance_jax.checks.numbers import check_finite, check_shape
 from guidance_jax.checks.outcomes import check_state, predicted
 from guidance_jax.checks.traced import all_finite, insist
-from guidance_jax.checks.words import article, call_it, check_takes, told
+from guidance_jax.checks.words import article, call_it, check_takes, told, warn
 from guidance_jax.parts import calls
 from guidance_jax.programs import tracing
 
@@ -83,7 +82,7 @@ def check_run(
     return networks, like
 
 
-def check_shapes(guidance: Guidance, x: jax.ShapeDtypeStruct) -> None:
+def check_shapes(guidance: Guidance, x: jax.ShapeDtypeStruct | Array) -> None:
     """Raises where a number that a guidance was made with is neither `()` nor `[B]`."""
     for call in calls(guidance):
         for where, value in call.function.entrance.scales(call.arguments):  # pyright: ignore[reportFunctionMemberAccess]
@@ -93,9 +92,9 @@ def check_shapes(guidance: Guidance, x: jax.ShapeDtypeStruct) -> None:
 def warn_of_idle(guidance: Guidance, levels: NoiseLevel) -> None:
     """Warns where a guidance does nothing in this run: an interval without a level, a shaper that has nothing to shape."""
     if guidance.shapes:
-        warnings.warn(
-            f"{guidance!r} only changes what others add, and nothing is added: put a source before it, as in chain(cfg(3.0), rescale(0.7)).",
-            stacklevel=5,
+        warn(
+            f"{guidance!r} only changes what others add, and nothing is added; put a source before it, as in chain(cfg(3.0), "
+            "rescale(0.7))."
         )
     if not concrete(levels):
         return
@@ -103,10 +102,9 @@ def warn_of_idle(guidance: Guidance, levels: NoiseLevel) -> None:
     for call in calls(guidance):
         bounds = call.arguments.get("low"), call.arguments.get("high", np.inf)
         if call.function.__name__ == "during" and concrete(bounds) and not ((ratio > bounds[0]) & (ratio <= bounds[1])).any():
-            warnings.warn(
+            warn(
                 f"{call!r} guides nowhere: no step of this run begins in the interval, its sigma / alpha go from "
-                f"{ratio.max():.4g} to {ratio.min():.4g}. Bounds are sigma / alpha, and not t.",
-                stacklevel=5,
+                f"{ratio.max():.4g} to {ratio.min():.4g}. Bounds are sigma / alpha, and not t."
             )
 
 
@@ -387,13 +385,20 @@ def check_memory(guidance: Guidance, x: Array, memory: Any) -> None:
       ValueError: naming how to make it.
       TypeError: if it is something else.
     """
-    if memory is None and jax.tree.leaves(jax.eval_shape(guidance.init, x)):
-        raise ValueError(
-            f"guided: {guidance!r} remembers what it did from step to step; make its memory once, memory = denoise.init(x), and "
-            "pass it on: prediction, memory = denoise(x, level, memory)."
-        )
-    if memory is not None and not (isinstance(memory, tuple) and hasattr(memory, "number")):
+    begun = jax.eval_shape(guidance.init, x)
+    if memory is None:
+        if jax.tree.leaves(begun):
+            raise ValueError(
+                f"guided: {guidance!r} remembers what it did from step to step; make its memory once, "
+                "memory = denoise.init(x), and pass it on: prediction, memory = denoise(x, level, memory)."
+            )
+    elif not (isinstance(memory, tuple) and hasattr(memory, "number")):
         raise TypeError(f"guided: memory must be what denoise.init(x) returns, or the call before, got {told(memory)}.")
+    elif jax.tree.map(jnp.shape, memory.guidance) != jax.tree.map(jnp.shape, begun):
+        raise ValueError(
+            f"guided: memory must be of this guidance, {guidance!r}, and of x {x.shape}: denoise.init(x) makes it, and each call "
+            "returns the next one."
+        )
 
 
 def check_state_given(state: Any, guidance: Guidance) -> None:

@@ -19,7 +19,7 @@ from typing_extensions import TypeAliasType
 from guidance_jax.arrays import concrete
 from guidance_jax.base import Branches, Denoiser, Guidance, NoiseLevel, Prediction, Sampler, Schedule, Step
 from guidance_jax.checks.door import CLASSES, Kind
-from guidance_jax.checks.numbers import LARGEST, check_finite, check_range, check_scalar, count, known, number, real
+from guidance_jax.checks.numbers import LARGEST, check_finite, check_range, check_scalar, check_shape, count, known, number, real
 from guidance_jax.checks.traced import insist
 from guidance_jax.checks.words import article, call_it, check_takes, noting, told
 from guidance_jax.curves import Calibration, Curve
@@ -164,6 +164,41 @@ def check_curve(curve: Calibration | Curve, scale: Any) -> None:
         )
 
 
+def check_scores(a: Array, b: Array, scale: Any = 1.0) -> None:
+    """Raises unless two scores have one shape, and a scale fits them.
+
+    Raises:
+      ValueError: naming the shapes.
+    """
+    if jnp.shape(a) != jnp.shape(b):
+        raise ValueError(f"the two scores must have one shape, [B, ...], got {jnp.shape(a)} and {jnp.shape(b)}.")
+    check_shape(scale, a, "the scale of two scores")
+
+
+def check_recorded(cond: Array, uncond: Array, past: int) -> None:
+    """Raises unless the predictions of two branches were recorded along one path, of more than `past` steps.
+
+    Raises:
+      ValueError: naming the shapes, or the numbers of steps.
+    """
+    if cond.shape != uncond.shape:
+        raise ValueError(
+            "fit_linear: cond and uncond must be recorded along one path, [steps, N, ...], got "
+            f"{cond.shape} and {uncond.shape}."
+        )
+    if past >= len(cond):
+        raise ValueError(f"fit_linear: past={past} must be below the number of steps, but there are {len(cond)} steps.")
+
+
+def _coefficients(kind: Kind, value: Any, where: str) -> None:
+    if not real(value):
+        kind.refuse(value, where)
+    check_range(value, where)
+    shape = jnp.shape(value)
+    if len(shape) not in (1, 2) or shape[-1] < 3 or shape[-1] % 2 == 0:
+        kind.refuse(value, where, ValueError, f"shape {shape}")
+
+
 def _name(kind: Kind, value: Any, where: str) -> None:
     if not isinstance(value, str):
         kind.refuse(value, where)
@@ -287,6 +322,8 @@ PerSample = TypeAliasType("PerSample", Annotated[ArrayLike, dataclasses.replace(
 """One number, or one per sample `[B]`."""
 NonNegativePerSample = TypeAliasType("NonNegativePerSample", Annotated[ArrayLike, dataclasses.replace(number(low=0, scalar=False), each=True)])
 """As `PerSample`, and not negative."""
+PositivePerSample = TypeAliasType("PositivePerSample", Annotated[ArrayLike, number(above=0, scalar=False)])
+"""As `PerSample`, and positive."""
 
 Number = TypeAliasType("Number", Annotated[ArrayLike, number()])
 """One finite number."""
@@ -335,6 +372,8 @@ BranchNames = TypeAliasType(
 """The names of branches, in a tuple or a set."""
 Predicts = TypeAliasType("Predicts", Annotated[str, choice("eps", "x0", "v", "score", "velocity")])
 """A parameterisation: what a network predicts."""
+ReverseVariance = TypeAliasType("ReverseVariance", Annotated[str, choice("small", "large", "learned")])
+"""The variance of a reverse step, as in `ddpm`."""
 
 LogProb = TypeAliasType(
     "LogProb",
@@ -348,6 +387,10 @@ CleanLogProb = TypeAliasType(
     "CleanLogProb", Annotated[Callable[[Array], Array], function_kind("x0", hint="it is x0 [B, ...] -> [B].")]
 )
 """`x0 [B, ...] -> [B]`: a classifier of clean data, a negative loss, a reward."""
+Classify = TypeAliasType(
+    "Classify", Annotated[Callable[[Array, Array], Array], function_kind("x", "t", hint="it is (x, t) -> logits [B, classes].")]
+)
+"""`(x [B, ...], t [B]) -> logits [B, classes]`, trained on noisy data."""
 LogReward = TypeAliasType(
     "LogReward", Annotated[Callable[[Array, NoiseLevel], Array], function_kind("x0", "level", hint="it is (x0, level) -> [B].")]
 )
@@ -356,6 +399,15 @@ Measure = TypeAliasType(
     "Measure", Annotated[Callable[[Array], Any], function_kind("x0", hint="it is x0 [B, ...] -> the measurement.")]
 )
 """`x0 [B, ...] -> ` a measurement: any pytree of `[B, ...]` leaves."""
+Pseudoinverse = TypeAliasType(
+    "Pseudoinverse",
+    Annotated[Callable[[Any], Array], function_kind("measurement", hint="it goes from the measurement back to [B, ...].")],
+)
+"""From a measurement back to `[B, ...]`."""
+Measurement = TypeAliasType(
+    "Measurement", Annotated[Any, Kind("finite numbers", lambda kind, value, where: check_finite(value, where))]
+)
+"""A measurement: any pytree of `[B, ...]` leaves, finite."""
 Denoise = TypeAliasType(
     "Denoise",
     Annotated[Denoiser, function_kind("x", "level", "cond", hint="gj.denoiser(network, predicts=...) makes one of a network.")],
@@ -383,6 +435,14 @@ Rates = TypeAliasType(
     "Rates", Annotated[ArrayLike | Sequence[float], known(Kind("one-dimensional with every rate in (0, 1)", _rates))]
 )
 """Noise rates in (0, 1), `[steps]`, which are part of the structure."""
+Coefficients = TypeAliasType(
+    "Coefficients",
+    Annotated[
+        ArrayLike,
+        Kind("numbers, [1 + 2 K] or [steps, 1 + 2 K], K at least 1", _coefficients, "gj.fit_linear measures them."),
+    ],
+)
+"""The coefficients of `linear_reuse`."""
 
 CurveLike = TypeAliasType(
     "CurveLike",

@@ -291,14 +291,14 @@ def _check_network(network: Any, name: str, mend: str) -> None:
         raise TypeError(f"{name} must be a Branches, got {told(network)}{call_it(network)}; {mend}")
 
 
-def check_named(needs: Iterable[str], networks: tuple[Branches, ...], who: str = "the guidance reads") -> None:
+def check_named(needs: Iterable[str | None], networks: tuple[Branches, ...], who: str = "the guidance reads") -> None:
     """Raises where a branch is read that is not there.
 
     Raises:
       ValueError: naming it, those that are there, and the one that may be meant.
     """
     names = [name for network in networks for name in network.conds]
-    for name in sorted(set(needs) - set(names)):
+    for name in sorted(set(needs) - {None, *names}, key=str):
         close = difflib.get_close_matches(name, set(names) - set(needs), n=1)
         hint = f"Did you mean {close[0]!r}? " if close else ""
         hint += f"Name its condition, gj.branches(denoise, {name}=...), or tell the method what it is called."
@@ -310,7 +310,7 @@ def check_branches(networks: tuple[Branches, ...], guidance: Guidance, x: jax.Sh
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"two networks both have a branch {name!r}; name every branch once.")
-    check_named(guidance.needs, networks)
+    check_named(guidance.needs | guidance.derivatives, networks)
     scalar: Any = jax.ShapeDtypeStruct((), x.dtype)
     level = jax.tree.map(lambda _: scalar, NoiseLevel(*[jnp.zeros(())] * 3))
     step = Step(jax.ShapeDtypeStruct((), jnp.int32), level, level, keys)  # pyright: ignore[reportArgumentType]
@@ -401,14 +401,21 @@ def check_memory(guidance: Guidance, x: Array, memory: Any) -> None:
         )
 
 
-def check_state_given(state: Any) -> None:
-    """Raises unless a sampler gives its state to the guided denoiser.
+def check_state_given(state: Any, guidance: Guidance) -> None:
+    """Raises unless a sampler gives its state to the guided denoiser, and in it what the guidance remembers.
 
     Raises:
       TypeError: telling what it gave.
+      ValueError: if the guidance remembers something else.
     """
     if not isinstance(state, State):
         raise TypeError(
             f"the denoiser of a step takes (state, level), got {told(state)} for the state; state._replace(x=x) has another x. "
             "In a loop of your own, use gj.guided(branches, guidance)(x, level)."
+        )
+    begun = jax.eval_shape(guidance.init, state.x)
+    if jax.tree.structure(state.guidance) != jax.tree.structure(begun):
+        raise ValueError(
+            f"state.guidance is {jax.tree.map(told, state.guidance)}, but {guidance!r} remembers {jax.tree.map(told, begun)}; "
+            "a run begins with State(x, ..., guidance=guidance.init(x), ...)."
         )

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import guidance_jax as gj
-from bad_calls.world import EDM, KEYS, LABELS, LEVEL, MIXTURE, NULL, STEP, B, Row, X, guided, log_prob, on_images, sampled
+from bad_calls.world import EDM, KEYS, LABELS, LEVEL, MIXTURE, NULL, STEP, TWO, B, Row, X, guided, log_prob, on_images, sampled
 
 ONE, THREE = jnp.ones(1), jnp.ones(3)
 GUIDED = gj.cfg(2.0)
@@ -66,7 +66,7 @@ ROWS: dict[str, Row] = {
     "a scale for a calibrated curve": (
         lambda: gj.scales.calibrated(3.0, CURVE),
         TypeError,
-        r"calibrated: scale.*number.*a Curve",
+        r"calibrated: curve.*a Calibration or a Curve, got the float 3\.0.*gj\.calibrate\(",
     ),
     "a calibrated scale without a curve": (
         lambda: gj.scales.calibrated(gj.calibrate, 3.0),
@@ -82,7 +82,7 @@ ROWS: dict[str, Row] = {
     "a calibrated scale that no law has": (
         lambda: gj.scales.calibrated(CURVE, jnp.array([2.0, -0.5])),
         ValueError,
-        r"scale -0\.5 needs rho.*sigma / alpha = 10 rho is 0\.1.*other way round",
+        r"scale -0\.5 needs rho.*sigma / alpha = 10 rho is 0\.1.*other direction",
     ),
     "a threshold below nothing": (
         lambda: gj.scales.calibrated(CURVE, 2.0, threshold=-1.0),
@@ -367,16 +367,37 @@ ROWS: dict[str, Row] = {
         TypeError,
         r"log_prob.*\(x, level\).*clean takes \(x0\)",
     ),
+    "a classifier for its log_prob": (
+        lambda: guided(gj.classifier(lambda x, t: x @ jnp.ones((2, 10)), 1.0)),
+        ValueError,
+        r"log_prob.*\(2, 10\).*\(2, 2\).*one number per sample.*class_log_prob\(classify, labels\) makes one of a classifier",
+    ),
+    "a classifier of clean data for its log_prob": (
+        lambda: guided(gj.freedom(lambda x0: x0 @ jnp.ones((2, 10)), 1.0)),
+        ValueError,
+        r"log_prob.*\(2, 10\).*one number per sample.*log_softmax",
+    ),
+    "a log_prob of one parameter": (
+        lambda: gj.mean_shift(lambda x: -(x**2).sum(1), 1.0),
+        TypeError,
+        r"mean_shift: log_prob.*\(x, level\).*takes \(x\)",
+    ),
+    "logits of integers": (lambda: classified(lambda x, t: x.astype(int)), TypeError, r"logits, floating.*int32\[2,2\]"),
+    "a classifier without its time": (
+        lambda: gj.scores.class_log_prob(lambda x: x, LABELS),
+        TypeError,
+        r"class_log_prob: classify.*\(x, t\).*takes \(x\)",
+    ),
     "a classifier in a space": (
         lambda: guided(gj.in_space("eps", gj.classifier(log_prob, 1.0))),
         ValueError,
-        r"classifier.*space of its own.*beside",
+        r"in_space: .*space of its own.*beside.*classifier\(",
     ),
     "a classifier of three scales": (lambda: guided(gj.classifier(log_prob, THREE)), ValueError, r"classifier: scale.*\(3,\)"),
     "mean_shift of an unknown variance": (
         lambda: gj.mean_shift(log_prob, 1.0, variance="tiny"),
         ValueError,
-        r"'tiny'.*\"small\"",
+        r"mean_shift: variance must be 'small' or 'large' or 'learned', got 'tiny'",
     ),
     "mean_shift of a variance that nothing predicts": (
         lambda: guided(gj.mean_shift(log_prob, 1.0, variance="learned")),
@@ -386,9 +407,13 @@ ROWS: dict[str, Row] = {
     "logits without classes": (lambda: classified(lambda x, t: x.sum(1)), ValueError, r"logits \(2,\).*\[B, classes\]"),
     "logits of other classes": (lambda: classified(classes=10), ValueError, r"2 logits.*10 classes"),
     "a label without a logit": (lambda: classified(labels=jnp.array([0, 2])), ValueError, r"label 2.*0\.\.1"),
-    "labels of a classifier as floats": (lambda: classified(labels=jnp.zeros(2)), TypeError, r"integer labels.*float32"),
-    "one-hot labels": (lambda: classified(labels=jnp.eye(2, dtype=int)), ValueError, r"labels.*\(2, 2\).*one a sample"),
-    "a temperature of zero": (lambda: classified(temperature=0.0), ValueError, r"temperature.*above 0.*0\.0"),
+    "labels of a classifier as floats": (
+        lambda: classified(labels=jnp.zeros(2)),
+        TypeError,
+        r"class_log_prob: labels.*integers.*float32\[2\]",
+    ),
+    "one-hot labels": (lambda: classified(labels=jnp.eye(2, dtype=int)), ValueError, r"labels.*\(2, 2\).*one per sample"),
+    "a temperature of zero": (lambda: classified(temperature=0.0), ValueError, r"class_log_prob: temperature.*positive.*0\.0"),
     "logits for a classify": (
         lambda: gj.scores.class_log_prob(X, LABELS),
         TypeError,
@@ -430,18 +455,39 @@ ROWS: dict[str, Row] = {
         ValueError,
         r"pigdm: variance.*\[0, inf\).*-1",
     ),
+    "a measurement of NaN": (
+        lambda: gj.dps(lambda x0: x0, X * jnp.nan, 0.5),
+        ValueError,
+        r"dps: measurement.*finite.*4 of 4",
+    ),
     "pigdm without an inverse": (lambda: gj.pigdm(lambda x: x, X, X), TypeError, r"pseudoinverse.*function, got float32"),
     "lgd of no draws": (lambda: gj.lgd(clean, 1.0, draws=0), ValueError, r"draws.*at least 1.*0"),
     "lgd of a spread of NaN": (
         lambda: guided(gj.lgd(clean, 1.0, spread=jnp.nan)),
         ValueError,
-        r"lgd: spread.*finite, got nan",
+        r"lgd: spread.*finite number, got nan",
     ),
     "tfg of no draws": (lambda: gj.tfg(clean, 0.5, 0.5, draws=0), ValueError, r"draws.*at least 1.*0"),
     "tfg of a smoothing in words": (
         lambda: guided(gj.tfg(clean, 0.5, 0.5, smoothing="no")),
         TypeError,
         r"tfg: smoothing.*number.*'no'",
+    ),
+    # What is remembered.
+    "a state that init did not announce": (
+        lambda: guided(gj.Guidance(frozenset(), lambda x: (), lambda prediction, state, context: (prediction, context.x))),
+        ValueError,
+        r"update returns a state, float32\[2,2\], but its init gives \(\), nothing to remember.*init=",
+    ),
+    "a state that is not given": (
+        lambda: gj.guide(TWO, gj.momentum(-0.5), STEP)(gj.State(X, (), (), jnp.int32(0), X), LEVEL),
+        ValueError,
+        r"state\.guidance is \(\), but .* remembers float32\[2,2\].*guidance\.init\(x\)",
+    ),
+    "a memory of nothing": (
+        lambda: gj.guided(TWO, gj.momentum(-0.5))(X, LEVEL, ()),
+        TypeError,
+        r"guided: memory.*denoise\.init\(x\).*the tuple \(\)",
     ),
     # Drawn conditions.
     "random labels of no classes": (lambda: gj.conditions.random_labels(0), ValueError, r"classes.*at least 1.*0"),
@@ -459,6 +505,6 @@ ROWS: dict[str, Row] = {
     "noise of the time, not called": (
         lambda: sampled(branches=gj.branches(MIXTURE.denoise, cond=LABELS, uncond=gj.conditions.time_noise)),
         TypeError,
-        r"'uncond'.*function time_noise.*gives the function",
+        r"time_noise: spread.*number.*got a Step",
     ),
 }

@@ -119,6 +119,7 @@ class Part:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         assert self.call is not None
         made = self.call.again()
+        made = made if isinstance(made, Part) else Function(made)
         for field in dataclasses.fields(made):
             if field.name != "call":
                 object.__setattr__(self, field.name, getattr(made, field.name))
@@ -240,7 +241,11 @@ def _said(value: Any) -> str:
         return f"{value.dtype}[{','.join(map(str, value.shape))}]"
     if isinstance(value, Array) and not isinstance(value, jax.core.Tracer) and jnp.issubdtype(value.dtype, jnp.number):
         return repr(value.item())
-    return getattr(value, "__name__", "a function") if inspect.isroutine(value) else repr(value)
+    if isinstance(value, functools.partial):
+        return f"partial({_said(value.func)})"
+    if callable(value) and not isinstance(value, Part):
+        return getattr(value, "__name__", type(value).__name__)
+    return repr(value)
 
 
 def _article(name: str) -> str:

@@ -313,6 +313,11 @@ Network = TypeAliasType(
 )
 """`(x [B, ...], t [B], cond) -> output [B, ...]`, its parameters bound."""
 
+Classify = TypeAliasType(
+    "Classify", Annotated[Callable[[Array, Array], Array], function_kind("x", "t", hint="it is (x, t) -> logits [B, classes].")]
+)
+"""`(x [B, ...], t [B]) -> logits [B, C]`: a noise-aware classifier."""
+
 CurveLike = TypeAliasType(
     "CurveLike",
     Annotated[Calibration | Curve, Kind("a Calibration or a Curve", _curve, "gj.calibrate(keys, branches, x0, levels) measures one.")],
@@ -337,3 +342,5 @@ Key = TypeAliasType("Key", Annotated[Array, Kind("one PRNG key", _key, "jax.rand
 """One PRNG key."""
 AtLevel = TypeAliasType("AtLevel", Annotated[NoiseLevel, Kind("a noise level", _level, "schedule(t) returns one.")])
 """One noise level for all samples, or one per sample."""
+Samples = TypeAliasType("Samples", Annotated[Array, array_kind("floating numbers, [B, ...]", jnp.floating, hint="scale images to [-1, 1] first.")])
+"""Clean data, `[B, ...]`."""

@@ -28,6 +28,26 @@ def predicted(network: Branches, x: Array, level: NoiseLevel, cond: Cond) -> Pre
     return jax.tree.map(lambda field: field.astype(x.dtype), prediction)
 
 
+def network_output(network: Any, x: Array, t: Array, cond: Cond, like: Array, *, times: int = 1) -> Array:
+    """What a network returns, in the dtype of the data; where it gives a variance too, with two times the channels.
+
+    Raises:
+      TypeError: if it is no array of floating numbers.
+      ValueError: if it has another shape.
+    """
+    t = jnp.broadcast_to(t, x.shape[:1])
+    with noting("the network", x=x, t=t, cond=cond):
+        out = network(x, t, cond)
+    if not hasattr(out, "shape") or not jnp.issubdtype(getattr(out, "dtype", bool), jnp.floating):
+        raise TypeError(f"what the network gives must be an array of floating numbers, got {told(out)}.")
+    shape = (*x.shape[:-1], times * x.shape[-1])
+    if out.shape != shape:
+        mend = "its output must be shaped as x. If it predicts a variance too, use gj.denoisers.learned_variance."
+        twice = f"learned_variance takes twice the channels, {shape}: what is predicted, then the variance, along the last axis."
+        raise ValueError(f"the network gave {out.shape} for x of shape {x.shape}, but {mend if times == 1 else twice}")
+    return out.astype(like.dtype)
+
+
 def check_prediction(prediction: object, x: Array, who: str) -> None:
     """Raises unless it is a `Prediction` whose halves are shaped as x.
 
@@ -169,6 +189,16 @@ def check_state(state: State, sampler: Sampler, guidance: Guidance, x: jax.Shape
                 f"a run goes on from the State of a run of the same sampler and guidance, of x {x.shape}, but its {name} is "
                 f"{_kinds(getattr(state, name))}, here {_kinds(wanted)}; to begin anew, give state.x."
             )
+
+
+def check_logits(logits: Array, x: Array) -> None:
+    """Raises unless a classifier gave a row of logits for each sample.
+
+    Raises:
+      ValueError: naming the shape.
+    """
+    if jnp.ndim(logits) != 2 or len(logits) != len(x):
+        raise ValueError(f"the classifier gave logits {jnp.shape(logits)} for x {x.shape}, but must give [B, classes].")
 
 
 def check_each(each: Any, x: Array, who: str) -> None:

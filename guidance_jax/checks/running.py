@@ -16,8 +16,9 @@ from jax import Array
 from guidance_jax.arrays import at_least_float32, concrete
 from guidance_jax.base import Branches, Cond, Guidance, NoiseLevel, Sampler, State, Step
 from guidance_jax.checks.door import scales_of
+from guidance_jax.checks.known import check_known
 from guidance_jax.checks.numbers import check_finite, check_shape
-from guidance_jax.checks.outcomes import check_state, predicted
+from guidance_jax.checks.outcomes import check_state
 from guidance_jax.checks.traced import all_finite, insist
 from guidance_jax.checks.words import article, call_it, check_takes, told
 from guidance_jax.parts import calls
@@ -339,11 +340,10 @@ def check_branches(networks: tuple[Branches, ...], guidance: Guidance, x: jax.Sh
                     f"batch: {one} and {other}; make them alike, or give the network twice: (gj.branches(denoise, "
                     f"{first[0]}=...), gj.branches(denoise, {name}=...))."
                 )
-    # Tracing each branch alone, its condition known, lets a network check values that it cannot see inside the loop.
     for network in networks:
         for cond in network.conds.values():
-            if not callable(cond) and concrete(cond):
-                jax.eval_shape(lambda x, at, n=network, c=cond: predicted(n, x, at, c), x, level)
+            if not callable(cond):
+                check_known(network, cond, x, level)
 
 
 def _drawn(name: str, cond: Callable[[Step], Cond], step: Step) -> Any:

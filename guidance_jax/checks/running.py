@@ -21,7 +21,7 @@ from guidance_jax.checks.numbers import check_finite, check_shape
 from guidance_jax.checks.outcomes import check_state
 from guidance_jax.checks.traced import all_finite, insist
 from guidance_jax.checks.words import article, call_it, check_takes, told
-from guidance_jax.parts import calls
+from guidance_jax.parts import Part, calls
 from guidance_jax.programs import tracing
 
 LEVELS = "make levels with gj.levels(schedule, steps, spacing)."
@@ -85,11 +85,27 @@ def check_run(
     return networks, like
 
 
+def check_measured(
+    keys: Array, branches: Any, guidance: Guidance, x0: Array, levels: NoiseLevel
+) -> tuple[tuple[Branches, ...], Any]:
+    """Raises unless samples fit the branches that a guidance reads, and the levels at which these are measured.
+
+    Returns:
+      The networks, and the dtype to compute in: float32 at least.
+    """
+    networks = check_networks(branches)
+    check_levels(levels)
+    shape, dtype = check_start(keys, levels, x0)
+    like = jax.ShapeDtypeStruct(shape, at_least_float32(dtype))
+    check_branches(networks, guidance, like, keys)
+    return networks, like.dtype
+
+
 def check_shapes(guidance: Guidance, x: jax.ShapeDtypeStruct) -> None:
     """Raises where a number that a guidance was made with is neither `()` nor `[B]`."""
     for call in calls(guidance):
         for name, kind in scales_of(call.function).items():
-            for value in jax.tree.leaves(call.arguments.get(name)):
+            for value in jax.tree.leaves(call.arguments.get(name), is_leaf=lambda leaf: isinstance(leaf, Part)):
                 if hasattr(value, "shape") and kind == "sample":
                     check_shape(value, x, f"{call.function.__name__}: {name}")
 

@@ -23,7 +23,14 @@ from guidance_jax.base import (
 from guidance_jax.checks.door import door
 from guidance_jax.checks.kinds import Denoise
 from guidance_jax.checks.outcomes import Asked, check_update, predicted
-from guidance_jax.checks.running import check_conditions, check_inputs, check_memory, check_named, check_networks, check_state_given
+from guidance_jax.checks.running import (
+    check_conditions,
+    check_inputs,
+    check_memory,
+    check_named,
+    check_networks,
+    check_state_given,
+)
 from guidance_jax.guidance.algebra import wants
 
 Networks = Branches | tuple[Branches, ...]

@@ -51,7 +51,7 @@ class Call(NamedTuple):
 
     def again(self) -> Any:
         """What the function returns for these arguments, which were checked when the call was made."""
-        return self.function.again(self.arguments)  # pyright: ignore[reportFunctionMemberAccess]
+        return self.function.entrance.again(self.arguments)  # pyright: ignore[reportFunctionMemberAccess]
 
     def __repr__(self) -> str:
         said: list[str] = []

@@ -20,7 +20,7 @@ from typing_extensions import TypeAliasType
 from guidance_jax.arrays import at_least_float32, concrete, divide
 from guidance_jax.base import Context, Guidance, Kernel, NoiseLevel, Prediction, Scalar
 from guidance_jax.checks.door import CLASSES, also, door, part
-from guidance_jax.checks.kinds import Branch, LogReward
+from guidance_jax.checks.kinds import Branch, LogReward, class_kind
 from guidance_jax.checks.particles import check_draws, check_exponents, exponent
 from guidance_jax.guidance.algebra import stateless
 from guidance_jax.noise import START, contraction, fold, normal
@@ -60,7 +60,7 @@ class Target(Part):
         return f"Target({', '.join(f'{name}={value}' for name, value in fields if value is not None)})"
 
 
-CLASSES[Target] = "gj.targets.tilted(3.0) is one."
+CLASSES[Target] = class_kind(Target, "gj.targets.tilted(3.0) is one.")
 
 
 @door()

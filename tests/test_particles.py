@@ -551,7 +551,7 @@ def test_bad_input_is_told():
     for build, message in [
         (lambda: run(size=3), "size=3 particles a group, but there are 8 keys"),
         (lambda: run(size=1), "2 or more"),
-        (lambda: run(threshold=1.5), "threshold must be in"),
+        (lambda: run(threshold=1.5), "threshold must be a number in"),
         (lambda: run(low=2.0, high=1.0), "is empty"),
         (lambda: run(sampler=gj.heun(), kernels=True), "samplers that have one"),
         (lambda: run(sampler=gj.ddim(), kernels=True), "draws nothing"),

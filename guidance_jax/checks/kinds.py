@@ -21,17 +21,30 @@ from guidance_jax.base import Branches, Denoiser, Guidance, NoiseLevel, Predicti
 from guidance_jax.checks.door import CLASSES, Kind
 from guidance_jax.checks.numbers import LARGEST, check_finite, check_range, count, number, real
 from guidance_jax.checks.traced import insist
-from guidance_jax.checks.words import call_it, check_takes, noting, told
+from guidance_jax.checks.words import article, call_it, check_takes, noting, told
 from guidance_jax.curves import Calibration, Curve
 from guidance_jax.parts import Function
 
+
+def class_kind(kind_of: type, hint: str) -> Kind:
+    """The kind of an instance of one of our classes."""
+    def check(kind: Kind, value: Any, where: str) -> None:
+        if not isinstance(value, kind_of):
+            kind.refuse(value, where)
+
+    return Kind(article(kind_of.__name__), check, hint)
+
+
 CLASSES |= {
-    Branches: "use gj.branches(denoise, cond=labels, uncond=null).",
-    Guidance: "cfg(3.0) is one, chain(...) makes one of several, and chain() is none. The guidance of a target is gj.targets.drift(target).",
-    Prediction: "denoise(x, level, cond) returns one.",
-    Sampler: "ddim() is one.",
-    Schedule: "gj.schedules.cosine() is one.",
-    Step: "gj.Step(number, level, next, keys) is one.",
+    Branches: class_kind(Branches, "use gj.branches(denoise, cond=labels, uncond=null)."),
+    Guidance: class_kind(
+        Guidance,
+        "cfg(3.0) is one, chain(...) makes one of several, and chain() is none. That of a target is gj.targets.drift(target).",
+    ),
+    Prediction: class_kind(Prediction, "denoise(x, level, cond) returns one."),
+    Sampler: class_kind(Sampler, "ddim() is one."),
+    Schedule: class_kind(Schedule, "gj.schedules.cosine() is one."),
+    Step: class_kind(Step, "gj.Step(number, level, next, keys) is one."),
 }
 
 
@@ -40,7 +53,9 @@ def is_function(value: object) -> bool:
     return callable(value) and not isinstance(value, type | tuple | Guidance | Sampler | Schedule)
 
 
-def scale_kind(words: str = "", low: float | int = -LARGEST, high: float | int = LARGEST, *, above: float | int | None = None) -> Kind:
+def scale_kind(
+    words: str = "", low: float | int = -LARGEST, high: float | int = LARGEST, *, above: float | int | None = None
+) -> Kind:
     """The kind of a number for all samples, one per sample, or a function of the level, in a range."""
     of = number(words, low, high, above=above, scalar=False)
 
@@ -223,9 +238,7 @@ def _network(kind: Kind, value: Any, where: str) -> None:
     of = getattr(value, "__self__", value)
     linen = any(part.__module__.startswith("flax.linen") for part in type(of).__mro__)
     if linen and getattr(of, "scope", None) is None:
-        raise TypeError(
-            f"{where} must hold its parameters, got {told(value)}; gj.networks.from_linen binds a Linen module."
-        )
+        raise TypeError(f"{where} must hold its parameters, got {told(value)}; gj.networks.from_linen binds a Linen module.")
     check_takes(value, where, "x", "t", "cond")
 
 
@@ -253,7 +266,9 @@ NonNegative = TypeAliasType("NonNegative", Annotated[ArrayLike, number(low=0, ze
 """One number that is not negative. A plain 0 leaves work out: nothing is drawn."""
 Fraction = TypeAliasType("Fraction", Annotated[ArrayLike, number(low=0, high=1, zero=True)])
 """One number in [0, 1]. A plain 0 leaves work out: nothing is drawn."""
-Ratio = TypeAliasType("Ratio", Annotated[ArrayLike, number("a noise level", -np.inf, np.inf, hint="Bounds are sigma / alpha, and not t.")])
+Ratio = TypeAliasType(
+    "Ratio", Annotated[ArrayLike, number("a noise level", -np.inf, np.inf, hint="Bounds are sigma / alpha, and not t.")]
+)
 """A bound on the noise, in `sigma / alpha`: one number, possibly infinite."""
 
 AtLeastOne = TypeAliasType("AtLeastOne", Annotated[ArrayLike, number(low=1)])
@@ -320,7 +335,9 @@ Classify = TypeAliasType(
 
 CurveLike = TypeAliasType(
     "CurveLike",
-    Annotated[Calibration | Curve, Kind("a Calibration or a Curve", _curve, "gj.calibrate(keys, branches, x0, levels) measures one.")],
+    Annotated[
+        Calibration | Curve, Kind("a Calibration or a Curve", _curve, "gj.calibrate(keys, branches, x0, levels) measures one.")
+    ],
 )
 """Where guidance helps, measured or known."""
 

@@ -27,14 +27,22 @@ def real(value: object) -> bool:
 def bounds(low: float | int = -LARGEST, high: float | int = LARGEST, above: float | int | None = None) -> str:
     """A range in words."""
     if above is not None:
-        return "positive" if (above, high) == (0, LARGEST) else f"above {above:g}" + (f" and at most {high:g}" * (high < LARGEST))
+        return (
+            "positive" if (above, high) == (0, LARGEST) else f"above {above:g}" + (f" and at most {high:g}" * (high < LARGEST))
+        )
     if (low, high) == (-LARGEST, LARGEST):
         return "finite"
     return f"in [{low:g}, inf)" if high == LARGEST else f"in [{low:g}, {high:g}]"
 
 
 def check_range(
-    value: Any, where: str, low: float | int = -LARGEST, high: float | int = LARGEST, above: float | int | None = None, kind: Kind | None = None, dtype: Any = None
+    value: Any,
+    where: str,
+    low: float | int = -LARGEST,
+    high: float | int = LARGEST,
+    above: float | int | None = None,
+    kind: Kind | None = None,
+    dtype: Any = None,
 ) -> None:
     """Raises where a number is known and outside `low <= value <= high`, or not above a bound; a traced one is insisted on.
 
@@ -148,14 +156,27 @@ def check_addable(one: Any, other: Any) -> None:
 
 
 def number(
-    words: str = "", low: float | int = -LARGEST, high: float | int = LARGEST, *, above: float | int | None = None, hint: str = "", zero: bool = False, scalar: bool = True
+    words: str = "",
+    low: float | int = -LARGEST,
+    high: float | int = LARGEST,
+    *,
+    above: float | int | None = None,
+    hint: str = "",
+    zero: bool = False,
+    scalar: bool = True,
 ) -> Kind:
     """The kind of a number in a range: `number("a fraction", 0, 1)`."""
     range = bounds(low, high, above)
     expected = f"{words}, {range}" if words else f"a {range} number" if range in ("finite", "positive") else f"a number {range}"
 
     def check(kind: Kind, value: Any, where: str) -> None:
-        if type(value) is float and low <= value <= high and math.isfinite(value) and above is None and 1e-37 < abs(value) < 3e38:
+        if (
+            type(value) is float
+            and low <= value <= high
+            and math.isfinite(value)
+            and above is None
+            and 1e-37 < abs(value) < 3e38
+        ):
             return
         if not real(value):
             kind.refuse(value, where)
@@ -176,5 +197,3 @@ def count(low: int = 1, expected: str = "", hint: str = "") -> Kind:
             kind.refuse(value, where, ValueError, str(value))
 
     return Kind(expected or f"an integer, at least {low}", check, hint, fixed=True)
-
-

@@ -12,11 +12,21 @@ from guidance_jax.checks.kinds import check_generator
 from guidance_jax.checks.numbers import check_finite, real
 from guidance_jax.checks.outcomes import *
 from guidance_jax.checks.running import *
-from guidance_jax.checks.running import check_level, check_levels, check_networks, check_branches, check_start, check_labels, LEVELS
+from guidance_jax.checks.running import (
+    check_level,
+    check_levels,
+    check_networks,
+    check_branches,
+    check_start,
+    check_labels,
+    LEVELS,
+)
 from guidance_jax.checks.traced import all_finite, insist
 from guidance_jax.checks.words import article as _article, call_it as _call, check_takes, noting, told
 from guidance_jax.curves import Calibration, Curve
+
 LARGEST = sys.float_info.max
+
 
 def check_kind(value: object, kind: Any, name: str, mend: str) -> None:
     """Raises unless a value is of a kind.
@@ -296,5 +306,3 @@ def check_curve(curve: object, scale: ArrayLike) -> None:
             f"{rho[s]:.4g}, and this {below[i, s]:.4g}: no law is that narrow. Take a scale nearer to 1; to go away from a "
             "condition, measure the other way round, calibrate(..., cond='uncond', uncond='cond') on unconditional samples."
         )
-
-

@@ -15,13 +15,12 @@ from jax import Array
 
 from guidance_jax.arrays import at_least_float32, concrete
 from guidance_jax.base import Branches, Cond, Guidance, NoiseLevel, Sampler, State, Step
-from guidance_jax.checks.door import scales_of
 from guidance_jax.checks.known import check_known
 from guidance_jax.checks.numbers import check_finite, check_shape
 from guidance_jax.checks.outcomes import check_state
 from guidance_jax.checks.traced import all_finite, insist
 from guidance_jax.checks.words import article, call_it, check_takes, told
-from guidance_jax.parts import Part, calls
+from guidance_jax.parts import calls
 from guidance_jax.programs import tracing
 
 LEVELS = "make levels with gj.levels(schedule, steps, spacing)."
@@ -104,16 +103,17 @@ def check_measured(
 def check_shapes(guidance: Guidance, x: jax.ShapeDtypeStruct) -> None:
     """Raises where a number that a guidance was made with is neither `()` nor `[B]`."""
     for call in calls(guidance):
-        for name, kind in scales_of(call.function).items():
-            for value in jax.tree.leaves(call.arguments.get(name), is_leaf=lambda leaf: isinstance(leaf, Part)):
-                if hasattr(value, "shape") and kind == "sample":
-                    check_shape(value, x, f"{call.function.__name__}: {name}")
+        for where, value in call.function.entrance.scales(call.arguments):  # pyright: ignore[reportFunctionMemberAccess]
+            check_shape(value, x, where)
 
 
 def warn_of_idle(guidance: Guidance, levels: NoiseLevel) -> None:
     """Warns where a guidance does nothing in this run: an interval without a level, a shaper that has nothing to shape."""
     if guidance.shapes:
-        warnings.warn(f"{guidance!r} only changes what others add, and nothing is added: put a source before it, as in chain(cfg(3.0), rescale(0.7)).", stacklevel=5)
+        warnings.warn(
+            f"{guidance!r} only changes what others add, and nothing is added: put a source before it, as in chain(cfg(3.0), rescale(0.7)).",
+            stacklevel=5,
+        )
     if not concrete(levels):
         return
     ratio = np.maximum(np.asarray(levels.ratio)[:-1], np.asarray(levels.ratio)[1:])

@@ -47,7 +47,9 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     if not callable(function):
-        raise TypeError(f"checked: function must be a function, got {told(function)}; checked(generate)(scale), not checked(generate(scale)).")
+        raise TypeError(
+            f"checked: function must be a function, got {told(function)}; checked(generate)(scale), not checked(generate(scale))."
+        )
 
     def traced(*arguments: Any, **named: Any) -> Any:
         with _asked(True):
@@ -78,4 +80,4 @@ def insist(right: Callable[[], Array], message: str, **values: Any) -> None:
       **values: arrays that the message tells.
     """
     if _asked.value:
-        checkify.check(right(), message, **values)
+        checkify.check(right(), message, **{name: jnp.asarray(value) for name, value in values.items()})

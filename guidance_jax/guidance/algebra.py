@@ -18,7 +18,12 @@ from guidance_jax.checks.words import noting
 from guidance_jax.denoisers import OUTPUTS, PREDICTS
 from guidance_jax.scales import at, at_level
 
-Formula = TypeAliasType("Formula", Annotated[Callable[..., Any], function_kind(hint="it takes the predictions of the branches, in order, and the scales, by name.")])
+Formula = TypeAliasType(
+    "Formula",
+    Annotated[
+        Callable[..., Any], function_kind(hint="it takes the predictions of the branches, in order, and the scales, by name.")
+    ],
+)
 """The formula of a method: from predictions and scales to a prediction, or to the new x0."""
 Update = TypeAliasType(
     "Update",
@@ -96,7 +101,12 @@ def _evaluated(formula: Formula, branches: tuple[str, ...], scales: dict[str, Sc
 
 @part()
 def stateless(
-    update: Update, needs: Iterable[str] = (), *, derivatives: Iterable[str | None] = (), own_space: str | None = None, shapes: bool = False
+    update: Update,
+    needs: Iterable[str] = (),
+    *,
+    derivatives: Iterable[str | None] = (),
+    own_space: str | None = None,
+    shapes: bool = False,
 ) -> Guidance:
     """A guidance that remembers nothing, from its update alone.
 
@@ -260,7 +270,12 @@ def unless_one(guidance: Guidance, scale: Scale) -> Guidance:
     return gated.replace(update=update)
 
 
-@part(rule("the guidance has a space of its own; put it beside: chain(guidance, in_space(...))", lambda guidance: guidance.own_space is None))
+@part(
+    rule(
+        "the guidance has a space of its own; put it beside: chain(guidance, in_space(...))",
+        lambda guidance: guidance.own_space is None,
+    )
+)
 def in_space(predicts: Predicts, guidance: Guidance) -> Guidance:
     """A guidance that acts on another parameterisation in place of x0.
 

@@ -71,7 +71,12 @@ def autoguidance(scale: Scale, *, cond: Branch = "cond", weak: Branch = "weak") 
     return source(lambda c, weak, w: weak + w * (c - weak), cond, weak, w=scale)
 
 
-@part(rule("scales must have a scale for each condition, and none for uncond", lambda scales, uncond: scales and uncond not in scales))
+@part(
+    rule(
+        "scales must have a scale for each condition, and none for uncond",
+        lambda scales, uncond: scales and uncond not in scales,
+    )
+)
 def compose(scales: Mapping[Branch, Scale], *, uncond: Branch = "uncond") -> Guidance:
     """Several conditions at once: AND with positive scales, NOT with negative ones.
 

@@ -30,12 +30,12 @@ from guidance_jax.checks.kinds import (
     Samples,
     number,
 )
-from guidance_jax.checks.outcomes import check_logits, network_output
+from guidance_jax.checks.outcomes import network_output
 from guidance_jax.checks.running import check_labels, check_level
-from guidance_jax.checks.training import check_average, check_continuous, check_null
+from guidance_jax.checks.training import check_average, check_continuous, check_logits, check_null
 from guidance_jax.denoisers import OUTPUTS, edm_coefficients
 
-Cutoff = TypeAliasType("Cutoff", Annotated[ArrayLike, number("a cutoff", high=np.inf, above=0)])
+Cutoff = TypeAliasType("Cutoff", Annotated[ArrayLike, number(high=np.inf, above=0)])
 """A positive number, infinite for no cutoff."""
 
 __all__ = [

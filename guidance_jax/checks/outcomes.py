@@ -191,16 +191,6 @@ def check_state(state: State, sampler: Sampler, guidance: Guidance, x: jax.Shape
             )
 
 
-def check_logits(logits: Array, x: Array) -> None:
-    """Raises unless a classifier gave a row of logits for each sample.
-
-    Raises:
-      ValueError: naming the shape.
-    """
-    if jnp.ndim(logits) != 2 or len(logits) != len(x):
-        raise ValueError(f"the classifier gave logits {jnp.shape(logits)} for x {x.shape}, but must give [B, classes].")
-
-
 def check_each(each: Any, x: Array, who: str) -> None:
     """Raises unless a function gave one floating number a sample.
 

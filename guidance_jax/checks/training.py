@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from guidance_jax.base import Schedule
 from guidance_jax.checks.numbers import check_range
@@ -54,3 +55,13 @@ def check_average(average: Any, params: Any, step: Any) -> None:
         raise ValueError(f"ema: average and params must have one structure, got {structures[0]} and {structures[1]}.")
     if isinstance(step, float) and not step.is_integer():
         raise ValueError(f"ema: step counts from 0, got {step}; the decay comes after it: ema(average, params, step, {step}).")
+
+
+def check_logits(logits: Array, x: Array) -> None:
+    """Raises unless a classifier gave a row of logits for each sample.
+
+    Raises:
+      ValueError: naming the shape.
+    """
+    if jnp.ndim(logits) != 2 or len(logits) != len(x):
+        raise ValueError(f"the classifier gave logits {jnp.shape(logits)} for x {x.shape}, but must give [B, classes].")

@@ -240,7 +240,11 @@ def _said(value: Any) -> str:
         return f"{value.dtype}[{','.join(map(str, value.shape))}]"
     if isinstance(value, Array) and not isinstance(value, jax.core.Tracer) and jnp.issubdtype(value.dtype, jnp.number):
         return repr(value.item())
-    return getattr(value, "__name__", "a function") if inspect.isroutine(value) else repr(value)
+    if isinstance(value, functools.partial):
+        return f"partial({_said(value.func)})"
+    if callable(value) and not isinstance(value, Part):
+        return getattr(value, "__name__", type(value).__name__)
+    return repr(value)
 
 
 def _article(name: str) -> str:

@@ -26,7 +26,8 @@ from guidance_jax.curves import Calibration, Curve
 from guidance_jax.parts import Function
 
 
-def _class(kind_of: type, hint: str) -> Kind:
+def class_kind(kind_of: type, hint: str) -> Kind:
+    """The kind of an instance of one of our classes."""
     def check(kind: Kind, value: Any, where: str) -> None:
         if not isinstance(value, kind_of):
             kind.refuse(value, where)
@@ -35,15 +36,15 @@ def _class(kind_of: type, hint: str) -> Kind:
 
 
 CLASSES |= {
-    Branches: _class(Branches, "use gj.branches(denoise, cond=labels, uncond=null)."),
-    Guidance: _class(
+    Branches: class_kind(Branches, "use gj.branches(denoise, cond=labels, uncond=null)."),
+    Guidance: class_kind(
         Guidance,
         "cfg(3.0) is one, chain(*parts) makes one of several, and chain() is none. That of a target is gj.targets.drift(target).",
     ),
-    Prediction: _class(Prediction, "denoise(x, level, cond) returns one."),
-    Sampler: _class(Sampler, "ddim() is one."),
-    Schedule: _class(Schedule, "gj.schedules.cosine() is one."),
-    Step: _class(Step, "gj.Step(number, level, next, keys) is one."),
+    Prediction: class_kind(Prediction, "denoise(x, level, cond) returns one."),
+    Sampler: class_kind(Sampler, "ddim() is one."),
+    Schedule: class_kind(Schedule, "gj.schedules.cosine() is one."),
+    Step: class_kind(Step, "gj.Step(number, level, next, keys) is one."),
 }
 
 
@@ -443,6 +444,10 @@ Coefficients = TypeAliasType(
     ],
 )
 """The coefficients of `linear_reuse`."""
+Classify = TypeAliasType(
+    "Classify", Annotated[Callable[[Array, Array], Array], function_kind("x", "t", hint="it is (x, t) -> logits [B, classes].")]
+)
+"""`(x [B, ...], t [B]) -> logits [B, C]`: a noise-aware classifier."""
 
 CurveLike = TypeAliasType(
     "CurveLike",
@@ -470,3 +475,5 @@ Key = TypeAliasType("Key", Annotated[Array, Kind("one PRNG key", _key, "jax.rand
 """One PRNG key."""
 AtLevel = TypeAliasType("AtLevel", Annotated[NoiseLevel, Kind("a noise level", _level, "schedule(t) returns one.")])
 """One noise level for all samples, or one per sample."""
+Samples = TypeAliasType("Samples", Annotated[Array, array_kind("floating numbers, [B, ...]", jnp.floating, hint="scale images to [-1, 1] first.")])
+"""Clean data, `[B, ...]`."""

@@ -139,6 +139,22 @@ def check_finite(tree: Any, where: str) -> None:
             raise ValueError(f"{which} must be finite, got NaN or infinite values in {bad} of {held.size} places.")
 
 
+def check_addable(one: Any, other: Any) -> None:
+    """Raises unless a calibration is added to another one of the same levels.
+
+    Raises:
+      TypeError: if the other is something else.
+      ValueError: naming the levels of both.
+    """
+    if not isinstance(other, type(one)):
+        raise TypeError(f"a Calibration is added to another Calibration, got {told(other)}; gj.calibrate returns one.")
+    if not concrete((one, other)):
+        return
+    ratios = np.asarray(one.ratio), np.asarray(other.ratio)
+    if ratios[0].shape != ratios[1].shape or not np.allclose(*ratios, rtol=1e-3):
+        raise ValueError(f"two calibrations of other levels do not add up: sigma / alpha {ratios[0]} and {ratios[1]}.")
+
+
 def number(
     words: str = "",
     low: float | int = -LARGEST,

@@ -29,6 +29,26 @@ def predicted(network: Branches, x: Array, level: NoiseLevel, cond: Cond) -> Pre
     return jax.tree.map(lambda field: field.astype(x.dtype), prediction)
 
 
+def network_output(network: Any, x: Array, t: Array, cond: Cond, like: Array, *, times: int = 1) -> Array:
+    """What a network returns, in the dtype of the data; where it gives a variance too, with two times the channels.
+
+    Raises:
+      TypeError: if it is no array of floating numbers.
+      ValueError: if it has another shape.
+    """
+    t = jnp.broadcast_to(t, x.shape[:1])
+    with noting("the network", x=x, t=t, cond=cond):
+        out = network(x, t, cond)
+    if not hasattr(out, "shape") or not jnp.issubdtype(getattr(out, "dtype", bool), jnp.floating):
+        raise TypeError(f"what the network gives must be an array of floating numbers, got {told(out)}.")
+    shape = (*x.shape[:-1], times * x.shape[-1])
+    if out.shape != shape:
+        mend = "its output must be shaped as x. If it predicts a variance too, use gj.denoisers.learned_variance."
+        twice = f"learned_variance takes twice the channels, {shape}: what is predicted, then the variance, along the last axis."
+        raise ValueError(f"the network gave {out.shape} for x of shape {x.shape}, but {mend if times == 1 else twice}")
+    return out.astype(like.dtype)
+
+
 def check_prediction(prediction: object, x: Array, who: str) -> None:
     """Raises unless it is a `Prediction` whose halves are shaped as x.
 
@@ -331,84 +351,3 @@ def _check_alike(after: Any, before: Any, what: str, where: str) -> None:
         raise ValueError(
             f"{what} of shapes {specs[0]}, but it was of {specs[1]} before, as {where} gave it; a loop keeps them."
         )
-
-
-REWARD = "a finite number, or -inf where a particle must not be."
-
-
-def right_reward(reward: Array, x0: Array) -> Array:
-    """Whether each is a finite number or -inf, or of an x0 that is not finite itself."""
-    return (reward < jnp.inf) | ~jnp.isfinite(x0).all(tuple(range(1, x0.ndim)))
-
-
-def check_reward(reward: Array, x0: Array, level: NoiseLevel) -> None:
-    """Insists that a reward is a finite number or -inf, in a program that is `checked`."""
-    message = f"log_reward gave NaN or inf at sigma {{sigma}}, but must give {REWARD}"
-    insist(lambda: right_reward(reward, x0).all(), message, sigma=level.sigma)
-
-
-def check_particles(
-    size: int,
-    log_reward: Callable[..., Any] | None,
-    dead: Array,
-    unreal: Array,
-    least: Array,
-    ancestors: Array,
-    spread: Array,
-    error: Array,
-) -> None:
-    """Tells what is wrong with groups of particles; within a caller's jit as a warning, when it is known.
-
-    Raises:
-      ValueError: if all particles of a group have weight 0, or a reward is NaN or inf.
-    """
-
-    def tell(dead: Any, unreal: Any, least: Any, ancestors: Any, spread: Any, error: Any) -> str | None:
-        groups = f"of {len(dead)} groups of {size} particles"
-        if unreal.any():
-            name = getattr(log_reward, "__qualname__", repr(log_reward))
-            return (
-                f"feynman_kac: log_reward ({name}) gave NaN or inf in {unreal.sum()} {groups}, but must give {REWARD} "
-                "gj.checked tells at which noise level."
-            )
-        if dead.any():
-            return (
-                f"feynman_kac: in {dead.sum()} {groups} all particles are dead: log_reward is -inf for each at the end. "
-                "Take more particles, or a reward that is finite at levels of noise and leads there, or a guidance that does."
-            )
-        counted = np.minimum(least, ancestors)
-        if np.isnan(counted).any():
-            return (
-                f"feynman_kac: the weights are NaN in {np.isnan(counted).sum()} {groups}: x or a prediction is. gj.checked "
-                "tells after which step."
-            )
-        # Ten, a quarter of a small group, or a hundredth of a large one.
-        bad = counted < max(min(10, size / 4), size / 100)
-        if bad.any():
-            return (
-                f"feynman_kac: the weights degenerate in {bad.sum()} {groups}: at worst {np.min(least):.1f} of them counted, "
-                f"and all descend from {np.min(ancestors):.1f}. Such a group gives few samples many times, and its "
-                "log_normaliser is likely too low. Take more particles, a smaller scale, or an interval (low, high)."
-            )
-        mean, deviation = spread.mean(), np.sqrt((error**2).sum()) / len(error)
-        if abs(mean - 1) > max(0.1, 4 * deviation):
-            return (
-                f"feynman_kac: the particles are spread {mean:.2f} ± {deviation:.2f} times as wide as the score of the target "
-                "says; take more steps."
-            )
-        return None
-
-    def warn(*found: Any) -> None:
-        message = tell(*map(np.asarray, found))
-        if message is not None:
-            warnings.warn(message, stacklevel=4)
-
-    found = dead, unreal, least, ancestors, spread, error
-    if not concrete(found):
-        message = f"all particles of {{count}} of {len(dead)} groups are dead: log_reward is -inf for each of them at the end."
-        insist(lambda: ~dead.any(), message, count=dead.sum())
-        jax.debug.callback(warn, *found)
-        return
-    if dead.any() or unreal.any():
-        raise ValueError(tell(*map(np.asarray, found)))
-    warn(*found)

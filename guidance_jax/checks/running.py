@@ -14,8 +14,9 @@ from jax import Array
 
 from guidance_jax.arrays import at_least_float32, concrete
 from guidance_jax.base import Branches, Cond, Guidance, NoiseLevel, Sampler, State, Step
+from guidance_jax.checks.known import check_known
 from guidance_jax.checks.numbers import check_finite, check_shape
-from guidance_jax.checks.outcomes import check_state, predicted
+from guidance_jax.checks.outcomes import check_state
 from guidance_jax.checks.traced import all_finite, insist
 from guidance_jax.checks.words import article, call_it, check_takes, told, warn
 from guidance_jax.parts import calls
@@ -80,6 +81,22 @@ def check_run(
     if not tracing():
         warn_of_idle(guidance, levels)
     return networks, like
+
+
+def check_measured(
+    keys: Array, branches: Any, guidance: Guidance, x0: Array, levels: NoiseLevel
+) -> tuple[tuple[Branches, ...], Any]:
+    """Raises unless samples fit the branches that a guidance reads, and the levels at which these are measured.
+
+    Returns:
+      The networks, and the dtype to compute in: float32 at least.
+    """
+    networks = check_networks(branches)
+    check_levels(levels)
+    shape, dtype = check_start(keys, levels, x0)
+    like = jax.ShapeDtypeStruct(shape, at_least_float32(dtype))
+    check_branches(networks, guidance, like, keys)
+    return networks, like.dtype
 
 
 def check_shapes(parts: Any, x: jax.ShapeDtypeStruct | Array) -> None:
@@ -337,11 +354,10 @@ def check_branches(networks: tuple[Branches, ...], guidance: Guidance, x: jax.Sh
                     f"batch: {one} and {other}; make them alike, or give the network twice: (gj.branches(denoise, "
                     f"{first[0]}=...), gj.branches(denoise, {name}=...))."
                 )
-    # Tracing each branch alone, its condition known, lets a network check values that it cannot see inside the loop.
     for network in networks:
         for cond in network.conds.values():
-            if not callable(cond) and concrete(cond):
-                jax.eval_shape(lambda x, at, n=network, c=cond: predicted(n, x, at, c), x, level)
+            if not callable(cond):
+                check_known(network, cond, x, level)
 
 
 def _drawn(name: str, cond: Callable[[Step], Cond], step: Step) -> Any:

@@ -119,6 +119,7 @@ class Part:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         assert self.call is not None
         made = self.call.again()
+        made = made if isinstance(made, Part) else Function(made)
         for field in dataclasses.fields(made):
             if field.name != "call":
                 object.__setattr__(self, field.name, getattr(made, field.name))

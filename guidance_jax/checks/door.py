@@ -19,6 +19,7 @@ from guidance_jax.parts import Call, remembering, signature
 
 P = ParamSpec("P")
 R = TypeVar("R")
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -63,10 +64,11 @@ def also(check: Callable[..., None]) -> Rule:
     return "", check
 
 
-def door(*rules: Rule) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def door(*rules: Rule) -> Callable[[F], F]:
     """Checks the arguments of a public function against its annotations, then calls it.
 
-    Errors name the function and the parameter: `cfg: scale must be a finite number, ..., got the str '7.5'.`
+    Errors name the function and the parameter: `cfg: scale must be a finite number, ..., got the str '7.5'.` Of a class, its
+    constructor is checked.
 
     Args:
       *rules: Rules between parameters, `rule(words, holds)`.
@@ -76,14 +78,17 @@ def door(*rules: Rule) -> Callable[[Callable[P, R]], Callable[P, R]]:
       ValueError: If an argument is out of range, or a rule is broken.
     """
 
-    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+    def decorate(function: F) -> F:
+        if inspect.isclass(function):
+            function.__init__ = decorate(function.__init__)
+            return function
         enter = _Door(function, rules)
 
         @functools.wraps(function)
-        def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        def checked(*args: Any, **kwargs: Any) -> Any:
             return enter.called(enter(args, kwargs)[0])
 
-        return checked
+        return cast(F, checked)
 
     return decorate
 
@@ -109,7 +114,8 @@ class _Door:
     """The checks of one function."""
 
     def __init__(self, function: Callable[..., Any], rules: tuple[Rule, ...]) -> None:
-        self.function, self.name = function, getattr(function, "__qualname__", "?").rpartition(".")[2]
+        # `UNet.__init__` is the door of UNet.
+        self.function, self.name = function, getattr(function, "__qualname__", "?").removesuffix(".__init__").rpartition(".")[2]
         self.rules = [(words, holds, tuple(inspect.signature(holds).parameters)) for words, holds in rules]
 
     @functools.cached_property
@@ -157,7 +163,7 @@ class _Door:
         if not words:
             holds(*values)
             return
-        said = " and ".join(f"{name} {value if concrete(value) else 'traced'}" for name, value in zip(names, values, strict=True))
+        said = " and ".join(f"{name} {_said(value)}" for name, value in zip(names, values, strict=True))
         if not concrete(values):
             arrays = dict(zip(names, values, strict=True))
             told_of = " and ".join(f"{name} {{{name}}}" for name in names)
@@ -167,7 +173,7 @@ class _Door:
 
     def _unbound(self, error: str) -> str:
         """Why the arguments do not fit the parameters."""
-        parameters = signature(self.function).parameters
+        parameters = [name for name in signature(self.function).parameters if name != "self"]
         if missing := re.search(r"missing a required (?:\S+ )?argument: '(\w+)'", error):
             hint = getattr(self.kinds.get(missing[1]), "hint", "")
             return f"{self.name}: {missing[1]} is missing{'; ' + hint if hint else '.'}"
@@ -176,6 +182,11 @@ class _Door:
             mend = f"did you mean {close[0]}?" if close else f"it takes {', '.join(parameters)}."
             return f"{self.name}: there is no parameter {unknown[1]}; {mend}"
         return f"{self.name}: {error}; it takes {', '.join(parameters)}."
+
+
+def _said(value: Any) -> Any:
+    """A value in the error of a rule: itself, or the shape of a large array."""
+    return "traced" if not concrete(value) else told(value) if getattr(value, "size", 1) > 8 else value
 
 
 def scales_of(function: Any) -> dict[str, str]:

@@ -313,6 +313,15 @@ Network = TypeAliasType(
 )
 """`(x [B, ...], t [B], cond) -> output [B, ...]`, its parameters bound."""
 
+TreeNetwork = TypeAliasType(
+    "TreeNetwork",
+    Annotated[
+        Callable[[Any, Array, Any], Any],
+        Kind("a function", _network, "it is (tree of [B, ...], t [B], cond) -> tree of the same structure."),
+    ],
+)
+"""`(tree of [B, ...], t [B], cond) -> tree`, its parameters bound."""
+
 CurveLike = TypeAliasType(
     "CurveLike",
     Annotated[Calibration | Curve, Kind("a Calibration or a Curve", _curve, "gj.calibrate(keys, branches, x0, levels) measures one.")],

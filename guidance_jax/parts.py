@@ -12,6 +12,7 @@ Inside a trace the function is called again with the traced numbers.
 import dataclasses
 import functools
 import inspect
+import reprlib
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeVar
 
@@ -107,7 +108,7 @@ class Same:
         return id(self.value)
 
 
-@dataclasses.dataclass(frozen=True, slots=True, eq=False, repr=False)
+@dataclasses.dataclass(frozen=True, slots=True, weakref_slot=True, eq=False, repr=False)
 class Part:
     """What a public function returned, with the call that made it; without one, what a user's own constructor made."""
 
@@ -241,7 +242,10 @@ def _said(value: Any) -> str:
         return f"{value.dtype}[{','.join(map(str, value.shape))}]"
     if isinstance(value, Array) and not isinstance(value, jax.core.Tracer) and jnp.issubdtype(value.dtype, jnp.number):
         return repr(value.item())
-    return getattr(value, "__name__", "a function") if inspect.isroutine(value) else repr(value)
+    if inspect.isroutine(value):
+        return getattr(value, "__name__", "a function")
+    said = repr(value)
+    return said if len(said) <= 200 or isinstance(value, Part) else reprlib.repr(value)
 
 
 def _article(name: str) -> str:

@@ -164,7 +164,7 @@ class _Door:
             holds(*values)
             return
         said = " and ".join(f"{name} {_said(value)}" for name, value in zip(names, values, strict=True))
-        if not concrete(values):
+        if not all(concrete(value) or not hasattr(value, "dtype") for value in values):
             arrays = dict(zip(names, values, strict=True))
             told_of = " and ".join(f"{name} {{{name}}}" for name in names)
             insist(lambda: holds(**arrays), f"{self.name}: {words}, got {told_of}.", **arrays)
@@ -186,7 +186,8 @@ class _Door:
 
 def _said(value: Any) -> Any:
     """A value in the error of a rule: itself, or the shape of a large array."""
-    return "traced" if not concrete(value) else told(value) if getattr(value, "size", 1) > 8 else value
+    long = getattr(value, "size", 1) > 8 or len(str(value)) > 200
+    return "traced" if not concrete(value) else told(value) if long else value
 
 
 def scales_of(function: Any) -> dict[str, str]:

@@ -5,6 +5,7 @@ noise levels, and `sample` owns the loop.
 """
 
 import importlib
+import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 from guidance_jax import (
@@ -22,6 +23,7 @@ from guidance_jax import (
     spacings,
     targets,
     training,
+    trees,
 )
 from guidance_jax.base import Branches, Context, Guidance, NoiseLevel, Prediction, Sampler, Schedule, State, Step
 from guidance_jax.calibration import calibrate
@@ -219,6 +221,7 @@ __all__ = [
     "tcfg",
     "tfg",
     "training",
+    "trees",
     "tsg",
     "unipc",
     "universal",
@@ -227,7 +230,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """`networks` and `pretrained`, imported when they are first asked for: flax.nnx takes longer than all the rest."""
+    """`networks` and `pretrained`, imported when they are first asked for: flax.nnx takes longer than all the rest.
+
+    `__version__` is that of the installed package.
+    """
+    if name == "__version__":
+        return importlib.metadata.version(__name__)
     if name in ("networks", "pretrained"):
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

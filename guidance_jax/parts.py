@@ -12,6 +12,8 @@ Inside a trace the function is called again with the traced numbers.
 import dataclasses
 import functools
 import inspect
+import reprlib
+import reprlib
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeVar
 
@@ -109,7 +111,7 @@ class Same:
         return hash(self.key)
 
 
-@dataclasses.dataclass(frozen=True, slots=True, eq=False, repr=False)
+@dataclasses.dataclass(frozen=True, slots=True, weakref_slot=True, eq=False, repr=False)
 class Part:
     """What a public function returned, with the call that made it; without one, what a user's own constructor made."""
 
@@ -244,7 +246,8 @@ def _said(value: Any) -> str:
         return f"partial({_said(value.func)})"
     if callable(value) and not isinstance(value, Part):
         return getattr(value, "__name__", type(value).__name__)
-    return repr(value)
+    said = repr(value)
+    return said if len(said) <= 200 or isinstance(value, Part) else reprlib.repr(value)
 
 
 def _article(name: str) -> str:

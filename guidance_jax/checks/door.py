@@ -21,6 +21,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 Rule = tuple[str, Callable[..., Any]]
 KEYWORDS, SEVERAL = inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,10 +70,11 @@ def also(check: Callable[..., None]) -> Rule:
     return "", check
 
 
-def door(*rules: Rule) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def door(*rules: Rule) -> Callable[[F], F]:
     """Checks the arguments of a public function against its annotations, then calls it.
 
-    Errors name the function and the parameter: `cfg: scale must be a finite number, ..., got the str '7.5'.`
+    Errors name the function and the parameter: `cfg: scale must be a finite number, ..., got the str '7.5'.` Of a class, its
+    constructor is checked.
 
     Args:
       *rules: Rules between parameters, `rule(words, holds)`.
@@ -90,6 +92,9 @@ def part(*rules: Rule) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 
 def _decorated(rules: tuple[Rule, ...], remembers: bool, function: Callable[..., Any]) -> Any:
+    if inspect.isclass(function):
+        function.__init__ = _decorated(rules, False, function.__init__)
+        return function
     entrance = Entrance(function, rules)
 
     @functools.wraps(function)
@@ -106,8 +111,8 @@ class Entrance:
     """The checks of one function."""
 
     def __init__(self, function: Callable[..., Any], rules: tuple[Rule, ...]) -> None:
-        owner, _, name = getattr(function, "__qualname__", "?").rpartition(".")
-        self.function, self.name = function, owner if name == "__init__" else name
+        # `UNet.__init__` is the door of UNet.
+        self.function, self.name = function, getattr(function, "__qualname__", "?").removesuffix(".__init__").rpartition(".")[2]
         self.rules = [(words, holds, tuple(inspect.signature(holds).parameters)) for words, holds in rules]
 
     @functools.cached_property
@@ -172,21 +177,23 @@ class Entrance:
         elif not concrete(values):
             insist(lambda: holds(**values), message, **values)
         elif not np.all(holds(**values)):
-            raise ValueError(message.format(**{name: repr(v) if isinstance(v, str) else v for name, v in values.items()}))
+            raise ValueError(message.format(**{name: _short(value) for name, value in values.items()}))
 
     def _unbound(self, error: str) -> str:
         """Why the arguments do not fit the parameters."""
         name = (re.findall(r"'(\w+)'", error) or [""])[0]
         if "missing" in error:
             kind, _, _ = _read(self.hints.get(name))
-            return (
-                f"{self.name}: {name} is missing; {kind.hint or f'it must be {kind.expected}.'}"
-                if kind
-                else f"{self.name}: {name} is missing."
-            )
-        takes = f"it takes {', '.join(signature(self.function).parameters)}"
-        close = difflib.get_close_matches(name, signature(self.function).parameters, n=1) if name else ()
-        return f"{self.name}: {error}; {f'did you mean {close[0]}? ' if close else ''}{takes}."
+            return f"{self.name}: {name} is missing" + (f"; {kind.hint or f'it must be {kind.expected}.'}" if kind else ".")
+        parameters = [name for name in signature(self.function).parameters if name != "self"]
+        close = difflib.get_close_matches(name, parameters, n=1) if name else ()
+        mend = f"did you mean {close[0]}? " if close else ""
+        return f"{self.name}: {error}; {mend}it takes {', '.join(parameters)}."
+
+
+def _short(value: Any) -> Any:
+    """A value in the error of a rule: itself, or the shape of a large array."""
+    return told(value) if getattr(value, "size", 1) > 8 or len(str(value)) > 200 else repr(value) if isinstance(value, str) else value
 
 
 @functools.cache

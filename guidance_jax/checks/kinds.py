@@ -360,6 +360,29 @@ Integer = TypeAliasType("Integer", Annotated[ArrayLike, Kind("an integer, at lea
 Period = TypeAliasType("Period", Annotated[ArrayLike, Kind("an integer of at least 1", _period)])
 """One integer, at least 1, that is data."""
 
+
+def sizes(expected: str, low: int = 1, length: int | None = None) -> Kind:
+    """The kind of a sequence of whole numbers: shapes, widths, levels."""
+
+    def check(kind: Kind, value: Any, where: str) -> None:
+        whole = lambda each: isinstance(each, int | np.integer) and not isinstance(each, bool)
+        if not isinstance(value, list | tuple | np.ndarray) or not all(map(whole, value)):
+            kind.refuse(value, where)
+        if len(value) != (len(value) if length is None else length) or min(value, default=low) < low:
+            kind.refuse(value, where, ValueError, str(value))
+
+    return Kind(expected, check, fixed=True)
+
+
+Sizes = TypeAliasType("Sizes", Annotated[Sequence[int], sizes("a tuple of integers, each at least 1")])
+"""Several whole numbers, each at least 1."""
+Places = TypeAliasType("Places", Annotated[Sequence[int], sizes("a tuple of integers, each at least 0", 0)])
+"""Several whole numbers, counted from 0."""
+ImageShape = TypeAliasType("ImageShape", Annotated[Sequence[int], sizes("(height, width, channels) of one image", length=3)])
+"""`(H, W, C)`."""
+Compute = TypeAliasType("Compute", Annotated[str, choice("float32", "bfloat16")])
+"""What dense layers compute in."""
+
 Mask = TypeAliasType("Mask", Annotated[ArrayLike, number("a mask", 0, 1, scalar=False)])
 """A mask that broadcasts against x, its values in [0, 1]."""
 
@@ -448,6 +471,14 @@ Classify = TypeAliasType(
     "Classify", Annotated[Callable[[Array, Array], Array], function_kind("x", "t", hint="it is (x, t) -> logits [B, classes].")]
 )
 """`(x [B, ...], t [B]) -> logits [B, C]`: a noise-aware classifier."""
+TreeNetwork = TypeAliasType(
+    "TreeNetwork",
+    Annotated[
+        Callable[[Any, Array, Any], Any],
+        Kind("a function", _network, "it is (tree of [B, ...], t [B], cond) -> tree of the same structure."),
+    ],
+)
+"""`(tree of [B, ...], t [B], cond) -> tree`, its parameters bound."""
 
 CurveLike = TypeAliasType(
     "CurveLike",

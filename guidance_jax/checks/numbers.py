@@ -120,6 +120,23 @@ def check_scalar(value: Any, where: str) -> None:
         raise ValueError(f"{where} has shape {jnp.shape(value)}, but must be a scalar; use jax.vmap for several.")
 
 
+def check_form(value: Any, where: str, form: str, kind: Any = jnp.floating, hint: str = "") -> None:
+    """Raises unless a value is an array of a form, and not empty: `"B h w 4"`, a letter for an axis of any length.
+
+    Raises:
+      TypeError: If it is no array, or one of other numbers.
+      ValueError: If it has another shape.
+    """
+    axes = form.split()
+    array, mend = hasattr(value, "shape") and hasattr(value, "dtype"), f"; {hint}" if hint else "."
+    if array and (value.ndim != len(axes) or any(a.isdigit() and int(a) != n for a, n in zip(axes, value.shape, strict=True))):
+        raise ValueError(f"{where} must be [{', '.join(axes)}], got {told(value)}{mend}")
+    if array and 0 in value.shape:
+        raise ValueError(f"{where} is empty: it is {told(value)}.")
+    if not array or not jnp.issubdtype(value.dtype, kind):
+        raise TypeError(f"{where} must be an array of {kind.__name__} numbers, [{', '.join(axes)}], got {told(value)}{mend}")
+
+
 def check_finite(tree: Any, where: str) -> None:
     """Raises where an array, or a leaf of a pytree, has a known value that is not finite.
 

@@ -13,7 +13,6 @@ import dataclasses
 import functools
 import inspect
 import reprlib
-import reprlib
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeVar
 

@@ -9,9 +9,9 @@ from jax import Array
 
 from guidance_jax.base import Guidance, NoiseLevel, PathEnd, Sampler, State, Step
 from guidance_jax.checks.door import door
+from guidance_jax.checks.kinds import Keys
 from guidance_jax.checks.outcomes import check_step, warn_if_not_finite
 from guidance_jax.checks.running import check_run
-from guidance_jax.checks.traced import all_finite, insist
 from guidance_jax.guided import Networks, guide
 from guidance_jax.noise import IMAGE, SAMPLER, START, at_level, fold, normal
 from guidance_jax.programs import compiled
@@ -21,7 +21,7 @@ Trace = Callable[[State], Any]
 
 @door()
 def sample(
-    keys: Array,
+    keys: Keys,
     branches: Networks,
     guidance: Guidance,
     sampler: Sampler,
@@ -82,7 +82,7 @@ def sample(
 
 @door()
 def evaluations(
-    keys: Array,
+    keys: Keys,
     branches: Networks,
     guidance: Guidance,
     sampler: Sampler,
@@ -114,7 +114,7 @@ def evaluations(
 
 @door()
 def run(
-    keys: Array,
+    keys: Keys,
     branches: Networks,
     guidance: Guidance,
     sampler: Sampler,

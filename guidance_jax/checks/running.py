@@ -4,6 +4,7 @@ Values are checked only where they are known; inside a caller's `jit` the shapes
 """
 
 import difflib
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -13,10 +14,10 @@ import numpy as np
 from jax import Array
 
 from guidance_jax.arrays import at_least_float32, concrete
-from guidance_jax.base import Branches, Cond, Guidance, NoiseLevel, Sampler, State, Step
-from guidance_jax.checks.known import check_known
+from guidance_jax.base import Branches, Cond, Context, Derivative, Guidance, NoiseLevel, Prediction, Sampler, State, Step
+from guidance_jax.checks.known import check_known, has_labels
 from guidance_jax.checks.numbers import check_finite, check_shape
-from guidance_jax.checks.outcomes import check_state
+from guidance_jax.checks.outcomes import Asked, check_state, predicted
 from guidance_jax.checks.traced import all_finite, insist
 from guidance_jax.checks.words import article, call_it, check_takes, told, warn
 from guidance_jax.parts import calls
@@ -357,7 +358,19 @@ def check_branches(networks: tuple[Branches, ...], guidance: Guidance, x: jax.Sh
     for network in networks:
         for cond in network.conds.values():
             if not callable(cond):
-                check_known(network, cond, x, level)
+                # The condition is a constant of the trace, so its values are known in it.
+                ask = lambda x, at, n=network, c=cond: predicted(n, x, at, c)
+                check_known(network.denoise, cond, x, lambda ask=ask: jax.eval_shape(ask, x, level))
+    if has_labels(guidance):
+        check_known((), guidance, x, lambda: jax.eval_shape(functools.partial(_updated, guidance), x, step))
+
+
+def _updated(guidance: Guidance, x: Array, step: Step) -> Any:
+    """One update of a guidance, by predictions of 0."""
+    zero = Prediction(jnp.zeros_like(x), jnp.zeros_like(x))
+    slopes = {name: Derivative(jnp.zeros_like, jnp.zeros_like) for name in guidance.derivatives}
+    context = Context(x, step.level, step, zero, Asked(dict.fromkeys(guidance.needs, zero)), slopes)
+    return guidance.update(zero, guidance.init(x), context)
 
 
 def _drawn(name: str, cond: Callable[[Step], Cond], step: Step) -> Any:

@@ -20,7 +20,6 @@ from guidance_jax.arrays import concrete
 from guidance_jax.base import Branches, Denoiser, Guidance, NoiseLevel, Prediction, Sampler, Schedule, Step
 from guidance_jax.checks.door import CLASSES, Kind
 from guidance_jax.checks.numbers import LARGEST, check_finite, check_range, check_scalar, count, number, real
-from guidance_jax.checks.traced import insist
 from guidance_jax.checks.words import article, call_it, check_takes, noting, told
 from guidance_jax.curves import Calibration, Curve
 from guidance_jax.parts import Function
@@ -38,7 +37,7 @@ CLASSES |= {
     Branches: _class(Branches, "use gj.branches(denoise, cond=labels, uncond=null)."),
     Guidance: _class(
         Guidance,
-        "cfg(3.0) is one, chain(*parts) makes one of several, and chain() is none. That of a target is gj.targets.drift(target).",
+        "cfg(3.0) is one, chain(*parts) makes one of several, chain() is none. That of a target is gj.targets.drift(target).",
     ),
     Prediction: _class(Prediction, "denoise(x, level, cond) returns one."),
     Sampler: _class(Sampler, "ddim() is one."),

@@ -39,7 +39,7 @@ CLASSES |= {
     Branches: class_kind(Branches, "use gj.branches(denoise, cond=labels, uncond=null)."),
     Guidance: class_kind(
         Guidance,
-        "cfg(3.0) is one, chain(*parts) makes one of several, and chain() is none. That of a target is gj.targets.drift(target).",
+        "cfg(3.0) is one, chain(*parts) makes one of several, chain() is none. That of a target is gj.targets.drift(target).",
     ),
     Prediction: class_kind(Prediction, "denoise(x, level, cond) returns one."),
     Sampler: class_kind(Sampler, "ddim() is one."),
@@ -116,7 +116,9 @@ def choice(*names: str) -> Kind:
 
     def check(kind: Kind, value: Any, where: str) -> None:
         if not isinstance(value, Hashable) or value not in names:
-            kind.refuse(value, where, *(ValueError, repr(value)) if isinstance(value, str) else ())
+            kind.refuse(
+                value, where, ValueError if isinstance(value, str) else TypeError, repr(value) if isinstance(value, str) else ""
+            )
 
     return Kind(" or ".join(map(repr, names)), check)
 
@@ -205,12 +207,15 @@ def _name(kind: Kind, value: Any, where: str) -> None:
         kind.refuse(value, where)
 
 
-def _names(kind: Kind, value: Any, where: str) -> None:
-    if isinstance(value, str) or not isinstance(value, Collection):
-        kind.refuse(value, where)
-    for each in value:
-        if each is not None:
-            _BRANCH.check(_BRANCH, each, where)
+def _names(base: bool) -> Kind:
+    def check(kind: Kind, value: Any, where: str) -> None:
+        if isinstance(value, str) or not isinstance(value, Collection):
+            kind.refuse(value, where)
+        for each in value:
+            if each is not None or not base:
+                _BRANCH.check(_BRANCH, each, where)
+
+    return Kind("the names of branches, in a tuple", check, "of one branch, ('cond',).")
 
 
 def _integer(kind: Kind, value: Any, where: str) -> None:
@@ -389,11 +394,10 @@ Mask = TypeAliasType("Mask", Annotated[ArrayLike, number("a mask", 0, 1, scalar=
 _BRANCH = Kind("the name of a branch", _name, "conditions go to gj.branches(denoise, cond=labels, uncond=null).")
 Branch = TypeAliasType("Branch", Annotated[str, _BRANCH])
 """The name of a branch."""
-BranchNames = TypeAliasType(
-    "BranchNames",
-    Annotated[Collection[str | None], Kind("the names of branches, in a tuple", _names, "of one branch, ('cond',).")],
-)
+BranchNames = TypeAliasType("BranchNames", Annotated[Collection[str], _names(base=False)])
 """The names of branches, in a tuple or a set."""
+BranchesOrBase = TypeAliasType("BranchesOrBase", Annotated[Collection[str | None], _names(base=True)])
+"""As `BranchNames`; None stands for the base."""
 Predicts = TypeAliasType("Predicts", Annotated[str, choice("eps", "x0", "v", "score", "velocity")])
 """A parameterisation: what a network predicts."""
 ReverseVariance = TypeAliasType("ReverseVariance", Annotated[str, choice("small", "large", "learned")])

@@ -330,7 +330,7 @@ def check_branches(networks: tuple[Branches, ...], guidance: Guidance, x: jax.Sh
             raise ValueError(f"two networks both have a branch {name!r}; name every branch once.")
     check_named(guidance.needs | guidance.derivatives, networks)
     scalar: Any = jax.ShapeDtypeStruct((), x.dtype)
-    level = jax.tree.map(lambda _: scalar, NoiseLevel(*[jnp.zeros(())] * 3))
+    level = jax.eval_shape(lambda t: NoiseLevel(t, t, t), scalar)
     step = Step(jax.ShapeDtypeStruct((), jnp.int32), level, level, keys)  # pyright: ignore[reportArgumentType]
     for network in networks:
         conds = {name: _drawn(name, cond, step) if callable(cond) else cond for name, cond in network.conds.items()}

@@ -12,8 +12,8 @@ from typing_extensions import TypeAliasType
 from guidance_jax.arrays import divide, expand
 from guidance_jax.base import Context, Guidance, NoiseLevel, Prediction, Step
 from guidance_jax.checks.door import Rule, also, part, rule
-from guidance_jax.checks.kinds import Branch, BranchNames, Count, Mask, Predicts, Ratio, Scale, function_kind
-from guidance_jax.checks.outcomes import check_channels, check_mask, check_x0, warn_of_order
+from guidance_jax.checks.kinds import Branch, BranchesOrBase, BranchNames, Count, Mask, Predicts, Ratio, Scale, function_kind
+from guidance_jax.checks.outcomes import Asked, check_channels, check_mask, check_x0, warn_of_order
 from guidance_jax.checks.words import check_takes, noting
 from guidance_jax.denoisers import OUTPUTS, PREDICTS
 from guidance_jax.scales import at, at_level
@@ -109,7 +109,7 @@ def stateless(
     update: Update,
     needs: BranchNames = (),
     *,
-    derivatives: BranchNames = (),
+    derivatives: BranchesOrBase = (),
     own_space: str | None = None,
     shapes: bool = False,
 ) -> Guidance:
@@ -311,7 +311,7 @@ def in_space(predicts: Predicts, guidance: Guidance) -> Guidance:
         def view(p: Prediction) -> Prediction:
             return p.replace(x0=OUTPUTS[predicts](p.x0, p.eps, alpha, sigma))
 
-        seen, branches = view(prediction), type(context.branches)((name, view(p)) for name, p in context.branches.items())
+        seen, branches = view(prediction), Asked({name: view(p) for name, p in context.branches.items()})
         inside = context._replace(base=view(context.base), branches=branches, derivatives={}, space=predicts)
         guided, state = guidance.update(seen, state, inside)
         change = PREDICTS[predicts](guided.x0 - seen.x0, jnp.zeros_like(context.x), alpha, sigma)

@@ -430,18 +430,19 @@ def test_a_projected_point_cloud_keeps_zero_centre_of_mass(x64, name):
     x, along = gj.sample(keys(4), branches, gj.chain(), sampler, levels, shape, trace=lambda state: state.x)
     np.testing.assert_allclose(along.mean(2), 0, atol=1e-12)
     np.testing.assert_allclose(x.mean(1), 0, atol=1e-12)
-    assert (x.std(1) > 0.05).all()
+    assert (x.std((1, 2)) > 0.05).all()
 
 
 def test_the_noise_of_a_projected_sampler_is_standard_normal_in_the_subspace(x64):
     """So the law is that of the subspace: its variance, (N - 1) / N of the variance per coordinate, is the exact one."""
     branches, shape = points(2000)
     levels = gj.levels(gj.schedules.cosine(), 60, gj.spacings.karras())
-    x = gj.sample(keys(2000), branches, gj.chain(), gj.projected(gj.ddpm("large"), centred), levels, shape)
-    plain = centred(gj.sample(keys(2000), branches, gj.chain(), gj.ddpm("large"), levels, shape))
+    x = gj.sample(keys(2000), branches, gj.chain(), gj.projected(gj.heun_sde(), centred), levels, shape)
+    plain = centred(gj.sample(keys(2000), branches, gj.chain(), gj.heun_sde(), levels, shape))
     np.testing.assert_allclose(x, plain, atol=1e-12)
     covariance = jnp.einsum("bid,bjd->ij", x, x) / (3 * 2000)
-    np.testing.assert_allclose(covariance, 0.5 * (jnp.eye(5) - 1 / 5), atol=0.03)
+    np.testing.assert_allclose(covariance, 0.5 * (jnp.eye(5) - 1 / 5), atol=0.04)
+    np.testing.assert_allclose(jnp.trace(covariance) / 5, 0.4, atol=0.015)
 
 
 @pytest.mark.parametrize(

@@ -346,11 +346,11 @@ Spacing = TypeAliasType(
 )
 """`(schedule, steps) -> t [steps]`, decreasing."""
 Path = TypeAliasType(
-    "Path", Annotated[NoiseLevel, Kind("a path of noise levels", _path, "make it with gj.levels(schedule, steps, spacing).")]
+    "Path", Annotated[NoiseLevel, Kind("a NoiseLevel of [steps + 1] levels", _path, "gj.levels(schedule, steps, spacing) makes one.")]
 )
 """Noise levels, `[steps + 1]`."""
 Rates = TypeAliasType(
-    "Rates", Annotated[ArrayLike | Sequence[float], known(Kind("one-dimensional with every rate in (0, 1)", _rates))]
+    "Rates", Annotated[ArrayLike | Sequence[float], known(Kind("one-dimensional with every rate a number in (0, 1)", _rates))]
 )
 """Noise rates in (0, 1), `[steps]`, which are part of the structure."""
 

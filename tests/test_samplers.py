@@ -68,11 +68,15 @@ ROWS = {
         readings.ddpm(lambda beta, tilde: SHARE * np.log(beta) + (1 - SHARE) * np.log(tilde)),
     ),
     "euler": Row(lambda schedule: gj.euler(), readings.edm(False)),
-    "euler churn": Row(lambda schedule: gj.churn(gj.euler(), schedule, **CHURN), readings.edm(False, **EDM), 1, ("ddpm_linear", "edm")),
+    "euler churn": Row(
+        lambda schedule: gj.churn(gj.euler(), schedule, **CHURN), readings.edm(False, **EDM), 1, ("ddpm_linear", "edm")
+    ),
     "euler_ancestral": Row(lambda schedule: gj.euler_ancestral(), readings.euler_ancestral(1.0, 1.0)),
     "euler_ancestral eta": Row(lambda schedule: gj.euler_ancestral(0.6, noise_scale=1.1), readings.euler_ancestral(0.6, 1.1)),
     "heun": Row(lambda schedule: gj.heun(), readings.edm(True), 2),
-    "heun churn": Row(lambda schedule: gj.churn(gj.heun(), schedule, **CHURN), readings.edm(True, **EDM), 2, ("cosine", "flow")),
+    "heun churn": Row(
+        lambda schedule: gj.churn(gj.heun(), schedule, **CHURN), readings.edm(True, **EDM), 2, ("cosine", "flow")
+    ),
     "flow_heun": Row(lambda schedule: gj.flow_heun(), readings.flow_heun, 2),
     "dpmpp_2s": Row(lambda schedule: gj.dpmpp_2s(schedule), readings.dpmpp_2s(), 2, ("cosine", "edm")),
     "dpmpp_2s eta": Row(
@@ -347,7 +351,10 @@ def test_a_run_may_start_midway(x64):
         (lambda: gj.ddpm("medium"), "small"),
         (lambda: gj.churn(gj.heun(), gj.schedules.edm(), -0.1), r"churn: amount must be a number in \[0, inf\), got -0.1"),
         (lambda: gj.churn(gj.heun(), gj.schedules.edm(), jnp.ones(2)), "scalar"),
-        (lambda: gj.churn(gj.heun(), gj.schedules.edm(), 0.1, 2.0, 1.0), "churn: low must be at most high, got low 2.0 and high 1.0"),
+        (
+            lambda: gj.churn(gj.heun(), gj.schedules.edm(), 0.1, 2.0, 1.0),
+            "churn: low must be at most high, got low 2.0 and high 1.0",
+        ),
         (lambda: gj.euler_ancestral(-1.0), "euler_ancestral: eta"),
         (lambda: gj.dpmpp_2s(gj.schedules.edm(), noise_scale=-1.0), "dpmpp_2s: noise_scale"),
         (lambda: gj.dpmpp_sde(jnp.ones(2)), "dpmpp_sde: eta"),

@@ -257,7 +257,8 @@ def _of_kind(kind: Kind) -> _Reading:
     def check(value: Any, where: str) -> bool:
         kind.check(kind, value, where)
         if kind.fixed and not concrete(value):
-            raise ValueError(f"{where} must be known, since it is part of the structure, got a traced value; call {where.partition(':')[0]} outside of jit.")
+            mend = f"call {where.partition(':')[0]} outside of jit."
+            raise ValueError(f"{where} must be known, since it is part of the structure, got a traced value; {mend}")
         return kind.fixed or (kind.zero and isinstance(value, int | float) and value == 0)
 
     return _Reading(check, kind.hint, kind.guard, kind.each)

@@ -261,7 +261,9 @@ BoundScale = TypeAliasType("BoundScale", Annotated[ArrayLike | Level, scale_kind
 """As `Scale`, not negative, and infinite for no bound."""
 PerSample = TypeAliasType("PerSample", Annotated[ArrayLike, dataclasses.replace(number(scalar=False), each=True)])
 """One number, or one per sample `[B]`."""
-NonNegativePerSample = TypeAliasType("NonNegativePerSample", Annotated[ArrayLike, dataclasses.replace(number(low=0, scalar=False), each=True)])
+NonNegativePerSample = TypeAliasType(
+    "NonNegativePerSample", Annotated[ArrayLike, dataclasses.replace(number(low=0, scalar=False), each=True)]
+)
 """As `PerSample`, and not negative."""
 
 Number = TypeAliasType("Number", Annotated[ArrayLike, number()])
@@ -346,7 +348,8 @@ Spacing = TypeAliasType(
 )
 """`(schedule, steps) -> t [steps]`, decreasing."""
 Path = TypeAliasType(
-    "Path", Annotated[NoiseLevel, Kind("a NoiseLevel of [steps + 1] levels", _path, "gj.levels(schedule, steps, spacing) makes one.")]
+    "Path",
+    Annotated[NoiseLevel, Kind("a NoiseLevel of [steps + 1] levels", _path, "gj.levels(schedule, steps, spacing) makes one.")],
 )
 """Noise levels, `[steps + 1]`."""
 Rates = TypeAliasType(

@@ -93,10 +93,18 @@ ROWS: dict[str, Row] = {
         ValueError,
         r"karras spacing got 80.*0\.002.*sigma_min must be below",
     ),
-    "quadratic beyond the end": (lambda: gj.spacings.quadratic(1.5), ValueError, r"quadratic: reach.*above 0 and at most 1.*1\.5"),
+    "quadratic beyond the end": (
+        lambda: gj.spacings.quadratic(1.5),
+        ValueError,
+        r"quadratic: reach.*above 0 and at most 1.*1\.5",
+    ),
     "leading by a negative offset": (lambda: gj.spacings.leading(-1), ValueError, r"offset.*at least 0.*-1"),
     "leading by half a step": (lambda: gj.spacings.leading(0.5), TypeError, r"offset.*integer.*0\.5"),
-    "a path of a sampler": (lambda: gj.schedules.reverse(gj.ddim()), TypeError, r"a NoiseLevel.*got the Sampler ddim\(\).*gj\.levels"),
+    "a path of a sampler": (
+        lambda: gj.schedules.reverse(gj.ddim()),
+        TypeError,
+        r"a NoiseLevel.*got the Sampler ddim\(\).*gj\.levels",
+    ),
     "no level to reverse": (lambda: gj.schedules.reverse(LEVEL), ValueError, r"\[steps \+ 1\].*\(\)"),
     "a sigma for a time": (lambda: EDM(80.0), ValueError, r"time 80 is far outside.*-1\.55.* to 1\.09.*schedule\.at\(ratio\)"),
     "sigmas of another model": (

@@ -49,7 +49,11 @@ ROWS: dict[str, Row] = {
     "ddpm of a number": (lambda: gj.ddpm(0.5), TypeError, r"ddpm: variance.*'small' or 'large'.*0\.5"),
     "ddpm of a variance that nothing predicts": (lambda: stepped(gj.ddpm("learned")), ValueError, r"learned.*learned_variance"),
     "churn of before": (lambda: gj.heun(churn=0.2), TypeError, r"heun: there is no parameter churn"),
-    "churn without a schedule": (lambda: gj.churn(gj.heun()), TypeError, r"churn: schedule is missing; gj\.schedules\.cosine\(\)"),
+    "churn without a schedule": (
+        lambda: gj.churn(gj.heun()),
+        TypeError,
+        r"churn: schedule is missing; gj\.schedules\.cosine\(\)",
+    ),
     "churn without an amount": (lambda: gj.churn(gj.heun(), EDM), TypeError, r"churn: amount is missing"),
     "churn without a sampler": (lambda: gj.churn(EDM, 0.2), TypeError, r"churn: amount is missing|churn: sampler.*a Sampler"),
     "churn for the schedule": (lambda: gj.churn(gj.euler(), 0.2, EDM), TypeError, r"a Schedule, got the float 0\.2"),
@@ -170,7 +174,11 @@ ROWS: dict[str, Row] = {
         ValueError,
         r"projected: project must return the shape of x, \(2, 2\), got \(2, 1\)",
     ),
-    "a projection that is none": (lambda: gj.projected(gj.ddim(), X), TypeError, r"projected: project.*function, got float32\[2,2\]"),
+    "a projection that is none": (
+        lambda: gj.projected(gj.ddim(), X),
+        TypeError,
+        r"projected: project.*function, got float32\[2,2\]",
+    ),
     "a projection of a level": (
         lambda: gj.projected(gj.ddim(), lambda x, level: x),
         TypeError,

@@ -135,7 +135,8 @@ class Entrance:
         def enter(kind: Kind, value: Any, where: str) -> Any:
             kind.check(kind, value, where)
             if kind.fixed and not concrete(value):
-                raise ValueError(f"{where} is part of the structure and must be known, got a traced value; call {self.name} outside of jit.")
+                got = "got a traced value"
+                raise ValueError(f"{where} must be known, since it is part of the structure, {got}; call {self.name} outside of jit.")
             if kind.fixed or (kind.zero and isinstance(value, int | float) and value == 0):
                 fixed.append(name)
             return kind.guard(value, where) if kind.guard else value

@@ -326,7 +326,9 @@ ElementScale = TypeAliasType("ElementScale", Annotated[ArrayLike | Level, datacl
 """As `Scale`, or shaped as x or as one sample. Its values are checked where it is evaluated, by `check_elements`."""
 PerSample = TypeAliasType("PerSample", Annotated[ArrayLike, dataclasses.replace(number(scalar=False), each=True)])
 """One number, or one per sample `[B]`."""
-NonNegativePerSample = TypeAliasType("NonNegativePerSample", Annotated[ArrayLike, dataclasses.replace(number(low=0, scalar=False), each=True)])
+NonNegativePerSample = TypeAliasType(
+    "NonNegativePerSample", Annotated[ArrayLike, dataclasses.replace(number(low=0, scalar=False), each=True)]
+)
 """As `PerSample`, and not negative."""
 PositivePerSample = TypeAliasType("PositivePerSample", Annotated[ArrayLike, number(above=0, scalar=False)])
 """As `PerSample`, and positive."""
@@ -456,11 +458,12 @@ Spacing = TypeAliasType(
 )
 """`(schedule, steps) -> t [steps]`, decreasing."""
 Path = TypeAliasType(
-    "Path", Annotated[NoiseLevel, Kind("a path of noise levels", _path, "make it with gj.levels(schedule, steps, spacing).")]
+    "Path",
+    Annotated[NoiseLevel, Kind("a NoiseLevel of [steps + 1] levels", _path, "gj.levels(schedule, steps, spacing) makes one.")],
 )
 """Noise levels, `[steps + 1]`."""
 Rates = TypeAliasType(
-    "Rates", Annotated[ArrayLike | Sequence[float], known(Kind("one-dimensional with every rate in (0, 1)", _rates))]
+    "Rates", Annotated[ArrayLike | Sequence[float], known(Kind("one-dimensional with every rate a number in (0, 1)", _rates))]
 )
 """Noise rates in (0, 1), `[steps]`, which are part of the structure."""
 Coefficients = TypeAliasType(

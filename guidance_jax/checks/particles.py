@@ -149,7 +149,9 @@ def check_draws(deviation: Any) -> None:
       ValueError: naming samplers that draw.
     """
     if isinstance(deviation, int | float) and deviation == 0:
-        raise ValueError("feynman_kac weighs by ratios of kernels here, but this sampler draws nothing; use ddpm(), ddim(1.0), ...")
+        raise ValueError(
+            "feynman_kac weighs by ratios of kernels here, but this sampler draws nothing; use ddpm(), ddim(1.0), ..."
+        )
 
 
 def rewards(log_reward: Callable[..., Any], x0: Array, level: NoiseLevel) -> Array:

@@ -16,10 +16,10 @@ from guidance_jax.checks.likelihood import (
     ONE_BY_ONE,
     SHAPE,
     check_data,
+    check_diffrax,
     check_guided,
     check_ode,
     check_probes,
-    check_diffrax,
 )
 from guidance_jax.checks.traced import all_finite
 from guidance_jax.guided import Networks, guide

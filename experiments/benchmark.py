@@ -3,7 +3,8 @@
 `python -m experiments.benchmark`. The bare network is called, jitted, at the batch that guidance gives it, as often as the
 guided run evaluates it; both are timed in turn and the ratio is the median over the pairs. What an interval or a classifier
 needs besides, the network at the batch without guidance or the classifier's gradient, counts as work of the bare side, in
-running and in compiling. A second table has a row for every method, on the DiT.
+running and in compiling. A second table has a row for every method, on the DiT. A third one is of `sample` outside of `jit`:
+what it compiles anew, and how often it traces the network under differently gated guidances.
 """
 
 import dataclasses
@@ -41,6 +42,8 @@ class Config:
     """Whether to time every network with the four usual ways of guidance."""
     methods: bool = True
     """Whether to time every method on the DiT, over half the steps."""
+    programs: bool = True
+    """Whether to count what `sample` outside of `jit` compiles, on the toy network."""
     smoke: bool = False
     """A run of seconds, that shows the way but no result."""
 
@@ -259,7 +262,7 @@ def measure_methods(case: Case, config: Config) -> list[dict[str, Any]]:
         return out, pull(out)
 
     at = jnp.ones((b, *case.shape)), jnp.full(b, 0.5), labels
-    schedule_at = lambda t: gj.schedules.cosine()(0.5)._replace(t=t[0])
+    schedule_at = lambda t: gj.schedules.cosine()(0.5).replace(t=t[0])
     pull = call(jax.grad(lambda x, weights, t: log_prob(weights)(x, schedule_at(t)).sum()), at[0], weights, at[1])
     forward = {n: network(n) for n in range(1, 5)}
     forward_backward = call(both_ways, params, *at)
@@ -273,7 +276,7 @@ def measure_methods(case: Case, config: Config) -> list[dict[str, Any]]:
         # In how many steps all branches were asked for; in the others the base alone was.
         full = (evaluations - steps) // (n - 1) if n > 1 else 0
         calls = [(forward[n], full), (forward[1], steps - full)]
-        if guidance.pullback:
+        if guidance.derivatives:
             calls = [(forward_backward, steps), (forward[max(n - 1, 1)], full)]
         if method in ("classifier", "mean_shift"):
             calls.append((pull, steps))
@@ -293,12 +296,46 @@ def measure_methods(case: Case, config: Config) -> list[dict[str, Any]]:
             {
                 "method": method,
                 "evaluations": evaluations,
-                "backward": steps if guidance.pullback else 0,
+                "backward": steps if guidance.derivatives else 0,
                 "bare_s": float(np.median([one for one, _ in pairs])),
                 "guided_s": float(np.median([two for _, two in pairs])),
                 "ratio": float(np.median([two / one for one, two in pairs])),
             }
         )
+    return rows
+
+
+def measure_programs(case: Case, config: Config, gates: int = 7) -> list[dict[str, Any]]:
+    """Seconds and traces of the network for calls of `sample` outside of `jit`, one after another."""
+    apply, params = gj.networks.from_nnx(case.network(nnx.Rngs(0)))
+    levels = gj.levels(gj.schedules.cosine(), config.steps, gj.spacings.karras())
+    labels, traces, rows = jnp.arange(case.batch) % CLASSES, [], []
+    null = jnp.full_like(labels, CLASSES)
+
+    def network(params: Any, x: Array, t: Array, cond: Array) -> Array:
+        traces.append(x.shape)
+        return apply(params, x, t, cond)
+
+    def run(call: str, guidance: gj.Guidance, params: Any = params, seed: int = 0, weak: int = 1) -> None:
+        denoise = gj.denoiser(jax.tree_util.Partial(network, params), predicts="v")
+        branches = gj.branches(denoise, cond=labels, **{f"uncond{i}": null for i in range(weak)})
+        keys = jax.random.split(jax.random.key(seed), case.batch)
+        traces.clear()
+        took = seconds(lambda: gj.sample(keys, branches, guidance, gj.ddim(), levels, case.shape))
+        rows.append({"call": call, "seconds": took, "traces": len(traces)})
+
+    def gated(scale: float, count: int = 1, high: float = 5.0) -> gj.Guidance:
+        parts = (gj.during(gj.cfg(scale, uncond=f"uncond{i}"), 0.1 * (i + 1), high + i) for i in range(count))
+        return gj.chain(*parts)
+
+    run("first", gated(2.0))
+    run("second", gated(2.0))
+    run("another scale", gated(3.0))
+    run("another interval", gated(3.0, high=4.0))
+    run("other parameters", gated(3.0), jax.tree.map(lambda leaf: 0.9 * leaf, params))
+    run("another key", gated(3.0), seed=1)
+    for count in range(1, (2 if config.smoke else gates) + 1):
+        run(f"first of {count} intervals", gj.chain(gated(2.0, count), gj.chain()), weak=count)
     return rows
 
 
@@ -313,6 +350,8 @@ def main(config: Config) -> dict[str, Any]:
             results["cases"][name] = measure(case, config)
     if config.methods:
         results["methods"] = measure_methods(CASES["DiT"], config)
+    if config.programs:
+        results["programs"] = measure_programs(CASES["MLP, toy"], config)
     results["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(
         f"\n{config.steps} DDIM steps on {results['device']}; ratio: guided run / bare network, median of {config.pairs} pairs"
@@ -337,6 +376,11 @@ def main(config: Config) -> dict[str, Any]:
                 f"  {row['method']:28} {row['evaluations']:12d} {row['backward']:9d} {row['bare_s']:7.3f}"
                 f" {row['guided_s']:9.3f} {row['ratio']:7.3f}"
             )
+    if config.programs:
+        print("\nsample outside of jit, on the toy network; how often the network is traced")
+        print("  call                           seconds  traces")
+        for row in results["programs"]:
+            print(f"  {row['call']:28} {row['seconds']:9.4f} {row['traces']:7d}")
     print(f"Peak memory of the process: {results['peak_memory_mb']:.0f} MB.")
     (config.out / "benchmark.json").write_text(json.dumps(results, indent=1))
     return results

@@ -35,7 +35,7 @@ CLEAN = gj.NoiseLevel(*map(jnp.float32, (0.0, 1.0, 0.0)))
 COLOURS = {"CFG": BLUE, "classifier": MUTED, "interval": GREEN, "APG": ORANGE, "calibrated": PURPLE, "autoguidance": GREEN}
 SCANS = {
     "interval": {"low": (0.0, 0.15, 0.3), "high": (0.4, 0.5, 0.7, 1.0, 1.5, 3.0)},  # sigma / alpha
-    "APG": {"beta": (0.0, -0.5, -0.75), "most": (0.1, 0.2, 0.35, 0.5)},
+    "APG": {"beta": (0.0, -0.5, -0.75), "max_norm": (0.1, 0.2, 0.35, 0.5)},
 }
 
 
@@ -182,7 +182,7 @@ def methods(config: Config, world: World) -> dict[str, Callable[..., Any]]:
         "CFG": lambda y, w: (two(exact, y), gj.cfg(w)),
         "classifier": lambda y, w: (one(exact, uncond=jnp.full_like(y, -1)), by_posterior(y, w)),
         "interval": lambda y, w, low, high: (two(exact, y), gj.during(gj.cfg(w), low, high)),
-        "APG": lambda y, w, beta, most: (two(exact, y), gj.apg(w, beta=beta, most=most)),
+        "APG": lambda y, w, beta, max_norm: (two(exact, y), gj.apg(w, beta=beta, max_norm=max_norm)),
         "calibrated": lambda y, w: (two(exact, y), gj.cfg(gj.scales.calibrated(curve, w))),
         "under-fitted": lambda y, w: (one(blurred, cond=y), gj.chain()),
         "under-fitted, CFG": lambda y, w: (two(blurred, y), gj.cfg(w)),

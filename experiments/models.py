@@ -193,7 +193,7 @@ WAYS = {
     "cfg": Way("CFG", ("denoiser",), _contrast(gj.cfg)),
     "interval": Way("CFG in an interval", ("denoiser",), _contrast(lambda w: gj.during(gj.cfg(w), *INTERVAL))),
     "rescale": Way("CFG, rescaled", ("denoiser",), _contrast(lambda w: gj.chain(gj.cfg(w), gj.rescale(0.7)))),
-    "apg": Way("APG", ("denoiser",), _contrast(lambda w: gj.apg(w, most=2.5))),
+    "apg": Way("APG", ("denoiser",), _contrast(lambda w: gj.apg(w, max_norm=2.5))),
     "cfg_zero_star": Way("CFG-Zero*", ("denoiser",), _contrast(gj.cfg_zero_star)),
     "autoguidance": Way("autoguidance", ("denoiser", "early"), _weaker),
     "early": Way("under-trained", ("early",), _conditional),

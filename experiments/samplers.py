@@ -143,7 +143,7 @@ class World:
                 "CFG": gj.cfg(scale),
                 "thresholded": gj.chain(gj.cfg(scale), gj.dynamic_threshold(100.0, self.reach)),
                 "rescaled": gj.chain(gj.cfg(scale), gj.rescale(0.7)),
-                "APG": gj.apg(scale, most=1.0),
+                "APG": gj.apg(scale, max_norm=1.0),
                 "interval": gj.during(gj.cfg(scale), LOW, HIGH),
             }[way.guidance]
             state, _ = gj.run(keys, branches, guidance, way.sampler, levels, (self.config.dimension,))

@@ -33,7 +33,7 @@ READ, HELD_OUT = "train[50%:]", "test"
 WAYS: dict[str, Callable[[Any], gj.Guidance]] = {
     "CFG": gj.cfg,
     "CFG in an interval": lambda scale: gj.during(gj.cfg(scale), 0.3, 8.0),
-    "APG": lambda scale: gj.apg(scale, most=2.5),
+    "APG": lambda scale: gj.apg(scale, max_norm=2.5),
     "CFG-Zero*": gj.cfg_zero_star,
 }
 

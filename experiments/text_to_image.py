@@ -30,7 +30,7 @@ WAYS: dict[str, Callable[[Any], gj.Guidance]] = {
     "calibrated": gj.cfg,
     "interval": lambda scale: gj.during(gj.cfg(scale), 0.28, 5.42),
     "rescale": lambda scale: gj.chain(gj.cfg(scale), gj.rescale(0.7)),
-    "apg": lambda scale: gj.apg(scale, most=7.5),
+    "apg": lambda scale: gj.apg(scale, max_norm=7.5),
     "cfg_zero_star": gj.cfg_zero_star,
     "tcfg": gj.tcfg,
 }
@@ -129,7 +129,7 @@ def program(model: text_to_image.Model, config: Config, size: tuple[int, int]) -
         sampler, start, channels = SAMPLERS[config.sampler](), model.latents(*size), None
         if image is not None:
             z = model.encode_image(params, image)
-            start = gj.diffuse(keys, z, jax.tree.map(lambda field: field[0], path))
+            start = gj.diffuse(keys, z, path[0])
             if known is not None and not model.added:
                 sampler = gj.inpaint(sampler, z, model.mask(known))
         if model.added:

@@ -147,7 +147,7 @@ def arguments(config: Config, world: World, curve: gj.Calibration, name: str, ke
         "CFG": (both, gj.cfg(scale)),
         "classifier": (uncond, gj.classifier(posterior, scale)),
         "interval": (both, gj.during(gj.cfg(scale), *config.interval)),
-        "APG": (both, gj.apg(scale, most=0.2)),
+        "APG": (both, gj.apg(scale, max_norm=0.2)),
         "calibrated": (both, calibrated),
         "both": ((both, weak), gj.chain(calibrated, gj.autoguidance(3.0))),
     }[name]

@@ -22,13 +22,15 @@ from guidance_jax.base import (
 )
 from guidance_jax.checks.door import door
 from guidance_jax.checks.kinds import Denoise
-from guidance_jax.checks.outcomes import Asked, check_update, predicted
+from guidance_jax.checks.outcomes import Asked, Slopes, check_update, predicted
 from guidance_jax.checks.running import (
     check_conditions,
     check_inputs,
+    check_level,
     check_memory,
     check_named,
     check_networks,
+    check_shapes,
     check_state_given,
 )
 from guidance_jax.guidance.algebra import wants
@@ -84,6 +86,7 @@ class Guided(NamedTuple):
     def __call__(self, x: Array, level: NoiseLevel, memory: Memory | None = None, *, next: NoiseLevel | None = None) -> Any:
         """The guided prediction at x; with a memory, `(prediction, the memory after it)`."""
         check_inputs(x, level, "guided")
+        check_shapes(self.guidance, x)
         check_memory(self.guidance, x, memory)
         guidance, number = self.init(x) if memory is None else memory
         keys = jax.random.split(jax.random.key(0, impl="threefry2x32"), len(x)) if self.keys is None else self.keys
@@ -122,10 +125,10 @@ def guided(branches: Networks, guidance: Guidance, keys: Array | None = None) ->
       >>> for level, after in zip(path[:-1], path[1:]):
       ...     prediction = denoise(x, level)
       ...     x = after.alpha * prediction.x0 + after.sigma * prediction.eps  # Euler's method
-      >>> print(x.round(1))
-      [[4.4]]
+      >>> print(x.round())
+      [[4.]]
     """
-    check_named(guidance.needs, check_networks(branches))
+    check_named(guidance.needs | guidance.derivatives, check_networks(branches))
     return Guided(branches, guidance, keys)
 
 
@@ -172,7 +175,7 @@ def guide(branches: Networks, guidance: Guidance, step: Step) -> GuidedDenoiser:
     networks = check_networks(branches)
 
     def guided(state: State, level: NoiseLevel) -> tuple[Prediction, State, Context]:
-        check_state_given(state)
+        check_state_given(state, guidance)
         prediction, remembered, context, count = look(networks, guidance, step, state.x, level, state.guidance)
         after = state._replace(guidance=remembered, evaluations=state.evaluations + count, x0=prediction.x0)
         return prediction, after, context
@@ -200,7 +203,7 @@ def evaluate(
       branches: One `Branches`, or a tuple of them.
       x: `[B, ...]`.
       step: The step of the sampler, for conditions that are functions of it.
-      level: The level of x, scalar.
+      level: The level of x: one for all samples, or one per sample.
       wanted: `{name: True, or a boolean scalar}`. If the scalar is false the branch is not evaluated, and the base's
         prediction stands in its place. Several different scalars compile three copies of a network at most: all branches
         together, the base alone, and one branch at a time where they differ.
@@ -225,16 +228,18 @@ def evaluate(
       [[1.]] [[0.]] 2
     """
     networks = check_networks(branches)
-    check_named(wanted, networks, "evaluate is asked for")
+    check_named({*wanted, *derivatives}, networks, "evaluate is asked for")
+    check_level(level, x)
     base = next(iter(networks[0].conds))
     gates = {base: True, **{name: gate for name, gate in wanted.items() if name != base}}
     known: dict[str, Prediction] = {}
-    slopes: dict[str | None, Derivative] = {}
+    slopes = Slopes()
     count: Array | int = 0
-    for name in derivatives:
-        network = next(network for network in networks if (name or base) in network.conds)
-        known[name or base], slopes[name] = _differentiated(network, name or base, x, step, level)
+    for name in sorted({name or base for name in derivatives}):
+        network = next(network for network in networks if name in network.conds)
+        known[name], slopes[name] = _differentiated(network, name, x, step, level)
         count = count + 1
+    slopes |= {None: slopes[base]} if base in slopes else {}
     for network in networks:
         mine = {name: gates[name] for name in network.conds if name in gates and name not in known}
         if mine:
@@ -305,6 +310,7 @@ def _together(network: Branches, x: Array, level: NoiseLevel, conds: dict[str, C
         stacked = jnp.stack(parts, axis=1)
         return stacked.reshape(batch * count, *stacked.shape[2:])
 
+    level = jax.tree.map(lambda field: merge(*[field] * count) if field.ndim else field, level)  # one per sample, or one
     prediction = predicted(network, merge(*[x] * count), level, jax.tree.map(merge, *given))
     parts = jax.tree.map(lambda merged: merged.reshape(batch, count, *merged.shape[1:]), prediction)
     return {name: jax.tree.map(lambda part, i=i: part[:, i], parts) for i, name in enumerate(conds)}

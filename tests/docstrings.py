@@ -21,7 +21,10 @@ EQUATION = re.compile(r"`[^`]*( = |<-|==| [-+*/<>] |\^|\||min\(|exp\(|mean of )[
 SOURCE = re.compile(r'arXiv:\d{4}\.\d{4,5}|openreview \w+|doi:\S+|(19|20)\d\d, (\w+, )?"')
 SHOWN = re.compile(r">>> [^\n]*\n(  (>>>|\.\.\.)[^\n]*\n)*  (?!>>>|\.\.\.)\S")
 SENTENCE = re.compile(r"\.(\s|$)")
-ARRAYS = re.compile(r"\b(Array|ArrayLike|Features|Scale)\b")
+ENTRY = re.compile(r"[^a-z].*\.\s*$", re.DOTALL)
+"""An entry of `Args` as a sentence: a capital letter, or code, and a full stop."""
+ARRAYS = re.compile(r"\b(Array|ArrayLike|Features)\b")
+"""Of what shape a `Scale` or `Labels` is stands once, where the kind is defined."""
 JAXTYPED = re.compile(r"\b(Float|Int|Bool|Integer|Shaped|Num)\[")
 BARE = re.compile(r"\b(Array|Any|tuple|dict|list)\b")
 
@@ -129,11 +132,18 @@ def raised(value: Any, seen: frozenset[Any] = frozenset()) -> set[str]:
             if isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name):
                 owner = value.__qualname__.partition(".")[0] if node.func.value.id == "self" else node.func.value.id
                 called = getattr(names.get(owner), node.func.attr, None)
-            if inspect.isfunction(called) and inspect.unwrap(called).__module__.startswith("guidance_jax"):
-                found |= raised(called, seen | {value}) - {"TypeError"}
+            # What is called, and what it is given to call.
+            for one in (called, *(names.get(given.id) for given in node.args if isinstance(given, ast.Name))):
+                if inspect.isfunction(one) and inspect.unwrap(one).__module__.startswith("guidance_jax"):
+                    found |= raised(one, seen | {value}) - {"TypeError"}
         return found
 
     return of(tree(value))
+
+
+def at_the_door(value: Any) -> bool:
+    """Whether a function's arguments are checked by its annotations: whether `door` or `part` decorates it."""
+    return inspect.isfunction(value) and hasattr(value, "__wrapped__") and bool(tree(value).decorator_list)
 
 
 def lacking(value: Any, doc: str | None, ours: bool = False, silent: bool = False) -> list[str]:
@@ -149,8 +159,9 @@ def lacking(value: Any, doc: str | None, ours: bool = False, silent: bool = Fals
         return ["a docstring"]
     parts, lacks = sections(doc), lacking_words(value, doc)
     code = " ".join(re.findall(r"`[^`]*`", parts[""]))
-    lacks += [f"field {name}" for name, told in fields(value).items() if not told and not re.search(rf"\b{name}\b", code)]
     kinds, given = parameters(value), entries(parts.get("Args", ""))
+    untold = [name for name, told in fields(value).items() if not told and name not in given]
+    lacks += [f"field {name}" for name in untold if "Args" in parts or not re.search(rf"\b{name}\b", code)]
     lacks += [f"the shape of {name}" for name, told in given.items() if shapeless(kinds.get(name, ""), told)]
     if not returned(value, parts):
         lacks.append("Returns")
@@ -178,6 +189,8 @@ def lacking_words(value: Any, doc: str | None) -> list[str]:
     told = {*given, *(parameters(other) if other else ()), *(re.findall(r"`(\w+)`", parts[""]) if "Args" not in parts else ())}
     lacks += [f"Args: {name}" for name in known if name not in told]
     lacks += [f"Args: {name} is no parameter" for name in given if name not in known and name not in fields(value)]
+    if at_the_door(value):
+        lacks += [f"Args: {name} is no sentence" for name, told in given.items() if not ENTRY.match(told)]
     return lacks + [f"Raises: {error}" for error in sorted(raised(value) - errors(parts.get("Raises", "")))]
 
 

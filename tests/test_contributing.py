@@ -49,7 +49,7 @@ def test_a_skeleton_does_what_it_says(skeleton):
 
 def test_a_skeleton_is_documented(skeleton):
     assert not lacking(skeleton, skeleton.__doc__)
-    names = {name: getattr(gj, name) for name in gj.__all__} | {"jax": jax, skeleton.__name__: skeleton}
+    names = {"gj": gj, "jax": jax, "jnp": jnp, "np": np, skeleton.__name__: skeleton}
     test = doctest.DocTestParser().get_doctest(skeleton.__doc__, names, skeleton.__name__, None, 0)
     assert test.examples
     assert not doctest.DocTestRunner().run(test).failed

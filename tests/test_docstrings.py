@@ -1,8 +1,11 @@
 """Every public name has its sentence, equation, parameters with shapes, errors, example and source; faults are seen."""
 
+import ast
 import doctest
 import importlib
 import inspect
+import itertools
+import pydoc
 import re
 import types
 from pathlib import Path
@@ -10,11 +13,15 @@ from pathlib import Path
 import docstrings
 import pytest
 from docstrings import lacking, public
+from typing_extensions import TypeAliasType
 
 import guidance_jax as gj
+from guidance_jax.checks import kinds
 
 ROOT = Path(__file__).parent.parent
 PUBLIC = public()
+KINDS = {name: value for name, value in vars(kinds).items() if isinstance(value, TypeAliasType)}
+"""The annotations that say what a parameter accepts."""
 
 TYPES = (
     *(
@@ -33,8 +40,8 @@ TYPES = (
     *("likelihood.Encoding", "metrics.Moments", "metrics.Neighbours", "particles.Particles", "targets.Target"),
     *("networks.DiTConfig", "networks.Perturbed", "networks.Tokens", "networks.UNetConfig"),
 )
-LOOP = ("branches", "checked", "evaluate", "evaluations", "guide", "levels", "run", "sample")
-ALGEBRA = ("add", "amplify", "chain", "relative_to", "stateless", "unless_one")
+LOOP = ("branches", "checked", "evaluate", "evaluations", "guide", "guided", "levels", "run", "sample")
+ALGEBRA = ("add", "amplify", "chain", "direction", "masked", "relative_to", "source", "stateless", "unless_one")
 TEXTBOOK = (
     "metrics.accuracy",
     "metrics.moments",
@@ -106,6 +113,16 @@ def test_what_the_readme_and_the_experiments_use_is_public():
             assert second in module.__all__, f"{first}.{second}"
 
 
+def test_every_kind_says_what_it_accepts():
+    """In a sentence below it; so no parameter has to."""
+    body = ast.parse(inspect.getsource(kinds)).body
+    told = {ast.unparse(one.targets[0]): after for one, after in itertools.pairwise(body) if isinstance(one, ast.Assign)}
+    assert len(KINDS) > 20
+    for name in KINDS:
+        assert isinstance(told[name], ast.Expr), name
+        assert docstrings.SENTENCE.search(ast.literal_eval(told[name].value)), name
+
+
 def test_doctest_finds_every_example():
     """`test_documents` runs what doctest finds in each module."""
     for name, value in PUBLIC.items():
@@ -139,15 +156,17 @@ def without(doc, part):
     [
         ("cfg", lambda doc: "", "a docstring"),
         ("cfg", lambda doc: doc.replace("guidance.\n", "guidance\n", 1), "a first sentence"),
-        ("cfg", lambda doc: doc.replace("`D = uncond + scale (cond - uncond)`, in", "In", 1), "an equation"),
+        ("cfg", lambda doc: doc.replace("`D = uncond + scale (cond - uncond)`", "A weighted sum.", 1), "an equation"),
         ("cfg", lambda doc: re.sub(r"      scale: .*?(?=      cond:)", "", doc, flags=re.DOTALL), "Args: scale"),
         ("cfg", lambda doc: doc.replace("      cond: ", "      condition: "), "Args: condition is no parameter"),
-        ("cfg", lambda doc: doc.replace("scale: `()` or `[B]`, or", "scale: a number or"), "the shape of scale"),
+        ("cfg", lambda doc: doc.replace("cond: The branch", "cond: the branch"), "Args: cond is no sentence"),
+        ("cfg", lambda doc: doc.replace("use about 7.5.", "use about 7.5"), "Args: scale is no sentence"),
+        ("Guidance", lambda doc: doc.replace("      needs: ", "      reads: "), "field needs"),
         ("cfg", lambda doc: doc.replace("ValueError:", "KeyError:"), "Raises: ValueError"),
         ("cfg", lambda doc: doc.replace("      [[3. 1.]]\n", ""), "an Example"),
         ("cfg", lambda doc: re.sub(r"arXiv:\S+", "a paper", doc.replace("2022,", "")), "a Reference"),
         ("metrics.fid", lambda doc: without(doc, "Raises"), "Raises: ValueError"),
-        ("heun", lambda doc: doc.replace("`()`, included", "included"), "the shape of low"),
+        ("evaluate", lambda doc: doc.replace("x: `[B, ...]`.", "x: The samples."), "the shape of x"),
         ("training.ema", lambda doc: without(doc, "Returns"), "Returns"),
         ("sample", lambda doc: doc.replace("ImportError:", "If"), "Raises: ImportError"),
         ("run", lambda doc: without(doc, "Args"), "Args: keys"),
@@ -187,5 +206,20 @@ def test_a_field_or_method_without_a_word_is_seen():
     assert docstrings.raised(gj.oracles.GaussianMixture.sample) == {"ValueError"}
 
 
+def test_the_types_of_the_core_tell_their_fields_under_args():
+    for kind in (gj.Guidance, gj.NoiseLevel, gj.Prediction, gj.Sampler, gj.Schedule):
+        assert set(docstrings.entries(docstrings.sections(kind.__doc__)["Args"])) == set(docstrings.fields(kind)), kind
+
+
 def test_help_shows_names_and_not_what_they_stand_for():
-    assert str(inspect.signature(gj.cfg)).startswith("(scale: Scale, *, cond: str = 'cond', uncond: str = 'uncond') -> ")
+    """Kinds by their short names, through the decorator: in a signature, in an editor, in `help`."""
+    assert str(inspect.signature(gj.cfg)).startswith("(scale: Scale, *, cond: Branch = 'cond', uncond: Branch = 'uncond') -> ")
+    assert "(scale: Scale, *, cond: Branch = 'cond'" in pydoc.render_doc(gj.cfg, renderer=pydoc.plaintext)
+    decorated = {name: value for name, value in PUBLIC.items() if docstrings.at_the_door(value)}
+    assert set(decorated) >= {"cfg", "during", "guided", "sample", "source"}
+    for name, value in decorated.items():
+        shown, given = str(inspect.signature(value)), docstrings.parameters(value)
+        assert (value.__name__, list(inspect.signature(value).parameters)) == (name.rpartition(".")[2], list(given)), name
+        assert not re.search(r"Annotated|Kind\(|TypeAliasType|<function|<lambda>", shown), (name, shown)
+        for parameter, kind in given.items():
+            assert kind not in KINDS or re.search(rf"\b{parameter}: {kind}\b", shown), (name, shown)

@@ -53,7 +53,23 @@ def test_the_readmes_code_does_what_it_says():
     from_nothing = run(names["contrast"](3.0), names["euler"]())
     np.testing.assert_allclose(from_nothing, run(gj.cfg(3.0), gj.ddim()), rtol=1e-5, atol=1e-5)
 
+    two, edm = classes(m, labels), gj.levels(gj.schedules.edm(), 40, gj.spacings.karras())
+    x = 80 * jax.random.normal(jax.random.key(0), (3, 3))
+    for guidance in (gj.cfg(3.0), gj.chain(gj.cfg(3.0), gj.momentum(-0.5))):
+        looped = names["looped"](two, guidance, x, edm)
+        np.testing.assert_allclose(looped, gj.sample(keys(3), two, guidance, gj.ddim(), edm, x), rtol=1e-4, atol=1e-4)
+    solved, ours = names["solved"](two, gj.cfg(3.0), x), gj.sample(keys(3), two, gj.cfg(3.0), gj.dpmpp_3m(), edm, x)
+    assert np.abs(solved - ours).max() < 0.05 < np.abs(looped - ours).max()
+
     denoise = gj.denoiser(lambda x, t, y: jnp.tanh(x), predicts="v")
+    guidance, scales = names["guidance"], jnp.array([1.0, 3.0])
+    assert f"print(guidance)  # {guidance}\n" in (ROOT / "README.md").read_text()
+    grid = names["over"](jax.vmap(gj.cfg)(scales), denoise, keys(2), jnp.array([3, 7]))
+    alone = [names["contents"](gj.cfg(scale), denoise, keys(2), jnp.array([3, 7])) for scale in scales]
+    np.testing.assert_allclose(grid, jnp.stack(alone), rtol=1e-5)
+    slope = names["slope"](guidance, denoise, keys(2), jnp.array([3, 7]))
+    assert jax.tree.structure(slope) == jax.tree.structure(guidance)
+
     classify = lambda x, t: x.reshape(len(x), -1)[:, :10]
     samples = names["classifier_guided"](classify, denoise, keys(2), jnp.array([3, 7]), 200.0)
     assert (samples.reshape(2, -1)[:, :10].argmax(1) == jnp.array([3, 7])).all()
@@ -69,8 +85,7 @@ def test_the_readmes_code_does_what_it_says():
     edited, predictions, latent = names["edit"](denoise, keys(2), image, labels, 0.5, 1.0)
     assert predictions.shape == (10, 2, 28, 28, 1)
     assert np.abs(edited - predictions[-1]).max() < 0.2 < np.abs(edited - image).max()
-    down = jax.tree.map(lambda field: field[:-1], names["levels"])
-    back = gj.sample(keys(2), gj.branches(denoise, cond=labels), gj.chain(), gj.heun(), down, latent)
+    back = gj.sample(keys(2), gj.branches(denoise, cond=labels), gj.chain(), gj.heun(), names["levels"][:-1], latent)
     assert np.abs(back - image).max() < 0.05 < np.abs(latent - image).max()
     near = gj.oracles.GaussianMixture(0.3 * m.means, jnp.tile(jnp.eye(3), (5, 1, 1)), jnp.ones(5), m.labels)
     found = names["weighed"](near.denoise, keys(512), 0, 2.0)

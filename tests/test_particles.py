@@ -559,7 +559,7 @@ def test_bad_input_is_told():
         (lambda: run(targets.annealed(2.0), levels=flow), "at alpha = 0"),
         (lambda: run(targets.rewarded(tilted, lambda x0, level: x0)), r"log_reward gave shape \(8, 1\)"),
         (lambda: run(sampler=gj.recur(gj.ddpm(), 2)), "takes steps again"),
-        (lambda: run(sampler=gj.heun(schedule, churn=0.2)), "moves x"),
+        (lambda: run(sampler=gj.churn(gj.heun(), schedule, 0.2)), "moves x"),
         (lambda: run(sampler=gj.predictor_corrector(gj.ddim())), "follows the base alone"),
         (lambda: run(branches=classes(m, jnp.arange(8) % 3)), "branch 'cond' differs within a group of 4"),
         (lambda: inspect.unwrap(targets.product)({"cond": lambda level: 2.0}), "function of the level"),

@@ -244,22 +244,28 @@ for column, (name, (apply, params)) in zip(axes.T, trained.items(), strict=True)
 plt.show()
 
 # %% [markdown]
-# ## A guidance method in eight lines
+# ## A guidance method in one line, or in six
 #
-# A method reads the predictions of its branches and changes the prediction that the sampler sees. This one is CFG whose
-# push on $x_0$ is never longer than `most`; $\epsilon$ follows from $x = \alpha x_0 + \sigma \epsilon$.
+# A method is its formula. The predictions of the branches are vectors, so CFG is one line:
 
 
 # %%
-def bounded_cfg(scale, most):
-    def update(prediction, context):
-        cond, uncond = context.branches["cond"].x0, context.branches["uncond"].x0
-        push = (scale - 1) * (cond - uncond)
-        push = push * jnp.minimum(1, most / jnp.linalg.norm(push, axis=1, keepdims=True))
-        ratio = context.level.alpha / context.level.sigma
-        return prediction._replace(x0=prediction.x0 + push, eps=prediction.eps - ratio * push)
+def contrast(scale):
+    return gj.source(lambda c, u, w: u + w * (c - u), "cond", "uncond", w=scale)
 
-    return gj.stateless(update, needs=("cond", "uncond"))
+
+# %% [markdown]
+# A formula that is not linear returns an array, the new $x_0$; $\epsilon$ follows from $x = \alpha x_0 + \sigma \epsilon$.
+# This one is CFG whose push on $x_0$ is never longer than `bound`:
+
+
+# %%
+def bounded_cfg(scale, bound):
+    def formula(c, u, w, bound):
+        push = (w - 1) * (c.x0 - u.x0)
+        return c.x0 + push * jnp.minimum(1, bound / jnp.linalg.norm(push, axis=1, keepdims=True))
+
+    return gj.source(formula, "cond", "uncond", w=scale, bound=bound)
 
 
 # %% [markdown]
@@ -292,10 +298,10 @@ apply, params = trained["Flax NNX"]
 denoise = gj.denoiser(functools.partial(apply, params), predicts="v")
 branches = gj.branches(denoise, cond=labels, uncond=jnp.full_like(labels, CLASSES))
 runs = {
-    "cfg, dpmpp_2m": (gj.cfg(2.0), gj.dpmpp_2m()),
-    "bounded_cfg, dpmpp_2m": (bounded_cfg(2.0, most=0.1), gj.dpmpp_2m()),
-    "bounded_cfg, noisy_ddim": (bounded_cfg(2.0, most=0.1), noisy_ddim(0.3)),
-    "during, bounded_cfg, noisy_ddim": (gj.during(bounded_cfg(2.0, most=0.1), 0.2, 2.0), noisy_ddim(0.3)),
+    "contrast, dpmpp_2m": (contrast(2.0), gj.dpmpp_2m()),
+    "bounded_cfg, dpmpp_2m": (bounded_cfg(2.0, bound=0.1), gj.dpmpp_2m()),
+    "bounded_cfg, noisy_ddim": (bounded_cfg(2.0, bound=0.1), noisy_ddim(0.3)),
+    "during, bounded_cfg, noisy_ddim": (gj.during(bounded_cfg(2.0, bound=0.1), 0.2, 2.0), noisy_ddim(0.3)),
 }
 _, axes = plt.subplots(1, 4, figsize=(12, 3.3), layout="constrained")
 for axis, (name, (guidance, sampler)) in zip(axes, runs.items(), strict=True):

@@ -130,7 +130,7 @@ FAMILIES = {
         "fdg": lambda w: gj.fdg((1.0, w)),
         "fresca": lambda w: gj.fresca(w, 0.4, 1.0),
         "cfg_zero_star": gj.cfg_zero_star,
-        "apg": lambda w: gj.apg(w, most=0.3),
+        "apg": lambda w: gj.apg(w, max_norm=0.3),
         "cfg_pp": lambda w: gj.cfg_pp(w / 4),
         "feedback": lambda w: gj.feedback(0.9),
         "reg": lambda w: gj.reg(gj.cfg(w)),

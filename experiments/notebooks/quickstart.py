@@ -295,5 +295,5 @@ plt.show()
 #
 # - *every_method* has all methods of the library in one picture, with the law that they are after.
 # - *bring_your_own* guides your network, and writes a method, a sampler and a classifier of your own.
-# - Replace `gj.cfg(scale)` by `gj.apg(scale, most=2.5)` or `gj.during(gj.cfg(scale), 0.2, 5.0)`, and `gj.dpmpp_2m()` by
+# - Replace `gj.cfg(scale)` by `gj.apg(scale, max_norm=2.5)` or `gj.during(gj.cfg(scale), 0.2, 5.0)`, and `gj.dpmpp_2m()` by
 #   any other sampler.

@@ -162,7 +162,7 @@ show({f"w = {scale:g}": some for scale, some in zip(SCALES, images, strict=True)
 WAYS = {
     "CFG": gj.cfg,
     "interval": lambda scale: gj.during(gj.cfg(scale), 0.28, 5.42),
-    "APG": lambda scale: gj.apg(scale, most=7.5 if published else 2.5),
+    "APG": lambda scale: gj.apg(scale, max_norm=7.5 if published else 2.5),
     "CFG-Zero*": gj.cfg_zero_star,
 }
 texts = [prompt for prompt in PROMPTS for _ in range(EACH)]

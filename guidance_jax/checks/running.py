@@ -4,7 +4,6 @@ Values are checked only where they are known; inside a caller's `jit` the shapes
 """
 
 import difflib
-import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -19,7 +18,7 @@ from guidance_jax.checks.known import check_known
 from guidance_jax.checks.numbers import check_finite, check_shape
 from guidance_jax.checks.outcomes import check_state
 from guidance_jax.checks.traced import all_finite, insist
-from guidance_jax.checks.words import article, call_it, check_takes, told
+from guidance_jax.checks.words import article, call_it, check_takes, told, warn
 from guidance_jax.parts import calls
 from guidance_jax.programs import tracing
 
@@ -69,7 +68,7 @@ def check_run(
     check_schedule_of(sampler, levels)
     shape, dtype = check_start(keys, levels, start)
     like = jax.ShapeDtypeStruct(shape, at_least_float32(dtype))
-    check_shapes(guidance, like)
+    check_shapes((guidance, sampler), like)
     check_branches(networks, guidance, like, keys)
     if before is not None:
         check_state(before, sampler, guidance, like)
@@ -100,9 +99,9 @@ def check_measured(
     return networks, like.dtype
 
 
-def check_shapes(guidance: Guidance, x: jax.ShapeDtypeStruct) -> None:
-    """Raises where a number that a guidance was made with is neither `()` nor `[B]`."""
-    for call in calls(guidance):
+def check_shapes(parts: Any, x: jax.ShapeDtypeStruct | Array) -> None:
+    """Raises where a number that a guidance or a sampler was made with is neither `()` nor `[B]`."""
+    for call in calls(parts):
         for where, value in call.function.entrance.scales(call.arguments):  # pyright: ignore[reportFunctionMemberAccess]
             check_shape(value, x, where)
 
@@ -110,9 +109,9 @@ def check_shapes(guidance: Guidance, x: jax.ShapeDtypeStruct) -> None:
 def warn_of_idle(guidance: Guidance, levels: NoiseLevel) -> None:
     """Warns where a guidance does nothing in this run: an interval without a level, a shaper that has nothing to shape."""
     if guidance.shapes:
-        warnings.warn(
-            f"{guidance!r} only changes what others add, and nothing is added: put a source before it, as in chain(cfg(3.0), rescale(0.7)).",
-            stacklevel=5,
+        warn(
+            f"{guidance!r} only changes what others add, and nothing is added; put a source before it, as in chain(cfg(3.0), "
+            "rescale(0.7))."
         )
     if not concrete(levels):
         return
@@ -120,10 +119,9 @@ def warn_of_idle(guidance: Guidance, levels: NoiseLevel) -> None:
     for call in calls(guidance):
         bounds = call.arguments.get("low"), call.arguments.get("high", np.inf)
         if call.function.__name__ == "during" and concrete(bounds) and not ((ratio > bounds[0]) & (ratio <= bounds[1])).any():
-            warnings.warn(
+            warn(
                 f"{call!r} guides nowhere: no step of this run begins in the interval, its sigma / alpha go from "
-                f"{ratio.max():.4g} to {ratio.min():.4g}. Bounds are sigma / alpha, and not t.",
-                stacklevel=5,
+                f"{ratio.max():.4g} to {ratio.min():.4g}. Bounds are sigma / alpha, and not t."
             )
 
 
@@ -310,14 +308,14 @@ def _check_network(network: Any, name: str, mend: str) -> None:
         raise TypeError(f"{name} must be a Branches, got {told(network)}{call_it(network)}; {mend}")
 
 
-def check_named(needs: Iterable[str], networks: tuple[Branches, ...], who: str = "the guidance reads") -> None:
+def check_named(needs: Iterable[str | None], networks: tuple[Branches, ...], who: str = "the guidance reads") -> None:
     """Raises where a branch is read that is not there.
 
     Raises:
       ValueError: naming it, those that are there, and the one that may be meant.
     """
     names = [name for network in networks for name in network.conds]
-    for name in sorted(set(needs) - set(names)):
+    for name in sorted(set(needs) - {None, *names}, key=str):
         close = difflib.get_close_matches(name, set(names) - set(needs), n=1)
         hint = f"Did you mean {close[0]!r}? " if close else ""
         hint += f"Name its condition, gj.branches(denoise, {name}=...), or tell the method what it is called."
@@ -329,7 +327,7 @@ def check_branches(networks: tuple[Branches, ...], guidance: Guidance, x: jax.Sh
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"two networks both have a branch {name!r}; name every branch once.")
-    check_named(guidance.needs, networks)
+    check_named(guidance.needs | guidance.derivatives, networks)
     scalar: Any = jax.ShapeDtypeStruct((), x.dtype)
     level = jax.tree.map(lambda _: scalar, NoiseLevel(*[jnp.zeros(())] * 3))
     step = Step(jax.ShapeDtypeStruct((), jnp.int32), level, level, keys)  # pyright: ignore[reportArgumentType]
@@ -403,23 +401,37 @@ def check_memory(guidance: Guidance, x: Array, memory: Any) -> None:
       ValueError: naming how to make it.
       TypeError: if it is something else.
     """
-    if memory is None and jax.tree.leaves(jax.eval_shape(guidance.init, x)):
-        raise ValueError(
-            f"guided: {guidance!r} remembers what it did from step to step; make its memory once, memory = denoise.init(x), and "
-            "pass it on: prediction, memory = denoise(x, level, memory)."
-        )
-    if memory is not None and not (isinstance(memory, tuple) and hasattr(memory, "number")):
+    begun = jax.eval_shape(guidance.init, x)
+    if memory is None:
+        if jax.tree.leaves(begun):
+            raise ValueError(
+                f"guided: {guidance!r} remembers what it did from step to step; make its memory once, "
+                "memory = denoise.init(x), and pass it on: prediction, memory = denoise(x, level, memory)."
+            )
+    elif not (isinstance(memory, tuple) and hasattr(memory, "number")):
         raise TypeError(f"guided: memory must be what denoise.init(x) returns, or the call before, got {told(memory)}.")
+    elif jax.tree.map(jnp.shape, memory.guidance) != jax.tree.map(jnp.shape, begun):
+        raise ValueError(
+            f"guided: memory must be of this guidance, {guidance!r}, and of x {x.shape}: denoise.init(x) makes it, and each call "
+            "returns the next one."
+        )
 
 
-def check_state_given(state: Any) -> None:
-    """Raises unless a sampler gives its state to the guided denoiser.
+def check_state_given(state: Any, guidance: Guidance) -> None:
+    """Raises unless a sampler gives its state to the guided denoiser, and in it what the guidance remembers.
 
     Raises:
       TypeError: telling what it gave.
+      ValueError: if the guidance remembers something else.
     """
     if not isinstance(state, State):
         raise TypeError(
             f"the denoiser of a step takes (state, level), got {told(state)} for the state; state._replace(x=x) has another x. "
             "In a loop of your own, use gj.guided(branches, guidance)(x, level)."
+        )
+    begun = jax.eval_shape(guidance.init, state.x)
+    if jax.tree.structure(state.guidance) != jax.tree.structure(begun):
+        raise ValueError(
+            f"state.guidance is {jax.tree.map(told, state.guidance)}, but {guidance!r} remembers {jax.tree.map(told, begun)}; "
+            "a run begins with State(x, ..., guidance=guidance.init(x), ...)."
         )

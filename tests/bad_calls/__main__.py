@@ -9,7 +9,7 @@ import traceback
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-TABLES = ("running", "guiding", "models", "pretrained", "solvers", "measures", "jobs")
+TABLES = ("running", "own_loop", "guiding", "models", "pretrained", "solvers", "measures", "jobs")
 
 
 def told(call) -> dict:

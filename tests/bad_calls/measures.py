@@ -310,7 +310,7 @@ ROWS: dict[str, Row] = {
     ),
     "kernels of a sampler without": (lambda: particles(kernels=True, sampler=gj.heun()), ValueError, r"kernels.*ddpm\(\)"),
     "kernels that draw nothing": (lambda: particles(kernels=True, sampler=gj.ddim()), ValueError, r"draws nothing.*ddpm\(\)"),
-    "weights of churn": (lambda: particles(sampler=gj.euler(EDM, churn=0.2)), ValueError, r"churn, recurrence.*heun_sde"),
+    "weights of churn": (lambda: particles(sampler=gj.churn(gj.euler(), EDM, 0.2)), ValueError, r"churn, recurrence.*heun_sde"),
     "weights of an unguided predictor": (
         lambda: particles(sampler=gj.predictor_corrector(gj.ddpm())),
         ValueError,

@@ -1,0 +1,140 @@
+"""`gj.guided`: the guided denoiser in loops of one's own gives what our samplers give."""
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from worlds import classes, keys, mixture
+
+import guidance_jax as gj
+
+LABELS = jnp.array([0, 1, 2])
+
+
+def world():
+    """A mixture's branches, EDM's schedule, and noise to start from."""
+    x = 20.0 * jax.vmap(lambda key: jax.random.normal(key, (3,)))(keys(3))
+    return classes(mixture(), LABELS), gj.schedules.edm(0.02, 20.0), x
+
+
+def levels(schedule, steps):
+    """A path to the schedule's least noise, and not to 0, where an ODE in sigma has no end."""
+    return gj.levels(schedule, steps, gj.spacings.karras())[:-1]
+
+
+def solved(denoise, schedule, x, high, low):
+    """The ODE `dx / dsigma = eps` by diffrax, to a tolerance far below the test's."""
+    slope = diffrax.ODETerm(lambda sigma, x, args: denoise(x, schedule.at(sigma)).eps)
+    control = diffrax.PIDController(rtol=1e-8, atol=1e-8)
+    solution = diffrax.diffeqsolve(slope, diffrax.Dopri8(), high, low, None, x, stepsize_controller=control, max_steps=10_000)
+    return solution.ys[-1]
+
+
+SOLVERS = {"dpmpp_2m": (gj.dpmpp_2m, 2000), "heun": (gj.heun, 400)}
+GUIDANCES = {"nothing": gj.chain, "cfg": lambda: gj.cfg(3.0), "rescaled": lambda: gj.chain(gj.cfg(3.0), gj.rescale(0.7))}
+
+
+@pytest.mark.parametrize("sampler", SOLVERS)
+@pytest.mark.parametrize("guidance", GUIDANCES)
+def test_an_ode_solver_arrives_where_our_samplers_do(x64, sampler, guidance):
+    branches, schedule, x = world()
+    guidance, (make, steps) = GUIDANCES[guidance](), SOLVERS[sampler]
+    path = levels(schedule, steps)
+    ours = gj.sample(keys(3), branches, guidance, make(), path, x)
+    theirs = jax.jit(lambda x: solved(gj.guided(branches, guidance), schedule, x, path.sigma[0], path.sigma[-1]))(x)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_the_ode_in_a_time_of_its_own(x64):
+    """Rectified flow by its velocity: `dx / dt = eps - x0`, from t = 1 to 0, is EDM's ODE in other coordinates."""
+    branches, schedule, x = world()
+    flow = gj.schedules.flow()
+    high, low = (flow.at(ratio).t for ratio in (20.0, 0.02))
+
+    def velocity(t, x, args):
+        prediction = gj.guided(branches, gj.cfg(3.0))(x, flow(t))
+        return prediction.eps - prediction.x0
+
+    control = diffrax.PIDController(rtol=1e-8, atol=1e-8)
+    start = flow(high).alpha * x
+    solution = diffrax.diffeqsolve(
+        diffrax.ODETerm(velocity), diffrax.Dopri8(), high, low, None, start, stepsize_controller=control, max_steps=10_000
+    )
+    expected = solved(gj.guided(branches, gj.cfg(3.0)), schedule, x, 20.0, 0.02)
+    np.testing.assert_allclose(solution.ys[-1] / flow(low).alpha, expected, rtol=1e-5, atol=1e-5)
+
+
+REMEMBERING = {
+    "momentum": lambda: gj.chain(gj.cfg(3.0), gj.momentum(-0.5)),
+    "reuse": lambda: gj.reuse(gj.cfg(3.0), 3),
+    "adaptive": lambda: gj.adaptive(gj.cfg(3.0), 0.9),
+    "two that remember": lambda: gj.chain(gj.reuse(gj.cfg(3.0), 2), gj.momentum(0.3)),
+}
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("name", REMEMBERING)
+def test_what_remembers_does_in_our_own_loop_what_it_does_in_sample(x64, name, compiled):
+    """DDIM step by step, the memory passed in and out."""
+    branches, schedule, x = world()
+    guidance, path = REMEMBERING[name](), levels(schedule, 8)
+    denoise = gj.guided(branches, guidance)
+
+    def step(x, memory, level, after):
+        prediction, memory = denoise(x, level, memory, next=after)
+        return after.alpha * prediction.x0 + after.sigma * prediction.eps, memory
+
+    step = jax.jit(step) if compiled else step
+    along, memory, expected = x, denoise.init(x), []
+    for level, after in zip(path[:-1], path[1:], strict=True):
+        along, memory = step(along, memory, level, after)
+        expected.append(along)
+    ours, trace = gj.sample(keys(3), branches, guidance, gj.ddim(), path, x, trace=lambda state: state.x)
+    assert int(memory.number) == len(path) - 1
+    np.testing.assert_allclose(trace, jnp.stack(expected), rtol=1e-10, atol=1e-10)
+    forgetful = [denoise(x, path[0], denoise.init(x))[0].x0, denoise(x, path[0], memory)[0].x0]
+    assert np.abs(forgetful[0] - forgetful[1]).max() > 1e-3, "the memory changes nothing, so that the test could not fail"
+    np.testing.assert_allclose(ours, along, rtol=1e-10, atol=1e-10)
+
+
+def test_without_a_memory_where_nothing_is_remembered_and_with_one_too():
+    branches, schedule, x = world()
+    denoise, level = gj.guided(branches, gj.cfg(3.0)), schedule.at(2.0)
+    alone = denoise(x, level)
+    assert isinstance(alone, gj.Prediction)
+    along, memory = denoise(x, level, denoise.init(x))
+    np.testing.assert_array_equal(alone.x0, along.x0)
+    assert int(memory.number) == 1
+
+
+def test_a_level_for_every_sample():
+    branches, schedule, x = world()
+    denoise, ratios = gj.guided(branches, gj.cfg(3.0)), jnp.array([0.5, 2.0, 8.0])
+    each = [denoise(x, schedule.at(ratio)).x0[i] for i, ratio in enumerate(ratios)]
+    np.testing.assert_allclose(denoise(x, schedule.at(ratios)).x0, jnp.stack(each), rtol=1e-5, atol=1e-5)
+
+
+def test_a_guidance_that_draws_draws_by_the_keys_that_are_given():
+    branches, schedule, x = world()
+    guidance = gj.lgd(lambda x0: -(x0**2).sum(1), 0.1, draws=2)
+    at = lambda *given: gj.guided(branches, guidance, *given)(x, schedule.at(2.0)).eps
+    np.testing.assert_array_equal(at(), at())
+    np.testing.assert_array_equal(at(keys(3)), at(keys(3)))
+    assert np.abs(at() - at(keys(3, 5))).max() > 1e-6
+
+
+def test_it_is_differentiated_through():
+    """The gradient of a run by Euler's method in the scale, against a difference quotient."""
+    branches, schedule, x = world()
+    path = gj.levels(schedule, 6, gj.spacings.karras())
+
+    def end(scale):
+        denoise, along = gj.guided(branches, gj.cfg(scale)), x
+        for level, after in zip(path[:-1], path[1:], strict=True):
+            prediction = denoise(along, level)
+            along = after.alpha * prediction.x0 + after.sigma * prediction.eps
+        return along.sum()
+
+    quotient = (end(2.05) - end(1.95)) / 0.1
+    np.testing.assert_allclose(jax.grad(end)(2.0), quotient, rtol=0.02, atol=0.02)

@@ -86,8 +86,8 @@ def log_likelihood(
     This is the density of the samples and not of the data: a run that starts from N(0, sigma^2) at a finite sigma / alpha keeps
     a bias of order `alpha / sigma`, none from infinity (`flow`). Nor does CFG sample `p(x)^(1 - w) p(x | y)^w`.
 
-    Samples are solved one by one (by `jax.vmap`), each with its own rows of the conditions. What else is one per sample, such as
-    scales `[B]` or a classifier's labels, has to go the same way: `jax.vmap` this function over them, with batches of one.
+    Samples are solved one by one (by `jax.vmap`), each with its own rows of the conditions. What else is one per sample, such
+    as scales `[B]` or a classifier's labels, has to go the same way: `jax.vmap` this function over them, with batches of one.
     A sample that meets NaN, in x, in the network or of a label outside, is NaN, alone.
 
     Args:

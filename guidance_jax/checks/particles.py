@@ -54,8 +54,8 @@ def check_exponents(exponents: Mapping[str, Any], rest: str | None) -> None:
     total = sum(exponents.values())
     if rest is None and concrete(total) and np.asarray(total) <= 0:
         raise ValueError(
-            f"product: the exponents sum to {float(np.asarray(total)):g}, and noise to that power is no density: make their sum "
-            "positive, or give a rest."
+            f"product: the exponents sum to {float(np.asarray(total)):g}, and noise to that power is no density; make their "
+            "sum positive, or give a rest."
         )
 
 

@@ -15,22 +15,23 @@ from guidance_jax.parts import NUMBER, hashable, is_number
 from guidance_jax.programs import KEPT, tracing
 
 _SEEN: OrderedDict[Hashable, list[tuple[int, int]]] = OrderedDict()
-"""Of each structure of a network and its condition, the least and the greatest value of each integer leaf so far."""
+"""Of each branch, by its name and the structure of its network and condition, the least and the greatest value of each integer leaf so far."""
 
 
-def check_known(network: Branches, cond: Cond, x: jax.ShapeDtypeStruct, level: NoiseLevel) -> None:
-    """Lets a network check the values of a condition, such as labels.
+def check_known(network: Branches, name: str, x: jax.ShapeDtypeStruct, level: NoiseLevel) -> None:
+    """Lets a network check the values of a branch's condition, such as labels.
 
     Outside of a trace this is done once per structure, and again where an integer leaves the range of those seen before.
     """
-    if not concrete(cond):
+    cond = network.conds[name]
+    if callable(cond) or not concrete(cond):
         return
     # The condition is a constant of this trace, so its values are known in it.
     trace = lambda: jax.eval_shape(lambda x, at: predicted(network, x, at, cond), x, level)
     if tracing() or not concrete(network.denoise):
         trace()
         return
-    key = (_structure(network.denoise), _structure(cond), x.shape, x.dtype)
+    key = (name, _structure(network.denoise), _structure(cond), x.shape, x.dtype)
     spans, seen = _spans(cond), _SEEN.get(key)
     if seen is None or any(low < least or high > most for (low, high), (least, most) in zip(spans, seen, strict=True)):
         trace()

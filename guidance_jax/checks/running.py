@@ -355,9 +355,8 @@ def check_branches(networks: tuple[Branches, ...], guidance: Guidance, x: jax.Sh
                     f"{first[0]}=...), gj.branches(denoise, {name}=...))."
                 )
     for network in networks:
-        for cond in network.conds.values():
-            if not callable(cond):
-                check_known(network, cond, x, level)
+        for name in network.conds:
+            check_known(network, name, x, level)
 
 
 def _drawn(name: str, cond: Callable[[Step], Cond], step: Step) -> Any:

@@ -60,7 +60,7 @@ class Tree(equinox.Module):
 
 NETWORKS = {"partial": lambda seed: Partial(apply, params(seed)), "nnx": Module, "equinox": Tree}
 LABELS = jnp.arange(B)
-PATH = gj.levels(gj.schedules.cosine(), 6, gj.spacings.karras())
+PATH = gj.levels(gj.schedules.cosine(), 12, gj.spacings.karras())
 
 
 def drawn(network, scale=2.0, low=0.1, labels=LABELS, seed=0, path=PATH):
@@ -76,11 +76,11 @@ def test_an_eager_call_traces_the_network_once(name):
         "first call": lambda: drawn(make(0)),
         "second call": lambda: drawn(make(0)),
         "another scale": lambda: drawn(make(0), scale=3.5),
-        "another interval": lambda: drawn(make(0), low=2.0),
+        "another interval": lambda: drawn(make(0), low=1.0),
         "other parameters": lambda: drawn(make(1)),
         "other keys": lambda: drawn(make(0), seed=1),
         "other labels": lambda: drawn(make(0), labels=LABELS[::-1]),
-        "other levels": lambda: drawn(make(0), path=gj.levels(gj.schedules.edm(), 6, gj.spacings.karras(5.0))),
+        "other levels": lambda: drawn(make(0), path=gj.levels(gj.schedules.edm(), 12, gj.spacings.karras(5.0))),
     }
     found, samples = {}, {}
     for what, call in calls.items():

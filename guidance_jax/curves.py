@@ -144,4 +144,3 @@ class Calibration(NamedTuple):
     def error(self) -> Array:
         """Its standard error, `[S]`."""
         return jnp.asarray(self.for_classes.error)
-

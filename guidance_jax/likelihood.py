@@ -2,28 +2,35 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from guidance_jax.base import Cond, Guidance, NoiseLevel, Schedule, State, Step
-from guidance_jax.checks.old import (
-    check_branches,
-    check_guidance,
-    check_keys,
-    check_networks,
-    check_scalar,
-    check_schedule,
-    check_start,
+from guidance_jax.base import Branches, Cond, Guidance, NoiseLevel, Prediction, Schedule, State, Step
+from guidance_jax.checks.door import door
+from guidance_jax.checks.kinds import Count, Keys, Positive, Samples
+from guidance_jax.checks.likelihood import (
+    ONE_BY_ONE,
+    SHAPE,
+    check_data,
+    check_diffrax,
+    check_guided,
+    check_ode,
+    check_probes,
 )
-from guidance_jax.guided import Networks, guide
-from guidance_jax.checks.old import check_count, check_kind
 from guidance_jax.checks.traced import all_finite
+from guidance_jax.guided import Networks, guide
+from guidance_jax.parts import Same
+from guidance_jax.programs import compiled
 
 __all__ = ["Encoding", "bits_per_dimension", "encode", "log_likelihood"]
+
+
+Shape = Annotated[Sequence[int], SHAPE]
+"""The shape of one sample."""
 
 
 class Carried(NamedTuple):
@@ -40,8 +47,8 @@ class Encoding(NamedTuple):
     """Where the ODE takes data, and what it says of them.
 
     Example:
-      >>> one = branches(denoiser(lambda x, t, cond: 0 * x, predicts="x0"), cond=None)
-      >>> found = likelihood.encode(one, chain(), jnp.ones((1, 2)), schedules.edm(sigma_min=1.0))
+      >>> one = gj.branches(gj.denoiser(lambda x, t, cond: 0 * x, predicts="x0"), cond=None)
+      >>> found = gj.likelihood.encode(one, gj.chain(), jnp.ones((1, 2)), gj.schedules.edm(sigma_min=1.0))
       >>> print(found.log_likelihood.round(2), found.latent.round(0))
       [-2.84] [[80. 80.]]
     """
@@ -54,17 +61,18 @@ class Encoding(NamedTuple):
     """The solver's steps, rejected ones included, `[B]`."""
 
 
+@door()
 def log_likelihood(
     branches: Networks,
     guidance: Guidance,
-    x: Array,
+    x: Samples,
     schedule: Schedule,
     *,
-    keys: Array | None = None,
+    keys: Keys | None = None,
     probes: int | None = None,
-    tolerance: float = 1e-5,
+    tolerance: Positive = 1e-5,
     solver: Any = None,
-    max_steps: int = 4096,
+    max_steps: Count = 4096,
 ) -> Array:
     """The log-density of data under what a deterministic sampler of infinitely many steps draws.
 
@@ -78,37 +86,37 @@ def log_likelihood(
     This is the density of the samples and not of the data: a run that starts from N(0, sigma^2) at a finite sigma / alpha keeps
     a bias of order `alpha / sigma`, none from infinity (`flow`). Nor does CFG sample `p(x)^(1 - w) p(x | y)^w`.
 
-    Samples are solved one by one (by `jax.vmap`), each with its own rows of the conditions. What else is one a sample, such as
-    scales `[B]` or a classifier's labels, has to go the same way: `jax.vmap` this function over them, with batches of one.
+    Samples are solved one by one (by `jax.vmap`), each with its own rows of the conditions. What else is one per sample, such
+    as scales `[B]` or a classifier's labels, has to go the same way: `jax.vmap` this function over them, with batches of one.
     A sample that meets NaN, in x, in the network or of a label outside, is NaN, alone.
 
     Args:
-      branches: what `branches(...)` made, or a tuple of those. No condition may be drawn anew in every step.
-      guidance: one that remembers nothing; `chain()` for none. One that draws sees the same draws at every level.
-      x: `[B, ...]`.
-      schedule: of the network.
-      keys: `[B]` PRNG keys, one a sample; for the probes.
+      branches: What `gj.branches(...)` made, or a tuple of those. No condition may be drawn anew in every step.
+      guidance: One that remembers nothing; `chain()` for none. One that draws sees the same draws at every level.
+      x: The data, `[B, ...]`.
+      schedule: That of the network.
+      keys: `[B]` PRNG keys, one per sample, for the probes.
       probes: None takes the exact divergence, by D derivatives of the model at once, D the size of a sample. A number takes
         Hutchinson's estimate of it by as many random signs: the result is random, and right on average.
-      tolerance: of each solver's step, in u and in the log-density, relative and absolute.
-      solver: diffrax's; `diffrax.Tsit5()` where None. `Dopri8` pays for small tolerances, in float64.
-      max_steps: how many steps a sample may take.
+      tolerance: That of each step of the solver, in u and in the log-density, relative and absolute.
+      solver: One of diffrax's; `diffrax.Tsit5()` if None. `Dopri8` pays for small tolerances, in float64.
+      max_steps: The largest number of steps for a sample.
 
     Returns:
       `[B]`, in nats.
 
     Raises:
-      ImportError: if diffrax is not installed.
-      ValueError: if the guidance remembers something, a condition is drawn anew in every step, probes come without keys, the
+      ImportError: If diffrax is not installed.
+      ValueError: If the guidance remembers something, a condition is drawn anew in every step, probes come without keys, the
         arguments do not fit each other, or within `jax.shard_map`, unless its `check_vma` is False.
-      RuntimeError: while it runs, if a sample needs more than `max_steps`, or the guidance renoises with another eps than its
+      RuntimeError: While it runs, if a sample needs more than `max_steps`, or the guidance renoises with another eps than its
         x0 implies (CFG++), so that its small steps have no ODE for a limit.
 
     Example:
-      >>> mixture = oracles.GaussianMixture(jnp.array([[-2.0], [2.0]]), jnp.ones((2, 1, 1)), jnp.ones(2), jnp.arange(2))
+      >>> mixture = gj.oracles.GaussianMixture(jnp.array([[-2.0], [2.0]]), jnp.ones((2, 1, 1)), jnp.ones(2), jnp.arange(2))
       >>> labels = jnp.array([1, 1])
-      >>> two = branches(mixture.denoise, cond=labels, uncond=jnp.full_like(labels, -1))
-      >>> nats = log_likelihood(two, cfg(1.0), jnp.array([[2.0], [3.0]]), schedules.flow())
+      >>> two = gj.branches(mixture.denoise, cond=labels, uncond=jnp.full_like(labels, -1))
+      >>> nats = gj.log_likelihood(two, gj.cfg(1.0), jnp.array([[2.0], [3.0]]), gj.schedules.flow())
       >>> [f"{value:.2f}" for value in nats]
       ['-0.92', '-1.42']
 
@@ -118,17 +126,18 @@ def log_likelihood(
     return encode(branches, guidance, x, schedule, **asked).log_likelihood
 
 
+@door()
 def encode(
     branches: Networks,
     guidance: Guidance,
-    x: Array,
+    x: Samples,
     schedule: Schedule,
     *,
-    keys: Array | None = None,
+    keys: Keys | None = None,
     probes: int | None = None,
-    tolerance: float = 1e-5,
+    tolerance: Positive = 1e-5,
     solver: Any = None,
-    max_steps: int = 4096,
+    max_steps: Count = 4096,
 ) -> Encoding:
     """`log_likelihood`, but for what it returns: the latents too, and how many steps they took.
 
@@ -144,170 +153,138 @@ def encode(
       The same as of `log_likelihood`.
 
     Example:
-      >>> one = branches(oracles.GaussianMixture(jnp.zeros((1, 2)), jnp.eye(2)[None], jnp.ones(1), jnp.zeros(1, int)).denoise,
-      ...                cond=jnp.array([0]))
-      >>> latent = likelihood.encode(one, chain(), jnp.array([[1.0, -2.0]]), schedules.edm()).latent
+      >>> normal = gj.oracles.GaussianMixture(jnp.zeros((1, 2)), jnp.eye(2)[None], jnp.ones(1), jnp.zeros(1, int))
+      >>> one = gj.branches(normal.denoise, cond=jnp.array([0]))
+      >>> latent = gj.likelihood.encode(one, gj.chain(), jnp.array([[1.0, -2.0]]), gj.schedules.edm()).latent
       >>> print(latent.round(0))
       [[  80. -160.]]
 
     Reference: Song et al. 2021, arXiv:2011.13456, section 4.3.
     """
+    check_diffrax()
+    check_probes(probes, keys)
+    given = jax.random.split(jax.random.key(0, impl="threefry2x32"), max(1, len(x))) if keys is None else keys
     try:
-        import diffrax
-        import equinox
-    except ImportError as error:
-        raise ImportError("log_likelihood needs the package diffrax: pip install diffrax.") from error
-    networks = check_networks(branches)
-    check_scalar(tolerance, "tolerance", above=0)
-    check_count(max_steps, "max_steps")
-    given, like = _checked(networks, guidance, x, schedule, keys, probes)
-    low, high = schedule(schedule.t_min), schedule(schedule.t_max)
-    start, end = (jnp.arctan2(level.sigma, level.alpha).astype(like.dtype) for level in (low, high))
-
-    def at(angle: Array) -> NoiseLevel:
-        signal = jnp.cos(angle) > 0
-        ratio = jnp.where(signal, jnp.sin(angle) / jnp.where(signal, jnp.cos(angle), 1), jnp.inf)
-        level = schedule.at(jnp.clip(ratio, low.ratio.astype(ratio.dtype), high.ratio.astype(ratio.dtype)))
-        return jax.tree.map(lambda field: field.astype(like.dtype), level)
-
-    def flow(x: Array, conds: list[dict[str, Cond]], key: Array) -> Encoding:
-        """Of one sample, without its batch axis."""
-        alone = tuple(
-            network._replace(conds=jax.tree.map(lambda leaf: leaf[None], cond))
-            for network, cond in zip(networks, conds, strict=True)
-        )
-
-        def slope(angle: Array, u: Array) -> tuple[Array, Array]:
-            """v, and whether eps is known to be another than x0 implies, which NaN is not."""
-            level = at(angle)
-            size = _size(level)
-            x = (size * u)[None]
-            denoise = guide(alone, guidance, Step(jnp.int32(0), level, level, key[None], low))
-            prediction, _ = denoise(State(x, (), guidance.init(x), jnp.int32(0), jnp.zeros_like(x)), level)
-            if prediction.x0.shape != x.shape or prediction.eps.shape != x.shape:
-                raise ValueError(f"the guided x0 of one sample has shape {prediction.x0.shape[1:]}, but x {x.shape[1:]}.")
-            signal, noise = level.alpha * prediction.x0, level.sigma * prediction.eps
-            rest, parts = jnp.abs(x - signal - noise).max(), (jnp.abs(x) + jnp.abs(signal) + jnp.abs(noise)).max()
-            v = (level.alpha * prediction.eps - level.sigma * prediction.x0) / size
-            return v[0], rest > 1e-3 * parts
-
-        signs = _directions(key, x, probes)
-
-        def change(angle: Array, carried: Carried, _: Any) -> Carried:
-            v, derivative = jax.linearize(lambda u: slope(angle, u)[0], carried.u)
-            volume = (signs * jax.vmap(derivative)(signs)).sum()
-            known = all_finite(v) & all_finite(volume)
-            return Carried(jnp.where(known, v, 0), jnp.where(known, volume, 0), jnp.where(known, 0, 1).astype(x.dtype))
-
-        u = x / _size(low).astype(x.dtype)
-        _, renoised = slope((start + end) / 2, u)
-        u = equinox.error_if(u, renoised, _NO_ODE)
-        known = all_finite(u)
-        solution = diffrax.diffeqsolve(
-            diffrax.ODETerm(change),  # pyright: ignore[reportArgumentType]
-            diffrax.Tsit5() if solver is None else solver,
-            start,
-            end,
-            None,
-            Carried(jnp.where(known, u, 0), jnp.zeros((), x.dtype), jnp.where(known, 0, 1).astype(x.dtype)),
-            stepsize_controller=diffrax.PIDController(rtol=tolerance, atol=tolerance, norm=_largest),
-            max_steps=max_steps,
-        )
-        last, volume, poison = (leaf[-1] for leaf in solution.ys)  # pyright: ignore[reportGeneralTypeIssues, reportOptionalIterable]
-        last = jnp.where(poison > 0, jnp.nan, last)
-        z = last / jnp.sin(end)
-        log_normal = -0.5 * (z**2).sum() - x.size * (0.5 * math.log(2 * math.pi) + jnp.log(jnp.sin(end)))
-        log_p = log_normal + volume - x.size * jnp.log(_size(low).astype(x.dtype))
-        return Encoding(log_p, last * _size(high).astype(x.dtype), solution.stats["num_steps"])
-
-    @jax.jit
-    def every(x: Array, conds: list[dict[str, Cond]], keys: Array) -> Encoding:
-        return jax.vmap(flow)(x.astype(like.dtype), conds, keys)
-
-    try:
-        return every(x, [network.conds for network in networks], given)
+        networks, like = check_data(branches, guidance, x, schedule, given)
+        plan = Plan(probes, max_steps, None if solver is None else Same(solver), like.dtype)
+        model = Model(networks, guidance, schedule, schedule(schedule.t_min), schedule(schedule.t_max))
+        return compiled(_encoded, plan, model, x, given, tolerance)
     except (ValueError, TypeError) as error:
         if len(x) > 1:
-            error.add_note(_ONE_BY_ONE)
+            error.add_note(ONE_BY_ONE)
         raise
 
 
-def bits_per_dimension(log_likelihood: Array, shape: tuple[int, ...], *, width: float = 2 / 256) -> Array:
+@door()
+def bits_per_dimension(log_likelihood: Array, shape: Shape, *, width: Positive = 2 / 256) -> Array:
     """A log-likelihood of discrete data, dequantised, in the unit that papers compare.
 
     `-(log p(x) + D log width) / (D log 2)`: the density times the volume of a sample's cell.
 
     Args:
-      log_likelihood: in nats, `[B]`, of data to which uniform noise of `width` was added.
-      shape: of one sample.
-      width: between two values of the data; that of 8-bit images in [-1, 1] unless told otherwise.
+      log_likelihood: In nats, `[B]`, of data to which uniform noise of `width` was added.
+      shape: That of one sample.
+      width: The distance between two values of the data. The default is that of 8-bit images in [-1, 1].
 
     Returns:
       `[B]`.
 
     Raises:
-      ValueError: if width is not positive.
+      ValueError: If width is not positive.
 
     Example:
-      >>> print(bits_per_dimension(jnp.array([28 * 28 * jnp.log(1 / 2)]), (28, 28, 1)))
+      >>> print(gj.bits_per_dimension(jnp.array([28 * 28 * jnp.log(1 / 2)]), (28, 28, 1)))
       [8.]
 
     Reference: Theis et al. 2016, arXiv:1511.01844, section 3.1.
     """
-    check_kind(shape, Sequence, "shape", "(28, 28, 1) is one.")
-    check_scalar(width, "width", above=0)
     size = math.prod(shape)
-    return -(log_likelihood / size + math.log(width)) / math.log(2)
+    return -(log_likelihood / size + jnp.log(width)) / math.log(2)
 
 
-_NO_ODE = (
-    "the guidance renoises with another eps than its x0 implies, as CFG++ does: its small steps have no ODE for a limit, so "
-    "there is no likelihood. cfg has one."
-)
-_ONE_BY_ONE = (
-    "log_likelihood takes one sample at a time, with a batch axis of 1. Where a scale, a classifier's labels or another array "
-    "that the guidance holds is one a sample, jax.vmap log_likelihood over it, x[None] and the conditions."
-)
+class Plan(NamedTuple):
+    """What of a likelihood is static."""
+
+    probes: int | None
+    max_steps: int
+    solver: Same | None
+    dtype: Any
 
 
-def _checked(
-    networks: Networks, guidance: Guidance, x: Array, schedule: Schedule, keys: Array | None, probes: int | None
-) -> tuple[Array, jax.ShapeDtypeStruct]:
-    """The keys, and what x is like in the solver; raises as `log_likelihood` says."""
-    check_guidance(guidance)
-    check_schedule(schedule)
-    if probes is not None and (keys is None or probes < 1):
-        raise ValueError(
-            f"probes={probes} with keys={'None' if keys is None else 'given'}: Hutchinson's estimate takes at least one "
-            "probe, and keys to draw them: keys=jax.random.split(jax.random.key(0), B)."
-        )
-    given = jax.random.split(jax.random.key(0, impl="threefry2x32"), max(1, *jnp.shape(x)[:1], 1)) if keys is None else keys
-    check_keys(given)
-    if isinstance(x, tuple):
-        raise TypeError(f"x must be the data, [B, ...], got the tuple {x}.")
-    kind: Any = jax.typeof(x)
-    axes = kind.manual_axis_type.varying if hasattr(kind, "manual_axis_type") else getattr(kind, "vma", ())
-    if axes:
-        raise ValueError(
-            f"log_likelihood got jax.shard_map's default check, over {', '.join(map(str, axes))}, which diffrax's loops do not "
-            "pass; use jax.shard_map(..., check_vma=False), or a batch that is sharded outside of it."
-        )
-    shape, dtype = check_start(given, schedule(schedule.t_min), x)
-    like = jax.ShapeDtypeStruct(shape, dtype if jnp.dtype(dtype).itemsize >= 4 else jnp.float32)
-    check_branches(check_networks(networks), guidance, like, given)
-    for network in check_networks(networks):
-        for name, cond in network.conds.items():
-            if callable(cond):
-                raise ValueError(
-                    f"branch {name!r} has a condition that is drawn anew in every step, which no ODE does; give an array."
-                )
-    remembered = jax.tree.leaves(jax.eval_shape(guidance.init, like))
-    if remembered:
-        raise ValueError(
-            f"the guidance remembers {len(remembered)} arrays from step to step (momentum, reuse, adaptive and feedback do), "
-            "but the slope of an ODE depends on x and the level alone; take one without memory: apg(scale, beta=0) has none."
-        )
-    return given, like
+class Model(NamedTuple):
+    """What the ODE is of."""
+
+    networks: tuple[Branches, ...]
+    guidance: Guidance
+    schedule: Schedule
+    low: NoiseLevel
+    """The schedule's least noise, where the data stand."""
+    high: NoiseLevel
+
+
+def _encoded(plan: Plan, model: Model, x: Array, keys: Array, tolerance: Any) -> Encoding:
+    """Each sample by itself, in a batch of one."""
+
+    def one(x: Array, conds: list[dict[str, Cond]], key: Array) -> Encoding:
+        alone = [jax.tree.map(lambda leaf: leaf[None], cond) for cond in conds]
+        networks = tuple(n._replace(conds=cond) for n, cond in zip(model.networks, alone, strict=True))
+        return _solved(plan, model._replace(networks=networks), x, key, tolerance)
+
+    return jax.vmap(one)(x.astype(plan.dtype), [network.conds for network in model.networks], keys)
+
+
+def _solved(plan: Plan, model: Model, x: Array, key: Array, tolerance: Any) -> Encoding:
+    """The encoding of one sample."""
+    import diffrax
+
+    low, high = model.low, model.high
+    start, end = (jnp.arctan2(level.sigma, level.alpha).astype(x.dtype) for level in (low, high))
+    signs = _directions(key, x, plan.probes)
+
+    def change(angle: Array, carried: Carried, _: Any) -> Carried:
+        v, derivative = jax.linearize(lambda u: _slope(model, angle, u, key), carried.u)
+        volume = (signs * jax.vmap(derivative)(signs)).sum()
+        known = all_finite(v) & all_finite(volume)
+        return Carried(jnp.where(known, v, 0), jnp.where(known, volume, 0), jnp.where(known, 0, 1).astype(x.dtype))
+
+    u = x / _size(low).astype(x.dtype)
+    u = check_ode(u, *_predicted(model, (start + end) / 2, u, key))
+    known = all_finite(u)
+    solution = diffrax.diffeqsolve(
+        diffrax.ODETerm(change),  # pyright: ignore[reportArgumentType]
+        diffrax.Tsit5() if plan.solver is None else plan.solver.value,
+        start,
+        end,
+        None,
+        Carried(jnp.where(known, u, 0), jnp.zeros((), x.dtype), jnp.where(known, 0, 1).astype(x.dtype)),
+        stepsize_controller=diffrax.PIDController(rtol=tolerance, atol=tolerance, norm=_largest),
+        max_steps=plan.max_steps,
+    )
+    last, volume, poison = (leaf[-1] for leaf in solution.ys)  # pyright: ignore[reportGeneralTypeIssues, reportOptionalIterable]
+    last = jnp.where(poison > 0, jnp.nan, last)
+    z = last / jnp.sin(end)
+    log_normal = -0.5 * (z**2).sum() - x.size * (0.5 * math.log(2 * math.pi) + jnp.log(jnp.sin(end)))
+    log_p = log_normal + volume - x.size * jnp.log(_size(low).astype(x.dtype))
+    return Encoding(log_p, last * _size(high).astype(x.dtype), solution.stats["num_steps"])
+
+
+def _slope(model: Model, angle: Array, u: Array, key: Array) -> Array:
+    """`v = cos(angle) eps - sin(angle) x0`."""
+    prediction, _, level = _predicted(model, angle, u, key)
+    return ((level.alpha * prediction.eps - level.sigma * prediction.x0) / _size(level))[0]
+
+
+def _predicted(model: Model, angle: Array, u: Array, key: Array) -> tuple[Prediction, Array, NoiseLevel]:
+    """The guided prediction of one sample, in a batch of one; its x, and the level of an angle."""
+    signal = jnp.cos(angle) > 0
+    ratio = jnp.where(signal, jnp.sin(angle) / jnp.where(signal, jnp.cos(angle), 1), jnp.inf)
+    ratio = jnp.clip(ratio, model.low.ratio.astype(ratio.dtype), model.high.ratio.astype(ratio.dtype))
+    level = jax.tree.map(lambda field: field.astype(u.dtype), model.schedule.at(ratio))
+    x = (_size(level) * u)[None]
+    denoise = guide(model.networks, model.guidance, Step(jnp.int32(0), level, level, key[None], model.low))
+    prediction, _ = denoise(State(x, (), model.guidance.init(x), jnp.int32(0), jnp.zeros_like(x)), level)
+    check_guided(prediction, x)
+    return prediction, x, level
 
 
 def _directions(key: Array, x: Array, probes: int | None) -> Array:

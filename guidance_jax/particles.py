@@ -286,7 +286,8 @@ def weighed(
         take = lambda tree: jax.tree.map(lambda leaf: leaf[order] if jnp.ndim(leaf) else leaf, tree)
         inner = take(weights.inner)
         state = state._replace(x=take(state.x), guidance=take(state.guidance), x0=take(state.x0), memory=inner)
-        prediction, base, branches = take((prediction, context.base, context.branches))
+        prediction, base = take(prediction), take(context.base)
+        branches = type(context.branches)({name: take(each) for name, each in context.branches.items()})
         context = context._replace(x=state.x, base=base, branches=branches, derivatives={})
 
         state = sampler.step(_known(denoise, prediction, context), Looked(*state), level, next, keys)

@@ -212,9 +212,7 @@ def min_snr(level: AtLevel, predicts: Predicts, gamma: Cutoff = 5.0) -> Float[Ar
 
 
 @door()
-def edm_loss(
-    network: Network, sigma_data: Positive, key: Key, x0: Samples, level: AtLevel, cond: Cond
-) -> Float[Array, "b"]:
+def edm_loss(network: Network, sigma_data: Positive, key: Key, x0: Samples, level: AtLevel, cond: Cond) -> Float[Array, "b"]:
     """The loss of a network under EDM's preconditioning: the error of its own output, of unit size at every level.
 
     `mean |F(c_in x) - (x0 - c_skip x) / c_out|^2`, the denoiser's squared error weighted by `1 / c_out^2`.

@@ -1,6 +1,5 @@
 """Weights against independent NumPy readings along the same paths, laws against exact ones, and when a run warns."""
 
-import inspect
 import warnings
 from typing import Any
 
@@ -562,7 +561,7 @@ def test_bad_input_is_told():
         (lambda: run(sampler=gj.churn(gj.heun(), schedule, 0.2)), "moves x"),
         (lambda: run(sampler=gj.predictor_corrector(gj.ddim())), "follows the base alone"),
         (lambda: run(branches=classes(m, jnp.arange(8) % 3)), "branch 'cond' differs within a group of 4"),
-        (lambda: inspect.unwrap(targets.product)({"cond": lambda level: 2.0}), "function of the level"),
+        (lambda: targets.product({"cond": lambda level: 2.0}), "function of the level"),
         (lambda: targets.tilted(jnp.ones(2)), r"shape \(2,\)"),
         (lambda: targets.annealed(-1.0), "annealed: beta must be a positive number, got -1"),
         (lambda: targets.product({}), "needs a branch"),

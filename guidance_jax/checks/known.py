@@ -13,7 +13,7 @@ from guidance_jax.parts import NUMBER, hashable, is_number
 from guidance_jax.programs import KEPT, tracing
 
 _SEEN: OrderedDict[Hashable, list[tuple[int, int]]] = OrderedDict()
-"""Of each structure of a network and its condition, the least and the greatest value of each integer leaf so far."""
+"""Of each structure, the minimum and the maximum of each integer leaf so far."""
 
 
 def check_known(fixed: Any, values: Any, x: jax.ShapeDtypeStruct, trace: Callable[[], Any]) -> None:

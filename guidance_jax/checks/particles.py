@@ -54,8 +54,8 @@ def check_exponents(exponents: Mapping[str, Any], rest: str | None) -> None:
     total = sum(exponents.values())
     if rest is None and concrete(total) and np.asarray(total) <= 0:
         raise ValueError(
-            f"product: the exponents sum to {float(np.asarray(total)):g}, and noise to that power is no density: make their sum "
-            "positive, or give a rest."
+            f"product: the exponents sum to {float(np.asarray(total)):g}, and noise to that power is no density; make their "
+            "sum positive, or give a rest."
         )
 
 
@@ -149,7 +149,9 @@ def check_draws(deviation: Any) -> None:
       ValueError: naming samplers that draw.
     """
     if isinstance(deviation, int | float) and deviation == 0:
-        raise ValueError("feynman_kac weighs by ratios of kernels here, but this sampler draws nothing; use ddpm(), ddim(1.0), ...")
+        raise ValueError(
+            "feynman_kac weighs by ratios of kernels here, but this sampler draws nothing; use ddpm(), ddim(1.0), ..."
+        )
 
 
 def rewards(log_reward: Callable[..., Any], x0: Array, level: NoiseLevel) -> Array:

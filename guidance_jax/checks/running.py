@@ -356,11 +356,11 @@ def check_branches(networks: tuple[Branches, ...], guidance: Guidance, x: jax.Sh
                     f"{first[0]}=...), gj.branches(denoise, {name}=...))."
                 )
     for network in networks:
-        for cond in network.conds.values():
+        for name, cond in network.conds.items():
             if not callable(cond):
                 # The condition is a constant of the trace, so its values are known in it.
                 ask = lambda x, at, n=network, c=cond: predicted(n, x, at, c)
-                check_known(network.denoise, cond, x, lambda ask=ask: jax.eval_shape(ask, x, level))
+                check_known((name, network.denoise), cond, x, lambda ask=ask: jax.eval_shape(ask, x, level))
     if has_labels(guidance):
         check_known((), guidance, x, lambda: jax.eval_shape(functools.partial(_updated, guidance), x, step))
 

@@ -1,0 +1,211 @@
+"""`sample` outside of `jit` compiles once per structure, and parts are data: for `vmap`, `grad`, `repr`, `==`, pickling."""
+
+import pickle
+import time
+
+import equinox
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.tree_util import Partial
+from test_contract import TABLE, world
+from test_contract import network as contract_network
+from worlds import keys
+
+import guidance_jax as gj
+from guidance_jax import programs
+from guidance_jax.checks import known
+from guidance_jax.checks.running import check_labels
+
+B, CLASSES = 4, 5
+TRACES: list[str] = []
+
+
+def apply(params, x, t, cond):
+    TRACES.append("apply")
+    check_labels(cond, CLASSES, "this network")
+    return x @ params["kernel"] + params["table"][cond]
+
+
+def params(seed):
+    draws = jax.random.split(jax.random.key(seed), 2)
+    return {"kernel": jax.random.normal(draws[0], (3, 3)) / 3, "table": jax.random.normal(draws[1], (CLASSES, 3))}
+
+
+class Module(nnx.Module):
+    def __init__(self, seed):
+        rngs = nnx.Rngs(seed)
+        self.linear, self.embed = nnx.Linear(3, 3, rngs=rngs), nnx.Embed(CLASSES, 3, rngs=rngs)
+
+    def __call__(self, x, t, cond):
+        TRACES.append("nnx")
+        return self.linear(x) + self.embed(cond)
+
+
+class Tree(equinox.Module):
+    linear: equinox.nn.Linear
+    table: jax.Array
+    activation: object
+
+    def __init__(self, seed):
+        self.linear, self.activation = equinox.nn.Linear(3, 3, key=jax.random.key(seed)), jax.nn.silu
+        self.table = params(seed)["table"]
+
+    def __call__(self, x, t, cond):
+        TRACES.append("equinox")
+        return self.activation(jax.vmap(self.linear)(x)) + self.table[cond]
+
+
+NETWORKS = {"partial": lambda seed: Partial(apply, params(seed)), "nnx": Module, "equinox": Tree}
+LABELS = jnp.arange(B)
+PATH = gj.levels(gj.schedules.cosine(), 12, gj.spacings.karras())
+
+
+def drawn(network, scale=2.0, low=0.1, labels=LABELS, seed=0, path=PATH):
+    """A run that makes everything anew, as a cell of a notebook does."""
+    two = gj.branches(gj.denoiser(network, predicts="v"), cond=labels, uncond=jnp.full_like(labels, CLASSES - 1))
+    return gj.sample(keys(B, seed), two, gj.during(gj.cfg(scale), low, 5.0), gj.ddim(), path, (3,))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_an_eager_call_traces_the_network_once(name):
+    make = NETWORKS[name]
+    calls = {
+        "first call": lambda: drawn(make(0)),
+        "second call": lambda: drawn(make(0)),
+        "another scale": lambda: drawn(make(0), scale=3.5),
+        "another interval": lambda: drawn(make(0), low=1.0),
+        "other parameters": lambda: drawn(make(1)),
+        "other keys": lambda: drawn(make(0), seed=1),
+        "other labels": lambda: drawn(make(0), labels=LABELS[::-1]),
+        "other levels": lambda: drawn(make(0), path=gj.levels(gj.schedules.edm(), 12, gj.spacings.karras(5.0))),
+    }
+    found, samples = {}, {}
+    for what, call in calls.items():
+        TRACES.clear()
+        start = time.perf_counter()
+        samples[what] = np.asarray(call())
+        found[what] = len(TRACES)
+        print(f"{name}, {what}: {found[what]} traces, {time.perf_counter() - start:.3f} s")
+    assert found.pop("first call") > 0
+    assert not any(found.values()), found
+    np.testing.assert_array_equal(samples["first call"], samples["second call"])
+    for what in list(calls)[2:]:
+        assert np.abs(samples[what] - samples["first call"]).max() > 1e-3, what
+
+
+def test_a_label_outside_is_told_at_any_call(monkeypatch):
+    monkeypatch.setattr(known, "_SEEN", type(known._SEEN)())
+    network = Partial(apply, params(0))
+    drawn(network, labels=jnp.array([1, 2, 1, 2]))
+    TRACES.clear()
+    drawn(network, labels=jnp.array([2, 2, 1, 1]))
+    assert not TRACES
+    drawn(network, labels=jnp.array([0, 3, 1, 1]))  # A range that is new is looked at, once.
+    assert TRACES
+    for wrong in (7, -1):
+        for _ in range(2):
+            with pytest.raises(ValueError, match=rf"label {wrong} is outside 0\.\.4"):
+                drawn(network, labels=jnp.array([1, 2, wrong, 2]))
+
+
+def test_what_is_kept_is_bounded(monkeypatch):
+    monkeypatch.setattr(programs, "KEPT", 2)
+    monkeypatch.setattr(known, "KEPT", 2)
+    monkeypatch.setattr(programs, "_PROGRAMS", type(programs._PROGRAMS)())
+    monkeypatch.setattr(known, "_SEEN", type(known._SEEN)())
+    for size in (2, 3, 4, 5):
+        one = gj.branches(gj.denoiser(lambda x, t, cond: x / 2, predicts="x0"), cond=LABELS)
+        gj.sample(keys(B), one, gj.chain(), gj.ddim(), PATH, jnp.ones((B, size)))
+        assert len(programs._PROGRAMS) == len(known._SEEN) == min(size - 1, 2)
+
+
+def test_particles_likelihoods_and_calibrations_compile_once():
+    traces = []
+
+    def apply(mean, x, t, cond):
+        traces.append(1)
+        return 0 * x + mean
+
+    one = lambda mean: gj.branches(gj.denoiser(Partial(apply, jnp.float32(mean)), predicts="x0"), cond=None, uncond=None)
+    path = gj.levels(gj.schedules.edm(0.1, 10.0), 5, gj.spacings.karras())
+    ddpm, schedule, x0 = gj.ddpm(), gj.schedules.flow(0.05), jnp.ones((8, 2))
+    for run in (
+        lambda v: gj.feynman_kac(keys(8), one(v), gj.targets.tilted(v), ddpm, path, (2,), size=8).x,
+        lambda v: gj.log_likelihood(one(v), gj.cfg(v), x0, schedule),
+        lambda v: gj.calibrate(keys(8), one(v), x0, path, power=v).along.cond,
+    ):
+        run(1.5)
+        traces.clear()
+        jax.block_until_ready(run(1.25))
+        assert not traces
+
+
+def through(method, w):
+    """Samples of a method that is an argument."""
+    two = gj.branches(gj.denoiser(contract_network, "v"), **w.conds)
+    path = gj.levels(gj.schedules.cosine(), 4, gj.spacings.karras())
+    return gj.sample(w.keys, two, method, gj.ddim(), path, w.target)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_a_guidance_is_an_argument_of_vmap_and_of_grad(name):
+    w, make = world(), TABLE[name].make
+    low, high = (make(jnp.float32(value), w) for value in (TABLE[name].usual, 0.9 * TABLE[name].usual))
+    assert jax.tree.structure(low) == jax.tree.structure(high)
+    both = jax.tree.map(lambda a, b: jnp.stack([jnp.asarray(a), jnp.asarray(b)]), low, high)
+    together = jax.jit(jax.vmap(through, in_axes=(0, None)))(both, w)
+    for one, method in zip(together, (low, high), strict=True):
+        np.testing.assert_allclose(one, through(method, w), rtol=1e-4, atol=1e-4)
+    slopes = jax.jit(jax.grad(lambda method, w: (through(method, w) ** 2).mean(), allow_int=True))(low, w)
+    real = [leaf for leaf in jax.tree.leaves(slopes) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    assert real
+    assert all(np.isfinite(leaf).all() for leaf in real)
+
+
+PARTS = {
+    "cfg": lambda value: gj.cfg(value),
+    "chain": lambda value: gj.chain(gj.during(gj.cfg(value), 0.1, 5.0), gj.rescale(0.7)),
+    "a calibrated scale": lambda value: gj.scales.linear(gj.schedules.cosine(), value),
+    "ddim": lambda value: gj.ddim(value / 4),
+    "a sampler around one": lambda value: gj.recur(gj.ddpm(), 2, 0.0, value),
+    "a schedule": lambda value: gj.schedules.edm(0.002, 40 * value),
+    "a shifted schedule": lambda value: gj.schedules.shift(gj.schedules.flow(), value),
+    "a spacing": lambda value: gj.spacings.karras(rho=value),
+    "a denoiser": lambda value: gj.denoisers.edm(Partial(apply, {"kernel": value}), sigma_data=0.5),
+    "a clipped one": lambda value: gj.denoisers.clip(gj.denoiser(Partial(apply, 1.0), "eps"), -1.0, value),
+    "a target": lambda value: gj.targets.annealed(value),
+    "a drift": lambda value: gj.targets.drift(gj.targets.tilted(value)),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_part_is_equal_by_value_and_comes_back_from_a_pickle(name):
+    one, other = PARTS[name](2.0), PARTS[name](3.0)
+    assert one == PARTS[name](2.0) != other
+    assert hash(one) == hash(PARTS[name](2.0))
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    assert repr(one) == repr(PARTS[name](2.0)) != repr(other) or "partial" in repr(one)
+    for back in (pickle.loads(pickle.dumps(one)), jax.tree.map(lambda leaf: leaf, one)):
+        assert back == one
+        assert repr(back) == repr(one)
+
+
+def test_reprs_say_the_call():
+    assert repr(gj.denoiser(Partial(apply, params(0)), predicts="v")) == "denoiser(network=partial(apply), predicts='v')"
+    assert repr(gj.denoiser(Module(0), "eps")) == "denoiser(network=Module, predicts='eps')"
+    assert repr(gj.targets.drift(gj.targets.tilted(2.0))) == "drift(Target(exponents={'cond': 2.0, 'uncond': -1.0}, total=1))"
+    assert repr(gj.denoisers.clip(gj.denoiser(Tree(0), "x0"), high=2.0)) == (
+        "clip(denoiser(network=Tree, predicts='x0'), high=2.0)"
+    )
+
+
+def test_a_denoiser_that_comes_back_denoises():
+    denoise = gj.denoisers.clip(gj.denoiser(Partial(apply, params(0)), predicts="v"), -0.5, 0.5)
+    x, level = jax.random.normal(jax.random.key(0), (B, 3)), gj.schedules.cosine()(0.5)
+    back = pickle.loads(pickle.dumps(denoise))
+    np.testing.assert_array_equal(back(x, level, LABELS).x0, denoise(x, level, LABELS).x0)
+    slope = jax.grad(lambda denoise: denoise(x, level, LABELS).x0.sum())(denoise)
+    assert len(jax.tree.leaves(slope)) == 4  # two parameters and two bounds

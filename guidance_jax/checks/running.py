@@ -116,7 +116,9 @@ def warn_of_idle(guidance: Guidance, levels: NoiseLevel) -> None:
         )
     if not concrete(levels):
         return
-    ratio = np.maximum(np.asarray(levels.ratio)[:-1], np.asarray(levels.ratio)[1:])
+    with np.errstate(divide="ignore"):
+        ratio = np.asarray(levels.sigma) / np.asarray(levels.alpha)
+    ratio = np.maximum(ratio[:-1], ratio[1:])
     for call in calls(guidance):
         bounds = call.arguments.get("low"), call.arguments.get("high", np.inf)
         if call.function.__name__ == "during" and concrete(bounds) and not ((ratio > bounds[0]) & (ratio <= bounds[1])).any():

@@ -5,6 +5,7 @@ noise levels, and `sample` owns the loop.
 """
 
 import importlib
+import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 from guidance_jax import (
@@ -22,6 +23,7 @@ from guidance_jax import (
     spacings,
     targets,
     training,
+    trees,
 )
 from guidance_jax.base import Branches, Context, Guidance, NoiseLevel, Prediction, Sampler, Schedule, State, Step
 from guidance_jax.calibration import calibrate
@@ -84,6 +86,7 @@ from guidance_jax.likelihood import bits_per_dimension, log_likelihood
 from guidance_jax.noise import diffuse
 from guidance_jax.particles import feynman_kac
 from guidance_jax.samplers import (
+    churn,
     ddim,
     ddpm,
     dpmpp_2m,
@@ -98,6 +101,7 @@ from guidance_jax.samplers import (
     inpaint,
     post_step,
     predictor_corrector,
+    projected,
     recur,
     restart,
     unipc,
@@ -135,6 +139,7 @@ __all__ = [
     "cfg_zero_star",
     "chain",
     "checked",
+    "churn",
     "classifier",
     "clip_norm",
     "compose",
@@ -196,6 +201,7 @@ __all__ = [
     "predictor_corrector",
     "pretrained",
     "project",
+    "projected",
     "recfg",
     "recur",
     "reg",
@@ -215,6 +221,7 @@ __all__ = [
     "tcfg",
     "tfg",
     "training",
+    "trees",
     "tsg",
     "unipc",
     "universal",
@@ -223,7 +230,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """`networks` and `pretrained`, imported when they are first asked for: flax.nnx takes longer than all the rest."""
+    """`networks` and `pretrained`, imported when they are first asked for: flax.nnx takes longer than all the rest.
+
+    `__version__` is that of the installed package.
+    """
+    if name == "__version__":
+        return importlib.metadata.version(__name__)
     if name in ("networks", "pretrained"):
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,5 +1,6 @@
 """The few array operations that every layer shares."""
 
+import contextlib
 from typing import Any
 
 import jax
@@ -14,6 +15,11 @@ def concrete(value: object) -> bool:
         not isinstance(leaf, Tracer) and (not isinstance(leaf, Array) or leaf.is_fully_addressable)
         for leaf in jax.tree.leaves(value)
     )
+
+
+def known_now(value: object) -> contextlib.AbstractContextManager[Any]:
+    """Within it, what is computed from a known value is computed at once, and not in the program that is being traced."""
+    return jax.ensure_compile_time_eval() if concrete(value) else contextlib.nullcontext()
 
 
 def at_least_float32(dtype: Any) -> Any:

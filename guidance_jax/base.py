@@ -181,6 +181,19 @@ class Branches(NamedTuple):
     """False: one condition after another, for networks that do not fit into memory twice."""
 
 
+def _flattened(branches: Branches) -> tuple[tuple[Any, ...], tuple[tuple[str, ...], bool]]:
+    return (branches.denoise, *branches.conds.values()), (tuple(branches.conds), branches.batched)
+
+
+def _unflattened(static: tuple[tuple[str, ...], bool], children: tuple[Any, ...]) -> Branches:
+    names, batched = static
+    return Branches(children[0], dict(zip(names, children[1:], strict=True)), batched)
+
+
+# As data the conditions keep their order, of which the base is the first: JAX sorts the keys of a dictionary.
+jax.tree_util.register_pytree_node(Branches, _flattened, _unflattened)
+
+
 class Derivative(NamedTuple):
     """The derivative of a branch's x0 in x, from the forward pass that made the prediction."""
 

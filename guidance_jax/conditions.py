@@ -5,34 +5,35 @@ from collections.abc import Callable
 import jax
 from jax import Array
 
-from guidance_jax.checks.old import per_sample
 from guidance_jax.base import Cond, Denoiser, NoiseLevel, Prediction, Step
-from guidance_jax.checks.old import check_count, check_kind
+from guidance_jax.checks.door import part
+from guidance_jax.checks.kinds import Count, Denoise, NonNegativeScale
+from guidance_jax.checks.outcomes import check_retimed
 from guidance_jax.noise import normal, step_keys
-from guidance_jax.scales import Scale, at_level
+from guidance_jax.scales import at_level, per_sample
 
 __all__ = ["random_labels", "retimed", "time_noise"]
 
 
-def random_labels(classes: int) -> Callable[[Step], Array]:
+@part()
+def random_labels(classes: Count) -> Callable[[Step], Array]:
     """A condition for `icg`: labels drawn uniformly in every step, independent of x.
 
     Args:
-      classes: labels are 0..classes - 1.
+      classes: Labels are 0..classes - 1.
 
     Raises:
-      ValueError: if classes is below 1.
+      ValueError: If classes is below 1.
 
     Example:
-      >>> denoise = denoiser(lambda x, t, y: x + y[:, None].astype(x.dtype), predicts="x0")
-      >>> two = branches(denoise, cond=jnp.array([3, 1]), random=conditions.random_labels(10))
-      >>> keys, path = jax.random.split(jax.random.key(0), 2), levels(schedules.edm(), 4, spacings.karras())
-      >>> print(sample(keys, two, icg(2.0), ddim(), path, (3,)).shape)
+      >>> denoise = gj.denoiser(lambda x, t, y: x + y[:, None].astype(x.dtype), predicts="x0")
+      >>> two = gj.branches(denoise, cond=jnp.array([3, 1]), random=gj.conditions.random_labels(10))
+      >>> keys, path = jax.random.split(jax.random.key(0), 2), gj.levels(gj.schedules.edm(), 4, gj.spacings.karras())
+      >>> print(gj.sample(keys, two, gj.icg(2.0), gj.ddim(), path, (3,)).shape)
       (2, 3)
 
     Reference: Sadat et al. 2024, arXiv:2407.02687, section 4.
     """
-    check_count(classes, "random_labels' classes")
 
     def draw(step: Step) -> Array:
         return jax.vmap(lambda key: jax.random.randint(key, (), 0, classes))(step_keys(step))
@@ -40,45 +41,50 @@ def random_labels(classes: int) -> Callable[[Step], Array]:
     return draw
 
 
-def retimed(denoise: Denoiser) -> Denoiser:
-    """A denoiser whose condition is `(cond, offset [B])`: the network is told the time plus the offset. For `tsg`.
+@part()
+def retimed(denoise: Denoise) -> Denoiser:
+    """A denoiser whose condition is `(cond, offset [B])`: the network receives the time plus the offset. For `tsg`.
 
     Args:
-      denoise: the denoiser.
+      denoise: The denoiser.
+
+    Raises:
+      TypeError: If denoise is not a function; when called, if the condition is not such a pair.
 
     Example:
-      >>> told = conditions.retimed(denoiser(lambda x, t, cond: x * t[:, None], predicts="x0"))
-      >>> print(told(jnp.ones((2, 1)), schedules.flow()(0.5), (None, jnp.array([0.0, 0.25]))).x0)
+      >>> later = gj.conditions.retimed(gj.denoiser(lambda x, t, cond: x * t[:, None], predicts="x0"))
+      >>> print(later(jnp.ones((2, 1)), gj.schedules.flow()(0.5), (None, jnp.array([0.0, 0.25]))).x0)
       [[0.5 ]
        [0.75]]
 
     Reference: Sadat et al. 2024, arXiv:2407.02687, section 5, which moves the time's embedding; this moves the time.
     """
 
-    def told(x: Array, level: NoiseLevel, cond: tuple[Cond, Array]) -> Prediction:
-        check_kind(cond, tuple, "the condition of a retimed denoiser", "(cond, offset [B]) is one.")
+    def later(x: Array, level: NoiseLevel, cond: tuple[Cond, Array]) -> Prediction:
+        check_retimed(cond)
         inner, offset = cond
-        return denoise(x, level._replace(t=level.t + offset.astype(x.dtype)), inner)
+        return denoise(x, level.replace(t=level.t + offset.astype(x.dtype)), inner)
 
-    return told
+    return later
 
 
-def time_noise(spread: Scale) -> Callable[[Step], Array]:
+@part()
+def time_noise(spread: NonNegativeScale) -> Callable[[Step], Array]:
     """Offsets for `retimed`: Gaussian, drawn in every step.
 
     Args:
-      spread: the standard deviation in the network's time, `()` or `[B]`, or a function of the level.
+      spread: The standard deviation in the network's time.
 
     Raises:
-      ValueError: when called, if spread is neither `()` nor `[B]`, negative or not finite.
+      ValueError: If spread is negative or not finite; when called, if it is neither `()` nor `[B]`.
 
     Example:
-      >>> noise = conditions.time_noise(lambda level: 0.1 * level.t)
+      >>> noise = gj.conditions.time_noise(lambda level: 0.1 * level.t)
       >>> cond = jnp.array([3, 1])
-      >>> denoise = conditions.retimed(denoiser(lambda x, t, y: x * t[:, None], predicts="x0"))
-      >>> two = branches(denoise, cond=(cond, jnp.zeros(2)), retimed=lambda step: (cond, noise(step)))
-      >>> keys, path = jax.random.split(jax.random.key(0), 2), levels(schedules.flow(), 4, spacings.uniform())
-      >>> print(sample(keys, two, tsg(2.0), ddim(), path, (3,)).shape)
+      >>> denoise = gj.conditions.retimed(gj.denoiser(lambda x, t, y: x * t[:, None], predicts="x0"))
+      >>> two = gj.branches(denoise, cond=(cond, jnp.zeros(2)), retimed=lambda step: (cond, noise(step)))
+      >>> keys, path = jax.random.split(jax.random.key(0), 2), gj.levels(gj.schedules.flow(), 4, gj.spacings.uniform())
+      >>> print(gj.sample(keys, two, gj.tsg(2.0), gj.ddim(), path, (3,)).shape)
       (2, 3)
 
     Reference: Sadat et al. 2024, arXiv:2407.02687, section 5.
@@ -86,6 +92,6 @@ def time_noise(spread: Scale) -> Callable[[Step], Array]:
 
     def draw(step: Step) -> Array:
         z = normal(step_keys(step), jax.ShapeDtypeStruct(step.keys.shape, step.level.sigma.dtype))
-        return per_sample(at_level(spread, step.level, "time_noise's spread"), z, "time_noise's spread") * z
+        return per_sample(at_level(spread, step.level), z, "time_noise: spread") * z
 
     return draw

@@ -4,12 +4,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jaxtyping import ArrayLike, Float
 
-from guidance_jax.arrays import concrete
-from guidance_jax.checks.words import told
+from guidance_jax.checks.numbers import check_addable
 
 
 class Curve(NamedTuple):
@@ -22,7 +20,7 @@ class Curve(NamedTuple):
 
     Example:
       >>> ratio, v_c, v_u = jnp.geomspace(0.002, 80.0, 100), 1.0, 2.0
-      >>> known = Curve(ratio, rho=v_c * (v_u + ratio**2) / (v_u * (v_c + ratio**2)))
+      >>> known = gj.Curve(ratio, rho=v_c * (v_u + ratio**2) / (v_u * (v_c + ratio**2)))
       >>> print(known.rho[::33].round(2))
       [1.   1.   0.58 0.5 ]
     """
@@ -52,7 +50,7 @@ class Residuals(NamedTuple):
 
     Example:
       >>> a, b = jnp.array([1.0, 2.0]), jnp.array([2.0, 4.0])
-      >>> print(Residuals.of(a, b).cond, Residuals.of(a, b).product)
+      >>> print(gj.curves.Residuals.of(a, b).cond, gj.curves.Residuals.of(a, b).product)
       3.0 10.0
     """
 
@@ -88,12 +86,12 @@ class Calibration(NamedTuple):
     It is itself a curve, `for_classes`.
 
     Raises:
-      ValueError: when two are added that were measured at other levels.
-      TypeError: when something else is added.
+      ValueError: When two are added that were measured at other levels.
+      TypeError: When something else is added.
 
     Example:
-      >>> sums = Residuals(*jnp.array([[1.0], [2.0], [1.0], [2.0], [4.0]]))
-      >>> one = Calibration(samples=jnp.ones(1), log_ratio=jnp.zeros(1), along=sums, entire=sums)
+      >>> sums = gj.curves.Residuals(*jnp.array([[1.0], [2.0], [1.0], [2.0], [4.0]]))
+      >>> one = gj.Calibration(samples=jnp.ones(1), log_ratio=jnp.zeros(1), along=sums, entire=sums)
       >>> print((one + one).samples, (one + one).ratio, (one + one).rho, one.projected.rho)
       [2.] [1.] [1.] [0.5]
     """
@@ -108,10 +106,7 @@ class Calibration(NamedTuple):
     """Residuals in all directions."""
 
     def __add__(self, other: "Calibration") -> "Calibration":  # pyright: ignore[reportIncompatibleMethodOverride]
-        if not isinstance(other, Calibration):
-            raise TypeError(f"a Calibration is added to another one, got {told(other)}; gj.calibrate returns one.")
-        if concrete((self, other)) and not _alike(self.ratio, other.ratio):
-            raise ValueError(f"two calibrations of other levels do not add up: sigma / alpha {self.ratio} and {other.ratio}.")
+        check_addable(self, other)
         return jax.tree.map(jnp.add, self, other)
 
     @property
@@ -150,6 +145,3 @@ class Calibration(NamedTuple):
         """Its standard error, `[S]`."""
         return jnp.asarray(self.for_classes.error)
 
-
-def _alike(a: Array, b: Array) -> bool:
-    return a.shape == b.shape and np.allclose(a, b, rtol=1e-3)

@@ -21,7 +21,7 @@ from guidance_jax.base import (
 )
 from guidance_jax.checks.door import door
 from guidance_jax.checks.kinds import Denoise
-from guidance_jax.checks.outcomes import Asked, check_update, predicted
+from guidance_jax.checks.outcomes import Asked, Slopes, check_update, predicted
 from guidance_jax.checks.running import (
     check_conditions,
     check_inputs,
@@ -29,6 +29,7 @@ from guidance_jax.checks.running import (
     check_memory,
     check_named,
     check_networks,
+    check_shapes,
     check_state_given,
 )
 from guidance_jax.guidance.algebra import wants
@@ -84,6 +85,7 @@ class Guided(NamedTuple):
     def __call__(self, x: Array, level: NoiseLevel, memory: Memory | None = None, *, next: NoiseLevel | None = None) -> Any:
         """The guided prediction at x; with a memory, `(prediction, the memory after it)`."""
         check_inputs(x, level, "guided")
+        check_shapes(self.guidance, x)
         check_memory(self.guidance, x, memory)
         guidance, number = self.init(x) if memory is None else memory
         keys = jax.random.split(jax.random.key(0, impl="threefry2x32"), len(x)) if self.keys is None else self.keys
@@ -125,7 +127,7 @@ def guided(branches: Networks, guidance: Guidance, keys: Array | None = None) ->
       >>> print(x.round())
       [[4.]]
     """
-    check_named(guidance.needs, check_networks(branches))
+    check_named(guidance.needs | guidance.derivatives, check_networks(branches))
     return Guided(branches, guidance, keys)
 
 
@@ -172,7 +174,7 @@ def guide(branches: Networks, guidance: Guidance, step: Step) -> GuidedDenoiser:
     networks = check_networks(branches)
 
     def guided(state: State, level: NoiseLevel) -> tuple[Prediction, State, Context]:
-        check_state_given(state)
+        check_state_given(state, guidance)
         prediction, remembered, context, count = look(networks, guidance, step, state.x, level, state.guidance)
         after = state._replace(guidance=remembered, evaluations=state.evaluations + count, x0=prediction.x0)
         return prediction, after, context
@@ -225,17 +227,18 @@ def evaluate(
       [[1.]] [[0.]] 2
     """
     networks = check_networks(branches)
-    check_named(wanted, networks, "evaluate is asked for")
+    check_named({*wanted, *derivatives}, networks, "evaluate is asked for")
     check_level(level, x)
     base = next(iter(networks[0].conds))
     gates = {base: True, **{name: gate for name, gate in wanted.items() if name != base}}
     known: dict[str, Prediction] = {}
-    slopes: dict[str | None, Derivative] = {}
+    slopes = Slopes()
     count: Array | int = 0
-    for name in derivatives:
-        network = next(network for network in networks if (name or base) in network.conds)
-        known[name or base], slopes[name] = _differentiated(network, name or base, x, step, level)
+    for name in sorted({name or base for name in derivatives}):
+        network = next(network for network in networks if name in network.conds)
+        known[name], slopes[name] = _differentiated(network, name, x, step, level)
         count = count + 1
+    slopes |= {None: slopes[base]} if base in slopes else {}
     for network in networks:
         mine = {name: gates[name] for name in network.conds if name in gates and name not in known}
         if mine:

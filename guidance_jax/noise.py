@@ -16,6 +16,7 @@ from guidance_jax.base import NoiseLevel, Step
 from guidance_jax.checks.door import door
 from guidance_jax.checks.kinds import Keys, check_generator
 from guidance_jax.checks.running import check_level, check_start
+from guidance_jax.checks.steps import learned
 
 START = 0
 SAMPLER, GUIDANCE, DATA, IMAGE = (2**31 + i for i in range(4))
@@ -43,19 +44,19 @@ def diffuse(keys: Keys, x0: Float[Array, "b ..."], level: NoiseLevel) -> Float[A
     other keys: `jax.vmap(jax.random.fold_in, (0, None))(keys, 1)`.
 
     Args:
-      keys: `[B]` PRNG keys.
+      keys: `[B]` PRNG keys, one per sample.
       x0: `[B, ...]`, the data.
-      level: the level at which the run starts, scalar or `[B]`: `jax.tree.map(lambda field: field[0], path)`.
+      level: The level at which the run starts, scalar or `[B]`: `path[0]`.
 
     Raises:
-      ValueError: if x0 does not have a sample a key, or the level is neither `()` nor `[B]`.
+      ValueError: If x0 does not have one sample per key, or the level is neither `()` nor `[B]`.
 
     Example:
-      >>> path = schedules.strength(levels(schedules.edm(), 10, spacings.karras()), 0.5)
+      >>> path = gj.schedules.strength(gj.levels(gj.schedules.edm(), 10, gj.spacings.karras()), 0.5)
       >>> keys = jax.random.split(jax.random.key(0), 2)
-      >>> x = diffuse(keys, jnp.ones((2, 3)), jax.tree.map(lambda field: field[0], path))
-      >>> denoise = denoiser(lambda x, t, cond: x, predicts="x0")
-      >>> print(sample(keys, branches(denoise, cond=None), chain(), ddim(), path, x).shape)
+      >>> x = gj.diffuse(keys, jnp.ones((2, 3)), path[0])
+      >>> one = gj.branches(gj.denoiser(lambda x, t, cond: x, predicts="x0"), cond=None)
+      >>> print(gj.sample(keys, one, gj.chain(), gj.ddim(), path, x).shape)
       (2, 3)
 
     Reference: Meng et al. 2022, arXiv:2108.01073, algorithm 1.
@@ -98,7 +99,7 @@ def ancestral(variance: str, share: Array | None, level: NoiseLevel, next: Noise
     """`s / sqrt(1 - q^2)`, s the deviation of `ddpm(variance)`, whose docstring has the three; 0 where sigma' is.
 
     Raises:
-      ValueError: if it is learned and no share of the logarithm between small and large is predicted.
+      ValueError: If it is learned and no share of the logarithm between small and large is predicted.
     """
     if variance == "small":
         return next.sigma
@@ -106,8 +107,7 @@ def ancestral(variance: str, share: Array | None, level: NoiseLevel, next: Noise
     large = level.sigma * jnp.hypot(next.alpha, next.sigma) / jnp.hypot(level.alpha, level.sigma)
     if variance == "large":
         return jnp.where(noisy, large, 0)
-    if share is None:
-        raise ValueError('variance="learned" needs a network that predicts it: gj.denoisers.learned_variance.')
+    share = learned(share)
     log_small, log_large = jnp.log(jnp.where(noisy, next.sigma, 1)), jnp.log(large)
     return jnp.where(noisy, jnp.exp(log_small + share * (log_large - log_small)), 0)
 

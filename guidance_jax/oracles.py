@@ -1,25 +1,24 @@
 """Distributions whose every noisy score, denoiser and class posterior is known exactly: the ground truth, for tests of
 the library and of one's own methods."""
 
-import contextlib
 import functools
 import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax.lax import Precision
 from jaxtyping import ArrayLike, Float, Int
 
-from guidance_jax.arrays import at_least_float32, concrete, divide, inner, norm
-from guidance_jax.checks.old import check_range
+from guidance_jax.arrays import at_least_float32, divide, inner, known_now, norm
 from guidance_jax.base import NoiseLevel, Prediction
-from guidance_jax.checks.old import check_finite, check_key, check_keys, check_labels, check_level, check_levels, check_scalar
+from guidance_jax.checks.door import door
+from guidance_jax.checks.kinds import AtLeastOne, Count, Key, Keys, Labels, NonNegative, PerSample
+from guidance_jax.checks.mixtures import check_components, check_point, check_positive_definite, check_prior
+from guidance_jax.checks.running import check_levels
 from guidance_jax.curves import Curve
 from guidance_jax.denoisers import from_eps, from_x0
-from guidance_jax.checks.old import check_array, check_count
 from guidance_jax.noise import apart, diffuse
 
 __all__ = ["GaussianMixture"]
@@ -39,16 +38,16 @@ class GaussianMixture:
     Args:
       means: `[K, D]`.
       covariances: `[K, D, D]`, symmetric and positive definite.
-      weights: `[K]`, positive; normalised here.
-      labels: `[K]` integers from 0, the class of each component.
+      weights: `[K]`, positive. They are normalised here.
+      labels: The class of each component, `[K]` integers from 0.
 
     Raises:
-      ValueError: if the shapes do not fit, or a covariance or weight is not positive.
-      TypeError: if the labels are not integers.
+      ValueError: If the shapes do not fit, or a covariance or weight is not positive.
+      TypeError: If the labels are not integers.
 
     Example:
-      >>> mixture = oracles.GaussianMixture(jnp.array([[-2.0], [2.0]]), jnp.ones((2, 1, 1)), jnp.ones(2), jnp.arange(2))
-      >>> x, level = jnp.zeros((1, 1)), schedules.edm()(0.0)
+      >>> mixture = gj.oracles.GaussianMixture(jnp.array([[-2.0], [2.0]]), jnp.ones((2, 1, 1)), jnp.ones(2), jnp.arange(2))
+      >>> x, level = jnp.zeros((1, 1)), gj.schedules.edm()(0.0)
       >>> print(mixture.denoise(x, level, jnp.array([1])).x0, mixture.denoise(x, level, jnp.array([-1])).x0)
       [[1.]] [[0.]]
     """
@@ -60,38 +59,16 @@ class GaussianMixture:
         weights: Float[Array, "k"],
         labels: Int[Array, "k"],
     ):
-        for name, value in (("means", means), ("covariances", covariances), ("weights", weights)):
-            check_array(value, name, jnp.floating, "floating numbers")
-            check_finite(value, f"a mixture's {name}")
-        check_array(labels, "labels", jnp.generic, "integers, [K]")
-        if not jnp.issubdtype(labels.dtype, jnp.integer):
-            raise TypeError(f"a mixture takes integer labels, got {labels.dtype}; cast them with .astype(int).")
-        if means.ndim != 2:
-            raise ValueError(f"means have shape {means.shape}, but must be [K, D]; one number each is [K, 1].")
-        k, d = means.shape
-        shapes = {"covariances": (covariances, (k, d, d)), "weights": (weights, (k,)), "labels": (labels, (k,))}
-        for name, (value, shape) in shapes.items():
-            if value.shape != shape:
-                raise ValueError(f"{name} have shape {value.shape}, but means {means.shape} ask for {shape}.")
-        narrow = lambda value: jnp.dtype(value.dtype).itemsize < 4
+        check_components(means, covariances, weights, labels)
         means, covariances, weights = (
-            jnp.asarray(value, jnp.float32) if narrow(value) else value for value in (means, covariances, weights)
+            jnp.asarray(value, at_least_float32(value.dtype)) for value in (means, covariances, weights)
         )
         # Known covariances are decomposed now, not in the program that is being traced: it is smaller, and several batched
         # decompositions in one program can deadlock the CPU's threads in jaxlib 0.10.
-        with jax.ensure_compile_time_eval() if concrete(covariances) else contextlib.nullcontext():
+        with known_now(covariances):
             variances, axes = jnp.linalg.eigh(covariances)
-        if concrete(weights) and not (np.asarray(weights) > 0).all():
-            raise ValueError(f"weights must be positive, got {weights}.")
-        if concrete(covariances):
-            both = np.asarray(covariances), np.asarray(covariances).transpose(0, 2, 1)
-            if not np.allclose(*both, rtol=1e-3, atol=1e-5 * np.abs(both[0]).max()):
-                raise ValueError(f"covariances must be symmetric, got {covariances}.")
-        if concrete(variances) and not (np.asarray(variances) > 0).all():
-            raise ValueError(f"covariances must be positive definite, but their least eigenvalue is {variances.min()}.")
-        if concrete(labels) and set(labels.tolist()) != set(range(np.asarray(labels).max() + 1)):
-            raise ValueError(f"labels must name every class from 0 to the last, got {labels}; -1 stands for all of them.")
-        self.means = jnp.asarray(means)
+        check_positive_definite(variances)
+        self.means = means
         self.variances = variances
         """The eigenvalues of the covariances, `[K, D]`: in the axes of a component every level is diagonal."""
         self.axes = axes
@@ -115,11 +92,11 @@ class GaussianMixture:
 
         Args:
           x: `[B, D]`.
-          level: its level, scalar or one a sample.
+          level: Its level, scalar or one per sample.
           label: `[B]`; -1 is unconditional.
 
         Raises:
-          ValueError: if a label names no component.
+          ValueError: If a label names no component.
         """
         log_joint, pull, alpha, sigma = self._components(x, level, label)
         responsibility = jax.nn.softmax(log_joint, axis=1)[:, :, None]
@@ -142,24 +119,23 @@ class GaussianMixture:
         within = _einsum("kde,bke,kfe->bkdf", self.axes, self.variances[None] * s / (a * self.variances[None] + s), self.axes)
         return _einsum("bk,bkdf->bdf", responsibility, within + offset[:, :, :, None] * offset[:, :, None])
 
-    def curve(self, keys: Array, labels: Int[Array, "b"], levels: NoiseLevel, *, power: ArrayLike = 2.0) -> Curve:
+    @door()
+    def curve(self, keys: Keys, labels: Labels, levels: NoiseLevel, *, power: NonNegative = 2.0) -> Curve:
         """The curve that `calibrate` measures, its squared residuals in their exact expectations: only x_t is drawn.
 
         `rho = sum |d|^p v / sum |d|^p (v + |d|^2)`, `v = d^ . Cov(x_0 | x_t, y) d^`, `d = c - u`, `d^ = d / |d|`.
 
         Args:
           keys: `[B]` PRNG keys, one per sample.
-          labels: `[B]`, the classes of the samples.
-          levels: the path of noise levels, `[steps + 1]`; the last is left out.
-          power: p, `()`.
+          labels: The classes of the samples.
+          levels: The path of noise levels, `[steps + 1]`. The last is left out.
+          power: p.
 
         Raises:
-          ValueError: if the arguments do not fit each other, or a label names no component.
-          TypeError: if keys are no PRNG keys, or levels no path.
+          ValueError: If the arguments do not fit each other, or a label names no component.
+          TypeError: If keys are no PRNG keys, or levels no path.
         """
-        check_keys(keys)
         check_levels(levels)
-        check_scalar(power, "the curve's power")
         draw = lambda key, label: self.sample(key, 1, label)[0]
         x0 = jax.vmap(draw)(apart(keys, 2), labels)
 
@@ -171,7 +147,7 @@ class GaussianMixture:
             weight = square ** (jnp.asarray(power, d.dtype) / 2)
             return (weight * v).sum(), (weight * (v + square)).sum()
 
-        path = jax.tree.map(lambda field: jnp.asarray(field, x0.dtype)[:-1], levels)
+        path = jax.tree.map(lambda field: jnp.asarray(field, x0.dtype), levels[:-1])
         cond, uncond = jax.lax.map(at, path)
         return Curve(path.ratio, jnp.where(uncond > 0, divide(cond, uncond), 1))
 
@@ -191,50 +167,49 @@ class GaussianMixture:
         everything, _, _, _ = self._components(x, level, jnp.full_like(label, -1))
         return jax.nn.logsumexp(log_joint, axis=1) - jax.nn.logsumexp(everything, axis=1)
 
-    def sample(self, key: Array, n: int, label: ArrayLike = -1) -> Float[Array, "n d"]:
+    @door()
+    def sample(self, key: Key, n: Count, label: ArrayLike = -1) -> Float[Array, "n d"]:
         """Exact samples of the clean data, `[n, D]`.
 
         Args:
-          key: one PRNG key.
-          n: how many.
+          key: One PRNG key.
+          n: The number of samples.
           label: `()` or `[n]`; -1 is unconditional.
 
         Raises:
-          ValueError: if a label names no component.
+          ValueError: If a label names no component.
         """
-        check_key(key)
-        check_count(n, "n")
         choose, draw = jax.random.split(key)
         prior = self._prior(jnp.broadcast_to(jnp.asarray(label), (n,)))
         k = jax.random.categorical(choose, prior)
         z = jax.random.normal(draw, (n, self.means.shape[1]), self.means.dtype)
         return self.means[k] + _einsum("nde,ne->nd", self.axes[k], jnp.sqrt(self.variances[k]) * z)
 
+    @door()
     def log_tilted(
-        self, x: Float[Array, "b d"], level: NoiseLevel, label: Int[Array, "b"], scale: ArrayLike
+        self, x: Float[Array, "b d"], level: NoiseLevel, label: Int[Array, "b"], scale: PerSample
     ) -> Float[Array, "b"]:
         """`(1 - scale) log p(x_t) + scale log p(x_t | y)`, not normalised; arguments as for `denoise`, scale `()` or `[B]`."""
-        check_range(scale, "log_tilted's scale")
         scale = jnp.asarray(scale, jnp.result_type(x))
         everything = self.log_prob(x, level, jnp.full_like(label, -1))
         return everything + scale * (self.log_prob(x, level, label) - everything)
 
-    def sample_tilted(self, key: Array, n: int, label: ArrayLike, scale: ArrayLike) -> Float[Array, "n d"]:
+    @door()
+    def sample_tilted(self, key: Key, n: Count, label: ArrayLike, scale: AtLeastOne) -> Float[Array, "n d"]:
         """Exact samples of `p(x)^(1 - scale) p(x | y)^scale`, `[n, D]`: the law that classifier-free guidance is named after.
 
         Drawn from p(x | y), accepted with probability `p(y | x)^(scale - 1)`, and drawn again until it is. What 10,000 draws
         did not give is NaN.
 
         Args:
-          key: one PRNG key.
-          n: how many.
+          key: One PRNG key.
+          n: The number of samples.
           label: `()` or `[n]`; -1 is unconditional.
-          scale: `()`, at least 1; below, that is no probability.
+          scale: At least 1. Below, that is no probability.
 
         Raises:
-          ValueError: if a label names no component, or scale is below 1 or no scalar.
+          ValueError: If a label names no component, or scale is below 1 or not a scalar.
         """
-        check_scalar(scale, "sample_tilted's scale", least=1)
         labels = jnp.broadcast_to(jnp.asarray(label), (n,))
         power, first = jnp.asarray(scale, self.means.dtype) - 1, self.sample(key, n, labels)
         clean = NoiseLevel(*(jnp.asarray(value, self.means.dtype) for value in (0, 1, 0)))
@@ -256,8 +231,7 @@ class GaussianMixture:
 
     def _prior(self, label: Array) -> Array:
         """The log-weights of the components that a label leaves, `[B, K]`, not renormalised."""
-        if concrete(self.labels):
-            check_labels(label, int(np.asarray(self.labels).max()) + 1, "this mixture", lowest=-1)
+        check_prior(label, self.labels)
         label = label.astype(self.labels.dtype)[:, None]
         chosen = (label == -1) | (label == self.labels[None])
         return jnp.where(chosen, self.log_weights[None], -jnp.inf)
@@ -265,11 +239,7 @@ class GaussianMixture:
     def _components(self, x: Array, level: NoiseLevel, label: Array) -> tuple[Array, Array, Array, Array]:
         """Of each component `log w_k N(x; ..)`, `[B, K]`, and its covariance's inverse times `x - alpha mu_k`, `[B, K, D]`; and
         alpha and sigma, `[B]`."""
-        if x.ndim != 2 or x.shape[1] != self.means.shape[1]:
-            raise ValueError(f"x has shape {x.shape}, but this mixture lives in [B, {self.means.shape[1]}].")
-        if label.shape != x.shape[:1]:
-            raise ValueError(f"label has shape {label.shape}, but x {x.shape} needs one a sample: {x.shape[:1]}.")
-        check_level(level, x)
+        check_point(x, level, label, self.means.shape[1])
         x = jnp.asarray(x).astype(at_least_float32(x.dtype))
         alpha = jnp.broadcast_to(level.alpha, x.shape[:1]).astype(x.dtype)
         sigma = jnp.broadcast_to(level.sigma, x.shape[:1]).astype(x.dtype)

@@ -1,28 +1,38 @@
 """Particles that sample what a guidance says: weighted along the run, resampled in groups (sequential Monte Carlo)."""
 
 import math
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
-from jaxtyping import ArrayLike, Float
+from jaxtyping import Float
+from typing_extensions import TypeAliasType
 
 from guidance_jax import targets
-from guidance_jax.arrays import at_least_float32, concrete, divide
-from guidance_jax.base import Branches, Context, GuidedDenoiser, NoiseLevel, Prediction, Sampler, State
-from guidance_jax.checks.old import check_keys, check_levels, check_networks, check_order, check_sampler, check_scalar, check_start
-from guidance_jax.guided import Networks
+from guidance_jax.arrays import at_least_float32, divide, expand
+from guidance_jax.base import Context, GuidedDenoiser, NoiseLevel, Prediction, Sampler, State
+from guidance_jax.checks.door import door, part, rule
+from guidance_jax.checks.kinds import Count, Fraction, Key, Keys, Ratio, array_kind
+from guidance_jax.checks.particles import (
+    check_first,
+    check_particles,
+    check_population,
+    only_where,
+    rewards,
+    right_reward,
+    unguided,
+)
 from guidance_jax.guidance.algebra import chain
-from guidance_jax.checks.old import check_count
-from guidance_jax.noise import START, apart, fold, normal
-from guidance_jax.checks.old import check_particles, right_reward
+from guidance_jax.guided import Networks
+from guidance_jax.noise import apart
 from guidance_jax.sampling import run
-from guidance_jax.targets import Target, check_target
-from guidance_jax.checks.traced import insist
+from guidance_jax.targets import Target
 
 __all__ = ["Particles", "effective_size", "feynman_kac", "systematic"]
+
+LogWeights = TypeAliasType("LogWeights", Annotated[Array, array_kind("floating numbers, [..., N]", jnp.floating)])
+"""Logarithms of weights, `[..., N]`, normalised or not; -inf is a weight of 0."""
 
 NOISY = 0.03
 """The spread is measured where noise is at least this share of the variance of x: below it a score's errors hide it."""
@@ -33,7 +43,7 @@ class Particles(NamedTuple):
 
     Example:
       >>> x, weights = jnp.array([[1.0], [3.0]]), jnp.array([0.25, 0.75])
-      >>> found = particles.Particles(x, jnp.log(weights), *jnp.zeros((6, 1)), 0)
+      >>> found = gj.particles.Particles(x, jnp.log(weights), *jnp.zeros((6, 1)), 0)
       >>> print(jnp.exp(found.log_weights) @ found.x)  # the mean of what is sampled
       [2.5]
     """
@@ -66,7 +76,7 @@ class Particles(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """What the run carries beside the inner sampler's memory; a row a particle."""
+    """What the run carries beside the inner sampler's memory; one row per particle."""
 
     inner: Any
     log_weights: Array
@@ -83,19 +93,20 @@ class Weights(NamedTuple):
     spread_error: Array
 
 
+@door(rule("the interval is empty: low must be below high, both in sigma / alpha", lambda low, high: low < high))
 def feynman_kac(
-    keys: Array,
+    keys: Keys,
     branches: Networks,
     target: Target,
     sampler: Sampler,
     levels: NoiseLevel,
     shape_or_x: tuple[int, ...] | Array,
     *,
-    size: int,
-    threshold: ArrayLike = 0.5,
+    size: Count,
+    threshold: Fraction = 0.5,
     kernels: bool = False,
-    low: ArrayLike = 0.0,
-    high: ArrayLike = jnp.inf,
+    low: Ratio = 0.0,
+    high: Ratio = jnp.inf,
 ) -> Particles:
     """Samples of a target, which guidance alone misses: particles move by its drift, carry weights, and are resampled.
 
@@ -120,80 +131,72 @@ def feynman_kac(
     resampling makes part again by what is drawn; with a deterministic sampler they stay copies.
 
     Args:
-      keys: `[B]`, one a particle; B is a multiple of `size`.
-      branches: as of `sample`; each condition is the same for all particles of a group.
+      keys: `[B]`, one per particle; B is a multiple of `size`.
+      branches: As of `sample`. Each condition is the same for all particles of a group.
       target: `tilted(scale)`, `product`, `annealed` or `rewarded`.
       sampler: `heun_sde(2.0)`, `ddpm()`, ...
-      levels: as of `sample`.
-      shape_or_x: the shape of one sample, to start from the target of pure noise; or x at `levels[0]`, which is taken
-        for draws from the target there, and the normaliser is then relative to that target's.
-      size: the number of particles of a group, which share their weights: 2 or more.
-      threshold: resampled, systematically, where the effective sample size is below `threshold size`, `()`; 0 for never.
-      kernels: whether to weigh by ratios of kernels.
-      low: of `sigma / alpha`, `()`, excluded: below it neither weights nor resampling, only the guidance. A compromise: weights
-        degenerate less, but what is sampled is no longer the target. A reward is weighed at every level.
-      high: likewise, included.
+      levels: As of `sample`.
+      shape_or_x: The shape of one sample, to start from the target of pure noise; or x at `levels[0]`, drawn from the
+        target there, and the normaliser is then relative to that target's.
+      size: The number of particles of a group, which share their weights: 2 or more.
+      threshold: A group is resampled, systematically, where its effective sample size is below `threshold size`; 0 for never.
+      kernels: Whether to weigh by ratios of kernels.
+      low: The lower bound in `sigma / alpha`, excluded. Below it there are neither weights nor resampling, only the guidance.
+        A compromise: weights degenerate less, but what is sampled is no longer the target. A reward is weighed at every level.
+      high: The upper bound, included.
 
     Returns:
       `Particles`: x, their weights, the log-normaliser, and how far the weights degenerated.
 
     Raises:
-      ValueError: as `sample`; and if B is no multiple of size, a condition differs within a group, kernels are needed and the
+      ValueError: As `sample`; and if B is no multiple of size, a condition differs within a group, kernels are needed and the
         sampler has none, its steps are no steps of the guided ODE or SDE (churn, recurrence), or exponents that do not sum to
         1 meet a start at alpha = 0. After the run, if a log_reward was NaN or inf, or is -inf for all of a group; within a
         caller's jit such a group is NaN, its log_normaliser NaN or -inf, the others are right, and a warning tells.
 
     Example:
-      >>> mixture = oracles.GaussianMixture(jnp.array([[-1.0], [1.0]]), jnp.ones((2, 1, 1)), jnp.ones(2), jnp.arange(2))
+      >>> mixture = gj.oracles.GaussianMixture(jnp.array([[-1.0], [1.0]]), jnp.ones((2, 1, 1)), jnp.ones(2), jnp.arange(2))
       >>> keys, label = jax.random.split(jax.random.key(0), 512), jnp.zeros(512, int)
-      >>> two, path = branches(mixture.denoise, cond=label, uncond=label - 1), levels(schedules.edm(), 40, spacings.karras())
-      >>> found = feynman_kac(keys, two, targets.tilted(2.0), heun_sde(), path, (1,), size=512)
+      >>> two = gj.branches(mixture.denoise, cond=label, uncond=label - 1)
+      >>> path = gj.levels(gj.schedules.edm(), 40, gj.spacings.karras())
+      >>> found = gj.feynman_kac(keys, two, gj.targets.tilted(2.0), gj.heun_sde(), path, (1,), size=512)
       >>> print(found.log_normaliser.round(1))
       [0.5]
 
     Reference: Skreta et al. 2025, arXiv:2503.02819; kernels, arXiv:2506.05668.
     """
-    check_target(target)
-    check_sampler(sampler)
-    check_count(size, "size")
     kernels = kernels or target.guidance is not None
-    check_keys(keys)
-    _check_groups(len(keys), check_networks(branches), size)
-    check_scalar(threshold, "feynman_kac's threshold", most=1)
-    check_order(low, high, "feynman_kac", "the interval is empty: low must be below high, both in sigma / alpha")
-    if kernels and sampler.kernel is None:
-        raise ValueError("ratios of kernels, as a guided target needs, are of samplers that have one: ddpm(), ddim(1.0), ...")
-    check_levels(levels, sampler)
-    check_start(keys, levels, shape_or_x)
-    given, known = _start(keys, target, levels, shape_or_x, kernels)
+    check_population(keys, branches, sampler, levels, shape_or_x, size, kernels, target.total)
+    start, known = targets.start(keys, target, levels, shape_or_x, kernels)
     guidance = targets.drift(target) if target.guidance is None else chain(targets.drift(target), target.guidance)
-    end = NoiseLevel(*(field[-1] for field in levels))
-    around = _around(sampler, target, Resampling(size, threshold, low, high), kernels, end)
-    state, _ = run(keys, branches, guidance, around, levels, given)
+    around = weighed(sampler, target, levels[-1], size, threshold=threshold, kernels=kernels, low=low, high=high)
+    state, _ = run(keys, branches, guidance, around, levels, start)
 
     last: Weights = state.memory
     if target.log_reward is not None:
-        last = _rewarded(last, targets.reward_of(target.log_reward, state.x, end), state.x)
-    grouped = last.log_weights.reshape(-1, size)
-    dead, unreal = (grouped == -jnp.inf).all(1), last.unreal.reshape(-1, size).any(1)
-    each = lambda group: jnp.repeat(group, size)
-    sums = jax.nn.logsumexp(jnp.where(dead[:, None], 0, grouped), axis=1)
-    normalised = jnp.where(each(unreal), jnp.nan, grouped.ravel() - each(sums))
-    families = jax.ops.segment_sum(jnp.exp(normalised), last.ancestors, len(keys)).reshape(-1, size)
-    effective = jnp.where(unreal, jnp.nan, effective_size(grouped))
-    least, ancestors = jnp.minimum(last.least[::size], effective), divide(jnp.ones_like(sums), (families**2).sum(1))
-    x = state.x.astype(levels.sigma.dtype if isinstance(shape_or_x, tuple) else shape_or_x.dtype)
-    x = jnp.where(each(dead | unreal).reshape(-1, *[1] * (x.ndim - 1)), jnp.nan, x)
+        last = _rewarded(last, rewards(target.log_reward, state.x, levels[-1]), state.x)
+    groups, each = last.log_weights.reshape(-1, size), lambda group: jnp.repeat(group, size)
+    dead, unreal = (groups == -jnp.inf).all(1), last.unreal.reshape(-1, size).any(1)
+    sums = jax.nn.logsumexp(jnp.where(dead[:, None], 0, groups), axis=1)
+    log_weights = jnp.where(each(unreal), jnp.nan, groups.ravel() - each(sums))
     log_normaliser = known.astype(sums.dtype) + last.log_normaliser[::size] + sums - math.log(size)
     log_normaliser = jnp.where(dead, -jnp.inf, jnp.where(unreal, jnp.nan, log_normaliser))
+
+    effective = jnp.where(unreal, jnp.nan, effective_size(groups))
+    families = jax.ops.segment_sum(jnp.exp(log_weights), last.ancestors, len(keys)).reshape(-1, size)
+    least, ancestors = jnp.minimum(last.least[::size], effective), divide(jnp.ones_like(sums), (families**2).sum(1))
     # Copies that did not part are no new witnesses.
     error = last.spread_error[::size] * jnp.sqrt(jnp.maximum(divide(effective, ancestors), 1))
     spread = last.spread[::size]
+
+    x = state.x.astype(levels.sigma.dtype if isinstance(shape_or_x, tuple) else shape_or_x.dtype)
+    x = jnp.where(expand(each(dead | unreal), x), jnp.nan, x)
     check_particles(size, target.log_reward, dead, unreal, least, ancestors, spread, error)
-    return Particles(x, normalised, log_normaliser, effective, least, ancestors, spread, error, state.evaluations)
+    return Particles(x, log_weights, log_normaliser, effective, least, ancestors, spread, error, state.evaluations)
 
 
-def effective_size(log_weights: Array) -> Array:
+@door()
+def effective_size(log_weights: LogWeights) -> Array:
     """The effective sample size over the last axis, `(sum w)^2 / sum w^2`.
 
     Args:
@@ -203,7 +206,7 @@ def effective_size(log_weights: Array) -> Array:
       `[...]`, in 1..N; 0 where all weights are.
 
     Example:
-      >>> print(particles.effective_size(jnp.log(jnp.array([[1.0, 1.0], [1.0, 0.0], [0.0, 0.0]]))))
+      >>> print(gj.particles.effective_size(jnp.log(jnp.array([[1.0, 1.0], [1.0, 0.0], [0.0, 0.0]]))))
       [2. 1. 0.]
 
     Reference: Kong et al. 1994, "Sequential imputations and Bayesian missing data problems".
@@ -214,18 +217,19 @@ def effective_size(log_weights: Array) -> Array:
     return jnp.where(dead, 0, jnp.exp(2 * jax.nn.logsumexp(some, axis=-1) - jax.nn.logsumexp(2 * some, axis=-1)))
 
 
-def systematic(key: Array, log_weights: Array) -> Array:
+@door()
+def systematic(key: Key, log_weights: LogWeights) -> Array:
     """Systematic resampling: which of N particles each of N takes the place of, `[N]`, from one uniform number.
 
     Place i is taken by the first k with `sum over j <= k of w_j >= (i + u) / N`, u in [0, 1): a particle of weight w, of
     weights that sum to 1, `floor(N w)` or `ceil(N w)` times, and never where w is 0. Where all are, each takes its own place.
 
     Args:
-      key: a PRNG key.
+      key: One PRNG key.
       log_weights: `[N]`, normalised or not; -inf is a weight of 0.
 
     Example:
-      >>> print(particles.systematic(jax.random.key(0), jnp.log(jnp.array([0.5, 0.0, 0.25, 0.25]))))
+      >>> print(gj.particles.systematic(jax.random.key(0), jnp.log(jnp.array([0.5, 0.0, 0.25, 0.25]))))
       [0 0 2 3]
 
     Reference: Kitagawa 1996, doi:10.1080/10618600.1996.10474692.
@@ -243,49 +247,24 @@ def systematic(key: Array, log_weights: Array) -> Array:
     return jnp.clip(jnp.searchsorted(share, at), first, last)
 
 
-def _start(
-    keys: Array, target: Target, levels: NoiseLevel, shape_or_x: tuple[int, ...] | Array, kernels: bool
-) -> tuple[tuple[int, ...] | Array, Array]:
-    """What `run` is given to start from, and the part of the log-normaliser that is known beforehand.
-
-    Pure noise to powers that sum to A is `N(0, sigma^2 / A)`, of the normaliser `(2 pi sigma^2)^(D (1 - A) / 2) A^(-D / 2)`.
-    """
-    alpha, sigma = (jnp.asarray(field, at_least_float32(field.dtype)) for field in (levels.alpha, levels.sigma))
-    if targets.sums_to_one(target):
-        return shape_or_x, jnp.zeros_like(sigma[0])
-    if concrete(alpha) and not np.asarray(alpha)[0] > 0:
-        raise ValueError(
-            f"the exponents sum to {target.total} and not to 1, so the target's drift has no value at alpha = 0, where these "
-            "levels start; let the schedule end before: flow(t_max=0.99), or give the product a rest."
-        )
-    total = jnp.asarray(target.total, sigma.dtype)
-    given = not isinstance(shape_or_x, tuple)
-    dimension = math.prod(shape_or_x.shape[1:] if given else shape_or_x)
-    # The weights of the path are of densities of x / alpha, those of kernels of densities of x.
-    known = jnp.zeros_like(total) if kernels else dimension * (1 - total) * jnp.log(alpha[-1] / alpha[0])
-    if given:
-        return shape_or_x, known
-    noise = normal(fold(keys, START), jax.ShapeDtypeStruct((len(keys), *shape_or_x), sigma.dtype))
-    known = known + dimension / 2 * ((1 - total) * jnp.log(2 * jnp.pi * sigma[0] ** 2) - jnp.log(total))
-    return sigma[0] / jnp.sqrt(total) * noise, known
-
-
-class Resampling(NamedTuple):
-    """When a group is resampled."""
-
-    size: int
-    threshold: ArrayLike
-    low: ArrayLike
-    high: ArrayLike
-
-
-def _around(sampler: Sampler, target: Target, when: Resampling, kernels: bool, end: NoiseLevel) -> Sampler:
-    """The sampler that weighs and resamples around each step of another."""
+@part()
+def weighed(
+    sampler: Sampler,
+    target: Target,
+    end: NoiseLevel,
+    size: Count,
+    *,
+    threshold: Fraction,
+    kernels: bool,
+    low: Ratio,
+    high: Ratio,
+) -> Sampler:
+    """The sampler that weighs and resamples around each step of another; its arguments are those of `feynman_kac`."""
 
     def init(x: Array) -> Weights:
         zeros = jnp.zeros_like(x, shape=len(x))
         first = jnp.zeros_like(x, jnp.int32, shape=len(x)) + jnp.arange(len(x), dtype=jnp.int32)
-        pending, most, unknown = jnp.zeros((), x.dtype), zeros + when.size, zeros + jnp.nan
+        pending, most, unknown = jnp.zeros((), x.dtype), zeros + size, zeros + jnp.nan
         return Weights(sampler.init(x), zeros, zeros, zeros, zeros > 0, pending, first, most, unknown, unknown)
 
     def step(denoise: GuidedDenoiser, state: State, level: NoiseLevel, next: NoiseLevel, keys: Array) -> State:
@@ -294,27 +273,25 @@ def _around(sampler: Sampler, target: Target, when: Resampling, kernels: bool, e
         # The trapezoid: the integrand here times half of the steps on both its sides. The last step has no end to look at.
         integrand = jnp.zeros_like(weights.log_weights) if kernels else targets.integrand(target, context)
         weights = weights._replace(log_weights=weights.log_weights + weights.pending * integrand)
-        if target.log_reward is not None:
+        inside = (level.ratio > jnp.asarray(low, state.x.dtype)) & (level.ratio <= jnp.asarray(high, state.x.dtype))
+        if target.log_reward is None:
+            weights = _measured(weights, target, context, size, inside)
+        else:
             # The x0 predicted is a mean: where it has no reward, x may still come to a place that has one.
             x0 = targets.mean(target, context)
-            reward = targets.reward_of(target.log_reward, x0, level)
+            reward = rewards(target.log_reward, x0, level)
             weights = _rewarded(weights, jnp.where(reward == -jnp.inf, weights.reward, reward), x0)
 
-        low, high, threshold = (jnp.asarray(bound, state.x.dtype) for bound in (when.low, when.high, when.threshold))
-        inside = (level.ratio > low) & (level.ratio <= high)
-        if target.log_reward is None:
-            weights = _measured(weights, target, context, when.size, inside)
-        weights, order = _resample(weights, keys, when.size, jnp.where(inside, threshold, 0))
-        take = lambda leaf: leaf[order] if jnp.ndim(leaf) else leaf
-        weights = weights._replace(inner=jax.tree.map(take, weights.inner))
-        state = state._replace(x=take(state.x), guidance=jax.tree.map(take, state.guidance), x0=take(state.x0))
-        prediction, base, asked = jax.tree.map(take, (prediction, context.base, context.branches))
-        context = context._replace(x=state.x, base=base, branches=asked, pullback=None)
+        weights, order = _resample(weights, keys, size, jnp.where(inside, jnp.asarray(threshold, state.x.dtype), 0))
+        take = lambda tree: jax.tree.map(lambda leaf: leaf[order] if jnp.ndim(leaf) else leaf, tree)
+        inner = take(weights.inner)
+        state = state._replace(x=take(state.x), guidance=take(state.guidance), x0=take(state.x0), memory=inner)
+        prediction, base, branches = take((prediction, context.base, context.branches))
+        context = context._replace(x=state.x, base=base, branches=branches, derivatives={})
 
+        state = sampler.step(_known(denoise, prediction, context), Looked(*state), level, next, keys)
         length = jnp.where(inside, targets.measure(target, level) - targets.measure(target, next), 0)
         last = (next.alpha == end.alpha.astype(next.alpha.dtype)) & (next.sigma == end.sigma.astype(next.sigma.dtype))
-        replay = _replay(denoise, prediction, state._replace(memory=weights.inner), context)
-        state = sampler.step(replay, state._replace(memory=weights.inner), level, next, keys)
         if sampler.kernel is not None and kernels:
             gained = targets.ratio(target, sampler.kernel, prediction, context, state.x)
             gained = jnp.where(inside & (next.sigma > 0), gained, 0)
@@ -322,9 +299,34 @@ def _around(sampler: Sampler, target: Target, when: Resampling, kernels: bool, e
             gained = jnp.where(last, length, length / 2) * integrand[order]
         pending = jnp.where(last, 0, length / 2)
         weights = weights._replace(inner=state.memory, log_weights=weights.log_weights + gained, pending=pending)
-        return state._replace(memory=weights)
+        return state._replace(x=state.x, memory=weights)
 
     return Sampler(init, step, schedule=sampler.schedule)
+
+
+class Looked(State):
+    """A state whose x has been looked at. With another x it is a plain `State`."""
+
+    __slots__ = ()
+
+    def _replace(self, **changes: Any) -> State:
+        return State(*self)._replace(**changes) if "x" in changes else super()._replace(**changes)
+
+
+def _known(denoise: GuidedDenoiser, prediction: Prediction, context: Context) -> GuidedDenoiser:
+    """The denoiser of a step that knows its first prediction, at `context.x` and `context.level`."""
+    begun: list[bool] = []
+
+    def look(state: State, at: NoiseLevel) -> tuple[Prediction, State, Context]:
+        here = ((at.alpha == context.level.alpha) & (at.sigma == context.level.sigma)).all()
+        if isinstance(state, Looked):
+            begun.append(True)
+            return only_where(here, prediction), State(*state), context
+        check_first(bool(begun))
+        other, state, read = denoise.look(state, at)
+        return only_where(~here, other), state, read
+
+    return GuidedDenoiser(look, unguided)
 
 
 def _rewarded(weights: Weights, reward: Array, x0: Array) -> Weights:
@@ -341,7 +343,7 @@ def _measured(weights: Weights, target: Target, context: Context, size: int, ins
     centre = jnp.einsum("gn,gnd->gd", share, x.reshape(-1, size, dimension), precision="highest")
     offset = x - jnp.repeat(centre, size, axis=0).reshape(x.shape)
     others = 1 - (share**2).sum(1)
-    terms = inner(targets.noise_of(target, context), offset) / (context.level.sigma * dimension)
+    terms = inner(targets.combined(target, context).eps, offset) / (context.level.sigma * dimension)
     spread = divide((share * terms).sum(1), others)
     error = jnp.sqrt((share**2 * (terms - spread[:, None]) ** 2).sum(1))
     variance = divide((share * inner(offset, offset)).sum(1), others * dimension)
@@ -368,57 +370,3 @@ def _resample(weights: Weights, keys: Array, size: int, threshold: Array) -> tup
         least=jnp.minimum(weights.least, each(effective)),
     )
     return weights, order
-
-
-def _replay(denoise: GuidedDenoiser, prediction: Prediction, state: State, context: Context) -> GuidedDenoiser:
-    """A denoiser that knows the step's first prediction already."""
-
-    asked: list[NoiseLevel] = []
-
-    def look(given: State, at: NoiseLevel) -> tuple[Prediction, State, Context]:
-        known, again = at is context.level and given.x is state.x, bool(asked)
-        asked.append(at)
-        if again and at is not context.level:
-            return denoise.look(given, at)
-        if not known:
-            raise ValueError(
-                "feynman_kac's weights are of a sampler that goes from each level straight to the next, but this one first "
-                "moves x, or takes steps again (churn, recurrence, inpainting); take heun_sde(), ddpm(), ddim(eta), heun(), ..."
-            )
-        return prediction, given, context
-
-    def base(given: State, at: NoiseLevel) -> tuple[Prediction, State]:
-        raise ValueError(
-            "feynman_kac's weights are of particles that the target guides, but this sampler follows the base alone; "
-            "take predictor_corrector(..., guided=True)."
-        )
-
-    return GuidedDenoiser(look, base)
-
-
-def _check_groups(count: int, networks: tuple[Branches, ...], size: int) -> None:
-    """Raises unless the keys are groups, whose particles have the same conditions."""
-    if size < 2 or count % size:
-        raise ValueError(f"size={size} particles a group, but there are {count} keys: 2 or more, and a divisor of that.")
-    for network in networks:
-        for name, cond in network.conds.items():
-            for path, leaf in jax.tree_util.tree_leaves_with_path(cond):
-                if callable(leaf) or len(leaf) != count:
-                    continue
-                if not concrete(leaf):
-                    grouped = leaf.reshape(count // size, size, -1)
-                    told = f"branch {name!r}{jax.tree_util.keystr(path)} differs within a group of {size} particles."
-                    insist(lambda grouped=grouped: _alike(grouped), told)
-                    continue
-                rows = np.asarray(leaf).reshape(count // size, size, -1)
-                if not _alike(rows):
-                    raise ValueError(
-                        f"branch {name!r}{jax.tree_util.keystr(path)} differs within a group of {size} particles, which share "
-                        f"one target; repeat each condition: jnp.repeat(labels, {size}, axis=0)."
-                    )
-
-
-def _alike(rows: Any) -> Any:
-    """Whether the rows of each group are equal; NaN is as NaN."""
-    first = rows[:, :1]
-    return ((rows == first) | ((rows != rows) & (first != first))).all()

@@ -12,6 +12,8 @@ Inside a trace the function is called again with the traced numbers.
 import dataclasses
 import functools
 import inspect
+import reprlib
+import reprlib
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeVar
 
@@ -62,7 +64,8 @@ class Call(NamedTuple):
             elif parameter.kind is inspect.Parameter.VAR_KEYWORD:
                 said += [f"{key}={_said(each)}" for key, each in value.items()]
             elif value is not parameter.default:
-                said.append(_said(value) if isinstance(value, Part) else f"{name}={_said(value)}")
+                unnamed = isinstance(value, Part) or parameter.kind is inspect.Parameter.POSITIONAL_ONLY
+                said.append(_said(value) if unnamed else f"{name}={_said(value)}")
         return f"{self.function.__name__}({', '.join(said)})"
 
 
@@ -93,21 +96,22 @@ NUMBER = Number()
 
 
 class Same:
-    """A static leaf that is equal to itself alone: one that cannot be hashed."""
+    """A static leaf that cannot be hashed: a NumPy array is equal to one of the same values, all else to itself alone."""
 
-    __slots__ = ("value",)
+    __slots__ = ("key", "value")
 
     def __init__(self, value: Any) -> None:
         self.value = value
+        self.key = (value.dtype, value.shape, value.tobytes()) if type(value) is np.ndarray else id(value)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Same) and other.value is self.value
+        return isinstance(other, Same) and other.key == self.key
 
     def __hash__(self) -> int:
-        return id(self.value)
+        return hash(self.key)
 
 
-@dataclasses.dataclass(frozen=True, slots=True, eq=False, repr=False)
+@dataclasses.dataclass(frozen=True, slots=True, weakref_slot=True, eq=False, repr=False)
 class Part:
     """What a public function returned, with the call that made it; without one, what a user's own constructor made."""
 
@@ -118,7 +122,7 @@ class Part:
         if name.startswith("__") or name not in {field.name for field in dataclasses.fields(type(self))}:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         assert self.call is not None
-        made = self.call.again()
+        made = remembering(self.call.again(), self.call)
         for field in dataclasses.fields(made):
             if field.name != "call":
                 object.__setattr__(self, field.name, getattr(made, field.name))
@@ -193,9 +197,7 @@ def remembering(made: Any, call: Call) -> Any:
     """A part that remembers its call."""
     if not isinstance(made, Part):
         part = Function(made)
-    elif made.call is None:
-        part = made
-    else:  # A part that a public function made of another one: `autoguidance` is a call of `cfg`.
+    else:  # It may be a part of another call, or the user's own: `autoguidance` is a call of `cfg`, `chain(own)` is `own`.
         part = object.__new__(type(made))
         for field in dataclasses.fields(made):
             object.__setattr__(part, field.name, getattr(made, field.name))
@@ -240,7 +242,12 @@ def _said(value: Any) -> str:
         return f"{value.dtype}[{','.join(map(str, value.shape))}]"
     if isinstance(value, Array) and not isinstance(value, jax.core.Tracer) and jnp.issubdtype(value.dtype, jnp.number):
         return repr(value.item())
-    return getattr(value, "__name__", "a function") if inspect.isroutine(value) else repr(value)
+    if isinstance(value, functools.partial):
+        return f"partial({_said(value.func)})"
+    if callable(value) and not isinstance(value, Part):
+        return getattr(value, "__name__", type(value).__name__)
+    said = repr(value)
+    return said if len(said) <= 200 or isinstance(value, Part) else reprlib.repr(value)
 
 
 def _article(name: str) -> str:

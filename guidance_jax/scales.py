@@ -21,9 +21,13 @@ __all__ = ["Scale", "beta", "calibrated", "clamp_linear", "cosine", "linear", "p
 
 def at(scale: Scale, context: Context) -> Array:
     """A scale at the level of x, broadcastable against x."""
-    value = at_level(scale, context.level)
-    check_shape(value, context.x, getattr(scale, "where", "a scale"))
-    return expand(jnp.asarray(value, context.x.dtype), context.x)
+    return per_sample(at_level(scale, context.level), context.x, getattr(scale, "where", "a scale"))
+
+
+def per_sample(value: Any, x: Array, where: str) -> Array:
+    """One number, `()`, or one per sample, `[B]`, broadcastable against x."""
+    check_shape(value, x, where)
+    return expand(jnp.asarray(value, x.dtype), x)
 
 
 def at_level(scale: Any, level: NoiseLevel) -> Any:
@@ -102,9 +106,7 @@ def cosine(schedule: Schedule, scale: PerSample) -> Level:
 
 
 @part()
-def power_cosine(
-    schedule: Schedule, scale: PerSample, power: NonNegative, *, normalise: Number = 1.0
-) -> Level:
+def power_cosine(schedule: Schedule, scale: PerSample, power: NonNegative, *, normalise: Number = 1.0) -> Level:
     """Guidance that comes late for a large power: `w = 1 + (scale - 1) normalise (1 - cos(pi progress^power)) / 2`.
 
     As published it is not normalised: it ends at `scale`, and on average guides less.

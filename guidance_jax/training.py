@@ -3,21 +3,40 @@
 Losses are per sample, `[B]`; take their mean. Networks and classifiers are pure functions, parameters bound by the caller.
 """
 
-from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import ArrayLike, Float, Int
+from jaxtyping import ArrayLike, Float
+from typing_extensions import TypeAliasType
 
 from guidance_jax.arrays import at_least_float32, divide, expand
-from guidance_jax.checks.old import LARGEST, check_range
 from guidance_jax.base import Cond, NoiseLevel, Schedule
-from guidance_jax.checks.old import check_key, check_labels, check_level, check_scalar, check_schedule
-from guidance_jax.denoisers import OUTPUTS, Network, call, edm_coefficients, parameterisation
-from guidance_jax.checks.old import check_array, check_count, check_kind, check_network, told
+from guidance_jax.checks.door import also, door
+from guidance_jax.checks.kinds import (
+    AtLevel,
+    Classify,
+    Count,
+    Fraction,
+    Key,
+    Labels,
+    Network,
+    NonNegative,
+    Number,
+    Positive,
+    Predicts,
+    Samples,
+    number,
+)
+from guidance_jax.checks.outcomes import network_output
+from guidance_jax.checks.running import check_labels, check_level
+from guidance_jax.checks.training import check_average, check_continuous, check_logits, check_null
+from guidance_jax.denoisers import OUTPUTS, edm_coefficients
+
+Cutoff = TypeAliasType("Cutoff", Annotated[ArrayLike, number(high=np.inf, above=0)])
+"""A positive number, infinite for no cutoff."""
 
 __all__ = [
     "classifier_loss",
@@ -32,7 +51,8 @@ __all__ = [
 ]
 
 
-def noise_levels(key: Array, schedule: Schedule, n: int) -> NoiseLevel:
+@door()
+def noise_levels(key: Key, schedule: Schedule, n: Count) -> NoiseLevel:
     """Noise levels for a batch: t uniform over the schedule, spread evenly within the batch to lower the loss's variance.
 
     Args:
@@ -52,15 +72,15 @@ def noise_levels(key: Array, schedule: Schedule, n: int) -> NoiseLevel:
 
     Reference: Kingma et al. 2021, arXiv:2107.00630, appendix I.1.
     """
-    _check_drawn(key, schedule, n)
     u = (jax.random.uniform(key) + jnp.arange(n) / n) % 1
     if schedule.steps is None:
         return schedule(schedule.t_min + u * (schedule.t_max - schedule.t_min))
     return schedule(jnp.floor(u * schedule.steps))
 
 
+@door(also(check_continuous))
 def log_normal_levels(
-    key: Array, schedule: Schedule, n: int, *, mean: ArrayLike = -1.2, deviation: ArrayLike = 1.2
+    key: Key, schedule: Schedule, n: Count, *, mean: Number = -1.2, deviation: NonNegative = 1.2
 ) -> NoiseLevel:
     """Noise levels for a batch: `log(sigma / alpha)` normal, spread evenly within the batch, and within the schedule's range.
 
@@ -84,20 +104,14 @@ def log_normal_levels(
 
     Reference: Karras et al. 2022, arXiv:2206.00364, table 1.
     """
-    _check_drawn(key, schedule, n)
-    check_scalar(mean, "log_normal_levels's mean", -LARGEST)
-    check_scalar(deviation, "log_normal_levels's deviation")
-    if schedule.steps is not None:
-        raise ValueError(
-            f"log_normal_levels needs a continuous schedule, got one of {schedule.steps} steps: noise_levels draws these."
-        )
     u = (jax.random.uniform(key) + jnp.arange(n) / n) % 1
     ratio = jnp.exp(jnp.asarray(mean) + jnp.asarray(deviation) * jax.scipy.special.ndtri(u))
     ends = schedule(jnp.asarray(schedule.t_min)).ratio, schedule(jnp.asarray(schedule.t_max)).ratio
     return schedule.at(jnp.clip(ratio, *ends))
 
 
-def diffuse(key: Array, x0: Float[Array, "b ..."], level: NoiseLevel) -> tuple[Array, Array]:
+@door()
+def diffuse(key: Key, x0: Samples, level: AtLevel) -> tuple[Array, Array]:
     """Noisy data and its noise, drawn in at least float32 and given in the dtype of x0: `x = alpha x0 + sigma eps`.
 
     Args:
@@ -121,8 +135,9 @@ def diffuse(key: Array, x0: Float[Array, "b ..."], level: NoiseLevel) -> tuple[A
     return x.astype(dtype), eps.astype(dtype)
 
 
+@door()
 def denoising_loss(
-    network: Network, predicts: str, key: Array, x0: Float[Array, "b ..."], level: NoiseLevel, cond: Cond
+    network: Network, predicts: Predicts, key: Key, x0: Samples, level: AtLevel, cond: Cond
 ) -> Float[Array, "b"]:
     """The mean squared error of what a network predicts, at noise drawn with `key`.
 
@@ -150,17 +165,16 @@ def denoising_loss(
 
     Reference: Ho et al. 2020, arXiv:2006.11239, equation 14; for v Salimans & Ho 2022, arXiv:2202.00512.
     """
-    check_network(network)
-    parameterisation(predicts)
     x, eps, wide, alpha, sigma = _diffused(key, x0, level)
     given = x.astype(jax.dtypes.canonicalize_dtype(x0.dtype))
-    residual = call(network, given, level.t, cond, x) - OUTPUTS[predicts](wide, eps, alpha, sigma)
+    residual = network_output(network, given, level.t, cond, x) - OUTPUTS[predicts](wide, eps, alpha, sigma)
     if predicts == "score":
         residual = sigma * residual
     return jnp.mean(residual**2, axis=tuple(range(1, x.ndim)))
 
 
-def min_snr(level: NoiseLevel, predicts: str, gamma: ArrayLike = 5.0) -> Float[Array, "b"]:
+@door()
+def min_snr(level: AtLevel, predicts: Predicts, gamma: Cutoff = 5.0) -> Float[Array, "b"]:
     """The weight that makes a `denoising_loss` the error in x0 times the signal-to-noise ratio, cut off at gamma.
 
     `min(SNR, gamma) |x0 error|^2`, `SNR = (alpha / sigma)^2`: for eps `min(SNR, gamma) / SNR`, for v of a
@@ -184,9 +198,6 @@ def min_snr(level: NoiseLevel, predicts: str, gamma: ArrayLike = 5.0) -> Float[A
 
     Reference: Hang et al. 2023, arXiv:2303.09556, section 3.4.
     """
-    parameterisation(predicts)
-    check_kind(level, NoiseLevel, "the level", "noise_levels(key, schedule, n) gives one.")
-    check_scalar(gamma, "min_snr's gamma", most=np.inf, above=0)
     alpha, sigma = (jnp.asarray(field, at_least_float32(field.dtype)) for field in (level.alpha, level.sigma))
     # What an error of 1 in the output is in eps, and in x0; a score's loss is already in eps.
     in_eps, in_x0 = {
@@ -200,8 +211,9 @@ def min_snr(level: NoiseLevel, predicts: str, gamma: ArrayLike = 5.0) -> Float[A
     return jnp.where((alpha / sigma) ** 2 < most, in_eps**2, most * in_x0**2)
 
 
+@door()
 def edm_loss(
-    network: Network, sigma_data: ArrayLike, key: Array, x0: Float[Array, "b ..."], level: NoiseLevel, cond: Cond
+    network: Network, sigma_data: Positive, key: Key, x0: Samples, level: AtLevel, cond: Cond
 ) -> Float[Array, "b"]:
     """The loss of a network under EDM's preconditioning: the error of its own output, of unit size at every level.
 
@@ -229,21 +241,20 @@ def edm_loss(
 
     Reference: Karras et al. 2022, arXiv:2206.00364, equation 8.
     """
-    check_network(network)
-    check_scalar(sigma_data, "edm_loss's sigma_data", above=0)
     x, _, wide, alpha, sigma = _diffused(key, x0, level)
     skip, out, scale = edm_coefficients(alpha, sigma, jnp.asarray(sigma_data, x.dtype))
     given = (scale * x).astype(jax.dtypes.canonicalize_dtype(x0.dtype))
-    residual = call(network, given, level.t, cond, x) - divide(wide - skip * x, out)
+    residual = network_output(network, given, level.t, cond, x) - divide(wide - skip * x, out)
     return jnp.mean(residual**2, axis=tuple(range(1, x.ndim)))
 
 
+@door()
 def classifier_loss(
-    classify: Callable[[Array, Array], Array],
-    key: Array,
-    x0: Float[Array, "b ..."],
-    level: NoiseLevel,
-    labels: Int[Array, "b"],
+    classify: Classify,
+    key: Key,
+    x0: Samples,
+    level: AtLevel,
+    labels: Labels,
 ) -> Float[Array, "b"]:
     """The cross-entropy of a noise-aware classifier on noisy data, at noise drawn with `key`.
 
@@ -272,14 +283,14 @@ def classifier_loss(
     """
     x, _ = diffuse(key, x0, level)
     logits = classify(x, level.t)
-    if logits.ndim != 2 or len(logits) != len(x):
-        raise ValueError(f"the classifier gave logits {logits.shape} for x {x.shape}, but must give [B, classes].")
+    check_logits(logits, x)
     check_labels(labels, logits.shape[1], f"a classifier of {logits.shape[1]} logits")
     logits = logits.astype(at_least_float32(logits.dtype))
     return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)[:, 0]
 
 
-def drop(key: Array, cond: Cond, null: Cond, rate: float) -> Cond:
+@door(also(check_null))
+def drop(key: Key, cond: Cond, null: Cond, rate: Fraction) -> Cond:
     """Each sample's condition, or with probability `rate` the null condition: one network learns both.
 
     Args:
@@ -298,30 +309,18 @@ def drop(key: Array, cond: Cond, null: Cond, rate: float) -> Cond:
 
     Reference: Ho & Salimans 2022, arXiv:2207.12598, algorithm 1.
     """
-    check_key(key)
-    check_scalar(rate, "drop's rate", most=1)
-    leaves, structure = jax.tree.flatten(cond)
-    if not leaves:
-        raise ValueError(f"there is no leaf in the condition to drop, got {told(cond)}.")
-    try:
-        structure.flatten_up_to(null)
-    except ValueError as error:
-        raise ValueError(f"null must have the structure of cond, {structure}, got {jax.tree.structure(null)}.") from error
-    first = leaves[0]
-    dropped = jax.random.bernoulli(key, rate, first.shape[:1])
+    batch = jax.tree.leaves(cond)[0].shape[:1]
+    dropped = jax.random.bernoulli(key, rate, batch)
 
     def replace(leaf: Array, empty: Any) -> Array:
-        check_range(empty, "drop's null")
-        shape = jnp.shape(empty)
-        if any(n not in (1, m) for n, m in zip(shape[::-1], leaf.shape[::-1], strict=False)) or len(shape) > leaf.ndim:
-            raise ValueError(f"null has a leaf of shape {shape}, which does not broadcast to that of cond, {leaf.shape}.")
         empty = jnp.broadcast_to(jnp.asarray(empty, jnp.result_type(leaf)), leaf.shape)
-        return jnp.where(dropped.reshape(-1, *[1] * (leaf.ndim - 1)), empty, leaf)
+        return jnp.where(expand(dropped, leaf), empty, leaf)
 
     return jax.tree.map(replace, cond, null)
 
 
-def ema(average: Any, params: Any, step: ArrayLike, decay: float = 0.999) -> Any:
+@door(also(check_average))
+def ema(average: Any, params: Any, step: NonNegative, decay: Fraction = 0.999) -> Any:
     """The exponential moving average of parameters, its decay warming up: `min(decay, (1 + step) / (10 + step))`.
 
     It is kept in at least float32, for in bfloat16 1 - .999 is 0 and it would stand still.
@@ -345,14 +344,6 @@ def ema(average: Any, params: Any, step: ArrayLike, decay: float = 0.999) -> Any
     Reference: Polyak & Juditsky 1992, "Acceleration of stochastic approximation by averaging"; the warming up is that of
     TensorFlow's ExponentialMovingAverage.
     """
-    check_scalar(decay, "ema's decay", most=1)
-    if jax.tree.structure(average) != jax.tree.structure(params):
-        raise ValueError(
-            f"average and params must have one structure, got {jax.tree.structure(average)} and {jax.tree.structure(params)}."
-        )
-    if isinstance(step, float) and not step.is_integer():
-        raise ValueError(f"ema's step counts from 0, got {step}; the decay comes after it: ema(average, params, step, {step}).")
-    check_scalar(step, "ema's step")
     step = jnp.asarray(step, jnp.result_type(float))
     keep = jnp.minimum(decay, (1 + step) / (10 + step))
 
@@ -364,18 +355,10 @@ def ema(average: Any, params: Any, step: ArrayLike, decay: float = 0.999) -> Any
     return jax.tree.map(towards, average, params)
 
 
-def _diffused(key: Array, x0: Float[Array, "b ..."], level: NoiseLevel) -> tuple[Array, Array, Array, Array, Array]:
+def _diffused(key: Array, x0: Array, level: NoiseLevel) -> tuple[Array, Array, Array, Array, Array]:
     """x, eps, x0, alpha and sigma, broadcastable against each other, in at least float32."""
-    check_key(key)
-    check_array(x0, "x0", jnp.floating, "floating numbers: scale images to [-1, 1] first")
     check_level(level, x0)
     x0 = jnp.asarray(x0).astype(at_least_float32(x0.dtype))
     eps = jax.random.normal(key, x0.shape, x0.dtype)
     alpha, sigma = (expand(jnp.asarray(field, x0.dtype), x0) for field in (level.alpha, level.sigma))
     return alpha * x0 + sigma * eps, eps, x0, alpha, sigma
-
-
-def _check_drawn(key: Array, schedule: Schedule, n: int) -> None:
-    check_key(key)
-    check_schedule(schedule)
-    check_count(n, "n")

@@ -51,8 +51,7 @@ def affine_law(make, value, scale, bounds, levels, *, means=(1.5, -0.5), method=
         a, b, *s = inverse @ sampler.step(denoise, state, level, after, key).x[:, 0]
         return (a * law[0] + b, a**2 * law[1] + sum(x**2 for x in s)), None
 
-    pairs = jax.tree.map(lambda f: f[:-1], levels), jax.tree.map(lambda f: f[1:], levels)
-    return jax.lax.scan(step, (jnp.zeros(()), levels.sigma[0] ** 2), pairs)[0]
+    return jax.lax.scan(step, (jnp.zeros(()), levels.sigma[0] ** 2), (levels[:-1], levels[1:]))[0]
 
 
 EVERYWHERE = (0.0, 1e9)
@@ -163,7 +162,7 @@ def test_a_scaled_score_is_not_a_temperature(x64, scale):
     def power(scale):
         def update(prediction, context):
             x0 = context.x + scale * (prediction.x0 - context.x)
-            return prediction._replace(x0=x0, eps=scale * prediction.eps)
+            return prediction.replace(x0=x0, eps=scale * prediction.eps)
 
         return gj.stateless(update)
 

@@ -14,7 +14,7 @@ import guidance_jax as gj
 from guidance_jax import guidance, samplers
 
 B, SHAPE = 4, (8, 2)
-COMBINATORS = {"add", "chain", "during", "in_space", "relative_to", "stateless", "fit_linear"}
+COMBINATORS = {"add", "chain", "direction", "during", "in_space", "relative_to", "source", "stateless", "fit_linear"}
 CONDS = ("cond", "uncond", "weak", "perturbed", "random", "retimed", "negative", "image")
 
 
@@ -87,8 +87,9 @@ TABLE = {
     ),
     "lgd": gradient(lambda v, w: gj.lgd(w.log_prob, v, draws=3)),
     "tfg": gradient(lambda v, w: gj.tfg(w.log_prob, v, v / 5, inner_steps=2, smoothing=0.1, draws=2)),
+    "masked": Row(lambda v, w: gj.masked(gj.cfg(v), jnp.linspace(0.2, 1.0, SHAPE[0])[:, None])),
     "on_channels": Row(lambda v, w: gj.on_channels(gj.cfg(v), 1)),
-    "apg": Row(lambda v, w: gj.apg(v, most=2.0)),
+    "apg": Row(lambda v, w: gj.apg(v, max_norm=2.0)),
     "cfg_zero_star": Row(lambda v, w: gj.cfg_zero_star(v, 0)),
     "cfg_pp": Row(lambda v, w: gj.cfg_pp(v), 0.6, 0.0, gj.cfg(0.0)),
     "reg": Row(lambda v, w: gj.reg(gj.cfg(v))),
@@ -113,11 +114,11 @@ SAMPLERS: dict[str, gj.Sampler] = {
     "dpmpp_2s(eta)": gj.dpmpp_2s(COSINE, eta=0.7),
     "dpmpp_3m": gj.dpmpp_3m(),
     "dpmpp_sde": gj.dpmpp_sde(),
-    "euler(churn)": gj.euler(COSINE, churn=0.2),
+    "churn(euler)": gj.churn(gj.euler(), COSINE, 0.2),
     "euler_ancestral": gj.euler_ancestral(),
     "flow_heun": gj.flow_heun(),
     "heun": gj.heun(),
-    "heun(churn)": gj.heun(COSINE, churn=0.2),
+    "churn(heun)": gj.churn(gj.heun(), COSINE, 0.2),
     "heun_sde": gj.heun_sde(),
     "inpaint": gj.inpaint(gj.ddpm(), jnp.ones(SHAPE), jnp.arange(SHAPE[0])[:, None] < 2),
     "post_step": gj.post_step(gj.ddim(), lambda x, level: -(x**2).mean((1, 2)), 0.1),
@@ -205,9 +206,10 @@ def test_jit_is_eager(name):
     branches = gj.branches(gj.denoiser(network, "v"), **w.conds)
 
     def update(state):
-        predictions, _, pullback = gj.evaluate(branches, x, step, level, dict.fromkeys(method.needs, True), method.pullback)
+        wanted = dict.fromkeys(method.needs, True)
+        predictions, _, derivatives = gj.evaluate(branches, x, step, level, wanted, method.derivatives)
         base = predictions["cond"]
-        return method.update(base, state, gj.Context(x, level, step, base, predictions, pullback))
+        return method.update(base, state, gj.Context(x, level, step, base, predictions, derivatives))
 
     jitted = jax.jit(update)(method.init(x))
     with jax.disable_jit():
@@ -232,8 +234,7 @@ def test_a_value_that_follows_the_level_is_its_value_there():
     table = lambda level: values[jnp.argmin(jnp.abs(levels.sigma[:-1] - level.sigma))]
     denoise, x = gj.branches(gj.denoiser(network, "v"), **w.conds), jnp.zeros(0)
     for i, value in enumerate(values):
-        ends = jax.tree.map(lambda field, i=i: field[i : i + 2], levels)
-        x = gj.sample(w.keys, denoise, gj.cfg(value), gj.ddim(), ends, x if i else SHAPE)
+        x = gj.sample(w.keys, denoise, gj.cfg(value), gj.ddim(), levels[i : i + 2], x if i else SHAPE)
     np.testing.assert_allclose(run(gj.cfg(table), w), x, rtol=1e-5, atol=1e-5)
 
 
@@ -361,10 +362,8 @@ def test_wrappers_and_the_exact_tilt_run_in_shard_map_as_without():
         denoise = gj.denoisers.clip(gj.conditions.retimed(gj.denoiser(lambda x, t, y: x * t[:, None], "v")), -3.0, 3.0)
         cond, none = (labels, jnp.zeros_like(x[:, 0])), (labels, jnp.full_like(x[:, 0], 0.1))
         two = gj.branches(denoise, batched=False, cond=cond, retimed=none)
-        start = gj.diffuse(k, x, jax.tree.map(lambda field: field[1], levels))
-        first = gj.sample(
-            k, two, gj.during(gj.reuse(gj.tsg(2.0), 2), 0.1), gj.heun(), jax.tree.map(lambda f: f[1:], levels), start
-        )
+        start = gj.diffuse(k, x, levels[1])
+        first = gj.sample(k, two, gj.during(gj.reuse(gj.tsg(2.0), 2), 0.1), gj.heun(), levels[1:], start)
         anew = gj.branches(m.denoise, cond=labels, random=gj.conditions.random_labels(3))
         second = gj.sample(k, anew, gj.chain(gj.icg(2.0), gj.momentum(-0.5)), gj.ddim(0.5), levels, (2,), remat=True)
         edm = gj.branches(gj.denoisers.edm(lambda x, t, y: x * t[:, None]), cond=labels)

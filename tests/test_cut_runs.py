@@ -188,7 +188,7 @@ def test_image_to_image_of_a_runs_own_result_with_its_own_keys(walked, cut):
     is_of(run(end, x), expected)
     same(run(path(end, slice(9, None)), run(path(end, slice(10)), x)), run(end, x))
     # By hand the steps repeat the noise that x0 was made of: what the mark is for, and other keys, as the docstring says.
-    by_hand = gj.NoiseLevel(*end)
+    by_hand = gj.NoiseLevel(**vars(end))
     assert jnp.square(run(by_hand, x)).mean() > 1.04 * expected
     others = jax.vmap(jax.random.fold_in, (0, None))(keys(N), 1)
     x = gj.diffuse(others, whole, level)

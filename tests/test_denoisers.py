@@ -169,7 +169,7 @@ def test_bad_input_is_told():
     narrow = gj.denoisers.learned_variance(lambda x, t, c: x, predicts="eps")
     with pytest.raises(ValueError, match=r"gave \(2, 3\) for x of shape \(2, 3\).*twice the channels, \(2, 6\)"):
         narrow(jnp.zeros((2, 3)), gj.schedules.cosine()(0.5), None)
-    with pytest.raises(ValueError, match=r"predicts='epsilon' is unknown.*'eps'"):
+    with pytest.raises(ValueError, match=r"predicts must be 'eps' or.*, got 'epsilon'"):
         gj.denoiser(lambda x, t, c: x, predicts="epsilon")
     wide = gj.denoiser(lambda x, t, c: jnp.concatenate([x, x], 1), predicts="eps")
     with pytest.raises(ValueError, match=r"gave \(2, 6\) for x of shape \(2, 3\)"):

@@ -36,7 +36,7 @@ def test_the_mean_shift_moves_the_mean_of_a_ddpm_step_by_its_variance_times_the_
         ends = path(at, slice(start, start + 2))
         x = jax.random.normal(jax.random.key(1), (B, 3)) * ends.sigma[0]
         log_prob = lambda x, level: m.class_log_prob(x, level, LABELS)
-        denoise = lambda x, level, y: m.denoise(x, level, y)._replace(variance=jnp.cos(x) ** 2)
+        denoise = lambda x, level, y: m.denoise(x, level, y).replace(variance=jnp.cos(x) ** 2)
         branches, ddpm = gj.branches(denoise, base=base), gj.ddpm(variance)
         plain = gj.sample(keys(B), branches, gj.chain(), ddpm, ends, x)
         guided = gj.sample(keys(B), branches, gj.mean_shift(log_prob, 1.7, variance=variance, at_mean=at_mean), ddpm, ends, x)
@@ -234,7 +234,7 @@ def test_composition_takes_any_set_of_conditions_and_any_pytree(x64):
     for i in range(6):
         p = {name: denoise(x, path(levels(), i), cond) for name, cond in conds.items()}
         after = path(levels(), i + 1)
-        mix = lambda both, label, uncond, other: uncond + 2 * (both - uncond) + 1.5 * (label - uncond) - 0.5 * (other - uncond)
-        guided = jax.tree.map(mix, *p.values())
+        both, label, uncond, other = p.values()
+        guided = uncond + 2 * (both - uncond) + 1.5 * (label - uncond) - 0.5 * (other - uncond)
         x = after.alpha * guided.x0 + after.sigma * guided.eps
     np.testing.assert_allclose(found, x, rtol=1e-9, atol=1e-9)

@@ -25,7 +25,7 @@ SAMPLERS = {
     "ddpm(large)": (gj.ddpm("large"), 300),
     "dpmpp_sde": (gj.dpmpp_sde(), 100),
     "heun_sde": (gj.heun_sde(), 80),
-    "heun, churned": (gj.heun(EDM, churn=0.2, low=0.05, high=20.0), 60),
+    "heun, churned": (gj.churn(gj.heun(), EDM, 0.2, 0.05, 20.0), 60),
     "predictor_corrector": (gj.predictor_corrector(gj.ddim()), 200),
 }
 

@@ -188,7 +188,7 @@ METHODS = {
     "beta_cfg": (gj.beta_cfg(W, SHARE), lambda p, i: p.uncond + W[i] * (p.cond - p.uncond) / length(p) ** SHARE[i]),
     "recfg": (gj.recfg(W, K), lambda p, i: W[i] * p.cond + (1 - W[i]) * K[i] * p.uncond),
     "apg": (
-        gj.apg(W, most=LENGTH, eta=SHARE),
+        gj.apg(W, max_norm=LENGTH, eta=SHARE),
         lambda p, i: p.cond + (W[i] - 1) * projected(clipped(p.cond - p.uncond, LENGTH[i]), p.cond, SHARE[i]),
     ),
     "relative_to": (
@@ -297,7 +297,7 @@ def test_cfg_pp_renoises_with_the_unconditional_eps(x64, world):
 @pytest.mark.parametrize("schedule", ["flow", "edm", "ddpm_linear"])
 def test_a_scale_schedule_is_its_papers_curve(x64, name, schedule):
     schedule, s = SCHEDULES[schedule](), W - 1
-    more = {"clamp_linear": {"least": 2.0}, "power_cosine": {"power": 4.0}, "beta": {"a": 2.5, "b": 1.5}}.get(name, {})
+    more = {"clamp_linear": {"min": 2.0}, "power_cosine": {"power": 4.0}, "beta": {"a": 2.5, "b": 1.5}}.get(name, {})
     curve = getattr(gj.scales, name)(schedule, W, **more)
 
     def weight(u):
@@ -331,10 +331,10 @@ def test_a_scale_schedule_is_its_papers_curve(x64, name, schedule):
 @pytest.mark.parametrize(
     ("build", "told"),
     [
-        (lambda: gj.compose({}), "compose needs a scale"),
-        (lambda: gj.compose({"uncond": 2.0}), "compose needs a scale"),
-        (lambda: gj.fresca(2.0, cutoff=0.0), "cutoff must be in"),
-        (lambda: gj.fresca(2.0, cutoff=1.1), "cutoff must be in"),
+        (lambda: gj.compose({}), "compose: scales must have a scale for each condition"),
+        (lambda: gj.compose({"uncond": 2.0}), "compose: scales must have a scale for each condition"),
+        (lambda: gj.fresca(2.0, cutoff=0.0), "fresca: cutoff must be .* above 0 and at most 1"),
+        (lambda: gj.fresca(2.0, cutoff=1.1), "fresca: cutoff must be .* above 0 and at most 1"),
         (lambda: gj.reuse(gj.cfg(2.0), every=0), "at least 1"),
         (lambda: gj.reuse(gj.cfg(2.0), every=1.5), "integer"),
         (lambda: gj.linear_reuse(2.0, np.ones(4)), "1 \\+ 2 K"),
@@ -349,25 +349,25 @@ def test_a_wrong_method_is_told_when_it_is_built(build, told):
 
 
 @pytest.mark.parametrize(
-    ("shape", "guidance", "told"),
+    ("shape", "make", "told"),
     [
-        ((4, 6), gj.fdg(), "B, T, C"),
-        ((4, 6), gj.fresca(2.0), "B, T, C"),
-        ((4, 7, 2), gj.fdg(), "halves every spatial axis 1 times"),
-        ((4, 12, 10, 2), gj.fdg((3.0, 2.0, 1.0)), "halves every spatial axis 2 times"),
-        ((4, 2, 2), gj.fdg(), "down to 2"),
-        ((4, 1), gj.chain(gj.cfg(2.0), gj.rescale(0.7)), "two elements"),
-        ((4, 6), gj.cfg(np.ones(3)), "cfg's scale has shape"),
-        ((4, 6), gj.cfg(np.ones((4, 1))), "cfg's scale has shape"),
-        ((4, 6), gj.perp_neg(2.0, {"bad": np.ones(5)}), "weight of 'bad'"),
-        ((4, 6), gj.recfg(2.0, np.ones((2, 6))), "recfg's ratio"),
-        ((4, 6), gj.in_space("eps", gj.cfg_pp(0.5)), "space of its own"),
-        ((4, 6), gj.in_space("eps", gj.in_space("v", gj.cfg(2.0))), "space of its own"),
-        ((4, 6), gj.in_space("eps", gj.cfg_zero_star(2.0)), "space of its own"),
+        ((4, 6), lambda: gj.fdg(), "B, T, C"),
+        ((4, 6), lambda: gj.fresca(2.0), "B, T, C"),
+        ((4, 7, 2), lambda: gj.fdg(), "halves every spatial axis 1 times"),
+        ((4, 12, 10, 2), lambda: gj.fdg((3.0, 2.0, 1.0)), "halves every spatial axis 2 times"),
+        ((4, 2, 2), lambda: gj.fdg(), "down to 2"),
+        ((4, 1), lambda: gj.chain(gj.cfg(2.0), gj.rescale(0.7)), "two elements"),
+        ((4, 6), lambda: gj.cfg(np.ones(3)), "cfg: scale has shape"),
+        ((4, 6), lambda: gj.cfg(np.ones((4, 1))), "cfg: scale has shape"),
+        ((4, 6), lambda: gj.perp_neg(2.0, {"bad": np.ones(5)}), r"perp_neg: negatives\['bad'\] has shape \(5,\)"),
+        ((4, 6), lambda: gj.recfg(2.0, np.ones((2, 6))), r"recfg: ratio has shape \(2, 6\)"),
+        ((4, 6), lambda: gj.in_space("eps", gj.cfg_pp(0.5)), "space of its own"),
+        ((4, 6), lambda: gj.in_space("eps", gj.in_space("v", gj.cfg(2.0))), "space of its own"),
+        ((4, 6), lambda: gj.in_space("eps", gj.cfg_zero_star(2.0)), "space of its own"),
     ],
 )
-def test_what_does_not_fit_x_is_told(shape, guidance, told):
-    x = np.zeros(shape, np.float32)
-    level = gj.schedules.cosine()(0.6)
+def test_what_does_not_fit_x_is_told(shape, make, told):
+    x, level = jnp.zeros(shape), gj.schedules.cosine()(0.6)
+    branches = gj.branches(gj.denoiser(lambda x, t, cond: x, "x0"), **dict.fromkeys(NAMES))
     with pytest.raises(ValueError, match=told):
-        walk(guidance, [context(x, dict.fromkeys(NAMES, x), level)])
+        gj.guided(branches, make())(x, level)

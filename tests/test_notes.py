@@ -46,6 +46,22 @@ CALLS = {
         lambda: run(guidance=gj.classifier(gj.scores.class_log_prob(classify, LABELS), 1.0)),
         "by the classifier, called with x float32[2,3], t float32[2].",
     ),
+    "a classifier for its log_prob": (
+        lambda: run(guidance=gj.classifier(lambda x, t: x * t[:, None], 1.0)),
+        "by log_prob, which takes a noise level and not a time (gj.scores.class_log_prob(classify, labels) makes one of a",
+    ),
+    "a classifier for its log_prob, by a network": (
+        lambda: run(guidance=gj.mean_shift(lambda x, t: x * jnp.sin(t), 1.0)),
+        "by log_prob, which takes a noise level and not a time",
+    ),
+    "a log_prob of other images": (
+        lambda: run(guidance=gj.universal(lambda x0: classify(x0, 0)[:, 0], 1.0)),
+        "by log_prob, called with x0 float32[2,3].",
+    ),
+    "a measure of other images": (
+        lambda: run(guidance=gj.dps(lambda x0: classify(x0, 0), jnp.ones((B, 2)), 1.0)),
+        "by measure, called with x0 float32[2,3].",
+    ),
     "a scale by an if": (
         lambda: run(guidance=gj.cfg(lambda level: 3.0 if level.ratio > 1 else 1.0)),
         "choose with jnp.where",
@@ -71,4 +87,4 @@ def test_it_is_told(name):
     call, words = CALLS[name]
     with pytest.raises(Exception) as raised:  # noqa: PT011
         call()
-    assert words in " ".join(raised.value.__notes__)
+    assert words in " ".join([str(raised.value), *getattr(raised.value, "__notes__", ())])

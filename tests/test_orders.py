@@ -88,7 +88,7 @@ def test_the_way_to_the_noise_has_the_same_order(x64, name):
     assert sampler.reversible
 
     def upward(steps):
-        levels = jax.tree.map(lambda field: field[::-1], even(schedule, steps, False))
+        levels = even(schedule, steps, False)[::-1]
         x = gj.sample(keys(8), classes(mixture(), LABELS), gj.cfg(SCALE), sampler, levels, levels.alpha[0] * exact())
         return float(jnp.abs(x / levels.alpha[-1] - start()).max())
 
@@ -103,7 +103,7 @@ def test_from_alpha_zero_halving_the_step_still_divides_the_error(x64):
     @functools.cache
     def run(sampler, steps):
         levels = gj.levels(gj.schedules.flow(LOW), steps + 1, gj.spacings.uniform())
-        levels = jax.tree.map(lambda field: field[:-1], levels)  # to t_min and no farther: a jump to 0 has no order
+        levels = levels[:-1]  # to t_min and no farther: a jump to 0 has no order
         assert levels.alpha[0] == 0
         return gj.sample(keys(8), classes(mixture(), LABELS), gj.cfg(SCALE), sampler, levels, x)
 
@@ -125,11 +125,11 @@ def test_an_interval_on_step_boundaries_keeps_the_order(x64):
     low, high = coarse[24], coarse[12]
 
     def run(n, sampler):
-        levels = jax.tree.map(lambda field: field[:-1], gj.levels(schedule, n + 1, gj.spacings.uniform()))
+        levels = gj.levels(schedule, n + 1, gj.spacings.uniform())[:-1]
         # Halved grids share these levels up to rounding: pin them, so that the bounds fall exactly on them.
         ratio = levels.sigma.at[n * 24 // 40].set(low).at[n * 12 // 40].set(high)
         guidance = gj.during(gj.cfg(3.0), low, high)
-        return gj.sample(keys(8), classes(m, LABELS), guidance, sampler, levels._replace(sigma=ratio), start())
+        return gj.sample(keys(8), classes(m, LABELS), guidance, sampler, levels.replace(sigma=ratio), start())
 
     exact, multistep = run(3200, gj.heun()), gj.dpmpp_2m()
     for sampler, order in ((gj.heun(), 2), (gj.samplers.restart(multistep, low, high), 2), (multistep, 1)):

@@ -14,7 +14,8 @@ from scipy.stats import norm, truncnorm
 from worlds import classes, gaussians, keys, mixture, path
 
 import guidance_jax as gj
-from guidance_jax import outcomes, targets
+from guidance_jax import targets
+from guidance_jax.checks.particles import check_particles
 
 M, V = {"cond": 0.8, "uncond": -0.3}, {"cond": 0.5, "uncond": 2.0}
 TARGETS = {
@@ -536,7 +537,7 @@ def test_degeneracy_is_a_matter_of_number_and_of_share(recwarn, counted, size, w
     for least, ancestors in ((counted, size), (size, counted)):
         recwarn.clear()
         no = jnp.zeros(1, bool)
-        outcomes.check_particles(size, None, no, no, least * one, ancestors * one, one, 0 * one)
+        check_particles(size, None, no, no, least * one, ancestors * one, one, 0 * one)
         assert ["degenerate" in str(w.message) for w in recwarn.list] == [True] * warns
 
 
@@ -550,7 +551,7 @@ def test_bad_input_is_told():
     for build, message in [
         (lambda: run(size=3), "size=3 particles a group, but there are 8 keys"),
         (lambda: run(size=1), "2 or more"),
-        (lambda: run(threshold=1.5), "threshold must be in"),
+        (lambda: run(threshold=1.5), "threshold must be a number in"),
         (lambda: run(low=2.0, high=1.0), "is empty"),
         (lambda: run(sampler=gj.heun(), kernels=True), "samplers that have one"),
         (lambda: run(sampler=gj.ddim(), kernels=True), "draws nothing"),
@@ -558,12 +559,12 @@ def test_bad_input_is_told():
         (lambda: run(targets.annealed(2.0), levels=flow), "at alpha = 0"),
         (lambda: run(targets.rewarded(tilted, lambda x0, level: x0)), r"log_reward gave shape \(8, 1\)"),
         (lambda: run(sampler=gj.recur(gj.ddpm(), 2)), "takes steps again"),
-        (lambda: run(sampler=gj.heun(schedule, churn=0.2)), "moves x"),
+        (lambda: run(sampler=gj.churn(gj.heun(), schedule, 0.2)), "moves x"),
         (lambda: run(sampler=gj.predictor_corrector(gj.ddim())), "follows the base alone"),
         (lambda: run(branches=classes(m, jnp.arange(8) % 3)), "branch 'cond' differs within a group of 4"),
         (lambda: inspect.unwrap(targets.product)({"cond": lambda level: 2.0}), "function of the level"),
         (lambda: targets.tilted(jnp.ones(2)), r"shape \(2,\)"),
-        (lambda: targets.annealed(-1.0), "annealed's beta must be above 0, got -1"),
+        (lambda: targets.annealed(-1.0), "annealed: beta must be a positive number, got -1"),
         (lambda: targets.product({}), "needs a branch"),
         (lambda: targets.product({"a": 1.0}, rest="a"), "has an exponent already"),
     ]:

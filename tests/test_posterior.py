@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_methods import W, close, context, draw, walk
+from test_methods import W, close, walk
 from worlds import SCHEDULES, keys, step
 
 import guidance_jax as gj
@@ -233,22 +233,20 @@ def test_pigdm_is_the_posterior_mean_of_gaussian_data(x64, schedule):
 
 @pytest.mark.parametrize("name", GRADIENTS)
 def test_a_gradient_has_no_place_in_another_space(x64, name):
-    x, x0, level = draw("vector", ("cond", "uncond"))
-    here = context(x.reshape(SHAPE), {branch: p.reshape(SHAPE) for branch, p in x0.items()}, level)
-    with pytest.raises(ValueError, match="space of its own"):
-        walk(gj.in_space("eps", GRADIENTS[name][0]), [here])
+    with pytest.raises(ValueError, match=r"in_space.*space of its own"):
+        gj.in_space("eps", GRADIENTS[name][0])
 
 
 @pytest.mark.parametrize(
     ("build", "told"),
     [
-        (lambda: gj.mean_shift(CLASS_LOG_PROB, 1.0, variance="medium"), "variance='medium' is unknown"),
-        (lambda: gj.universal(lambda x0: x0, 1.0), "one number a sample"),
-        (lambda: gj.mpgd(lambda x0: x0.sum(), 1.0), "one number a sample"),
-        (lambda: gj.classifier(lambda x, level: x.mean(), 1.0), "one number a sample"),
+        (lambda: gj.mean_shift(CLASS_LOG_PROB, 1.0, variance="medium"), "variance must be 'small' or 'large' or 'learned'"),
+        (lambda: gj.universal(lambda x0: x0, 1.0), "one number per sample"),
+        (lambda: gj.mpgd(lambda x0: x0.sum(), 1.0), "one number per sample"),
+        (lambda: gj.classifier(lambda x, level: x.mean(), 1.0), "one number per sample"),
         (lambda: gj.dps(measure, {"first": MEASURED["first"], "square": np.ones((4, 5))}, 1.0), "must match, leaf by leaf"),
-        (lambda: gj.dps(measure, MEASURED, np.ones(3)), "rate has shape"),
-        (lambda: gj.tfg(log_prob, 1.0, 1.0, smoothing=np.ones((4, 1))), "smoothing has shape"),
+        (lambda: gj.dps(measure, MEASURED, np.ones(3)), "dps: rate has shape"),
+        (lambda: gj.tfg(log_prob, 1.0, 1.0, smoothing=np.ones((4, 1))), "tfg: smoothing has shape"),
     ],
 )
 def test_a_wrong_gradient_is_told(x64, build, told):
@@ -295,10 +293,10 @@ def test_a_step_of_one_evaluation_moves_by_exactly_what_is_said(x64, name):
     spreads = jax.vmap(jnp.diag)(jnp.array([[0.3, 0.6], [0.5, 0.2], [0.4, 0.4]]))
     m, n = gj.oracles.GaussianMixture(means, spreads, jnp.ones(3), jnp.arange(3)), 16
     labels, rate = jnp.arange(n) % 3, 0.05
-    ends = jax.tree.map(lambda field: field[4:7], gj.levels(COSINE, 10, gj.spacings.karras()))
+    ends = gj.levels(COSINE, 10, gj.spacings.karras())[4:7]
     start = ends.sigma[0] * jax.random.normal(jax.random.key(3), (n, 2)) + ends.alpha[0]
     near = lambda x0: -((x0 - jnp.array([[1.0, 2.0]])) ** 2).sum(1)
-    level, next = (jax.tree.map(lambda field, i=i: field[i], ends) for i in (1, 2))
+    level, next = ends[1:]
     denoise = lambda x: m.denoise(x, level, labels).x0
 
     def in_the_second_step(guidance):
@@ -306,7 +304,7 @@ def test_a_step_of_one_evaluation_moves_by_exactly_what_is_said(x64, name):
             guided, state = guidance.update(prediction, state, context)
             return jax.tree.map(lambda a, b: jnp.where(context.step.number == 1, a, b), guided, prediction), state
 
-        return guidance._replace(update=update)
+        return guidance.replace(update=update)
 
     run = lambda guidance: gj.sample(
         keys(n), gj.branches(m.denoise, cond=labels), guidance, sampler, ends, start, trace=lambda state: state.x

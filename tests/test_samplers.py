@@ -34,7 +34,8 @@ def two_gaussians(batch, schedule=None):
     schedule, they know their level by its t alone."""
 
     def denoise(x, level, cond):
-        alpha, sigma = level[1:] if schedule is None else schedule(level.t)[1:]
+        known = level if schedule is None else schedule(level.t)
+        alpha, sigma = known.alpha, known.sigma
         x0 = one(cond[:, :1], cond[:, 1:])(x, alpha, sigma)
         return Prediction(x0, (x - alpha * x0) / sigma, jnp.full_like(x, SHARE))
 
@@ -54,7 +55,7 @@ class Row(NamedTuple):
     """With what the step's keys are folded once more before it draws."""
 
 
-CHURN = {"churn": 2.0 / STEPS, "low": 0.05, "high": 50.0, "noise_scale": 1.1}
+CHURN = {"amount": 2.0 / STEPS, "low": 0.05, "high": 50.0, "noise_scale": 1.1}
 EDM = {"s_churn": 2.0, "s_min": 0.05, "s_max": 50.0, "s_noise": 1.1, "steps": STEPS}
 ROWS = {
     "ddim": Row(lambda schedule: gj.ddim(), readings.ddim(0.0)),
@@ -67,11 +68,11 @@ ROWS = {
         readings.ddpm(lambda beta, tilde: SHARE * np.log(beta) + (1 - SHARE) * np.log(tilde)),
     ),
     "euler": Row(lambda schedule: gj.euler(), readings.edm(False)),
-    "euler churn": Row(lambda schedule: gj.euler(schedule, **CHURN), readings.edm(False, **EDM), 1, ("ddpm_linear", "edm")),
+    "euler churn": Row(lambda schedule: gj.churn(gj.euler(), schedule, **CHURN), readings.edm(False, **EDM), 1, ("ddpm_linear", "edm")),
     "euler_ancestral": Row(lambda schedule: gj.euler_ancestral(), readings.euler_ancestral(1.0, 1.0)),
     "euler_ancestral eta": Row(lambda schedule: gj.euler_ancestral(0.6, noise_scale=1.1), readings.euler_ancestral(0.6, 1.1)),
     "heun": Row(lambda schedule: gj.heun(), readings.edm(True), 2),
-    "heun churn": Row(lambda schedule: gj.heun(schedule, **CHURN), readings.edm(True, **EDM), 2, ("cosine", "flow")),
+    "heun churn": Row(lambda schedule: gj.churn(gj.heun(), schedule, **CHURN), readings.edm(True, **EDM), 2, ("cosine", "flow")),
     "flow_heun": Row(lambda schedule: gj.flow_heun(), readings.flow_heun, 2),
     "dpmpp_2s": Row(lambda schedule: gj.dpmpp_2s(schedule), readings.dpmpp_2s(), 2, ("cosine", "edm")),
     "dpmpp_2s eta": Row(
@@ -232,15 +233,15 @@ def test_churn_goes_no_higher_than_the_schedule(x64):
     levels = path(gj.levels(schedule, STEPS, gj.spacings.trailing()), slice(None, 2))
     assert levels.t[0] == schedule.t_max
     run = lambda sampler: gj.sample(keys(3), two_gaussians(3), gj.cfg(SCALE), sampler, levels, (1,))
-    np.testing.assert_allclose(run(gj.euler(schedule, churn=0.3)), run(gj.euler()), rtol=1e-12)
+    np.testing.assert_allclose(run(gj.churn(gj.euler(), schedule, 0.3)), run(gj.euler()), rtol=1e-12)
 
 
 SCHEDULE = gj.schedules.flow()
 TRACED = {
     "ddim": gj.ddim,
-    "euler": lambda v: gj.euler(SCHEDULE, churn=v, noise_scale=1 + v, high=1e3),
+    "euler": lambda v: gj.churn(gj.euler(), SCHEDULE, v, noise_scale=1 + v, high=1e3),
     "euler_ancestral": lambda v: gj.euler_ancestral(v, noise_scale=1 + v),
-    "heun": lambda v: gj.heun(SCHEDULE, churn=v, noise_scale=1 + v, high=1e3),
+    "heun": lambda v: gj.churn(gj.heun(), SCHEDULE, v, noise_scale=1 + v, high=1e3),
     "dpmpp_2s": lambda v: gj.dpmpp_2s(SCHEDULE, eta=v, noise_scale=1 + v),
     "dpmpp_3m": lambda v: gj.dpmpp_3m(curvature=v),
     "dpmpp_sde": lambda v: gj.dpmpp_sde(v, noise_scale=1 + v),
@@ -296,16 +297,21 @@ def test_gradient_in_the_scale_is_the_difference_quotient(x64):
     np.testing.assert_allclose(slopes[1], (around[2] - around[0]) / (2 * h), rtol=1e-6)
 
 
-def test_a_plain_zero_draws_nothing_and_needs_no_schedule():
+def test_a_plain_zero_draws_nothing():
     levels = gj.levels(gj.schedules.cosine(), 3, gj.spacings.trailing())
-    still = [gj.ddim(), gj.euler(), gj.euler(churn=0), gj.heun(), gj.euler_ancestral(0), gj.dpmpp_sde(0)]
-    still.append(gj.dpmpp_2s(gj.schedules.cosine()))
+    schedule = gj.schedules.cosine()
+    still = [gj.ddim(), gj.euler(), gj.churn(gj.euler(), schedule, 0), gj.heun(), gj.euler_ancestral(0), gj.dpmpp_sde(0)]
+    still.append(gj.dpmpp_2s(schedule))
     run = lambda sampler: lambda x: gj.sample(keys(2), two_gaussians(2), gj.cfg(2.0), sampler, levels, x)
     for sampler, draws in [*((sampler, False) for sampler in still), (gj.euler_ancestral(0.1), True)]:
         assert ("random_bits" in str(jax.make_jaxpr(run(sampler))(jnp.ones((2, 1))))) == draws
     assert gj.euler().reversible
-    assert gj.dpmpp_2s(gj.schedules.cosine()).reversible
-    assert not gj.heun(gj.schedules.cosine(), churn=0.1).reversible
+    assert gj.dpmpp_2s(schedule).reversible
+    assert gj.churn(gj.heun(), schedule, 0.0).reversible
+    assert not gj.churn(gj.heun(), schedule, 0.1).reversible
+    own = gj.Sampler(lambda x: (), gj.heun().step)
+    assert repr(gj.churn(own, schedule, 0.0)) == "churn(a Sampler, cosine(), amount=0.0)"
+    assert own.call is None
 
 
 def test_samplers_that_are_one_at_some_value(x64):
@@ -336,16 +342,16 @@ def test_a_run_may_start_midway(x64):
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: gj.ddim(1.5), r"eta must be in \[0, 1\]"),
+        (lambda: gj.ddim(1.5), r"ddim: eta must be a number in \[0, 1\]"),
         (lambda: gj.ddim(jnp.zeros(3)), "scalar"),
         (lambda: gj.ddpm("medium"), "small"),
-        (lambda: gj.euler(churn=0.1), r"the schedule knows: heun\(schedule, churn=0.2\)"),
-        (lambda: gj.heun(gj.schedules.edm(), churn=-0.1), r"churn must be in \[0, inf\), got -0.1"),
-        (lambda: gj.heun(gj.schedules.edm(), churn=jnp.ones(2)), "scalar"),
-        (lambda: gj.euler_ancestral(-1.0), "euler_ancestral's eta"),
-        (lambda: gj.dpmpp_2s(gj.schedules.edm(), noise_scale=-1.0), "dpmpp_2s's noise_scale"),
-        (lambda: gj.dpmpp_sde(jnp.ones(2)), "dpmpp_sde's eta"),
-        (lambda: gj.dpmpp_3m(curvature=-1.0), "dpmpp_3m's curvature"),
+        (lambda: gj.churn(gj.heun(), gj.schedules.edm(), -0.1), r"churn: amount must be a number in \[0, inf\), got -0.1"),
+        (lambda: gj.churn(gj.heun(), gj.schedules.edm(), jnp.ones(2)), "scalar"),
+        (lambda: gj.churn(gj.heun(), gj.schedules.edm(), 0.1, 2.0, 1.0), "churn: low must be at most high, got low 2.0 and high 1.0"),
+        (lambda: gj.euler_ancestral(-1.0), "euler_ancestral: eta"),
+        (lambda: gj.dpmpp_2s(gj.schedules.edm(), noise_scale=-1.0), "dpmpp_2s: noise_scale"),
+        (lambda: gj.dpmpp_sde(jnp.ones(2)), "dpmpp_sde: eta"),
+        (lambda: gj.dpmpp_3m(curvature=-1.0), "dpmpp_3m: curvature"),
         (lambda: gj.unipc(4), "order must be 1, 2 or 3, got 4"),
         (lambda: gj.unipc(2, variant=3), "variant must be 1 or 2, got 3"),
     ],
@@ -353,3 +359,103 @@ def test_a_run_may_start_midway(x64):
 def test_bad_input_is_told(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+SCHEDULES_OF_NUMBERS = {
+    "edm": gj.schedules.edm(),
+    "edm, its ends": gj.schedules.edm(0.01, 50.0),
+    "linear": gj.schedules.linear(0.1, 18.0),
+    "shift": gj.schedules.shift(gj.schedules.flow(t_max=0.99), 3.0),
+    "ddpm_linear": gj.schedules.ddpm_linear(),
+    "ddpm_linear, its rates": gj.schedules.ddpm_linear(500, 1e-4, 0.02),
+    "discrete": gj.schedules.discrete(np.linspace(1e-4, 0.02, 100)),
+    "zero_terminal_snr": gj.schedules.zero_terminal_snr(gj.schedules.scaled_linear()),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES_OF_NUMBERS)
+def test_a_sampler_of_a_schedule_is_an_argument_of_jit(name):
+    """Its numbers are traced there and its functions called again, but for what is computed with in float64 beforehand."""
+    schedule = SCHEDULES_OF_NUMBERS[name]
+    levels = gj.levels(schedule, 3, gj.spacings.uniform())
+    run = lambda sampler: gj.sample(keys(2), two_gaussians(2), gj.cfg(2.0), sampler, levels, (1,))
+    for sampler in (gj.dpmpp_2s(schedule, eta=0.5), gj.churn(gj.heun(), schedule, 0.2)):
+        closed = jax.jit(lambda sampler=sampler: run(sampler))()
+        np.testing.assert_allclose(jax.jit(run)(sampler), closed, rtol=1e-5)
+        np.testing.assert_allclose(run(sampler), closed, rtol=1e-5)
+
+
+def test_numbers_of_samplers_are_data_and_counts_are_not():
+    leaves = lambda part: jax.tree.leaves(part)
+    assert leaves(gj.churn(gj.heun(), gj.schedules.edm(0.01, 50.0), 0.2, high=jnp.inf)) == [0.01, 50.0, 0.2, jnp.inf]
+    assert leaves(gj.recur(gj.ddim(0.5), 3, 0.1)) == [0.5, 0.1]
+    assert leaves(gj.churn(gj.heun(), gj.schedules.ddpm_linear(500, 1e-4), 0.2)) == [0.2]
+    assert leaves(gj.unipc(3, variant=1)) == leaves(gj.ddim(0.0)) == leaves(gj.euler_ancestral(0)) == []
+    assert gj.ddim(0.5) == gj.ddim(0.5) != gj.ddim(0.6)
+    shape = jax.tree.structure
+    assert shape(gj.ddim(0.5)) == shape(gj.ddim(0.6)) != shape(gj.ddim(0.0))
+    assert shape(gj.unipc(2)) != shape(gj.unipc(3))
+    assert repr(gj.churn(gj.heun(), gj.schedules.edm(), 0.2)) == "churn(heun(), edm(), amount=0.2)"
+    assert repr(gj.restart(gj.dpmpp_2m(), 0.5, 5.0)) == "restart(dpmpp_2m(), 0.5, 5.0)"
+
+
+def centred(x):
+    return x - x.mean(1, keepdims=True)
+
+
+def points(n, count=5):
+    """Clouds of points whose network keeps the centre of mass at 0: of `N(0, 1 / 2)` in that subspace."""
+
+    def denoise(x, level, cond):
+        x0 = level.alpha * 0.5 / (level.alpha**2 * 0.5 + level.sigma**2) * x
+        return Prediction(x0, (x - level.alpha * x0) / level.sigma)
+
+    return gj.branches(denoise, cond=None), (count, 3)
+
+
+@pytest.mark.parametrize("name", ["ddim", "ddpm", "heun_sde", "churn", "recur", "dpmpp_2m"])
+def test_a_projected_point_cloud_keeps_zero_centre_of_mass(x64, name):
+    schedule = gj.schedules.cosine()
+    project = lambda sampler: gj.projected(sampler, centred)
+    sampler = {
+        "ddim": project(gj.ddim()),
+        "ddpm": project(gj.ddpm()),
+        "heun_sde": project(gj.heun_sde()),
+        "churn": project(gj.churn(project(gj.heun()), schedule, 0.2)),
+        "recur": project(gj.recur(project(gj.ddim()), 2)),
+        "dpmpp_2m": project(gj.dpmpp_2m()),
+    }[name]
+    branches, shape = points(4)
+    levels = gj.levels(schedule, 5, gj.spacings.karras())
+    x, along = gj.sample(keys(4), branches, gj.chain(), sampler, levels, shape, trace=lambda state: state.x)
+    np.testing.assert_allclose(along.mean(2), 0, atol=1e-12)
+    np.testing.assert_allclose(x.mean(1), 0, atol=1e-12)
+    assert (x.std(1) > 0.05).all()
+
+
+def test_the_noise_of_a_projected_sampler_is_standard_normal_in_the_subspace(x64):
+    """So the law is that of the subspace: its variance, (N - 1) / N of the variance per coordinate, is the exact one."""
+    branches, shape = points(2000)
+    levels = gj.levels(gj.schedules.cosine(), 60, gj.spacings.karras())
+    x = gj.sample(keys(2000), branches, gj.chain(), gj.projected(gj.ddpm("large"), centred), levels, shape)
+    plain = centred(gj.sample(keys(2000), branches, gj.chain(), gj.ddpm("large"), levels, shape))
+    np.testing.assert_allclose(x, plain, atol=1e-12)
+    covariance = jnp.einsum("bid,bjd->ij", x, x) / (3 * 2000)
+    np.testing.assert_allclose(covariance, 0.5 * (jnp.eye(5) - 1 / 5), atol=0.03)
+
+
+@pytest.mark.parametrize(
+    ("project", "error", "message"),
+    [
+        (lambda x: x[:, :2], ValueError, r"projected: project must return the shape of x, \(2, 5, 3\), got \(2, 2, 3\)"),
+        (lambda x: x.astype(int), TypeError, "projected: project must return an array of float32"),
+        (lambda x: None, TypeError, "projected: project must return an array of float32, as x is, got None"),
+        (lambda x, level: x, TypeError, r"projected: project must take \(x\), but .* takes \(x, level\)"),
+        (1.0, TypeError, "projected: project must be a function, got the float 1.0"),
+    ],
+)
+def test_a_projection_that_is_none_is_told(project, error, message):
+    branches, shape = points(2)
+    levels = gj.levels(gj.schedules.cosine(), 2, gj.spacings.karras())
+    with pytest.raises(error, match=message):
+        gj.sample(keys(2), branches, gj.chain(), gj.projected(gj.ddim(), project), levels, shape)

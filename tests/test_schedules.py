@@ -70,7 +70,7 @@ def test_every_path_ends_clean_and_decreases(name, spacing):
     spaced = getattr(gj.spacings, spacing)(**{"sigma_max": 99.0} if to_infinity else {})
     for steps in (1, 7, 250):
         path = gj.levels(schedule, steps, spaced)
-        assert [field.shape for field in path] == [(steps + 1,)] * 3
+        assert [field.shape for field in vars(path).values()] == [(steps + 1,)] * 3
         assert (path.alpha[-1], path.sigma[-1]) == (1, 0)
         assert (np.diff(path.ratio) < 0).all()
         assert np.isfinite(path.t).all()
@@ -169,15 +169,15 @@ def test_schedules_take_traced_parameters():
     ("build", "message"),
     [
         (lambda: gj.levels(gj.schedules.ddpm_linear(), 1001, gj.spacings.uniform()), "1000 training steps"),
-        (lambda: gj.levels(gj.schedules.edm(), 0, gj.spacings.karras()), "steps must be at least 1"),
+        (lambda: gj.levels(gj.schedules.edm(), 0, gj.spacings.karras()), "levels: steps must be an integer, at least 1, got 0"),
         (lambda: gj.levels(gj.schedules.flow(), 9, gj.spacings.karras()), r"finite largest.*karras\(sigma_max"),
         (lambda: gj.levels(zero_terminal(), 9, gj.spacings.exponential()), r"finite largest.*exponential\(sigma_max"),
         (lambda: gj.levels(gj.schedules.ddpm_linear(), 1001, gj.spacings.quadratic()), "1000 training steps"),
-        (lambda: gj.spacings.quadratic(1.2), r"reach must be in \(0, 1\], got 1.2"),
+        (lambda: gj.spacings.quadratic(1.2), "quadratic: reach must be a share, above 0 and at most 1, got 1.2"),
         (lambda: gj.schedules.zero_terminal_snr(gj.schedules.cosine()), "has None; a continuous one is pure noise at"),
         (lambda: gj.schedules.shift(gj.schedules.scaled_linear(), 3.0), "has 1000 steps, beyond whose last"),
-        (lambda: gj.schedules.shift(gj.schedules.flow(), -3.0), "shift's factor must be above 0, got -3.0"),
-        (lambda: gj.schedules.shift(gj.schedules.flow(), jnp.ones(2)), "shift's factor has shape"),
+        (lambda: gj.schedules.shift(gj.schedules.flow(), -3.0), "shift: factor must be a positive number, got -3.0"),
+        (lambda: gj.schedules.shift(gj.schedules.flow(), jnp.ones(2)), "shift: factor has shape"),
         (lambda: gj.levels(gj.schedules.cosine(), 3, lambda s, n: jnp.array([0.1, 0.5, 0.9])), "decrease"),
         (lambda: gj.levels(gj.schedules.cosine(), 3, lambda s, n: jnp.array([0.9, 0.5, 0.5])), "decrease"),
         (lambda: gj.levels(gj.schedules.cosine(), 3, lambda s, n: jnp.array([0.9])), r"\[steps\] = \(3,\)"),
@@ -194,7 +194,7 @@ def test_a_shifted_flow_is_stable_diffusion_3s_and_tells_the_shifted_time(x64, f
     flow = gj.schedules.flow()
     level = gj.schedules.shift(flow, factor)(t := np.linspace(0.002, 1.0, 41))
     moved = factor * t / (1 + (factor - 1) * t)
-    for field, expected in zip(level, (moved, 1 - moved, moved), strict=True):
+    for field, expected in zip(vars(level).values(), (moved, 1 - moved, moved), strict=True):
         np.testing.assert_allclose(field, expected, atol=1e-12)
     # Spaced in sigma / alpha, and by itself, a shift moves nothing but the ends.
     spaced = gj.spacings.karras(sigma_min=0.01, sigma_max=50.0)
@@ -294,3 +294,70 @@ def test_levels_are_rounded_once_from_float64():
             assert path.sigma.dtype == jnp.float32
             for found, exact in zip((path.alpha, path.sigma), expected, strict=True):
                 np.testing.assert_array_equal(found[:-1], exact.astype(np.float32))
+
+
+def test_levels_are_a_sequence():
+    levels = gj.levels(gj.schedules.edm(), 5, gj.spacings.karras())
+    assert len(levels) == 6
+    assert isinstance(levels[3], gj.NoiseLevel)
+    assert [float(level.sigma) for level in levels] == levels.sigma.tolist()
+    assert (levels[3].t, levels[3].alpha, levels[3].sigma) == (levels.t[3], levels.alpha[3], levels.sigma[3])
+    assert levels[3].ratio == levels.ratio[3]
+    assert levels[-1].sigma == 0
+    np.testing.assert_array_equal(levels[1:3].sigma, levels.sigma[1:3])
+    np.testing.assert_array_equal(levels[::-1].sigma, levels.sigma[::-1])
+    assert len(levels[:-1]) == len(list(zip(levels[:-1], levels[1:], strict=True))) == 5
+    doubled = jax.tree.map(lambda field: 2 * field, levels)
+    assert isinstance(doubled, gj.NoiseLevel)
+    np.testing.assert_array_equal(doubled.sigma, 2 * levels.sigma)
+    with pytest.raises(AttributeError):
+        levels.sigma = 0
+    end = gj.schedules.strength(levels, 0.6)
+    assert len(end) == 4
+    for taken in (end[1:], end[0], end[::-1], gj.schedules.reverse(end), next(iter(end))):
+        assert type(taken) is type(end) is not gj.NoiseLevel
+
+
+def test_levels_are_a_sequence_inside_jit():
+    levels = gj.levels(gj.schedules.edm(), 5, gj.spacings.karras())
+
+    @jax.jit
+    def walk(levels, i):
+        total = sum(level.sigma for level in levels) + levels[-2].sigma
+        return total, levels[1:], levels[i]
+
+    total, rest, one = walk(levels, 2)
+    np.testing.assert_allclose(total, levels.sigma.sum() + levels.sigma[-2], rtol=1e-6)
+    assert isinstance(rest, gj.NoiseLevel)
+    assert (len(rest), one.sigma) == (5, levels.sigma[2])
+
+
+def test_schedules_and_spacings_remember_their_calls():
+    schedule = gj.schedules.shift(gj.schedules.cosine(t_max=0.9), 2.0)
+    assert repr(schedule) == "shift(cosine(t_max=0.9), factor=2.0)"
+    assert jax.tree.leaves(schedule) == [0.9, 2.0]
+    assert schedule == gj.schedules.shift(gj.schedules.cosine(t_max=0.9), 2.0)
+    assert repr(gj.spacings.karras(5.0)) == "karras(rho=5.0)"
+    assert gj.spacings.karras(5.0) == gj.spacings.karras(5.0) != gj.spacings.karras(6.0)
+    for made in (gj.schedules.scaled_linear(500, 1e-3), gj.schedules.ddpm_cosine(100, 0.01), gj.spacings.quadratic(0.8)):
+        assert jax.tree.leaves(made) == []
+    rates = np.linspace(1e-4, 0.02, 50)
+    assert gj.schedules.discrete(rates) == gj.schedules.discrete(rates.copy())
+    slope = jax.grad(lambda schedule: schedule(0.5).ratio)(schedule)
+    assert jax.tree.leaves(slope) == [0.0, pytest.approx(1.0)]
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "message"),
+    [
+        (lambda: gj.levels(gj.schedules.edm(), 3), TypeError, r"^levels: spacing is missing; gj.spacings.karras\(\) is one.$"),
+        (lambda: gj.levels(gj.schedules.edm, 3, gj.spacings.karras()), TypeError, r"levels: schedule .*call it, edm\("),
+        (lambda: gj.levels(gj.schedules.edm(), 3, gj.spacings.karras), TypeError, r"levels: spacing .*call it, karras\("),
+        (lambda: jax.jit(gj.schedules.ddpm_linear)(4), TypeError, "steps must be an integer"),
+        (lambda: jax.jit(lambda b: gj.schedules.ddpm_linear(9, b)(0).t)(0.1), ValueError, "beta_min must be known.* traced"),
+        (lambda: jax.jit(lambda b: gj.schedules.discrete(b)(0).t)(jnp.ones(3) / 9), ValueError, "betas must be known.* traced"),
+    ],
+)
+def test_what_is_missing_or_traced_is_told(build, error, message):
+    with pytest.raises(error, match=message):
+        build()

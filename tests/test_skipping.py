@@ -40,7 +40,7 @@ def test_reuse_treats_a_corrector_as_its_step():
 def test_reuse_of_a_run_that_starts_midway(x64):
     """The first step of image-to-image is evaluated, and a run in two parts is right from its own start."""
     m, levels = mixture(), gj.levels(gj.schedules.edm(), 12, gj.spacings.karras())
-    late = jax.tree.map(lambda field: field[5:], levels)
+    late = levels[5:]
     x = 3 * jax.random.normal(jax.random.key(0), (B, 3))
     run = lambda guidance: gj.sample(keys(B), classes(m, LABELS), guidance, gj.ddim(), late, x)
     np.testing.assert_allclose(run(gj.reuse(gj.cfg(3.0), 1)), run(gj.cfg(3.0)), rtol=1e-12)
@@ -54,7 +54,7 @@ def test_reuse_makes_the_change_of_eps_again_too(x64):
     x = start = levels.sigma[0] * jax.random.normal(jax.random.key(0), (B, 3))
     d = 0.0
     for i in range(6):
-        level, after = (jax.tree.map(lambda field, n=n: field[n], levels) for n in (i, i + 1))
+        level, after = levels[i], levels[i + 1]
         c = m.denoise(x, level, LABELS)
         if i % 3 == 0:
             d = c.x0 - m.denoise(x, level, jnp.full_like(LABELS, -1)).x0
@@ -97,10 +97,10 @@ def test_adaptive_ends_for_each_sample_and_saves_once_all_have_ended():
     x = LEVELS.sigma[0] * normal(jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys(B), 0), jnp.zeros((B, 3)))
     ended, last = np.zeros(B, bool), 0
     for i in range(20):
-        level, after = (jax.tree.map(lambda field, n=n: field[n], LEVELS) for n in (i, i + 1))
+        level, after = LEVELS[i], LEVELS[i + 1]
         c, u = m.denoise(x, level, LABELS), m.denoise(x, level, jnp.full_like(LABELS, -1))
         scale = jnp.where(ended, 1.0, 3.0)[:, None]
-        d = jax.tree.map(lambda c, u, w=scale: u + w * (c - u), c, u)
+        d = u + scale * (c - u)
         x = after.alpha * d.x0 + after.sigma * d.eps
         last = last if ended.all() else i + 1
         cosine = (c.eps * u.eps).sum(1) / jnp.linalg.norm(c.eps, axis=1) / jnp.linalg.norm(u.eps, axis=1)
@@ -122,7 +122,7 @@ def test_adaptive_at_a_threshold_of_one_never_ends():
 @pytest.mark.parametrize("first", ["cond", "uncond"])
 def test_what_adaptive_leaves_is_the_conditional_model_whatever_the_base(x64, first):
     m, levels = mixture(), gj.levels(gj.schedules.edm(), 20, gj.spacings.karras())
-    start, rest = (jax.tree.map(lambda field, part=part: field[part], levels) for part in (slice(2), slice(1, None)))
+    start, rest = levels[:2], levels[1:]
     conds: dict[str, Any] = {"cond": LABELS, "uncond": jnp.full_like(LABELS, -1)}
     two = gj.branches(m.denoise, **{name: conds[name] for name in sorted(conds, reverse=first == "uncond")})
     found = gj.sample(keys(B), two, gj.adaptive(gj.cfg(5.0), -2.0), gj.ddim(), levels, (3,))  # it ends after the first step

@@ -61,4 +61,4 @@ def path(levels: gj.NoiseLevel, i: int | slice) -> gj.NoiseLevel:
 
 
 def step(level: gj.NoiseLevel, after: gj.NoiseLevel | None = None, number: int = 0, batch: int = 1) -> gj.Step:
-    return gj.Step(jnp.int32(number), level, after or level, keys(batch))
+    return gj.Step(jnp.int32(number), level, level if after is None else after, keys(batch))

@@ -21,6 +21,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 Rule = tuple[str, Callable[..., Any]]
 KEYWORDS, SEVERAL = inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -31,7 +32,8 @@ class Kind:
       expected: Completes the sentence "scale must be ...".
       check: `(kind, value, where) -> None`: raises for a wrong value, which it may do by `refuse`.
       hint: What to write instead; it ends the sentence.
-      fixed: Whether the value is part of a part's structure, and no pytree leaf: counts.
+      fixed: Whether the value is part of a part's structure, and no pytree leaf: counts, and numbers that are computed with in
+        float64 when the call is made.
       zero: Whether a plain 0 is part of the structure, since it leaves work out: nothing is drawn.
       guard: `(value, where) -> ` the function in place of a user's, which checks what that returns.
     """
@@ -42,6 +44,8 @@ class Kind:
     fixed: bool = False
     zero: bool = False
     guard: Callable[[Any, str], Any] | None = None
+    each: bool = False
+    """Whether it may be one number per sample, `[B]`."""
 
     def refuse(self, value: Any, where: str, error: type[Exception] = TypeError, got: str = "") -> NoReturn:
         """Raises: got X, expected Y, use Z."""
@@ -66,10 +70,11 @@ def also(check: Callable[..., None]) -> Rule:
     return "", check
 
 
-def door(*rules: Rule) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def door(*rules: Rule) -> Callable[[F], F]:
     """Checks the arguments of a public function against its annotations, then calls it.
 
-    Errors name the function and the parameter: `cfg: scale must be a finite number, ..., got the str '7.5'.`
+    Errors name the function and the parameter: `cfg: scale must be a finite number, ..., got the str '7.5'.` Of a class, its
+    constructor is checked.
 
     Args:
       *rules: Rules between parameters, `rule(words, holds)`.
@@ -87,6 +92,9 @@ def part(*rules: Rule) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 
 def _decorated(rules: tuple[Rule, ...], remembers: bool, function: Callable[..., Any]) -> Any:
+    if inspect.isclass(function):
+        function.__init__ = _decorated(rules, False, function.__init__)
+        return function
     entrance = Entrance(function, rules)
 
     @functools.wraps(function)
@@ -103,8 +111,8 @@ class Entrance:
     """The checks of one function."""
 
     def __init__(self, function: Callable[..., Any], rules: tuple[Rule, ...]) -> None:
-        owner, _, name = getattr(function, "__qualname__", "?").rpartition(".")
-        self.function, self.name = function, owner if name == "__init__" else name
+        # `UNet.__init__` is the door of UNet.
+        self.function, self.name = function, getattr(function, "__qualname__", "?").removesuffix(".__init__").rpartition(".")[2]
         self.rules = [(words, holds, tuple(inspect.signature(holds).parameters)) for words, holds in rules]
 
     @functools.cached_property
@@ -126,6 +134,8 @@ class Entrance:
 
         def enter(kind: Kind, value: Any, where: str) -> Any:
             kind.check(kind, value, where)
+            if kind.fixed and not concrete(value):
+                raise ValueError(f"{where} is part of the structure and must be known, got a traced value; call {self.name} outside of jit.")
             if kind.fixed or (kind.zero and isinstance(value, int | float) and value == 0):
                 fixed.append(name)
             return kind.guard(value, where) if kind.guard else value
@@ -152,35 +162,38 @@ class Entrance:
     def scales(self, arguments: dict[str, Any]) -> list[tuple[str, Any]]:
         """The numbers among the arguments that may be one per sample, and where they stand."""
         found: list[tuple[str, Any]] = []
-        keep = lambda kind, value, where: found.append((where, value)) if kind.guard and hasattr(value, "shape") else None
+        keep = lambda kind, value, where: found.append((where, value)) if (kind.guard or kind.each) and hasattr(value, "shape") else None
         for name in self.hints.keys() & arguments.keys():
             _over(self.hints[name], arguments[name], f"{self.name}: {name}", keep)
         return found
 
     def _hold(self, words: str, holds: Callable[..., Any], names: tuple[str, ...], arguments: dict[str, Any]) -> None:
         parameters = signature(self.function).parameters
-        values = {name: arguments.get(name, parameters[name].default) for name in names}
+        absent = {SEVERAL: (), KEYWORDS: {}}
+        values = {name: arguments.get(name, absent.get(parameters[name].kind, parameters[name].default)) for name in names}
         message = f"{self.name}: {words}, got {' and '.join(f'{name} {{{name}}}' for name in names)}."
         if not words:
             holds(**values)
         elif not concrete(values):
             insist(lambda: holds(**values), message, **values)
         elif not np.all(holds(**values)):
-            raise ValueError(message.format(**values))
+            raise ValueError(message.format(**{name: _short(value) for name, value in values.items()}))
 
     def _unbound(self, error: str) -> str:
         """Why the arguments do not fit the parameters."""
         name = (re.findall(r"'(\w+)'", error) or [""])[0]
         if "missing" in error:
             kind, _, _ = _read(self.hints.get(name))
-            return (
-                f"{self.name}: {name} is missing; {kind.hint or f'it must be {kind.expected}.'}"
-                if kind
-                else f"{self.name}: {name} is missing."
-            )
-        takes = f"it takes {', '.join(signature(self.function).parameters)}"
-        close = difflib.get_close_matches(name, signature(self.function).parameters, n=1) if name else ()
-        return f"{self.name}: {error}; {f'did you mean {close[0]}? ' if close else ''}{takes}."
+            return f"{self.name}: {name} is missing" + (f"; {kind.hint or f'it must be {kind.expected}.'}" if kind else ".")
+        parameters = [name for name in signature(self.function).parameters if name != "self"]
+        close = difflib.get_close_matches(name, parameters, n=1) if name else ()
+        mend = f"did you mean {close[0]}? " if close else ""
+        return f"{self.name}: {error}; {mend}it takes {', '.join(parameters)}."
+
+
+def _short(value: Any) -> Any:
+    """A value in the error of a rule: itself, or the shape of a large array."""
+    return told(value) if getattr(value, "size", 1) > 8 or len(str(value)) > 200 else repr(value) if isinstance(value, str) else value
 
 
 @functools.cache

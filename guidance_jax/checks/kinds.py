@@ -6,7 +6,7 @@ A function documents what a parameter does. What a `Scale` or a `Count` is, is d
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable, Sequence
 from typing import Annotated, Any
 
 import jax
@@ -19,14 +19,15 @@ from typing_extensions import TypeAliasType
 from guidance_jax.arrays import concrete
 from guidance_jax.base import Branches, Denoiser, Guidance, NoiseLevel, Prediction, Sampler, Schedule, Step
 from guidance_jax.checks.door import CLASSES, Kind
-from guidance_jax.checks.numbers import LARGEST, check_finite, check_range, count, number, real
+from guidance_jax.checks.numbers import LARGEST, check_finite, check_range, check_scalar, check_shape, count, known, number, real
 from guidance_jax.checks.traced import insist
 from guidance_jax.checks.words import article, call_it, check_takes, noting, told
 from guidance_jax.curves import Calibration, Curve
 from guidance_jax.parts import Function
 
 
-def _class(kind_of: type, hint: str) -> Kind:
+def class_kind(kind_of: type, hint: str) -> Kind:
+    """The kind of an instance of one of our classes."""
     def check(kind: Kind, value: Any, where: str) -> None:
         if not isinstance(value, kind_of):
             kind.refuse(value, where)
@@ -35,15 +36,15 @@ def _class(kind_of: type, hint: str) -> Kind:
 
 
 CLASSES |= {
-    Branches: _class(Branches, "use gj.branches(denoise, cond=labels, uncond=null)."),
-    Guidance: _class(
+    Branches: class_kind(Branches, "use gj.branches(denoise, cond=labels, uncond=null)."),
+    Guidance: class_kind(
         Guidance,
-        "cfg(3.0) is one, chain(...) makes one of several, and chain() is none. That of a target is gj.targets.drift(target).",
+        "cfg(3.0) is one, chain(*parts) makes one of several, and chain() is none. That of a target is gj.targets.drift(target).",
     ),
-    Prediction: _class(Prediction, "denoise(x, level, cond) returns one."),
-    Sampler: _class(Sampler, "ddim() is one."),
-    Schedule: _class(Schedule, "gj.schedules.cosine() is one."),
-    Step: _class(Step, "gj.Step(number, level, next, keys) is one."),
+    Prediction: class_kind(Prediction, "denoise(x, level, cond) returns one."),
+    Sampler: class_kind(Sampler, "ddim() is one."),
+    Schedule: class_kind(Schedule, "gj.schedules.cosine() is one."),
+    Step: class_kind(Step, "gj.Step(number, level, next, keys) is one."),
 }
 
 
@@ -82,7 +83,7 @@ def scale_kind(
 
         return Guarded(guarded, where)
 
-    kind = Kind(f"{of.expected}, an array [B] of them, or a function of the level", check, guard=guard)
+    kind = Kind(f"{of.expected}, an array [B] of them, or a function of the level", check, guard=guard, each=True)
     return kind
 
 
@@ -115,7 +116,7 @@ def choice(*names: str) -> Kind:
 
     def check(kind: Kind, value: Any, where: str) -> None:
         if not isinstance(value, Hashable) or value not in names:
-            kind.refuse(value, where, ValueError if isinstance(value, str) else TypeError, repr(value))
+            kind.refuse(value, where, *(ValueError, repr(value)) if isinstance(value, str) else ())
 
     return Kind(" or ".join(map(repr, names)), check)
 
@@ -164,13 +165,58 @@ def check_curve(curve: Calibration | Curve, scale: Any) -> None:
         )
 
 
+def check_scores(a: Array, b: Array, scale: Any = 1.0) -> None:
+    """Raises unless two scores have one shape, and a scale fits them.
+
+    Raises:
+      ValueError: naming the shapes.
+    """
+    if jnp.shape(a) != jnp.shape(b):
+        raise ValueError(f"the two scores must have one shape, [B, ...], got {jnp.shape(a)} and {jnp.shape(b)}.")
+    check_shape(scale, a, "the scale of two scores")
+
+
+def check_recorded(cond: Array, uncond: Array, past: int) -> None:
+    """Raises unless the predictions of two branches were recorded along one path, of more than `past` steps.
+
+    Raises:
+      ValueError: naming the shapes, or the numbers of steps.
+    """
+    if cond.shape != uncond.shape:
+        raise ValueError(
+            "fit_linear: cond and uncond must be recorded along one path, [steps, N, ...], got "
+            f"{cond.shape} and {uncond.shape}."
+        )
+    if past >= len(cond):
+        raise ValueError(f"fit_linear: past={past} must be below the number of steps, but there are {len(cond)} steps.")
+
+
+def _coefficients(kind: Kind, value: Any, where: str) -> None:
+    if not real(value):
+        kind.refuse(value, where)
+    check_range(value, where)
+    shape = jnp.shape(value)
+    if len(shape) not in (1, 2) or shape[-1] < 3 or shape[-1] % 2 == 0:
+        kind.refuse(value, where, ValueError, f"shape {shape}")
+
+
 def _name(kind: Kind, value: Any, where: str) -> None:
     if not isinstance(value, str):
         kind.refuse(value, where)
 
 
+def _names(kind: Kind, value: Any, where: str) -> None:
+    if isinstance(value, str) or not isinstance(value, Collection):
+        kind.refuse(value, where)
+    for each in value:
+        if each is not None:
+            _BRANCH.check(_BRANCH, each, where)
+
+
 def _integer(kind: Kind, value: Any, where: str) -> None:
-    whole = real(value) and jnp.shape(value) == () and jnp.issubdtype(jnp.result_type(value), jnp.integer)
+    if real(value):
+        check_scalar(value, where)
+    whole = real(value) and jnp.issubdtype(jnp.result_type(value), jnp.integer)
     if not whole or (concrete(value) and np.asarray(value) < 0):
         kind.refuse(value, where, TypeError if not whole else ValueError, str(value) if real(value) else "")
 
@@ -185,6 +231,23 @@ def _labels(kind: Kind, value: Any, where: str) -> None:
     value = value if hasattr(value, "dtype") else np.asarray(value)
     if not jnp.issubdtype(value.dtype, jnp.integer):
         kind.refuse(value, where)
+
+
+def _path(kind: Kind, value: Any, where: str) -> None:
+    if not isinstance(value, NoiseLevel):
+        kind.refuse(value, where)
+    if jnp.ndim(value.sigma) != 1:
+        kind.refuse(value, where, ValueError, f"one of shape {jnp.shape(value.sigma)}")
+
+
+def _rates(kind: Kind, value: Any, where: str) -> None:
+    if not real(list(value) if isinstance(value, tuple) else value):
+        kind.refuse(value, where)
+    if not concrete(value):
+        return
+    rates = np.asarray(value, np.float64)
+    if rates.ndim != 1 or not rates.size or not ((rates > 0) & (rates < 1)).all():
+        kind.refuse(value, where, ValueError, f"shape {rates.shape}: {rates}")
 
 
 def _level(kind: Kind, value: Any, where: str) -> None:
@@ -254,8 +317,14 @@ FractionScale = TypeAliasType("FractionScale", Annotated[ArrayLike | Level, scal
 """As `Scale`, in [0, 1]."""
 BoundScale = TypeAliasType("BoundScale", Annotated[ArrayLike | Level, scale_kind(low=0, high=np.inf)])
 """As `Scale`, not negative, and infinite for no bound."""
-PerSample = TypeAliasType("PerSample", Annotated[ArrayLike, number(scalar=False)])
+ElementScale = TypeAliasType("ElementScale", Annotated[ArrayLike | Level, dataclasses.replace(scale_kind(), guard=None)])
+"""As `Scale`, or shaped as x or as one sample. Its values are checked where it is evaluated, by `check_elements`."""
+PerSample = TypeAliasType("PerSample", Annotated[ArrayLike, dataclasses.replace(number(scalar=False), each=True)])
 """One number, or one per sample `[B]`."""
+NonNegativePerSample = TypeAliasType("NonNegativePerSample", Annotated[ArrayLike, dataclasses.replace(number(low=0, scalar=False), each=True)])
+"""As `PerSample`, and not negative."""
+PositivePerSample = TypeAliasType("PositivePerSample", Annotated[ArrayLike, number(above=0, scalar=False)])
+"""As `PerSample`, and positive."""
 
 Number = TypeAliasType("Number", Annotated[ArrayLike, number()])
 """One finite number."""
@@ -266,10 +335,19 @@ NonNegative = TypeAliasType("NonNegative", Annotated[ArrayLike, number(low=0, ze
 Fraction = TypeAliasType("Fraction", Annotated[ArrayLike, number(low=0, high=1, zero=True)])
 """One number in [0, 1]. A plain 0 leaves work out: nothing is drawn."""
 Ratio = TypeAliasType(
-    "Ratio", Annotated[ArrayLike, number("a noise level", -np.inf, np.inf, hint="Bounds are sigma / alpha, and not t.")]
+    "Ratio",
+    Annotated[ArrayLike, number("one number, sigma / alpha", -np.inf, np.inf, hint="bounds are sigma / alpha, and not t.")],
 )
 """A bound on the noise, in `sigma / alpha`: one number, possibly infinite."""
 
+AtLeastZero = TypeAliasType("AtLeastZero", Annotated[ArrayLike, number(low=0)])
+"""One number, at least 0, which is data even if it is 0."""
+Share = TypeAliasType("Share", Annotated[ArrayLike, number(low=0, high=1)])
+"""One number in [0, 1], which is data even if it is 0."""
+Known = TypeAliasType("Known", Annotated[float, known(number(above=0))])
+"""One positive number that is part of the structure: it is computed with in float64 when the call is made."""
+KnownFromZero = TypeAliasType("KnownFromZero", Annotated[float, known(number(low=0))])
+"""As `Known`, or 0."""
 AtLeastOne = TypeAliasType("AtLeastOne", Annotated[ArrayLike, number(low=1)])
 """One number, at least 1."""
 
@@ -282,16 +360,44 @@ Integer = TypeAliasType("Integer", Annotated[ArrayLike, Kind("an integer, at lea
 Period = TypeAliasType("Period", Annotated[ArrayLike, Kind("an integer of at least 1", _period)])
 """One integer, at least 1, that is data."""
 
+
+def sizes(expected: str, low: int = 1, length: int | None = None) -> Kind:
+    """The kind of a sequence of whole numbers: shapes, widths, levels."""
+
+    def check(kind: Kind, value: Any, where: str) -> None:
+        whole = lambda each: isinstance(each, int | np.integer) and not isinstance(each, bool)
+        if not isinstance(value, list | tuple | np.ndarray) or not all(map(whole, value)):
+            kind.refuse(value, where)
+        if len(value) != (len(value) if length is None else length) or min(value, default=low) < low:
+            kind.refuse(value, where, ValueError, str(value))
+
+    return Kind(expected, check, fixed=True)
+
+
+Sizes = TypeAliasType("Sizes", Annotated[Sequence[int], sizes("a tuple of integers, each at least 1")])
+"""Several whole numbers, each at least 1."""
+Places = TypeAliasType("Places", Annotated[Sequence[int], sizes("a tuple of integers, each at least 0", 0)])
+"""Several whole numbers, counted from 0."""
+ImageShape = TypeAliasType("ImageShape", Annotated[Sequence[int], sizes("(height, width, channels) of one image", length=3)])
+"""`(H, W, C)`."""
+Compute = TypeAliasType("Compute", Annotated[str, choice("float32", "bfloat16")])
+"""What dense layers compute in."""
+
 Mask = TypeAliasType("Mask", Annotated[ArrayLike, number("a mask", 0, 1, scalar=False)])
 """A mask that broadcasts against x, its values in [0, 1]."""
 
-Branch = TypeAliasType(
-    "Branch",
-    Annotated[str, Kind("the name of a branch", _name, "conditions go to gj.branches(denoise, cond=labels, uncond=null).")],
-)
+_BRANCH = Kind("the name of a branch", _name, "conditions go to gj.branches(denoise, cond=labels, uncond=null).")
+Branch = TypeAliasType("Branch", Annotated[str, _BRANCH])
 """The name of a branch."""
+BranchNames = TypeAliasType(
+    "BranchNames",
+    Annotated[Collection[str | None], Kind("the names of branches, in a tuple", _names, "of one branch, ('cond',).")],
+)
+"""The names of branches, in a tuple or a set."""
 Predicts = TypeAliasType("Predicts", Annotated[str, choice("eps", "x0", "v", "score", "velocity")])
 """A parameterisation: what a network predicts."""
+ReverseVariance = TypeAliasType("ReverseVariance", Annotated[str, choice("small", "large", "learned")])
+"""The variance of a reverse step, as in `ddpm`."""
 
 LogProb = TypeAliasType(
     "LogProb",
@@ -305,6 +411,10 @@ CleanLogProb = TypeAliasType(
     "CleanLogProb", Annotated[Callable[[Array], Array], function_kind("x0", hint="it is x0 [B, ...] -> [B].")]
 )
 """`x0 [B, ...] -> [B]`: a classifier of clean data, a negative loss, a reward."""
+Classify = TypeAliasType(
+    "Classify", Annotated[Callable[[Array, Array], Array], function_kind("x", "t", hint="it is (x, t) -> logits [B, classes].")]
+)
+"""`(x [B, ...], t [B]) -> logits [B, classes]`, trained on noisy data."""
 LogReward = TypeAliasType(
     "LogReward", Annotated[Callable[[Array, NoiseLevel], Array], function_kind("x0", "level", hint="it is (x0, level) -> [B].")]
 )
@@ -313,6 +423,15 @@ Measure = TypeAliasType(
     "Measure", Annotated[Callable[[Array], Any], function_kind("x0", hint="it is x0 [B, ...] -> the measurement.")]
 )
 """`x0 [B, ...] -> ` a measurement: any pytree of `[B, ...]` leaves."""
+Pseudoinverse = TypeAliasType(
+    "Pseudoinverse",
+    Annotated[Callable[[Any], Array], function_kind("measurement", hint="it goes from the measurement back to [B, ...].")],
+)
+"""From a measurement back to `[B, ...]`."""
+Measurement = TypeAliasType(
+    "Measurement", Annotated[Any, Kind("finite numbers", lambda kind, value, where: check_finite(value, where))]
+)
+"""A measurement: any pytree of `[B, ...]` leaves, finite."""
 Denoise = TypeAliasType(
     "Denoise",
     Annotated[Denoiser, function_kind("x", "level", "cond", hint="gj.denoiser(network, predicts=...) makes one of a network.")],
@@ -326,6 +445,40 @@ Network = TypeAliasType(
     ],
 )
 """`(x [B, ...], t [B], cond) -> output [B, ...]`, its parameters bound."""
+
+Spacing = TypeAliasType(
+    "Spacing",
+    Annotated[Callable[[Schedule, int], Array], function_kind("schedule", "steps", hint="gj.spacings.karras() is one.")],
+)
+"""`(schedule, steps) -> t [steps]`, decreasing."""
+Path = TypeAliasType(
+    "Path", Annotated[NoiseLevel, Kind("a path of noise levels", _path, "make it with gj.levels(schedule, steps, spacing).")]
+)
+"""Noise levels, `[steps + 1]`."""
+Rates = TypeAliasType(
+    "Rates", Annotated[ArrayLike | Sequence[float], known(Kind("one-dimensional with every rate in (0, 1)", _rates))]
+)
+"""Noise rates in (0, 1), `[steps]`, which are part of the structure."""
+Coefficients = TypeAliasType(
+    "Coefficients",
+    Annotated[
+        ArrayLike,
+        Kind("numbers, [1 + 2 K] or [steps, 1 + 2 K], K at least 1", _coefficients, "gj.fit_linear measures them."),
+    ],
+)
+"""The coefficients of `linear_reuse`."""
+Classify = TypeAliasType(
+    "Classify", Annotated[Callable[[Array, Array], Array], function_kind("x", "t", hint="it is (x, t) -> logits [B, classes].")]
+)
+"""`(x [B, ...], t [B]) -> logits [B, C]`: a noise-aware classifier."""
+TreeNetwork = TypeAliasType(
+    "TreeNetwork",
+    Annotated[
+        Callable[[Any, Array, Any], Any],
+        Kind("a function", _network, "it is (tree of [B, ...], t [B], cond) -> tree of the same structure."),
+    ],
+)
+"""`(tree of [B, ...], t [B], cond) -> tree`, its parameters bound."""
 
 CurveLike = TypeAliasType(
     "CurveLike",
@@ -353,3 +506,5 @@ Key = TypeAliasType("Key", Annotated[Array, Kind("one PRNG key", _key, "jax.rand
 """One PRNG key."""
 AtLevel = TypeAliasType("AtLevel", Annotated[NoiseLevel, Kind("a noise level", _level, "schedule(t) returns one.")])
 """One noise level for all samples, or one per sample."""
+Samples = TypeAliasType("Samples", Annotated[Array, array_kind("floating numbers, [B, ...]", jnp.floating, hint="scale images to [-1, 1] first.")])
+"""Clean data, `[B, ...]`."""

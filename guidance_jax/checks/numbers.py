@@ -1,6 +1,6 @@
 """Whether numbers are numbers, and in range, as the run holds them."""
 
-import math
+import dataclasses
 import sys
 from typing import Any
 
@@ -75,8 +75,8 @@ def check_range(
     if lost.any() or not inside(given):
         lost = lost | ((abs(given) < held.tiny) & (exact != 0))
         held_as = f", in {held.dtype} as {np.where(abs(given) < held.tiny, 0, given)}" if lost.any() else ""
-        hint = f" {kind.hint}" if kind and kind.hint else ""
-        raise ValueError(f"{where} must be {expected}, got {value}{held_as}.{hint}")
+        mend = f"; {kind.hint}" if kind and kind.hint else "."
+        raise ValueError(f"{where} must be {expected}, got {value}{held_as}{mend}")
 
 
 def check_time(t: Any, t_min: Any, t_max: Any) -> None:
@@ -120,6 +120,23 @@ def check_scalar(value: Any, where: str) -> None:
         raise ValueError(f"{where} has shape {jnp.shape(value)}, but must be a scalar; use jax.vmap for several.")
 
 
+def check_form(value: Any, where: str, form: str, kind: Any = jnp.floating, hint: str = "") -> None:
+    """Raises unless a value is an array of a form, and not empty: `"B h w 4"`, a letter for an axis of any length.
+
+    Raises:
+      TypeError: If it is no array, or one of other numbers.
+      ValueError: If it has another shape.
+    """
+    axes = form.split()
+    array, mend = hasattr(value, "shape") and hasattr(value, "dtype"), f"; {hint}" if hint else "."
+    if array and (value.ndim != len(axes) or any(a.isdigit() and int(a) != n for a, n in zip(axes, value.shape, strict=True))):
+        raise ValueError(f"{where} must be [{', '.join(axes)}], got {told(value)}{mend}")
+    if array and 0 in value.shape:
+        raise ValueError(f"{where} is empty: it is {told(value)}.")
+    if not array or not jnp.issubdtype(value.dtype, kind):
+        raise TypeError(f"{where} must be an array of {kind.__name__} numbers, [{', '.join(axes)}], got {told(value)}{mend}")
+
+
 def check_finite(tree: Any, where: str) -> None:
     """Raises where an array, or a leaf of a pytree, has a known value that is not finite.
 
@@ -139,6 +156,22 @@ def check_finite(tree: Any, where: str) -> None:
             raise ValueError(f"{which} must be finite, got NaN or infinite values in {bad} of {held.size} places.")
 
 
+def check_addable(one: Any, other: Any) -> None:
+    """Raises unless a calibration is added to another one of the same levels.
+
+    Raises:
+      TypeError: if the other is something else.
+      ValueError: naming the levels of both.
+    """
+    if not isinstance(other, type(one)):
+        raise TypeError(f"a Calibration is added to another Calibration, got {told(other)}; gj.calibrate returns one.")
+    if not concrete((one, other)):
+        return
+    ratios = np.asarray(one.ratio), np.asarray(other.ratio)
+    if ratios[0].shape != ratios[1].shape or not np.allclose(*ratios, rtol=1e-3):
+        raise ValueError(f"two calibrations of other levels do not add up: sigma / alpha {ratios[0]} and {ratios[1]}.")
+
+
 def number(
     words: str = "",
     low: float | int = -LARGEST,
@@ -154,13 +187,8 @@ def number(
     expected = f"{words}, {range}" if words else f"a {range} number" if range in ("finite", "positive") else f"a number {range}"
 
     def check(kind: Kind, value: Any, where: str) -> None:
-        if (
-            type(value) is float
-            and low <= value <= high
-            and math.isfinite(value)
-            and above is None
-            and 1e-37 < abs(value) < 3e38
-        ):
+        plain = type(value) in (float, int) and low <= value <= high and (above is None or value > above)
+        if plain and (value == 0 or 1e-37 < abs(value) < 3e38):
             return
         if not real(value):
             kind.refuse(value, where)
@@ -171,13 +199,18 @@ def number(
     return Kind(expected, check, hint, zero=zero)
 
 
-def count(low: int = 1, expected: str = "", hint: str = "") -> Kind:
+def known(kind: Kind) -> Kind:
+    """The kind of a number that is part of the structure: it is computed with in float64 when the call is made."""
+    return dataclasses.replace(kind, fixed=True)
+
+
+def count(low: int = 1, expected: str = "", hint: str = "", high: int = sys.maxsize) -> Kind:
     """The kind of a whole number that is part of the structure."""
 
     def check(kind: Kind, value: Any, where: str) -> None:
         if not isinstance(value, int | np.integer) or isinstance(value, bool):
             kind.refuse(value, where)
-        if value < low:
+        if not low <= value <= high:
             kind.refuse(value, where, ValueError, str(value))
 
     return Kind(expected or f"an integer, at least {low}", check, hint, fixed=True)

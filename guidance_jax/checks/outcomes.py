@@ -11,9 +11,10 @@ import numpy as np
 from jax import Array
 
 from guidance_jax.arrays import concrete
-from guidance_jax.base import Branches, Cond, Guidance, NoiseLevel, Prediction, Sampler, State, Step
+from guidance_jax.base import Branches, Cond, Derivative, Guidance, NoiseLevel, Prediction, Sampler, State, Step
+from guidance_jax.checks.numbers import check_range
 from guidance_jax.checks.traced import insist
-from guidance_jax.checks.words import noting, told
+from guidance_jax.checks.words import noting, told, warn
 from guidance_jax.programs import tracing
 
 
@@ -26,6 +27,26 @@ def predicted(network: Branches, x: Array, level: NoiseLevel, cond: Cond) -> Pre
         prediction = denoise(x, level, cond)
     check_prediction(prediction, x, "the denoiser")
     return jax.tree.map(lambda field: field.astype(x.dtype), prediction)
+
+
+def network_output(network: Any, x: Array, t: Array, cond: Cond, like: Array, *, times: int = 1) -> Array:
+    """What a network returns, in the dtype of the data; where it gives a variance too, with two times the channels.
+
+    Raises:
+      TypeError: if it is no array of floating numbers.
+      ValueError: if it has another shape.
+    """
+    t = jnp.broadcast_to(t, x.shape[:1])
+    with noting("the network", x=x, t=t, cond=cond):
+        out = network(x, t, cond)
+    if not hasattr(out, "shape") or not jnp.issubdtype(getattr(out, "dtype", bool), jnp.floating):
+        raise TypeError(f"what the network gives must be an array of floating numbers, got {told(out)}.")
+    shape = (*x.shape[:-1], times * x.shape[-1])
+    if out.shape != shape:
+        mend = "its output must be shaped as x. If it predicts a variance too, use gj.denoisers.learned_variance."
+        twice = f"learned_variance takes twice the channels, {shape}: what is predicted, then the variance, along the last axis."
+        raise ValueError(f"the network gave {out.shape} for x of shape {x.shape}, but {mend if times == 1 else twice}")
+    return out.astype(like.dtype)
 
 
 def check_prediction(prediction: object, x: Array, who: str) -> None:
@@ -58,22 +79,76 @@ def check_update(after: Any, state: Any, x: Array) -> None:
             "that returns the prediction alone."
         )
     check_prediction(after[0], x, "the guidance")
+    if not jax.tree.leaves(state) and jax.tree.leaves(after[1]):
+        raise ValueError(
+            f"the guidance's update returns a state, {_kinds(after[1])}, but its init gives {state!r}, nothing to remember; "
+            "its init must give the state at the start of a run: gj.Guidance(needs, init=jnp.zeros_like, update=update)."
+        )
     _check_alike(after[1], state, "the guidance remembers", "init")
 
 
 def check_x0(x0: Any, x: Array, who: str) -> None:
-    """Raises unless what an update or a formula returned is a `Prediction`, or the new x0 as an array.
+    """Raises unless what an update or a formula returned is a `Prediction`, or the new x0 as an array, shaped as x.
 
     Raises:
-      TypeError: if it is something else.
+      TypeError: if it is something else, or not of floating numbers.
       ValueError: if it is not shaped as x.
     """
     if isinstance(x0, Prediction):
-        return
-    if not hasattr(x0, "shape") or not hasattr(x0, "dtype"):
-        raise TypeError(f"{who} must return a Prediction, or an array, the new x0, got {told(x0)}.")
-    if x0.shape != x.shape:
-        raise ValueError(f"the x0 that {who} returns has shape {x0.shape}, but must be shaped as x, {x.shape}.")
+        check_prediction(x0, x, who)
+    elif not hasattr(x0, "dtype") or not jnp.issubdtype(x0.dtype, jnp.floating):
+        raise TypeError(f"{who} must return a Prediction, or an array of floating numbers, the new x0, got {told(x0)}.")
+    elif x0.shape != x.shape:
+        raise ValueError(f"{who} must return an x0 shaped as x, {x.shape}, got {told(x0)}.")
+
+
+def check_elements(value: Any, x: Array, where: str) -> None:
+    """Raises unless a value is one finite number for all samples, one per sample, or one per element of x or of one sample.
+
+    Raises:
+      TypeError: if it is no number.
+      ValueError: naming its shape or its value.
+    """
+    check_range(value, where)
+    if jnp.shape(value) not in ((), x.shape[:1], x.shape, x.shape[1:]):
+        raise ValueError(
+            f"{where} has shape {jnp.shape(value)}, but must be (), [B] = {x.shape[:1]}, or shaped as x, {x.shape}, or as one "
+            "sample."
+        )
+
+
+def check_spread(x: Array) -> None:
+    """Raises where a sample has one element only.
+
+    Raises:
+      ValueError: naming the shape of x.
+    """
+    if x[0].size < 2:
+        raise ValueError(f"rescale: a sample needs at least two elements to have a spread, but x is {x.shape}.")
+
+
+def check_spatial(x: Array, who: str) -> None:
+    """Raises unless x has axes between the batch and the channels.
+
+    Raises:
+      ValueError: naming its shape.
+    """
+    if x.ndim < 3:
+        raise ValueError(f"{who} acts on frequencies and needs x of [B, T, C] or [B, H, W, C], but x is {x.shape}.")
+
+
+def check_halvings(x: Array, levels: int) -> None:
+    """Raises unless every spatial axis halves once for each level of `fdg` but one, down to 2 or more.
+
+    Raises:
+      ValueError: naming the shape of x.
+    """
+    check_spatial(x, "fdg")
+    halvings = 2 ** (levels - 1)
+    if any(size % halvings or size // halvings < (2 if halvings > 1 else 1) for size in x.shape[1:-1]):
+        raise ValueError(
+            f"fdg with {levels} levels halves every spatial axis {levels - 1} times, down to 2 or more, but x is {x.shape}."
+        )
 
 
 def check_channels(channels: int, x: Array) -> None:
@@ -102,11 +177,8 @@ def warn_of_order(parts: tuple[Guidance, ...]) -> None:
     first = next((i for i, part in enumerate(parts) if not part.shapes), 0)
     if first and not tracing():
         said = ", ".join(map(repr, parts))
-        warnings.warn(
-            f"chain({said}): {parts[0]!r} has nothing to change yet; put it after what guides: "
-            f"chain({', '.join(map(repr, (*parts[first:], *parts[:first])))}).",
-            stacklevel=4,
-        )
+        better = ", ".join(map(repr, (*parts[first:], *parts[:first])))
+        warn(f"chain({said}): {parts[0]!r} has nothing to change yet; put it after what guides: chain({better}).")
 
 
 class Asked(dict[str, Prediction]):
@@ -116,6 +188,17 @@ class Asked(dict[str, Prediction]):
         raise KeyError(
             f"there is no prediction of a branch {name!r}, only of {', '.join(map(repr, self))}. A guidance reads only branches "
             f"that it asks for: stateless(update, needs=({name!r},))."
+        )
+
+
+class Slopes(dict[str | None, Derivative]):
+    """The derivatives by the name of their branch, None for the base."""
+
+    def __missing__(self, name: str | None) -> Derivative:
+        which = "the base" if name is None else f"the branch {name!r}"
+        raise KeyError(
+            f"there is no derivative of {which}, only of {', '.join(map(repr, self)) or 'none'}. A guidance takes only those "
+            f"that it asks for: stateless(update, derivatives=({name!r},))."
         )
 
 
@@ -144,10 +227,7 @@ def warn_if_not_finite(x: Array) -> None:
         return
     bad = ~np.isfinite(np.asarray(x)).reshape(len(x), -1).all(1)
     if bad.any():
-        warnings.warn(
-            f"{bad.sum()} of {len(x)} samples are not finite, the first is sample {bad.argmax()}; gj.checked tells the step.",
-            stacklevel=5,
-        )
+        warn(f"{bad.sum()} of {len(x)} samples are not finite, the first is sample {bad.argmax()}; gj.checked tells the step.")
 
 
 def check_state(state: State, sampler: Sampler, guidance: Guidance, x: jax.ShapeDtypeStruct) -> None:
@@ -171,17 +251,94 @@ def check_state(state: State, sampler: Sampler, guidance: Guidance, x: jax.Shape
             )
 
 
-def check_each(each: Any, x: Array, who: str) -> None:
-    """Raises unless a function gave one floating number a sample.
+def check_each(each: Any, x: Array, who: str, hint: str = "") -> None:
+    """Raises unless a function gave one floating number per sample.
 
     Raises:
       ValueError: naming its shape.
       TypeError: naming its dtype.
     """
     if jnp.shape(each) != x.shape[:1]:
-        raise ValueError(f"{who} gave shape {jnp.shape(each)} for x {x.shape}, but must give one number a sample, [B].")
+        mend = f"; {hint}." if hint and jnp.ndim(each) == 2 else "."
+        raise ValueError(f"{who} gave shape {jnp.shape(each)} for x {x.shape}, but must give one number per sample, [B]{mend}")
     if not hasattr(each, "dtype") or not jnp.issubdtype(each.dtype, jnp.floating):
         raise TypeError(f"{who} must return floating numbers, got {told(each)}.")
+
+
+NOISY = "gj.scores.class_log_prob(classify, labels) makes one of a classifier (x, t) -> logits [B, classes]"
+CLEAN = "of a classifier's logits take jax.nn.log_softmax(logits)[jnp.arange(B), labels]"
+
+
+def given_log_prob(log_prob: Callable[..., Any], x: Array, *level: NoiseLevel) -> Array:
+    """What a user's log_prob gives of x and its level, or of x0 alone, checked: one floating number per sample."""
+    ours = (getattr(log_prob, "__module__", None) or "").startswith("guidance_jax.")
+    who = f"log_prob, which takes a noise level and not a time ({NOISY})" if level else "log_prob"
+    given = {"x": x, "level": level[0]} if level else {"x0": x}
+    with contextlib.nullcontext() if ours else noting(who, **given):
+        each = log_prob(x, *level)
+    check_each(each, x, "log_prob", NOISY if level else CLEAN)
+    return each
+
+
+def given_logits(classify: Callable[[Array, Array], Any], x: Array, t: Array, labels: Array, classes: int | None) -> Array:
+    """What a user's classifier gives of x and its times, checked: logits in which every label has its own.
+
+    Raises:
+      ValueError: if they are not `[B, C]`, or of other classes, or the labels do not fit x or are outside.
+      TypeError: if they are no floating numbers.
+    """
+    from guidance_jax.checks.running import check_labels
+
+    with noting("the classifier", x=x, t=t):
+        logits = classify(x, t)
+    shape = jnp.shape(logits)
+    if len(shape) != 2 or shape[0] != x.shape[0]:
+        raise ValueError(f"the classifier gave logits {shape} for x {x.shape}, but must give [B, classes].")
+    if not hasattr(logits, "dtype") or not jnp.issubdtype(logits.dtype, jnp.floating):
+        raise TypeError(f"the classifier must return logits, floating numbers, got {told(logits)}.")
+    if classes is not None and shape[1] != classes:
+        raise ValueError(f"the classifier gives {shape[1]} logits, but there are {classes} classes.")
+    if labels.shape != x.shape[:1]:
+        raise ValueError(f"labels have shape {labels.shape}, but x {x.shape} needs one per sample: {x.shape[:1]}.")
+    check_labels(labels, shape[1], f"a classifier of {shape[1]} logits")
+    return logits
+
+
+def given_residual(measure: Callable[[Array], Any], measurement: Any, x0: Array) -> Any:
+    """A measurement less what a user's measure gives of x0, checked: the two match, leaf by leaf.
+
+    Raises:
+      ValueError: naming the shapes of both.
+    """
+    with noting("measure", x0=x0):
+        measured = measure(x0)
+    shapes = [jax.tree.map(jnp.shape, tree) for tree in (measurement, measured)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"measure(x0) gives {shapes[1]}, but the measurement is {shapes[0]}; they must match, leaf by leaf.")
+    return jax.tree.map(lambda y, a: jnp.asarray(y, a.dtype) - a, measurement, measured)
+
+
+def given_back(pseudoinverse: Callable[[Any], Any], residual: Any, x0: Array) -> Array:
+    """What a user's pseudoinverse gives of a residual, checked: it is shaped as x0.
+
+    Raises:
+      ValueError: naming its shape.
+    """
+    with noting("pseudoinverse", measurement=residual):
+        back = pseudoinverse(residual)
+    if jnp.shape(back) != x0.shape:
+        raise ValueError(f"the pseudoinverse must give the shape of x0, but gave {jnp.shape(back)} for {x0.shape}.")
+    return back
+
+
+def check_retimed(cond: Any) -> None:
+    """Raises unless the condition of a retimed denoiser is a pair.
+
+    Raises:
+      TypeError: naming what it is.
+    """
+    if not isinstance(cond, tuple) or len(cond) != 2:
+        raise TypeError(f"the condition of a retimed denoiser must be a tuple, got {told(cond)}; (cond, offset [B]) is one.")
 
 
 def _kinds(tree: Any) -> str:
@@ -194,84 +351,3 @@ def _check_alike(after: Any, before: Any, what: str, where: str) -> None:
         raise ValueError(
             f"{what} of shapes {specs[0]}, but it was of {specs[1]} before, as {where} gave it; a loop keeps them."
         )
-
-
-REWARD = "a finite number, or -inf where a particle must not be."
-
-
-def right_reward(reward: Array, x0: Array) -> Array:
-    """Whether each is a finite number or -inf, or of an x0 that is not finite itself."""
-    return (reward < jnp.inf) | ~jnp.isfinite(x0).all(tuple(range(1, x0.ndim)))
-
-
-def check_reward(reward: Array, x0: Array, level: NoiseLevel) -> None:
-    """Insists that a reward is a finite number or -inf, in a program that is `checked`."""
-    message = f"log_reward gave NaN or inf at sigma {{sigma}}, but must give {REWARD}"
-    insist(lambda: right_reward(reward, x0).all(), message, sigma=level.sigma)
-
-
-def check_particles(
-    size: int,
-    log_reward: Callable[..., Any] | None,
-    dead: Array,
-    unreal: Array,
-    least: Array,
-    ancestors: Array,
-    spread: Array,
-    error: Array,
-) -> None:
-    """Tells what is wrong with groups of particles; within a caller's jit as a warning, when it is known.
-
-    Raises:
-      ValueError: if all particles of a group have weight 0, or a reward is NaN or inf.
-    """
-
-    def tell(dead: Any, unreal: Any, least: Any, ancestors: Any, spread: Any, error: Any) -> str | None:
-        groups = f"of {len(dead)} groups of {size} particles"
-        if unreal.any():
-            name = getattr(log_reward, "__qualname__", repr(log_reward))
-            return (
-                f"feynman_kac: log_reward ({name}) gave NaN or inf in {unreal.sum()} {groups}, but must give {REWARD} "
-                "gj.checked tells at which noise level."
-            )
-        if dead.any():
-            return (
-                f"feynman_kac: in {dead.sum()} {groups} all particles are dead: log_reward is -inf for each at the end. "
-                "Take more particles, or a reward that is finite at levels of noise and leads there, or a guidance that does."
-            )
-        counted = np.minimum(least, ancestors)
-        if np.isnan(counted).any():
-            return (
-                f"feynman_kac: the weights are NaN in {np.isnan(counted).sum()} {groups}: x or a prediction is. gj.checked "
-                "tells after which step."
-            )
-        # Ten, a quarter of a small group, or a hundredth of a large one.
-        bad = counted < max(min(10, size / 4), size / 100)
-        if bad.any():
-            return (
-                f"feynman_kac: the weights degenerate in {bad.sum()} {groups}: at worst {np.min(least):.1f} of them counted, "
-                f"and all descend from {np.min(ancestors):.1f}. Such a group gives few samples many times, and its "
-                "log_normaliser is likely too low. Take more particles, a smaller scale, or an interval (low, high)."
-            )
-        mean, deviation = spread.mean(), np.sqrt((error**2).sum()) / len(error)
-        if abs(mean - 1) > max(0.1, 4 * deviation):
-            return (
-                f"feynman_kac: the particles are spread {mean:.2f} ± {deviation:.2f} times as wide as the score of the target "
-                "says; take more steps."
-            )
-        return None
-
-    def warn(*found: Any) -> None:
-        message = tell(*map(np.asarray, found))
-        if message is not None:
-            warnings.warn(message, stacklevel=4)
-
-    found = dead, unreal, least, ancestors, spread, error
-    if not concrete(found):
-        message = f"all particles of {{count}} of {len(dead)} groups are dead: log_reward is -inf for each of them at the end."
-        insist(lambda: ~dead.any(), message, count=dead.sum())
-        jax.debug.callback(warn, *found)
-        return
-    if dead.any() or unreal.any():
-        raise ValueError(tell(*map(np.asarray, found)))
-    warn(*found)

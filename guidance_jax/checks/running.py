@@ -4,7 +4,6 @@ Values are checked only where they are known; inside a caller's `jit` the shapes
 """
 
 import difflib
-import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -15,10 +14,11 @@ from jax import Array
 
 from guidance_jax.arrays import at_least_float32, concrete
 from guidance_jax.base import Branches, Cond, Guidance, NoiseLevel, Sampler, State, Step
+from guidance_jax.checks.known import check_known
 from guidance_jax.checks.numbers import check_finite, check_shape
-from guidance_jax.checks.outcomes import check_state, predicted
+from guidance_jax.checks.outcomes import check_state
 from guidance_jax.checks.traced import all_finite, insist
-from guidance_jax.checks.words import article, call_it, check_takes, told
+from guidance_jax.checks.words import article, call_it, check_takes, told, warn
 from guidance_jax.parts import calls
 from guidance_jax.programs import tracing
 
@@ -68,7 +68,7 @@ def check_run(
     check_schedule_of(sampler, levels)
     shape, dtype = check_start(keys, levels, start)
     like = jax.ShapeDtypeStruct(shape, at_least_float32(dtype))
-    check_shapes(guidance, like)
+    check_shapes((guidance, sampler), like)
     check_branches(networks, guidance, like, keys)
     if before is not None:
         check_state(before, sampler, guidance, like)
@@ -83,9 +83,25 @@ def check_run(
     return networks, like
 
 
-def check_shapes(guidance: Guidance, x: jax.ShapeDtypeStruct) -> None:
-    """Raises where a number that a guidance was made with is neither `()` nor `[B]`."""
-    for call in calls(guidance):
+def check_measured(
+    keys: Array, branches: Any, guidance: Guidance, x0: Array, levels: NoiseLevel
+) -> tuple[tuple[Branches, ...], Any]:
+    """Raises unless samples fit the branches that a guidance reads, and the levels at which these are measured.
+
+    Returns:
+      The networks, and the dtype to compute in: float32 at least.
+    """
+    networks = check_networks(branches)
+    check_levels(levels)
+    shape, dtype = check_start(keys, levels, x0)
+    like = jax.ShapeDtypeStruct(shape, at_least_float32(dtype))
+    check_branches(networks, guidance, like, keys)
+    return networks, like.dtype
+
+
+def check_shapes(parts: Any, x: jax.ShapeDtypeStruct | Array) -> None:
+    """Raises where a number that a guidance or a sampler was made with is neither `()` nor `[B]`."""
+    for call in calls(parts):
         for where, value in call.function.entrance.scales(call.arguments):  # pyright: ignore[reportFunctionMemberAccess]
             check_shape(value, x, where)
 
@@ -93,9 +109,9 @@ def check_shapes(guidance: Guidance, x: jax.ShapeDtypeStruct) -> None:
 def warn_of_idle(guidance: Guidance, levels: NoiseLevel) -> None:
     """Warns where a guidance does nothing in this run: an interval without a level, a shaper that has nothing to shape."""
     if guidance.shapes:
-        warnings.warn(
-            f"{guidance!r} only changes what others add, and nothing is added: put a source before it, as in chain(cfg(3.0), rescale(0.7)).",
-            stacklevel=5,
+        warn(
+            f"{guidance!r} only changes what others add, and nothing is added; put a source before it, as in chain(cfg(3.0), "
+            "rescale(0.7))."
         )
     if not concrete(levels):
         return
@@ -103,10 +119,9 @@ def warn_of_idle(guidance: Guidance, levels: NoiseLevel) -> None:
     for call in calls(guidance):
         bounds = call.arguments.get("low"), call.arguments.get("high", np.inf)
         if call.function.__name__ == "during" and concrete(bounds) and not ((ratio > bounds[0]) & (ratio <= bounds[1])).any():
-            warnings.warn(
+            warn(
                 f"{call!r} guides nowhere: no step of this run begins in the interval, its sigma / alpha go from "
-                f"{ratio.max():.4g} to {ratio.min():.4g}. Bounds are sigma / alpha, and not t.",
-                stacklevel=5,
+                f"{ratio.max():.4g} to {ratio.min():.4g}. Bounds are sigma / alpha, and not t."
             )
 
 
@@ -293,14 +308,14 @@ def _check_network(network: Any, name: str, mend: str) -> None:
         raise TypeError(f"{name} must be a Branches, got {told(network)}{call_it(network)}; {mend}")
 
 
-def check_named(needs: Iterable[str], networks: tuple[Branches, ...], who: str = "the guidance reads") -> None:
+def check_named(needs: Iterable[str | None], networks: tuple[Branches, ...], who: str = "the guidance reads") -> None:
     """Raises where a branch is read that is not there.
 
     Raises:
       ValueError: naming it, those that are there, and the one that may be meant.
     """
     names = [name for network in networks for name in network.conds]
-    for name in sorted(set(needs) - set(names)):
+    for name in sorted(set(needs) - {None, *names}, key=str):
         close = difflib.get_close_matches(name, set(names) - set(needs), n=1)
         hint = f"Did you mean {close[0]!r}? " if close else ""
         hint += f"Name its condition, gj.branches(denoise, {name}=...), or tell the method what it is called."
@@ -312,7 +327,7 @@ def check_branches(networks: tuple[Branches, ...], guidance: Guidance, x: jax.Sh
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"two networks both have a branch {name!r}; name every branch once.")
-    check_named(guidance.needs, networks)
+    check_named(guidance.needs | guidance.derivatives, networks)
     scalar: Any = jax.ShapeDtypeStruct((), x.dtype)
     level = jax.tree.map(lambda _: scalar, NoiseLevel(*[jnp.zeros(())] * 3))
     step = Step(jax.ShapeDtypeStruct((), jnp.int32), level, level, keys)  # pyright: ignore[reportArgumentType]
@@ -339,11 +354,10 @@ def check_branches(networks: tuple[Branches, ...], guidance: Guidance, x: jax.Sh
                     f"batch: {one} and {other}; make them alike, or give the network twice: (gj.branches(denoise, "
                     f"{first[0]}=...), gj.branches(denoise, {name}=...))."
                 )
-    # Tracing each branch alone, its condition known, lets a network check values that it cannot see inside the loop.
     for network in networks:
         for cond in network.conds.values():
-            if not callable(cond) and concrete(cond):
-                jax.eval_shape(lambda x, at, n=network, c=cond: predicted(n, x, at, c), x, level)
+            if not callable(cond):
+                check_known(network, cond, x, level)
 
 
 def _drawn(name: str, cond: Callable[[Step], Cond], step: Step) -> Any:
@@ -403,14 +417,21 @@ def check_memory(guidance: Guidance, x: Array, memory: Any) -> None:
         )
 
 
-def check_state_given(state: Any) -> None:
-    """Raises unless a sampler gives its state to the guided denoiser.
+def check_state_given(state: Any, guidance: Guidance) -> None:
+    """Raises unless a sampler gives its state to the guided denoiser, and in it what the guidance remembers.
 
     Raises:
       TypeError: telling what it gave.
+      ValueError: if the guidance remembers something else.
     """
     if not isinstance(state, State):
         raise TypeError(
             f"the denoiser of a step takes (state, level), got {told(state)} for the state; state._replace(x=x) has another x. "
             "In a loop of your own, use gj.guided(branches, guidance)(x, level)."
+        )
+    begun = jax.eval_shape(guidance.init, state.x)
+    if jax.tree.structure(state.guidance) != jax.tree.structure(begun):
+        raise ValueError(
+            f"state.guidance is {jax.tree.map(told, state.guidance)}, but {guidance!r} remembers {jax.tree.map(told, begun)}; "
+            "a run begins with State(x, ..., guidance=guidance.init(x), ...)."
         )

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.experimental import checkify
 
+from guidance_jax.arrays import concrete
 from guidance_jax.checks.words import told
 
 _asked = jax.make_user_context(False)
@@ -77,7 +78,11 @@ def insist(right: Callable[[], Array], message: str, **values: Any) -> None:
     Args:
       right: gives a boolean scalar.
       message: what is raised, with places for the values: `"the scale must be finite, got {scale}."`.
-      **values: arrays that the message tells.
+      **values: what the message tells: arrays, or anything that is known.
     """
     if _asked.value:
-        checkify.check(right(), message, **{name: jnp.asarray(value) for name, value in values.items()})
+        for name, value in values.items():
+            if concrete(value):
+                message = message.replace(f"{{{name}}}", str(value).replace("{", "{{").replace("}", "}}"))
+        traced = {name: jax.tree.map(jnp.asarray, value) for name, value in values.items() if not concrete(value)}
+        checkify.check(jnp.asarray(right()), message, **traced)

@@ -4,6 +4,7 @@ import contextlib
 import inspect
 import reprlib
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,8 +31,8 @@ def told(value: Any) -> str:
     return article(name)
 
 
-def check_takes(function: Any, name: str, *what: str) -> None:
-    """Raises where a function is known not to take such arguments.
+def check_takes(function: Any, name: str, *what: str, **named: Any) -> None:
+    """Raises where a function is known not to take such arguments, the last of them by name.
 
     Raises:
       TypeError: telling what it takes, and what it is given.
@@ -41,9 +42,9 @@ def check_takes(function: Any, name: str, *what: str) -> None:
     except (TypeError, ValueError):
         return
     try:
-        signature.bind(*what)
+        signature.bind(*what, **named)
     except TypeError:
-        given, taken = ", ".join(what), ", ".join(signature.parameters)
+        given, taken = ", ".join([*what, *(f"{key}=" for key in named)]), ", ".join(signature.parameters)
         raise TypeError(f"{name} must take ({given}), but {told(function)} takes ({taken}){call_it(function)}.") from None
 
 
@@ -60,6 +61,14 @@ def noting(name: str, **given: Any) -> Iterator[None]:
         if type(error).__name__ == "TraceContextError":
             error.add_note("A module that changes when called (dropout, batch norm) is no pure function: module.eval() first.")
         raise
+
+
+def warn(message: str) -> None:
+    """Warns at the line that called this library."""
+    frame, depth = sys._getframe(1), 2
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("guidance_jax", "jaxtyping", "jax"):
+        frame, depth = frame.f_back, depth + 1
+    warnings.warn(message, stacklevel=depth)
 
 
 def article(name: str) -> str:

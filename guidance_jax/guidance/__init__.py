@@ -1,8 +1,20 @@
 """Guidance: from the predictions of several branches, or a gradient, to the one prediction that the sampler uses."""
 
-from guidance_jax.guidance.algebra import add, chain, during, direction, in_space, masked, on_channels, source, relative_to, stateless, unless_one
-from guidance_jax.guidance.linear import autoguidance, cfg, compose, dual_cfg, icg, perturbed, tsg
+from guidance_jax.guidance.algebra import (
+    add,
+    chain,
+    direction,
+    during,
+    in_space,
+    masked,
+    on_channels,
+    relative_to,
+    source,
+    stateless,
+    unless_one,
+)
 from guidance_jax.guidance.gradient import classifier, mean_shift
+from guidance_jax.guidance.linear import autoguidance, cfg, compose, dual_cfg, icg, perturbed, tsg
 from guidance_jax.guidance.methods import apg, cfg_pp, cfg_zero_star, feedback, reg
 from guidance_jax.guidance.nonlinear import beta_cfg, mambo_g, perp_neg, power_law, recfg, tcfg
 from guidance_jax.guidance.posterior import dps, freedom, lgd, mpgd, pigdm, tfg, universal
@@ -24,6 +36,7 @@ __all__ = [
     "classifier",
     "clip_norm",
     "compose",
+    "direction",
     "dps",
     "dual_cfg",
     "during",
@@ -38,6 +51,7 @@ __all__ = [
     "lgd",
     "linear_reuse",
     "mambo_g",
+    "masked",
     "mean_shift",
     "momentum",
     "mpgd",
@@ -52,6 +66,7 @@ __all__ = [
     "relative_to",
     "rescale",
     "reuse",
+    "source",
     "stateless",
     "tcfg",
     "tfg",

@@ -1,7 +1,7 @@
 """How guidances combine: one after the other, side by side, in an interval of noise levels, in another space."""
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import jax
@@ -11,10 +11,10 @@ from typing_extensions import TypeAliasType
 
 from guidance_jax.arrays import divide, expand
 from guidance_jax.base import Context, Guidance, NoiseLevel, Prediction, Step
-from guidance_jax.checks.door import part, rule
-from guidance_jax.checks.kinds import Branch, Count, Mask, Predicts, Ratio, Scale, function_kind
+from guidance_jax.checks.door import Rule, also, part, rule
+from guidance_jax.checks.kinds import Branch, BranchNames, Count, Mask, Predicts, Ratio, Scale, function_kind
 from guidance_jax.checks.outcomes import check_channels, check_mask, check_x0, warn_of_order
-from guidance_jax.checks.words import noting
+from guidance_jax.checks.words import check_takes, noting
 from guidance_jax.denoisers import OUTPUTS, PREDICTS
 from guidance_jax.scales import at, at_level
 
@@ -35,8 +35,13 @@ Update = TypeAliasType(
 """`(prediction, context) -> ` the new x0, or a prediction."""
 
 
-@part()
-def source(formula: Formula, *branches: Branch, **scales: Scale) -> Guidance:
+def _takes(who: str) -> Rule:
+    """A rule: the formula takes the predictions of the branches, in order, and the scales, by name."""
+    return also(lambda formula, branches, scales: check_takes(formula, f"{who}: formula", *branches, **scales))
+
+
+@part(_takes("source"))
+def source(formula: Formula, /, *branches: Branch, **scales: Scale) -> Guidance:
     """A guidance from its formula: write your own method in one line.
 
     `D <- D + (formula - base)`: it adds what the formula changes, so guidances compose in a `chain`.
@@ -67,8 +72,8 @@ def source(formula: Formula, *branches: Branch, **scales: Scale) -> Guidance:
     return stateless(update, branches)
 
 
-@part()
-def direction(formula: Formula, *branches: Branch, **scales: Scale) -> Guidance:
+@part(_takes("direction"))
+def direction(formula: Formula, /, *branches: Branch, **scales: Scale) -> Guidance:
     """A guidance from what it adds: `D <- D + formula`. Otherwise as `source`.
 
     Args:
@@ -102,9 +107,9 @@ def _evaluated(formula: Formula, branches: tuple[str, ...], scales: dict[str, Sc
 @part()
 def stateless(
     update: Update,
-    needs: Iterable[str] = (),
+    needs: BranchNames = (),
     *,
-    derivatives: Iterable[str | None] = (),
+    derivatives: BranchNames = (),
     own_space: str | None = None,
     shapes: bool = False,
 ) -> Guidance:
@@ -132,7 +137,7 @@ def stateless(
 
     def remember(prediction: Prediction, state: Any, context: Context) -> tuple[Prediction, Any]:
         guided = update(prediction, context)
-        check_x0(guided, context.x, "stateless's update")
+        check_x0(guided, context.x, "stateless: update")
         return follow(guided, prediction, context.level), state
 
     return Guidance(frozenset(needs), lambda x: (), remember, None, frozenset(derivatives), own_space, shapes)
@@ -142,8 +147,9 @@ def follow(guided: Prediction | Array, before: Prediction, level: NoiseLevel) ->
     """A prediction, or that of another x0, whose eps moves along: `alpha x0 + sigma eps` stays what it was."""
     if isinstance(guided, Prediction):
         return guided
-    ratio = expand(divide(level.alpha, level.sigma), guided)
-    return before.replace(x0=guided, eps=before.eps - ratio * (guided - before.x0))
+    x0 = jnp.asarray(guided, before.x0.dtype)
+    ratio = expand(divide(level.alpha, level.sigma), x0)
+    return before.replace(x0=x0, eps=before.eps - ratio * (x0 - before.x0))
 
 
 @part()
@@ -151,21 +157,21 @@ def chain(*parts: Guidance) -> Guidance:
     """One guidance after another: each acts on what those before it made of the base prediction. `chain()` guides nothing.
 
     Args:
-      *parts: sources, which add to the prediction, and shapers, which change what is there so far.
+      *parts: Sources, which add to the prediction, and shapers, which change what is there so far.
 
     Example:
-      >>> denoise = denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # it says what it is told
-      >>> two = branches(denoise, cond=jnp.array([[1.0, 1.0]]), uncond=jnp.array([[0.0, 1.0]]))
-      >>> path, keys = levels(schedules.flow(), 4, spacings.trailing()), jax.random.split(jax.random.key(0), 1)
-      >>> print(sample(keys, two, chain(cfg(3.0), clip_norm(1.0)), ddim(), path, (2,)))
+      >>> denoise = gj.denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # it predicts its condition
+      >>> two = gj.branches(denoise, cond=jnp.array([[1.0, 1.0]]), uncond=jnp.array([[0.0, 1.0]]))
+      >>> path, keys = gj.levels(gj.schedules.flow(), 4, gj.spacings.trailing()), jax.random.split(jax.random.key(0), 1)
+      >>> print(gj.sample(keys, two, gj.chain(gj.cfg(3.0), gj.clip_norm(1.0)), gj.ddim(), path, (2,)))
       [[2. 1.]]
     """
     warn_of_order(parts)
 
     def update(prediction: Prediction, states: tuple[Any, ...], context: Context) -> tuple[Prediction, tuple[Any, ...]]:
         after = []
-        for part, state in zip(parts, states, strict=True):
-            prediction, state = part.update(prediction, state, context)
+        for each, state in zip(parts, states, strict=True):
+            prediction, state = each.update(prediction, state, context)
             after.append(state)
         return prediction, tuple(after)
 
@@ -179,18 +185,18 @@ def add(*parts: Guidance) -> Guidance:
     Unlike in a `chain`, no part's shapers act on what another one added.
 
     Args:
-      *parts: guidances, chains among them.
+      *parts: Guidances, chains among them.
 
     Example:
-      >>> guidance = add(cfg(2.0), chain(cfg(2.0, cond="style"), rescale(0.7)))
+      >>> guidance = gj.add(gj.cfg(2.0), gj.chain(gj.cfg(2.0, cond="style"), gj.rescale(0.7)))
       >>> sorted(guidance.needs)
       ['cond', 'style', 'uncond']
     """
 
     def update(prediction: Prediction, states: tuple[Any, ...], context: Context) -> tuple[Prediction, tuple[Any, ...]]:
         total, after = prediction, []
-        for part, state in zip(parts, states, strict=True):
-            guided, state = part.update(prediction, state, context)
+        for each, state in zip(parts, states, strict=True):
+            guided, state = each.update(prediction, state, context)
             total = total + (guided - prediction)
             after.append(state)
         return total, tuple(after)
@@ -207,18 +213,18 @@ def during(guidance: Guidance, low: Ratio, high: Ratio = jnp.inf) -> Guidance:
     samplers, which extrapolate across the jump: `samplers.restart` keeps theirs.
 
     Args:
-      guidance: what to confine.
-      low: the lower bound in `sigma / alpha`, `()`, excluded.
-      high: the upper bound in `sigma / alpha`, `()`, included.
+      guidance: What to confine.
+      low: The lower bound in `sigma / alpha`, excluded.
+      high: The upper bound in `sigma / alpha`, included.
 
     Raises:
-      ValueError: if a bound is no scalar, or low is not below high.
+      ValueError: If a bound is not a scalar, or low is not below high.
 
     Example:
-      >>> denoise = denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # it says what it is told
-      >>> two = branches(denoise, cond=jnp.array([[1.0, 1.0]]), uncond=jnp.array([[0.0, 1.0]]))
-      >>> path, keys = levels(schedules.flow(), 4, spacings.trailing()), jax.random.split(jax.random.key(0), 1)
-      >>> print(evaluations(keys, two, during(cfg(3.0), 0.19, 1.61), ddim(), path, (2,)))
+      >>> denoise = gj.denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # it predicts its condition
+      >>> two = gj.branches(denoise, cond=jnp.array([[1.0, 1.0]]), uncond=jnp.array([[0.0, 1.0]]))
+      >>> path, keys = gj.levels(gj.schedules.flow(), 4, gj.spacings.trailing()), jax.random.split(jax.random.key(0), 1)
+      >>> print(gj.evaluations(keys, two, gj.during(gj.cfg(3.0), 0.19, 1.61), gj.ddim(), path, (2,)))
       6
 
     Reference: Kynkaanniemi et al. 2024, arXiv:2404.07724.
@@ -240,19 +246,19 @@ def unless_one(guidance: Guidance, scale: Scale) -> Guidance:
     `scales.calibrated(curve, w, threshold=0.05)` is 1 where it is near it. At 1 the conditional branch is left: it is the base.
 
     Args:
-      guidance: of whose branches the base is the one at scale 1, `cfg(scale)` say.
-      scale: that of the guidance, `()` or `[B]`, or a function of the level.
+      guidance: At scale 1 it must be the base: `cfg(scale)` where the base is the conditional branch.
+      scale: The scale of the guidance.
 
     Raises:
-      TypeError: if there is no guidance, or the scale is no number.
-      ValueError: if the scale is known and not finite.
+      TypeError: If guidance is not a guidance, or scale not a number.
+      ValueError: If scale is not finite.
 
     Example:
-      >>> denoise = denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # it says what it is told
-      >>> two = branches(denoise, cond=jnp.array([[1.0, 1.0]]), uncond=jnp.array([[0.0, 1.0]]))
-      >>> path, keys = levels(schedules.flow(), 4, spacings.trailing()), jax.random.split(jax.random.key(0), 1)
+      >>> denoise = gj.denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # it predicts its condition
+      >>> two = gj.branches(denoise, cond=jnp.array([[1.0, 1.0]]), uncond=jnp.array([[0.0, 1.0]]))
+      >>> path, keys = gj.levels(gj.schedules.flow(), 4, gj.spacings.trailing()), jax.random.split(jax.random.key(0), 1)
       >>> scale = lambda level: jnp.where(level.ratio > 2.0, 1.0, 3.0)
-      >>> print(evaluations(keys, two, unless_one(cfg(scale), scale), ddim(), path, (2,)))
+      >>> print(gj.evaluations(keys, two, gj.unless_one(gj.cfg(scale), scale), gj.ddim(), path, (2,)))
       6
     """
 
@@ -286,13 +292,13 @@ def in_space(predicts: Predicts, guidance: Guidance) -> Guidance:
 
     Args:
       predicts: "eps", "x0", "v", "score" or "velocity".
-      guidance: what is to act there; gradients have no place in it.
+      guidance: What acts there. It takes no gradients, and is in no space already.
 
     Raises:
-      ValueError: if `predicts` is none of these, or the guidance takes gradients or is in a space already.
+      ValueError: If `predicts` is none of these, or the guidance has a space of its own.
 
     Example:
-      >>> guidance = in_space("v", chain(cfg(7.5), rescale(0.7)))
+      >>> guidance = gj.in_space("v", gj.chain(gj.cfg(7.5), gj.rescale(0.7)))
       >>> sorted(guidance.needs)
       ['cond', 'uncond']
 
@@ -321,11 +327,11 @@ def relative_to(branch: Branch, guidance: Guidance) -> Guidance:
     Its shapers see the change from that branch, not what other parts of a chain added.
 
     Args:
-      branch: the name of the branch.
-      guidance: what is to act on it.
+      branch: The name of the branch.
+      guidance: What acts on it.
 
     Example:
-      >>> guidance = relative_to("cond", chain(cfg(7.5), rescale(0.7)))
+      >>> guidance = gj.relative_to("cond", gj.chain(gj.cfg(7.5), gj.rescale(0.7)))
       >>> sorted(guidance.needs)
       ['cond', 'uncond']
     """
@@ -350,18 +356,18 @@ def on_channels(guidance: Guidance, channels: Count) -> Guidance:
     a deviation that it takes is over all of them.
 
     Args:
-      guidance: what to confine.
-      channels: how many are guided.
+      guidance: What to confine.
+      channels: The number of channels that are guided.
 
     Raises:
-      TypeError: if there is no guidance, or channels is no integer.
-      ValueError: if channels is not from 1 to the number that x has.
+      TypeError: If guidance is not a guidance, or channels not an integer.
+      ValueError: If channels is below 1; when called, if x has fewer.
 
     Example:
-      >>> denoise = denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # it says what it is told
-      >>> two = branches(denoise, cond=jnp.array([[1.0, 1.0]]), uncond=jnp.array([[0.0, 0.0]]))
-      >>> path, keys = levels(schedules.flow(), 4, spacings.trailing()), jax.random.split(jax.random.key(0), 1)
-      >>> print(sample(keys, two, on_channels(cfg(4.0), 1), ddim(), path, (2,)))
+      >>> denoise = gj.denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # it predicts its condition
+      >>> two = gj.branches(denoise, cond=jnp.array([[1.0, 1.0]]), uncond=jnp.array([[0.0, 0.0]]))
+      >>> path, keys = gj.levels(gj.schedules.flow(), 4, gj.spacings.trailing()), jax.random.split(jax.random.key(0), 1)
+      >>> print(gj.sample(keys, two, gj.on_channels(gj.cfg(4.0), 1), gj.ddim(), path, (2,)))
       [[4. 1.]]
 
     Reference: Peebles & Xie 2023, arXiv:2212.09748, whose released code guides 3 of the latents' 4 channels.
@@ -401,7 +407,7 @@ def masked(guidance: Guidance, mask: Mask) -> Guidance:
     def update(prediction: Prediction, state: Any, context: Context) -> tuple[Prediction, Any]:
         check_mask(mask, context.x)
         guided, state = guidance.update(prediction, state, context)
-        m = jnp.asarray(mask, context.x.dtype)
+        m = jnp.broadcast_to(jnp.asarray(mask, context.x.dtype), context.x.shape)
         return jax.tree.map(lambda new, old: old + m * (new - old), guided, prediction), state
 
     return guidance.replace(update=update)
@@ -448,8 +454,8 @@ def _together(parts: tuple[Guidance, ...], update: Callable[..., Any]) -> Guidan
                 return True
             return a if a is b else shared.setdefault((id(a), id(b)), a | b)
 
-        for part, state in zip(parts, states, strict=True):
-            for name, now in wants(part, state, step).items():
+        for each, state in zip(parts, states, strict=True):
+            for name, now in wants(each, state, step).items():
                 union[name] = either(union[name], now) if name in union else now
         return union
 

@@ -7,53 +7,59 @@ from jax import Array
 
 from guidance_jax import scores
 from guidance_jax.arrays import divide, expand
-from guidance_jax.base import Context, Guidance, Prediction
-from guidance_jax.guidance.algebra import move, own_space, stateless
-from guidance_jax.checks.old import check_callable
+from guidance_jax.base import Context, Guidance, NoiseLevel, Prediction
+from guidance_jax.checks.door import part
+from guidance_jax.checks.kinds import LogProb, ReverseVariance, Scale
+from guidance_jax.guidance.algebra import follow, stateless
 from guidance_jax.noise import ancestral, contraction
-from guidance_jax.scales import Scale, at
+from guidance_jax.scales import at
 
 
-def classifier(log_prob: scores.LogProb, scale: Scale) -> Guidance:
+@part()
+def classifier(log_prob: LogProb, scale: Scale) -> Guidance:
     """Classifier guidance in its score form, for any sampler.
 
-    `eps <- eps - scale sigma grad log p(y | x_t)`, `x0 <- x0 + scale sigma^2 / alpha grad log p(y | x_t)`.
+    `eps <- eps - scale sigma grad log p(y | x_t)`, `x0 <- x0 + scale sigma^2 / alpha grad log p(y | x_t)`
 
-    The gradient is taken at `(x_t, t)`. At alpha = 0 x_t knows nothing of y and the shift of x0 has no value; it is 0 there.
-    Several classifiers are a chain of them.
+    The gradient is taken at `(x_t, t)`. At alpha = 0 x_t holds nothing of y, and x0 stays as it is. Several classifiers are a
+    chain of them.
 
     Args:
       log_prob: `(x, level) -> [B]`: `scores.class_log_prob(classify, labels)`, or any other log-probability or reward.
-      scale: `()` or `[B]`, or a function of the level; 1 is Bayes' rule, 0 no guidance.
+      scale: 1 is Bayes' rule, 0 no guidance.
 
     Raises:
-      ValueError: if scale is neither `()` nor `[B]`, log_prob does not give `[B]`, or inside of `in_space`.
+      TypeError: If log_prob is not a function of x and a level; when called, if it does not return floating numbers.
+      ValueError: If scale is neither `()` nor `[B]`; when called, if log_prob does not return `[B]`.
 
     Example:
-      >>> log_prob = scores.class_log_prob(lambda x, t: x, labels=jnp.array([0]))
-      >>> sorted(classifier(log_prob, 4.0).needs)
-      []
+      >>> mixture = gj.oracles.GaussianMixture(jnp.array([[-2.0], [2.0]]), jnp.ones((2, 1, 1)), jnp.ones(2), jnp.arange(2))
+      >>> one = gj.branches(mixture.denoise, uncond=jnp.array([-1]))
+      >>> log_prob = lambda x, level: mixture.class_log_prob(x, level, jnp.array([1]))
+      >>> path, keys = gj.levels(gj.schedules.edm(), 20, gj.spacings.karras()), jax.random.split(jax.random.key(0), 1)
+      >>> print(bool(gj.sample(keys, one, gj.classifier(log_prob, 3.0), gj.heun(), path, (1,)) > 0))
+      True
 
     Reference: Dhariwal & Nichol 2021, arXiv:2105.05233, algorithm 2.
     """
 
-    check_callable(log_prob, "log_prob", scores.NOISY)
+    def update(d: Prediction, context: Context) -> Prediction:
+        gradient = scores.classifier_score(log_prob, context.x, context.level)
+        return add_score(d, at(scale, context) * gradient, context.level)
 
-    def update(prediction: Prediction, context: Context) -> Prediction:
-        own_space("classifier", context)
-        gradient = scores.classifier_score(log_prob, context.x, context.level).astype(context.x.dtype)
-        return add_score(prediction, at(scale, context, "classifier's scale") * gradient, context)
-
-    return stateless(update)
+    return stateless(update, own_space="classifier")
 
 
+@part()
 def mean_shift(
-    log_prob: scores.LogProb, scale: Scale, *, variance: str = "small", at_mean: bool = False, last: bool = False
+    log_prob: LogProb, scale: Scale, *, variance: ReverseVariance = "small", at_mean: bool = False, last: bool = False
 ) -> Guidance:
     """Classifier guidance in its mean-shift form: the mean of the reverse step moves by its variance times the gradient.
 
-    `mu <- mu + scale s^2 grad log p(y | x_t)`, s^2 the variance of `ddpm(variance)`; exactly so with that sampler, and with
-    another by the same shift of x0, `scale s^2 / (alpha' (1 - q^2)) grad log p(y | x_t)`, whose eps follows.
+    `mu <- mu + scale s^2 grad log p(y | x_t)`
+
+    s^2 is the variance of `ddpm(variance)`. It is exactly so with that sampler. With another it is the same shift of x0,
+    `scale s^2 / (alpha' (1 - q^2)) grad log p(y | x_t)`, and eps follows.
 
     `ddpm` draws nothing in the step to sigma' = 0, and so nothing moves there. ADM's released code draws nothing either, but
     moves the mean by the variance that it clips there: for "large" the small one of the step before, for "learned" between
@@ -61,52 +67,53 @@ def mean_shift(
 
     Args:
       log_prob: `(x, level) -> [B]`.
-      scale: `()` or `[B]`, or a function of the level; 0 is no guidance.
+      scale: 0 is no guidance.
       variance: "small", "large" or "learned", as the sampler's; `ddpm("learned")` and this one make ADM-G.
-      at_mean: whether to take the gradient at the unguided mean and the next level, as the paper derives it, and not at
+      at_mean: Whether to take the gradient at the unguided mean and the next level, as the paper derives it, and not at
         `(x_t, t)`, as its released code does.
-      last: whether the mean of the step to sigma' = 0 moves, as in the released code; not in a run of that step alone.
+      last: Whether the mean of the step to sigma' = 0 moves, as in the released code; not in a run of that step alone.
 
     Raises:
-      ValueError: if scale is neither `()` nor `[B]`, log_prob does not give `[B]`, variance is unknown, or learned and the
-        network predicts none, or in `in_space`.
+      TypeError: If log_prob is not a function of x and a level; when called, if it does not return floating numbers.
+      ValueError: If scale is neither `()` nor `[B]`, or variance is unknown; when called, if log_prob does not return `[B]`,
+        or variance is learned and the network predicts none.
 
     Example:
-      >>> mean_shift(lambda x, level: -(x**2).sum(1), 1.0).pullback
-      False
+      >>> print(gj.mean_shift(lambda x, level: -(x**2).sum(1), 1.0, variance="large").own_space)
+      mean_shift
 
     Reference: Dhariwal & Nichol 2021, arXiv:2105.05233, algorithm 1.
     """
-    check_callable(log_prob, "log_prob", scores.NOISY)
-    if variance not in ("small", "large", "learned"):
-        raise ValueError(f'variance={variance!r} is unknown; mean_shift has "small", "large" and "learned", as ddpm.')
 
-    def update(prediction: Prediction, before: Any, context: Context) -> tuple[Prediction, Any]:
-        own_space("mean_shift", context)
-        level, after, base = context.step.level, context.step.next, context.base
-        x, where = context.x, context.level
-        if at_mean:
-            x, where = after.alpha * base.x0 + contraction(level, after) * after.sigma * base.eps, after
-        gradient = scores.classifier_score(log_prob, x, where).astype(context.x.dtype)
+    def update(d: Prediction, before: Any, context: Context) -> tuple[Prediction, Any]:
+        level, after, base = context.step.level, context.next, context.base
+        q = contraction(level, after)
+        mean = after.alpha * base.x0 + q * after.sigma * base.eps
+        where = (mean, after) if at_mean else (context.x, context.level)
+        gradient = scores.classifier_score(log_prob, *where)
         # s^2 / (1 - q^2), which is 0 to sigma' = 0.
         spread = ancestral(variance, base.variance, level, after) ** 2
-        if last and variance != "small":
-            share = 0 if variance == "large" or base.variance is None else base.variance
-            large = (level.sigma * after.alpha) ** 2 / (level.alpha**2 + level.sigma**2)
-            clipped = large * (divide(before, large) ** (1 - share))
-            spread = jnp.where(after.sigma > 0, spread, jnp.where(before > 0, clipped, 0))
-        shift = divide(spread, after.alpha) * at(scale, context, "mean_shift's scale") * gradient
         if last:
-            small = after.sigma**2 * (1 - contraction(level, after) ** 2)
-            before = jnp.where(after.sigma > 0, small, before)
-        return move(prediction, prediction.x0 + shift, context.level), before
+            spread = jnp.where(after.sigma > 0, spread, _clipped(variance, base.variance, before, level, after))
+            before = jnp.where(after.sigma > 0, after.sigma**2 * (1 - q**2), before)
+        shift = divide(spread, after.alpha) * at(scale, context) * gradient
+        return follow(d.x0 + shift, d, context.level), before
 
-    # What it remembers is the small variance of the step before.
-    return Guidance(frozenset(), lambda x: jnp.zeros((), x.dtype) if last else (), update)
+    # With `last` it remembers the small variance of the step before.
+    init = lambda x: jnp.zeros((), x.dtype) if last else ()
+    return Guidance(frozenset(), init, update, own_space="mean_shift")
 
 
-def add_score(prediction: Prediction, gradient: Array, context: Context) -> Prediction:
-    """The prediction under the score plus a gradient: `eps - sigma g`, `x0 + sigma^2 / alpha g`, 0 where alpha is."""
-    alpha, sigma = expand(context.level.alpha, context.x), expand(context.level.sigma, context.x)
-    x0 = prediction.x0 + divide(sigma, alpha) * sigma * gradient
-    return prediction._replace(x0=x0, eps=prediction.eps - sigma * gradient)
+def _clipped(variance: str, share: Array | None, before: Array, level: NoiseLevel, after: NoiseLevel) -> Array:
+    """ADM's variance of the step to sigma' = 0, from the small variance of the step before; 0 without one."""
+    if variance == "small":
+        return jnp.zeros_like(before)
+    large = (level.sigma * after.alpha) ** 2 / (level.alpha**2 + level.sigma**2)
+    ratio = divide(before, large) ** (1 if variance == "large" or share is None else 1 - share)
+    return jnp.where(before > 0, large * ratio, 0)
+
+
+def add_score(d: Prediction, gradient: Array, level: NoiseLevel) -> Prediction:
+    """The prediction under the score plus a gradient: `x0 + sigma^2 / alpha g`, `eps - sigma g`; x0 as it is at alpha = 0."""
+    alpha, sigma = expand(level.alpha, gradient), expand(level.sigma, gradient)
+    return d + Prediction(x0=divide(sigma, alpha) * sigma * gradient, eps=-sigma * gradient)

@@ -74,7 +74,7 @@ def autoguidance(scale: Scale, *, cond: Branch = "cond", weak: Branch = "weak") 
 @part(
     rule(
         "scales must have a scale for each condition, and none for uncond",
-        lambda scales, uncond: scales and uncond not in scales,
+        lambda scales, uncond: bool(scales) and uncond not in scales,
     )
 )
 def compose(scales: Mapping[Branch, Scale], *, uncond: Branch = "uncond") -> Guidance:

@@ -2,20 +2,27 @@
 
 import functools
 from collections.abc import Sequence
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import ArrayLike
 
 from guidance_jax.base import Context, Guidance, Prediction
-from guidance_jax.guidance.algebra import move, stateless
-from guidance_jax.checks.old import check_numbers, told
-from guidance_jax.scales import Scale, at
+from guidance_jax.checks.door import part, rule
+from guidance_jax.checks.kinds import Branch, Scale
+from guidance_jax.checks.numbers import number
+from guidance_jax.checks.outcomes import check_halvings, check_spatial
+from guidance_jax.guidance.algebra import stateless
+from guidance_jax.scales import at
 
 BINOMIAL = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)
+Cutoff = Annotated[ArrayLike, number("a fraction of the highest frequency", high=1, above=0)]
 
 
-def fdg(scales: Sequence[Scale] = (10.0, 5.0), *, cond: str = "cond", uncond: str = "uncond") -> Guidance:
+@part(rule("scales must hold at least one scale; one alone is CFG", lambda scales: len(scales) > 0))
+def fdg(scales: Sequence[Scale] = (10.0, 5.0), *, cond: Branch = "cond", uncond: Branch = "uncond") -> Guidance:
     """Frequency-decoupled guidance: CFG with its own scale in each level of a Laplacian pyramid.
 
     `D = c + sum_l (scale_l - 1) L_l(c - u)`, the bands `L_l` summing to the identity.
@@ -24,121 +31,120 @@ def fdg(scales: Sequence[Scale] = (10.0, 5.0), *, cond: str = "cond", uncond: st
     interpolation and the same filter.
 
     Args:
-      scales: of each level, from the highest frequencies to the lowest, `()` or `[B]`, or functions of the noise level; 1 is
-        the conditional model.
-      cond: the branch to go to.
-      uncond: the branch to come from.
+      scales: One for each level, from the highest frequencies to the lowest; 1 is the conditional model.
+      cond: The branch to move towards.
+      uncond: The branch to move away from.
 
     Raises:
-      ValueError: if a scale is neither `()` nor `[B]`, x has no spatial axes, or they do not halve that often.
-      TypeError: if scales is no sequence.
+      ValueError: If a scale is neither `()` nor `[B]`, or there is none; when called, if x has no spatial axes, or they do not
+        halve that often.
+      TypeError: If scales is neither a list nor a tuple.
 
     Example:
-      >>> sorted(fdg((10.0, 5.0)).needs)
+      >>> sorted(gj.fdg((10.0, 5.0)).needs)
       ['cond', 'uncond']
 
     Reference: Sadat et al. 2025, arXiv:2506.19713, algorithm 1.
     """
 
-    if not isinstance(scales, Sequence) or isinstance(scales, str):
-        raise TypeError(f"fdg's scales must be of each level, (10.0, 5.0) say, got {told(scales)}.")
-    if not scales:
-        raise ValueError(f"fdg needs at least one scale, of the one level that is CFG, got {scales}.")
-
-    def update(prediction: Prediction, context: Context) -> Prediction:
-        c, band = context.branches[cond].x0, context.branches[cond].x0 - context.branches[uncond].x0
-        axes, halvings = _spatial(c, "fdg"), 2 ** (len(scales) - 1)
-        if any(c.shape[axis] % halvings or c.shape[axis] // halvings < (2 if halvings > 1 else 1) for axis in axes):
-            raise ValueError(
-                f"fdg with {len(scales)} levels halves every spatial axis {len(scales) - 1} times, down to 2 or more, but x "
-                f"is {c.shape}."
-            )
-        bands = []
-        for _ in scales[1:]:
-            low = _halve(band, axes)
-            bands.append(band - _double(low, axes))
-            band = low
-        bands.append(band)
-        weights = [at(scale, context, "fdg's scale") - 1 for scale in scales]
+    def update(d: Prediction, context: Context) -> Array:
+        c, u = context[cond].x0, context[uncond].x0
+        check_halvings(c, len(scales))
+        weights = [at(scale, context) - 1 for scale in scales]
+        bands = _pyramid(c - u, len(scales))
         total = weights[-1] * bands[-1]
-        for weight, high in zip(weights[-2::-1], bands[-2::-1], strict=True):
-            total = weight * high + _double(total, axes)
-        return move(prediction, prediction.x0 + (c - context.base.x0) + total, context.level)
+        for weight, band in zip(weights[-2::-1], bands[-2::-1], strict=True):
+            total = weight * band + _double(total)
+        return d.x0 + (c - context.base.x0) + total
 
     return stateless(update, (cond, uncond))
 
 
+@part()
 def fresca(
     scale: Scale,
     low: Scale = 1.0,
     high: Scale = 1.25,
     *,
-    cutoff: float = 0.5,
-    cond: str = "cond",
-    uncond: str = "uncond",
+    cutoff: Cutoff = 0.5,
+    cond: Branch = "cond",
+    uncond: Branch = "uncond",
 ) -> Guidance:
     """Frequency scaling: CFG by a difference whose low and high frequencies are scaled apart.
 
     `D = u + scale (low P d + high (d - P d))`, P keeping the frequencies below the cutoff along every spatial axis.
 
     Args:
-      scale: `()` or `[B]`, or a function of the level.
-      low: the factor of the low frequencies, likewise; with high = low = 1 this is CFG.
-      high: the factor of the others, likewise.
-      cutoff: as a share of the highest frequency, in (0, 1]; the released code counts 20 frequencies of 32 on either side.
-      cond: the branch to go to.
-      uncond: the branch to come from.
+      scale: 1 is the conditional model where low and high are 1.
+      low: The factor of the low frequencies; with high = low = 1 this is CFG.
+      high: The factor of the others.
+      cutoff: As a fraction of the highest frequency, in (0, 1]; the released code counts 20 frequencies of 32 on either side.
+      cond: The branch to move towards.
+      uncond: The branch to move away from.
 
     Raises:
-      ValueError: if a scale is neither `()` nor `[B]`, cutoff is outside (0, 1], or x has no spatial axes.
+      ValueError: If a scale is neither `()` nor `[B]`, or cutoff is outside (0, 1]; when called, if x has no spatial axes.
 
     Example:
-      >>> sorted(fresca(7.5).needs)
+      >>> sorted(gj.fresca(7.5).needs)
       ['cond', 'uncond']
 
     Reference: Huang et al. 2025, arXiv:2504.02154, equation 7.
     """
-    check_numbers(cutoff, "fresca's cutoff")
-    if not 0 < cutoff <= 1:
-        raise ValueError(f"fresca's cutoff must be in (0, 1], a share of the highest frequency, got {cutoff}.")
 
-    def update(prediction: Prediction, context: Context) -> Prediction:
-        u, d = context.branches[uncond].x0, context.branches[cond].x0 - context.branches[uncond].x0
-        axes = _spatial(d, "fresca")
-        passed = jnp.fft.fftn(d, axes=axes)
-        for axis in axes:
-            kept = jnp.abs(jnp.fft.fftfreq(d.shape[axis])) < cutoff / 2
-            passed = passed * kept.astype(passed.dtype).reshape([-1 if a == axis else 1 for a in range(d.ndim)])
-        lows = jnp.fft.ifftn(passed, axes=axes).real
-        w, l, h = (at(s, context, f"fresca's {n}") for s, n in ((scale, "scale"), (low, "low"), (high, "high")))
+    def update(prediction: Prediction, context: Context) -> Array:
+        c, u = context[cond].x0, context[uncond].x0
+        check_spatial(c, "fresca")
+        w, l, h = at(scale, context), at(low, context), at(high, context)
+        d = c - u
+        lows = _low_pass(d, cutoff)
         guided = u + w * (l * lows + h * (d - lows))
-        return move(prediction, prediction.x0 + (guided - context.base.x0), context.level)
+        return prediction.x0 + (guided - context.base.x0)
 
     return stateless(update, (cond, uncond))
 
 
-def _spatial(x: Array, name: str) -> tuple[int, ...]:
-    """The axes between the batch and the channels."""
-    if x.ndim < 3:
-        raise ValueError(f"{name} works on frequencies and needs [B, T, C] or [B, H, W, C], but x is {x.shape}.")
-    return tuple(range(1, x.ndim - 1))
-
-
-def _blur(x: Array, axes: tuple[int, ...]) -> Array:
+def _low_pass(x: Array, cutoff: ArrayLike) -> Array:
+    """The frequencies below the cutoff, a fraction of the highest, along every spatial axis."""
+    axes = _spatial(x)
+    passed = jnp.fft.fftn(x, axes=axes)
     for axis in axes:
+        frequency = jnp.abs(jnp.fft.fftfreq(x.shape[axis]))
+        kept = frequency < jnp.asarray(cutoff, frequency.dtype) / 2
+        passed = passed * kept.astype(passed.dtype).reshape([-1 if a == axis else 1 for a in range(x.ndim)])
+    return jnp.fft.ifftn(passed, axes=axes).real
+
+
+def _pyramid(x: Array, levels: int) -> list[Array]:
+    """A Laplacian pyramid, from the highest frequencies to the lowest."""
+    bands = []
+    for _ in range(levels - 1):
+        low = _halve(x)
+        bands.append(x - _double(low))
+        x = low
+    return [*bands, x]
+
+
+def _spatial(x: Array) -> range:
+    """The axes between the batch and the channels."""
+    return range(1, x.ndim - 1)
+
+
+def _blur(x: Array) -> Array:
+    for axis in _spatial(x):
         padded = jnp.pad(x, [(2, 2) if a == axis else (0, 0) for a in range(x.ndim)], mode="reflect")
         taps = [w * jax.lax.slice_in_dim(padded, i, i + x.shape[axis], axis=axis) for i, w in enumerate(BINOMIAL)]
         x = functools.reduce(jnp.add, taps)
     return x
 
 
-def _halve(x: Array, axes: tuple[int, ...]) -> Array:
-    x = _blur(x, axes)
-    for axis in axes:
+def _halve(x: Array) -> Array:
+    x = _blur(x)
+    for axis in _spatial(x):
         x = x.reshape(*x.shape[:axis], x.shape[axis] // 2, 2, *x.shape[axis + 1 :]).mean(axis + 1)
     return x
 
 
-def _double(x: Array, axes: tuple[int, ...]) -> Array:
-    shape = tuple(2 * n if axis in axes else n for axis, n in enumerate(x.shape))
-    return _blur(jax.image.resize(x, shape, "linear"), axes)
+def _double(x: Array) -> Array:
+    shape = tuple(2 * n if axis in _spatial(x) else n for axis, n in enumerate(x.shape))
+    return _blur(jax.image.resize(x, shape, "linear"))

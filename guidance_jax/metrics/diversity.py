@@ -1,19 +1,23 @@
 """How many different samples a set holds, without any real data."""
 
 import functools
+import math
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax.lax import Precision
 from jaxtyping import Float
 
-from guidance_jax.arrays import concrete
-from guidance_jax.metrics.pairs import Features, features
+from guidance_jax.checks.door import also, door
+from guidance_jax.checks.features import Features, check_directions
+from guidance_jax.checks.numbers import number
+from guidance_jax.metrics.pairs import widened
 
 
-def vendi(x: Float[Features, "n d"], *, order: float | int = 1) -> Float[Array, ""]:
+@door(also(check_directions))
+def vendi(x: Features, *, order: Annotated[float | int, number(low=0, high=math.inf, above=0)] = 1) -> Float[Array, ""]:
     """The effective number of different samples: 1 if all are the same, N if all are orthogonal.
 
     `exp(-sum p log p)`, p the eigenvalues of `K / N`, K the cosine similarities of the samples, `[N, N]`; of another order q
@@ -34,14 +38,7 @@ def vendi(x: Float[Features, "n d"], *, order: float | int = 1) -> Float[Array, 
 
     References: Friedman & Dieng 2022, arXiv:2210.02410; orders, Pasarkar & Dieng 2023, arXiv:2310.12952.
     """
-    (x,) = features(x=x)
-    if not order > 0:
-        raise ValueError(f"order must be positive, got {order}; math.inf is the largest.")
-    if concrete(x):
-        zero = np.flatnonzero((np.asarray(x) == 0).all(1))
-        if zero.size:
-            raise ValueError(f"x is all zero in {zero.size} of {len(x)} rows, the first is {zero[0]}, which have no direction.")
-    return _vendi(x, order)
+    return _vendi(*widened(x), order)
 
 
 @functools.partial(jax.jit, static_argnums=1)

@@ -2,20 +2,27 @@
 
 import functools
 from collections.abc import Callable
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.lax import Precision
-from jaxtyping import ArrayLike, Float
+from jaxtyping import Float
 
 from guidance_jax.arrays import sqrt
-from guidance_jax.checks.old import check_key, check_scalar
-from guidance_jax.checks.old import check_count
-from guidance_jax.metrics.pairs import Features, features, fold, squared_distances
+from guidance_jax.checks.door import also, door
+from guidance_jax.checks.features import Features, check_sets
+from guidance_jax.checks.kinds import Key, Positive
+from guidance_jax.checks.numbers import count
+from guidance_jax.metrics.pairs import fold, squared_distances, widened
+
+Several = Annotated[int, count(2)]
+PAIRS = also(lambda a, b: check_sets(2, a=a, b=b))
 
 
-def energy_distance(a: Float[Features, "n d"], b: Float[Features, "m d"]) -> Float[Array, ""]:
+@door(PAIRS)
+def energy_distance(a: Features, b: Features) -> Float[Array, ""]:
     """The energy distance of two laws, estimated without bias from samples of both; no parameter to choose.
 
     `2 E|a - b| - E|a - a'| - E|b - b'|` over pairs of different samples: 0 only for equal laws, and of either sign for finite
@@ -35,10 +42,11 @@ def energy_distance(a: Float[Features, "n d"], b: Float[Features, "m d"]) -> Flo
 
     Reference: Szekely & Rizzo 2013, "Energy statistics: a class of statistics based on distances".
     """
-    return _discrepancy(_minus_distance, *_checked(a=a, b=b), ())
+    return _discrepancy(_minus_distance, *widened(a, b), ())
 
 
-def mmd(a: Float[Features, "n d"], b: Float[Features, "m d"], bandwidth: ArrayLike) -> Float[Array, ""]:
+@door(PAIRS)
+def mmd(a: Features, b: Features, bandwidth: Positive) -> Float[Array, ""]:
     """The squared maximum mean discrepancy of two laws with a Gaussian kernel, estimated without bias from samples of both.
 
     `E k(a, a') + E k(b, b') - 2 E k(a, b)` over pairs of different samples, `k(x, y) = exp(-|x - y|^2 / (2 bandwidth^2))`: of
@@ -59,12 +67,12 @@ def mmd(a: Float[Features, "n d"], b: Float[Features, "m d"], bandwidth: ArrayLi
 
     Reference: Gretton et al. 2012, "A kernel two-sample test", lemma 6.
     """
-    a, b = _checked(a=a, b=b)
-    check_scalar(bandwidth, "mmd's bandwidth", above=0)
+    a, b = widened(a, b)
     return _discrepancy(_gaussian, a, b, jnp.asarray(bandwidth, a.dtype))
 
 
-def kid(real: Float[Features, "n d"], fake: Float[Features, "m d"]) -> Float[Array, ""]:
+@door(also(lambda real, fake: check_sets(2, real=real, fake=fake)))
+def kid(real: Features, fake: Features) -> Float[Array, ""]:
     """The squared maximum mean discrepancy with a cubic kernel, estimated without bias; of Inception features it is the KID.
 
     `E k(r, r') + E k(f, f') - 2 E k(r, f)` over pairs of different samples, `k(x, y) = (x . y / D + 1)^3`: of either sign for
@@ -84,11 +92,12 @@ def kid(real: Float[Features, "n d"], fake: Float[Features, "m d"]) -> Float[Arr
 
     Reference: Binkowski et al. 2018, arXiv:1801.01401.
     """
-    return _discrepancy(_cubic, *_checked(real=real, fake=fake), ())
+    return _discrepancy(_cubic, *widened(real, fake), ())
 
 
+@door(also(lambda real, fake, size: check_sets(size, real=real, fake=fake)))
 def kid_subsets(
-    real: Float[Features, "n d"], fake: Float[Features, "m d"], key: Array, *, subsets: int = 100, size: int = 1000
+    real: Features, fake: Features, key: Key, *, subsets: Several = 100, size: Several = 1000
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """The KID as papers print it: the mean over random subsets, with its standard error.
 
@@ -118,15 +127,7 @@ def kid_subsets(
 
     Reference: Binkowski et al. 2018, arXiv:1801.01401, section 4.
     """
-    real, fake = _checked(real=real, fake=fake)
-    check_key(key)
-    check_count(subsets, "subsets", 0)
-    check_count(size, "size", 0)
-    if subsets < 2:
-        raise ValueError(f"subsets={subsets} must be at least 2 to have a standard error; for the whole sets, call kid.")
-    if not 2 <= size <= min(len(real), len(fake)):
-        raise ValueError(f"size={size} must be at least 2 and at most the smaller set, got {len(real)} and {len(fake)} points.")
-    return _kid_subsets(real, fake, jax.random.split(key, subsets), size)
+    return _kid_subsets(*widened(real, fake), jax.random.split(key, subsets), size)
 
 
 @functools.partial(jax.jit, static_argnums=3)
@@ -149,13 +150,6 @@ def _gaussian(a: Array, b: Array, bandwidth: Array) -> Array:
 
 def _cubic(a: Array, b: Array, _: tuple[()]) -> Array:
     return (jnp.matmul(a, b.T, precision=Precision.HIGHEST) / a.shape[1] + 1) ** 3
-
-
-def _checked(**sets: Features) -> tuple[Array, ...]:
-    a, b = features(**sets)
-    if min(len(a), len(b)) < 2:
-        raise ValueError(f"an average over pairs needs sets of at least 2 points, got {len(a)} and {len(b)}.")
-    return a, b
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -1,16 +1,19 @@
 """Means and covariances of features, and the distance of two Gaussians that have them."""
 
 import functools
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.lax import Precision
 from jaxtyping import Float, Int
 
-from guidance_jax.arrays import concrete, divide
-from guidance_jax.checks.old import check_array, check_kind
-from guidance_jax.metrics.pairs import Features, features
+from guidance_jax.arrays import divide
+from guidance_jax.checks.door import CLASSES, also, door
+from guidance_jax.checks.features import Features, check_gaussians, check_sets, features_kind
+from guidance_jax.checks.kinds import array_kind
+from guidance_jax.metrics.pairs import widened
 
 
 class Moments(NamedTuple):
@@ -35,8 +38,20 @@ class Moments(NamedTuple):
         """`scatter / (count - 1)`, as `np.cov` and the reference code of the FID have it."""
         return self.scatter / (self.count.astype(self.scatter.dtype) - 1)
 
+    @property
+    def shape(self) -> tuple[Array, int]:
+        """That of the features: the number of points, and D."""
+        return self.count, len(self.mean)
 
-def moments(x: Float[Features, "n d"]) -> Moments:
+
+CLASSES[Moments] = "gj.metrics.moments(x) makes one."
+Measured = Annotated[Float[Array | np.ndarray, "_ d"] | Moments, features_kind(Moments)]
+"""A set of features, or its moments."""
+Gaussian = array_kind("floating numbers", jnp.floating)
+
+
+@door()
+def moments(x: Features) -> Moments:
     """The moments of a set, in two passes: what is summed has its mean taken off, so that float32 keeps its digits.
 
     `mean = sum x / N`, `scatter = sum (x - mean) (x - mean)^T`
@@ -53,7 +68,11 @@ def moments(x: Float[Features, "n d"]) -> Moments:
       2 [1. 3.] [[2. 4.]
        [4. 8.]]
     """
-    (x,) = features(x=x)
+    return _moments(x)
+
+
+def _moments(x: Array | np.ndarray) -> Moments:
+    (x,) = widened(x)
     first = x.mean(0)
     centred = x - first[None]
     rest = centred.mean(0)
@@ -61,6 +80,7 @@ def moments(x: Float[Features, "n d"]) -> Moments:
     return Moments(jnp.int32(len(x)), first + rest, jnp.matmul(centred.T, centred, precision=Precision.HIGHEST))
 
 
+@door()
 def merge(a: Moments, b: Moments) -> Moments:
     """The moments of two parts together: of sets that are too large for one device, or that come one batch after another.
 
@@ -80,8 +100,6 @@ def merge(a: Moments, b: Moments) -> Moments:
 
     Reference: Chan et al. 1983, "Algorithms for computing the sample variance".
     """
-    for part in (a, b):
-        check_kind(part, Moments, "what is merged", "gj.metrics.moments(x) gives one.")
     dtype = a.mean.dtype
     count = a.count + b.count
     share = divide(b.count.astype(dtype), count.astype(dtype))
@@ -90,7 +108,8 @@ def merge(a: Moments, b: Moments) -> Moments:
     return Moments(count, a.mean + share * gap, a.scatter + b.scatter + between)
 
 
-def fid(real: Float[Features, "n d"] | Moments, fake: Float[Features, "m d"] | Moments) -> Float[Array, ""]:
+@door(also(lambda real, fake: check_sets(2, real=real, fake=fake)))
+def fid(real: Measured, fake: Measured) -> Float[Array, ""]:
     """The Frechet distance of two sets of features, each taken for the Gaussian of its mean and covariance; the FID's formula.
 
     `|mean_real - mean_fake|^2 + tr(A + B - 2 (A^(1/2) B A^(1/2))^(1/2))`, A and B the covariances, over `N - 1`.
@@ -113,20 +132,16 @@ def fid(real: Float[Features, "n d"] | Moments, fake: Float[Features, "m d"] | M
 
     Reference: Heusel et al. 2017, arXiv:1706.08500, equation 6.
     """
-    a, b = (x if isinstance(x, Moments) else moments(x) for x in (real, fake))
-    for part in (a, b):
-        if concrete(part.count) and part.count < 2:
-            raise ValueError(f"a covariance needs at least 2 points, got {part.count}.")
-    if len(a.mean) != len(b.mean):
-        raise ValueError(
-            f"real and fake have features of different sizes D, {len(a.mean)} and {len(b.mean)}; both must come from the "
-            "same network and layer."
-        )
+    a, b = (x if isinstance(x, Moments) else _moments(x) for x in (real, fake))
     return frechet_distance(a.mean, a.covariance, b.mean, b.covariance)
 
 
+@door(also(check_gaussians))
 def frechet_distance(
-    mean_a: Float[Array, "d"], cov_a: Float[Array, "d d"], mean_b: Float[Array, "d"], cov_b: Float[Array, "d d"]
+    mean_a: Annotated[Float[Array, "d"], Gaussian],
+    cov_a: Annotated[Float[Array, "d d"], Gaussian],
+    mean_b: Annotated[Float[Array, "d"], Gaussian],
+    cov_b: Annotated[Float[Array, "d d"], Gaussian],
 ) -> Float[Array, ""]:
     """The squared Frechet (2-Wasserstein) distance of two Gaussians; of Inception features' moments it is the FID.
 
@@ -148,16 +163,7 @@ def frechet_distance(
 
     Reference: Heusel et al. 2017, arXiv:1706.08500, equation 6.
     """
-    given = {"mean_a": mean_a, "cov_a": cov_a, "mean_b": mean_b, "cov_b": cov_b}
-    for name, value in given.items():
-        check_array(value, f"frechet_distance's {name}", jnp.floating, "floating numbers")
-    arrays = [jnp.asarray(value) for value in given.values()]
-    wide = jnp.float64 if any(value.dtype == jnp.float64 for value in arrays) else jnp.float32
-    mean_a, cov_a, mean_b, cov_b = (value.astype(wide) for value in arrays)
-    size = jnp.shape(mean_a)
-    for name, value, shape in (("cov_a", cov_a, 2 * size), ("mean_b", mean_b, size), ("cov_b", cov_b, 2 * size)):
-        if jnp.shape(value) != shape:
-            raise ValueError(f"{name} has shape {jnp.shape(value)}, but mean_a {size} asks for {shape}.")
+    mean_a, cov_a, mean_b, cov_b = widened(mean_a, cov_a, mean_b, cov_b)
     # One decomposition for both: several batched ones in a program can deadlock the CPU's threads in jaxlib 0.10.
     variances, axes = jnp.linalg.eigh(jnp.stack([cov_a, cov_b]))
     product = functools.partial(jnp.matmul, precision=Precision.HIGHEST)

@@ -1,15 +1,18 @@
 """Fidelity and diversity by nearest neighbours."""
 
 import functools
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Float
 
-from guidance_jax.checks.old import check_count
-from guidance_jax.metrics.pairs import Features, features, fold, squared_distances
+from guidance_jax.checks.door import also, door
+from guidance_jax.checks.features import Features, check_known, check_sets, features_kind
+from guidance_jax.checks.kinds import Count
+from guidance_jax.metrics.pairs import fold, squared_distances, widened
 
 
 class Neighbours(NamedTuple):
@@ -26,8 +29,18 @@ class Neighbours(NamedTuple):
     nearest: Float[Array, "n k"]
     """The squared distances of each point to its nearest others, the nearest first, `[N, K]`."""
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of the points."""
+        return self.points.shape
 
-def neighbours(x: Float[Features, "n d"], k: int = 5) -> Neighbours:
+
+Near = Annotated[Float[Array | np.ndarray, "_ d"] | Neighbours, features_kind(Neighbours)]
+"""A set of features, or its neighbours."""
+
+
+@door(also(lambda x, k: check_sets(k + 1, x=x)))
+def neighbours(x: Features, k: Count = 5) -> Neighbours:
     """The nearest neighbours within a set, once for any number of sets to be compared with it.
 
     `nearest_ij = j-th smallest |x_i - x_l|^2 over l != i`
@@ -46,16 +59,15 @@ def neighbours(x: Float[Features, "n d"], k: int = 5) -> Neighbours:
       >>> print(metrics.density_coverage(known, fake) == metrics.density_coverage(real, fake))
       True
     """
-    (x,) = features(x=x)
-    check_count(k, "k", 0)
-    if not 1 <= k < len(x):
-        raise ValueError(f"k={k} neighbours need k >= 1 and a set of more than {k} points, got {len(x)}.")
+    (x,) = widened(x)
     return Neighbours(x, _nearest(x, k))
 
 
-def precision_recall(
-    real: Float[Features, "n d"] | Neighbours, fake: Float[Features, "m d"] | Neighbours, k: int = 3
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
+@door(
+    also(lambda real, fake, k: check_sets(k + 1, real=real, fake=fake)),
+    also(lambda real, fake, k: check_known(k, real=real, fake=fake)),
+)
+def precision_recall(real: Near, fake: Near, k: Count = 3) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Fidelity and diversity: the share of samples near real data, and the share of real data near samples.
 
     A point is near a set if it lies no farther from one of its points than that point's k-th nearest neighbour in the set:
@@ -82,18 +94,16 @@ def precision_recall(
 
     Reference: Kynkaanniemi et al. 2019, arXiv:1904.06991.
     """
-    points = features(real=_points(real), fake=_points(fake))
-    check_count(k, "k", 0)
-    if not 1 <= k < min(map(len, points)):
-        raise ValueError(
-            f"k={k} neighbours need k >= 1 and sets of more than {k} points, got {' and '.join(str(len(x)) for x in points)}."
-        )
-    return _precision_recall(*points, _squared_radii(real, points[0], k, "real"), _squared_radii(fake, points[1], k, "fake"))
+    points = widened(_points(real), _points(fake))
+    return _precision_recall(*points, _squared_radii(real, points[0], k), _squared_radii(fake, points[1], k))
 
 
-def density_coverage(
-    real: Float[Features, "n d"] | Neighbours, fake: Float[Features, "m d"], k: int = 5
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
+@door(
+    also(lambda real, k: check_sets(k + 1, real=real)),
+    also(lambda real, fake: check_sets(1, real=real, fake=fake)),
+    also(lambda real, k: check_known(k, real=real)),
+)
+def density_coverage(real: Near, fake: Features, k: Count = 5) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Fidelity and diversity by the neighbourhoods of real data alone, so that no stray sample enlarges what counts as near.
 
     `density = mean over f of (number of r with |f - r| <= radius_k(r)) / k`
@@ -121,25 +131,17 @@ def density_coverage(
 
     Reference: Naeem et al. 2020, arXiv:2002.09797.
     """
-    points, fake = features(real=_points(real), fake=fake)
-    check_count(k, "k", 0)
-    if not 1 <= k < len(points):
-        raise ValueError(f"k={k} neighbours need k >= 1 and real data of more than {k} points, got {len(points)}.")
-    return _density_coverage(points, fake, _squared_radii(real, points, k, "real"), k)
+    points, fake = widened(_points(real), fake)
+    return _density_coverage(points, fake, _squared_radii(real, points, k), k)
 
 
-def _points(x: Features | Neighbours) -> Features:
+def _points(x: Array | np.ndarray | Neighbours) -> Array | np.ndarray:
     return x.points if isinstance(x, Neighbours) else x
 
 
-def _squared_radii(x: Features | Neighbours, points: Array, k: int, name: str) -> Array:
+def _squared_radii(x: Array | np.ndarray | Neighbours, points: Array, k: int) -> Array:
     """The squared distance of each point to its k-th nearest other, `[N]`."""
     nearest = x.nearest if isinstance(x, Neighbours) else _nearest(points, k)
-    if nearest.shape[1] < k:
-        raise ValueError(
-            f"k={k} asks for more neighbours than {name} comes with, {nearest.shape[1]}; "
-            f"make it by gj.metrics.neighbours(x, {k})."
-        )
     return nearest[:, k - 1]
 
 

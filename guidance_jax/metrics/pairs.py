@@ -1,4 +1,4 @@
-"""What every metric asks of its sets of features, and passes over all pairs of two sets, block by block."""
+"""Sets of features in one dtype, and passes over all pairs of two sets, block by block."""
 
 import functools
 from collections.abc import Callable
@@ -10,47 +10,15 @@ import numpy as np
 from jax import Array
 from jax.lax import Precision
 
-from guidance_jax.arrays import concrete
-from guidance_jax.checks.old import told
-
-Features = Array | np.ndarray
-"""What holds them, on a device or in the host's memory."""
 BLOCK = 1024
 """The most rows of a block."""
 
 
-def features(**sets: Features) -> tuple[Array, ...]:
-    """The sets in one floating dtype, float32 or wider.
-
-    Raises:
-      TypeError: if a set is not of floating numbers.
-      ValueError: if a set is not `[N, D]`, is empty, has another D than the first, or is known and not finite.
-    """
-    for name, x in sets.items():
-        if not hasattr(x, "ndim"):
-            raise TypeError(f"{name} must be an array of features, [N, D], got {told(x)}.")
-        if not jnp.issubdtype(x.dtype, jnp.floating):
-            raise TypeError(f"{name} has dtype {x.dtype}, but features are floating numbers; cast them with .astype(float).")
-        if x.ndim != 2:
-            raise ValueError(f"{name} has shape {x.shape}, but features are [N, D]; reshape them to x.reshape(len(x), -1).")
-        if 0 in x.shape:
-            raise ValueError(f"{name} is empty: its shape is {x.shape}.")
-    widths = {name: x.shape[1] for name, x in sets.items()}
-    if len(set(widths.values())) > 1:
-        raise ValueError(
-            f"the sets have features of different sizes D, {widths}; both must come from the same network and layer."
-        )
-    arrays = {name: jnp.asarray(x) for name, x in sets.items()}
-    for name, x in arrays.items():
-        if concrete(x):
-            bad = np.flatnonzero(~np.isfinite(np.asarray(x)).all(1))
-            if bad.size:
-                raise ValueError(
-                    f"{name} has NaN or infinite values in {bad.size} of {len(x)} rows, the first is {bad[0]}; find out why "
-                    "before leaving them out, for a sampler that diverges is no better for it."
-                )
-    wide = any(x.dtype == jnp.float64 for x in arrays.values())
-    return tuple(x.astype(jnp.float64 if wide else jnp.float32) for x in arrays.values())
+def widened(*sets: Array | np.ndarray) -> tuple[Array, ...]:
+    """The sets in one floating dtype, float32 or wider."""
+    arrays = [jnp.asarray(x) for x in sets]
+    wide = any(x.dtype == jnp.float64 for x in arrays)
+    return tuple(x.astype(jnp.float64 if wide else jnp.float32) for x in arrays)
 
 
 @jax.custom_jvp

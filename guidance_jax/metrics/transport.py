@@ -8,14 +8,14 @@ from jax.lax import Precision
 from jaxtyping import Float
 
 from guidance_jax.arrays import sqrt
-from guidance_jax.checks.old import check_key
-from guidance_jax.checks.old import check_count
-from guidance_jax.metrics.pairs import Features, features
+from guidance_jax.checks.door import also, door
+from guidance_jax.checks.features import Features, check_sets
+from guidance_jax.checks.kinds import Count, Key
+from guidance_jax.metrics.pairs import widened
 
 
-def sliced_wasserstein(
-    a: Float[Features, "n d"], b: Float[Features, "m d"], key: Array, *, projections: int = 128
-) -> Float[Array, ""]:
+@door(also(lambda a, b: check_sets(1, a=a, b=b)))
+def sliced_wasserstein(a: Features, b: Features, key: Key, *, projections: Count = 128) -> Float[Array, ""]:
     """The sliced 2-Wasserstein distance of two sets of samples: that of their projections on random lines.
 
     `sqrt(mean over lines of integral over u in [0, 1] of (quantile_a(u) - quantile_b(u))^2)`, exact for sets of any two sizes.
@@ -38,9 +38,7 @@ def sliced_wasserstein(
 
     Reference: Bonneel et al. 2015, "Sliced and Radon Wasserstein barycenters of measures".
     """
-    a, b = features(a=a, b=b)
-    check_key(key)
-    check_count(projections, "projections")
+    a, b = widened(a, b)
     directions = jax.random.normal(key, (a.shape[1], projections), a.dtype)
     directions = directions / jnp.linalg.norm(directions, axis=0, keepdims=True)
     n, m = len(a), len(b)

@@ -1,13 +1,18 @@
 """From a Flax module, NNX or Linen, to a pure function of its parameters."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from flax import linen, nnx
 
-from guidance_jax.checks.old import check_kind, told
+from guidance_jax.checks.door import CLASSES, door, part, rule
+from guidance_jax.checks.networks import check_params
+
+CLASSES[nnx.Module] = "from_linen(module, variables) takes a Linen one."
+CLASSES[linen.Module] = "from_nnx(module) takes an NNX one."
 
 
+@door(rule("method must be one of the module's; leave it out for __call__", lambda module, method: hasattr(module, method)))
 def from_nnx(module: nnx.Module, method: str = "__call__") -> tuple[Callable[..., Any], Any]:
     """The pure function `apply(params, *inputs)` of an NNX module, and its parameters.
 
@@ -29,19 +34,23 @@ def from_nnx(module: nnx.Module, method: str = "__call__") -> tuple[Callable[...
       >>> print(apply(params, jnp.ones((5, 2)), jnp.ones(5), jnp.zeros(5, int)).shape)
       (5, 2)
     """
-    check_kind(module, nnx.Module, "module", "from_linen(module, variables) takes a Linen one.")
-    if not hasattr(module, method):
-        raise ValueError(f"{told(module)} has no method {method!r}; leave it out for __call__.")
     graph, params, rest = nnx.split(module, nnx.Param, ...)
+    return of_nnx(graph, rest, method), params
+
+
+@part()
+def of_nnx(graph: Any, rest: Any, method: str) -> Callable[..., Any]:
+    """`apply(params, *inputs)` of an NNX module; what it holds besides parameters is a leaf."""
 
     def apply(params: Any, *inputs: Any) -> Any:
-        _check_bound(params)
+        check_params(params)
         return getattr(nnx.merge(graph, params, rest), method)(*inputs)
 
-    return apply, params
+    return apply
 
 
-def from_linen(module: linen.Module, variables: dict[str, Any]) -> tuple[Callable[..., Any], Any]:
+@door(rule('variables must hold a collection "params", as module.init gives it', lambda variables: "params" in variables))
+def from_linen(module: linen.Module, variables: Mapping[str, Any]) -> tuple[Callable[..., Any], Any]:
     """The pure function `apply(params, *inputs)` of a Linen module, and its parameters.
 
     Args:
@@ -60,20 +69,16 @@ def from_linen(module: linen.Module, variables: dict[str, Any]) -> tuple[Callabl
       >>> print(apply(params, jnp.ones((5, 3))).shape)
       (5, 2)
     """
-    check_kind(module, linen.Module, "module", "from_nnx(module) takes an NNX one.")
-    if "params" not in variables:
-        raise ValueError(f'variables must hold a collection "params" as module.init gives it, got {list(variables)}.')
     rest = {name: collection for name, collection in variables.items() if name != "params"}
+    return of_linen(module, rest), variables["params"]
+
+
+@part()
+def of_linen(module: linen.Module, rest: Mapping[str, Any]) -> Callable[..., Any]:
+    """`apply(params, *inputs)` of a Linen module; its other collections are leaves."""
 
     def apply(params: Any, *inputs: Any) -> Any:
-        _check_bound(params)
+        check_params(params)
         return module.apply({"params": params, **rest}, *inputs)
 
-    return apply, variables["params"]
-
-
-def _check_bound(params: Any) -> None:
-    if hasattr(params, "dtype"):
-        raise TypeError(
-            f"apply takes the parameters first, got {told(params)}; bind them: lambda x, t, y: apply(params, x, t, y)."
-        )
+    return apply

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from guidance_jax.checks.old import check_kind
+from guidance_jax.checks.door import door, rule
 from guidance_jax.networks.embeddings import TimeEmbedding
 from guidance_jax.networks.layers import Dense, GroupNorm, attention, in_heads
 from guidance_jax.networks.unet import Down, UNetConfig, embedding
@@ -58,11 +58,9 @@ class UNetClassifier(nnx.Module):
     Reference: Dhariwal & Nichol 2021, arXiv:2105.05233; the pooling is that of Radford et al. 2021, arXiv:2103.00020.
     """
 
+    @door(rule("the last of config.widths must divide into config.heads", lambda config: config.widths[-1] % config.heads == 0))
     def __init__(self, config: UNetConfig, *, rngs: nnx.Rngs):
-        check_kind(config, UNetConfig, "config", "UNetConfig((28, 28, 1), classes=10) is one.")
         rows, columns, width = config.levels[-1]
-        if width % config.heads:
-            raise ValueError(f"a width of {width} does not divide into {config.heads} heads.")
         self.time = TimeEmbedding(embedding(config), config.time_scale, rngs=rngs)
         self.down = Down(config, rngs=rngs)
         self.norm = GroupNorm(width, config.groups, rngs=rngs)

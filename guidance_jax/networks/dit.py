@@ -1,7 +1,6 @@
 """A diffusion transformer, whose condition may hold tokens, and may ask for a perturbed forward pass."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -9,15 +8,16 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from guidance_jax.checks.old import check_kind
-from guidance_jax.networks.embeddings import LabelEmbedding, TimeEmbedding, check_batch
+from guidance_jax.checks.door import CLASSES, door, rule
+from guidance_jax.checks.kinds import Compute, Count, CountFromZero, ImageShape, Places
+from guidance_jax.checks.networks import check_batch, check_tokens
+from guidance_jax.networks.embeddings import LabelEmbedding, TimeEmbedding
 from guidance_jax.networks.layers import (
     Dense,
     LayerNorm,
     RMSNorm,
     attention,
     call,
-    check_sizes,
     in_heads,
     patchify,
     unpatchify,
@@ -25,6 +25,14 @@ from guidance_jax.networks.layers import (
 )
 
 
+@door(
+    rule("shape must divide into squares of patch pixels", lambda shape, patch: shape[0] % patch == shape[1] % patch == 0),
+    rule("width must divide into heads", lambda width, heads: width % heads == 0),
+    rule(
+        "perturbed must name blocks, counted from 0",
+        lambda perturbed, blocks: perturbed is None or set(perturbed) <= set(range(blocks)),
+    ),
+)
 @dataclasses.dataclass(frozen=True)
 class DiTConfig:
     """The sizes of a diffusion transformer, all of them; `dataclasses.asdict` makes JSON of them, `DiTConfig(**read)` reads it.
@@ -39,49 +47,43 @@ class DiTConfig:
       (7, 7) 64
     """
 
-    shape: Sequence[int]
+    shape: ImageShape
     """`(H, W, C)` of one image; H and W are multiples of the patch."""
-    classes: int
+    classes: CountFromZero
     """The number of classes; the label `classes` is the null label."""
-    width: int = 192
+    width: Count = 192
     """Of a token of the image; a multiple of the heads."""
-    blocks: int = 6
+    blocks: Count = 6
     """Transformer blocks."""
-    heads: int = 3
+    heads: Count = 3
     """Attention heads."""
-    patch: int = 2
+    patch: Count = 2
     """The side of the square of pixels that makes a token."""
-    tokens: int = 0
+    tokens: CountFromZero = 0
     """The width of each token of the condition, `Tokens.tokens`; 0 where the network takes none."""
     qk_norm: bool = False
     """Whether queries and keys are normalised in each head (arXiv:2302.05442)."""
-    perturbed: Sequence[int] | None = None
+    perturbed: Places | None = None
     """The blocks that a `Perturbed` condition perturbs; None is the middle one."""
     time_scale: float = 1000.0
     """1,000 where t is in [0, 1], 1 where it is in 0..999."""
-    dtype: str = "float32"
+    dtype: Compute = "float32"
     """What dense layers compute in: "float32" or "bfloat16". Parameters, norms, softmax and output are float32."""
     remat: bool = False
     """Whether a gradient computes the insides of each block anew: less memory, a third more compute."""
 
     def __post_init__(self) -> None:
-        check_kind(self.shape, Iterable, "shape", "(28, 28, 1) is one.")
         object.__setattr__(self, "shape", tuple(self.shape))
-        sizes = {"width": self.width, "blocks": self.blocks, "heads": self.heads}
-        check_sizes(self.shape, self.patch, self.dtype, **sizes)
-        if min(self.classes, self.tokens) < 0:
-            raise ValueError(f"classes and tokens must be at least 0, got {self.classes} and {self.tokens}.")
-        if self.width % self.heads:
-            raise ValueError(f"a width of {self.width} does not divide into {self.heads} heads.")
         if self.perturbed is not None:
             object.__setattr__(self, "perturbed", tuple(self.perturbed))
-            if not set(self.perturbed) <= set(range(self.blocks)):
-                raise ValueError(f"perturbed must name blocks of 0..{self.blocks - 1}, got {self.perturbed}.")
 
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of tokens."""
         return self.shape[0] // self.patch, self.shape[1] // self.patch
+
+
+CLASSES[DiTConfig] = "DiTConfig((28, 28, 1), classes=10) is one."
 
 
 class Tokens(NamedTuple):
@@ -244,8 +246,8 @@ class DiT(nnx.Module):
     Reference: Peebles & Xie 2023, arXiv:2212.09748; attention to tokens is that of Chen et al. 2023, arXiv:2310.00426.
     """
 
+    @door()
     def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
-        check_kind(config, DiTConfig, "config", "DiTConfig((28, 28, 1), classes=10) is one.")
         self.config = config
         self.perturbed = (config.blocks // 2,) if config.perturbed is None else config.perturbed
         width, dtype = config.width, jnp.dtype(config.dtype)
@@ -264,9 +266,7 @@ class DiT(nnx.Module):
     def __call__(
         self, x: Float[Array, "b h w c"], t: Float[Array, "b"], cond: Int[Array, "b"] | Tokens | Perturbed
     ) -> Float[Array, "b h w c"]:
-        if x.shape[1:] != self.config.shape:
-            raise ValueError(f"a network of images {self.config.shape} got images {x.shape[1:]}.")
-        check_batch(x, t=t)
+        check_batch(x, self.config.shape, t=t)
         told = cond if isinstance(cond, Perturbed) else None
         given = cond.labels if isinstance(cond, Perturbed) else cond
         tokens, mask = self.read(given, len(x))
@@ -289,13 +289,10 @@ class DiT(nnx.Module):
         Raises:
           ValueError: if tokens are given to a network that takes none, or of another width than it takes.
         """
+        check_tokens(given.tokens if isinstance(given, Tokens) else None, self.config.tokens)
         if self.tokens is None:
-            if isinstance(given, Tokens):
-                raise ValueError("this network takes no tokens: give DiTConfig(tokens=...) their width.")
             return None, None
         dtype = jnp.dtype(self.config.dtype)
         if not isinstance(given, Tokens):
             return jnp.zeros((batch, 0, self.config.width), dtype), jnp.zeros((batch, 0), bool)
-        if given.tokens.shape[2] != self.config.tokens:
-            raise ValueError(f"a network of tokens of width {self.config.tokens} got tokens of width {given.tokens.shape[2]}.")
         return self.tokens(jnp.where(given.mask[:, :, None], given.tokens, 0).astype(dtype)), given.mask

@@ -7,20 +7,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from guidance_jax.checks.old import check_labels
+from guidance_jax.checks.running import check_labels
 
 FREQUENCIES = 128
-
-
-def check_batch(x: Array, **each: Array) -> None:
-    """Raises unless each is one a sample of x.
-
-    Raises:
-      ValueError: naming the one that is not, and its shape.
-    """
-    for name, value in each.items():
-        if jnp.shape(value) != x.shape[:1]:
-            raise ValueError(f"{name} has shape {jnp.shape(value)}, but must be [B] = {x.shape[:1]}, one a sample of x.")
 
 
 def waves(t: Float[Array, "b"], width: int, *, sin_first: bool = False, shift: float = 0.0) -> Float[Array, "b w"]:

@@ -3,7 +3,6 @@
 Parameters are float32. Dense layers and convolutions compute in the dtype that they are given; norms and softmax in float32.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,21 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 zeros = nnx.initializers.zeros
-DTYPES = ("float32", "bfloat16")
 MANY, ROWS = 2**18, 64
-
-
-def check_sizes(shape: Sequence[int], patch: int, dtype: str, **positive: int) -> None:
-    """Raises where an image network cannot be built of these."""
-    if len(shape) != 3 or min(shape) < 1:
-        raise ValueError(f"shape must be (height, width, channels) of one image, got {shape}.")
-    for name, value in {"patch": patch, **positive}.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}.")
-    if shape[0] % patch or shape[1] % patch:
-        raise ValueError(f"an image of {shape[0]} x {shape[1]} does not divide into patches of {patch} x {patch}.")
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
 
 
 def patchify(x: Float[Array, "b h w c"], patch: int) -> Float[Array, "b r s f"]:

@@ -1,15 +1,16 @@
 """Residual multilayer perceptrons: for points, and images small enough to be points."""
 
 import math
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from guidance_jax.checks.old import check_count
-from guidance_jax.networks.embeddings import LabelEmbedding, TimeEmbedding, check_batch
+from guidance_jax.checks.door import door
+from guidance_jax.checks.kinds import Count, CountFromZero, Sizes
+from guidance_jax.checks.networks import check_batch
+from guidance_jax.networks.embeddings import LabelEmbedding, TimeEmbedding
 
 
 class Block(nnx.Module):
@@ -30,16 +31,12 @@ class Trunk(nnx.Module):
     """Blocks between two dense layers."""
 
     def __init__(self, features: int, outputs: int, width: int, blocks: int, *, rngs: nnx.Rngs):
-        for name, value in (("features", features), ("outputs", outputs), ("width", width), ("blocks", blocks)):
-            check_count(value, name)
         self.first = nnx.Linear(features, width, rngs=rngs)
         self.blocks = nnx.List([Block(width, rngs=rngs) for _ in range(blocks)])
         self.norm = nnx.LayerNorm(width, rngs=rngs)
         self.last = nnx.Linear(width, outputs, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b d"], c: Float[Array, "b w"]) -> Float[Array, "b o"]:
-        if x.shape[1] != self.first.in_features:
-            raise ValueError(f"a network of {self.first.in_features} numbers a sample got x with {x.shape[1]}.")
         h = self.first(x)
         for block in self.blocks:
             h = block(h, c)
@@ -66,24 +63,24 @@ class MLP(nnx.Module):
       (5, 2)
     """
 
+    @door()
     def __init__(
         self,
-        shape: Sequence[int],
-        classes: int,
-        width: int = 256,
-        blocks: int = 4,
+        shape: Sizes,
+        classes: CountFromZero,
+        width: Count = 256,
+        blocks: Count = 4,
         time_scale: float = 1000.0,
         *,
         rngs: nnx.Rngs,
     ):
         features = math.prod(shape)
-        check_count(width, "width")
         self.time = TimeEmbedding(width, time_scale, rngs=rngs)
         self.label = LabelEmbedding(classes, width, rngs=rngs)
         self.trunk = Trunk(features, features, width, blocks, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b ..."], t: Float[Array, "b"], labels: Int[Array, "b"]) -> Float[Array, "b ..."]:
-        check_batch(x, t=t, labels=labels)
+        check_batch(x, self.trunk.first.in_features, t=t, labels=labels)
         c = jax.nn.silu(self.time(t) + self.label(labels))
         return self.trunk(x.reshape(len(x), -1), c).reshape(x.shape)
 
@@ -103,20 +100,20 @@ class MLPClassifier(nnx.Module):
       (5, 3)
     """
 
+    @door()
     def __init__(
         self,
-        shape: Sequence[int],
-        classes: int,
-        width: int = 256,
-        blocks: int = 4,
+        shape: Sizes,
+        classes: Count,
+        width: Count = 256,
+        blocks: Count = 4,
         time_scale: float = 1000.0,
         *,
         rngs: nnx.Rngs,
     ):
-        check_count(width, "width")
         self.time = TimeEmbedding(width, time_scale, rngs=rngs)
         self.trunk = Trunk(math.prod(shape), classes, width, blocks, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b ..."], t: Float[Array, "b"]) -> Float[Array, "b c"]:
-        check_batch(x, t=t)
+        check_batch(x, self.trunk.first.in_features, t=t)
         return self.trunk(x.reshape(len(x), -1), jax.nn.silu(self.time(t)))

@@ -2,22 +2,22 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from guidance_jax.checks.old import check_kind
+from guidance_jax.checks.door import CLASSES, door, rule
+from guidance_jax.checks.kinds import Compute, Count, ImageShape, Places, Sizes
+from guidance_jax.checks.networks import check_batch
 from guidance_jax.networks.convolution import conv_general_dilated
-from guidance_jax.networks.embeddings import LabelEmbedding, TimeEmbedding, check_batch
+from guidance_jax.networks.embeddings import LabelEmbedding, TimeEmbedding
 from guidance_jax.networks.layers import (
     Dense,
     GroupNorm,
     attention,
     call,
-    check_sizes,
     in_heads,
     patchify,
     unpatchify,
@@ -27,6 +27,20 @@ from guidance_jax.networks.layers import (
 Conv = functools.partial(nnx.Conv, kernel_size=(3, 3), conv_general_dilated=conv_general_dilated)
 
 
+@door(
+    rule("shape must divide into squares of patch pixels", lambda shape, patch: shape[0] % patch == shape[1] % patch == 0),
+    rule("widths must hold one level at least", lambda widths: len(widths) > 0),
+    rule("widths must be multiples of groups", lambda widths, groups: all(width % groups == 0 for width in widths)),
+    rule(
+        "shape / patch must halve evenly between the levels of widths",
+        lambda shape, patch, widths: all(side // patch % 2 ** (len(widths) - 1) == 0 for side in shape[:2]),
+    ),
+    rule("attention must name levels, counted from 0", lambda attention, widths: set(attention) <= set(range(len(widths)))),
+    rule(
+        "each width with attention must divide into heads",
+        lambda widths, attention, heads: all(widths[level] % heads == 0 for level in attention),
+    ),
+)
 @dataclasses.dataclass(frozen=True)
 class UNetConfig:
     """The sizes of a U-Net, all of them; `dataclasses.asdict` makes JSON of them, `UNetConfig(**read)` reads it.
@@ -41,53 +55,41 @@ class UNetConfig:
       [(14, 14, 16), (7, 7, 32)] (16, 32)
     """
 
-    shape: Sequence[int]
+    shape: ImageShape
     """`(H, W, C)` of one image; H and W are multiples of the patch and then halve evenly between the levels."""
-    classes: int
+    classes: Count
     """The number of classes; the label `classes` is the null label."""
-    widths: Sequence[int] = (64, 128)
+    widths: Sizes = (64, 128)
     """The channels at each level, the finest first; multiples of the groups."""
-    blocks: int = 1
+    blocks: Count = 1
     """Residual blocks at each level, down and up again."""
-    attention: Sequence[int] = ()
+    attention: Places = ()
     """The levels, counted from 0, whose blocks attention follows, over all pixels of the level."""
-    heads: int = 4
+    heads: Count = 4
     """Attention heads, also those of the classifier's pooling."""
-    patch: int = 1
+    patch: Count = 1
     """The side of the square of pixels that become the channels of one; 2 leaves the finest level a quarter of the pixels."""
-    groups: int = 8
+    groups: Count = 8
     """Groups of channels that are normalised together."""
     time_scale: float = 1000.0
     """1,000 where t is in [0, 1], 1 where it is in 0..999."""
-    dtype: str = "float32"
+    dtype: Compute = "float32"
     """What convolutions and dense layers compute in: "float32" or "bfloat16". Parameters, norms and output are float32."""
     remat: bool = False
     """Whether a gradient computes the insides of each block anew: less memory, a third more compute."""
 
     def __post_init__(self) -> None:
         for name in ("shape", "widths", "attention"):
-            check_kind(getattr(self, name), Iterable, name, "a tuple is one.")
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        check_sizes(self.shape, self.patch, self.dtype, classes=self.classes, blocks=self.blocks, heads=self.heads)
-        if not self.widths:
-            raise ValueError("widths must name the channels of one level at least, got none.")
-        if self.groups < 1 or any(width < 1 or width % self.groups for width in self.widths):
-            raise ValueError(f"widths must be multiples of {self.groups} groups, got {self.widths}.")
-        halvings = len(self.widths) - 1
-        rows, columns = (side // self.patch for side in self.shape[:2])
-        if rows % 2**halvings or columns % 2**halvings:
-            raise ValueError(f"an image of {rows} x {columns} patches does not halve evenly {halvings} times.")
-        for level in self.attention:
-            if level not in range(len(self.widths)):
-                raise ValueError(f"attention must name levels of 0..{halvings}, got {self.attention}.")
-            if self.widths[level] % self.heads:
-                raise ValueError(f"a width of {self.widths[level]} does not divide into {self.heads} heads.")
 
     @property
     def levels(self) -> list[tuple[int, int, int]]:
         """Rows, columns and channels of each level."""
         rows, columns = (side // self.patch for side in self.shape[:2])
         return [(rows >> i, columns >> i, width) for i, width in enumerate(self.widths)]
+
+
+CLASSES[UNetConfig] = "UNetConfig((28, 28, 1), classes=10) is one."
 
 
 class Residual(nnx.Module):
@@ -153,8 +155,7 @@ class Down(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w c"], c: Float[Array, "b e"]) -> tuple[Float[Array, "b r s d"], list[Array]]:
         config, kept = self.config, []
-        if x.shape[1:] != config.shape:
-            raise ValueError(f"a network of images {config.shape} got images {x.shape[1:]}.")
+        check_batch(x, config.shape)
         h = self.first(patchify(x.astype(jnp.dtype(config.dtype)), config.patch))
         for i, block in enumerate(self.blocks):
             h = call(block, config.remat, halve(h) if i and i % config.blocks == 0 else h, c)
@@ -182,8 +183,8 @@ class UNet(nnx.Module):
       arXiv:2105.05233.
     """
 
+    @door()
     def __init__(self, config: UNetConfig, *, rngs: nnx.Rngs):
-        check_kind(config, UNetConfig, "config", "UNetConfig((28, 28, 1), classes=10) is one.")
         self.config = config
         self.time = TimeEmbedding(embedding(config), config.time_scale, rngs=rngs)
         self.label = LabelEmbedding(config.classes, embedding(config), rngs=rngs)
@@ -199,7 +200,7 @@ class UNet(nnx.Module):
         self.last = Conv(h, config.patch**2 * config.shape[2], kernel_init=zeros, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"], t: Float[Array, "b"], labels: Int[Array, "b"]) -> Float[Array, "b h w c"]:
-        check_batch(x, t=t, labels=labels)
+        check_batch(x, self.config.shape, t=t, labels=labels)
         c = jax.nn.silu(self.time(t) + self.label(labels))
         h, kept = self.down(x, c)
         for i, block in enumerate(self.up):

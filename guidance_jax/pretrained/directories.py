@@ -1,12 +1,9 @@
 """Model directories in the Hugging Face layout: `model_index.json`, and a directory for each part with its configuration."""
 
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from guidance_jax.checks.old import told
 from guidance_jax.pretrained.files import Tensor, open_weights
 from guidance_jax.pretrained.settings import read_json as read_json
 
@@ -36,17 +33,13 @@ def weights_file(part: Path, variant: str | None = None) -> Path:
     )
 
 
-def check_directory(directory: Any) -> Path:
+def check_directory(directory: Path) -> Path:
     """A directory, and not what else a model is published as.
 
     Raises:
-      TypeError: if it is no path.
       FileNotFoundError: if there is none.
       ValueError: if it is one file, or holds one and no parts.
     """
-    if not isinstance(directory, str | os.PathLike):
-        raise TypeError(f"directory must be a path, got {told(directory)}.")
-    directory = Path(directory)
     if not directory.is_dir() and not directory.is_file():
         raise FileNotFoundError(f"there is no directory {directory.absolute()}.")
     there = [directory] if directory.is_file() else sorted(directory.iterdir())

@@ -1,32 +1,33 @@
 """A text-to-image model as pure functions: texts to conditions, latents to images, and back."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from guidance_jax.base import Denoiser, NoiseLevel
-from guidance_jax.denoisers import denoiser
-from guidance_jax.checks.old import check_kind
-from guidance_jax.noise import normal
-from guidance_jax.pretrained import clip, unet
-from guidance_jax.pretrained.autoencoder import AutoencoderConfig
-from guidance_jax.pretrained.autoencoder_tiles import tiled
-from guidance_jax.pretrained.given import (
+from guidance_jax.checks.door import CLASSES, also, door
+from guidance_jax.checks.kinds import Count, Keys
+from guidance_jax.checks.published import (
+    Numbers,
+    Texts,
+    check_channels,
     check_condition,
-    check_given,
     check_images,
     check_known,
     check_latents,
     check_prompts,
-    check_side,
+    check_sides,
     check_sizes,
-    check_tile,
     params_of,
-    text_list,
 )
+from guidance_jax.denoisers import denoiser
+from guidance_jax.noise import normal
+from guidance_jax.pretrained import clip, unet
+from guidance_jax.pretrained.autoencoder import AutoencoderConfig
+from guidance_jax.pretrained.autoencoder_tiles import tiled
 from guidance_jax.pretrained.schedulers import Scheduling
 from guidance_jax.pretrained.tokens import Tokenize
 from guidance_jax.spacings import Spacing
@@ -59,6 +60,17 @@ class Condition(NamedTuple):
     """The texts' states, and for XL what it is told besides."""
     channels: Float[Array, "b h w c"] | None = None
     """What an inpainting network takes beside the latents: `Model.painted`."""
+
+
+CLASSES[Prompts] = "use model.tokenize([...])."
+CLASSES[Condition] = "model.encode(params, prompts) makes it."
+
+SIDES = also(
+    lambda self, height, width: (height is None and width is None) or check_sides(self.size, self.factor, height, width)
+)
+LATENTS = also(lambda self, x: check_latents(x, self.latent.latent_channels))
+IMAGES = also(lambda self, images, keys: check_images(images, self.latent.in_channels, keys))
+IMAGE_SIDES = also(lambda self, images: check_sides(self.size, self.factor, *images.shape[1:3]))
 
 
 class Model(NamedTuple):
@@ -95,7 +107,8 @@ class Model(NamedTuple):
     zeros: bool
     """Whether no text at all is told as zeros (XL), not as the empty text."""
 
-    def tokenize(self, texts: Sequence[str | None], *, whole: bool = False) -> Prompts:
+    @door()
+    def tokenize(self, texts: Texts, *, whole: bool = False) -> Prompts:
         """The tokens of texts: call it outside of jit, and give the program what it gives.
 
         Args:
@@ -108,18 +121,24 @@ class Model(NamedTuple):
           TypeError: if it is no list of strings and None: one prompt is a list of one, since each is a sample's own.
           ValueError: if there is none, or a text is too long and `whole`.
         """
-        texts = text_list(texts)
+        texts = [text if text is None else str(text) for text in texts]
         ids = tuple(jnp.asarray(tokenize(texts, whole=whole)) for tokenize in self.tokenizers)
         return Prompts(ids, jnp.asarray([text is not None for text in texts]))
 
+    @door(
+        also(lambda self, prompts: check_prompts(prompts, len(self.encoders))),
+        also(lambda self, channels: check_channels(channels, self.added)),
+        also(lambda self, sizes, prompts: check_sizes(sizes, self.sizes, len(prompts.given))),
+        SIDES,
+    )
     def encode(
         self,
         params: Any,
         prompts: Prompts,
-        height: int | None = None,
-        width: int | None = None,
+        height: Count | None = None,
+        width: Count | None = None,
         *,
-        sizes: ArrayLike | Sequence[int | float] | None = None,
+        sizes: Numbers | None = None,
         channels: Float[Array, "b h w c"] | None = None,
     ) -> Condition:
         """What the network is told of texts: a condition of `branches`.
@@ -138,11 +157,6 @@ class Model(NamedTuple):
           TypeError: if prompts are not what `tokenize` gives.
           ValueError: if a side, sizes or channels are not what the network takes.
         """
-        check_prompts(prompts, len(self.encoders))
-        check_given(channels, self.added)
-        check_sizes(sizes, self.sizes, len(prompts.given))
-        if height is not None or width is not None:
-            self.latents(height, width)
         encoded = [
             encode(params_of(params, name), ids) for (name, encode), ids in zip(self.encoders.items(), prompts.ids, strict=True)
         ]
@@ -171,10 +185,11 @@ class Model(NamedTuple):
         """
         params = params_of(params, "unet")
 
+        @door(
+            also(lambda x: check_latents(x, self.latent.latent_channels)),
+            also(lambda x, cond: check_condition(cond.channels, self.added, x)),
+        )
         def network(x: Array, t: Array, cond: Condition) -> Array:
-            check_kind(cond, Condition, "the condition", "model.encode(params, prompts) makes it.")
-            check_latents(x, self.latent.latent_channels)
-            check_condition(cond.channels, self.added, x)
             beside = x if cond.channels is None else jnp.concatenate([x, cond.channels.astype(x.dtype)], axis=3)
             return self.unet(params, beside, t, cond.text)
 
@@ -189,7 +204,8 @@ class Model(NamedTuple):
         """
         return self.scheduling.levels(steps, spacing)
 
-    def latents(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
+    @door(also(lambda self, height, width: check_sides(self.size, self.factor, height, width)))
+    def latents(self, height: Count | None = None, width: Count | None = None) -> tuple[int, int, int]:
         """The shape of the latents of an image.
 
         Args:
@@ -201,16 +217,17 @@ class Model(NamedTuple):
           ValueError: if a side is below 1, or does not divide into the latents' pixels, or none is given and the model's files
             do not tell.
         """
-        own = self.size or (None, None)
-        sides = check_side(height, own[0], "height", self.factor), check_side(width, own[1], "width", self.factor)
-        return sides[0] // self.factor, sides[1] // self.factor, self.latent.latent_channels
+        sides = zip((height, width), self.size or (0, 0), strict=True)
+        rows, columns = (int(own if side is None else side) // self.factor for side, own in sides)
+        return rows, columns, self.latent.latent_channels
 
     @property
     def factor(self) -> int:
         """How many pixels a pixel of the latents is wide."""
         return self.latent.factor
 
-    def decode(self, params: Any, x: Float[Array, "b h w l"], *, tile: int | None = None) -> Float[Array, "b H W c"]:
+    @door(LATENTS)
+    def decode(self, params: Any, x: Float[Array, "b h w l"], *, tile: Count | None = None) -> Float[Array, "b H W c"]:
         """The images of latents, in [-1, 1], float32.
 
         Args:
@@ -222,13 +239,12 @@ class Model(NamedTuple):
           TypeError: if x is no array of floating numbers, or tile no integer.
           ValueError: if x are no latents, or tile is below 1.
         """
-        check_latents(x, self.latent.latent_channels)
-        check_tile(tile)
         decode = functools.partial(self.vae[1], params_of(params, "vae"))
         z = x / self.latent.scaling_factor + self.latent.shift_factor
         return jnp.clip((decode if tile is None else tiled(decode, tile, tile // 4))(z).astype(jnp.float32), -1, 1)
 
-    def encode_image(self, params: Any, images: Float[Array, "b H W c"], keys: Array | None = None) -> Float[Array, "b h w l"]:
+    @door(IMAGES, IMAGE_SIDES)
+    def encode_image(self, params: Any, images: Float[Array, "b H W c"], keys: Keys | None = None) -> Float[Array, "b h w l"]:
         """The latents of images in [-1, 1], float32: where image-to-image starts, or what `inpaint` keeps.
 
         Args:
@@ -240,13 +256,12 @@ class Model(NamedTuple):
           TypeError: if images are of whole numbers, 0..255 say, or keys are none.
           ValueError: if images are not in [-1, 1], have other channels, or a side does not divide into the latents' pixels.
         """
-        check_images(images, self.latent.in_channels, keys)
-        self.latents(*images.shape[1:3])
         mean, log_variance = (moment.astype(jnp.float32) for moment in self.vae[0](params_of(params, "vae"), images))
         z = mean if keys is None else mean + jnp.exp(log_variance / 2) * normal(keys, mean)
         return (z - self.latent.shift_factor) * self.latent.scaling_factor
 
-    def mask(self, known: ArrayLike) -> Float[Array, "b h w 1"]:
+    @door(also(lambda known: check_known(known)))
+    def mask(self, known: Numbers) -> Float[Array, "b h w 1"]:
         """A mask of images, `[B, H, W, 1]`, as one of latents, `[B, h, w, 1]`: 1 where they are known, for `inpaint`.
 
         A pixel of the latents is known if all of its pixels of the image are.
@@ -258,12 +273,13 @@ class Model(NamedTuple):
           TypeError: if it is no array of numbers.
           ValueError: if it holds others than 0 and 1, or a side does not divide into the latents' pixels.
         """
-        known = check_known(known)
+        known = jnp.asarray(known, jnp.float32)
         rows, columns, _ = self.latents(*known.shape[1:3])
         return known.reshape(len(known), rows, self.factor, columns, self.factor, 1).min((2, 4))
 
+    @door(IMAGES, IMAGE_SIDES, also(lambda known, images: check_known(known, images)))
     def painted(
-        self, params: Any, images: Float[Array, "b H W c"], known: ArrayLike, keys: Array | None = None
+        self, params: Any, images: Float[Array, "b H W c"], known: Numbers, keys: Keys | None = None
     ) -> Float[Array, "b h w d"]:
         """What an inpainting network takes beside the latents: where to paint, and the latents of the rest.
 
@@ -278,7 +294,6 @@ class Model(NamedTuple):
           ValueError: if images are not in [-1, 1], known holds others than 0 and 1, their sizes differ, or a side does not
             divide into the latents' pixels.
         """
-        check_images(images, self.latent.in_channels, keys)
-        known = check_known(known, images)
+        known = jnp.asarray(known, jnp.float32)
         kept = self.encode_image(params, images * known, keys)
         return jnp.concatenate([1 - known[:, :: self.factor, :: self.factor], kept], axis=3)

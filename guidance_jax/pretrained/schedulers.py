@@ -19,8 +19,9 @@ from jax import Array
 
 from guidance_jax import schedules, spacings
 from guidance_jax.base import NoiseLevel, Schedule
-from guidance_jax.checks.old import check_levels
-from guidance_jax.checks.old import check_count
+from guidance_jax.checks.door import door
+from guidance_jax.checks.kinds import Count
+from guidance_jax.checks.running import check_levels
 from guidance_jax.pretrained.settings import FLAG, NULL, TEXT, between, check_settings, either, several, whole
 from guidance_jax.spacings import Spacing
 
@@ -51,7 +52,8 @@ class Scheduling(NamedTuple):
     clean: bool
     """Whether a run ends in clean data; otherwise at the noise of training step 0."""
 
-    def levels(self, steps: int, spacing: Spacing | None = None) -> NoiseLevel:
+    @door()
+    def levels(self, steps: Count, spacing: Spacing | None = None) -> NoiseLevel:
         """The path of a run.
 
         Args:
@@ -63,7 +65,6 @@ class Scheduling(NamedTuple):
           TypeError: if steps is no integer.
           ValueError: if it is below 1, the levels do not decrease, or steps are too many for the schedule.
         """
-        check_count(steps, "steps")
         if spacing is not None or self.clean:
             return schedules.levels(self.schedule, steps, spacing or self.spacing)
         # Known numbers, within jit too.

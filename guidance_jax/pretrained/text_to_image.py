@@ -9,10 +9,11 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from guidance_jax.checks import published
+from guidance_jax.checks.door import door
 from guidance_jax.networks import from_nnx
 from guidance_jax.pretrained import autoencoder, clip, unet, weights
 from guidance_jax.pretrained.directories import check_directory, check_variant, open_part, read_json
-from guidance_jax.pretrained.given import check_dtype
 from guidance_jax.pretrained.models import Condition, Model, Prompts
 from guidance_jax.pretrained.schedulers import scheduling
 from guidance_jax.pretrained.tokens import open_tokenizer
@@ -33,8 +34,13 @@ PARTS = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL"} | dict.fromkeys
 )
 
 
+@door()
 def load(
-    directory: str | Path, *, dtype: Any = jnp.float32, sharding: weights.Place = None, variant: str | None = None
+    directory: published.Path,
+    *,
+    dtype: published.Parameters = jnp.float32,
+    sharding: weights.Place = None,
+    variant: str | None = None,
 ) -> Model:
     """A text-to-image model from a directory in the Hugging Face layout: Stable Diffusion 1.x, 2.x, XL, and inpainting.
 
@@ -73,8 +79,7 @@ def load(
 
     Reference: Rombach et al. 2022, arXiv:2112.10752; Podell et al. 2023, arXiv:2307.01952.
     """
-    directory = check_directory(directory)
-    check_dtype(dtype)
+    directory = check_directory(Path(directory))
     index = read_json(directory / "model_index.json", "which a directory in the Hugging Face layout of diffusers has")
     kind = index.get("_class_name")
     if kind not in PIPELINES:

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from guidance_jax.checks.published import check_texts
 from guidance_jax.pretrained.clip import CLIPTextConfig
 from guidance_jax.pretrained.directories import read_json
-from guidance_jax.pretrained.given import text_list
 
 __all__ = ["Tokenize", "open_tokenizer"]
 
@@ -92,7 +92,8 @@ def open_tokenizer(directory: str | Path, encoder: CLIPTextConfig | None = None)
     added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
 
     def tokenize(texts: Sequence[str | None], *, whole: bool = False) -> np.ndarray:
-        texts = ["" if text is None else text for text in text_list(texts)]
+        check_texts(texts)
+        texts = ["" if text is None else str(text) for text in texts]
         out = np.full((len(texts), window), ids[2], np.int32)
         for row, given in zip(out, texts, strict=True):
             encoding, text = _encoded(tokenizer, given, added)

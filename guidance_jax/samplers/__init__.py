@@ -1,6 +1,7 @@
 """Samplers: each goes from one noise level to the next. Every function here gives a `Sampler`."""
 
-from guidance_jax.samplers.around import inpaint, post_step, recur
+from guidance_jax.samplers.around import inpaint, post_step, projected, recur
+from guidance_jax.samplers.churn import churn
 from guidance_jax.samplers.ddim import ddim
 from guidance_jax.samplers.ddpm import ddpm
 from guidance_jax.samplers.dpmpp import dpmpp_2m, dpmpp_2s, dpmpp_3m
@@ -14,6 +15,7 @@ from guidance_jax.samplers.stochastic import heun_sde
 from guidance_jax.samplers.unipc import unipc
 
 __all__ = [
+    "churn",
     "ddim",
     "ddpm",
     "dpmpp_2m",
@@ -29,6 +31,7 @@ __all__ = [
     "inpaint",
     "post_step",
     "predictor_corrector",
+    "projected",
     "recur",
     "restart",
     "unipc",

@@ -1,24 +1,28 @@
 """Samplers around samplers."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jaxtyping import ArrayLike
 
 from guidance_jax import scores
-from guidance_jax.arrays import concrete
-from guidance_jax.checks.old import per_sample
+from guidance_jax.arrays import expand
 from guidance_jax.base import GuidedDenoiser, NoiseLevel, Sampler, State
-from guidance_jax.checks.old import check_order, check_sampler, check_scalar
-from guidance_jax.checks.old import check_callable, check_count, check_numbers, told
+from guidance_jax.checks.door import Kind, also, part, rule
+from guidance_jax.checks.kinds import Count, LogProb, Mask, PerSample, Ratio, function_kind
+from guidance_jax.checks.steps import check_data, check_forgetful, check_framed, check_known, check_projected
+from guidance_jax.checks.words import noting
 from guidance_jax.noise import apart, contraction, fold, normal
-from guidance_jax.checks.traced import all_finite, insist
+
+Data = Annotated[ArrayLike, Kind("a real number or an array of floating numbers", check_data)]
+Project = Annotated[Callable[[Array], Array], function_kind("x", hint="it is x [B, ...] -> x [B, ...].")]
 
 
-def recur(sampler: Sampler, times: int, low: ArrayLike = 0.0, high: ArrayLike = jnp.inf) -> Sampler:
+@part(rule("low must be below high", lambda low, high: low < high))
+def recur(sampler: Sampler, times: Count, low: Ratio = 0.0, high: Ratio = jnp.inf) -> Sampler:
     """Recurrence, or time travel: a step is taken, undone by fresh noise, and taken again.
 
     `x <- (alpha / alpha') x' + sigma sqrt(1 - q^2) z`, with `q = (sigma' / alpha') / (sigma / alpha)`, between two repetitions.
@@ -27,36 +31,28 @@ def recur(sampler: Sampler, times: int, low: ArrayLike = 0.0, high: ArrayLike = 
     sigma' = 0 is taken once.
 
     Args:
-      sampler: whose steps are repeated; one that keeps no memory.
-      times: how often a step is taken, at least 1, which changes nothing.
-      low: of `sigma / alpha` at the step's beginning, `()`, excluded.
-      high: likewise, included.
+      sampler: Whose steps are repeated; one that keeps no memory.
+      times: How often a step is taken; 1 changes nothing.
+      low: The least `sigma / alpha` at the step's beginning, `()`, excluded.
+      high: The largest, likewise, included.
 
     Raises:
-      ValueError: if times is below 1, or the sampler keeps a memory.
+      ValueError: If times is below 1, low is not below high, or the sampler keeps a memory.
 
     Example:
-      >>> denoise = denoiser(lambda x, t, cond: 0 * x + 3, predicts="x0")
-      >>> path = levels(schedules.cosine(), 2, spacings.trailing())
-      >>> keys = jax.random.split(jax.random.key(0), 1)
-      >>> print(sample(keys, branches(denoise, cond=None), chain(), recur(ddim(), 3), path, (2,)))
+      >>> one = gj.branches(gj.denoiser(lambda x, t, cond: 0 * x + 3, predicts="x0"), cond=None)
+      >>> path, keys = gj.levels(gj.schedules.cosine(), 2, gj.spacings.trailing()), jax.random.split(jax.random.key(0), 1)
+      >>> print(gj.sample(keys, one, gj.chain(), gj.recur(gj.ddim(), 3), path, (2,)))
       [[3. 3.]]
 
     Reference: Lugmayr et al. 2022, arXiv:2201.09865, algorithm 1; Bansal et al. 2023, arXiv:2302.07121.
     """
-    check_sampler(sampler, "recur's sampler")
-    check_count(times, "recur's times")
-    check_scalar(low, "recur's low", -np.inf, np.inf)
-    check_scalar(high, "recur's high", -np.inf, np.inf)
-    check_order(low, high, "recur")
+    if times == 1:
+        return sampler
 
     def init(x: Array) -> Any:
         memory = sampler.init(x)
-        if times > 1 and jax.tree.leaves(memory):
-            raise ValueError(
-                "recur repeats a step, and this sampler remembers the step before, which a repetition is not; recur samplers "
-                "that keep no memory: ddim(), ddpm(), heun()."
-            )
+        check_forgetful(memory)
         return memory
 
     def step(denoise: GuidedDenoiser, state: State, level: NoiseLevel, next: NoiseLevel, keys: Array) -> State:
@@ -73,12 +69,13 @@ def recur(sampler: Sampler, times: int, low: ArrayLike = 0.0, high: ArrayLike = 
             return jax.lax.fori_loop(1, times, again, state)
 
         first = sampler.step(denoise, state, level, next, keys)
-        return jax.lax.cond(inside, repeat, lambda state: state, first) if times > 1 else first
+        return jax.lax.cond(inside, repeat, lambda state: state, first)
 
     return Sampler(init, step, schedule=sampler.schedule)
 
 
-def inpaint(sampler: Sampler, known: ArrayLike, mask: ArrayLike) -> Sampler:
+@part(also(check_known))
+def inpaint(sampler: Sampler, known: Data, mask: Mask) -> Sampler:
     """Inpainting by replacement: before and after every step, the known part of x is the known data, noised to the level.
 
     `x' <- m (alpha' known + sigma' z) + (1 - m) x'`, z fresh noise at both ends of each step; at sigma' = 0 known itself.
@@ -89,44 +86,31 @@ def inpaint(sampler: Sampler, known: ArrayLike, mask: ArrayLike) -> Sampler:
     small variance is right for data of no spread, and 1.00 by `ddpm("large")`.
 
     Args:
-      sampler: whose steps are so framed.
-      known: the data, `[B, ...]` or broadcastable to that; what the mask leaves out is never read and may be NaN.
+      sampler: Whose steps are framed so.
+      known: The data, `[B, ...]` or broadcastable to that; what the mask leaves out is never read and may be NaN.
       mask: `[B, ...]` or broadcastable to that: 1 or True where the data are known, 0 where they are not. A fraction blends
         the two, for soft edges; its noise is then too small.
 
     Raises:
-      ValueError: if known or mask do not broadcast to x, or a mask's value is outside [0, 1].
-      TypeError: if known is an array that is not floating.
+      ValueError: If known or mask do not broadcast to x, or a mask's value is outside [0, 1].
+      TypeError: If known is an array that is not floating.
 
     Example:
-      >>> denoise = denoiser(lambda x, t, cond: 0 * x + 3, predicts="x0")
-      >>> path = levels(schedules.cosine(), 2, spacings.trailing())
-      >>> keys = jax.random.split(jax.random.key(0), 1)
-      >>> half = inpaint(ddpm(), known=jnp.array([1.0, jnp.nan]), mask=jnp.array([1, 0]))
-      >>> print(sample(keys, branches(denoise, cond=None), chain(), half, path, (2,)))
+      >>> one = gj.branches(gj.denoiser(lambda x, t, cond: 0 * x + 3, predicts="x0"), cond=None)
+      >>> path, keys = gj.levels(gj.schedules.cosine(), 2, gj.spacings.trailing()), jax.random.split(jax.random.key(0), 1)
+      >>> half = gj.inpaint(gj.ddpm(), known=jnp.array([1.0, jnp.nan]), mask=jnp.array([1, 0]))
+      >>> print(gj.sample(keys, one, gj.chain(), half, path, (2,)))
       [[1. 3.]]
 
     Reference: Lugmayr et al. 2022, arXiv:2201.09865, equation 8 and algorithm 1.
     """
-    check_sampler(sampler, "inpaint's sampler")
-    check_numbers(known, "inpaint's known")
-    if hasattr(known, "dtype") and not jnp.issubdtype(known.dtype, jnp.floating):  # pyright: ignore[reportAttributeAccessIssue]
-        raise TypeError(f"inpaint's known has {told(known)}, but must be floating; scale images to [-1, 1] first.")
-    check_numbers(mask, "inpaint's mask")
-    if concrete(mask):
-        values = np.asarray(mask).astype(np.float64)
-        outside = values[~((values >= 0) & (values <= 1))]
-        if outside.size:
-            raise ValueError(f"inpaint's mask must be in [0, 1], 1 where the data are known, and has a value {outside[0]}.")
-    if bad := _unknown(known, mask):
-        raise ValueError(f"inpaint's known must be finite where the mask has it, got NaN or infinite values in {bad} places.")
 
     def replaced(state: State, level: NoiseLevel, keys: Array) -> State:
         x = state.x
-        share, data = (_shaped(value, x, name) for value, name in ((mask, "mask"), (known, "known")))
-        data = jnp.where(share > 0, data, 0)
-        insist(lambda: all_finite(data), "inpaint's known has NaN or infinite values where the mask has it.")
-        noisy = level.alpha * data + level.sigma * normal(keys, x)
+        data, share = (jnp.asarray(value).astype(x.dtype) for value in (known, mask))
+        check_framed(data, share, x)
+        data, share = jnp.broadcast_to(data, x.shape), jnp.broadcast_to(share, x.shape)
+        noisy = level.alpha * jnp.where(share > 0, data, 0) + level.sigma * normal(keys, x)
         return state._replace(x=share * noisy + (1 - share) * x)
 
     def step(denoise: GuidedDenoiser, state: State, level: NoiseLevel, next: NoiseLevel, keys: Array) -> State:
@@ -136,52 +120,70 @@ def inpaint(sampler: Sampler, known: ArrayLike, mask: ArrayLike) -> Sampler:
     return Sampler(sampler.init, step, schedule=sampler.schedule)
 
 
-def _unknown(known: ArrayLike, mask: ArrayLike) -> int:
-    """How many values that the mask has are known not to be finite."""
-    if not concrete((known, mask)):
-        return 0
-    with np.errstate(over="ignore"):
-        data, share = (np.asarray(value).astype(np.float32) for value in (known, mask))
-    try:
-        return int((~np.isfinite(data) & (share > 0)).sum())
-    except ValueError:  # Their shapes are told where that of x is known.
-        return 0
-
-
-def _shaped(value: ArrayLike, x: Array, name: str) -> Array:
-    value = jnp.asarray(value).astype(x.dtype)
-    if value.ndim > x.ndim or any(size not in (1, n) for size, n in zip(value.shape[::-1], x.shape[::-1], strict=False)):
-        raise ValueError(f"inpaint's {name} has shape {value.shape}, which does not broadcast to x, {x.shape}.")
-    return jnp.broadcast_to(value, x.shape)
-
-
-def post_step(sampler: Sampler, log_prob: scores.LogProb, scale: ArrayLike) -> Sampler:
+@part()
+def post_step(sampler: Sampler, log_prob: LogProb, scale: PerSample) -> Sampler:
     """Classifier guidance in its post-step form: after each step, x moves up the classifier's gradient there.
 
     `x' <- x' + scale grad log p(y | x')`, at the level where the step ends.
 
     Args:
-      sampler: whose steps are followed.
-      log_prob: `(x, level) -> [B]`: `scores.class_log_prob(classify, labels)`, or any other.
+      sampler: Whose steps are followed.
+      log_prob: `(x, level) -> [B]`: `gj.scores.class_log_prob(classify, labels)`, or any other.
       scale: `()` or `[B]`, in the units of x squared; 0 changes nothing.
 
     Raises:
-      ValueError: if scale is neither `()` nor `[B]`, or log_prob does not give `[B]`.
+      ValueError: If scale is neither `()` nor `[B]`, or log_prob does not return `[B]`.
 
     Example:
+      >>> one = gj.branches(gj.denoiser(lambda x, t, cond: 0 * x + 3, predicts="x0"), cond=None)
+      >>> path, keys = gj.levels(gj.schedules.cosine(), 2, gj.spacings.trailing()), jax.random.split(jax.random.key(0), 1)
       >>> log_prob = lambda x, level: -0.5 * ((x - 1) ** 2).sum(1)
-      >>> denoise = denoiser(lambda x, t, cond: 0 * x + 3, predicts="x0")
-      >>> path = levels(schedules.cosine(), 2, spacings.trailing())
-      >>> keys = jax.random.split(jax.random.key(0), 1)
-      >>> print(sample(keys, branches(denoise, cond=None), chain(), post_step(ddim(), log_prob, 0.5), path, (2,)))
+      >>> print(gj.sample(keys, one, gj.chain(), gj.post_step(gj.ddim(), log_prob, 0.5), path, (2,)))
       [[2. 2.]]
     """
-    check_sampler(sampler, "post_step's sampler")
-    check_callable(log_prob, "log_prob", scores.NOISY)
 
     def step(denoise: GuidedDenoiser, state: State, level: NoiseLevel, next: NoiseLevel, keys: Array) -> State:
         state = sampler.step(denoise, state, level, next, keys)
         gradient = scores.classifier_score(log_prob, state.x, next).astype(state.x.dtype)
-        return state._replace(x=state.x + per_sample(scale, state.x, "post_step's scale") * gradient)
+        return state._replace(x=state.x + expand(jnp.asarray(scale, state.x.dtype), state.x) * gradient)
 
     return Sampler(sampler.init, step, schedule=sampler.schedule)
+
+
+@part()
+def projected(sampler: Sampler, project: Project) -> Sampler:
+    """A sampler whose samples stay in a subspace, such as point clouds with zero centre of mass.
+
+    `x <- project(x)` before and after each step.
+
+    So the noise at the start and the noise of each step lie in the subspace too, where they are standard normal if the
+    projection is orthogonal. A network that maps the subspace to itself keeps the evaluations within a step there.
+
+    Args:
+      sampler: Whose steps are projected.
+      project: `x [B, ...] -> x [B, ...]`, each sample by itself; a second projection changes nothing.
+
+    Raises:
+      TypeError: If project is not a function of x, or returns another dtype.
+      ValueError: If project returns another shape.
+
+    Example:
+      >>> centred = lambda x: x - x.mean(1, keepdims=True)  # of points, [B, N, 3]
+      >>> one = gj.branches(gj.denoiser(lambda x, t, cond: 0 * x + 3, predicts="x0"), cond=None)
+      >>> path, keys = gj.levels(gj.schedules.cosine(), 2, gj.spacings.trailing()), jax.random.split(jax.random.key(0), 1)
+      >>> print(gj.sample(keys, one, gj.chain(), gj.projected(gj.ddpm(), centred), path, (4, 3)).mean(1))
+      [[0. 0. 0.]]
+
+    Reference: zero centre of mass, Hoogeboom et al. 2022, arXiv:2203.17003, section 3.1.
+    """
+
+    def moved(state: State) -> State:
+        with noting("project", x=state.x):
+            x = project(state.x)
+        check_projected(x, state.x)
+        return state._replace(x=x)
+
+    def step(denoise: GuidedDenoiser, state: State, level: NoiseLevel, next: NoiseLevel, keys: Array) -> State:
+        return moved(sampler.step(denoise, moved(state), level, next, keys))
+
+    return Sampler(sampler.init, step, schedule=sampler.schedule, reversible=sampler.reversible)

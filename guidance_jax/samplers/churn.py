@@ -1,55 +1,72 @@
 """EDM's stochastic churn: before a step, x is raised to more noise."""
 
-import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import ArrayLike
 
 from guidance_jax.arrays import divide, sqrt
 from guidance_jax.base import GuidedDenoiser, NoiseLevel, Sampler, Schedule, State
-from guidance_jax.checks.old import check_scalar, check_schedule
+from guidance_jax.checks.door import part, rule
+from guidance_jax.checks.kinds import AtLeastZero, NonNegative, Ratio
 from guidance_jax.noise import normal
 from guidance_jax.samplers.gaussian import is_zero
 
 
-def churned(
-    sampler: Sampler, schedule: Schedule | None, churn: ArrayLike, low: ArrayLike, high: ArrayLike, noise_scale: ArrayLike
+@part(rule("low must be at most high", lambda low, high: low <= high))
+def churn(
+    sampler: Sampler,
+    schedule: Schedule,
+    amount: NonNegative,
+    low: Ratio = 0.0,
+    high: Ratio = jnp.inf,
+    *,
+    noise_scale: AtLeastZero = 1.0,
 ) -> Sampler:
-    """A sampler whose every step begins from more noise, `r^ = (1 + churn) r`, r = sigma / alpha in `[low, high]`.
+    """Churn: every step begins from more noise, `r^ = (1 + amount) r`, where r = sigma / alpha is in `[low, high]`.
 
-    `x^ = alpha^ (x / alpha + noise_scale sqrt(r^^2 - r^2) z)`; the level of r^, with the t that the network is told there, is
-    `schedule.at(r^)`: no higher than the schedule goes. Nothing is raised at alpha = 0.
+    `x^ = alpha^ (x / alpha + noise_scale sqrt(r^^2 - r^2) z)`, z fresh noise, at the level `schedule.at(r^)`.
+
+    A sampler does not know the number of its steps, so `amount` is that of one step: EDM's gamma, which is
+    `min(S_churn / steps, sqrt(2) - 1)` for their S_churn. x is raised no higher than the schedule goes, and not at alpha = 0.
+    `churn(heun(), schedule, ...)` is EDM's stochastic sampler.
+
+    Args:
+      sampler: Whose steps begin there: `heun()`, `euler()`.
+      schedule: The noise schedule of the run's levels, which knows those in between.
+      amount: The share by which `sigma / alpha` is raised before each step, `()`. With a plain 0 this is the sampler itself.
+      low: The smallest `sigma / alpha` at which to churn, `()`, included (S_min).
+      high: The largest, likewise (S_max).
+      noise_scale: The deviation of z, `()` (S_noise).
 
     Raises:
-      ValueError: if there is churn and no schedule, or a number is negative or no scalar.
+      TypeError: If there is no sampler or no schedule.
+      ValueError: If a number is negative or not a scalar.
+
+    Example:
+      >>> denoise = gj.denoiser(lambda x, t, cond: 0 * x + 3, predicts="x0")
+      >>> path, keys = gj.levels(gj.schedules.edm(), 2, gj.spacings.karras()), jax.random.split(jax.random.key(0), 1)
+      >>> sampler = gj.churn(gj.heun(), gj.schedules.edm(), 0.2)
+      >>> print(gj.sample(keys, gj.branches(denoise, cond=None), gj.chain(), sampler, path, (2,)))
+      [[3. 3.]]
+
+    Reference: Karras et al. 2022, arXiv:2206.00364, algorithm 2.
     """
-    for value, name in ((churn, "churn"), (noise_scale, "noise_scale")):
-        check_scalar(value, name)
-    for value, name in ((low, "low"), (high, "high")):
-        check_scalar(value, name, most=jnp.inf)
-    if schedule is not None:
-        check_schedule(schedule)
-    if is_zero(churn):
+    if is_zero(amount):
         return sampler
-    if schedule is None:
-        raise ValueError(
-            f"churn={churn} raises x to levels of its own, which only the schedule knows: heun(schedule, churn=0.2)."
-        )
 
     def raised(level: NoiseLevel) -> tuple[NoiseLevel, Array]:
         """The level to begin from, and whether it is another."""
-        finite, dtype = level.alpha > 0, level.sigma.dtype
-        inside = finite & (level.ratio >= jnp.asarray(low, dtype)) & (level.ratio <= jnp.asarray(high, dtype))
-        above = schedule.at(jnp.where(finite, level.ratio, 1) * (1 + jnp.asarray(churn, dtype)))
-        above = jax.tree.map(lambda field: field.astype(dtype), above)
-        up = inside & (above.ratio > level.ratio)
-        return jax.tree.map(lambda new, old: jnp.where(up, new, old), above, level), up
+        noisy, dtype = level.alpha > 0, level.sigma.dtype
+        inside = noisy & (level.ratio >= jnp.asarray(low, dtype)) & (level.ratio <= jnp.asarray(high, dtype))
+        above = schedule.at(jnp.where(noisy, level.ratio, 1) * (1 + jnp.asarray(amount, dtype)))
+        fields = {name: field.astype(dtype) for name, field in vars(above).items()}
+        up = inside & (NoiseLevel(**fields).ratio > level.ratio)
+        return NoiseLevel(**{name: jnp.where(up, fields[name], field) for name, field in vars(level).items()}), up
 
     def step(denoise: GuidedDenoiser, state: State, level: NoiseLevel, next: NoiseLevel, keys: Array) -> State:
         start, up = raised(level)
-        scale = jnp.where(up, divide(start.alpha, level.alpha), 1)
+        grown = jnp.where(up, divide(start.alpha, level.alpha), 1)
         fresh = jnp.where(up, sqrt(1 - (divide(level.sigma * start.alpha, start.sigma * level.alpha)) ** 2), 0)
         noise = jnp.asarray(noise_scale, state.x.dtype) * start.sigma * fresh * normal(keys, state.x)
-        return sampler.step(denoise, state._replace(x=scale * state.x + noise), start, next, keys)
+        return sampler.step(denoise, state._replace(x=grown * state.x + noise), start, next, keys)
 
     return Sampler(sampler.init, step, schedule=schedule)

@@ -2,16 +2,17 @@
 
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import ArrayLike
 
 from guidance_jax.arrays import sqrt
 from guidance_jax.base import NoiseLevel, Prediction, Sampler, Scalar
-from guidance_jax.checks.old import check_scalar
+from guidance_jax.checks.door import part
+from guidance_jax.checks.kinds import Fraction
 from guidance_jax.noise import contraction
-from guidance_jax.samplers.gaussian import gaussian, is_zero
+from guidance_jax.samplers.gaussian import from_kernel, is_zero
 
 
-def ddim(eta: ArrayLike = 0.0) -> Sampler:
+@part()
+def ddim(eta: Fraction = 0.0) -> Sampler:
     """DDIM: the first-order solver of the probability-flow ODE at eta = 0, ancestral sampling at eta = 1.
 
     `x' = alpha' x0 + sqrt(sigma'^2 - s^2) eps + s z`, `s = eta sigma' sqrt(1 - q^2)`, with z fresh noise and
@@ -20,21 +21,19 @@ def ddim(eta: ArrayLike = 0.0) -> Sampler:
     One evaluation a step; order 1.
 
     Args:
-      eta: the share of fresh noise, `()`, in [0, 1]. A plain 0 draws none.
+      eta: The share of fresh noise, `()`. A plain 0 draws none.
 
     Raises:
-      ValueError: if eta is outside [0, 1] or no scalar.
+      ValueError: If eta is outside [0, 1] or not a scalar.
 
     Example:
-      >>> denoise = denoiser(lambda x, t, cond: 0 * x + 3, predicts="x0")
-      >>> path = levels(schedules.cosine(), 2, spacings.trailing())
-      >>> keys = jax.random.split(jax.random.key(0), 1)
-      >>> print(sample(keys, branches(denoise, cond=None), chain(), ddim(), path, (2,)))
+      >>> denoise = gj.denoiser(lambda x, t, cond: 0 * x + 3, predicts="x0")
+      >>> path, keys = gj.levels(gj.schedules.cosine(), 2, gj.spacings.trailing()), jax.random.split(jax.random.key(0), 1)
+      >>> print(gj.sample(keys, gj.branches(denoise, cond=None), gj.chain(), gj.ddim(), path, (2,)))
       [[3. 3.]]
 
     Reference: Song et al. 2021, arXiv:2010.02502, equations 12 and 16.
     """
-    check_scalar(eta, "ddim's eta", most=1.0)
     deterministic = is_zero(eta)
 
     def kernel(prediction: Prediction, level: NoiseLevel, next: NoiseLevel) -> tuple[Array, Scalar]:
@@ -44,4 +43,4 @@ def ddim(eta: ArrayLike = 0.0) -> Sampler:
         mean = next.alpha * prediction.x0 + next.sigma * sqrt(1 - fresh**2) * prediction.eps
         return mean, next.sigma * fresh
 
-    return gaussian(kernel, reversible=deterministic)
+    return from_kernel(kernel, deterministic)

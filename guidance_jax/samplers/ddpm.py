@@ -1,14 +1,19 @@
 """Ancestral sampling of denoising diffusion probabilistic models."""
 
+from typing import Annotated
+
 import jax.numpy as jnp
 from jax import Array
 
 from guidance_jax.base import NoiseLevel, Prediction, Sampler
+from guidance_jax.checks.door import part
+from guidance_jax.checks.kinds import choice
 from guidance_jax.noise import ancestral, contraction
-from guidance_jax.samplers.gaussian import gaussian
+from guidance_jax.samplers.gaussian import from_kernel
 
 
-def ddpm(variance: str = "small") -> Sampler:
+@part()
+def ddpm(variance: Annotated[str, choice("small", "large", "learned")] = "small") -> Sampler:
     """DDPM: a draw from the reverse step's Gaussian, with one of the paper's two variances or the network's own.
 
     `x' = alpha' x0 + q sigma' eps + s z`, `q = (sigma' / alpha') / (sigma / alpha)`, the mean of p(x' | x, x0), and
@@ -19,28 +24,25 @@ def ddpm(variance: str = "small") -> Sampler:
     One evaluation a step. No noise is added on the way to sigma' = 0.
 
     Args:
-      variance: "small", right for data of no spread; "large", right for data of unit variance; "learned", of networks that
-        predict it.
+      variance: "small" is right for data of no spread; "large" is right for data of unit variance; "learned" is
+        for networks that predict it.
 
     Raises:
-      ValueError: if variance is none of these, or is learned and the network predicts none.
+      ValueError: If variance is none of these, or is "learned" and the network predicts none.
 
     Example:
-      >>> denoise = denoiser(lambda x, t, cond: 0 * x + 3, predicts="x0")
-      >>> path = levels(schedules.cosine(), 2, spacings.trailing())
-      >>> keys = jax.random.split(jax.random.key(0), 1)
-      >>> print(sample(keys, branches(denoise, cond=None), chain(), ddpm(), path, (2,)))
+      >>> denoise = gj.denoiser(lambda x, t, cond: 0 * x + 3, predicts="x0")
+      >>> path, keys = gj.levels(gj.schedules.cosine(), 2, gj.spacings.trailing()), jax.random.split(jax.random.key(0), 1)
+      >>> print(gj.sample(keys, gj.branches(denoise, cond=None), gj.chain(), gj.ddpm(), path, (2,)))
       [[3. 3.]]
 
     Reference: Ho et al. 2020, arXiv:2006.11239, equations 6 and 7, section 3.2; learned, Nichol & Dhariwal 2021,
     arXiv:2102.09672, equation 15.
     """
-    if variance not in ("small", "large", "learned"):
-        raise ValueError(f'variance={variance!r} is unknown; ddpm has "small", "large" and "learned".')
 
     def kernel(prediction: Prediction, level: NoiseLevel, next: NoiseLevel) -> tuple[Array, Array]:
         q = contraction(level, next)
         mean = next.alpha * prediction.x0 + q * next.sigma * prediction.eps
         return mean, ancestral(variance, prediction.variance, level, next) * jnp.sqrt(1 - q**2)
 
-    return gaussian(kernel)
+    return from_kernel(kernel)

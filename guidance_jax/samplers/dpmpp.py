@@ -3,16 +3,17 @@
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import ArrayLike
 
 from guidance_jax.arrays import sqrt
 from guidance_jax.base import GuidedDenoiser, NoiseLevel, Sampler, Schedule, State
-from guidance_jax.checks.old import check_scalar, check_schedule
+from guidance_jax.checks.door import part
+from guidance_jax.checks.kinds import AtLeastZero, NonNegative
 from guidance_jax.noise import contraction, normal
 from guidance_jax.samplers.gaussian import is_zero
 from guidance_jax.samplers.multistep import ages, differences, implied, integrals, length, nothing, remember
 
 
+@part()
 def dpmpp_2m() -> Sampler:
     """DPM-Solver++(2M): the x0-prediction, extrapolated from the last two of them.
 
@@ -22,10 +23,9 @@ def dpmpp_2m() -> Sampler:
     One evaluation a step; order 2.
 
     Example:
-      >>> denoise = denoiser(lambda x, t, cond: 0 * x + 3, predicts="x0")
-      >>> path = levels(schedules.cosine(), 2, spacings.trailing())
-      >>> keys = jax.random.split(jax.random.key(0), 1)
-      >>> print(sample(keys, branches(denoise, cond=None), chain(), dpmpp_2m(), path, (2,)))
+      >>> denoise = gj.denoiser(lambda x, t, cond: 0 * x + 3, predicts="x0")
+      >>> path, keys = gj.levels(gj.schedules.cosine(), 2, gj.spacings.trailing()), jax.random.split(jax.random.key(0), 1)
+      >>> print(gj.sample(keys, gj.branches(denoise, cond=None), gj.chain(), gj.dpmpp_2m(), path, (2,)))
       [[3. 3.]]
 
     Reference: Lu et al. 2022, arXiv:2211.01095, algorithm 2.
@@ -43,7 +43,8 @@ def dpmpp_2m() -> Sampler:
     return Sampler(lambda x: nothing(x, 1), step)
 
 
-def dpmpp_3m(*, curvature: ArrayLike = 1.0) -> Sampler:
+@part()
+def dpmpp_3m(*, curvature: AtLeastZero = 1.0) -> Sampler:
     """DPM-Solver++(3M): the x0-prediction, extrapolated from the last three of them by a parabola.
 
     With h the step's length in `log(alpha / sigma)` and u in [0, 1] the way along it, s the slope at u = 0 of the parabola
@@ -58,22 +59,19 @@ def dpmpp_3m(*, curvature: ArrayLike = 1.0) -> Sampler:
     strong guidance, 2M is the steadier.
 
     Args:
-      curvature: the share of the last term, `()`.
+      curvature: The share of the last term, `()`.
 
     Raises:
-      ValueError: if curvature is negative or no scalar.
+      ValueError: If curvature is negative or not a scalar.
 
     Example:
-      >>> denoise = denoiser(lambda x, t, cond: 0 * x + 3, predicts="x0")
-      >>> path = levels(schedules.cosine(), 2, spacings.trailing())
-      >>> keys = jax.random.split(jax.random.key(0), 1)
-      >>> print(sample(keys, branches(denoise, cond=None), chain(), dpmpp_3m(), path, (2,)))
+      >>> denoise = gj.denoiser(lambda x, t, cond: 0 * x + 3, predicts="x0")
+      >>> path, keys = gj.levels(gj.schedules.cosine(), 2, gj.spacings.trailing()), jax.random.split(jax.random.key(0), 1)
+      >>> print(gj.sample(keys, gj.branches(denoise, cond=None), gj.chain(), gj.dpmpp_3m(), path, (2,)))
       [[3. 3.]]
 
     Reference: Lu et al. 2022, arXiv:2211.01095, section 4 and appendix.
     """
-    check_scalar(curvature, "dpmpp_3m's curvature")
-
     def step(denoise: GuidedDenoiser, state: State, level: NoiseLevel, next: NoiseLevel, keys: Array) -> State:
         x, past = state.x, state.memory
         prediction, state = denoise(state, level)
@@ -88,7 +86,8 @@ def dpmpp_3m(*, curvature: ArrayLike = 1.0) -> Sampler:
     return Sampler(lambda x: nothing(x, 2), step)
 
 
-def dpmpp_2s(schedule: Schedule, *, eta: ArrayLike = 0.0, noise_scale: ArrayLike = 1.0) -> Sampler:
+@part()
+def dpmpp_2s(schedule: Schedule, *, eta: NonNegative = 0.0, noise_scale: AtLeastZero = 1.0) -> Sampler:
     """DPM-Solver++(2S): a step by the x0-prediction halfway in `log(alpha / sigma)`; with eta its ancestral form.
 
     With `q = (sigma' / alpha') / (sigma / alpha)`, `s = eta sigma' sqrt(1 - q^2)` of the noise at the end fresh, and
@@ -100,25 +99,21 @@ def dpmpp_2s(schedule: Schedule, *, eta: ArrayLike = 0.0, noise_scale: ArrayLike
     Two evaluations a step, one in a step of infinite length; order 2 at eta = 0.
 
     Args:
-      schedule: the noise schedule of the run's levels, which knows those halfway.
-      eta: the share of fresh noise, `()`, that of `ddim`; a plain 0 draws none.
-      noise_scale: the deviation of z, `()`.
+      schedule: The noise schedule of the run's levels, which knows those halfway.
+      eta: The share of fresh noise, `()`, that of `ddim`; a plain 0 draws none.
+      noise_scale: The deviation of z, `()`.
 
     Raises:
-      ValueError: if a number is negative or no scalar.
+      ValueError: If a number is negative or not a scalar.
 
     Example:
-      >>> denoise = denoiser(lambda x, t, cond: 0 * x + 3, predicts="x0")
-      >>> path = levels(schedules.cosine(), 2, spacings.trailing())
-      >>> keys = jax.random.split(jax.random.key(0), 1)
-      >>> print(sample(keys, branches(denoise, cond=None), chain(), dpmpp_2s(schedules.cosine()), path, (2,)))
+      >>> denoise = gj.denoiser(lambda x, t, cond: 0 * x + 3, predicts="x0")
+      >>> path, keys = gj.levels(gj.schedules.cosine(), 2, gj.spacings.trailing()), jax.random.split(jax.random.key(0), 1)
+      >>> print(gj.sample(keys, gj.branches(denoise, cond=None), gj.chain(), gj.dpmpp_2s(gj.schedules.cosine()), path, (2,)))
       [[3. 3.]]
 
     Reference: Lu et al. 2022, arXiv:2211.01095, algorithm 1; ancestral as in the k-diffusion library.
     """
-    check_schedule(schedule)
-    check_scalar(eta, "dpmpp_2s's eta")
-    check_scalar(noise_scale, "dpmpp_2s's noise_scale")
     deterministic = is_zero(eta)
 
     def step(denoise: GuidedDenoiser, state: State, level: NoiseLevel, next: NoiseLevel, keys: Array) -> State:
@@ -127,7 +122,7 @@ def dpmpp_2s(schedule: Schedule, *, eta: ArrayLike = 0.0, noise_scale: ArrayLike
         kept = sqrt(1 - fresh**2)
         short = q * kept > 0
         half = schedule.at(jnp.where(short, level.ratio, 1) * jnp.sqrt(jnp.where(short, q * kept, 1)))
-        half = jax.tree.map(lambda field: field.astype(dtype), half)
+        half = NoiseLevel(*(field.astype(dtype) for field in vars(half).values()))
         first, state = denoise(state, level)
         ddim = next.alpha * first.x0 + next.sigma * kept * first.eps
 

@@ -2,17 +2,18 @@
 
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import ArrayLike
 
 from guidance_jax.arrays import sqrt
 from guidance_jax.base import GuidedDenoiser, NoiseLevel, Sampler, State
-from guidance_jax.checks.old import check_scalar
+from guidance_jax.checks.door import part
+from guidance_jax.checks.kinds import AtLeastZero, NonNegative
 from guidance_jax.noise import contraction, normal
 from guidance_jax.samplers.gaussian import is_zero
 from guidance_jax.samplers.multistep import differences, finite, implied, length, nothing, remember
 
 
-def dpmpp_sde(eta: ArrayLike = 1.0, *, noise_scale: ArrayLike = 1.0) -> Sampler:
+@part()
+def dpmpp_sde(eta: NonNegative = 1.0, *, noise_scale: AtLeastZero = 1.0) -> Sampler:
     """SDE-DPM-Solver++(2M): 2M on the reverse SDE, whose noise within a step is drawn at once.
 
     With q, h and h_last of 2M, `D = x0 + h / (2 h_last) (x0 - x0_last)` and
@@ -26,23 +27,20 @@ def dpmpp_sde(eta: ArrayLike = 1.0, *, noise_scale: ArrayLike = 1.0) -> Sampler:
     One evaluation a step; order 2 at eta = 0, which is `dpmpp_2m()`.
 
     Args:
-      eta: the share of the SDE, `()`: 0 the ODE, 1 the reverse SDE, not the eta of `ddim` in between. A plain 0 draws nothing.
-      noise_scale: the deviation of z, `()`.
+      eta: The share of the SDE, `()`: 0 the ODE, 1 the reverse SDE, not the eta of `ddim` in between. A plain 0 draws nothing.
+      noise_scale: The deviation of z, `()`.
 
     Raises:
-      ValueError: if a number is negative or no scalar.
+      ValueError: If a number is negative or not a scalar.
 
     Example:
-      >>> denoise = denoiser(lambda x, t, cond: 0 * x + 3, predicts="x0")
-      >>> path = levels(schedules.cosine(), 2, spacings.trailing())
-      >>> keys = jax.random.split(jax.random.key(0), 1)
-      >>> print(sample(keys, branches(denoise, cond=None), chain(), dpmpp_sde(), path, (2,)))
+      >>> denoise = gj.denoiser(lambda x, t, cond: 0 * x + 3, predicts="x0")
+      >>> path, keys = gj.levels(gj.schedules.cosine(), 2, gj.spacings.trailing()), jax.random.split(jax.random.key(0), 1)
+      >>> print(gj.sample(keys, gj.branches(denoise, cond=None), gj.chain(), gj.dpmpp_sde(), path, (2,)))
       [[3. 3.]]
 
     Reference: Lu et al. 2022, arXiv:2211.01095, section 5; eta as in the k-diffusion library.
     """
-    check_scalar(eta, "dpmpp_sde's eta")
-    check_scalar(noise_scale, "dpmpp_sde's noise_scale")
     deterministic = is_zero(eta)
 
     def kept_and_fresh(h: Array) -> tuple[Array, Array]:

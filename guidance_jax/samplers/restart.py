@@ -1,18 +1,21 @@
 """Multistep samplers that begin anew where what they extrapolate jumps."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import ArrayLike
 
-from guidance_jax.checks.old import check_range
 from guidance_jax.base import GuidedDenoiser, NoiseLevel, Sampler, State
-from guidance_jax.checks.old import check_sampler
+from guidance_jax.checks.door import also, part
+from guidance_jax.checks.numbers import number
+from guidance_jax.checks.steps import check_some_ratio
 
 
-def restart(sampler: Sampler, *ratios: ArrayLike) -> Sampler:
+@part(also(check_some_ratio))
+def restart(sampler: Sampler, *ratios: Annotated[ArrayLike, number("a noise level", 0, np.inf)]) -> Sampler:
     """A sampler that forgets its past steps where the run passes given noise levels, and so falls to first order there.
 
     `memory <- init(x)` in the first step with `sigma / alpha <= ratio`, for each ratio.
@@ -21,29 +24,20 @@ def restart(sampler: Sampler, *ratios: ArrayLike) -> Sampler:
     high)`. The memory is made anew in the first step that begins at or below a ratio.
 
     Args:
-      sampler: a multistep sampler.
-      *ratios: `sigma / alpha` where to forget, `()` each.
+      sampler: A multistep sampler.
+      *ratios: The `sigma / alpha` at which it forgets, `()` each.
 
     Raises:
-      ValueError: if there is no ratio, or one is no scalar.
+      ValueError: If there is no ratio, or one is not a scalar.
 
     Example:
-      >>> denoise = denoiser(lambda x, t, cond: x / 2, predicts="x0")
-      >>> path = levels(schedules.edm(), 8, spacings.karras())
-      >>> keys = jax.random.split(jax.random.key(0), 1)
-      >>> always = samplers.restart(dpmpp_2m(), *path.ratio)
-      >>> a, b = (sample(keys, branches(denoise, cond=None), chain(), s, path, (2,)) for s in (always, ddim()))
+      >>> one = gj.branches(gj.denoiser(lambda x, t, cond: x / 2, predicts="x0"), cond=None)
+      >>> path, keys = gj.levels(gj.schedules.edm(), 8, gj.spacings.karras()), jax.random.split(jax.random.key(0), 1)
+      >>> always = gj.restart(gj.dpmpp_2m(), *path.ratio)
+      >>> a, b = (gj.sample(keys, one, gj.chain(), sampler, path, (2,)) for sampler in (always, gj.ddim()))
       >>> print(jnp.allclose(a, b))
       True
     """
-    check_sampler(sampler, "restart's sampler")
-    for ratio in ratios:
-        check_range(ratio, "restart's ratio", 0, jnp.inf)
-    if not ratios or any(jnp.shape(ratio) != () for ratio in ratios):
-        raise ValueError(
-            f"restart needs the noise levels, scalars in sigma / alpha, got shapes {[jnp.shape(r) for r in ratios]}."
-        )
-
     def init(x: Array) -> tuple[Any, Array]:
         return sampler.init(x), jnp.full((), jnp.inf, x.dtype)
 

@@ -3,15 +3,16 @@
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import ArrayLike
 
 from guidance_jax.arrays import sqrt
 from guidance_jax.base import GuidedDenoiser, NoiseLevel, Sampler, State
-from guidance_jax.checks.old import check_scalar
+from guidance_jax.checks.door import part
+from guidance_jax.checks.kinds import AtLeastZero
 from guidance_jax.noise import contraction, normal
 
 
-def heun_sde(eta: ArrayLike = 1.0) -> Sampler:
+@part()
+def heun_sde(eta: AtLeastZero = 1.0) -> Sampler:
     """Heun's method on the reverse SDE, with the same noise in predictor and corrector.
 
     In `y = x / alpha` and `tau = (sigma / alpha)^2` the SDE is `dy = (1 + eta^2) / 2 score |dtau| + eta sqrt|dtau| z`. Where x0
@@ -24,23 +25,20 @@ def heun_sde(eta: ArrayLike = 1.0) -> Sampler:
     variables for the line, tau left the least error of exact Gaussian laws, at every eta.
 
     Args:
-      eta: the amount of fresh noise, `()`, 0 or more: 0 is the probability-flow ODE, 1 the reverse SDE.
+      eta: The amount of fresh noise, `()`, 0 or more: 0 is the probability-flow ODE, 1 the reverse SDE.
 
     Raises:
-      ValueError: if eta is negative or no scalar.
+      ValueError: If eta is negative or not a scalar.
 
     Example:
-      >>> denoise = denoiser(lambda x, t, cond: 0 * x + 3, predicts="x0")
-      >>> path = levels(schedules.cosine(), 2, spacings.trailing())
-      >>> keys = jax.random.split(jax.random.key(0), 1)
-      >>> print(sample(keys, branches(denoise, cond=None), chain(), heun_sde(), path, (2,)))
+      >>> denoise = gj.denoiser(lambda x, t, cond: 0 * x + 3, predicts="x0")
+      >>> path, keys = gj.levels(gj.schedules.cosine(), 2, gj.spacings.trailing()), jax.random.split(jax.random.key(0), 1)
+      >>> print(gj.sample(keys, gj.branches(denoise, cond=None), gj.chain(), gj.heun_sde(), path, (2,)))
       [[3. 3.]]
 
     Reference: the SDE, Song et al. 2021, arXiv:2011.13456; of solvers that hold x0 or take it for a line, Lu et al. 2022,
     arXiv:2211.01095, section 5.
     """
-    check_scalar(eta, "heun_sde's eta")
-
     def step(denoise: GuidedDenoiser, state: State, level: NoiseLevel, next: NoiseLevel, keys: Array) -> State:
         first, state = denoise(state, level)
         square = jnp.asarray(eta, state.x.dtype) ** 2

@@ -1,12 +1,14 @@
 """UniPC."""
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import ArrayLike
 
 from guidance_jax.base import GuidedDenoiser, NoiseLevel, Sampler, State
+from guidance_jax.checks.door import part
+from guidance_jax.checks.numbers import count
 from guidance_jax.samplers.multistep import Past, ages, differences, finite, implied, integrals, length, nothing, remember
 
 
@@ -17,7 +19,10 @@ class Memory(NamedTuple):
     offset: Array
 
 
-def unipc(order: int = 2, *, variant: int = 2) -> Sampler:
+@part()
+def unipc(
+    order: Annotated[int, count(1, "1, 2 or 3", high=3)] = 2, *, variant: Annotated[int, count(1, "1 or 2", high=2)] = 2
+) -> Sampler:
     """UniPC: a multistep predictor, whose end is corrected by the prediction that the next step asks for there anyway.
 
     With h the step's length in `log(alpha / sigma)`, u in [0, 1] the way along it, and P the polynomial through the last
@@ -34,26 +39,20 @@ def unipc(order: int = 2, *, variant: int = 2) -> Sampler:
     order that they have.
 
     Args:
-      order: of the predictor: 1, 2 or 3. In few steps of strong guidance, 2 is steadier than 3.
+      order: Of the predictor: 1, 2 or 3. In few steps of strong guidance, 2 is steadier than 3.
       variant: 1 or 2, the paper's B1 and B2.
 
     Raises:
-      ValueError: if order or variant is none of these.
+      ValueError: If order or variant is none of these.
 
     Example:
-      >>> denoise = denoiser(lambda x, t, cond: 0 * x + 3, predicts="x0")
-      >>> path = levels(schedules.cosine(), 2, spacings.trailing())
-      >>> keys = jax.random.split(jax.random.key(0), 1)
-      >>> print(sample(keys, branches(denoise, cond=None), chain(), unipc(), path, (2,)))
+      >>> denoise = gj.denoiser(lambda x, t, cond: 0 * x + 3, predicts="x0")
+      >>> path, keys = gj.levels(gj.schedules.cosine(), 2, gj.spacings.trailing()), jax.random.split(jax.random.key(0), 1)
+      >>> print(gj.sample(keys, gj.branches(denoise, cond=None), gj.chain(), gj.unipc(), path, (2,)))
       [[3. 3.]]
 
     Reference: Zhao et al. 2023, arXiv:2302.04867, algorithms 1 and 2, on the x0-prediction.
     """
-    if order not in (1, 2, 3):
-        raise ValueError(f"unipc's order must be 1, 2 or 3, got {order}.")
-    if variant not in (1, 2):
-        raise ValueError(f"unipc's variant must be 1 or 2, got {variant}.")
-
     def init(x: Array) -> Memory:
         return Memory(nothing(x, order - 1), jnp.zeros((), x.dtype), jnp.zeros_like(x))
 

@@ -1,36 +1,39 @@
-"""Schedules of a continuous time. They run from a smallest to a largest `sigma / alpha` of about 0.002 to 80, the range of EDM
-(arXiv:2206.00364), unless told otherwise."""
+"""Schedules of a continuous time. Their defaults run from a `sigma / alpha` of about 0.002 to 80, the range of EDM
+(arXiv:2206.00364)."""
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from guidance_jax.arrays import concrete, divide
-from guidance_jax.checks.old import LARGEST
 from guidance_jax.base import NoiseLevel, Scalar, Schedule
-from guidance_jax.checks.old import check_order, check_scalar, check_schedule
+from guidance_jax.checks.door import also, part, rule
+from guidance_jax.checks.kinds import AtLeastZero, Positive, Share
+from guidance_jax.checks.paths import check_continuous
+
+ENDS = rule("t_min must be below t_max", lambda t_min, t_max: t_min < t_max)
 
 
-def cosine(t_min: Scalar = 1e-3, t_max: Scalar = 0.992) -> Schedule:
+@part(ENDS)
+def cosine(t_min: Share = 1e-3, t_max: Share = 0.992) -> Schedule:
     """The variance-preserving cosine schedule.
 
     `alpha = cos(pi t / 2)`, `sigma = sin(pi t / 2)`, t in [0, 1].
 
     Args:
-      t_min: the time of least noise; its `sigma / alpha` is 0.0016.
-      t_max: the time of most noise; its `sigma / alpha` is 79.6.
+      t_min: The time of least noise; `sigma / alpha` is 0.0016 at the default.
+      t_max: The time of most noise; `sigma / alpha` is 79.6 at the default.
 
     Raises:
-      ValueError: if an end is outside [0, 1], or t_min is not below t_max.
+      ValueError: If an end is outside [0, 1], or t_min is not below t_max.
 
     Example:
-      >>> level = schedules.cosine()(0.5)
+      >>> level = gj.schedules.cosine()(0.5)
       >>> print(level.alpha.round(4), level.sigma.round(4))
       0.7071 0.7071
 
     Reference: Salimans & Ho 2022, arXiv:2202.00512.
     """
-    _check_ends("cosine", t_min, t_max, 1)
 
     def alpha_sigma(t: Array) -> tuple[Array, Array]:
         angle = t * (jnp.pi / 2)
@@ -40,30 +43,29 @@ def cosine(t_min: Scalar = 1e-3, t_max: Scalar = 0.992) -> Schedule:
     return Schedule(alpha_sigma, lambda ratio: jnp.arctan(ratio) * (2 / jnp.pi), t_min, t_max)
 
 
-def linear(beta_min: Scalar = 0.1, beta_max: Scalar = 20.0, t_min: Scalar = 1e-5, t_max: Scalar = 1.0) -> Schedule:
+@part(ENDS, rule("beta_min must be below beta_max", lambda beta_min, beta_max: beta_min < beta_max))
+def linear(
+    beta_min: AtLeastZero = 0.1, beta_max: AtLeastZero = 20.0, t_min: AtLeastZero = 1e-5, t_max: AtLeastZero = 1.0
+) -> Schedule:
     """The variance-preserving SDE whose noise rate grows linearly.
 
     `log alpha = -t^2 (beta_max - beta_min) / 4 - t beta_min / 2`, `sigma = sqrt(1 - alpha^2)`, t in [0, 1].
 
     Args:
-      beta_min: the rate at t = 0.
-      beta_max: the rate at t = 1.
-      t_min: the time of least noise.
-      t_max: the time of most noise.
+      beta_min: The rate at t = 0.
+      beta_max: The rate at t = 1.
+      t_min: The time of least noise.
+      t_max: The time of most noise.
 
     Raises:
-      ValueError: if a number is negative, or a least one is not below its largest.
+      ValueError: If a number is negative, or a minimum is not below its maximum.
 
     Example:
-      >>> print(schedules.linear()(1.0).ratio.round(1))
+      >>> print(gj.schedules.linear()(1.0).ratio.round(1))
       152.2
 
     Reference: Song et al. 2021, arXiv:2011.13456, equation 33.
     """
-    _check_ends("linear", t_min, t_max)
-    check_scalar(beta_min, "linear's beta_min")
-    check_scalar(beta_max, "linear's beta_max")
-    check_order(beta_min, beta_max, "linear", "beta_min must be below beta_max")
 
     def alpha_sigma(t: Array) -> tuple[Array, Array]:
         log_alpha = -0.25 * t**2 * (beta_max - beta_min) - 0.5 * t * beta_min
@@ -77,54 +79,52 @@ def linear(beta_min: Scalar = 0.1, beta_max: Scalar = 20.0, t_min: Scalar = 1e-5
     return Schedule(alpha_sigma, inverse, t_min, t_max)
 
 
-def edm(sigma_min: Scalar = 0.002, sigma_max: Scalar = 80.0) -> Schedule:
-    """The variance-exploding process of EDM: `alpha = 1`; the network is told `t = log(sigma) / 4`.
+@part(rule("sigma_min must be below sigma_max", lambda sigma_min, sigma_max: sigma_min < sigma_max))
+def edm(sigma_min: Positive = 0.002, sigma_max: Positive = 80.0) -> Schedule:
+    """The variance-exploding process of EDM: `alpha = 1`; the network receives `t = log(sigma) / 4`.
 
     Args:
-      sigma_min: the smallest noise level before zero.
-      sigma_max: the largest noise level.
+      sigma_min: The smallest noise level before zero.
+      sigma_max: The largest noise level.
 
     Raises:
-      ValueError: if a sigma is not positive, or sigma_min is not below sigma_max.
+      ValueError: If a sigma is not positive, or sigma_min is not below sigma_max.
 
     Example:
-      >>> print(schedules.edm()(0.0).sigma)
+      >>> print(gj.schedules.edm()(0.0).sigma)
       1.0
 
     Reference: Karras et al. 2022, arXiv:2206.00364, table 1.
     """
-    check_scalar(sigma_min, "edm's sigma_min", above=0)
-    check_scalar(sigma_max, "edm's sigma_max", above=0)
-    check_order(sigma_min, sigma_max, "edm", "sigma_min must be below sigma_max")
 
     def time(sigma: Array) -> Array:
         return jnp.log(sigma) / 4
 
-    def end(sigma: Scalar) -> Scalar:
+    def end(sigma: Positive) -> Scalar:
         return float(np.log(np.float64(sigma)) / 4) if concrete(sigma) else time(jnp.asarray(sigma))
 
     return Schedule(lambda t: (jnp.ones_like(t), jnp.exp(4 * t)), time, end(sigma_min), end(sigma_max))
 
 
-def flow(t_min: Scalar = 2e-3, t_max: Scalar = 1.0) -> Schedule:
+@part(ENDS)
+def flow(t_min: Share = 2e-3, t_max: Share = 1.0) -> Schedule:
     """Flow matching, rectified flow: `alpha = 1 - t`, `sigma = t`, t in [0, 1], noise at t = 1.
 
-    At t = 1 alpha is 0 and `sigma / alpha` infinite; spacings in `sigma / alpha` want a `t_max` below 1.
+    At t = 1 alpha is 0 and `sigma / alpha` infinite; spacings in `sigma / alpha` need a `t_max` below 1.
 
     Args:
-      t_min: the time of least noise.
-      t_max: the time of most noise.
+      t_min: The time of least noise.
+      t_max: The time of most noise.
 
     Raises:
-      ValueError: if an end is outside [0, 1], or t_min is not below t_max.
+      ValueError: If an end is outside [0, 1], or t_min is not below t_max.
 
     Example:
-      >>> print(schedules.flow()(0.75).ratio)
+      >>> print(gj.schedules.flow()(0.75).ratio)
       3.0
 
     Reference: Lipman et al. 2023, arXiv:2210.02747.
     """
-    _check_ends("flow", t_min, t_max, 1)
 
     def inverse(ratio: Array) -> Array:
         small = jnp.minimum(ratio, 1)
@@ -133,38 +133,33 @@ def flow(t_min: Scalar = 2e-3, t_max: Scalar = 1.0) -> Schedule:
     return Schedule(lambda t: (1 - t, t), inverse, t_min, t_max)
 
 
-def shift(schedule: Schedule, factor: Scalar) -> Schedule:
+@part(also(check_continuous))
+def shift(schedule: Schedule, factor: Positive) -> Schedule:
     """A schedule moved to more noise, for larger images: every `sigma / alpha` times a factor.
 
     `ratio'(t) = factor ratio(t)`: a log-SNR lower by `2 log(factor)` under any schedule, and under flow matching Stable
     Diffusion 3's `t' = factor t / (1 + (factor - 1) t)`.
 
-    The network is told the time that this level has in the schedule itself, `t'`, as it was trained; `t` is what spacings space
-    and what training draws evenly.
+    The network receives the time that this level has in the schedule itself, `t'`, as in training. Spacings space `t`, and
+    training draws it evenly.
 
     Args:
-      schedule: a continuous one.
-      factor: above 1 for more noise, `()`; the ratio of the images' sides, or 3 for Stable Diffusion 3 at 1024.
+      schedule: A continuous one.
+      factor: Above 1 for more noise, `()`; the ratio of the images' sides, or 3 for Stable Diffusion 3 at 1024.
 
     Raises:
-      ValueError: if the schedule is discrete, or factor is no positive scalar.
+      ValueError: If the schedule is discrete, or factor is not a positive scalar.
 
     Example:
-      >>> level = schedules.shift(schedules.flow(), 3.0)(0.5)
+      >>> level = gj.schedules.shift(gj.schedules.flow(), 3.0)(0.5)
       >>> print(level.t, level.sigma, level.alpha)
       0.75 0.75 0.25
 
     Reference: Hoogeboom et al. 2023, arXiv:2301.11093; Esser et al. 2024, arXiv:2403.03206, equation 23.
     """
-    check_schedule(schedule)
-    if schedule.steps is not None:
-        raise ValueError(
-            f"shift moves a continuous schedule, and this one has {schedule.steps} steps, beyond whose last there is no noise "
-            "level; give discrete(betas) the shifted rates."
-        )
-    check_scalar(factor, "shift's factor", above=0)
 
-    def told(t: Array) -> Array:
+    def trained(t: Array) -> Array:
+        """The time in the schedule itself."""
         ratio = NoiseLevel(t, *schedule.alpha_sigma(t)).ratio
         finite = jnp.isfinite(ratio)
         moved = schedule.inverse(jnp.asarray(factor, t.dtype) * jnp.where(finite, ratio, 1))
@@ -174,13 +169,11 @@ def shift(schedule: Schedule, factor: Scalar) -> Schedule:
     def inverse(ratio: Array) -> Array:
         return schedule.inverse(ratio / jnp.asarray(factor, ratio.dtype))
 
-    also = schedule.network_time or (lambda t: t)
+    network_time = schedule.network_time or (lambda t: t)
     return Schedule(
-        lambda t: schedule.alpha_sigma(told(t)), inverse, schedule.t_min, schedule.t_max, told=lambda t: also(told(t))
+        lambda t: schedule.alpha_sigma(trained(t)),
+        inverse,
+        schedule.t_min,
+        schedule.t_max,
+        network_time=lambda t: network_time(trained(t)),
     )
-
-
-def _check_ends(name: str, t_min: Scalar, t_max: Scalar, most: float | int = LARGEST) -> None:
-    check_scalar(t_min, f"{name}'s t_min", most=most)
-    check_scalar(t_max, f"{name}'s t_max", most=most)
-    check_order(t_min, t_max, name, "t_min must be below t_max")

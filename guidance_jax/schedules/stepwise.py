@@ -1,16 +1,20 @@
 """Discrete schedules: those of networks of the DDPM family, trained at whole steps."""
 
+from typing import cast
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from guidance_jax.base import Schedule
-from guidance_jax.checks.old import check_scalar, check_schedule
-from guidance_jax.checks.old import check_count, check_numbers
+from guidance_jax.checks.door import also, part
+from guidance_jax.checks.kinds import Count, Known, KnownFromZero, Rates
+from guidance_jax.checks.paths import check_discrete
 
 
-def discrete(betas: np.ndarray) -> Schedule:
+@part()
+def discrete(betas: Rates) -> Schedule:
     """A schedule given by the noise rates of its training steps, as networks of the DDPM family were trained.
 
     `alpha(t) = sqrt(prod over s <= t of (1 - beta_s))`, `sigma = sqrt(1 - alpha^2)`, t in 0..steps - 1. Between the
@@ -20,19 +24,15 @@ def discrete(betas: np.ndarray) -> Schedule:
       betas: `[steps]`, each in (0, 1).
 
     Raises:
-      ValueError: if betas is not one-dimensional or a rate is outside (0, 1).
+      ValueError: If betas is not one-dimensional or a rate is outside (0, 1).
 
     Example:
-      >>> schedules.discrete(np.linspace(1e-4, 0.02, 1000)).steps
+      >>> gj.schedules.discrete(np.linspace(1e-4, 0.02, 1000)).steps
       1000
 
     Reference: Ho et al. 2020, arXiv:2006.11239.
     """
-    check_numbers(list(betas) if type(betas) is tuple else betas, "betas")
-    betas = np.asarray(betas, np.float64)
-    if betas.ndim != 1 or not betas.size or not ((betas > 0) & (betas < 1)).all():
-        raise ValueError(f"betas must be one-dimensional with every rate in (0, 1), got shape {betas.shape}: {betas}.")
-    log_alpha_squared = np.cumsum(np.log1p(-betas))
+    log_alpha_squared = np.cumsum(np.log1p(-np.asarray(betas, np.float64)))
     return _interpolated(0.5 * (np.log(-np.expm1(log_alpha_squared)) - log_alpha_squared))
 
 
@@ -50,87 +50,79 @@ def _interpolated(log_ratios: np.ndarray) -> Schedule:
     return Schedule(alpha_sigma, inverse, 0, len(log_ratios) - 1, steps=len(log_ratios))
 
 
-def ddpm_linear(steps: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02) -> Schedule:
+@part()
+def ddpm_linear(steps: Count = 1000, beta_min: Known = 1e-4, beta_max: Known = 0.02) -> Schedule:
     """The discrete schedule of DDPM and of ADM on ImageNet: `steps` rates from beta_min to beta_max, evenly.
 
     `beta_s = (beta_min + s / (steps - 1) (beta_max - beta_min)) 1000 / steps`, s from 0 to steps - 1, as in ADM.
 
     Args:
-      steps: the number of training steps.
-      beta_min: the first rate, at 1,000 steps.
-      beta_max: the last rate, at 1,000 steps.
+      steps: The number of training steps.
+      beta_min: The first rate, at 1,000 steps.
+      beta_max: The last rate, at 1,000 steps.
 
     Raises:
-      ValueError: if a rate is outside (0, 1).
+      ValueError: If a rate is outside (0, 1).
 
     Example:
-      >>> print(schedules.ddpm_linear()(999).ratio.round(0))
+      >>> print(gj.schedules.ddpm_linear()(999).ratio.round(0))
       157.0
 
     Reference: Ho et al. 2020, arXiv:2006.11239.
     """
-    check_count(steps, "steps")
-    _check_rates("ddpm_linear", beta_min=beta_min, beta_max=beta_max)
     return discrete(np.linspace(beta_min, beta_max, steps) * (1000 / steps))
 
 
-def scaled_linear(steps: int = 1000, beta_min: float = 0.00085, beta_max: float = 0.012) -> Schedule:
+@part()
+def scaled_linear(steps: Count = 1000, beta_min: Known = 0.00085, beta_max: Known = 0.012) -> Schedule:
     """The discrete schedule of Stable Diffusion 1, 2 and XL: rates whose square roots are even, from beta_min to beta_max.
 
     `beta_s = (sqrt(beta_min) + s / (steps - 1) (sqrt(beta_max) - sqrt(beta_min)))^2`, s from 0 to steps - 1.
 
     Args:
-      steps: the number of training steps.
-      beta_min: the first rate.
-      beta_max: the last rate.
+      steps: The number of training steps.
+      beta_min: The first rate.
+      beta_max: The last rate.
 
     Raises:
-      ValueError: if a rate is outside (0, 1).
+      ValueError: If a rate is outside (0, 1).
 
     Example:
-      >>> print(schedules.scaled_linear()(999).ratio.round(2))
+      >>> print(gj.schedules.scaled_linear()(999).ratio.round(2))
       14.61
 
     Reference: Rombach et al. 2022, arXiv:2112.10752 (released code).
     """
-    check_count(steps, "steps")
-    _check_rates("scaled_linear", beta_min=beta_min, beta_max=beta_max)
     return discrete(np.linspace(beta_min**0.5, beta_max**0.5, steps) ** 2)
 
 
-def ddpm_cosine(steps: int = 1000, offset: float = 0.008, beta_max: float = 0.999) -> Schedule:
+@part()
+def ddpm_cosine(steps: Count = 1000, offset: KnownFromZero = 0.008, beta_max: Known = 0.999) -> Schedule:
     """The discrete cosine schedule of improved DDPM.
 
     `alpha_bar(u) = cos^2((u + offset) / (1 + offset) pi / 2)`,
     `beta_t = min(1 - alpha_bar((t + 1) / steps) / alpha_bar(t / steps), beta_max)`.
 
     Args:
-      steps: the number of training steps.
-      offset: keeps the first rates from vanishing.
-      beta_max: the largest rate.
+      steps: The number of training steps.
+      offset: Keeps the first rates from vanishing.
+      beta_max: The largest rate.
 
     Raises:
-      ValueError: if a rate is outside (0, 1).
+      ValueError: If a rate is outside (0, 1).
 
     Example:
-      >>> print(schedules.ddpm_cosine()(500).alpha.round(3))
+      >>> print(gj.schedules.ddpm_cosine()(500).alpha.round(3))
       0.702
 
     Reference: Nichol & Dhariwal 2021, arXiv:2102.09672, equation 17.
     """
-    check_count(steps, "steps")
-    check_scalar(offset, "ddpm_cosine's offset")
-    _check_rates("ddpm_cosine", beta_max=beta_max)
     u = np.arange(steps + 1) / steps
     alpha_bar = np.cos((u + offset) / (1 + offset) * np.pi / 2) ** 2
     return discrete(np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], beta_max))
 
 
-def _check_rates(name: str, **rates: float) -> None:
-    for parameter, rate in rates.items():
-        check_scalar(rate, f"{name}'s {parameter}", above=0)
-
-
+@part(also(check_discrete))
 def zero_terminal_snr(schedule: Schedule) -> Schedule:
     """A discrete schedule rescaled so that its last step is pure noise: alpha is 0 there, and unchanged at the first.
 
@@ -140,25 +132,19 @@ def zero_terminal_snr(schedule: Schedule) -> Schedule:
     alpha / sigma is interpolated, since log(sigma / alpha) has no end there.
 
     Args:
-      schedule: discrete, variance-preserving.
+      schedule: A discrete, variance-preserving one.
 
     Raises:
-      ValueError: if the schedule is continuous, or has fewer than two steps.
+      ValueError: If the schedule is continuous, or has fewer than two steps.
 
     Example:
-      >>> schedule = schedules.zero_terminal_snr(schedules.scaled_linear())
-      >>> print(schedule(999).alpha, schedule(0).alpha == schedules.scaled_linear()(0).alpha)
+      >>> schedule = gj.schedules.zero_terminal_snr(gj.schedules.scaled_linear())
+      >>> print(schedule(999).alpha, schedule(0).alpha == gj.schedules.scaled_linear()(0).alpha)
       0.0 True
 
     Reference: Lin et al. 2024, arXiv:2305.08891, algorithm 1.
     """
-    check_schedule(schedule)
-    if schedule.steps is None or schedule.steps < 2:
-        raise ValueError(
-            f"zero_terminal_snr rescales a discrete schedule of at least two steps, and this one has {schedule.steps}; a "
-            "continuous one is pure noise at a t_max of its own: cosine(t_max=1.0), flow()."
-        )
-    last = schedule.steps - 1
+    last = cast(int, schedule.steps) - 1
     # Known numbers, in float64 whatever the run's precision: near the data alpha alone would not tell sigma.
     with jax.ensure_compile_time_eval(), jax.enable_x64(True):
         alpha, sigma = map(np.asarray, schedule.alpha_sigma(jnp.arange(last + 1, dtype=jnp.float64)))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import guidance_jax as gj
-from bad_calls.world import EDM, KEYS, LABELS, LEVEL, MIXTURE, NULL, STEP, B, Row, X, guided, log_prob, on_images, sampled
+from bad_calls.world import EDM, KEYS, LABELS, LEVEL, MIXTURE, NULL, STEP, TWO, B, Row, X, guided, log_prob, on_images, sampled
 
 ONE, THREE = jnp.ones(1), jnp.ones(3)
 GUIDED = gj.cfg(2.0)
@@ -28,8 +28,12 @@ ROWS: dict[str, Row] = {
     "no scale": (lambda: guided(gj.cfg(None)), TypeError, r"cfg: scale.*number.*None"),
     "scales by name": (lambda: guided(gj.cfg({"cond": 3.0})), TypeError, r"cfg: scale.*number.*the dict"),
     "a key for a scale": (lambda: guided(gj.cfg(KEYS)), TypeError, r"cfg: scale.*number.*key<fry>\[2\]"),
-    "a complex scale": (lambda: guided(gj.cfg(1j)), TypeError, r"cfg: scale.*real.*complex"),
-    "scales as objects": (lambda: guided(gj.cfg(np.array([1.0, None]))), TypeError, r"cfg: scale.*real.*object\[2\]"),
+    "a complex scale": (lambda: guided(gj.cfg(1j)), TypeError, r"cfg: scale.*finite number, an array \[B\].*the complex 1j"),
+    "scales as objects": (
+        lambda: guided(gj.cfg(np.array([1.0, None]))),
+        TypeError,
+        r"cfg: scale.*finite number, an array \[B\].*object\[2\]",
+    ),
     "a scale of NaN": (lambda: guided(gj.cfg(jnp.nan)), ValueError, r"cfg: scale.*finite.*nan"),
     "an infinite scale": (lambda: guided(gj.cfg(jnp.array([1.0, jnp.inf]))), ValueError, r"cfg: scale.*finite.*inf"),
     "a function of a wrong scale": (lambda: guided(gj.cfg(lambda level: THREE)), ValueError, r"cfg: scale.*\(3,\).*\[B\]"),
@@ -37,9 +41,13 @@ ROWS: dict[str, Row] = {
     "a scale's curve, not called": (
         lambda: guided(gj.cfg(gj.scales.linear)),
         TypeError,
-        r"cfg: scale.*\(level\).*linear.*schedule.*call it",
+        r"cfg: scale.*a function of the level, got the function linear: call it, linear\(",
     ),
-    "a guidance for a scale": (lambda: guided(gj.cfg(GUIDED)), TypeError, r"cfg: scale.*number.*a Guidance"),
+    "a guidance for a scale": (
+        lambda: guided(gj.cfg(GUIDED)),
+        TypeError,
+        r"cfg: scale.*number.*the Guidance cfg\(scale=2\.0\)",
+    ),
     "a schedule for a scale": (lambda: guided(gj.cfg(EDM)), TypeError, r"cfg: scale.*number.*a Schedule"),
     "labels for a branch's name": (lambda: gj.cfg(2.0, cond=LABELS), TypeError, r"name of a branch.*int32\[2\].*gj\.branches"),
     "no name for a branch": (lambda: gj.cfg(2.0, uncond=None), TypeError, r"name of a branch.*None.*gj\.branches"),
@@ -58,7 +66,7 @@ ROWS: dict[str, Row] = {
     "a scale for a calibrated curve": (
         lambda: gj.scales.calibrated(3.0, CURVE),
         TypeError,
-        r"calibrated: scale.*number.*a Curve",
+        r"calibrated: curve.*a Calibration or a Curve, got the float 3\.0.*gj\.calibrate\(",
     ),
     "a calibrated scale without a curve": (
         lambda: gj.scales.calibrated(gj.calibrate, 3.0),
@@ -74,7 +82,7 @@ ROWS: dict[str, Row] = {
     "a calibrated scale that no law has": (
         lambda: gj.scales.calibrated(CURVE, jnp.array([2.0, -0.5])),
         ValueError,
-        r"scale -0\.5 needs rho.*sigma / alpha = 10 rho is 0\.1.*other way round",
+        r"scale -0\.5 needs rho.*sigma / alpha = 10 rho is 0\.1.*other direction",
     ),
     "a threshold below nothing": (
         lambda: gj.scales.calibrated(CURVE, 2.0, threshold=-1.0),
@@ -94,13 +102,21 @@ ROWS: dict[str, Row] = {
     ),
     # Combinations.
     "a guidance without its scale": (lambda: gj.unless_one(2.0, GUIDED), TypeError, r"unless_one: guidance.*the float 2\.0"),
-    "a guidance for its scale": (lambda: guided(gj.unless_one(GUIDED, GUIDED)), TypeError, r"unless_one: scale.*a Guidance"),
-    "a list to chain": (lambda: gj.chain([GUIDED]), TypeError, r"chain: parts.*the list.*chain\(\*"),
+    "a guidance for its scale": (
+        lambda: guided(gj.unless_one(GUIDED, GUIDED)),
+        TypeError,
+        r"unless_one: scale.*number.*the Guidance cfg\(",
+    ),
+    "a list to chain": (lambda: gj.chain([GUIDED]), TypeError, r"chain: parts.*the list.*chain\(\*parts"),
     "a function to chain": (lambda: gj.chain(gj.cfg), TypeError, r"chain: parts.*function cfg.*call it, cfg\("),
     "none to chain": (lambda: gj.chain(GUIDED, None), TypeError, r"chain: parts.*None"),
     "a number to add": (lambda: gj.add(GUIDED, 2.0), TypeError, r"add: parts.*the float 2\.0"),
     "a sampler during": (lambda: gj.during(gj.ddim(), 0.1, 1.0), TypeError, r"during.*a Guidance, got a Sampler"),
-    "an interval turned round": (lambda: gj.during(GUIDED, 5.0, 0.2), ValueError, r"during.*5\.0.*0\.2.*empty.*below"),
+    "an interval turned round": (
+        lambda: gj.during(GUIDED, 5.0, 0.2),
+        ValueError,
+        r"during: low must be below high.*empty.*5\.0.*0\.2",
+    ),
     "an interval of vectors": (lambda: gj.during(GUIDED, THREE), ValueError, r"during: low.*\(3,\).*vmap"),
     "an interval of NaN": (lambda: gj.during(GUIDED, jnp.nan), ValueError, r"during: low must be.*got nan"),
     "an interval in a tuple": (
@@ -110,15 +126,31 @@ ROWS: dict[str, Row] = {
     ),
     "an interval of words": (lambda: gj.during(GUIDED, "low", "high"), TypeError, r"during: low.*number.*'low'"),
     "a bound for the guidance": (lambda: gj.during(0.2, 5.0, GUIDED), TypeError, r"during.*a Guidance, got the float 0\.2"),
-    "an unknown space": (lambda: gj.in_space("epsilon", GUIDED), ValueError, r"'epsilon'.*'eps', 'x0'"),
-    "a space behind its guidance": (lambda: gj.in_space(GUIDED, "v"), TypeError, r"in_space.*the str 'v'"),
+    "an unknown space": (
+        lambda: gj.in_space("epsilon", GUIDED),
+        ValueError,
+        r"in_space: predicts must be 'eps' or 'x0'.*got 'epsilon'",
+    ),
+    "a space behind its guidance": (
+        lambda: gj.in_space(GUIDED, "v"),
+        TypeError,
+        r"in_space: predicts.*'eps'.*the Guidance cfg\(",
+    ),
     "a space in a space": (
         lambda: guided(gj.in_space("v", gj.in_space("eps", GUIDED))),
         ValueError,
         r"space of its own.*beside",
     ),
-    "cfg_pp in a space": (lambda: guided(gj.in_space("v", gj.cfg_pp(0.5))), ValueError, r"cfg_pp.*space of its own.*beside"),
-    "a branch behind its guidance": (lambda: gj.relative_to(GUIDED, "cond"), TypeError, r"name of a branch.*a Guidance"),
+    "cfg_pp in a space": (
+        lambda: guided(gj.in_space("v", gj.cfg_pp(0.5))),
+        ValueError,
+        r"in_space.*space of its own.*beside.*cfg_pp",
+    ),
+    "a branch behind its guidance": (
+        lambda: gj.relative_to(GUIDED, "cond"),
+        TypeError,
+        r"relative_to: branch.*name of a branch.*the Guidance cfg\(",
+    ),
     "relative to a branch that is not there": (
         lambda: guided(gj.relative_to("conditional", GUIDED)),
         ValueError,
@@ -131,7 +163,11 @@ ROWS: dict[str, Row] = {
     "adaptive with three thresholds": (lambda: gj.adaptive(GUIDED, THREE), ValueError, r"adaptive: threshold.*\(3,\).*scalar"),
     "adaptive by NaN": (lambda: gj.adaptive(GUIDED, jnp.nan), ValueError, r"adaptive: threshold.*nan"),
     "reg of a scale": (lambda: gj.reg(3.0), TypeError, r"reg.*a Guidance, got the float 3\.0"),
-    "stateless of a guidance": (lambda: gj.stateless(GUIDED), TypeError, r"update.*a function, got a Guidance"),
+    "stateless of a guidance": (
+        lambda: gj.stateless(GUIDED),
+        TypeError,
+        r"stateless: update.*a function, got the Guidance cfg\(",
+    ),
     "needs in one string": (lambda: gj.stateless(lambda p, c: p, needs="cond"), TypeError, r"needs.*'cond'.*\('cond',\)"),
     "needs that are no names": (
         lambda: gj.stateless(lambda p, c: p, needs=(LABELS,)),
@@ -139,34 +175,46 @@ ROWS: dict[str, Row] = {
         r"name of a branch.*int32\[2\]",
     ),
     # Contrasts.
-    "compose of nothing": (lambda: gj.compose({}), ValueError, r"compose needs a scale for each condition.*\{\}"),
-    "compose with a scale for none": (lambda: gj.compose({"uncond": 1.0}), ValueError, r"compose.*none for 'uncond'"),
+    "compose of nothing": (lambda: gj.compose({}), ValueError, r"compose: scales must have a scale for each condition.*\{\}"),
+    "compose with a scale for none": (
+        lambda: gj.compose({"uncond": 1.0}),
+        ValueError,
+        r"compose: scales.*none for uncond.*uncond 'uncond'",
+    ),
     "compose of one scale": (lambda: gj.compose(3.0), TypeError, r"compose.*the float 3\.0.*\{"),
-    "compose of a wrong scale": (lambda: guided(gj.compose({"cond": THREE})), ValueError, r"compose: scale of 'cond'.*\(3,\)"),
+    "compose of a wrong scale": (
+        lambda: guided(gj.compose({"cond": THREE})),
+        ValueError,
+        r"compose: scales\['cond'\].*\(3,\).*\[B\]",
+    ),
     "dual_cfg without a middle": (lambda: guided(gj.dual_cfg(7.5, 1.5)), ValueError, r"'image'.*only 'cond', 'uncond'"),
     "perp_neg of a list": (lambda: gj.perp_neg(7.5, ["negative"]), TypeError, r"perp_neg.*the list \['negative'\].*\{"),
     "perp_neg of a branch that is not there": (lambda: guided(gj.perp_neg(7.5, {"ugly": 1.0})), ValueError, r"'ugly'.*only"),
     "recfg with a ratio of another shape": (lambda: guided(gj.recfg(2.0, THREE)), ValueError, r"recfg: ratio.*\(3,\)"),
     "recfg with a ratio of no number": (lambda: guided(gj.recfg(2.0, "1")), TypeError, r"recfg: ratio.*number.*'1'"),
     "beta_cfg with a power in words": (lambda: guided(gj.beta_cfg(2.0, "one")), TypeError, r"beta_cfg: power.*number.*'one'"),
-    "power_law of too low a power": (lambda: guided(gj.power_law(2.0, -1.5)), ValueError, r"power_law's power.*-1.*-1\.5"),
+    "power_law of too low a power": (lambda: guided(gj.power_law(2.0, -1.5)), ValueError, r"power_law: power.*above -1.*-1\.5"),
     "feedback above one": (lambda: guided(gj.feedback(1.5)), ValueError, r"feedback: prior.*above 0 and at most 1, got 1\.5"),
     "feedback with a bound below one": (
-        lambda: guided(gj.feedback(most=0.5)),
+        lambda: guided(gj.feedback(max_scale=0.5)),
         ValueError,
-        r"feedback: most.*above 1, got 0\.5",
+        r"feedback: max_scale.*above 1, got 0\.5",
     ),
     "feedback below zero temperature": (
         lambda: guided(gj.feedback(temperature=-1.0)),
         ValueError,
         r"feedback: temperature.*-1",
     ),
-    "apg of a negative length": (lambda: guided(gj.apg(4.0, most=-1.0)), ValueError, r"clip_norm: most.*\[0, inf\].*-1"),
-    "apg of three momenta": (lambda: guided(gj.apg(4.0, beta=THREE)), ValueError, r"momentum: beta.*\(3,\)"),
+    "apg of a negative length": (lambda: gj.apg(4.0, max_norm=-1.0), ValueError, r"apg: max_norm.*\[0, inf\].*-1"),
+    "apg of three momenta": (lambda: guided(gj.apg(4.0, beta=THREE)), ValueError, r"apg: beta.*\(3,\)"),
     "apg of a scale of NaN": (lambda: guided(gj.apg(jnp.nan)), ValueError, r"apg: scale.*finite.*nan"),
     "cfg_zero_star of half a step": (lambda: gj.cfg_zero_star(4.0, 0.5), TypeError, r"zero_steps.*integer.*0\.5"),
     "cfg_zero_star of two numbers of steps": (lambda: gj.cfg_zero_star(4.0, LABELS), ValueError, r"zero_steps.*\(2,\).*scalar"),
-    "cfg_zero_star of an unknown space": (lambda: gj.cfg_zero_star(4.0, predicts="flow"), ValueError, r"'flow'.*'velocity'"),
+    "cfg_zero_star of an unknown space": (
+        lambda: gj.cfg_zero_star(4.0, predicts="flow"),
+        ValueError,
+        r"cfg_zero_star: predicts.*'velocity'.*got 'flow'",
+    ),
     "cfg_pp of three scales": (lambda: guided(gj.cfg_pp(THREE)), ValueError, r"cfg_pp: scale.*\(3,\)"),
     # Shapers.
     "rescale of points": (
@@ -178,19 +226,77 @@ ROWS: dict[str, Row] = {
         ValueError,
         r"rescale.*two elements.*\(2, 1\)",
     ),
-    "rescale by percents": (lambda: guided(gj.chain(GUIDED, gj.rescale(70.0))), ValueError, r"phi must be in \[0, 1\], got 70"),
-    "a percentile as a share": (lambda: gj.dynamic_threshold(0.995), ValueError, r"0\.\.100, 99\.5 and not 0\.995"),
-    "a formula that gives x0 alone": (
-        lambda: guided(gj.stateless(lambda prediction, context: prediction.x0)),
-        TypeError,
-        r"stateless: update gives must be a Prediction, got float32\[2,2\]; prediction\._replace",
+    "rescale by percents": (
+        lambda: guided(gj.chain(GUIDED, gj.rescale(70.0))),
+        ValueError,
+        r"rescale: fraction.*\[0, 1\], got 70",
     ),
+    "a percentile as a share": (lambda: gj.dynamic_threshold(0.995), ValueError, r"0\.\.100, 99\.5 and not 0\.995"),
+    # Methods of one's own.
+    "an update that returns nothing": (
+        lambda: guided(gj.stateless(lambda prediction, context: None)),
+        TypeError,
+        r"stateless: update must return a Prediction, or an array.*the new x0, got None",
+    ),
+    "an update that returns a pair": (
+        lambda: guided(gj.stateless(lambda prediction, context: (prediction, ()))),
+        TypeError,
+        r"stateless: update must return a Prediction.*got the tuple",
+    ),
+    "an update that returns one column": (
+        lambda: guided(gj.stateless(lambda prediction, context: prediction.x0[:, :1])),
+        ValueError,
+        r"stateless: update.*shaped as x, \(2, 2\), got float32\[2,1\]",
+    ),
+    "an update that returns a prediction of one column": (
+        lambda: guided(gj.stateless(lambda prediction, context: prediction.replace(eps=prediction.eps[:, :1]))),
+        ValueError,
+        r"the eps that stateless: update gives.*\(2, 1\).*\(2, 2\)",
+    ),
+    "an update of one parameter": (
+        lambda: gj.stateless(lambda prediction: prediction),
+        TypeError,
+        r"stateless: update must take \(prediction, context\).*takes \(prediction\)",
+    ),
+    "an update that reads a branch that it did not name": (
+        lambda: guided(gj.stateless(lambda prediction, context: prediction + context["cond"] - context["weak"])),
+        KeyError,
+        r"no prediction of a branch 'weak'.*needs=\('weak',\)",
+    ),
+    "a formula that returns a number": (
+        lambda: guided(gj.source(lambda c, u: 0.0, "cond", "uncond")),
+        TypeError,
+        r"the formula must return a Prediction, or an array.*the float 0\.0",
+    ),
+    "a formula that returns a number per sample": (
+        lambda: guided(gj.source(lambda c, u: (c.x0 - u.x0).sum(1), "cond", "uncond")),
+        ValueError,
+        r"the formula.*shaped as x, \(2, 2\), got float32\[2\]",
+    ),
+    "a formula that does not take its scale": (
+        lambda: gj.source(lambda c, u: c - u, "cond", "uncond", w=2.0),
+        TypeError,
+        r"source: formula must take \(cond, uncond, w=\).*takes \(c, u\)",
+    ),
+    "a formula of more branches than there are": (
+        lambda: gj.direction(lambda c, u: c - u, "cond"),
+        TypeError,
+        r"direction: formula must take \(cond\).*takes \(c, u\)",
+    ),
+    "a formula behind its branch": (
+        lambda: gj.source("cond", "uncond"),
+        TypeError,
+        r"source: formula.*a function, got the str 'cond'",
+    ),
+    "a mask of labels": (lambda: gj.masked(GUIDED, jnp.array([0, 2])), ValueError, r"masked: mask.*\[0, 1\].*2"),
+    "a mask of another shape": (lambda: guided(gj.masked(GUIDED, jnp.ones((3, 1)))), ValueError, r"mask.*\(3, 1\).*\(2, 2\)"),
+    "a mask in words": (lambda: gj.masked(GUIDED, "left"), TypeError, r"masked: mask.*the str 'left'"),
     "a label that only the other network knows": (
         lambda: guided(GUIDED, branches=gj.branches(MIXTURE.denoise, cond=LABELS, null=NULL)),
         ValueError,
         r"'uncond'.*only 'cond', 'null'\. Name its condition, gj\.branches\(denoise, uncond=\.\.\.\)",
     ),
-    "rescale by NaN": (lambda: guided(gj.rescale(jnp.nan)), ValueError, r"rescale: phi.*\[0, 1\].*nan"),
+    "rescale by NaN": (lambda: guided(gj.rescale(jnp.nan)), ValueError, r"rescale: fraction.*\[0, 1\].*nan"),
     "momentum by its name": (lambda: guided(gj.momentum("heavy")), TypeError, r"momentum: beta.*number.*'heavy'"),
     "project of a matrix": (lambda: guided(gj.project(jnp.ones((2, 2)))), ValueError, r"project: eta.*\(2, 2\)"),
     "amplify by none": (lambda: guided(gj.amplify(None)), TypeError, r"amplify: scale.*number.*None"),
@@ -200,7 +306,7 @@ ROWS: dict[str, Row] = {
         ValueError,
         r"limit.*above 0|limit.*\(0.*0\.0",
     ),
-    "clip_norm of NaN": (lambda: guided(gj.clip_norm(jnp.nan)), ValueError, r"clip_norm: most.*nan"),
+    "clip_norm of NaN": (lambda: guided(gj.clip_norm(jnp.nan)), ValueError, r"clip_norm: max_norm.*\[0, inf\].*nan"),
     # Skipping and frequencies.
     "linear_reuse of an even row": (lambda: gj.linear_reuse(3.0, jnp.ones(4)), ValueError, r"\[1 \+ 2 K\].*\(4,\)"),
     "linear_reuse in no step": (lambda: gj.linear_reuse(3.0, THREE, every=0), ValueError, r"every.*at least 1.*0"),
@@ -215,7 +321,7 @@ ROWS: dict[str, Row] = {
     "a scale beyond float32": (
         lambda: guided(gj.cfg(1e39)),
         ValueError,
-        r"cfg: scale must be finite, got 1e\+39, in float32 as inf",
+        r"cfg: scale must be a finite number, got 1e\+39, in float32 as inf",
     ),
     "fit_linear of two shapes": (
         lambda: gj.fit_linear(jnp.ones((3, 8, 2)), jnp.ones((3, 8, 1))),
@@ -235,9 +341,13 @@ ROWS: dict[str, Row] = {
     "fdg of points": (lambda: guided(gj.fdg()), ValueError, r"fdg.*\[B, H, W, C\].*\(2, 2\)"),
     "fdg of odd images": (lambda: on_images(gj.fdg(), (5, 4, 1)), ValueError, r"fdg.*halves.*\(2, 5, 4, 1\)"),
     "fdg of no scales": (lambda: gj.fdg(()), ValueError, r"fdg.*at least one.*\(\)"),
-    "fdg of one number": (lambda: gj.fdg(5.0), TypeError, r"fdg.*\(10\.0, 5\.0\).*the float 5\.0"),
+    "fdg of one number": (lambda: gj.fdg(5.0), TypeError, r"fdg: scales must be a list or a tuple, got the float 5\.0"),
     "fresca of points": (lambda: guided(gj.fresca(7.5)), ValueError, r"fresca.*\[B, H, W, C\].*\(2, 2\)"),
-    "fresca of a cutoff in cells": (lambda: gj.fresca(7.5, cutoff=20), ValueError, r"cutoff.*\(0, 1\].*20"),
+    "fresca of a cutoff in cells": (
+        lambda: gj.fresca(7.5, cutoff=20),
+        ValueError,
+        r"fresca: cutoff.*fraction of the highest.*above 0 and at most 1.*20",
+    ),
     # Classifiers.
     "a classifier behind its scale": (
         lambda: gj.classifier(4.0, log_prob),
@@ -257,16 +367,37 @@ ROWS: dict[str, Row] = {
         TypeError,
         r"log_prob.*\(x, level\).*clean takes \(x0\)",
     ),
+    "a classifier for its log_prob": (
+        lambda: guided(gj.classifier(lambda x, t: x @ jnp.ones((2, 10)), 1.0)),
+        ValueError,
+        r"log_prob.*\(2, 10\).*\(2, 2\).*one number per sample.*class_log_prob\(classify, labels\) makes one of a classifier",
+    ),
+    "a classifier of clean data for its log_prob": (
+        lambda: guided(gj.freedom(lambda x0: x0 @ jnp.ones((2, 10)), 1.0)),
+        ValueError,
+        r"log_prob.*\(2, 10\).*one number per sample.*log_softmax",
+    ),
+    "a log_prob of one parameter": (
+        lambda: gj.mean_shift(lambda x: -(x**2).sum(1), 1.0),
+        TypeError,
+        r"mean_shift: log_prob.*\(x, level\).*takes \(x\)",
+    ),
+    "logits of integers": (lambda: classified(lambda x, t: x.astype(int)), TypeError, r"logits, floating.*int32\[2,2\]"),
+    "a classifier without its time": (
+        lambda: gj.scores.class_log_prob(lambda x: x, LABELS),
+        TypeError,
+        r"class_log_prob: classify.*\(x, t\).*takes \(x\)",
+    ),
     "a classifier in a space": (
         lambda: guided(gj.in_space("eps", gj.classifier(log_prob, 1.0))),
         ValueError,
-        r"classifier.*space of its own.*beside",
+        r"in_space: .*space of its own.*beside.*classifier\(",
     ),
     "a classifier of three scales": (lambda: guided(gj.classifier(log_prob, THREE)), ValueError, r"classifier: scale.*\(3,\)"),
     "mean_shift of an unknown variance": (
         lambda: gj.mean_shift(log_prob, 1.0, variance="tiny"),
         ValueError,
-        r"'tiny'.*\"small\"",
+        r"mean_shift: variance must be 'small' or 'large' or 'learned', got 'tiny'",
     ),
     "mean_shift of a variance that nothing predicts": (
         lambda: guided(gj.mean_shift(log_prob, 1.0, variance="learned")),
@@ -276,9 +407,13 @@ ROWS: dict[str, Row] = {
     "logits without classes": (lambda: classified(lambda x, t: x.sum(1)), ValueError, r"logits \(2,\).*\[B, classes\]"),
     "logits of other classes": (lambda: classified(classes=10), ValueError, r"2 logits.*10 classes"),
     "a label without a logit": (lambda: classified(labels=jnp.array([0, 2])), ValueError, r"label 2.*0\.\.1"),
-    "labels of a classifier as floats": (lambda: classified(labels=jnp.zeros(2)), TypeError, r"integer labels.*float32"),
-    "one-hot labels": (lambda: classified(labels=jnp.eye(2, dtype=int)), ValueError, r"labels.*\(2, 2\).*one a sample"),
-    "a temperature of zero": (lambda: classified(temperature=0.0), ValueError, r"temperature.*above 0.*0\.0"),
+    "labels of a classifier as floats": (
+        lambda: classified(labels=jnp.zeros(2)),
+        TypeError,
+        r"class_log_prob: labels.*integers.*float32\[2\]",
+    ),
+    "one-hot labels": (lambda: classified(labels=jnp.eye(2, dtype=int)), ValueError, r"labels.*\(2, 2\).*one per sample"),
+    "a temperature of zero": (lambda: classified(temperature=0.0), ValueError, r"class_log_prob: temperature.*positive.*0\.0"),
     "logits for a classify": (
         lambda: gj.scores.class_log_prob(X, LABELS),
         TypeError,
@@ -320,18 +455,39 @@ ROWS: dict[str, Row] = {
         ValueError,
         r"pigdm: variance.*\[0, inf\).*-1",
     ),
+    "a measurement of NaN": (
+        lambda: gj.dps(lambda x0: x0, X * jnp.nan, 0.5),
+        ValueError,
+        r"dps: measurement.*finite.*4 of 4",
+    ),
     "pigdm without an inverse": (lambda: gj.pigdm(lambda x: x, X, X), TypeError, r"pseudoinverse.*function, got float32"),
     "lgd of no draws": (lambda: gj.lgd(clean, 1.0, draws=0), ValueError, r"draws.*at least 1.*0"),
     "lgd of a spread of NaN": (
         lambda: guided(gj.lgd(clean, 1.0, spread=jnp.nan)),
         ValueError,
-        r"lgd: spread.*finite, got nan",
+        r"lgd: spread.*finite number, got nan",
     ),
     "tfg of no draws": (lambda: gj.tfg(clean, 0.5, 0.5, draws=0), ValueError, r"draws.*at least 1.*0"),
     "tfg of a smoothing in words": (
         lambda: guided(gj.tfg(clean, 0.5, 0.5, smoothing="no")),
         TypeError,
         r"tfg: smoothing.*number.*'no'",
+    ),
+    # What is remembered.
+    "a state that init did not announce": (
+        lambda: guided(gj.Guidance(frozenset(), lambda x: (), lambda prediction, state, context: (prediction, context.x))),
+        ValueError,
+        r"update returns a state, float32\[2,2\], but its init gives \(\), nothing to remember.*init=",
+    ),
+    "a state that is not given": (
+        lambda: gj.guide(TWO, gj.momentum(-0.5), STEP)(gj.State(X, (), (), jnp.int32(0), X), LEVEL),
+        ValueError,
+        r"state\.guidance is \(\), but .* remembers float32\[2,2\].*guidance\.init\(x\)",
+    ),
+    "a memory of nothing": (
+        lambda: gj.guided(TWO, gj.momentum(-0.5))(X, LEVEL, ()),
+        TypeError,
+        r"guided: memory.*denoise\.init\(x\).*the tuple \(\)",
     ),
     # Drawn conditions.
     "random labels of no classes": (lambda: gj.conditions.random_labels(0), ValueError, r"classes.*at least 1.*0"),
@@ -349,6 +505,6 @@ ROWS: dict[str, Row] = {
     "noise of the time, not called": (
         lambda: sampled(branches=gj.branches(MIXTURE.denoise, cond=LABELS, uncond=gj.conditions.time_noise)),
         TypeError,
-        r"'uncond'.*function time_noise.*gives the function",
+        r"time_noise: spread.*number.*got a Step",
     ),
 }

@@ -163,9 +163,9 @@ ROWS: dict[str, Row] = {
     ),
     "zero terminal SNR of a path": (lambda: gj.schedules.zero_terminal_snr(PATH), TypeError, r"a Schedule, got a NoiseLevel"),
     # Denoisers.
-    "an unknown prediction": (lambda: gj.denoiser(lambda x, t, y: x, "noise"), ValueError, r"'noise'.*'eps', 'x0'"),
-    "no word of what is predicted": (lambda: gj.denoiser(lambda x, t, y: x, None), TypeError, r"predicts.*None.*'eps'"),
-    "predictions in a list": (lambda: gj.denoiser(lambda x, t, y: x, ["eps"]), TypeError, r"predicts.*\['eps'\].*'eps'"),
+    "an unknown prediction": (lambda: gj.denoiser(lambda x, t, y: x, "noise"), ValueError, r"'eps' or 'x0'.*got 'noise'"),
+    "no word of what is predicted": (lambda: gj.denoiser(lambda x, t, y: x, None), TypeError, r"predicts.*'eps'.*None"),
+    "predictions in a list": (lambda: gj.denoiser(lambda x, t, y: x, ["eps"]), TypeError, r"predicts.*'eps'.*got \['eps'\]"),
     "a network behind what it predicts": (
         lambda: gj.denoiser("eps", lambda x, t, y: x),
         TypeError,
@@ -222,7 +222,7 @@ ROWS: dict[str, Row] = {
         ValueError,
         r"\(2, 2\).*twice the channels, \(2, 4\)",
     ),
-    "data of no deviation": (lambda: gj.denoisers.edm(lambda x, t, y: x, 0.0), ValueError, r"edm: sigma_data.*above 0.*0\.0"),
+    "data of no deviation": (lambda: gj.denoisers.edm(lambda x, t, y: x, 0.0), ValueError, r"edm: sigma_data.*positive.*0\.0"),
     "data of two deviations": (
         lambda: gj.denoisers.edm(lambda x, t, y: x, jnp.ones(2)),
         ValueError,

@@ -1,0 +1,204 @@
+"""What a person can give a text-to-image model wrongly, told before anything is computed."""
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Set
+from typing import Annotated, Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import ArrayLike
+from typing_extensions import TypeAliasType
+
+from guidance_jax.arrays import concrete
+from guidance_jax.checks.door import Kind
+from guidance_jax.checks.numbers import check_finite, check_form, real
+from guidance_jax.checks.traced import insist
+from guidance_jax.checks.words import told
+
+SLACK = 1e-3
+"""How far beyond [-1, 1] rounding may bring an image."""
+IMAGES = "images are in [-1, 1]: pixels / 127.5 - 1"
+
+
+def check_texts(texts: Any) -> None:
+    """Raises unless texts are a list of prompts, each a string or None.
+
+    Raises:
+      TypeError: If they are none: a string is a sequence of strings too, of one letter each.
+      ValueError: If there is none, or one is no text.
+    """
+    several = isinstance(texts, Iterable) and hasattr(texts, "__len__") and getattr(texts, "ndim", 1) == 1
+    if not several or isinstance(texts, str | bytes | Mapping | Set):
+        raise TypeError(f"texts must be a list of prompts, got {told(texts)}; use [...] for one.")
+    if not len(texts):
+        raise ValueError("texts must be at least one prompt, got none; None in the list is no text at all.")
+    for i, text in enumerate(texts):
+        if not (text is None or isinstance(text, str)):
+            raise TypeError(f"texts[{i}] must be a string, or None for no text at all, got {told(text)}.")
+        if half := re.search("[\ud800-\udfff]", text or ""):
+            what = f"texts[{i}] holds half of a pair of code units at {half.start()}, which is no text"
+            raise ValueError(f"{what}; decode it as UTF-8 or UTF-16.")
+
+
+def _texts(kind: Kind, value: Any, where: str) -> None:
+    check_texts(value)
+
+
+def _dtype(kind: Kind, value: Any, where: str) -> None:
+    try:
+        held = jnp.dtype(value)
+    except TypeError:
+        kind.refuse(value, where)
+    if held not in (jnp.float32, jnp.bfloat16):
+        kind.refuse(value, where, ValueError, str(held))
+
+
+def _path(kind: Kind, value: Any, where: str) -> None:
+    if not isinstance(value, str | os.PathLike):
+        kind.refuse(value, where)
+
+
+def _numbers(kind: Kind, value: Any, where: str) -> None:
+    if not real(list(value) if isinstance(value, tuple) else value):
+        kind.refuse(value, where)
+
+
+Texts = TypeAliasType("Texts", Annotated[Any, Kind("a list of prompts", _texts)])
+"""Prompts, each a string, or None for no text at all."""
+Parameters = TypeAliasType("Parameters", Annotated[Any, Kind("float32 or bfloat16", _dtype)])
+"""The dtype of parameters."""
+Path = TypeAliasType("Path", Annotated[str | os.PathLike[str], Kind("a path", _path)])
+"""Of a file or a directory."""
+Numbers = TypeAliasType("Numbers", Annotated[Any, Kind("a real number or an array of them", _numbers)])
+"""Numbers, in an array, a list or a tuple."""
+
+
+def params_of(params: Any, name: str) -> Any:
+    """The parameters of a part.
+
+    Raises:
+      TypeError: If they are not the model's.
+    """
+    if not isinstance(params, Mapping) or name not in params:
+        got = f"the names {', '.join(map(str, params))}" if isinstance(params, Mapping) else told(params)
+        raise TypeError(f"params must hold the parameters of all parts, {name} among them, got {got}; use model.params.")
+    return params[name]
+
+
+def check_prompts(prompts: Any, encoders: int) -> None:
+    """Raises unless prompts have ids for so many encoders.
+
+    Raises:
+      ValueError: If they are of another model.
+    """
+    if len(prompts.ids) != encoders or any(each.ndim != 2 or each.shape[:1] != prompts.given.shape for each in prompts.ids):
+        shapes = ", ".join(str(each.shape) for each in prompts.ids)
+        raise ValueError(
+            f"prompts must hold ids [B, L] for each of {encoders} encoders and given [B], got ids {shapes} and given "
+            f"{prompts.given.shape}; use this model's tokenize."
+        )
+
+
+def check_sides(own: tuple[int, int] | None, factor: int, height: int | None, width: int | None) -> None:
+    """Raises unless sides of images are multiples of the latents' pixels, or left to the model.
+
+    Raises:
+      ValueError: If one is no multiple, or the model has none of its own.
+    """
+    for name, side in (("height", height), ("width", width)):
+        if side is None and own is None:
+            raise ValueError(f"the model's files do not tell the size that it was trained for; give {name}, in pixels.")
+        if side is not None and side % factor:
+            near = max(factor, factor * round(side / factor))
+            raise ValueError(f"{name}: {side} pixels do not divide into squares of {factor}, the latents' pixels; use {near}.")
+
+
+def check_sizes(sizes: Any, numbers: int, batch: int) -> None:
+    """Raises unless sizes are `[n]` or `[B, n]`, for a model that is told them.
+
+    Raises:
+      ValueError: If they have another shape, are not finite, or the model is told none.
+    """
+    if sizes is None:
+        return
+    if not numbers:
+        raise ValueError("sizes are told to XL alone, and this model is another; leave them out.")
+    shape = jnp.asarray(sizes).shape
+    if shape not in ((numbers,), (batch, numbers), (1, numbers)):
+        raise ValueError(f"sizes must be [{numbers}] or [B, {numbers}] with B = {batch}, got the shape {shape}.")
+    check_finite(jnp.asarray(sizes, jnp.float32), "sizes")
+
+
+def check_channels(channels: Any, added: int) -> None:
+    """Raises unless the channels beside the latents are as the network takes them, or left for later.
+
+    Raises:
+      TypeError: If they are no array of floating numbers.
+      ValueError: If they have another shape.
+    """
+    if channels is not None:
+        what = "use painted(params, images, known)." if added else "expected None."
+        check_form(channels, f"the network takes {added} channels beside the latents: channels", f"B h w {added}", hint=what)
+
+
+def check_condition(channels: Array | None, added: int, x: Array) -> None:
+    """Raises unless a condition's channels are those that the network takes beside these latents.
+
+    Raises:
+      ValueError: Naming both.
+    """
+    check_channels(channels, added)
+    if channels is None and added:
+        raise ValueError(
+            f"the network takes {added} channels beside the latents, got 0; use channels=painted(params, images, known)."
+        )
+    if channels is not None and channels.shape[1:3] != x.shape[1:3]:
+        raise ValueError(f"channels {told(channels)} are of another size than the latents, {told(x)}; use images of one size.")
+
+
+def check_latents(x: Any, channels: int) -> None:
+    """Raises unless they are latents, `[B, h, w, channels]`."""
+    check_form(x, "the latents x", f"B h w {channels}", hint="use sample(..., model.latents()).")
+
+
+def check_images(images: Any, channels: int, keys: Any = None) -> None:
+    """Raises unless they are images in [-1, 1], where that is known, and keys one for each.
+
+    Raises:
+      TypeError: If they are no array of floating numbers.
+      ValueError: If they have another shape, or values that are no image's.
+    """
+    check_form(images, "images", f"B H W {channels}", hint=f"use image[None] for one; {IMAGES}.")
+    if keys is not None and len(keys) != len(images):
+        raise ValueError(f"keys must be one for each image, B = {len(images)}, got {len(keys)}; jax.random.split(key, B).")
+    insist(lambda: (abs(images) <= 1 + SLACK).all(), f"images must be in [-1, 1] and finite; {IMAGES}.")
+    values = np.asarray(images, np.float32) if concrete(images) else np.zeros(1)
+    if not (abs(values) <= 1 + SLACK).all():
+        low, high = values.min(), values.max()
+        span = f"values from {low:g} to {high:g}" if np.isfinite([low, high]).all() else "NaN or infinite values"
+        raise ValueError(f"images must be in [-1, 1], got {span}; {IMAGES}, and jnp.clip what resizing brought beyond.")
+
+
+def check_known(known: ArrayLike, images: Array | None = None) -> None:
+    """Raises unless a mask of images is `[B, H, W, 1]`, of 0 and 1: of these images, where they are given.
+
+    Raises:
+      TypeError: If it is no array of numbers.
+      ValueError: If it has another shape, or holds others than 0 and 1.
+    """
+    shape, own = jnp.shape(known), jnp.shape(known) if images is None else images.shape
+    if len(shape) != 4 or shape[3] != 1 or shape[1:3] != own[1:3]:
+        sized = "H, W" if images is None else "{}, {}".format(*own[1:3])
+        raise ValueError(
+            f"known must be [B, {sized}, 1], got the shape {shape}; use mask[None, :, :, None] for one of two axes."
+        )
+    if shape[0] not in (1, own[0]):
+        raise ValueError(f"known must be one for each image, B = {own[0]}, got {shape[0]}.")
+    insist(lambda: ((jnp.asarray(known) == 0) | (jnp.asarray(known) == 1)).all(), "known must hold 0 and 1 alone.")
+    values = np.asarray(known) if concrete(known) else np.zeros(1)
+    if not ((values == 0) | (values == 1)).all():
+        raise ValueError(
+            f"known must hold 0 and 1 alone, got values from {values.min():g} to {values.max():g}; use mask > 0.5."
+        )

@@ -1,0 +1,225 @@
+"""States that are trees, such as coordinates with types or a dictionary of parameters, as vectors `[B, D]`.
+
+Guidances, samplers and schedules see the vectors alone, so their norms and inner products run over the whole state. Where
+samples are padded to one size, a mask keeps the padding at 0 in x, in the noise and in all predictions.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Bool, Float
+
+from guidance_jax.base import Cond, GuidedDenoiser, NoiseLevel, Prediction, Sampler, Scalar, State
+from guidance_jax.checks.door import CLASSES, door, part
+from guidance_jax.checks.kinds import TreeNetwork
+from guidance_jax.checks.trees import check_example, check_tree, check_vector
+
+
+class Padded(NamedTuple):
+    """A condition, and which entries of the samples are there.
+
+    Example:
+      >>> given = gj.trees.Padded(jnp.array([3, 1]), jnp.arange(4) < jnp.array([[2], [4]]))
+      >>> print(given.mask.sum(1))
+      [2 4]
+    """
+
+    cond: Cond
+    """The condition alone."""
+    mask: Any
+    """As `Flat.mask` takes it: True where an entry is there, False where it is padding."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Flat:
+    """How the samples of one tree become vectors and back; `trees.flat` makes one.
+
+    Args:
+      structure: Of the tree.
+      shapes: Of its leaves, without the batch.
+      points: Whether the entries are ordered point by point.
+
+    Example:
+      >>> flat = gj.trees.flat({"mean": jnp.zeros(2), "scale": jnp.zeros(())})
+      >>> x = flat.ravel({"mean": jnp.array([[1.0, 2.0]]), "scale": jnp.array([3.0])})
+      >>> print(flat.size, x, flat.unravel(x)["scale"])
+      3 [[1. 2. 3.]] [3.]
+    """
+
+    structure: Any
+    shapes: tuple[tuple[int, ...], ...]
+    points: bool = False
+
+    @property
+    def size(self) -> int:
+        """D, the number of all entries of a sample."""
+        return sum(map(math.prod, self.shapes))
+
+    @property
+    def like(self) -> Any:
+        """A sample's tree of shapes."""
+        return jax.tree.unflatten(self.structure, [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in self.shapes])
+
+    def ravel(self, tree: Any) -> Float[Array, "b d"]:
+        """The vectors `[B, D]` of a tree of `[B, ...]` leaves, in the widest of their dtypes."""
+        check_tree(tree, self.like, "ravel: tree")
+        leaves = list(map(jnp.asarray, jax.tree.leaves(tree)))
+        batch, dtype = len(leaves[0]), functools.reduce(jnp.promote_types, (leaf.dtype for leaf in leaves))
+        rows = [leaf.astype(dtype).reshape(batch, *self._rows, -1) for leaf in leaves]
+        return jnp.concatenate(rows, axis=-1).reshape(batch, -1)
+
+    def unravel(self, x: Float[Array, "b d"]) -> Any:
+        """The tree of `[B, ...]` leaves of vectors."""
+        check_vector(x, self.size)
+        points = math.prod(self._rows)
+        ends = [sum(math.prod(shape) for shape in self.shapes[:i]) // points for i in range(1, len(self.shapes))]
+        parts = jnp.split(x.reshape(len(x), *self._rows, -1), ends, axis=-1)
+        return jax.tree.unflatten(
+            self.structure, [leaf.reshape(len(x), *shape) for leaf, shape in zip(parts, self.shapes, strict=True)]
+        )
+
+    @property
+    def _rows(self) -> tuple[int, ...]:
+        """The axis over which the entries are ordered first: `(N,)` where it is the points."""
+        return self.shapes[0][:1] if self.points else ()
+
+    def mask(self, mask: Any) -> Bool[Array, "b d"]:
+        """Which entries of the vectors are there, `[B, D]`.
+
+        Args:
+          mask: A tree of the same structure, or one array for all its leaves: of the first axes of a leaf, `[B, N]` of points.
+            1 or True where an entry is there.
+
+        Raises:
+          ValueError: If it has more axes than a leaf, or others.
+
+        Example:
+          >>> flat = gj.trees.flat({"position": jnp.zeros((3, 2)), "type": jnp.zeros((3, 1))}, points=True)
+          >>> print(flat.mask(jnp.arange(3) < jnp.array([[2]])).astype(int))
+          [[1 1 1 1 1 1 0 0 0]]
+        """
+        masks = jax.tree.leaves(mask) if jax.tree.structure(mask) == self.structure else [mask] * len(self.shapes)
+
+        def whole(mask: Any, shape: tuple[int, ...]) -> Array:
+            mask = jnp.asarray(mask)
+            shape = (len(mask), *shape)
+            return jnp.broadcast_to(mask.reshape(mask.shape + (1,) * (len(shape) - mask.ndim)), shape).astype(jnp.float32)
+
+        return self.ravel(jax.tree.unflatten(self.structure, map(whole, masks, self.shapes))) > 0
+
+    @door()
+    def network(self, network: TreeNetwork) -> Callable[[Array, Array, Cond], Array]:
+        """A network of trees as one of vectors, `(x [B, D], t [B], cond) -> [B, D]`, for `gj.denoiser`.
+
+        Where the condition is `Padded`, the padding is 0 in what the network receives and in what it returns.
+
+        Args:
+          network: `(tree of [B, ...], t [B], cond) -> tree`. It receives the condition as it is, `Padded` or not.
+
+        Example:
+          >>> flat = gj.trees.flat({"mean": jnp.zeros(2), "scale": jnp.zeros(())})
+          >>> network = lambda tree, t, cond: {"mean": tree["mean"] / 2, "scale": cond}
+          >>> print(flat.network(network)(jnp.ones((1, 3)), jnp.ones(1), jnp.array([7.0])))
+          [[0.5 0.5 7. ]]
+        """
+        return on_vectors(self, network)
+
+
+CLASSES[Flat] = "gj.trees.flat(example) makes one."
+
+
+@door()
+def flat(example: Any, *, points: bool = False) -> Flat:
+    """How samples of one tree become vectors `[B, D]` and back, and networks of trees become networks of vectors.
+
+    `x = concatenate(leaves)`, so `|x|^2` is the sum over all leaves: norms and inner products run over the whole state. Scale
+    the leaves to one size first, as training data.
+
+    Means and standard deviations (`rescale`) count padding as entries of 0; norms and inner products do not notice it.
+    In the loss of training, padding adds no gradient.
+
+    Args:
+      example: One sample, without the batch axis: any pytree of floating arrays or `jax.ShapeDtypeStruct`s.
+      points: Whether the first axis of each leaf counts the points of a cloud, `[N, ...]`. The entries are then ordered point
+        by point, and the noise of the points that are there does not depend on how many are padding.
+
+    Returns:
+      `Flat`, with `ravel`, `unravel`, `mask`, `network` and `size`.
+
+    Raises:
+      TypeError: If a leaf is not an array of floating numbers.
+      ValueError: If there is none, or the leaves differ in points.
+
+    Example:
+      >>> flat = gj.trees.flat({"position": jnp.zeros((4, 3)), "type": jnp.zeros((4, 2))}, points=True)
+      >>> mask = jnp.arange(4) < jnp.array([[2], [4]])  # clouds of two and four points
+      >>> network = flat.network(lambda cloud, t, given: jax.tree.map(jnp.ones_like, cloud))
+      >>> one = gj.branches(gj.denoiser(network, predicts="x0"), cond=gj.trees.Padded(jnp.zeros(2), mask))
+      >>> path, keys = gj.levels(gj.schedules.flow(), 3, gj.spacings.uniform()), jax.random.split(jax.random.key(0), 2)
+      >>> sampler = gj.trees.zero_padding(gj.ddim(), flat.mask(mask))
+      >>> x = gj.sample(keys, one, gj.chain(), sampler, path, (flat.size,))
+      >>> print(flat.unravel(x)["type"][0].round(3))
+      [[1. 1.]
+       [1. 1.]
+       [0. 0.]
+       [0. 0.]]
+    """
+    check_example(example, points)
+    leaves, structure = jax.tree.flatten(example)
+    return Flat(structure, tuple(tuple(leaf.shape) for leaf in leaves), points)
+
+
+@part()
+def on_vectors(flat: Flat, network: TreeNetwork) -> Callable[[Array, Array, Cond], Array]:
+    """`Flat.network`, as a part: where the network is a pytree, its parameters are leaves."""
+
+    def apply(x: Array, t: Array, cond: Cond) -> Array:
+        if not isinstance(cond, Padded):
+            return flat.ravel(network(flat.unravel(x), t, cond))
+        there = flat.mask(cond.mask)
+        return jnp.where(there, flat.ravel(network(flat.unravel(jnp.where(there, x, 0)), t, cond)), 0)
+
+    return apply
+
+
+@part()
+def zero_padding(sampler: Sampler, mask: ArrayLike) -> Sampler:
+    """A sampler of padded samples: the padding is 0 before and after each step, and wherever a step evaluates the network.
+
+    `x' <- mask x'`
+
+    So x, its noise and all predictions are 0 there, whether the sampler draws noise or not.
+
+    Args:
+      sampler: The sampler whose steps are so framed.
+      mask: `[B, D]`, or what broadcasts to x: 1 or True where an entry is there. `Flat.mask` makes it.
+
+    Example:
+      >>> path, keys = gj.levels(gj.schedules.flow(), 3, gj.spacings.uniform()), jax.random.split(jax.random.key(0), 1)
+      >>> one = gj.branches(gj.denoiser(lambda x, t, cond: x, predicts="velocity"), cond=None)
+      >>> sampler = gj.trees.zero_padding(gj.ddim(), jnp.array([[1, 1, 0]]))
+      >>> print((gj.sample(keys, one, gj.chain(), sampler, path, (3,)) != 0).astype(int))
+      [[1 1 0]]
+    """
+    there = jnp.asarray(mask).astype(bool)
+
+    def zeroed(state: State) -> State:
+        return state._replace(x=jnp.where(there, state.x, 0))
+
+    def step(denoise: GuidedDenoiser, state: State, level: NoiseLevel, next: NoiseLevel, keys: Array) -> State:
+        look = lambda state, level: denoise.look(zeroed(state), level)
+        base = lambda state, level: denoise.base(zeroed(state), level)
+        return zeroed(sampler.step(GuidedDenoiser(look, base), zeroed(state), level, next, keys))
+
+    def kernel(prediction: Prediction, level: NoiseLevel, next: NoiseLevel) -> tuple[Array, Scalar]:
+        mean, deviation = sampler.kernel(prediction, level, next)  # pyright: ignore[reportOptionalCall]
+        return mean, jnp.where(there, jnp.asarray(deviation, mean.dtype), 0)
+
+    return Sampler(
+        sampler.init, step, None if sampler.kernel is None else kernel, schedule=sampler.schedule, reversible=sampler.reversible
+    )

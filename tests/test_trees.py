@@ -1,0 +1,185 @@
+"""States that are trees: as vectors, and padded."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import guidance_jax as gj
+
+B, N, K = 3, 4, 2
+COUNTS = jnp.array([4, 2, 3])
+CLOUD = {"position": jnp.zeros((N, 3)), "type": jnp.zeros((N, K))}
+PARAMETERS = {"mean": jnp.zeros(2), "scale": jnp.zeros(())}
+KEYS = jax.random.split(jax.random.key(0), B)
+PATH = gj.levels(gj.schedules.cosine(), 5, gj.spacings.trailing())
+
+
+def normed(prediction, context):
+    """A guidance of a norm over the whole state."""
+    gap = context["cond"].x0 - context["uncond"].x0
+    return prediction.x0 + 2 * gap / jnp.linalg.norm(gap, axis=1, keepdims=True)
+
+
+GUIDANCES = {
+    "cfg": gj.cfg(2.5),
+    "norm": gj.stateless(normed, needs=["cond", "uncond"]),
+    "gradient": gj.chain(gj.cfg(2.0), gj.stateless(lambda p, context: p.x0 - 0.1 * context.pullback(p.x0), derivatives=[None])),
+}
+SAMPLERS = {"ddim": gj.ddim(), "ddpm": gj.ddpm(), "heun": gj.heun(), "dpmpp_sde": gj.dpmpp_sde(), "dpmpp_2m": gj.dpmpp_2m()}
+
+
+def drawn(like, seed=1, batch=B):
+    """A tree of numbers, a batch of them."""
+    leaves, structure = jax.tree.flatten(like)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    return jax.tree.unflatten(
+        structure, [jax.random.normal(k, (batch, *leaf.shape)) for k, leaf in zip(keys, leaves, strict=True)]
+    )
+
+
+def attention(cloud, t, given):
+    """A network of clouds in which each point sees all points that are there, of either branch's condition."""
+    mask = given.mask.astype(jnp.float32)[:, :, None]
+    mean = jax.tree.map(lambda leaf: (mask * leaf).sum(1, keepdims=True) / mask.sum(1, keepdims=True), cloud)
+    shift = given.cond[:, None, None]
+    return {
+        "position": 0.5 * cloud["position"] - mean["position"] + jnp.sin(shift) + mean["type"].sum(2, keepdims=True),
+        "type": 0.3 * cloud["type"] + mean["type"] + shift * jnp.cos(mean["position"][:, :, :K]),
+    }
+
+
+def padded_run(n, guidance, sampler, keys=KEYS, x=None):
+    """Samples of clouds of `COUNTS` points, padded to n."""
+    flat = gj.trees.flat({"position": jnp.zeros((n, 3)), "type": jnp.zeros((n, K))}, points=True)
+    mask = jnp.arange(n)[None] < COUNTS[:, None]
+    given = {name: gj.trees.Padded(jnp.full(B, c), mask) for name, c in (("cond", 1.0), ("uncond", 0.0))}
+    two = gj.branches(gj.denoiser(flat.network(attention), predicts="eps"), **given)
+    sampler = gj.trees.zero_padding(sampler, flat.mask(mask))
+    trace = lambda state: (state.x, state.x0)
+    x, along = gj.sample(keys, two, guidance, sampler, PATH, (flat.size,), trace=trace)
+    return flat, mask, x, along
+
+
+@pytest.mark.parametrize("points", [False, True])
+def test_unravel_undoes_ravel(points):
+    flat, cloud = gj.trees.flat(CLOUD, points=points), drawn(CLOUD)
+    x = flat.ravel(cloud)
+    assert x.shape == (B, flat.size) == (B, N * (3 + K))
+    jax.tree.map(np.testing.assert_array_equal, flat.unravel(x), cloud)
+    np.testing.assert_allclose((x**2).sum(1), sum((leaf**2).sum((1, 2)) for leaf in cloud.values()), rtol=1e-6)
+
+
+def test_the_points_of_a_cloud_stand_one_after_the_other():
+    cloud = drawn(CLOUD)
+    x = gj.trees.flat(CLOUD, points=True).ravel(cloud).reshape(B, N, 3 + K)
+    np.testing.assert_array_equal(x, jnp.concatenate([cloud["position"], cloud["type"]], axis=2))
+
+
+def test_cfg_of_a_dictionary_of_parameters_is_cfg_leaf_by_leaf():
+    flat = gj.trees.flat(PARAMETERS)
+
+    def network(tree, t, cond):
+        return {"mean": jnp.sin(tree["mean"]) + cond[:, None], "scale": tree["scale"] * cond + tree["mean"].sum(1)}
+
+    denoise = gj.denoiser(flat.network(network), predicts="x0")
+    ones, level = jnp.ones(B), PATH[1]
+    two = gj.branches(denoise, cond=ones, uncond=0 * ones)
+    tree = drawn(PARAMETERS)
+    guided = flat.unravel(gj.guided(two, gj.cfg(3.0))(flat.ravel(tree), level).x0)
+    c, u = network(tree, None, ones), network(tree, None, 0 * ones)
+    expected = jax.tree.map(lambda c, u: u + 3 * (c - u), c, u)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), guided, expected)
+    samples = flat.unravel(gj.sample(KEYS, two, gj.cfg(3.0), gj.ddim(), PATH, (flat.size,)))
+    assert jax.tree.map(jnp.shape, samples) == {"mean": (B, 2), "scale": (B,)}
+
+
+def test_cfg_of_a_cloud_is_cfg_leaf_by_leaf():
+    flat, cloud, level = gj.trees.flat(CLOUD, points=True), drawn(CLOUD), PATH[2]
+    mask = jnp.arange(N)[None] < COUNTS[:, None]
+    given = [gj.trees.Padded(jnp.full(B, c), mask) for c in (1.0, 0.0)]
+    two = gj.branches(gj.denoiser(flat.network(attention), predicts="x0"), cond=given[0], uncond=given[1])
+    found = flat.unravel(gj.guided(two, gj.cfg(3.0))(flat.ravel(cloud), level).x0)
+    c, u = (attention(cloud, None, each) for each in given)
+    expected = jax.tree.map(lambda c, u: jnp.where(mask[:, :, None], u + 3 * (c - u), 0), c, u)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), found, expected)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("guidance", GUIDANCES)
+def test_padding_stays_0_and_nothing_depends_on_it(guidance, sampler):
+    flat, mask, x, along = padded_run(N, GUIDANCES[guidance], SAMPLERS[sampler])
+    there = flat.mask(mask)
+    for values in (x, *along):
+        assert (jnp.where(there, 0, values) == 0).all()
+    assert bool(jnp.isfinite(x).all())
+    assert (jnp.where(there, x, 1) != 0).all()
+    more, _, wide, _ = padded_run(N + 3, GUIDANCES[guidance], SAMPLERS[sampler])
+    cut = jax.tree.map(lambda leaf: leaf[:, :N], more.unravel(wide))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-5), flat.unravel(x), cut)
+
+
+def test_one_cloud_alone_is_the_cloud_among_padded_ones():
+    flat, _, x, _ = padded_run(N, gj.cfg(2.0), gj.ddpm())
+    own = gj.trees.flat({"position": jnp.zeros((2, 3)), "type": jnp.zeros((2, K))}, points=True)
+
+    def network(cloud, t, cond):
+        return attention(cloud, t, gj.trees.Padded(cond, jnp.ones((1, 2))))
+
+    two = gj.branches(gj.denoiser(own.network(network), predicts="eps"), cond=jnp.ones(1), uncond=jnp.zeros(1))
+    alone = own.unravel(gj.sample(KEYS[1:2], two, gj.cfg(2.0), gj.ddpm(), PATH, (own.size,)))
+    cut = jax.tree.map(lambda leaf: leaf[1:2, :2], flat.unravel(x))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-5), alone, cut)
+
+
+def test_a_mask_of_each_leaf():
+    flat = gj.trees.flat(PARAMETERS)
+    mask = flat.mask({"mean": jnp.array([[True, False]] * B), "scale": jnp.array([1, 0, 1])})
+    np.testing.assert_array_equal(mask, [[1, 0, 1], [1, 0, 0], [1, 0, 1]])
+
+
+def test_padding_draws_nothing_in_a_kernel():
+    sampler = gj.trees.zero_padding(gj.ddpm(), jnp.array([[1, 1, 0]]))
+    mean, deviation = sampler.kernel(gj.Prediction(jnp.ones((1, 3)), jnp.ones((1, 3))), PATH[1], PATH[2])
+    assert mean.shape == (1, 3)
+    assert bool((deviation[0, :2] > 0).all())
+    assert deviation[0, 2] == 0
+
+
+def test_a_networks_parameters_are_leaves():
+    flat = gj.trees.flat(PARAMETERS)
+    apply = lambda params, tree, t, cond: jax.tree.map(lambda leaf: params * leaf, tree)
+    network = flat.network(jax.tree_util.Partial(apply, jnp.float32(2)))
+    assert jax.tree.leaves(network) == [2]
+    doubled = jax.tree.map(lambda leaf: 2 * leaf, network)
+    np.testing.assert_array_equal(doubled(jnp.ones((1, 3)), jnp.ones(1), None), [[4, 4, 4]])
+
+
+WRONG = {
+    "labels": (lambda: gj.trees.flat({"type": jnp.zeros(3, int)}), TypeError, r"flat: example.*floating.*int32\[3\]"),
+    "nothing": (lambda: gj.trees.flat({}), ValueError, "flat: example must hold at least one array"),
+    "points of two lengths": (
+        lambda: gj.trees.flat({"a": jnp.zeros((3, 2)), "b": jnp.zeros(2)}, points=True),
+        ValueError,
+        r"same points, got \(3, 2\), \(2,\)",
+    ),
+    "a scalar among points": (lambda: gj.trees.flat({"a": jnp.zeros(())}, points=True), ValueError, "same points"),
+    "a sample without a batch": (
+        lambda: gj.trees.flat(PARAMETERS).ravel(PARAMETERS),
+        ValueError,
+        r"tree must be of shapes \{'mean': \('B', 2\), 'scale': \('B',\)\}, got \{'mean': \(2,\), 'scale': \(\)\}",
+    ),
+    "another tree": (lambda: gj.trees.flat(PARAMETERS).ravel(drawn(CLOUD)), ValueError, "tree must be of shapes"),
+    "another vector": (lambda: gj.trees.flat(PARAMETERS).unravel(jnp.ones((2, 4))), ValueError, r"\[B, 3\].*float32\[2,4\]"),
+    "no network": (lambda: gj.trees.flat(PARAMETERS).network(PARAMETERS), TypeError, r"network must be a function.*the dict"),
+    "no sampler": (lambda: gj.trees.zero_padding(gj.ddim, 1.0), TypeError, r"sampler must be a Sampler.*call it, ddim"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_does_not_fit_is_told(name):
+    call, error, message = WRONG[name]
+    with pytest.raises(error, match=message):
+        call()

@@ -19,6 +19,8 @@ from guidance_jax.checks.door import CLASSES, door, part
 from guidance_jax.checks.kinds import TreeNetwork, class_kind
 from guidance_jax.checks.trees import check_example, check_tree, check_vector
 
+__all__ = ["Flat", "flat", "on_vectors", "zero_padding"]
+
 
 class Padded(NamedTuple):
     """A condition, and which entries of the samples are there.

@@ -66,7 +66,8 @@ PUBLISHED = tuple(
         *("text_to_image.Condition", "text_to_image.Model", "text_to_image.Prompts"),
     )
 )
-OURS = {*TYPES, *LOOP, *ALGEBRA, *TEXTBOOK, *HOUSE, *FILES, *PUBLISHED}
+TREES = ("trees.Flat", "trees.flat", "trees.on_vectors", "trees.zero_padding")
+OURS = {*TYPES, *LOOP, *ALGEBRA, *TREES, *TEXTBOOK, *HOUSE, *FILES, *PUBLISHED}
 """What comes from no paper, and so needs neither a reference nor, of the algebra, an equation."""
 OF_FILES = {
     "pretrained.text_to_image.Model": "it is made of a directory of gigabytes",

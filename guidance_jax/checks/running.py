@@ -427,8 +427,8 @@ def check_memory(guidance: Guidance, x: Array, memory: Any) -> None:
         raise TypeError(f"guided: memory must be what denoise.init(x) returns, or the call before, got {told(memory)}.")
     elif jax.tree.map(jnp.shape, memory.guidance) != jax.tree.map(jnp.shape, begun):
         raise ValueError(
-            f"guided: memory must be of this guidance, {guidance!r}, and of x {x.shape}: denoise.init(x) makes it, and each call "
-            "returns the next one."
+            f"guided: memory must be of this guidance, {guidance!r}, and of x {x.shape}: denoise.init(x) makes it, and each "
+            "call returns the next one."
         )
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from guidance_jax.arrays import divide
 from guidance_jax.checks.door import CLASSES, also, door
 from guidance_jax.checks.features import Features, check_gaussians, check_sets, features_kind
-from guidance_jax.checks.kinds import array_kind
+from guidance_jax.checks.kinds import array_kind, class_kind
 from guidance_jax.metrics.pairs import widened
 
 
@@ -44,7 +44,7 @@ class Moments(NamedTuple):
         return self.count, len(self.mean)
 
 
-CLASSES[Moments] = "gj.metrics.moments(x) makes one."
+CLASSES[Moments] = class_kind(Moments, "gj.metrics.moments(x) makes one.")
 Measured = Annotated[Float[Array | np.ndarray, "_ d"] | Moments, features_kind(Moments)]
 """A set of features, or its moments."""
 Gaussian = array_kind("floating numbers", jnp.floating)

@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from guidance_jax.checks.door import CLASSES, door, rule
-from guidance_jax.checks.kinds import Compute, Count, CountFromZero, ImageShape, Places
+from guidance_jax.checks.kinds import Compute, Count, CountFromZero, ImageShape, Places, class_kind
 from guidance_jax.checks.networks import check_batch, check_tokens
 from guidance_jax.networks.embeddings import LabelEmbedding, TimeEmbedding
 from guidance_jax.networks.layers import (
@@ -83,7 +83,7 @@ class DiTConfig:
         return self.shape[0] // self.patch, self.shape[1] // self.patch
 
 
-CLASSES[DiTConfig] = "DiTConfig((28, 28, 1), classes=10) is one."
+CLASSES[DiTConfig] = class_kind(DiTConfig, "DiTConfig((28, 28, 1), classes=10) is one.")
 
 
 class Tokens(NamedTuple):

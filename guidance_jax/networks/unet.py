@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from guidance_jax.checks.door import CLASSES, door, rule
-from guidance_jax.checks.kinds import Compute, Count, ImageShape, Places, Sizes
+from guidance_jax.checks.kinds import Compute, Count, ImageShape, Places, Sizes, class_kind
 from guidance_jax.checks.networks import check_batch
 from guidance_jax.networks.convolution import conv_general_dilated
 from guidance_jax.networks.embeddings import LabelEmbedding, TimeEmbedding
@@ -89,7 +89,7 @@ class UNetConfig:
         return [(rows >> i, columns >> i, width) for i, width in enumerate(self.widths)]
 
 
-CLASSES[UNetConfig] = "UNetConfig((28, 28, 1), classes=10) is one."
+CLASSES[UNetConfig] = class_kind(UNetConfig, "UNetConfig((28, 28, 1), classes=10) is one.")
 
 
 class Residual(nnx.Module):

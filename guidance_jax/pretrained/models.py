@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from guidance_jax.base import Denoiser, NoiseLevel
 from guidance_jax.checks.door import CLASSES, also, door
-from guidance_jax.checks.kinds import Count, Keys
+from guidance_jax.checks.kinds import Count, Keys, class_kind
 from guidance_jax.checks.published import (
     Numbers,
     Texts,
@@ -62,8 +62,8 @@ class Condition(NamedTuple):
     """What an inpainting network takes beside the latents: `Model.painted`."""
 
 
-CLASSES[Prompts] = "use model.tokenize([...])."
-CLASSES[Condition] = "model.encode(params, prompts) makes it."
+CLASSES[Prompts] = class_kind(Prompts, "use model.tokenize([...]).")
+CLASSES[Condition] = class_kind(Condition, "model.encode(params, prompts) makes it.")
 
 SIDES = also(
     lambda self, height, width: (height is None and width is None) or check_sides(self.size, self.factor, height, width)

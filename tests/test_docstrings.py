@@ -77,8 +77,8 @@ OF_FILES = {
 """What needs a file to be shown, and why: their examples may be lacking."""
 PATHS = {"schedules.below", "schedules.reverse"}
 """Parts of a path, which have no equation."""
-NEVER = {"feynman_kac: Raises: ImportError"}
-"""It shows no progress, for which alone `run` needs another package."""
+NEVER = {"feynman_kac: Raises: ImportError", "euler: Raises: ValueError"}
+"""The first shows no progress, for which alone `run` needs another package; the second draws nothing, by keys of any kind."""
 
 
 def found(name, doc):

@@ -104,7 +104,7 @@ OPEN = {
 }
 """Where an infinite number has a meaning: bounds."""
 NUMBERS = re.compile(
-    "Scale|ArrayLike|Scalar|float|Number|PerSample|AtLeastOne|Positive|NonNegative|Fraction|Ratio|Integer|Period|Mask|"
+    "Scale|ArrayLike|Scalar|float|Number|Sample|AtLeast|Positive|Negative|Fraction|Ratio|Integer|Period|Mask|Share|Known|Rates|"
     "Cutoff|Limit|Percentile|Power|Prior"
 )
 """The annotations of numbers."""

@@ -15,7 +15,7 @@ from guidance_jax.parts import NUMBER, hashable, is_number
 from guidance_jax.programs import KEPT, tracing
 
 _SEEN: OrderedDict[Hashable, list[tuple[int, int]]] = OrderedDict()
-"""Of each branch, by its name and the structure of its network and condition, the least and the greatest value of each integer leaf so far."""
+"""Of each branch, by its name, network and shapes, the least and the greatest value of each integer leaf so far."""
 
 
 def check_known(network: Branches, name: str, x: jax.ShapeDtypeStruct, level: NoiseLevel) -> None:

@@ -232,7 +232,7 @@ def weighed(
         inner = take(weights.inner)
         state = state._replace(x=take(state.x), guidance=take(state.guidance), x0=take(state.x0), memory=inner)
         prediction, base = take(prediction), take(context.base)
-        branches = type(context.branches)({name: take(each) for name, each in context.branches.items()})
+        branches = {name: take(each) for name, each in context.branches.items()}
         context = context._replace(x=state.x, base=base, branches=branches, derivatives={})
 
         state = sampler.step(_known(denoise, prediction, context), Looked(*state), level, next, keys)
@@ -255,7 +255,7 @@ class Looked(State):
 
     __slots__ = ()
 
-    def _replace(self, **changes: Any) -> State:
+    def _replace(self, **changes: Any) -> State:  # pyright: ignore[reportIncompatibleMethodOverride]
         return State(*self)._replace(**changes) if "x" in changes else super()._replace(**changes)
 
 

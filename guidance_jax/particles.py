@@ -1,19 +1,18 @@
 """Particles that sample what a guidance says: weighted along the run, resampled in groups (sequential Monte Carlo)."""
 
 import math
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
-from typing_extensions import TypeAliasType
 
 from guidance_jax import targets
-from guidance_jax.arrays import at_least_float32, divide, expand
+from guidance_jax.arrays import divide, expand
 from guidance_jax.base import Context, GuidedDenoiser, NoiseLevel, Prediction, Sampler, State
 from guidance_jax.checks.door import door, part, rule
-from guidance_jax.checks.kinds import Count, Fraction, Key, Keys, Ratio, array_kind
+from guidance_jax.checks.kinds import Count, Fraction, Keys, Ratio
 from guidance_jax.checks.particles import (
     check_first,
     check_particles,
@@ -26,13 +25,11 @@ from guidance_jax.checks.particles import (
 from guidance_jax.guidance.algebra import chain
 from guidance_jax.guided import Networks
 from guidance_jax.noise import apart
+from guidance_jax.resampling import effective_size, systematic
 from guidance_jax.sampling import run
 from guidance_jax.targets import Target
 
 __all__ = ["Particles", "effective_size", "feynman_kac", "systematic"]
-
-LogWeights = TypeAliasType("LogWeights", Annotated[Array, array_kind("floating numbers, [..., N]", jnp.floating)])
-"""Logarithms of weights, `[..., N]`, normalised or not; -inf is a weight of 0."""
 
 NOISY = 0.03
 """The spread is measured where noise is at least this share of the variance of x: below it a score's errors hide it."""
@@ -195,58 +192,6 @@ def feynman_kac(
     return Particles(x, log_weights, log_normaliser, effective, least, ancestors, spread, error, state.evaluations)
 
 
-@door()
-def effective_size(log_weights: LogWeights) -> Array:
-    """The effective sample size over the last axis, `(sum w)^2 / sum w^2`.
-
-    Args:
-      log_weights: `[..., N]`, normalised or not.
-
-    Returns:
-      `[...]`, in 1..N; 0 where all weights are.
-
-    Example:
-      >>> print(gj.particles.effective_size(jnp.log(jnp.array([[1.0, 1.0], [1.0, 0.0], [0.0, 0.0]]))))
-      [2. 1. 0.]
-
-    Reference: Kong et al. 1994, "Sequential imputations and Bayesian missing data problems".
-    """
-    wide = log_weights.astype(at_least_float32(log_weights.dtype))
-    dead = (wide == -jnp.inf).all(-1)
-    some = jnp.where(dead[..., None], 0, wide)
-    return jnp.where(dead, 0, jnp.exp(2 * jax.nn.logsumexp(some, axis=-1) - jax.nn.logsumexp(2 * some, axis=-1)))
-
-
-@door()
-def systematic(key: Key, log_weights: LogWeights) -> Array:
-    """Systematic resampling: which of N particles each of N takes the place of, `[N]`, from one uniform number.
-
-    Place i is taken by the first k with `sum over j <= k of w_j >= (i + u) / N`, u in [0, 1): a particle of weight w, of
-    weights that sum to 1, `floor(N w)` or `ceil(N w)` times, and never where w is 0. Where all are, each takes its own place.
-
-    Args:
-      key: One PRNG key.
-      log_weights: `[N]`, normalised or not; -inf is a weight of 0.
-
-    Example:
-      >>> print(gj.particles.systematic(jax.random.key(0), jnp.log(jnp.array([0.5, 0.0, 0.25, 0.25]))))
-      [0 0 2 3]
-
-    Reference: Kitagawa 1996, doi:10.1080/10618600.1996.10474692.
-    """
-    n = len(log_weights)
-    wide = log_weights.astype(at_least_float32(log_weights.dtype))
-    dead = (wide == -jnp.inf).all()
-    weights = jax.nn.softmax(jnp.where(dead, 0, wide))
-    total = jnp.cumsum(weights)
-    # Sums of different roundings: nothing may be added by a weight of 0.
-    share = jax.lax.cummax(jnp.where(weights > 0, total / total[-1], 0))
-    at = (jnp.arange(n, dtype=total.dtype) + jax.random.uniform(key, (), total.dtype)) / n
-    # u may be 0, and a place be rounded to 1: the first particle that has weight, and the last.
-    first, last = jnp.searchsorted(share, 0, side="right"), jnp.searchsorted(share, 1)
-    return jnp.clip(jnp.searchsorted(share, at), first, last)
-
-
 @part()
 def weighed(
     sampler: Sampler,
@@ -287,7 +232,7 @@ def weighed(
         inner = take(weights.inner)
         state = state._replace(x=take(state.x), guidance=take(state.guidance), x0=take(state.x0), memory=inner)
         prediction, base = take(prediction), take(context.base)
-        branches = type(context.branches)({name: take(each) for name, each in context.branches.items()})
+        branches = {name: take(each) for name, each in context.branches.items()}
         context = context._replace(x=state.x, base=base, branches=branches, derivatives={})
 
         state = sampler.step(_known(denoise, prediction, context), Looked(*state), level, next, keys)
@@ -310,7 +255,7 @@ class Looked(State):
 
     __slots__ = ()
 
-    def _replace(self, **changes: Any) -> State:
+    def _replace(self, **changes: Any) -> State:  # pyright: ignore[reportIncompatibleMethodOverride]
         return State(*self)._replace(**changes) if "x" in changes else super()._replace(**changes)
 
 

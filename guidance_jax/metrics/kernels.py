@@ -95,7 +95,7 @@ def kid(real: Features, fake: Features) -> Float[Array, ""]:
     return _discrepancy(_cubic, *widened(real, fake), ())
 
 
-@door(also(lambda real, fake, size: check_sets(size, real=real, fake=fake)))
+@door(also(lambda real, fake, size: check_sets(size, f" for size={size}", real=real, fake=fake)))
 def kid_subsets(
     real: Features, fake: Features, key: Key, *, subsets: Several = 100, size: Several = 1000
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:

@@ -36,7 +36,7 @@ def accuracy(logits: Logits, labels: Annotated[Int[Array, "n"], array_kind("inte
     return jnp.mean(jnp.asarray(logits).argmax(1) == jnp.asarray(labels))
 
 
-@door(also(lambda logits, splits: check_sets(splits, logits=logits)))
+@door(also(lambda logits, splits: check_sets(splits, f" for splits={splits}", logits=logits)))
 def inception_score(logits: Logits, *, splits: Count = 1) -> Float[Array, ""]:
     """How sure a classifier is of each sample, and how evenly samples spread over its classes: from 1 to C.
 

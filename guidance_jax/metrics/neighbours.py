@@ -39,7 +39,7 @@ Near = Annotated[Float[Array | np.ndarray, "_ d"] | Neighbours, features_kind(Ne
 """A set of features, or its neighbours."""
 
 
-@door(also(lambda x, k: check_sets(k + 1, x=x)))
+@door(also(lambda x, k: check_sets(k + 1, f" for k={k} neighbours", x=x)))
 def neighbours(x: Features, k: Count = 5) -> Neighbours:
     """The nearest neighbours within a set, once for any number of sets to be compared with it.
 
@@ -64,7 +64,7 @@ def neighbours(x: Features, k: Count = 5) -> Neighbours:
 
 
 @door(
-    also(lambda real, fake, k: check_sets(k + 1, real=real, fake=fake)),
+    also(lambda real, fake, k: check_sets(k + 1, f" for k={k} neighbours", real=real, fake=fake)),
     also(lambda real, fake, k: check_known(k, real=real, fake=fake)),
 )
 def precision_recall(real: Near, fake: Near, k: Count = 3) -> tuple[Float[Array, ""], Float[Array, ""]]:
@@ -99,7 +99,7 @@ def precision_recall(real: Near, fake: Near, k: Count = 3) -> tuple[Float[Array,
 
 
 @door(
-    also(lambda real, k: check_sets(k + 1, real=real)),
+    also(lambda real, k: check_sets(k + 1, f" for k={k} neighbours", real=real)),
     also(lambda real, fake: check_sets(1, real=real, fake=fake)),
     also(lambda real, k: check_known(k, real=real)),
 )

@@ -2,13 +2,16 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from guidance_jax.checks.door import CLASSES, door, rule
+from guidance_jax.checks.kinds import Count, CountFromZero, choice
+from guidance_jax.checks.networks import check_length
 from guidance_jax.networks.layers import Dense, attention
 from guidance_jax.pretrained.layers import LayerNorm
 from guidance_jax.pretrained.settings import LAYERS, NULL, POSITIVE, SIZE, TEXT, check_settings, either, several, whole
@@ -40,6 +43,12 @@ ACTIVATIONS = {
 """OpenAI's encoders have the first, OpenCLIP's the second."""
 
 
+@door(
+    rule(
+        "hidden_size must divide into num_attention_heads",
+        lambda hidden_size, num_attention_heads: hidden_size % num_attention_heads == 0,
+    )
+)
 @dataclasses.dataclass(frozen=True)
 class CLIPTextConfig:
     """An encoder's sizes, by the names of its `config.json`; the defaults are ViT-L/14's, of Stable Diffusion 1.
@@ -54,34 +63,29 @@ class CLIPTextConfig:
     Reference: Radford et al. 2021, arXiv:2103.00020.
     """
 
-    vocab_size: int = 49408
+    vocab_size: Count = 49408
     """The number of tokens."""
-    hidden_size: int = 768
+    hidden_size: Count = 768
     """The width of a token."""
-    intermediate_size: int = 3072
+    intermediate_size: Count = 3072
     """The inner width of a layer's feed-forward network."""
-    num_hidden_layers: int = 12
+    num_hidden_layers: Count = 12
     """The number of layers."""
-    num_attention_heads: int = 12
+    num_attention_heads: Count = 12
     """Of each layer."""
-    max_position_embeddings: int = 77
+    max_position_embeddings: Count = 77
     """The longest text, in tokens."""
-    hidden_act: str = "quick_gelu"
+    hidden_act: Annotated[str, choice(*ACTIVATIONS)] = "quick_gelu"
     """"quick_gelu" of OpenAI's encoders, "gelu" of OpenCLIP's."""
     layer_norm_eps: float = 1e-5
     """Added to the variances."""
-    eos_token_id: int = 2
+    eos_token_id: CountFromZero = 2
     """The token that ends a text; 2 stands for the largest id in it, as files before 2023 have it."""
-    projection_dim: int | None = None
+    projection_dim: Count | None = None
     """The width of the projected embedding of the whole text; None where the encoder has no projection."""
 
-    def __post_init__(self) -> None:
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(f"a width of {self.hidden_size} does not divide into {self.num_attention_heads} heads.")
-        if self.hidden_act not in ACTIVATIONS:
-            raise ValueError(f"hidden_act={self.hidden_act!r} is not known, only {', '.join(map(repr, ACTIVATIONS))}.")
 
-
+CLASSES[CLIPTextConfig] = "gj.pretrained.clip.CLIPTextConfig() is one."
 PUBLISHED_DEFAULTS = {
     "hidden_size": 512,
     "intermediate_size": 2048,
@@ -181,8 +185,7 @@ class CLIPText(nnx.Module):
 
     def __call__(self, ids: Int[Array, "b l"]) -> Encoded:
         longest = self.text_model.embeddings.position_embedding.num_embeddings
-        if ids.shape[1] > longest:
-            raise ValueError(f"a text of {ids.shape[1]} tokens is longer than the encoder's window of {longest}.")
+        check_length(ids, longest)
         last, penultimate = self.text_model(ids)
         end = jnp.argmax(ids if self.ends == 2 else ids == self.ends, axis=1)
         pooled = jnp.take_along_axis(last, end[:, None, None], axis=1)[:, 0]

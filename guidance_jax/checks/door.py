@@ -80,8 +80,8 @@ def door(*rules: Rule) -> Callable[[F], F]:
 
     def decorate(function: F) -> F:
         if inspect.isclass(function):
-            function.__init__ = decorate(function.__init__)
-            return function
+            function.__init__ = decorate(cast(Any, function.__init__))
+            return cast(F, function)
         enter = _Door(function, rules)
 
         @functools.wraps(function)

@@ -1,6 +1,7 @@
 """What a network is called with."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -10,14 +11,14 @@ from guidance_jax.checks.numbers import check_form
 from guidance_jax.checks.words import told
 
 
-def check_batch(x: Array, shape: tuple[int, ...] | int, **each: Array) -> None:
+def check_batch(x: Array, shape: Sequence[int] | int, **each: Array) -> None:
     """Raises unless x is `[B, *shape]`, or has so many numbers per sample, and each of the others is `[B]`.
 
     Raises:
       ValueError: Naming the one that is not, and its shape.
     """
-    if shape != (x.shape[1:] if isinstance(shape, tuple) else math.prod(x.shape[1:])):
-        wanted = shape if isinstance(shape, tuple) else f"{shape} numbers"
+    if shape != (math.prod(x.shape[1:]) if isinstance(shape, int) else x.shape[1:]):
+        wanted = f"{shape} numbers" if isinstance(shape, int) else shape
         raise ValueError(f"a network of samples of {wanted} got x of shape {x.shape}.")
     for name, value in each.items():
         if jnp.shape(value) != x.shape[:1]:

@@ -53,10 +53,10 @@ class ADMConfig:
     Dropout has no field: it does nothing while sampling.
 
     Raises:
-      ValueError: if the sides cannot be halved so often, or a width does not divide into the norms' groups and the heads.
+      ValueError: If the sides cannot be halved so often, or a width does not divide into the norms' groups and the heads.
 
     Example:
-      >>> config = pretrained.adm.RELEASED["adm-64"]
+      >>> config = gj.pretrained.adm.RELEASED["adm-64"]
       >>> print(config.widths, config.heads(384))
       (192, 384, 576, 768) 6
 
@@ -103,7 +103,7 @@ class ADMConfig:
         """How many attention heads there are.
 
         Args:
-          width: the channels that they share.
+          width: The channels that they share.
         """
         return self.num_heads if self.num_head_channels is None else width // self.num_head_channels
 
@@ -133,16 +133,16 @@ class ADM(nnx.Module):
     It computes in the dtype of its parameters and answers in it. H and W are multiples of `2 ** (len(channel_mult) - 1)`.
 
     Args:
-      config: its sizes: one of `RELEASED`, or another.
-      rngs: for the parameters.
+      config: Its sizes: one of `RELEASED`, or another.
+      rngs: For the parameters.
 
     Raises:
-      ValueError: when called, if the sides of x are no such multiples, labels are given or lacking where they should not be, or
+      ValueError: When called, if the sides of x are no such multiples, labels are given or lacking where they should not be, or
         one is outside.
 
     Example:
-      >>> config = pretrained.adm.ADMConfig(32, 32, (1, 2), 1, (16,), num_classes=10, num_head_channels=32)
-      >>> network = pretrained.adm.ADM(config, rngs=nnx.Rngs(0))
+      >>> config = gj.pretrained.adm.ADMConfig(32, 32, (1, 2), 1, (16,), num_classes=10, num_head_channels=32)
+      >>> network = gj.pretrained.adm.ADM(config, rngs=nnx.Rngs(0))
       >>> print(network(jnp.zeros((2, 32, 32, 3)), jnp.full(2, 999.0), jnp.array([3, 1])).shape)
       (2, 32, 32, 6)
 
@@ -189,15 +189,15 @@ class ADMClassifier(nnx.Module):
     It computes in the dtype of its parameters.
 
     Args:
-      config: its sizes: one of `CLASSIFIERS`, or another.
-      rngs: for the parameters.
+      config: Its sizes: one of `CLASSIFIERS`, or another.
+      rngs: For the parameters.
 
     Raises:
-      ValueError: if the configuration has no classes or no `num_head_channels`.
+      ValueError: If the configuration has no classes or no `num_head_channels`.
 
     Example:
-      >>> config = pretrained.adm.ADMConfig(32, 32, (1, 2), 1, (16,), num_classes=10, num_head_channels=32)
-      >>> classify = pretrained.adm.ADMClassifier(config, rngs=nnx.Rngs(0))
+      >>> config = gj.pretrained.adm.ADMConfig(32, 32, (1, 2), 1, (16,), num_classes=10, num_head_channels=32)
+      >>> classify = gj.pretrained.adm.ADMClassifier(config, rngs=nnx.Rngs(0))
       >>> print(classify(jnp.zeros((2, 32, 32, 3)), jnp.full(2, 999.0)).shape)
       (2, 10)
 
@@ -216,7 +216,7 @@ class ADMClassifier(nnx.Module):
         self.input_blocks = nnx.List(map(nnx.List, input_blocks(config, rngs)[0]))
         self.middle_block = nnx.List(middle_block(config, rngs))
         pixels, width = (config.image_size >> (len(config.channel_mult) - 1)) ** 2, config.widths[-1]
-        pool = AttentionPool(pixels, width, config.num_classes, config.heads(width), rngs=rngs)
+        pool = AttentionPool(pixels, width, config.num_classes or 0, config.heads(width), rngs=rngs)
         self.out = nnx.List([GroupNorm(width, rngs=rngs), jax.nn.silu, pool])
 
     def __call__(self, x: Float[Array, "b h w c"], t: Float[Array, "b"]) -> Float[Array, "b k"]:

@@ -25,19 +25,19 @@ def tiled(decode: Callable[[Array], Array], tile: Count = 64, overlap: CountFrom
 
     Args:
       decode: `[B, h, w, C] -> [B, f h, f w, c]`.
-      tile: the side of a tile, in pixels of the latents. Latents that fit into one are decoded whole.
-      overlap: of neighbours, at least, in pixels of the latents.
+      tile: The side of a tile, in pixels of the latents. Latents that fit into one are decoded whole.
+      overlap: Of neighbours, at least, in pixels of the latents.
 
     Returns:
       The decoder by tiles, `[B, h, w, C] -> [B, f h, f w, c]`.
 
     Raises:
-      ValueError: if overlap is not from 0 to below tile, or decode does not enlarge both sides alike.
+      ValueError: If overlap is not from 0 to below tile, or decode does not enlarge both sides alike.
 
     Example:
       >>> double = lambda z: z.repeat(2, axis=1).repeat(2, axis=2)
       >>> z = jnp.arange(48.0).reshape(1, 6, 8, 1)
-      >>> print(jnp.abs(pretrained.autoencoder.tiled(double, tile=4, overlap=2)(z) - double(z)).max() < 1e-5)
+      >>> print(jnp.abs(gj.pretrained.autoencoder.tiled(double, tile=4, overlap=2)(z) - double(z)).max() < 1e-5)
       True
 
     Reference: Rombach et al. 2022, arXiv:2112.10752, for the decoder; diffusers' `tiled_decode`, for the practice.

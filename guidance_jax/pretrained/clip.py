@@ -23,7 +23,7 @@ class Encoded(NamedTuple):
     """What the encoder makes of a text.
 
     Example:
-      >>> Encoded = pretrained.clip.Encoded
+      >>> Encoded = gj.pretrained.clip.Encoded
       >>> print(Encoded(last=jnp.ones((1, 77, 768)), penultimate=jnp.ones((1, 77, 768)), pooled=jnp.ones((1, 768))).last.shape)
       (1, 77, 768)
     """
@@ -54,10 +54,10 @@ class CLIPTextConfig:
     """An encoder's sizes, by the names of its `config.json`; the defaults are ViT-L/14's, of Stable Diffusion 1.
 
     Raises:
-      ValueError: if the width does not divide into heads, or the activation is not known.
+      ValueError: If the width does not divide into heads, or the activation is not known.
 
     Example:
-      >>> pretrained.clip.CLIPTextConfig(hidden_size=1024, num_attention_heads=16, hidden_act="gelu").max_position_embeddings
+      >>> gj.pretrained.clip.CLIPTextConfig(hidden_size=1024, num_attention_heads=16, hidden_act="gelu").max_position_embeddings
       77
 
     Reference: Radford et al. 2021, arXiv:2103.00020.
@@ -113,14 +113,14 @@ def clip_text_config(published: Mapping[str, Any]) -> CLIPTextConfig:
     Settings of training (dropouts, initialisation) and of tokens other than the last have no effect here.
 
     Args:
-      published: the file, parsed.
+      published: The file, parsed.
 
     Raises:
-      ValueError: if it is of another architecture, or has a setting that is not supported.
+      ValueError: If it is of another architecture, or has a setting that is not supported.
 
     Example:
       >>> published = {"architectures": ["CLIPTextModelWithProjection"], "hidden_size": 1280, "hidden_act": "gelu"}
-      >>> pretrained.clip.clip_text_config({**published, "num_attention_heads": 20, "projection_dim": 1280}).projection_dim
+      >>> gj.pretrained.clip.clip_text_config({**published, "num_attention_heads": 20, "projection_dim": 1280}).projection_dim
       1280
 
     Reference: transformers 5, "models/clip/configuration_clip.py".
@@ -146,10 +146,10 @@ def published_name(name: str) -> str:
     transformers since 5 saves an encoder without a projection without the first part of the names.
 
     Args:
-      name: as in the file.
+      name: As in the file.
 
     Example:
-      >>> pretrained.clip.published_name("final_layer_norm.bias")
+      >>> gj.pretrained.clip.published_name("final_layer_norm.bias")
       'text_model.final_layer_norm.bias'
     """
     return name if name.startswith(("text_model.", "text_projection.")) else f"text_model.{name}"
@@ -161,16 +161,16 @@ class CLIPText(nnx.Module):
     Each token attends to itself and to those before it.
 
     Args:
-      config: its sizes.
-      rngs: for the parameters.
+      config: Its sizes.
+      rngs: For the parameters.
 
     Raises:
-      ValueError: when called, if a text is longer than the encoder's window.
+      ValueError: When called, if a text is longer than the encoder's window.
 
     Example:
       >>> sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-      >>> config = pretrained.clip.CLIPTextConfig(vocab_size=10, **sizes)
-      >>> encode = pretrained.clip.CLIPText(config, rngs=nnx.Rngs(0))
+      >>> config = gj.pretrained.clip.CLIPTextConfig(vocab_size=10, **sizes)
+      >>> encode = gj.pretrained.clip.CLIPText(config, rngs=nnx.Rngs(0))
       >>> print(encode(jnp.array([[8, 3, 5, 9]])).last.shape)
       (1, 4, 8)
 

@@ -39,10 +39,10 @@ class DiTConfig:
     """A transformer's sizes, by the names of the published constructor; the defaults are those of DiT-XL/2 at 256 x 256.
 
     Raises:
-      ValueError: if the latents do not divide into patches, or the width into heads and sinusoids.
+      ValueError: If the latents do not divide into patches, or the width into heads and sinusoids.
 
     Example:
-      >>> pretrained.dit.DiTConfig(input_size=64).grid
+      >>> gj.pretrained.dit.DiTConfig(input_size=64).grid
       32
 
     Reference: Peebles & Xie 2023, arXiv:2212.09748.
@@ -88,13 +88,13 @@ def dit_config(name: str = "DiT-XL/2", image_size: Count = 256) -> DiTConfig:
 
     Args:
       name: DiT-S, B, L or XL, and the side of its patches, 2, 4 or 8.
-      image_size: the side of the images, in pixels, eight times that of the latents.
+      image_size: The side of the images, in pixels, eight times that of the latents.
 
     Raises:
-      ValueError: if there is no such transformer, or the latents do not divide into its patches.
+      ValueError: If there is no such transformer, or the latents do not divide into its patches.
 
     Example:
-      >>> config = pretrained.dit.dit_config("DiT-XL/2", 512)
+      >>> config = gj.pretrained.dit.dit_config("DiT-XL/2", 512)
       >>> print(config.depth, config.hidden_size, config.grid**2)
       28 1152 1024
 
@@ -112,14 +112,14 @@ def averaged(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     opened: in PyTorch, save their "ema" alone.
 
     Args:
-      tensors: as `open_weights` gives them.
+      tensors: As `open_weights` gives them.
 
     Returns:
       The tensors of one set, by the names of the network.
 
     Example:
-      >>> tensors = pretrained.from_arrays({"model.pos_embed": np.zeros((1, 4, 8)), "ema.pos_embed": np.ones((1, 4, 8))})
-      >>> list(pretrained.dit.averaged(tensors))
+      >>> tensors = gj.pretrained.from_arrays({"model.pos_embed": np.zeros((1, 4, 8)), "ema.pos_embed": np.ones((1, 4, 8))})
+      >>> list(gj.pretrained.dit.averaged(tensors))
       ['pos_embed']
 
     Reference: Peebles & Xie 2023, arXiv:2212.09748; facebookresearch/DiT, download.py.
@@ -136,15 +136,15 @@ class DiT(nnx.Module):
     `on_channels(cfg(4.0), 3)`; plain `cfg` guides all of them.
 
     Args:
-      config: its sizes.
-      rngs: for the parameters.
+      config: Its sizes.
+      rngs: For the parameters.
 
     Raises:
-      ValueError: when called, if latents are not of the config's size, or a label is outside.
+      ValueError: When called, if latents are not of the config's size, or a label is outside.
 
     Example:
-      >>> config = pretrained.dit.DiTConfig(input_size=8, hidden_size=16, depth=1, num_heads=2, num_classes=10)
-      >>> network = pretrained.dit.DiT(config, rngs=nnx.Rngs(0))
+      >>> config = gj.pretrained.dit.DiTConfig(input_size=8, hidden_size=16, depth=1, num_heads=2, num_classes=10)
+      >>> network = gj.pretrained.dit.DiT(config, rngs=nnx.Rngs(0))
       >>> print(network(jnp.ones((3, 8, 8, 4)), jnp.full(3, 999.0), jnp.array([3, 7, 10])).shape)
       (3, 8, 8, 8)
 

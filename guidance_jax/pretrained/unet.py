@@ -25,7 +25,7 @@ class Text(NamedTuple):
     """What the U-Net is told of a text.
 
     Example:
-      >>> pretrained.unet.Text(jnp.ones((2, 77, 768))).pooled is None
+      >>> gj.pretrained.unet.Text(jnp.ones((2, 77, 768))).pooled is None
       True
     """
 
@@ -58,10 +58,10 @@ class UNetConditionConfig:
     """The sizes of a U-Net, those of Stable Diffusion 1.5 where not told.
 
     Raises:
-      ValueError: if the levels' numbers do not fit each other, or a width does not divide into groups or heads.
+      ValueError: If the levels' numbers do not fit each other, or a width does not divide into groups or heads.
 
     Example:
-      >>> config = pretrained.unet.UNetConditionConfig(in_channels=9)
+      >>> config = gj.pretrained.unet.UNetConditionConfig(in_channels=9)
       >>> print(config.widths, config.depths)
       (320, 640, 1280, 1280) (1, 1, 1, 0)
 
@@ -165,14 +165,14 @@ def unet_condition_config(published: Mapping[str, Any]) -> UNetConditionConfig:
     """The sizes of a published U-Net: Stable Diffusion 1.x, 2.x, XL and its refiner, and their inpainting variants.
 
     Args:
-      published: the content of `unet/config.json`; what it leaves out is as diffusers has it.
+      published: The content of `unet/config.json`; what it leaves out is as diffusers has it.
 
     Raises:
-      ValueError: naming the settings that are not supported, with their values.
+      ValueError: Naming the settings that are not supported, with their values.
 
     Example:
       >>> published = {"cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20], "use_linear_projection": True}
-      >>> print(pretrained.unet.unet_condition_config(published).heads)
+      >>> print(gj.pretrained.unet.unet_condition_config(published).heads)
       (5, 10, 20, 20)
 
     Reference: diffusers 0.42, "models/unets/unet_2d_condition.py". What it calls attention_head_dim is the number of heads.
@@ -243,17 +243,17 @@ class UNet2DCondition(nnx.Module):
     """The U-Net of latent text-to-image models, for latents `[B, h, w, C]` of any size.
 
     Args:
-      config: its sizes.
-      rngs: for the parameters.
+      config: Its sizes.
+      rngs: For the parameters.
 
     Raises:
-      ValueError: when called, if the latents have other channels, the text another width, or what XL is told besides is
+      ValueError: When called, if the latents have other channels, the text another width, or what XL is told besides is
         missing, of another width, or not asked for.
 
     Example:
       >>> sizes = dict(widths=(8, 16), depths=(1, 0), heads=(2, 2), text=6, groups=4)
-      >>> network = pretrained.unet.UNet2DCondition(pretrained.unet.UNetConditionConfig(**sizes), rngs=nnx.Rngs(0))
-      >>> text = pretrained.unet.Text(jnp.ones((2, 5, 6)))
+      >>> network = gj.pretrained.unet.UNet2DCondition(gj.pretrained.unet.UNetConditionConfig(**sizes), rngs=nnx.Rngs(0))
+      >>> text = gj.pretrained.unet.Text(jnp.ones((2, 5, 6)))
       >>> print(network(jnp.ones((2, 7, 9, 4)), jnp.array([999.0, 0.0]), text).shape)
       (2, 7, 9, 4)
 

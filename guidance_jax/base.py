@@ -33,8 +33,6 @@ class Replaceable:
         """The same with some fields changed."""
         return dataclasses.replace(self, **changes)  # pyright: ignore[reportArgumentType]
 
-    _replace = replace
-
 
 @pytree
 @dataclasses.dataclass(frozen=True)

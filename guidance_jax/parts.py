@@ -149,8 +149,6 @@ class Part:
         """The same with some fields changed. It no longer remembers its call."""
         return dataclasses.replace(self, **changes)
 
-    _replace = replace
-
     def tree_flatten(self) -> tuple[tuple[Any, ...], Static]:
         if self.call is None:
             function = None

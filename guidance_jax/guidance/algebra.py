@@ -464,16 +464,3 @@ def _together(parts: tuple[Guidance, ...], update: Callable[..., Any]) -> Guidan
     derivatives = functools.reduce(frozenset.union, (part.derivatives for part in parts), frozenset[str | None]())
     own_space = next((part.own_space for part in parts if part.own_space), None)
     return Guidance(needs, init, update, wanted, derivatives, own_space, bool(parts) and all(part.shapes for part in parts))
-
-
-# Until every room has its door: delete what follows.
-def move(prediction, x0, level):
-    return follow(x0, prediction, level)
-
-
-def needed(*names):
-    return frozenset(names)
-
-
-def own_space(name, context):
-    pass

@@ -311,7 +311,14 @@ def test_bad_parts_are_told(build, message):
 def test_rescale_of_a_single_element_is_told():
     denoise = gj.denoiser(lambda x, t, cond: x, predicts="eps")
     with pytest.raises(ValueError, match="at least two elements"):
-        gj.sample(keys(2), gj.branches(denoise, cond=None, uncond=None), gj.chain(gj.cfg(2.0), gj.rescale(0.7)), gj.ddim(), LEVELS, (1,))
+        gj.sample(
+            keys(2),
+            gj.branches(denoise, cond=None, uncond=None),
+            gj.chain(gj.cfg(2.0), gj.rescale(0.7)),
+            gj.ddim(),
+            LEVELS,
+            (1,),
+        )
 
 
 UNCHECKED = """

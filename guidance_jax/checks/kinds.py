@@ -19,8 +19,17 @@ from typing_extensions import TypeAliasType
 from guidance_jax.arrays import concrete
 from guidance_jax.base import Branches, Denoiser, Guidance, NoiseLevel, Prediction, Sampler, Schedule, Step
 from guidance_jax.checks.door import CLASSES, Kind
-from guidance_jax.checks.numbers import LARGEST, check_finite, check_range, check_scalar, check_shape, count, known, number, real
-from guidance_jax.checks.traced import insist
+from guidance_jax.checks.numbers import (
+    LARGEST,
+    check_finite,
+    check_range,
+    check_scalar,
+    check_shape,
+    count,
+    known,
+    number,
+    real,
+)
 from guidance_jax.checks.words import article, call_it, check_takes, noting, told
 from guidance_jax.curves import Calibration, Curve
 from guidance_jax.parts import Function
@@ -28,6 +37,7 @@ from guidance_jax.parts import Function
 
 def class_kind(kind_of: type, hint: str) -> Kind:
     """The kind of an instance of one of our classes."""
+
     def check(kind: Kind, value: Any, where: str) -> None:
         if not isinstance(value, kind_of):
             kind.refuse(value, where)
@@ -513,5 +523,7 @@ Key = TypeAliasType("Key", Annotated[Array, Kind("one PRNG key", _key, "jax.rand
 """One PRNG key."""
 AtLevel = TypeAliasType("AtLevel", Annotated[NoiseLevel, Kind("a noise level", _level, "schedule(t) returns one.")])
 """One noise level for all samples, or one per sample."""
-Samples = TypeAliasType("Samples", Annotated[Array, array_kind("floating numbers, [B, ...]", jnp.floating, hint="scale images to [-1, 1] first.")])
+Samples = TypeAliasType(
+    "Samples", Annotated[Array, array_kind("floating numbers, [B, ...]", jnp.floating, hint="scale images to [-1, 1] first.")]
+)
 """Clean data, `[B, ...]`."""

@@ -164,7 +164,11 @@ ROWS: dict[str, Row] = {
     "fid of one point": (lambda: gj.metrics.fid(MANY, MANY[:1]), ValueError, r"at least 2 points.*1"),
     "fid of two widths": (lambda: gj.metrics.fid(MANY, MANY[:, :1]), ValueError, r"different sizes D.*2.*1.*same network"),
     "fid of images": (lambda: gj.metrics.fid(MANY[:, :, None], MANY), ValueError, r"\[N, D\], got float32\[4,2,1\]; reshape"),
-    "fid of bytes": (lambda: gj.metrics.fid(MANY.astype(jnp.uint8), MANY), TypeError, r"fid: real must be an array of floating numbers, \[N, D\], got uint8\[4,2\].*cast"),
+    "fid of bytes": (
+        lambda: gj.metrics.fid(MANY.astype(jnp.uint8), MANY),
+        TypeError,
+        r"fid: real must be an array of floating numbers, \[N, D\], got uint8\[4,2\].*cast",
+    ),
     "fid of lists": (lambda: gj.metrics.fid([[1.0], [2.0]], MANY), TypeError, r"array.*the list"),
     "features with NaN": (lambda: gj.metrics.moments(MANY.at[2].set(jnp.nan)), ValueError, r"1 of 4 rows.*first is 2"),
     "moments of nothing": (lambda: gj.metrics.moments(MANY[:0]), ValueError, r"moments: x is empty.*float32\[0,2\]"),
@@ -190,15 +194,27 @@ ROWS: dict[str, Row] = {
         ValueError,
         r"at least 2 points, got 4 and 1",
     ),
-    "a kernel of no width": (lambda: gj.metrics.mmd(MANY, MANY, 0.0), ValueError, r"mmd: bandwidth must be a positive number, got 0\.0"),
-    "no neighbours": (lambda: gj.metrics.precision_recall(MANY, MANY, k=0), ValueError, r"precision_recall: k must be an integer, at least 1, got 0"),
+    "a kernel of no width": (
+        lambda: gj.metrics.mmd(MANY, MANY, 0.0),
+        ValueError,
+        r"mmd: bandwidth must be a positive number, got 0\.0",
+    ),
+    "no neighbours": (
+        lambda: gj.metrics.precision_recall(MANY, MANY, k=0),
+        ValueError,
+        r"precision_recall: k must be an integer, at least 1, got 0",
+    ),
     "half a neighbour": (lambda: gj.metrics.precision_recall(MANY, MANY, k=1.5), TypeError, r"k must be an integer.*1\.5"),
     "more neighbours than points": (
         lambda: gj.metrics.density_coverage(MANY, MANY, k=4),
         ValueError,
         r"real must have at least 5 points for k=4 neighbours, got 4",
     ),
-    "neighbours beyond the set": (lambda: gj.metrics.neighbours(MANY), ValueError, r"x must have at least 6 points for k=5 neighbours, got 4"),
+    "neighbours beyond the set": (
+        lambda: gj.metrics.neighbours(MANY),
+        ValueError,
+        r"x must have at least 6 points for k=5 neighbours, got 4",
+    ),
     "more neighbours than were found": (
         lambda: gj.metrics.precision_recall(MANY, gj.metrics.neighbours(MANY, 2)),
         ValueError,
@@ -209,7 +225,11 @@ ROWS: dict[str, Row] = {
         TypeError,
         r"real must be an array of floating numbers, \[N, D\], got a Neighbours",
     ),
-    "a Vendi score of no order": (lambda: gj.metrics.vendi(MANY, order=0), ValueError, r"vendi: order must be a number above 0, got 0"),
+    "a Vendi score of no order": (
+        lambda: gj.metrics.vendi(MANY, order=0),
+        ValueError,
+        r"vendi: order must be a number above 0, got 0",
+    ),
     "a Vendi score of nothing": (lambda: gj.metrics.vendi(jnp.zeros((2, 2))), ValueError, r"all zero.*in 2 of 2 rows"),
     "lines of no number": (
         lambda: gj.metrics.sliced_wasserstein(MANY, MANY, KEY, projections=0),
@@ -255,7 +275,11 @@ ROWS: dict[str, Row] = {
     "means of NaN": (lambda: mixture(means=MIXTURE.means * jnp.nan), ValueError, r"Mixture: means must be finite.*4 of 4"),
     "logits of NaN": (lambda: gj.metrics.accuracy(X * jnp.nan, LABELS), ValueError, r"NaN in 2 of 2 rows"),
     "labels of probabilities": (lambda: gj.metrics.accuracy(X, X[0]), TypeError, r"array of integers, \[N\], got float32\[2\]"),
-    "more splits than samples": (lambda: gj.metrics.inception_score(X, splits=3), ValueError, r"logits must have at least 3 points for splits=3, got 2"),
+    "more splits than samples": (
+        lambda: gj.metrics.inception_score(X, splits=3),
+        ValueError,
+        r"logits must have at least 3 points for splits=3, got 2",
+    ),
     "an inception score of one axis": (
         lambda: gj.metrics.inception_score(X[0]),
         ValueError,

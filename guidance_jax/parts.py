@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 def pytree(kind: type[T]) -> type[T]:
-    """Registers a dataclass whose fields are all children. Unflattening checks and computes nothing: jax does it with anything."""
+    """Registers a dataclass whose fields are all children. Unflattening checks and computes nothing."""
     names = tuple(field.name for field in dataclasses.fields(kind))  # pyright: ignore[reportArgumentType]
     keys = [jax.tree_util.GetAttrKey(name) for name in names]
 

@@ -187,8 +187,8 @@ class Asked(dict[str, Prediction]):
 
     def __missing__(self, name: str) -> Prediction:
         raise KeyError(
-            f"there is no prediction of a branch {name!r}, only of {', '.join(map(repr, self))}. A guidance reads only branches "
-            f"that it asks for: stateless(update, needs=({name!r},))."
+            f"there is no prediction of a branch {name!r}, only of {', '.join(map(repr, self))}. A guidance reads only "
+            f"branches that it asks for: stateless(update, needs=({name!r},))."
         )
 
 

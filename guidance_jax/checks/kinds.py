@@ -173,7 +173,7 @@ def check_curve(curve: Calibration | Curve, scale: Any) -> None:
         raise ValueError(
             f"calibrated: scale {w[i, 0]:g} needs rho + scale (1 - rho) > 0, but at sigma / alpha = {ratio[s]:.4g} rho is "
             f"{rho[s]:.4g}, and this is {below[i, s]:.4g}: no law is that narrow. Use a scale nearer to 1; to guide away from "
-            "a condition, measure in the other direction, calibrate(..., cond='uncond', uncond='cond') on unconditional samples."
+            "a condition, measure in the other direction, calibrate(cond='uncond', uncond='cond') on unconditional samples."
         )
 
 

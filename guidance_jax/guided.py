@@ -1,6 +1,6 @@
 """From branches and a guidance to one guided denoiser: for our samplers, and for loops of your own."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +11,6 @@ from guidance_jax.base import (
     Branches,
     Cond,
     Context,
-    Denoiser,
     Derivative,
     Guidance,
     GuidedDenoiser,
@@ -251,7 +250,7 @@ def evaluate(
 
 def _gated(
     network: Branches, gates: dict[str, Any], base: Prediction | None, x: Array, step: Step, level: NoiseLevel
-) -> tuple[dict[str, Prediction], Array]:
+) -> tuple[dict[str, Prediction], Array | int]:
     """The predictions of one network's branches, and how many were evaluated. Without a base, the first one is it."""
     conds = {name: cond(step) if callable(cond) else cond for name, cond in network.conds.items() if name in gates}
     always = [name for name, gate in gates.items() if gate is True]

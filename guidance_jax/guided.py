@@ -250,7 +250,7 @@ def evaluate(
 
 def _gated(
     network: Branches, gates: dict[str, Any], base: Prediction | None, x: Array, step: Step, level: NoiseLevel
-) -> tuple[dict[str, Prediction], Array]:
+) -> tuple[dict[str, Prediction], Array | int]:
     """The predictions of one network's branches, and how many were evaluated. Without a base, the first one is it."""
     conds = {name: cond(step) if callable(cond) else cond for name, cond in network.conds.items() if name in gates}
     always = [name for name, gate in gates.items() if gate is True]

@@ -95,7 +95,8 @@ def dps(measure: Measure, measurement: Measurement, rate: Scale) -> Guidance:
 
     def closeness(x0: Array) -> Array:
         leaves = jax.tree.leaves(given_residual(measure, measurement, x0))
-        return -sqrt(sum((leaf.reshape(len(x0), -1) ** 2).sum(1) for leaf in leaves))
+        squares = jnp.stack([(leaf.reshape(len(x0), -1) ** 2).sum(1) for leaf in leaves])
+        return -sqrt(squares.sum(0))
 
     return freedom(closeness, rate)
 

@@ -102,7 +102,7 @@ OPEN = {
     ("min_snr", "gamma"): {"inf"},
 }
 """Where an infinite number has a meaning: bounds."""
-NUMBERS = re.compile("Scale|ArrayLike|Scalar|float|Sample|Number|Positive|Negative|Fraction|Ratio|AtLeast|Share|Known|Rates|Mask")
+NUMBERS = re.compile("Scale|ArrayLike|Scalar|float|Sample|Number|Positive|Negative|Fraction|Ratio|AtLeast|Known|Rates|Mask")
 
 
 def parameters():

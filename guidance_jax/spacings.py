@@ -11,9 +11,10 @@ from typing import Annotated, Any
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import ArrayLike
 
 from guidance_jax.arrays import concrete
-from guidance_jax.base import Scalar, Schedule
+from guidance_jax.base import Schedule
 from guidance_jax.checks.door import part
 from guidance_jax.checks.kinds import CountFromZero, Positive, Spacing
 from guidance_jax.checks.numbers import known, number
@@ -200,7 +201,7 @@ def exponential(sigma_min: Positive | None = None, sigma_max: Positive | None = 
     return spacing
 
 
-def _bounds(schedule: Schedule, least: Scalar | None, most: Scalar | None, name: str) -> tuple[Any, Any]:
+def _bounds(schedule: Schedule, least: ArrayLike | None, most: ArrayLike | None, name: str) -> tuple[Any, Any]:
     """The smallest and the largest `sigma / alpha` of a path."""
     low, high = (_exact(schedule(end).ratio) for end in (schedule.t_min, schedule.t_max))
     r_min, r_max = (own if given is None else _exact(given) for own, given in ((low, least), (high, most)))
@@ -208,7 +209,7 @@ def _bounds(schedule: Schedule, least: Scalar | None, most: Scalar | None, name:
     return r_min, r_max
 
 
-def _exact(value: Scalar) -> Any:
+def _exact(value: ArrayLike) -> Any:
     """A number as float64, where it is known; else traced, in the run's precision."""
     return np.asarray(value).astype(np.float64) if concrete(value) else jnp.asarray(value, jnp.result_type(float))
 

@@ -183,7 +183,7 @@ def test_schedules_take_traced_parameters():
         (lambda: gj.levels(gj.schedules.cosine(), 3, lambda s, n: jnp.array([0.1, 0.5, 0.9])), "decrease"),
         (lambda: gj.levels(gj.schedules.cosine(), 3, lambda s, n: jnp.array([0.9, 0.5, 0.5])), "decrease"),
         (lambda: gj.levels(gj.schedules.cosine(), 3, lambda s, n: jnp.array([0.9])), r"\[steps\] = \(3,\)"),
-        (lambda: gj.schedules.discrete(np.array([0.1, 1.5])), "every rate in"),
+        (lambda: gj.schedules.discrete(np.array([0.1, 1.5])), "every rate a number in"),
     ],
 )
 def test_bad_input_is_told(build, message):

@@ -359,8 +359,6 @@ Ratio = TypeAliasType(
 
 AtLeastZero = TypeAliasType("AtLeastZero", Annotated[ArrayLike, number(low=0)])
 """One number, at least 0, which is data even if it is 0."""
-Share = TypeAliasType("Share", Annotated[ArrayLike, number(low=0, high=1)])
-"""One number in [0, 1], which is data even if it is 0."""
 Known = TypeAliasType("Known", Annotated[float, known(number(above=0))])
 """One positive number that is part of the structure: it is computed with in float64 when the call is made."""
 KnownFromZero = TypeAliasType("KnownFromZero", Annotated[float, known(number(low=0))])

@@ -1,6 +1,8 @@
 """Schedules of a continuous time. Their defaults run from a `sigma / alpha` of about 0.002 to 80, the range of EDM
 (arXiv:2206.00364)."""
 
+from typing import Annotated
+
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -8,14 +10,19 @@ from jax import Array
 from guidance_jax.arrays import concrete, divide
 from guidance_jax.base import NoiseLevel, Scalar, Schedule
 from guidance_jax.checks.door import also, part, rule
-from guidance_jax.checks.kinds import AtLeastZero, Positive, Share
+from guidance_jax.checks.kinds import Positive
+from guidance_jax.checks.numbers import number
 from guidance_jax.checks.paths import check_continuous
+
+Time = Annotated[Scalar, number(low=0, high=1)]
+Rate = Annotated[Scalar, number(low=0)]
+Sigma = Annotated[Scalar, number(above=0)]
 
 ENDS = rule("t_min must be below t_max", lambda t_min, t_max: t_min < t_max)
 
 
 @part(ENDS)
-def cosine(t_min: Share = 1e-3, t_max: Share = 0.992) -> Schedule:
+def cosine(t_min: Time = 1e-3, t_max: Time = 0.992) -> Schedule:
     """The variance-preserving cosine schedule.
 
     `alpha = cos(pi t / 2)`, `sigma = sin(pi t / 2)`, t in [0, 1].
@@ -44,9 +51,7 @@ def cosine(t_min: Share = 1e-3, t_max: Share = 0.992) -> Schedule:
 
 
 @part(ENDS, rule("beta_min must be below beta_max", lambda beta_min, beta_max: beta_min < beta_max))
-def linear(
-    beta_min: AtLeastZero = 0.1, beta_max: AtLeastZero = 20.0, t_min: AtLeastZero = 1e-5, t_max: AtLeastZero = 1.0
-) -> Schedule:
+def linear(beta_min: Rate = 0.1, beta_max: Rate = 20.0, t_min: Rate = 1e-5, t_max: Rate = 1.0) -> Schedule:
     """The variance-preserving SDE whose noise rate grows linearly.
 
     `log alpha = -t^2 (beta_max - beta_min) / 4 - t beta_min / 2`, `sigma = sqrt(1 - alpha^2)`, t in [0, 1].
@@ -80,7 +85,7 @@ def linear(
 
 
 @part(rule("sigma_min must be below sigma_max", lambda sigma_min, sigma_max: sigma_min < sigma_max))
-def edm(sigma_min: Positive = 0.002, sigma_max: Positive = 80.0) -> Schedule:
+def edm(sigma_min: Sigma = 0.002, sigma_max: Sigma = 80.0) -> Schedule:
     """The variance-exploding process of EDM: `alpha = 1`; the network receives `t = log(sigma) / 4`.
 
     Args:
@@ -100,14 +105,14 @@ def edm(sigma_min: Positive = 0.002, sigma_max: Positive = 80.0) -> Schedule:
     def time(sigma: Array) -> Array:
         return jnp.log(sigma) / 4
 
-    def end(sigma: Positive) -> Scalar:
+    def end(sigma: Scalar) -> Scalar:
         return float(np.log(np.float64(sigma)) / 4) if concrete(sigma) else time(jnp.asarray(sigma))
 
     return Schedule(lambda t: (jnp.ones_like(t), jnp.exp(4 * t)), time, end(sigma_min), end(sigma_max))
 
 
 @part(ENDS)
-def flow(t_min: Share = 2e-3, t_max: Share = 1.0) -> Schedule:
+def flow(t_min: Time = 2e-3, t_max: Time = 1.0) -> Schedule:
     """Flow matching, rectified flow: `alpha = 1 - t`, `sigma = t`, t in [0, 1], noise at t = 1.
 
     At t = 1 alpha is 0 and `sigma / alpha` infinite; spacings in `sigma / alpha` need a `t_max` below 1.

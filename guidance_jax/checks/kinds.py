@@ -39,7 +39,7 @@ CLASSES |= {
     Branches: class_kind(Branches, "use gj.branches(denoise, cond=labels, uncond=null)."),
     Guidance: class_kind(
         Guidance,
-        "cfg(3.0) is one, chain(*parts) makes one of several, and chain() is none. That of a target is gj.targets.drift(target).",
+        "cfg(3.0) is one, chain(*parts) makes one of several, and chain() is none. gj.feynman_kac samples a target, whose drift is gj.targets.drift(target).",
     ),
     Prediction: class_kind(Prediction, "denoise(x, level, cond) returns one."),
     Sampler: class_kind(Sampler, "ddim() is one."),

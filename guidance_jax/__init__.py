@@ -27,9 +27,9 @@ from guidance_jax import (
 )
 from guidance_jax.base import Branches, Context, Guidance, NoiseLevel, Prediction, Sampler, Schedule, State, Step
 from guidance_jax.calibration import calibrate
+from guidance_jax.checks.traced import checked
 from guidance_jax.curves import Calibration, Curve
 from guidance_jax.denoisers import denoiser
-from guidance_jax.guided import branches, evaluate, guide, guided
 from guidance_jax.guidance import (
     adaptive,
     add,
@@ -44,6 +44,7 @@ from guidance_jax.guidance import (
     classifier,
     clip_norm,
     compose,
+    direction,
     dps,
     dual_cfg,
     during,
@@ -54,13 +55,11 @@ from guidance_jax.guidance import (
     freedom,
     fresca,
     icg,
-    direction,
     in_space,
-    masked,
-    source,
     lgd,
     linear_reuse,
     mambo_g,
+    masked,
     mean_shift,
     momentum,
     mpgd,
@@ -75,6 +74,7 @@ from guidance_jax.guidance import (
     relative_to,
     rescale,
     reuse,
+    source,
     stateless,
     tcfg,
     tfg,
@@ -82,6 +82,7 @@ from guidance_jax.guidance import (
     universal,
     unless_one,
 )
+from guidance_jax.guided import branches, evaluate, guide, guided
 from guidance_jax.likelihood import bits_per_dimension, log_likelihood
 from guidance_jax.noise import diffuse
 from guidance_jax.particles import feynman_kac
@@ -108,7 +109,6 @@ from guidance_jax.samplers import (
 )
 from guidance_jax.sampling import evaluations, run, sample
 from guidance_jax.schedules import levels
-from guidance_jax.checks.traced import checked
 
 if TYPE_CHECKING:
     from guidance_jax import networks, pretrained
@@ -149,6 +149,7 @@ __all__ = [
     "denoiser",
     "denoisers",
     "diffuse",
+    "direction",
     "dpmpp_2m",
     "dpmpp_2s",
     "dpmpp_3m",
@@ -169,11 +170,8 @@ __all__ = [
     "freedom",
     "fresca",
     "guidance",
-    "direction",
     "guide",
     "guided",
-    "masked",
-    "source",
     "heun",
     "heun_sde",
     "icg",
@@ -185,6 +183,7 @@ __all__ = [
     "linear_reuse",
     "log_likelihood",
     "mambo_g",
+    "masked",
     "mean_shift",
     "metrics",
     "momentum",
@@ -215,6 +214,7 @@ __all__ = [
     "scales",
     "schedules",
     "scores",
+    "source",
     "spacings",
     "stateless",
     "targets",

@@ -33,8 +33,6 @@ class Replaceable:
         """The same with some fields changed."""
         return dataclasses.replace(self, **changes)  # pyright: ignore[reportArgumentType]
 
-    _replace = replace
-
 
 @pytree
 @dataclasses.dataclass(frozen=True)
@@ -239,11 +237,21 @@ class Context(NamedTuple):
         return self.step.next
 
     def pullback(self, cotangent: Array, branch: str | None = None) -> Array:
-        """The gradient in x of `<cotangent, x0>`, x0 being the base's or a branch's: one backward pass."""
+        """The gradient in x of `<cotangent, x0>`: one backward pass.
+
+        Args:
+          cotangent: Shaped as x, `[B, ...]`.
+          branch: The branch whose x0 it is; None for the base.
+        """
         return self.derivatives[branch].pullback(cotangent.astype(self.x.dtype))
 
     def jvp(self, tangent: Array, branch: str | None = None) -> Array:
-        """The derivative of the base's x0, or a branch's, along a tangent of x."""
+        """The derivative of x0 along a tangent of x.
+
+        Args:
+          tangent: Shaped as x, `[B, ...]`.
+          branch: The branch whose x0 it is; None for the base.
+        """
         return self.derivatives[branch].jvp(tangent.astype(self.x.dtype))
 
 

@@ -1,6 +1,6 @@
 """From branches and a guidance to one guided denoiser: for our samplers, and for loops of your own."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +11,6 @@ from guidance_jax.base import (
     Branches,
     Cond,
     Context,
-    Denoiser,
     Derivative,
     Guidance,
     GuidedDenoiser,

@@ -13,7 +13,6 @@ import dataclasses
 import functools
 import inspect
 import reprlib
-import reprlib
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeVar
 
@@ -26,7 +25,7 @@ T = TypeVar("T")
 
 
 def pytree(kind: type[T]) -> type[T]:
-    """Registers a dataclass whose fields are all children. Unflattening checks and computes nothing: jax does it with anything."""
+    """Registers a dataclass whose fields are all children. Unflattening checks and computes nothing."""
     names = tuple(field.name for field in dataclasses.fields(kind))  # pyright: ignore[reportArgumentType]
     keys = [jax.tree_util.GetAttrKey(name) for name in names]
 
@@ -149,8 +148,6 @@ class Part:
     def replace(self, **changes: Any) -> Any:
         """The same with some fields changed. It no longer remembers its call."""
         return dataclasses.replace(self, **changes)
-
-    _replace = replace
 
     def tree_flatten(self) -> tuple[tuple[Any, ...], Static]:
         if self.call is None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 
 from guidance_jax.parts import NUMBER, hashable, is_number
@@ -21,7 +21,7 @@ _PROGRAMS: OrderedDict[Hashable, Callable[..., Any]] = OrderedDict()
 
 def tracing() -> bool:
     """Whether the code that calls this is being traced by `jit`."""
-    return isinstance(jnp.zeros((), bool), Tracer)
+    return isinstance(jax.device_put(np.False_), Tracer)
 
 
 def compiled(function: Callable[..., Any], static: Hashable, *arguments: Any) -> Any:

@@ -9,9 +9,9 @@ from jax import Array
 
 from guidance_jax.base import Guidance, NoiseLevel, PathEnd, Sampler, State, Step
 from guidance_jax.checks.door import door
+from guidance_jax.checks.kinds import Keys
 from guidance_jax.checks.outcomes import check_step, warn_if_not_finite
 from guidance_jax.checks.running import check_run
-from guidance_jax.checks.traced import all_finite, insist
 from guidance_jax.guided import Networks, guide
 from guidance_jax.noise import IMAGE, SAMPLER, START, at_level, fold, normal
 from guidance_jax.programs import compiled
@@ -21,7 +21,7 @@ Trace = Callable[[State], Any]
 
 @door()
 def sample(
-    keys: Array,
+    keys: Keys,
     branches: Networks,
     guidance: Guidance,
     sampler: Sampler,
@@ -40,29 +40,29 @@ def sample(
     Args:
       keys: `[B]` PRNG keys, one a sample: `jax.random.split(jax.random.key(0), B)`. A sample depends on its own key alone. What
         is drawn in a step is drawn by the key and the level at which the step begins.
-      branches: what `branches(...)` made, or a tuple of those for several networks.
+      branches: What `branches(...)` made, or a tuple of those for several networks.
       guidance: `cfg(scale)`, a `chain`, ...; `chain()` for none.
       sampler: `ddim()`, ...
-      levels: the path of noise levels, `[steps + 1]`, as `levels(...)` makes it; `schedules.reverse` of one for inversion.
-      shape_or_x: the shape of one sample, to start from pure noise; or x itself, `[B, ...]`, at the level `levels[0]`; or the
+      levels: The path of noise levels, `[steps + 1]`, as `levels(...)` makes it; `schedules.reverse` of one for inversion.
+      shape_or_x: The shape of one sample, to start from pure noise; or x itself, `[B, ...]`, at the level `levels[0]`; or the
         `State` that a `run` to there gave, to go on with all that its sampler and guidance remember. With the same keys, a
         run in two parts is then the same as in one; without the `State`, if they remember nothing.
-      trace: what to record of the state after each step, `lambda state: (state.x, state.x0)` for the path and the predictions
+      trace: What to record of the state after each step, `lambda state: (state.x, state.x0)` for the path and the predictions
         along it.
-      remat: whether gradients through the run compute each step again, in the memory of one step.
-      progress: the name of a progress bar, for long runs on one device; it needs `jax-tqdm`. A `vmap` has one bar for all its
+      remat: Whether gradients through the run compute each step again, in the memory of one step.
+      progress: The name of a progress bar, for long runs on one device; it needs `jax-tqdm`. A `vmap` has one bar for all its
         runs, and a gradient one for the way forward.
 
     Returns:
       `[B, ...]`, in the dtype of x, or that of the levels. With `trace`, `(samples, trace)`, the latter `[steps, ...]`.
 
     Raises:
-      ValueError: before anything is computed, if the arguments do not fit each other, a guidance reads a branch that is
+      ValueError: Before anything is computed, if the arguments do not fit each other, a guidance reads a branch that is
         not there, the levels do not decrease or are not of the sampler's schedule, x has a value that is not finite, or a
         batch with a progress bar lies on several devices.
-      TypeError: likewise, if an argument is no such thing, a guidance or a sampler that was not called say, keys are no PRNG
+      TypeError: Likewise, if an argument is no such thing, a guidance or a sampler that was not called say, keys are no PRNG
         keys, or x or the levels are not floating.
-      ImportError: if progress is asked for and `jax-tqdm` is not installed.
+      ImportError: If progress is asked for and `jax-tqdm` is not installed.
 
     Example:
       >>> mixture = oracles.GaussianMixture(jnp.array([[-2.0], [2.0]]), jnp.ones((2, 1, 1)), jnp.ones(2), jnp.arange(2))
@@ -82,7 +82,7 @@ def sample(
 
 @door()
 def evaluations(
-    keys: Array,
+    keys: Keys,
     branches: Networks,
     guidance: Guidance,
     sampler: Sampler,
@@ -114,7 +114,7 @@ def evaluations(
 
 @door()
 def run(
-    keys: Array,
+    keys: Keys,
     branches: Networks,
     guidance: Guidance,
     sampler: Sampler,

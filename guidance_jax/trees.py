@@ -16,8 +16,10 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 
 from guidance_jax.base import Cond, GuidedDenoiser, NoiseLevel, Prediction, Sampler, Scalar, State
 from guidance_jax.checks.door import CLASSES, door, part
-from guidance_jax.checks.kinds import TreeNetwork
+from guidance_jax.checks.kinds import TreeNetwork, class_kind
 from guidance_jax.checks.trees import check_example, check_tree, check_vector
+
+__all__ = ["Flat", "flat", "on_vectors", "zero_padding"]
 
 
 class Padded(NamedTuple):
@@ -130,7 +132,7 @@ class Flat:
         return on_vectors(self, network)
 
 
-CLASSES[Flat] = "gj.trees.flat(example) makes one."
+CLASSES[Flat] = class_kind(Flat, "gj.trees.flat(example) makes one.")
 
 
 @door()

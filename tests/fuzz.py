@@ -6,6 +6,7 @@
 import os
 import sys
 import time
+import warnings
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
@@ -62,8 +63,7 @@ class World:
         self.branches = gj.Branches(self.denoise, conds)
 
     def denoise(self, x: jax.Array, level: gj.NoiseLevel, label: jax.Array) -> gj.Prediction:
-        told = self.mixture.denoise(x.reshape(len(x), -1), level, label)
-        return gj.Prediction(told.x0.reshape(x.shape), told.eps.reshape(x.shape))
+        return jax.tree.map(lambda half: half.reshape(x.shape), self.mixture.denoise(x.reshape(len(x), -1), level, label))
 
     def log_prob(self, x0: jax.Array) -> jax.Array:
         return -((x0 - self.target) ** 2).mean((1, 2))
@@ -124,6 +124,8 @@ METHODS: dict[str, tuple[Any, list[st.SearchStrategy[Any]]]] = {
     "fdg": (lambda w, a, b: gj.fdg((a, b)), [SCALE, SCALE]),
     "fresca": (lambda w, a, b, c: gj.fresca(a, b, c), [SCALE, SHARE, number(0.5, 2.0)]),
     "apg": (lambda w, a, b, c, e: gj.apg(a, beta=b, max_norm=c, eta=e), [SCALE, number(-0.8, 0.8), number(0.0, 5.0), SHARE]),
+    "source": (lambda w, v: gj.source(lambda c, n, k: n + k * (c - n), "cond", "negative", k=v), [SCALE]),
+    "direction": (lambda w, v: gj.direction(lambda c, p, k: k * jnp.tanh(c.x0 - p.x0), "cond", "perturbed", k=v), [SCALE]),
     "linear_reuse": (lambda w, v: gj.linear_reuse(v, jnp.array([1.0, -0.9, 0.8])), [SCALE]),
     "rescale": (lambda w, v: gj.rescale(v), [SHARE]),
     "momentum": (lambda w, v: gj.momentum(v), [number(-0.8, 0.8)]),
@@ -161,6 +163,7 @@ AROUND: dict[str, tuple[Any, list[st.SearchStrategy[Any]]]] = {
     "reuse": (lambda w, g, k: gj.reuse(g, k), [st.integers(1, 3)]),
     "adaptive": (lambda w, g, t: gj.adaptive(g, t), [known(0.5, 1.0)]),
     "on_channels": (lambda w, g, n: gj.on_channels(g, n), [st.integers(1, SHAPE[1])]),
+    "masked": (lambda w, g, v: gj.masked(g, jnp.linspace(0.0, v, SHAPE[0], dtype=w.dtype)[:, None]), [known(0.0, 1.0)]),
     "reg": (lambda w, g: gj.reg(g), []),
 }
 EVERY = METHODS | OWN | AROUND
@@ -193,7 +196,7 @@ def built(recipe: Recipe, world: World) -> gj.Guidance:
 def step_is_finite(recipe: Recipe, schedule: gj.Schedule, world: World, place: int) -> None:
     """One step in float32, from pure noise, between, or to the clean data."""
     path = gj.levels(schedule, 4, gj.spacings.uniform())
-    level, after = (jax.tree.map(lambda field, i=i: field[i], path) for i in (place, place + 1))
+    level, after = path[place], path[place + 1]
     guidance = built(recipe, world)
     x = level.alpha * world.target + level.sigma * world.x
     state = gj.State(x, (), guidance.init(x), jnp.int32(0), jnp.zeros_like(x))
@@ -235,7 +238,8 @@ def tried(count: int, seen: Counter[str], **more: Any) -> Any:
     def every_chain_is_finite_and_couples_no_samples(
         recipe: Recipe, schedule: str, sampler: str, place: int, one: int, same: bool
     ) -> None:
-        with jax.disable_jit():
+        with jax.disable_jit(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # Of shapers that come first, and of intervals without a level.
             step_is_finite(recipe, SCHEDULES[schedule], World(jnp.float32, same=same), place)
             with jax.enable_x64(True):
                 mates_do_nothing(recipe, SCHEDULES[schedule], sampler, one, same)

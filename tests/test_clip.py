@@ -58,8 +58,8 @@ def test_it_computes_in_the_dtype_of_its_parameters():
     ("change", "told"),
     [
         ({"architectures": ["T5EncoderModel"]}, "T5EncoderModel"),
-        ({"hidden_act": "relu"}, "hidden_act='relu'"),
-        ({"num_attention_heads": 5}, "does not divide into 5 heads"),
+        ({"hidden_act": "relu"}, "hidden_act must be 'quick_gelu' or 'gelu', got 'relu'"),
+        ({"num_attention_heads": 5}, "must divide into num_attention_heads, got .* and num_attention_heads 5"),
         ({"eos_token_id": [1, 2]}, "a whole number"),
     ],
 )

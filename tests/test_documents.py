@@ -55,20 +55,20 @@ def test_the_readmes_code_does_what_it_says():
 
     two, edm = classes(m, labels), gj.levels(gj.schedules.edm(), 40, gj.spacings.karras())
     x = 80 * jax.random.normal(jax.random.key(0), (3, 3))
-    for guidance in (gj.cfg(3.0), gj.chain(gj.cfg(3.0), gj.momentum(-0.5))):
-        looped = names["looped"](two, guidance, x, edm)
-        np.testing.assert_allclose(looped, gj.sample(keys(3), two, guidance, gj.ddim(), edm, x), rtol=1e-4, atol=1e-4)
+    for method in (gj.chain(gj.cfg(3.0), gj.momentum(-0.5)), gj.cfg(3.0)):
+        looped = names["looped"](two, method, x, edm)
+        np.testing.assert_allclose(looped, gj.sample(keys(3), two, method, gj.ddim(), edm, x), rtol=1e-4, atol=1e-4)
     solved, ours = names["solved"](two, gj.cfg(3.0), x), gj.sample(keys(3), two, gj.cfg(3.0), gj.dpmpp_3m(), edm, x)
     assert np.abs(solved - ours).max() < 0.05 < np.abs(looped - ours).max()
 
     denoise = gj.denoiser(lambda x, t, y: jnp.tanh(x), predicts="v")
-    guidance, scales = names["guidance"], jnp.array([1.0, 3.0])
-    assert f"print(guidance)  # {guidance}\n" in (ROOT / "README.md").read_text()
+    made, scales = names["guidance"], jnp.array([1.0, 3.0])
+    assert f"print(guidance)  # {made}\n" in (ROOT / "README.md").read_text()
     grid = names["over"](jax.vmap(gj.cfg)(scales), denoise, keys(2), jnp.array([3, 7]))
     alone = [names["contents"](gj.cfg(scale), denoise, keys(2), jnp.array([3, 7])) for scale in scales]
     np.testing.assert_allclose(grid, jnp.stack(alone), rtol=1e-5)
-    slope = names["slope"](guidance, denoise, keys(2), jnp.array([3, 7]))
-    assert jax.tree.structure(slope) == jax.tree.structure(guidance)
+    slope = names["slope"](made, denoise, keys(2), jnp.array([3, 7]))
+    assert jax.tree.structure(slope) == jax.tree.structure(made)
 
     classify = lambda x, t: x.reshape(len(x), -1)[:, :10]
     samples = names["classifier_guided"](classify, denoise, keys(2), jnp.array([3, 7]), 200.0)

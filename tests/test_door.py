@@ -112,7 +112,7 @@ def test_what_a_user_function_returns_is_checked_where_it_is_called():
         gj.levels(gj.schedules.edm(), 2, gj.spacings.karras()),
         (1,),
     )
-    with pytest.raises(TypeError, match="made: scale, a function, must be a finite number.*the str 'a'"):
+    with pytest.raises(TypeError, match=r"made: scale, a function, must be a finite number.*the str 'a'"):
         run("a")
     with pytest.raises(ValueError, match="made: scale must be finite, got inf"):
         run(np.inf)
@@ -123,9 +123,9 @@ def test_what_a_user_function_returns_is_checked_where_it_is_called():
 def test_traced_values_are_checked_in_a_program_that_is_checked():
     program = gj.checked(jax.jit(lambda scale, low: made(scale, low) and scale))
     assert program(1.0, 0.5) == 1.0
-    with pytest.raises(Exception, match="made: scale must be a finite number.*got nan"):
+    with pytest.raises(Exception, match=r"made: scale must be a finite number.*got nan"):
         program(jnp.nan, 0.5)
-    with pytest.raises(Exception, match="made: low must be below high, got low 2.0 and high 1.0"):
+    with pytest.raises(Exception, match=r"made: low must be below high, got low 2.0 and high 1.0"):
         program(1.0, 2.0)
 
 

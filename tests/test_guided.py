@@ -1,5 +1,7 @@
 """`gj.guided`: the guided denoiser in loops of one's own gives what our samplers give."""
 
+import itertools
+
 import diffrax
 import jax
 import jax.numpy as jnp
@@ -87,7 +89,7 @@ def test_what_remembers_does_in_our_own_loop_what_it_does_in_sample(x64, name, c
 
     step = jax.jit(step) if compiled else step
     along, memory, expected = x, denoise.init(x), []
-    for level, after in zip(path[:-1], path[1:], strict=True):
+    for level, after in itertools.pairwise(path):
         along, memory = step(along, memory, level, after)
         expected.append(along)
     ours, trace = gj.sample(keys(3), branches, guidance, gj.ddim(), path, x, trace=lambda state: state.x)
@@ -131,7 +133,7 @@ def test_it_is_differentiated_through():
 
     def end(scale):
         denoise, along = gj.guided(branches, gj.cfg(scale)), x
-        for level, after in zip(path[:-1], path[1:], strict=True):
+        for level, after in itertools.pairwise(path):
             prediction = denoise(along, level)
             along = after.alpha * prediction.x0 + after.sigma * prediction.eps
         return along.sum()

@@ -100,9 +100,11 @@ def test_parts_that_change_nothing(x64):
         np.testing.assert_allclose(run(classes(m, LABELS), same), plain, rtol=1e-9, atol=1e-9)
     # Where nothing guides, a shaper has nothing to shape.
     conditional = run(classes(m, LABELS), gj.chain())
-    np.testing.assert_allclose(run(classes(m, LABELS), gj.rescale(0.9)), conditional, rtol=1e-10)
+    with pytest.warns(UserWarning, match=r"rescale\(fraction=0\.9\) only changes what others add"):
+        np.testing.assert_allclose(run(classes(m, LABELS), gj.rescale(0.9)), conditional, rtol=1e-10)
     outside = gj.chain(gj.during(gj.cfg(3.0), 1e5, 1e6), gj.rescale(0.9))
-    np.testing.assert_allclose(run(classes(m, LABELS), outside), conditional, rtol=1e-10)
+    with pytest.warns(UserWarning, match=r"during\(.*guides nowhere"):
+        np.testing.assert_allclose(run(classes(m, LABELS), outside), conditional, rtol=1e-10)
 
 
 def test_rescale_is_the_papers(x64):

@@ -40,6 +40,7 @@ ARGUMENTS = {
         "during": {"guidance": CFG, "low": 0.1, "high": 1e30},
         "fdg": {"scales": lambda v: (v, 2.0)},
         "freedom": {"log_prob": CLOSE, "rate": 0.1},
+        "masked": {"guidance": CFG, "mask": 1.0},
         "lgd": {"log_prob": CLOSE, "scale": 1.0},
         "linear_reuse": {"scale": 2.0, "coefficients": lambda v: np.array([1.0, v, 1.0])},
         "mean_shift": {"log_prob": NOISY, "scale": 1.0},
@@ -62,7 +63,7 @@ ARGUMENTS = {
         "restart": {"sampler": gj.dpmpp_2m()},
         "recur": {"sampler": gj.ddim(), "times": 2, "low": 0.1, "high": 1e30},
     },
-    scales: {name: {"schedule": COSINE, "scale": 2.0, "least": 1.0, "power": 2.0} for name in scales.__all__}
+    scales: {name: {"schedule": COSINE, "scale": 2.0, "min": 1.0, "power": 2.0} for name in scales.__all__}
     | {"calibrated": {"curve": gj.Curve(jnp.array([0.1, 10.0]), jnp.array([1.0, 0.1])), "scale": 2.0}},
     spacings: {},
     schedules: {
@@ -87,8 +88,8 @@ ARGUMENTS = {
 }
 """What each function needs beside a number, and how a number gets into what is none: the functions of `v`."""
 OPEN = {
-    ("apg", "most"): {"inf"},
-    ("clip_norm", "most"): {"inf"},
+    ("apg", "max_norm"): {"inf"},
+    ("clip_norm", "max_norm"): {"inf"},
     ("dynamic_threshold", "limit"): {"inf"},
     ("adaptive", "threshold"): {"inf", "-inf"},
     ("during", "low"): {"-inf"},
@@ -102,7 +103,11 @@ OPEN = {
     ("min_snr", "gamma"): {"inf"},
 }
 """Where an infinite number has a meaning: bounds."""
-NUMBERS = re.compile("Scale|ArrayLike|Scalar|float")
+NUMBERS = re.compile(
+    "Scale|ArrayLike|Scalar|float|Number|Sample|AtLeast|Positive|Negative|Fraction|Ratio|Integer|Period|Mask|Share|Known|Rates|"
+    "Cutoff|Limit|Percentile|Power|Prior"
+)
+"""The annotations of numbers."""
 
 
 def parameters():
@@ -110,7 +115,16 @@ def parameters():
     for room, given in ARGUMENTS.items():
         for name in room.__all__:
             function = getattr(room, name)
-            if not inspect.isfunction(function) or name in ("levels", "rewarded", "stateless", "add", "chain", "drift"):
+            if not inspect.isfunction(function) or name in (
+                "levels",
+                "rewarded",
+                "source",
+                "direction",
+                "stateless",
+                "add",
+                "chain",
+                "drift",
+            ):
                 continue
             for parameter in inspect.signature(function).parameters.values():
                 into = given.get(name, {}).get(parameter.name)

@@ -45,7 +45,7 @@ def context(x, x0, level, base="cond", number=0, start=None):
     """Predictions that agree with x: `alpha x0 + sigma eps = x`."""
     a, s = float(level.alpha), float(level.sigma)
     branches = {name: gj.Prediction(jnp.asarray(p), jnp.asarray((x - a * p) / s)) for name, p in x0.items()}
-    at = step(start or level, number=number, batch=len(x))
+    at = step(level if start is None else start, number=number, batch=len(x))
     return gj.Context(jnp.asarray(x), level, at, branches[base], branches)
 
 

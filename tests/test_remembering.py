@@ -31,7 +31,7 @@ def moved(got, x, x0, level):
 def test_apg_over_several_steps(x64, base):
     run = steps(6)
     contexts = [here._replace(base=here.branches[base]) for *_, here in run]
-    ours = walk(gj.apg(W, beta=K, most=LENGTH, eta=SHARE), contexts)
+    ours = walk(gj.apg(W, beta=K, max_norm=LENGTH, eta=SHARE), contexts)
     m = np.zeros((4, 6))
     for got, (x, x0, level, _) in zip(ours, run, strict=True):
         c = x0["cond"]
@@ -143,7 +143,7 @@ def test_feedback_by_hand(x64, schedule, base):
         contexts.append(context(x, {"cond": last[1], "uncond": u}, level, base, number))
         y, x0, _ = draw("vector", ("cond", "uncond"), seed=number)
         contexts.append(context(y, x0, schedule(0.1 * schedule.t_max), base, number, start=level))
-    ours = walk(gj.feedback(prior, temperature=tau, offset=delta, most=most), contexts)
+    ours = walk(gj.feedback(prior, temperature=tau, offset=delta, max_scale=most), contexts)
     for got, here, w in zip(ours, contexts, scales, strict=True):
         c, u = (here.branches[name].x0 for name in ("cond", "uncond"))
         moved(got, np.asarray(here.x), cfg(c, u, w[:, None]), here.level)

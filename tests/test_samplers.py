@@ -68,11 +68,15 @@ ROWS = {
         readings.ddpm(lambda beta, tilde: SHARE * np.log(beta) + (1 - SHARE) * np.log(tilde)),
     ),
     "euler": Row(lambda schedule: gj.euler(), readings.edm(False)),
-    "euler churn": Row(lambda schedule: gj.churn(gj.euler(), schedule, **CHURN), readings.edm(False, **EDM), 1, ("ddpm_linear", "edm")),
+    "euler churn": Row(
+        lambda schedule: gj.churn(gj.euler(), schedule, **CHURN), readings.edm(False, **EDM), 1, ("ddpm_linear", "edm")
+    ),
     "euler_ancestral": Row(lambda schedule: gj.euler_ancestral(), readings.euler_ancestral(1.0, 1.0)),
     "euler_ancestral eta": Row(lambda schedule: gj.euler_ancestral(0.6, noise_scale=1.1), readings.euler_ancestral(0.6, 1.1)),
     "heun": Row(lambda schedule: gj.heun(), readings.edm(True), 2),
-    "heun churn": Row(lambda schedule: gj.churn(gj.heun(), schedule, **CHURN), readings.edm(True, **EDM), 2, ("cosine", "flow")),
+    "heun churn": Row(
+        lambda schedule: gj.churn(gj.heun(), schedule, **CHURN), readings.edm(True, **EDM), 2, ("cosine", "flow")
+    ),
     "flow_heun": Row(lambda schedule: gj.flow_heun(), readings.flow_heun, 2),
     "dpmpp_2s": Row(lambda schedule: gj.dpmpp_2s(schedule), readings.dpmpp_2s(), 2, ("cosine", "edm")),
     "dpmpp_2s eta": Row(
@@ -347,7 +351,10 @@ def test_a_run_may_start_midway(x64):
         (lambda: gj.ddpm("medium"), "small"),
         (lambda: gj.churn(gj.heun(), gj.schedules.edm(), -0.1), r"churn: amount must be a number in \[0, inf\), got -0.1"),
         (lambda: gj.churn(gj.heun(), gj.schedules.edm(), jnp.ones(2)), "scalar"),
-        (lambda: gj.churn(gj.heun(), gj.schedules.edm(), 0.1, 2.0, 1.0), "churn: low must be at most high, got low 2.0 and high 1.0"),
+        (
+            lambda: gj.churn(gj.heun(), gj.schedules.edm(), 0.1, 2.0, 1.0),
+            "churn: low must be at most high, got low 2.0 and high 1.0",
+        ),
         (lambda: gj.euler_ancestral(-1.0), "euler_ancestral: eta"),
         (lambda: gj.dpmpp_2s(gj.schedules.edm(), noise_scale=-1.0), "dpmpp_2s: noise_scale"),
         (lambda: gj.dpmpp_sde(jnp.ones(2)), "dpmpp_sde: eta"),
@@ -430,18 +437,19 @@ def test_a_projected_point_cloud_keeps_zero_centre_of_mass(x64, name):
     x, along = gj.sample(keys(4), branches, gj.chain(), sampler, levels, shape, trace=lambda state: state.x)
     np.testing.assert_allclose(along.mean(2), 0, atol=1e-12)
     np.testing.assert_allclose(x.mean(1), 0, atol=1e-12)
-    assert (x.std(1) > 0.05).all()
+    assert (x.std((1, 2)) > 0.05).all()
 
 
 def test_the_noise_of_a_projected_sampler_is_standard_normal_in_the_subspace(x64):
     """So the law is that of the subspace: its variance, (N - 1) / N of the variance per coordinate, is the exact one."""
     branches, shape = points(2000)
     levels = gj.levels(gj.schedules.cosine(), 60, gj.spacings.karras())
-    x = gj.sample(keys(2000), branches, gj.chain(), gj.projected(gj.ddpm("large"), centred), levels, shape)
-    plain = centred(gj.sample(keys(2000), branches, gj.chain(), gj.ddpm("large"), levels, shape))
+    x = gj.sample(keys(2000), branches, gj.chain(), gj.projected(gj.heun_sde(), centred), levels, shape)
+    plain = centred(gj.sample(keys(2000), branches, gj.chain(), gj.heun_sde(), levels, shape))
     np.testing.assert_allclose(x, plain, atol=1e-12)
     covariance = jnp.einsum("bid,bjd->ij", x, x) / (3 * 2000)
-    np.testing.assert_allclose(covariance, 0.5 * (jnp.eye(5) - 1 / 5), atol=0.03)
+    np.testing.assert_allclose(covariance, 0.5 * (jnp.eye(5) - 1 / 5), atol=0.04)
+    np.testing.assert_allclose(jnp.trace(covariance) / 5, 0.4, atol=0.015)
 
 
 @pytest.mark.parametrize(

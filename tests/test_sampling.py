@@ -46,7 +46,8 @@ def test_batched_cfg_is_one_call_of_2b_a_step():
 
 def test_no_guidance_asks_for_the_base_alone():
     assert Counted(mixture().denoise).run(gj.chain()) == [B] * 20
-    assert Counted(mixture().denoise).run(gj.rescale(0.7)) == [B] * 20
+    with pytest.warns(UserWarning, match=r"rescale\(fraction=0.7\) only changes what others add"):
+        assert Counted(mixture().denoise).run(gj.rescale(0.7)) == [B] * 20
 
 
 def test_classifier_guidance_is_one_call_of_b_a_step():
@@ -92,8 +93,8 @@ def test_two_gates_skip_independently():
     guidance = gj.chain(gj.during(gj.cfg(3.0), ratio[10], ratio[0]), gj.during(gj.cfg(2.0, cond="third"), ratio[15], ratio[5]))
     counted = Counted(mixture().denoise)
     batches = counted.run(guidance, conds={"cond": LABELS, "uncond": jnp.full_like(LABELS, -1), "third": third})
-    # uncond is wanted by both, third by the second alone.
-    assert batches == [2 * B] * 5 + [3 * B] * 10 + [B] * 5
+    # uncond is wanted by both, third by the second alone. All three are one call; where the gates differ, each is its own.
+    assert batches == [B, B] * 5 + [3 * B] * 10 + [B] * 5
 
 
 @pytest.mark.parametrize("over", ["scales", "labels", "keys"])
@@ -230,7 +231,7 @@ def flip(levels):
 
 BAD = {
     "old-style keys": ({"keys": jax.random.PRNGKey(0)}, TypeError, "jax.random.key"),
-    "one key": ({"keys": jax.random.key(0)}, ValueError, "one a sample"),
+    "one key": ({"keys": jax.random.key(0)}, ValueError, "one per sample"),
     "label too large": ({"branches": classes(M, LABELS + 1)}, ValueError, r"label 3 is outside -1\.\.2"),
     "labels of another batch": ({"branches": classes(M, LABELS[:3])}, ValueError, r"'cond' has shape \(3,\).*B = 8"),
     "conditions that differ": (
@@ -241,9 +242,9 @@ BAD = {
     "misspelt branch": ({"guidance": gj.cfg(2.0, uncond="unconf")}, ValueError, "'unconf'.*Did you mean 'uncond'"),
     "missing branch": ({"branches": gj.branches(M.denoise, cond=LABELS)}, ValueError, "reads a branch 'uncond'"),
     "a branch twice": ({"branches": (classes(M, LABELS), classes(M, LABELS))}, ValueError, "both have a branch 'cond'"),
-    "scale of another batch": ({"guidance": gj.cfg(jnp.ones(3))}, ValueError, r"cfg's scale has shape \(3,\).*\[B\]"),
-    "scale as a column": ({"guidance": gj.cfg(jnp.ones((B, 1)))}, ValueError, "cfg's scale has shape"),
-    "phi of another batch": ({"guidance": gj.rescale(jnp.ones(3))}, ValueError, "rescale's phi has shape"),
+    "scale of another batch": ({"guidance": gj.cfg(jnp.ones(3))}, ValueError, r"cfg: scale has shape \(3,\).*\[B\]"),
+    "scale as a column": ({"guidance": gj.cfg(jnp.ones((B, 1)))}, ValueError, "cfg: scale has shape"),
+    "fraction of another batch": ({"guidance": gj.rescale(jnp.ones(3))}, ValueError, "rescale: fraction has shape"),
     "levels that rise": ({"levels": flip(LEVELS)}, ValueError, "must decrease in sigma / alpha"),
     "levels that repeat": (
         {"levels": jax.tree.map(lambda f: jnp.repeat(f, 2), LEVELS)},
@@ -274,7 +275,7 @@ BAD = {
     "log-prob of the whole batch": (
         {"guidance": gj.classifier(lambda x, level: x.sum(), 1.0)},
         ValueError,
-        "one number a sample",
+        "one number per sample",
     ),
 }
 
@@ -310,7 +311,14 @@ def test_bad_parts_are_told(build, message):
 def test_rescale_of_a_single_element_is_told():
     denoise = gj.denoiser(lambda x, t, cond: x, predicts="eps")
     with pytest.raises(ValueError, match="at least two elements"):
-        gj.sample(keys(2), gj.branches(denoise, cond=None), gj.rescale(0.7), gj.ddim(), LEVELS, (1,))
+        gj.sample(
+            keys(2),
+            gj.branches(denoise, cond=None, uncond=None),
+            gj.chain(gj.cfg(2.0), gj.rescale(0.7)),
+            gj.ddim(),
+            LEVELS,
+            (1,),
+        )
 
 
 UNCHECKED = """

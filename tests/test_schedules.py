@@ -1,5 +1,7 @@
 """Schedules against the papers' formulae in NumPy, spacings against hand-computed times."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -306,7 +308,7 @@ def test_levels_are_a_sequence():
     assert levels[-1].sigma == 0
     np.testing.assert_array_equal(levels[1:3].sigma, levels.sigma[1:3])
     np.testing.assert_array_equal(levels[::-1].sigma, levels.sigma[::-1])
-    assert len(levels[:-1]) == len(list(zip(levels[:-1], levels[1:], strict=True))) == 5
+    assert len(levels[:-1]) == len(list(itertools.pairwise(levels))) == 5
     doubled = jax.tree.map(lambda field: 2 * field, levels)
     assert isinstance(doubled, gj.NoiseLevel)
     np.testing.assert_array_equal(doubled.sigma, 2 * levels.sigma)

@@ -135,7 +135,10 @@ class Entrance:
         def enter(kind: Kind, value: Any, where: str) -> Any:
             kind.check(kind, value, where)
             if kind.fixed and not concrete(value):
-                raise ValueError(f"{where} is part of the structure and must be known, got a traced value; call {self.name} outside of jit.")
+                got = "got a traced value"
+                raise ValueError(
+                    f"{where} must be known, since it is part of the structure, {got}; call {self.name} outside of jit."
+                )
             if kind.fixed or (kind.zero and isinstance(value, int | float) and value == 0):
                 fixed.append(name)
             return kind.guard(value, where) if kind.guard else value
@@ -162,7 +165,9 @@ class Entrance:
     def scales(self, arguments: dict[str, Any]) -> list[tuple[str, Any]]:
         """The numbers among the arguments that may be one per sample, and where they stand."""
         found: list[tuple[str, Any]] = []
-        keep = lambda kind, value, where: found.append((where, value)) if (kind.guard or kind.each) and hasattr(value, "shape") else None
+        keep = lambda kind, value, where: (
+            found.append((where, value)) if (kind.guard or kind.each) and hasattr(value, "shape") else None
+        )
         for name in self.hints.keys() & arguments.keys():
             _over(self.hints[name], arguments[name], f"{self.name}: {name}", keep)
         return found
@@ -193,7 +198,13 @@ class Entrance:
 
 def _short(value: Any) -> Any:
     """A value in the error of a rule: itself, or the shape of a large array."""
-    return told(value) if getattr(value, "size", 1) > 8 or len(str(value)) > 200 else repr(value) if isinstance(value, str) else value
+    return (
+        told(value)
+        if getattr(value, "size", 1) > 8 or len(str(value)) > 200
+        else repr(value)
+        if isinstance(value, str)
+        else value
+    )
 
 
 @functools.cache

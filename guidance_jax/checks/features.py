@@ -57,7 +57,7 @@ def check_directions(x: Any) -> None:
     check_rows(x, lambda held: (held == 0).all(1), "vendi: x is all zero, and has no direction,")
 
 
-def check_sets(least: int, **sets: Any) -> None:
+def check_sets(least: int, why: str = "", **sets: Any) -> None:
     """Raises unless sets have so many points each, where their number is known, and features of one size.
 
     Raises:
@@ -65,7 +65,7 @@ def check_sets(least: int, **sets: Any) -> None:
     """
     names, (counts, widths) = " and ".join(sets), zip(*(x.shape for x in sets.values()), strict=True)
     if concrete(counts) and min(counts) < least:
-        raise ValueError(f"{names} must have at least {least} points, got {' and '.join(map(str, counts))}.")
+        raise ValueError(f"{names} must have at least {least} points{why}, got {' and '.join(map(str, counts))}.")
     if len(set(widths)) > 1:
         told_of = " and ".join(map(str, widths))
         raise ValueError(f"{names} have features of different sizes D, {told_of}; use the same network and layer for both.")

@@ -19,8 +19,17 @@ from typing_extensions import TypeAliasType
 from guidance_jax.arrays import concrete
 from guidance_jax.base import Branches, Denoiser, Guidance, NoiseLevel, Prediction, Sampler, Schedule, Step
 from guidance_jax.checks.door import CLASSES, Kind
-from guidance_jax.checks.numbers import LARGEST, check_finite, check_range, check_scalar, check_shape, count, known, number, real
-from guidance_jax.checks.traced import insist
+from guidance_jax.checks.numbers import (
+    LARGEST,
+    check_finite,
+    check_range,
+    check_scalar,
+    check_shape,
+    count,
+    known,
+    number,
+    real,
+)
 from guidance_jax.checks.words import article, call_it, check_takes, noting, told
 from guidance_jax.curves import Calibration, Curve
 from guidance_jax.parts import Function
@@ -28,6 +37,7 @@ from guidance_jax.parts import Function
 
 def class_kind(kind_of: type, hint: str) -> Kind:
     """The kind of an instance of one of our classes."""
+
     def check(kind: Kind, value: Any, where: str) -> None:
         if not isinstance(value, kind_of):
             kind.refuse(value, where)
@@ -39,7 +49,8 @@ CLASSES |= {
     Branches: class_kind(Branches, "use gj.branches(denoise, cond=labels, uncond=null)."),
     Guidance: class_kind(
         Guidance,
-        "cfg(3.0) is one, chain(*parts) makes one of several, and chain() is none. gj.feynman_kac samples a target, whose drift is gj.targets.drift(target).",
+        "cfg(3.0) is one, chain(*parts) makes one of several, chain() is none. gj.feynman_kac samples a target, whose "
+        "guidance is gj.targets.drift(target).",
     ),
     Prediction: class_kind(Prediction, "denoise(x, level, cond) returns one."),
     Sampler: class_kind(Sampler, "ddim() is one."),
@@ -116,7 +127,9 @@ def choice(*names: str) -> Kind:
 
     def check(kind: Kind, value: Any, where: str) -> None:
         if not isinstance(value, Hashable) or value not in names:
-            kind.refuse(value, where, *(ValueError, repr(value)) if isinstance(value, str) else ())
+            kind.refuse(
+                value, where, ValueError if isinstance(value, str) else TypeError, repr(value) if isinstance(value, str) else ""
+            )
 
     return Kind(" or ".join(map(repr, names)), check)
 
@@ -160,8 +173,8 @@ def check_curve(curve: Calibration | Curve, scale: Any) -> None:
         i, s = np.unravel_index(below.argmin(), below.shape)
         raise ValueError(
             f"calibrated: scale {w[i, 0]:g} needs rho + scale (1 - rho) > 0, but at sigma / alpha = {ratio[s]:.4g} rho is "
-            f"{rho[s]:.4g}, and this is {below[i, s]:.4g}: no law is that narrow. Use a scale nearer to 1; to guide away from a "
-            "condition, measure in the other direction, calibrate(..., cond='uncond', uncond='cond') on unconditional samples."
+            f"{rho[s]:.4g}, and this is {below[i, s]:.4g}: no law is that narrow. Use a scale nearer to 1; to guide away from "
+            "a condition, measure in the other direction, calibrate(cond='uncond', uncond='cond') on unconditional samples."
         )
 
 
@@ -205,12 +218,15 @@ def _name(kind: Kind, value: Any, where: str) -> None:
         kind.refuse(value, where)
 
 
-def _names(kind: Kind, value: Any, where: str) -> None:
-    if isinstance(value, str) or not isinstance(value, Collection):
-        kind.refuse(value, where)
-    for each in value:
-        if each is not None:
-            _BRANCH.check(_BRANCH, each, where)
+def _names(base: bool) -> Kind:
+    def check(kind: Kind, value: Any, where: str) -> None:
+        if isinstance(value, str) or not isinstance(value, Collection):
+            kind.refuse(value, where)
+        for each in value:
+            if each is not None or not base:
+                _BRANCH.check(_BRANCH, each, where)
+
+    return Kind("the names of branches, in a tuple", check, "of one branch, ('cond',).")
 
 
 def _integer(kind: Kind, value: Any, where: str) -> None:
@@ -321,7 +337,9 @@ ElementScale = TypeAliasType("ElementScale", Annotated[ArrayLike | Level, datacl
 """As `Scale`, or shaped as x or as one sample. Its values are checked where it is evaluated, by `check_elements`."""
 PerSample = TypeAliasType("PerSample", Annotated[ArrayLike, dataclasses.replace(number(scalar=False), each=True)])
 """One number, or one per sample `[B]`."""
-NonNegativePerSample = TypeAliasType("NonNegativePerSample", Annotated[ArrayLike, dataclasses.replace(number(low=0, scalar=False), each=True)])
+NonNegativePerSample = TypeAliasType(
+    "NonNegativePerSample", Annotated[ArrayLike, dataclasses.replace(number(low=0, scalar=False), each=True)]
+)
 """As `PerSample`, and not negative."""
 PositivePerSample = TypeAliasType("PositivePerSample", Annotated[ArrayLike, number(above=0, scalar=False)])
 """As `PerSample`, and positive."""
@@ -389,11 +407,10 @@ Mask = TypeAliasType("Mask", Annotated[ArrayLike, number("a mask", 0, 1, scalar=
 _BRANCH = Kind("the name of a branch", _name, "conditions go to gj.branches(denoise, cond=labels, uncond=null).")
 Branch = TypeAliasType("Branch", Annotated[str, _BRANCH])
 """The name of a branch."""
-BranchNames = TypeAliasType(
-    "BranchNames",
-    Annotated[Collection[str | None], Kind("the names of branches, in a tuple", _names, "of one branch, ('cond',).")],
-)
+BranchNames = TypeAliasType("BranchNames", Annotated[Collection[str], _names(base=False)])
 """The names of branches, in a tuple or a set."""
+BranchesOrBase = TypeAliasType("BranchesOrBase", Annotated[Collection[str | None], _names(base=True)])
+"""As `BranchNames`; None stands for the base."""
 Predicts = TypeAliasType("Predicts", Annotated[str, choice("eps", "x0", "v", "score", "velocity")])
 """A parameterisation: what a network predicts."""
 ReverseVariance = TypeAliasType("ReverseVariance", Annotated[str, choice("small", "large", "learned")])
@@ -452,11 +469,12 @@ Spacing = TypeAliasType(
 )
 """`(schedule, steps) -> t [steps]`, decreasing."""
 Path = TypeAliasType(
-    "Path", Annotated[NoiseLevel, Kind("a path of noise levels", _path, "make it with gj.levels(schedule, steps, spacing).")]
+    "Path",
+    Annotated[NoiseLevel, Kind("a NoiseLevel of [steps + 1] levels", _path, "gj.levels(schedule, steps, spacing) makes one.")],
 )
 """Noise levels, `[steps + 1]`."""
 Rates = TypeAliasType(
-    "Rates", Annotated[ArrayLike | Sequence[float], known(Kind("one-dimensional with every rate in (0, 1)", _rates))]
+    "Rates", Annotated[ArrayLike | Sequence[float], known(Kind("one-dimensional with every rate a number in (0, 1)", _rates))]
 )
 """Noise rates in (0, 1), `[steps]`, which are part of the structure."""
 Coefficients = TypeAliasType(
@@ -506,5 +524,7 @@ Key = TypeAliasType("Key", Annotated[Array, Kind("one PRNG key", _key, "jax.rand
 """One PRNG key."""
 AtLevel = TypeAliasType("AtLevel", Annotated[NoiseLevel, Kind("a noise level", _level, "schedule(t) returns one.")])
 """One noise level for all samples, or one per sample."""
-Samples = TypeAliasType("Samples", Annotated[Array, array_kind("floating numbers, [B, ...]", jnp.floating, hint="scale images to [-1, 1] first.")])
+Samples = TypeAliasType(
+    "Samples", Annotated[Array, array_kind("floating numbers, [B, ...]", jnp.floating, hint="scale images to [-1, 1] first.")]
+)
 """Clean data, `[B, ...]`."""

@@ -1,7 +1,7 @@
 """Conditions whose values are known, which a network cannot see inside the loop: it is traced with them before."""
 
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
@@ -9,30 +9,31 @@ import jax.numpy as jnp
 import numpy as np
 
 from guidance_jax.arrays import concrete
-from guidance_jax.base import Branches, Cond, NoiseLevel
-from guidance_jax.checks.outcomes import predicted
 from guidance_jax.parts import NUMBER, hashable, is_number
 from guidance_jax.programs import KEPT, tracing
 
 _SEEN: OrderedDict[Hashable, list[tuple[int, int]]] = OrderedDict()
-"""Of each branch, by its name, network and shapes, the least and the greatest value of each integer leaf so far."""
+"""Of each structure, the minimum and the maximum of each integer leaf so far."""
 
 
-def check_known(network: Branches, name: str, x: jax.ShapeDtypeStruct, level: NoiseLevel) -> None:
-    """Lets a network check the values of a branch's condition, such as labels.
+def check_known(fixed: Any, values: Any, x: jax.ShapeDtypeStruct, trace: Callable[[], Any]) -> None:
+    """Lets a user's function check values that are known now, such as labels, and not inside the loop.
 
     Outside of a trace this is done once per structure, and again where an integer leaves the range of those seen before.
+
+    Args:
+      fixed: What else decides the structure.
+      values: Pytrees of the values.
+      x: What x is like.
+      trace: Traces the function with the values as constants.
     """
-    cond = network.conds[name]
-    if callable(cond) or not concrete(cond):
+    if not concrete(values):
         return
-    # The condition is a constant of this trace, so its values are known in it.
-    trace = lambda: jax.eval_shape(lambda x, at: predicted(network, x, at, cond), x, level)
-    if tracing() or not concrete(network.denoise):
+    if tracing() or not concrete(fixed):
         trace()
         return
-    key = (name, _structure(network.denoise), _structure(cond), x.shape, x.dtype)
-    spans, seen = _spans(cond), _SEEN.get(key)
+    key = (_structure(fixed), _structure(values), x.shape, x.dtype)
+    spans, seen = _spans(values), _SEEN.get(key)
     if seen is None or any(low < least or high > most for (low, high), (least, most) in zip(spans, seen, strict=True)):
         trace()
         seen = seen or spans
@@ -43,6 +44,11 @@ def check_known(network: Branches, name: str, x: jax.ShapeDtypeStruct, level: No
         _SEEN.popitem(last=False)
 
 
+def has_labels(tree: Any) -> bool:
+    """Whether a part was made with arrays of integers, which may be labels."""
+    return any(jnp.ndim(leaf) and jnp.issubdtype(leaf.dtype, jnp.integer) for leaf in jax.tree.leaves(tree))
+
+
 def _structure(tree: Any) -> Hashable:
     """A tree without its numbers: what two trees have in common that trace alike."""
     leaves, structure = jax.tree.flatten(tree)
@@ -50,7 +56,8 @@ def _structure(tree: Any) -> Hashable:
     return structure, tuple(map(like, leaves))
 
 
-def _spans(cond: Cond) -> list[tuple[int, int]]:
+def _spans(values: Any) -> list[tuple[int, int]]:
     """The least and the greatest value of each leaf of integers."""
-    integers = [np.asarray(leaf) for leaf in jax.tree.leaves(cond) if jnp.issubdtype(leaf.dtype, jnp.integer) and leaf.size]
+    integers = [np.asarray(leaf) for leaf in jax.tree.leaves(values) if jnp.ndim(leaf) and leaf.size]
+    integers = [leaf for leaf in integers if jnp.issubdtype(leaf.dtype, jnp.integer)]
     return [(int(leaf.min()), int(leaf.max())) for leaf in integers]

@@ -1,7 +1,6 @@
 """What the functions that a user writes give back, checked while it is traced."""
 
 import contextlib
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -44,7 +43,9 @@ def network_output(network: Any, x: Array, t: Array, cond: Cond, like: Array, *,
     shape = (*x.shape[:-1], times * x.shape[-1])
     if out.shape != shape:
         mend = "its output must be shaped as x. If it predicts a variance too, use gj.denoisers.learned_variance."
-        twice = f"learned_variance takes twice the channels, {shape}: what is predicted, then the variance, along the last axis."
+        twice = (
+            f"learned_variance takes twice the channels, {shape}: what is predicted, then the variance, along the last axis."
+        )
         raise ValueError(f"the network gave {out.shape} for x of shape {x.shape}, but {mend if times == 1 else twice}")
     return out.astype(like.dtype)
 
@@ -186,8 +187,8 @@ class Asked(dict[str, Prediction]):
 
     def __missing__(self, name: str) -> Prediction:
         raise KeyError(
-            f"there is no prediction of a branch {name!r}, only of {', '.join(map(repr, self))}. A guidance reads only branches "
-            f"that it asks for: stateless(update, needs=({name!r},))."
+            f"there is no prediction of a branch {name!r}, only of {', '.join(map(repr, self))}. A guidance reads only "
+            f"branches that it asks for: stateless(update, needs=({name!r},))."
         )
 
 

@@ -78,9 +78,8 @@ def check_bounds(name: str, schedule: Schedule, own: tuple[Any, Any], bounds: tu
     if schedule.steps is not None and concrete((own, bounds)):
         for end, value, last, beyond in (("min", least, low, least < 0.999 * low), ("max", most, high, most > 1.001 * high)):
             if beyond:
-                raise ValueError(
-                    f"{name}: sigma_{end} = {value:.4g} is beyond the levels of this discrete schedule, which end at {last:.4g}."
-                )
+                said = f"is beyond the levels of this discrete schedule, which end at {last:.4g}."
+                raise ValueError(f"{name}: sigma_{end} = {value:.4g} {said}")
     words = "its sigma_min must be below its sigma_max, or the schedule's"
     if not concrete(bounds):
         right = lambda: jnp.asarray(least) < jnp.asarray(most)

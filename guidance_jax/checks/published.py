@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Collection, Mapping, Set
 from typing import Annotated, Any
 
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ def check_texts(texts: Any) -> None:
       TypeError: If they are none: a string is a sequence of strings too, of one letter each.
       ValueError: If there is none, or one is no text.
     """
-    several = isinstance(texts, Iterable) and hasattr(texts, "__len__") and getattr(texts, "ndim", 1) == 1
+    several = isinstance(texts, Collection) and getattr(texts, "ndim", 1) == 1
     if not several or isinstance(texts, str | bytes | Mapping | Set):
         raise TypeError(f"texts must be a list of prompts, got {told(texts)}; use [...] for one.")
     if not len(texts):
@@ -69,7 +69,7 @@ Texts = TypeAliasType("Texts", Annotated[Any, Kind("a list of prompts", _texts)]
 """Prompts, each a string, or None for no text at all."""
 Parameters = TypeAliasType("Parameters", Annotated[Any, Kind("float32 or bfloat16", _dtype)])
 """The dtype of parameters."""
-Path = TypeAliasType("Path", Annotated[str | os.PathLike[str], Kind("a path", _path)])
+FilePath = TypeAliasType("FilePath", Annotated[str | os.PathLike[str], Kind("a path", _path)])
 """Of a file or a directory."""
 Numbers = TypeAliasType("Numbers", Annotated[Any, Kind("a real number or an array of them", _numbers)])
 """Numbers, in an array, a list or a tuple."""
@@ -113,6 +113,12 @@ def check_sides(own: tuple[int, int] | None, factor: int, height: int | None, wi
         if side is not None and side % factor:
             near = max(factor, factor * round(side / factor))
             raise ValueError(f"{name}: {side} pixels do not divide into squares of {factor}, the latents' pixels; use {near}.")
+
+
+def check_either_side(own: tuple[int, int] | None, factor: int, height: int | None, width: int | None) -> None:
+    """As `check_sides`, where a side is given."""
+    if height is not None or width is not None:
+        check_sides(own, factor, height, width)
 
 
 def check_sizes(sizes: Any, numbers: int, batch: int) -> None:

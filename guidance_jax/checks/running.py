@@ -4,6 +4,7 @@ Values are checked only where they are known; inside a caller's `jit` the shapes
 """
 
 import difflib
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -13,10 +14,10 @@ import numpy as np
 from jax import Array
 
 from guidance_jax.arrays import at_least_float32, concrete
-from guidance_jax.base import Branches, Cond, Guidance, NoiseLevel, Sampler, State, Step
-from guidance_jax.checks.known import check_known
+from guidance_jax.base import Branches, Cond, Context, Derivative, Guidance, NoiseLevel, Prediction, Sampler, State, Step
+from guidance_jax.checks.known import check_known, has_labels
 from guidance_jax.checks.numbers import check_finite, check_shape
-from guidance_jax.checks.outcomes import check_state
+from guidance_jax.checks.outcomes import Asked, check_state, predicted
 from guidance_jax.checks.traced import all_finite, insist
 from guidance_jax.checks.words import article, call_it, check_takes, told, warn
 from guidance_jax.parts import calls
@@ -115,7 +116,9 @@ def warn_of_idle(guidance: Guidance, levels: NoiseLevel) -> None:
         )
     if not concrete(levels):
         return
-    ratio = np.maximum(np.asarray(levels.ratio)[:-1], np.asarray(levels.ratio)[1:])
+    with np.errstate(divide="ignore"):
+        ratio = np.asarray(levels.sigma) / np.asarray(levels.alpha)
+    ratio = np.maximum(ratio[:-1], ratio[1:])
     for call in calls(guidance):
         bounds = call.arguments.get("low"), call.arguments.get("high", np.inf)
         if call.function.__name__ == "during" and concrete(bounds) and not ((ratio > bounds[0]) & (ratio <= bounds[1])).any():
@@ -329,7 +332,7 @@ def check_branches(networks: tuple[Branches, ...], guidance: Guidance, x: jax.Sh
             raise ValueError(f"two networks both have a branch {name!r}; name every branch once.")
     check_named(guidance.needs | guidance.derivatives, networks)
     scalar: Any = jax.ShapeDtypeStruct((), x.dtype)
-    level = jax.tree.map(lambda _: scalar, NoiseLevel(*[jnp.zeros(())] * 3))
+    level = jax.eval_shape(lambda t: NoiseLevel(t, t, t), scalar)
     step = Step(jax.ShapeDtypeStruct((), jnp.int32), level, level, keys)  # pyright: ignore[reportArgumentType]
     for network in networks:
         conds = {name: _drawn(name, cond, step) if callable(cond) else cond for name, cond in network.conds.items()}
@@ -355,8 +358,21 @@ def check_branches(networks: tuple[Branches, ...], guidance: Guidance, x: jax.Sh
                     f"{first[0]}=...), gj.branches(denoise, {name}=...))."
                 )
     for network in networks:
-        for name in network.conds:
-            check_known(network, name, x, level)
+        for name, cond in network.conds.items():
+            if not callable(cond):
+                # The condition is a constant of the trace, so its values are known in it.
+                ask = lambda x, at, n=network, c=cond: predicted(n, x, at, c)
+                check_known((name, network.denoise), cond, x, lambda ask=ask: jax.eval_shape(ask, x, level))
+    if has_labels(guidance):
+        check_known((), guidance, x, lambda: jax.eval_shape(functools.partial(_updated, guidance), x, step))
+
+
+def _updated(guidance: Guidance, x: Array, step: Step) -> Any:
+    """One update of a guidance, by predictions of 0."""
+    zero = Prediction(jnp.zeros_like(x), jnp.zeros_like(x))
+    slopes = {name: Derivative(jnp.zeros_like, jnp.zeros_like) for name in guidance.derivatives}
+    context = Context(x, step.level, step, zero, Asked(dict.fromkeys(guidance.needs, zero)), slopes)
+    return guidance.update(zero, guidance.init(x), context)
 
 
 def _drawn(name: str, cond: Callable[[Step], Cond], step: Step) -> Any:
@@ -411,8 +427,8 @@ def check_memory(guidance: Guidance, x: Array, memory: Any) -> None:
         raise TypeError(f"guided: memory must be what denoise.init(x) returns, or the call before, got {told(memory)}.")
     elif jax.tree.map(jnp.shape, memory.guidance) != jax.tree.map(jnp.shape, begun):
         raise ValueError(
-            f"guided: memory must be of this guidance, {guidance!r}, and of x {x.shape}: denoise.init(x) makes it, and each call "
-            "returns the next one."
+            f"guided: memory must be of this guidance, {guidance!r}, and of x {x.shape}: denoise.init(x) makes it, and each "
+            "call returns the next one."
         )
 
 

@@ -48,9 +48,7 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     if not callable(function):
-        raise TypeError(
-            f"checked: function must be a function, got {told(function)}; checked(generate)(scale), not checked(generate(scale))."
-        )
+        raise TypeError(f"checked: function must be a function, got {told(function)}; use checked(generate)(scale).")
 
     def traced(*arguments: Any, **named: Any) -> Any:
         with _asked(True):

@@ -17,7 +17,7 @@ def check_example(example: Any, points: bool) -> None:
     """
     leaves = jax.tree.leaves(example)
     for leaf in leaves:
-        if not hasattr(leaf, "shape") or not jnp.issubdtype(getattr(leaf, "dtype", None), jnp.floating):
+        if not hasattr(leaf, "shape") or not jnp.issubdtype(getattr(leaf, "dtype", bool), jnp.floating):
             raise TypeError(f"flat: example must hold arrays of floating numbers, got {told(leaf)}; noise is added to each.")
     if not leaves:
         raise ValueError("flat: example must hold at least one array, got none.")

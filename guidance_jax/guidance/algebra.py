@@ -12,8 +12,8 @@ from typing_extensions import TypeAliasType
 from guidance_jax.arrays import divide, expand
 from guidance_jax.base import Context, Guidance, NoiseLevel, Prediction, Step
 from guidance_jax.checks.door import Rule, also, part, rule
-from guidance_jax.checks.kinds import Branch, BranchNames, Count, Mask, Predicts, Ratio, Scale, function_kind
-from guidance_jax.checks.outcomes import check_channels, check_mask, check_x0, warn_of_order
+from guidance_jax.checks.kinds import Branch, BranchesOrBase, BranchNames, Count, Mask, Predicts, Ratio, Scale, function_kind
+from guidance_jax.checks.outcomes import Asked, check_channels, check_mask, check_x0, warn_of_order
 from guidance_jax.checks.words import check_takes, noting
 from guidance_jax.denoisers import OUTPUTS, PREDICTS
 from guidance_jax.scales import at, at_level
@@ -109,7 +109,7 @@ def stateless(
     update: Update,
     needs: BranchNames = (),
     *,
-    derivatives: BranchNames = (),
+    derivatives: BranchesOrBase = (),
     own_space: str | None = None,
     shapes: bool = False,
 ) -> Guidance:
@@ -311,7 +311,7 @@ def in_space(predicts: Predicts, guidance: Guidance) -> Guidance:
         def view(p: Prediction) -> Prediction:
             return p.replace(x0=OUTPUTS[predicts](p.x0, p.eps, alpha, sigma))
 
-        seen, branches = view(prediction), type(context.branches)((name, view(p)) for name, p in context.branches.items())
+        seen, branches = view(prediction), Asked({name: view(p) for name, p in context.branches.items()})
         inside = context._replace(base=view(context.base), branches=branches, derivatives={}, space=predicts)
         guided, state = guidance.update(seen, state, inside)
         change = PREDICTS[predicts](guided.x0 - seen.x0, jnp.zeros_like(context.x), alpha, sigma)
@@ -464,16 +464,3 @@ def _together(parts: tuple[Guidance, ...], update: Callable[..., Any]) -> Guidan
     derivatives = functools.reduce(frozenset.union, (part.derivatives for part in parts), frozenset[str | None]())
     own_space = next((part.own_space for part in parts if part.own_space), None)
     return Guidance(needs, init, update, wanted, derivatives, own_space, bool(parts) and all(part.shapes for part in parts))
-
-
-# Until every room has its door: delete what follows.
-def move(prediction, x0, level):
-    return follow(x0, prediction, level)
-
-
-def needed(*names):
-    return frozenset(names)
-
-
-def own_space(name, context):
-    pass

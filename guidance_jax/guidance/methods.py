@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import ArrayLike
+from typing_extensions import TypeAliasType
 
 from guidance_jax.arrays import divide, expand, inner
 from guidance_jax.base import Context, Guidance, NoiseLevel, Prediction, Step
@@ -17,8 +18,10 @@ from guidance_jax.guidance.shaping import amplify, clip_norm, momentum, project
 from guidance_jax.noise import contraction
 from guidance_jax.scales import at, at_level
 
-Prior = Annotated[ArrayLike | Level, scale_kind(low=0, high=1, above=0)]
-MaxScale = Annotated[ArrayLike | Level, scale_kind(above=1)]
+Prior = TypeAliasType("Prior", Annotated[ArrayLike | Level, scale_kind(low=0, high=1, above=0)])
+"""As `Scale`, in (0, 1]."""
+MaxScale = TypeAliasType("MaxScale", Annotated[ArrayLike | Level, scale_kind(above=1)])
+"""As `Scale`, above 1."""
 
 
 @part()

@@ -10,6 +10,7 @@ from typing import Annotated
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import ArrayLike
+from typing_extensions import TypeAliasType
 
 from guidance_jax.arrays import divide, expand, inner, norm, sqrt
 from guidance_jax.base import Context, Guidance, Prediction
@@ -19,7 +20,8 @@ from guidance_jax.checks.outcomes import check_elements
 from guidance_jax.guidance.algebra import source, stateless
 from guidance_jax.scales import at, at_level
 
-Power = Annotated[ArrayLike | Level, scale_kind(above=-1)]
+Power = TypeAliasType("Power", Annotated[ArrayLike | Level, scale_kind(above=-1)])
+"""As `Scale`, above -1."""
 
 
 @part()

@@ -9,6 +9,7 @@ from typing import Annotated
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import ArrayLike
+from typing_extensions import TypeAliasType
 
 from guidance_jax.arrays import divide, inner, norm, sqrt
 from guidance_jax.base import Context, Guidance, Prediction
@@ -18,8 +19,10 @@ from guidance_jax.checks.outcomes import check_spread
 from guidance_jax.guidance.algebra import follow, stateless
 from guidance_jax.scales import at
 
-Percentile = Annotated[ArrayLike | Level, scale_kind("a percentile", low=0, high=100)]
-Limit = Annotated[ArrayLike | Level, scale_kind(low=0, high=jnp.inf, above=0)]
+Percentile = TypeAliasType("Percentile", Annotated[ArrayLike | Level, scale_kind("a percentile", low=0, high=100)])
+"""As `Scale`, in [0, 100]."""
+Limit = TypeAliasType("Limit", Annotated[ArrayLike | Level, scale_kind(low=0, high=jnp.inf, above=0)])
+"""As `Scale`, positive, and infinite for no limit."""
 
 
 @part()

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import ArrayLike
+from typing_extensions import TypeAliasType
 
 from guidance_jax.base import Context, Guidance, Prediction
 from guidance_jax.checks.door import part, rule
@@ -18,7 +19,8 @@ from guidance_jax.guidance.algebra import stateless
 from guidance_jax.scales import at
 
 BINOMIAL = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)
-Cutoff = Annotated[ArrayLike, number("a fraction of the highest frequency", high=1, above=0)]
+Cutoff = TypeAliasType("Cutoff", Annotated[ArrayLike, number("a fraction of the highest frequency", high=1, above=0)])
+"""One number in (0, 1]."""
 
 
 @part(rule("scales must hold at least one scale; one alone is CFG", lambda scales: len(scales) > 0))

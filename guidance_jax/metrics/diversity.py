@@ -27,13 +27,13 @@ def vendi(x: Features, *, order: Annotated[float | int, number(low=0, high=math.
 
     Args:
       x: `[N, D]`, features. Cosines are those of the angles at the origin: of features that are all positive they are near 1.
-      order: q > 0; the larger, the less rare samples count, up to `inf`, the share of the largest alone.
+      order: The order q > 0; the larger, the less rare samples count, up to `inf`, the share of the largest alone.
 
     Raises:
-      ValueError: if order is not positive, or features are known and not finite, or all zero for a sample.
+      ValueError: If order is not positive, or features are known and not finite, or all zero for a sample.
 
     Example:
-      >>> print(metrics.vendi(jnp.eye(5)).round(3), metrics.vendi(jnp.ones((5, 3))).round(3))
+      >>> print(gj.metrics.vendi(jnp.eye(5)).round(3), gj.metrics.vendi(jnp.ones((5, 3))).round(3))
       5.0 1.0
 
     References: Friedman & Dieng 2022, arXiv:2210.02410; orders, Pasarkar & Dieng 2023, arXiv:2310.12952.

@@ -33,11 +33,11 @@ def energy_distance(a: Features, b: Features) -> Float[Array, ""]:
       b: `[M, D]`, likewise.
 
     Raises:
-      ValueError: if a set has no pair, the sets differ in D, or are known and not finite.
+      ValueError: If a set has no pair, the sets differ in D, or are known and not finite.
 
     Example:
       >>> a, b = jax.random.normal(jax.random.key(0), (2, 1000, 2))
-      >>> print(abs(metrics.energy_distance(a, b)) < 0.01, metrics.energy_distance(a, b + 1) > 0.5)
+      >>> print(abs(gj.metrics.energy_distance(a, b)) < 0.01, gj.metrics.energy_distance(a, b + 1) > 0.5)
       True True
 
     Reference: Szekely & Rizzo 2013, "Energy statistics: a class of statistics based on distances".
@@ -55,14 +55,14 @@ def mmd(a: Features, b: Features, bandwidth: Positive) -> Float[Array, ""]:
     Args:
       a: `[N, D]`, at least two.
       b: `[M, D]`, likewise.
-      bandwidth: the kernel's standard deviation, `()`.
+      bandwidth: The kernel's standard deviation, `()`.
 
     Raises:
-      ValueError: if a set has no pair, the sets differ in D, or are known and not finite.
+      ValueError: If a set has no pair, the sets differ in D, or are known and not finite.
 
     Example:
       >>> a, b = jax.random.normal(jax.random.key(0), (2, 1000, 2))
-      >>> print(abs(metrics.mmd(a, b, 1.0)) < 0.01, metrics.mmd(a, b + 1, 1.0) > 0.1)
+      >>> print(abs(gj.metrics.mmd(a, b, 1.0)) < 0.01, gj.metrics.mmd(a, b + 1, 1.0) > 0.1)
       True True
 
     Reference: Gretton et al. 2012, "A kernel two-sample test", lemma 6.
@@ -83,11 +83,11 @@ def kid(real: Features, fake: Features) -> Float[Array, ""]:
       fake: `[M, D]`, features of samples, likewise.
 
     Raises:
-      ValueError: if a set has no pair, the features differ in size, or are known and not finite.
+      ValueError: If a set has no pair, the features differ in size, or are known and not finite.
 
     Example:
       >>> real, fake = jax.random.normal(jax.random.key(0), (2, 1000, 2))
-      >>> print(abs(metrics.kid(real, fake)) < 0.1, metrics.kid(real, fake + 1) > 1)
+      >>> print(abs(gj.metrics.kid(real, fake)) < 0.1, gj.metrics.kid(real, fake + 1) > 1)
       True True
 
     Reference: Binkowski et al. 2018, arXiv:1801.01401.
@@ -95,7 +95,7 @@ def kid(real: Features, fake: Features) -> Float[Array, ""]:
     return _discrepancy(_cubic, *widened(real, fake), ())
 
 
-@door(also(lambda real, fake, size: check_sets(size, real=real, fake=fake)))
+@door(also(lambda real, fake, size: check_sets(size, f" for size={size}", real=real, fake=fake)))
 def kid_subsets(
     real: Features, fake: Features, key: Key, *, subsets: Several = 100, size: Several = 1000
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
@@ -109,20 +109,20 @@ def kid_subsets(
     Args:
       real: `[N, D]`, features of real data.
       fake: `[M, D]`, features of samples.
-      key: one PRNG key, of the subsets.
-      subsets: their number.
-      size: the points in each.
+      key: One PRNG key, of the subsets.
+      subsets: Their number.
+      size: The points in each.
 
     Returns:
       the mean and its standard error.
 
     Raises:
-      ValueError: if there are less than two subsets, or a set has less than `size` points; as `kid` does.
+      ValueError: If there are less than two subsets, or a set has less than `size` points; as `kid` does.
 
     Example:
       >>> real, fake = jax.random.normal(jax.random.key(0), (2, 1000, 2))
-      >>> mean, error = metrics.kid_subsets(real, fake + 1, jax.random.key(1), subsets=10, size=100)
-      >>> print(abs(mean - metrics.kid(real, fake + 1)) < 4 * error)
+      >>> mean, error = gj.metrics.kid_subsets(real, fake + 1, jax.random.key(1), subsets=10, size=100)
+      >>> print(abs(mean - gj.metrics.kid(real, fake + 1)) < 4 * error)
       True
 
     Reference: Binkowski et al. 2018, arXiv:1801.01401, section 4.

@@ -26,17 +26,17 @@ def accuracy(logits: Logits, labels: Annotated[Int[Array, "n"], array_kind("inte
       labels: `[N]`.
 
     Raises:
-      ValueError: if logits that are known have NaN, or a label that is known has no logit; one that is traced counts as wrong.
-      TypeError: if logits are no array of floating numbers, or labels none of integers.
+      ValueError: If logits that are known have NaN, or a label that is known has no logit; one that is traced counts as wrong.
+      TypeError: If logits are no array of floating numbers, or labels none of integers.
 
     Example:
-      >>> print(metrics.accuracy(jnp.eye(4), jnp.array([0, 1, 2, 0])))
+      >>> print(gj.metrics.accuracy(jnp.eye(4), jnp.array([0, 1, 2, 0])))
       0.75
     """
     return jnp.mean(jnp.asarray(logits).argmax(1) == jnp.asarray(labels))
 
 
-@door(also(lambda logits, splits: check_sets(splits, logits=logits)))
+@door(also(lambda logits, splits: check_sets(splits, f" for splits={splits}", logits=logits)))
 def inception_score(logits: Logits, *, splits: Count = 1) -> Float[Array, ""]:
     """How sure a classifier is of each sample, and how evenly samples spread over its classes: from 1 to C.
 
@@ -45,15 +45,15 @@ def inception_score(logits: Logits, *, splits: Count = 1) -> Float[Array, ""]:
 
     Args:
       logits: `[N, C]`.
-      splits: the score is the mean of those of so many consecutive parts, 10 by custom, and falls as the parts get small;
+      splits: The score is the mean of those of so many consecutive parts, 10 by custom, and falls as the parts get small;
         shuffle samples that lie sorted by class.
 
     Raises:
-      ValueError: if there are fewer samples than splits, or logits that are known have NaN.
-      TypeError: if logits are no array of floating numbers.
+      ValueError: If there are fewer samples than splits, or logits that are known have NaN.
+      TypeError: If logits are no array of floating numbers.
 
     Example:
-      >>> print(metrics.inception_score(100 * jnp.eye(4)), metrics.inception_score(jnp.ones((4, 4))))
+      >>> print(gj.metrics.inception_score(100 * jnp.eye(4)), gj.metrics.inception_score(jnp.ones((4, 4))))
       4.0 1.0
 
     Reference: Salimans et al. 2016, arXiv:1606.03498.

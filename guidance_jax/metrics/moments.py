@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from guidance_jax.arrays import divide
 from guidance_jax.checks.door import CLASSES, also, door
 from guidance_jax.checks.features import Features, check_gaussians, check_sets, features_kind
-from guidance_jax.checks.kinds import array_kind
+from guidance_jax.checks.kinds import array_kind, class_kind
 from guidance_jax.metrics.pairs import widened
 
 
@@ -20,7 +20,7 @@ class Moments(NamedTuple):
     """What the Gaussian of a set needs; parts of a set give the whole one's by `merge`.
 
     Example:
-      >>> found = metrics.Moments(jnp.int32(3), jnp.zeros(2), 4 * jnp.eye(2))
+      >>> found = gj.metrics.Moments(jnp.int32(3), jnp.zeros(2), 4 * jnp.eye(2))
       >>> print(found.covariance)
       [[2. 0.]
        [0. 2.]]
@@ -44,7 +44,7 @@ class Moments(NamedTuple):
         return self.count, len(self.mean)
 
 
-CLASSES[Moments] = "gj.metrics.moments(x) makes one."
+CLASSES[Moments] = class_kind(Moments, "gj.metrics.moments(x) makes one.")
 Measured = Annotated[Float[Array | np.ndarray, "_ d"] | Moments, features_kind(Moments)]
 """A set of features, or its moments."""
 Gaussian = array_kind("floating numbers", jnp.floating)
@@ -60,10 +60,10 @@ def moments(x: Features) -> Moments:
       x: `[N, D]`, features.
 
     Raises:
-      ValueError: if the set is empty, or is known and has values that are not finite.
+      ValueError: If the set is empty, or is known and has values that are not finite.
 
     Example:
-      >>> found = metrics.moments(jnp.array([[0.0, 1.0], [2.0, 5.0]]))
+      >>> found = gj.metrics.moments(jnp.array([[0.0, 1.0], [2.0, 5.0]]))
       >>> print(found.count, found.mean, found.covariance)
       2 [1. 3.] [[2. 4.]
        [4. 8.]]
@@ -89,12 +89,12 @@ def merge(a: Moments, b: Moments) -> Moments:
     Moments of count 0, all zeros, change nothing: a start for `functools.reduce`, or for a `jax.lax.scan`.
 
     Args:
-      a: moments of `[D]`.
-      b: likewise.
+      a: Moments of `[D]`.
+      b: Likewise.
 
     Example:
       >>> x = jax.random.normal(jax.random.key(0), (1000, 3)) + 100
-      >>> whole, merged = metrics.moments(x), metrics.merge(metrics.moments(x[:300]), metrics.moments(x[300:]))
+      >>> whole, merged = gj.metrics.moments(x), gj.metrics.merge(gj.metrics.moments(x[:300]), gj.metrics.moments(x[300:]))
       >>> print(merged.count, jnp.allclose(whole.covariance, merged.covariance, atol=1e-5))
       1000 True
 
@@ -119,15 +119,15 @@ def fid(real: Measured, fake: Measured) -> Float[Array, ""]:
     `jax.enable_x64()`, on features of float64, it has no such limit.
 
     Args:
-      real: features of real data, `[N, D]`, or their moments.
-      fake: features of samples, likewise.
+      real: Features of real data, `[N, D]`, or their moments.
+      fake: Features of samples, likewise.
 
     Raises:
-      ValueError: if a set has less than two points, or their features differ in size or are known and not finite.
+      ValueError: If a set has less than two points, or their features differ in size or are known and not finite.
 
     Example:
       >>> real, fake = jax.random.normal(jax.random.key(0), (2, 10_000, 2))
-      >>> print(metrics.fid(real, fake).round(2), metrics.fid(real, metrics.moments(fake + 1)).round(1))
+      >>> print(gj.metrics.fid(real, fake).round(2), gj.metrics.fid(real, gj.metrics.moments(fake + 1)).round(1))
       0.0 2.0
 
     Reference: Heusel et al. 2017, arXiv:1706.08500, equation 6.
@@ -154,11 +154,11 @@ def frechet_distance(
       cov_b: B, likewise.
 
     Raises:
-      ValueError: if the means and covariances are not of one D.
-      TypeError: if one is no array of floating numbers.
+      ValueError: If the means and covariances are not of one D.
+      TypeError: If one is no array of floating numbers.
 
     Example:
-      >>> print(metrics.frechet_distance(jnp.zeros(2), jnp.eye(2), jnp.array([3.0, 4.0]), 4 * jnp.eye(2)))
+      >>> print(gj.metrics.frechet_distance(jnp.zeros(2), jnp.eye(2), jnp.array([3.0, 4.0]), 4 * jnp.eye(2)))
       27.0
 
     Reference: Heusel et al. 2017, arXiv:1706.08500, equation 6.

@@ -19,8 +19,8 @@ class Neighbours(NamedTuple):
     """A set and how near its points lie to one another: most of the work on a set that many others are compared with.
 
     Example:
-      >>> known = metrics.Neighbours(jnp.array([[0.0], [3.0]]), jnp.array([[9.0], [9.0]]))
-      >>> print(metrics.precision_recall(known, jnp.array([[1.0], [8.0]]), k=1)[0])
+      >>> known = gj.metrics.Neighbours(jnp.array([[0.0], [3.0]]), jnp.array([[9.0], [9.0]]))
+      >>> print(gj.metrics.precision_recall(known, jnp.array([[1.0], [8.0]]), k=1)[0])
       0.5
     """
 
@@ -39,7 +39,7 @@ Near = Annotated[Float[Array | np.ndarray, "_ d"] | Neighbours, features_kind(Ne
 """A set of features, or its neighbours."""
 
 
-@door(also(lambda x, k: check_sets(k + 1, x=x)))
+@door(also(lambda x, k: check_sets(k + 1, f" for k={k} neighbours", x=x)))
 def neighbours(x: Features, k: Count = 5) -> Neighbours:
     """The nearest neighbours within a set, once for any number of sets to be compared with it.
 
@@ -47,16 +47,16 @@ def neighbours(x: Features, k: Count = 5) -> Neighbours:
 
     Args:
       x: `[N, D]`, features.
-      k: the neighbours of each point, as many as the largest k of the metrics to come; a point is none of its own, its
+      k: The neighbours of each point, as many as the largest k of the metrics to come; a point is none of its own, its
         duplicates are.
 
     Raises:
-      ValueError: if the set has no k-th neighbour, or is known and not finite.
+      ValueError: If the set has no k-th neighbour, or is known and not finite.
 
     Example:
       >>> real, fake = jax.random.normal(jax.random.key(0), (2, 1000, 2))
-      >>> known = metrics.neighbours(real)
-      >>> print(metrics.density_coverage(known, fake) == metrics.density_coverage(real, fake))
+      >>> known = gj.metrics.neighbours(real)
+      >>> print(gj.metrics.density_coverage(known, fake) == gj.metrics.density_coverage(real, fake))
       True
     """
     (x,) = widened(x)
@@ -64,7 +64,7 @@ def neighbours(x: Features, k: Count = 5) -> Neighbours:
 
 
 @door(
-    also(lambda real, fake, k: check_sets(k + 1, real=real, fake=fake)),
+    also(lambda real, fake, k: check_sets(k + 1, f" for k={k} neighbours", real=real, fake=fake)),
     also(lambda real, fake, k: check_known(k, real=real, fake=fake)),
 )
 def precision_recall(real: Near, fake: Near, k: Count = 3) -> tuple[Float[Array, ""], Float[Array, ""]]:
@@ -77,18 +77,18 @@ def precision_recall(real: Near, fake: Near, k: Count = 3) -> tuple[Float[Array,
     Args:
       real: `[N, D]`, features of real data, or their `neighbours`.
       fake: `[M, D]`, features of samples, or theirs.
-      k: the neighbour that sets a point's radius; a point is no neighbour of itself, but its duplicates are.
+      k: The neighbour that sets a point's radius; a point is no neighbour of itself, but its duplicates are.
 
     Returns:
       precision and recall, each in [0, 1]; NaN if features that could not be checked are not finite.
 
     Raises:
-      ValueError: if a set has no k-th neighbour, or comes with fewer of them, the features differ in size, or are known and
+      ValueError: If a set has no k-th neighbour, or comes with fewer of them, the features differ in size, or are known and
         not finite.
 
     Example:
       >>> real = jnp.arange(10.0)[:, None]
-      >>> precision, recall = metrics.precision_recall(real, real[:5], k=1)
+      >>> precision, recall = gj.metrics.precision_recall(real, real[:5], k=1)
       >>> print(precision, recall)
       1.0 0.6
 
@@ -99,7 +99,7 @@ def precision_recall(real: Near, fake: Near, k: Count = 3) -> tuple[Float[Array,
 
 
 @door(
-    also(lambda real, k: check_sets(k + 1, real=real)),
+    also(lambda real, k: check_sets(k + 1, f" for k={k} neighbours", real=real)),
     also(lambda real, fake: check_sets(1, real=real, fake=fake)),
     also(lambda real, k: check_known(k, real=real)),
 )
@@ -113,19 +113,19 @@ def density_coverage(real: Near, fake: Features, k: Count = 5) -> tuple[Float[Ar
     Args:
       real: `[N, D]`, features of real data, or their `neighbours`.
       fake: `[M, D]`, features of samples.
-      k: the neighbour within the real data that sets a point's radius; a point is no neighbour of itself, its duplicates are.
+      k: The neighbour within the real data that sets a point's radius; a point is no neighbour of itself, its duplicates are.
 
     Returns:
       density, about 1 for samples of the data's law and above where they crowd where data are dense, and coverage, in [0, 1],
       for them about `1 - 2^-k` at N = M; NaN if features that could not be checked are not finite.
 
     Raises:
-      ValueError: if the real data have no k-th neighbour, or come with fewer of them, the features differ in size, or are
+      ValueError: If the real data have no k-th neighbour, or come with fewer of them, the features differ in size, or are
         known and not finite.
 
     Example:
       >>> real = jnp.arange(10.0)[:, None]
-      >>> density, coverage = metrics.density_coverage(real, real[:5], k=1)
+      >>> density, coverage = gj.metrics.density_coverage(real, real[:5], k=1)
       >>> print(density.round(1), coverage)
       2.8 0.6
 

@@ -55,10 +55,10 @@ def fold(step: Callable[[Any, Any, Any, Array], Any], start: Any, rows: Any, col
     Args:
       step: `(state, rows, columns, counted) -> state`, on blocks of S rows and T columns; `counted`, `[S, T]`, is False at
         pairs to leave out.
-      start: a row's state before the first column, a pytree.
-      rows: a pytree of `[N, ...]`.
-      columns: a pytree of `[M, ...]`.
-      itself: whether a row counts the column of its own number, which is itself where a set is paired with itself.
+      start: A row's state before the first column, a pytree.
+      rows: A pytree of `[N, ...]`.
+      columns: A pytree of `[M, ...]`.
+      itself: Whether a row counts the column of its own number, which is itself where a set is paired with itself.
 
     Returns:
       the rows' states, `[N, ...]`.

@@ -25,15 +25,15 @@ def sliced_wasserstein(a: Features, b: Features, key: Key, *, projections: Count
     Args:
       a: `[N, D]`.
       b: `[M, D]`.
-      key: one PRNG key, of the lines; the same key, the same lines.
-      projections: the number of lines.
+      key: One PRNG key, of the lines; the same key, the same lines.
+      projections: The number of lines.
 
     Raises:
-      ValueError: if a set is empty, the sets differ in D, or are known and not finite.
+      ValueError: If a set is empty, the sets differ in D, or are known and not finite.
 
     Example:
       >>> a = jax.random.normal(jax.random.key(0), (500, 2))
-      >>> print(metrics.sliced_wasserstein(a, a + jnp.array([[3.0, 4.0]]), jax.random.key(1), projections=4096).round(1))
+      >>> print(gj.metrics.sliced_wasserstein(a, a + jnp.array([[3.0, 4.0]]), jax.random.key(1), projections=4096).round(1))
       3.5
 
     Reference: Bonneel et al. 2015, "Sliced and Radon Wasserstein barycenters of measures".

@@ -6,10 +6,11 @@ from typing import Any
 from flax import linen, nnx
 
 from guidance_jax.checks.door import CLASSES, door, part, rule
+from guidance_jax.checks.kinds import class_kind
 from guidance_jax.checks.networks import check_params
 
-CLASSES[nnx.Module] = "from_linen(module, variables) takes a Linen one."
-CLASSES[linen.Module] = "from_nnx(module) takes an NNX one."
+CLASSES[nnx.Module] = class_kind(nnx.Module, "from_linen(module, variables) takes a Linen one.")
+CLASSES[linen.Module] = class_kind(linen.Module, "from_nnx(module) takes an NNX one.")
 
 
 @door(rule("method must be one of the module's; leave it out for __call__", lambda module, method: hasattr(module, method)))
@@ -21,16 +22,16 @@ def from_nnx(module: nnx.Module, method: str = "__call__") -> tuple[Callable[...
 
     Args:
       module: `(x, t, cond) -> output`, or any other.
-      method: which of its methods, `"decode"` of an autoencoder.
+      method: Which of its methods, `"decode"` of an autoencoder.
 
     Returns:
       `apply` and `params`; jit and differentiate in `params` as you like.
 
     Raises:
-      ValueError: if the module has no such method.
+      ValueError: If the module has no such method.
 
     Example:
-      >>> apply, params = networks.from_nnx(networks.MLP((2,), classes=3, width=8, blocks=1, rngs=nnx.Rngs(0)))
+      >>> apply, params = gj.networks.from_nnx(gj.networks.MLP((2,), classes=3, width=8, blocks=1, rngs=nnx.Rngs(0)))
       >>> print(apply(params, jnp.ones((5, 2)), jnp.ones(5), jnp.zeros(5, int)).shape)
       (5, 2)
     """
@@ -55,17 +56,17 @@ def from_linen(module: linen.Module, variables: Mapping[str, Any]) -> tuple[Call
 
     Args:
       module: `(x, t, cond) -> output`, or any other.
-      variables: what `module.init` gave; collections other than "params" (batch statistics) stay as they are.
+      variables: What `module.init` gave; collections other than "params" (batch statistics) stay as they are.
 
     Returns:
       `apply` and `params`.
 
     Raises:
-      ValueError: if variables have no collection "params".
+      ValueError: If variables have no collection "params".
 
     Example:
       >>> module = linen.Dense(2)
-      >>> apply, params = networks.from_linen(module, module.init(jax.random.key(0), jnp.ones((1, 3))))
+      >>> apply, params = gj.networks.from_linen(module, module.init(jax.random.key(0), jnp.ones((1, 3))))
       >>> print(apply(params, jnp.ones((5, 3))).shape)
       (5, 2)
     """

@@ -15,11 +15,11 @@ class AttentionPool(nnx.Module):
     """What the mean token gathers from all tokens and itself, each of which knows its place.
 
     Args:
-      tokens: their number.
-      width: of each, a multiple of the heads.
-      heads: of the attention.
-      dtype: of the dense layers.
-      rngs: for the parameters.
+      tokens: Their number.
+      width: Of each, a multiple of the heads.
+      heads: Of the attention.
+      dtype: Of the dense layers.
+      rngs: For the parameters.
     """
 
     def __init__(self, tokens: int, width: int, heads: int, dtype: str, *, rngs: nnx.Rngs):
@@ -42,15 +42,15 @@ class UNetClassifier(nnx.Module):
     """A noise-aware classifier: logits `[B, classes]` of `(x_t, t)`.
 
     Args:
-      config: the sizes of the U-Net whose lower half it is, with its middle block.
-      rngs: for the parameters.
+      config: The sizes of the U-Net whose lower half it is, with its middle block.
+      rngs: For the parameters.
 
     Raises:
-      ValueError: if the coarsest width does not divide into heads; when called, if an image is not of the config's shape.
+      ValueError: If the coarsest width does not divide into heads; when called, if an image is not of the config's shape.
 
     Example:
-      >>> config = networks.UNetConfig((8, 8, 1), classes=10, widths=(8, 16))
-      >>> classify = networks.UNetClassifier(config, rngs=nnx.Rngs(0))
+      >>> config = gj.networks.UNetConfig((8, 8, 1), classes=10, widths=(8, 16))
+      >>> classify = gj.networks.UNetClassifier(config, rngs=nnx.Rngs(0))
       >>> x, t = jnp.ones((5, 8, 8, 1)), jnp.ones(5)
       >>> print(classify(x, t).shape, classify.features(x, t).shape)
       (5, 10) (5, 16)

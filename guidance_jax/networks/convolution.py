@@ -20,15 +20,15 @@ def conv_general_dilated(
     of a convolutional network. Values and derivatives, of any order, are the same.
 
     Args:
-      lhs: images, `[B, H, W, C]` where `dimension_numbers` are Flax's, or of any other shape that lax takes.
-      rhs: the kernel, then `[h, w, C, D]`.
-      window_strides: of the output.
-      padding: of the input.
-      dimension_numbers: which axis is what.
-      **options: the others.
+      lhs: Images, `[B, H, W, C]` where `dimension_numbers` are Flax's, or of any other shape that lax takes.
+      rhs: The kernel, then `[h, w, C, D]`.
+      window_strides: Of the output.
+      padding: Of the input.
+      dimension_numbers: Which axis is what.
+      **options: The others.
 
     Example:
-      >>> own = nnx.Conv(3, 8, (3, 3), conv_general_dilated=networks.conv_general_dilated, rngs=nnx.Rngs(0))
+      >>> own = nnx.Conv(3, 8, (3, 3), conv_general_dilated=gj.networks.conv_general_dilated, rngs=nnx.Rngs(0))
       >>> print(own(jnp.ones((2, 5, 7, 3))).shape)
       (2, 5, 7, 8)
     """

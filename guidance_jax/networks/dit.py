@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from guidance_jax.checks.door import CLASSES, door, rule
-from guidance_jax.checks.kinds import Compute, Count, CountFromZero, ImageShape, Places
+from guidance_jax.checks.kinds import Compute, Count, CountFromZero, ImageShape, Places, class_kind
 from guidance_jax.checks.networks import check_batch, check_tokens
 from guidance_jax.networks.embeddings import LabelEmbedding, TimeEmbedding
 from guidance_jax.networks.layers import (
@@ -38,11 +38,11 @@ class DiTConfig:
     """The sizes of a diffusion transformer, all of them; `dataclasses.asdict` makes JSON of them, `DiTConfig(**read)` reads it.
 
     Raises:
-      ValueError: if the image does not divide into patches, or the width into heads, there is no such block, or the dtype is
+      ValueError: If the image does not divide into patches, or the width into heads, there is no such block, or the dtype is
         unknown.
 
     Example:
-      >>> config = networks.DiTConfig((28, 28, 1), classes=10, width=64, blocks=2, heads=2, patch=4)
+      >>> config = gj.networks.DiTConfig((28, 28, 1), classes=10, width=64, blocks=2, heads=2, patch=4)
       >>> print(config.grid, dataclasses.asdict(config)["width"])
       (7, 7) 64
     """
@@ -83,7 +83,7 @@ class DiTConfig:
         return self.shape[0] // self.patch, self.shape[1] // self.patch
 
 
-CLASSES[DiTConfig] = "DiTConfig((28, 28, 1), classes=10) is one."
+CLASSES[DiTConfig] = class_kind(DiTConfig, "DiTConfig((28, 28, 1), classes=10) is one.")
 
 
 class Tokens(NamedTuple):
@@ -92,7 +92,7 @@ class Tokens(NamedTuple):
     Where the mask is False all along, the sample has no tokens: the null condition of classifier-free guidance.
 
     Example:
-      >>> cond = networks.Tokens(jnp.array([3, 1]), jnp.ones((2, 7, 16)), jnp.arange(7)[None] < jnp.array([[5], [7]]))
+      >>> cond = gj.networks.Tokens(jnp.array([3, 1]), jnp.ones((2, 7, 16)), jnp.arange(7)[None] < jnp.array([[5], [7]]))
       >>> uncond = cond._replace(labels=jnp.full(2, 10), mask=jnp.zeros((2, 7), bool))
       >>> print(cond.mask.sum(1), uncond.mask.sum(1))
       [5 7] [0 0]
@@ -113,7 +113,7 @@ class Perturbed(NamedTuple):
 
     Example:
       >>> labels, no, yes = jnp.array([3, 1]), jnp.zeros(2, bool), jnp.ones(2, bool)
-      >>> cond, weak = networks.Perturbed(labels, identity=no), networks.Perturbed(labels, identity=yes)
+      >>> cond, weak = gj.networks.Perturbed(labels, identity=no), gj.networks.Perturbed(labels, identity=yes)
       >>> print(cond.identity, weak.identity)
       [False False] [ True  True]
     """
@@ -231,15 +231,15 @@ class DiT(nnx.Module):
     Its condition is labels `[B]`, or `Tokens` with them where the config has their width, or either in `Perturbed`.
 
     Args:
-      config: its sizes.
-      rngs: for the parameters.
+      config: Its sizes.
+      rngs: For the parameters.
 
     Raises:
-      ValueError: when called, if an image is not of the config's shape, a label outside, or tokens not of the config's width.
+      ValueError: When called, if an image is not of the config's shape, a label outside, or tokens not of the config's width.
 
     Example:
-      >>> config = networks.DiTConfig((8, 8, 1), classes=10, width=32, blocks=1, heads=2)
-      >>> network = networks.DiT(config, rngs=nnx.Rngs(0))
+      >>> config = gj.networks.DiTConfig((8, 8, 1), classes=10, width=32, blocks=1, heads=2)
+      >>> network = gj.networks.DiT(config, rngs=nnx.Rngs(0))
       >>> print(network(jnp.ones((5, 8, 8, 1)), jnp.ones(5), jnp.zeros(5, int)).shape)
       (5, 8, 8, 1)
 
@@ -283,11 +283,11 @@ class DiT(nnx.Module):
         """The condition's tokens at the network's width, and which of them are there.
 
         Args:
-          given: labels, or `Tokens` with them.
-          batch: the number of samples, where there are no tokens.
+          given: Labels, or `Tokens` with them.
+          batch: The number of samples, where there are no tokens.
 
         Raises:
-          ValueError: if tokens are given to a network that takes none, or of another width than it takes.
+          ValueError: If tokens are given to a network that takes none, or of another width than it takes.
         """
         check_tokens(given.tokens if isinstance(given, Tokens) else None, self.config.tokens)
         if self.tokens is None:

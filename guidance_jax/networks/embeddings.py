@@ -16,9 +16,9 @@ def waves(t: Float[Array, "b"], width: int, *, sin_first: bool = False, shift: f
     """Sinusoids of the time, in at least float32: cosines, then sines, of `t 10000^(-i / (half - shift))`, half of width each.
 
     Args:
-      t: the time, scaled to 0..1000.
-      width: even.
-      sin_first: the sines before the cosines.
+      t: The time, scaled to 0..1000.
+      width: Even.
+      sin_first: The sines before the cosines.
       shift: 1 reaches the lowest frequency, 1 / 10000, exactly.
 
     Reference: Ho et al. 2020, arXiv:2006.11239 (released code).
@@ -40,9 +40,9 @@ class TimeEmbedding(nnx.Module):
     """Sinusoids of the time, periods 2 pi to 20,000 pi, and two dense layers (arXiv:2006.11239).
 
     Args:
-      width: of the output.
-      scale: the time is multiplied by it first: 1,000 for t in [0, 1], 1 for t in 0..999.
-      rngs: for the parameters.
+      width: Of the output.
+      scale: The time is multiplied by it first: 1,000 for t in [0, 1], 1 for t in 0..999.
+      rngs: For the parameters.
     """
 
     def __init__(self, width: int, scale: float, *, rngs: nnx.Rngs):
@@ -60,9 +60,9 @@ class LabelEmbedding(nnx.Module):
     A label outside gives NaN, not its nearest neighbour; where labels are known it raises.
 
     Args:
-      classes: the number of classes.
-      width: of the output.
-      rngs: for the parameters.
+      classes: The number of classes.
+      width: Of the output.
+      rngs: For the parameters.
     """
 
     def __init__(self, classes: int, width: int, *, rngs: nnx.Rngs):

@@ -48,10 +48,10 @@ class GroupNorm(nnx.Module):
         out = (h - mean) / sqrt(variance + epsilon) * gain + bias, * (1 + scale) + shift
 
     Args:
-      width: the channels.
-      groups: that they divide into.
-      epsilon: added to the variance.
-      rngs: for the parameters.
+      width: The channels.
+      groups: That they divide into.
+      epsilon: Added to the variance.
+      rngs: For the parameters.
     """
 
     def __init__(self, width: int, groups: int, epsilon: float = 1e-6, *, rngs: nnx.Rngs):

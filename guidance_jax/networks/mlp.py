@@ -47,18 +47,18 @@ class MLP(nnx.Module):
     """A denoising network for data of a fixed shape, with labels.
 
     Args:
-      shape: of one sample.
-      classes: the number of classes; the label `classes` is the null label.
-      width: of the hidden layers.
-      blocks: the number of residual blocks.
+      shape: Of one sample.
+      classes: The number of classes; the label `classes` is the null label.
+      width: Of the hidden layers.
+      blocks: The number of residual blocks.
       time_scale: 1,000 where t is in [0, 1], 1 where it is in 0..999.
-      rngs: for the parameters.
+      rngs: For the parameters.
 
     Raises:
-      ValueError: if a size is below 1; when called, if an argument is not of its shape, or a label outside.
+      ValueError: If a size is below 1; when called, if an argument is not of its shape, or a label outside.
 
     Example:
-      >>> network = networks.MLP((2,), classes=3, width=8, blocks=1, rngs=nnx.Rngs(0))
+      >>> network = gj.networks.MLP((2,), classes=3, width=8, blocks=1, rngs=nnx.Rngs(0))
       >>> print(network(jnp.ones((5, 2)), jnp.ones(5), jnp.zeros(5, int)).shape)
       (5, 2)
     """
@@ -92,10 +92,10 @@ class MLPClassifier(nnx.Module):
       The same as of `networks.MLP`.
 
     Raises:
-      ValueError: if a size is below 1; when called, if an argument is not of its shape.
+      ValueError: If a size is below 1; when called, if an argument is not of its shape.
 
     Example:
-      >>> classify = networks.MLPClassifier((2,), classes=3, width=8, blocks=1, rngs=nnx.Rngs(0))
+      >>> classify = gj.networks.MLPClassifier((2,), classes=3, width=8, blocks=1, rngs=nnx.Rngs(0))
       >>> print(classify(jnp.ones((5, 2)), jnp.ones(5)).shape)
       (5, 3)
     """

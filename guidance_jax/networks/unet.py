@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from guidance_jax.checks.door import CLASSES, door, rule
-from guidance_jax.checks.kinds import Compute, Count, ImageShape, Places, Sizes
+from guidance_jax.checks.kinds import Compute, Count, ImageShape, Places, Sizes, class_kind
 from guidance_jax.checks.networks import check_batch
 from guidance_jax.networks.convolution import conv_general_dilated
 from guidance_jax.networks.embeddings import LabelEmbedding, TimeEmbedding
@@ -46,11 +46,11 @@ class UNetConfig:
     """The sizes of a U-Net, all of them; `dataclasses.asdict` makes JSON of them, `UNetConfig(**read)` reads it.
 
     Raises:
-      ValueError: if the image does not divide into patches or halve often enough, a width not into groups or heads, a level
+      ValueError: If the image does not divide into patches or halve often enough, a width not into groups or heads, a level
         is not there, or the dtype is unknown.
 
     Example:
-      >>> config = networks.UNetConfig((28, 28, 1), classes=10, widths=(16, 32), patch=2, attention=(1,), heads=2)
+      >>> config = gj.networks.UNetConfig((28, 28, 1), classes=10, widths=(16, 32), patch=2, attention=(1,), heads=2)
       >>> print(config.levels, dataclasses.asdict(config)["widths"])
       [(14, 14, 16), (7, 7, 32)] (16, 32)
     """
@@ -89,7 +89,7 @@ class UNetConfig:
         return [(rows >> i, columns >> i, width) for i, width in enumerate(self.widths)]
 
 
-CLASSES[UNetConfig] = "UNetConfig((28, 28, 1), classes=10) is one."
+CLASSES[UNetConfig] = class_kind(UNetConfig, "UNetConfig((28, 28, 1), classes=10) is one.")
 
 
 class Residual(nnx.Module):
@@ -167,15 +167,15 @@ class UNet(nnx.Module):
     """A convolutional U-Net with labels, for images `[B, H, W, C]`.
 
     Args:
-      config: its sizes.
-      rngs: for the parameters.
+      config: Its sizes.
+      rngs: For the parameters.
 
     Raises:
-      ValueError: when called, if an image is not of the config's shape, or a label outside.
+      ValueError: When called, if an image is not of the config's shape, or a label outside.
 
     Example:
-      >>> config = networks.UNetConfig((8, 8, 1), classes=10, widths=(8, 16))
-      >>> network = networks.UNet(config, rngs=nnx.Rngs(0))
+      >>> config = gj.networks.UNetConfig((8, 8, 1), classes=10, widths=(8, 16))
+      >>> network = gj.networks.UNet(config, rngs=nnx.Rngs(0))
       >>> print(network(jnp.ones((5, 8, 8, 1)), jnp.ones(5), jnp.zeros(5, int)).shape)
       (5, 8, 8, 1)
 

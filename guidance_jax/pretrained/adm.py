@@ -9,6 +9,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from guidance_jax.checks.door import CLASSES, door, rule
+from guidance_jax.checks.kinds import Count, Sizes
+from guidance_jax.checks.networks import check_batch, check_factor, check_given
 from guidance_jax.networks.embeddings import rows, waves
 from guidance_jax.networks.layers import Dense
 from guidance_jax.pretrained.adm_blocks import Attention, AttentionPool, Downsample, GroupNorm, Residual, Upsample, halved
@@ -17,6 +20,32 @@ from guidance_jax.pretrained.layers import Conv, upsampled
 __all__ = ["ADM", "CLASSIFIERS", "RELEASED", "ADMClassifier", "ADMConfig"]
 
 
+def fits_heads(
+    image_size: int,
+    model_channels: int,
+    channel_mult: tuple[int | float, ...],
+    attention_resolutions: tuple[int, ...],
+    num_heads: int,
+    num_head_channels: int | None,
+) -> bool:
+    """Whether every width with attention, and the last one, divides into the heads."""
+    each = num_heads if num_head_channels is None else num_head_channels
+    widths = [int(mult * model_channels) for mult in channel_mult]
+    attended = [width for i, width in enumerate(widths) if image_size >> i in attention_resolutions]
+    return not any(width % each for width in [*attended, widths[-1]])
+
+
+@door(
+    rule(
+        "image_size must halve evenly between the levels of channel_mult",
+        lambda image_size, channel_mult: len(channel_mult) > 0 and image_size % 2 ** (len(channel_mult) - 1) == 0,
+    ),
+    rule(
+        "channel_mult * model_channels must be multiples of the norms' 32 groups",
+        lambda channel_mult, model_channels: all(int(each * model_channels) % 32 == 0 < each for each in channel_mult),
+    ),
+    rule("each width with attention must divide into the heads", fits_heads),
+)
 @dataclasses.dataclass(frozen=True)
 class ADMConfig:
     """A U-Net's or a classifier's sizes, by the names of the released code; the defaults are the 256 x 256 model's.
@@ -24,33 +53,33 @@ class ADMConfig:
     Dropout has no field: it does nothing while sampling.
 
     Raises:
-      ValueError: if the sides cannot be halved so often, or a width does not divide into the norms' groups and the heads.
+      ValueError: If the sides cannot be halved so often, or a width does not divide into the norms' groups and the heads.
 
     Example:
-      >>> config = pretrained.adm.RELEASED["adm-64"]
+      >>> config = gj.pretrained.adm.RELEASED["adm-64"]
       >>> print(config.widths, config.heads(384))
       (192, 384, 576, 768) 6
 
     Reference: Dhariwal & Nichol 2021, arXiv:2105.05233; openai/guided-diffusion, README.md.
     """
 
-    image_size: int = 256
+    image_size: Count = 256
     """The side of the images that it was trained on."""
-    model_channels: int = 256
+    model_channels: Count = 256
     """The unit of the widths."""
     channel_mult: tuple[int | float, ...] = (1, 1, 2, 2, 4, 4)
     """The width of each size of image, in `model_channels`; each size is half of the one before."""
-    num_res_blocks: int = 2
+    num_res_blocks: Count = 2
     """Of each size of image, on the way down; one more on the way up."""
-    attention_resolutions: tuple[int, ...] = (32, 16, 8)
+    attention_resolutions: Sizes = (32, 16, 8)
     """The sides of the images that have attention, where the whole has `image_size`."""
-    num_classes: int | None = 1000
+    num_classes: Count | None = 1000
     """Of the labels, None without; of a classifier, the number of its logits."""
-    num_heads: int = 4
+    num_heads: Count = 4
     """Where there is no `num_head_channels`."""
-    num_head_channels: int | None = 64
+    num_head_channels: Count | None = 64
     """The width of an attention head."""
-    in_channels: int = 3
+    in_channels: Count = 3
     """Of the images."""
     learn_sigma: bool = True
     """Whether the output has the variance too, in twice the channels; not of a classifier."""
@@ -60,20 +89,6 @@ class ADMConfig:
     """Whether residual blocks halve and double the images, or convolutions."""
     use_new_attention_order: bool = False
     """Whether queries, keys and values are split before the heads, or the heads before them."""
-
-    def __post_init__(self) -> None:
-        smallest = self.image_size >> (len(self.channel_mult) - 1)
-        if smallest < 1 or smallest << (len(self.channel_mult) - 1) != self.image_size:
-            raise ValueError(f"image_size={self.image_size} cannot be halved {len(self.channel_mult) - 1} times.")
-        for name in ("model_channels", "num_res_blocks", "num_heads", "in_channels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if odd := [width for width in self.widths if width < 1 or width % 32]:
-            raise ValueError(f"every width must be a multiple of the 32 groups of the norms, got {odd[0]}.")
-        attended = [width for i, width in enumerate(self.widths) if self.attends(i)]
-        each = self.num_heads if self.num_head_channels is None else self.num_head_channels
-        if each < 1 or any(width % each for width in [*attended, self.widths[-1]]):
-            raise ValueError(f"widths {attended} with attention do not divide into the heads: {each} does not divide them.")
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -88,10 +103,12 @@ class ADMConfig:
         """How many attention heads there are.
 
         Args:
-          width: the channels that they share.
+          width: The channels that they share.
         """
         return self.num_heads if self.num_head_channels is None else width // self.num_head_channels
 
+
+CLASSES[ADMConfig] = 'gj.pretrained.adm.RELEASED["adm-256"] is one.'
 
 RELEASED = {
     "adm-64": ADMConfig(64, 192, (1, 2, 3, 4), 3, use_new_attention_order=True),
@@ -116,22 +133,23 @@ class ADM(nnx.Module):
     It computes in the dtype of its parameters and answers in it. H and W are multiples of `2 ** (len(channel_mult) - 1)`.
 
     Args:
-      config: its sizes: one of `RELEASED`, or another.
-      rngs: for the parameters.
+      config: Its sizes: one of `RELEASED`, or another.
+      rngs: For the parameters.
 
     Raises:
-      ValueError: when called, if the sides of x are no such multiples, labels are given or lacking where they should not be, or
+      ValueError: When called, if the sides of x are no such multiples, labels are given or lacking where they should not be, or
         one is outside.
 
     Example:
-      >>> config = pretrained.adm.ADMConfig(32, 32, (1, 2), 1, (16,), num_classes=10, num_head_channels=32)
-      >>> network = pretrained.adm.ADM(config, rngs=nnx.Rngs(0))
+      >>> config = gj.pretrained.adm.ADMConfig(32, 32, (1, 2), 1, (16,), num_classes=10, num_head_channels=32)
+      >>> network = gj.pretrained.adm.ADM(config, rngs=nnx.Rngs(0))
       >>> print(network(jnp.zeros((2, 32, 32, 3)), jnp.full(2, 999.0), jnp.array([3, 1])).shape)
       (2, 32, 32, 6)
 
     Reference: Dhariwal & Nichol 2021, arXiv:2105.05233; openai/guided-diffusion, guided_diffusion/unet.py.
     """
 
+    @door()
     def __init__(self, config: ADMConfig, *, rngs: nnx.Rngs):
         self.config = config
         self.time_embed = nnx.List(time_embed(config, rngs))
@@ -149,12 +167,9 @@ class ADM(nnx.Module):
         self, x: Float[Array, "b h w c"], t: Float[Array, "b"], labels: Int[Array, "b"] | None = None
     ) -> Float[Array, "b h w d"]:
         """Args: x in [-1, 1] where it is clean; t in 0..999; labels in 0..num_classes - 1, None of an unconditional network."""
-        factor = 2 ** (len(self.config.channel_mult) - 1)
-        if x.shape[1] % factor or x.shape[2] % factor:
-            raise ValueError(f"the sides of x must be multiples of {factor} for this network, got x of shape {x.shape}.")
+        check_factor(x, 2 ** (len(self.config.channel_mult) - 1))
+        check_given(labels, self.config.num_classes)
         c = embedded(self.time_embed, t, self.config.model_channels)
-        if (labels is None) != (self.label_emb is None):
-            raise ValueError(f"a network of num_classes={self.config.num_classes} got labels {labels}.")
         if self.label_emb is not None and labels is not None:
             table = self.label_emb.embedding[...]
             c = c + rows(table, labels, f"a network of {len(table)} classes")
@@ -174,36 +189,39 @@ class ADMClassifier(nnx.Module):
     It computes in the dtype of its parameters.
 
     Args:
-      config: its sizes: one of `CLASSIFIERS`, or another.
-      rngs: for the parameters.
+      config: Its sizes: one of `CLASSIFIERS`, or another.
+      rngs: For the parameters.
 
     Raises:
-      ValueError: if the configuration has no classes or no `num_head_channels`.
+      ValueError: If the configuration has no classes or no `num_head_channels`.
 
     Example:
-      >>> config = pretrained.adm.ADMConfig(32, 32, (1, 2), 1, (16,), num_classes=10, num_head_channels=32)
-      >>> classify = pretrained.adm.ADMClassifier(config, rngs=nnx.Rngs(0))
+      >>> config = gj.pretrained.adm.ADMConfig(32, 32, (1, 2), 1, (16,), num_classes=10, num_head_channels=32)
+      >>> classify = gj.pretrained.adm.ADMClassifier(config, rngs=nnx.Rngs(0))
       >>> print(classify(jnp.zeros((2, 32, 32, 3)), jnp.full(2, 999.0)).shape)
       (2, 10)
 
     Reference: Dhariwal & Nichol 2021, arXiv:2105.05233, section 4; openai/guided-diffusion, guided_diffusion/unet.py.
     """
 
+    @door(
+        rule(
+            "config must have num_classes and num_head_channels",
+            lambda config: config.num_classes is not None and config.num_head_channels is not None,
+        )
+    )
     def __init__(self, config: ADMConfig, *, rngs: nnx.Rngs):
-        if config.num_classes is None or config.num_head_channels is None:
-            raise ValueError(f"a classifier needs num_classes and num_head_channels, got {config}.")
         self.config = config
         self.time_embed = nnx.List(time_embed(config, rngs))
         self.input_blocks = nnx.List(map(nnx.List, input_blocks(config, rngs)[0]))
         self.middle_block = nnx.List(middle_block(config, rngs))
         pixels, width = (config.image_size >> (len(config.channel_mult) - 1)) ** 2, config.widths[-1]
-        pool = AttentionPool(pixels, width, config.num_classes, config.heads(width), rngs=rngs)
+        pool = AttentionPool(pixels, width, config.num_classes or 0, config.heads(width), rngs=rngs)
         self.out = nnx.List([GroupNorm(width, rngs=rngs), jax.nn.silu, pool])
 
     def __call__(self, x: Float[Array, "b h w c"], t: Float[Array, "b"]) -> Float[Array, "b k"]:
         size = self.config.image_size
-        if x.shape[1:3] != (size, size):
-            raise ValueError(f"this classifier reads images of {size} x {size} alone, got x of shape {x.shape}.")
+        check_batch(x, (size, size, self.config.in_channels))
         c = embedded(self.time_embed, t, self.config.model_channels)
         h = x.astype(c.dtype)
         for block in self.input_blocks:

@@ -36,13 +36,13 @@ class Residual(nnx.Module):
     """Two convolutions around a residual, told the time and label between them; `resample` acts before the first.
 
     Args:
-      width: of the input, in channels.
-      out: of the output, in channels.
-      time: the width of what it is told.
-      scale_shift: whether it is told by a scale and a shift of the second norm, `norm(h) * (1 + scale) + shift`, or by a sum
+      width: Of the input, in channels.
+      out: Of the output, in channels.
+      time: The width of what it is told.
+      scale_shift: Whether it is told by a scale and a shift of the second norm, `norm(h) * (1 + scale) + shift`, or by a sum
         before it.
       resample: `halved`, `upsampled` or `unchanged`.
-      rngs: for the parameters.
+      rngs: For the parameters.
     """
 
     def __init__(self, width: int, out: int, time: int, scale_shift: bool, resample: Any = unchanged, *, rngs: nnx.Rngs):
@@ -69,11 +69,11 @@ class Attention(nnx.Module):
     """Attention among all pixels, around a residual.
 
     Args:
-      width: in channels.
-      heads: that they divide into.
-      new_order: whether the channels of `qkv` are queries, keys and values of all heads in turn, or heads in turn, each with
+      width: In channels.
+      heads: That they divide into.
+      new_order: Whether the channels of `qkv` are queries, keys and values of all heads in turn, or heads in turn, each with
         its queries, keys and values.
-      rngs: for the parameters.
+      rngs: For the parameters.
     """
 
     def __init__(self, width: int, heads: int, new_order: bool, *, rngs: nnx.Rngs):
@@ -92,11 +92,11 @@ class AttentionPool(nnx.Module):
     """What the mean of all pixels finds by attention to itself and to them.
 
     Args:
-      pixels: how many.
-      width: in channels.
-      out: the width of the output.
-      heads: that the channels divide into.
-      rngs: for the parameters.
+      pixels: How many.
+      width: In channels.
+      out: The width of the output.
+      heads: That the channels divide into.
+      rngs: For the parameters.
 
     Reference: Radford et al. 2021, arXiv:2103.00020, section 2.4.
     """

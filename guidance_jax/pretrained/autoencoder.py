@@ -27,7 +27,7 @@ class AutoencoderConfig:
     A diffusion model's latents are `(z - shift_factor) * scaling_factor`: `encode` and `decode` speak of z alone.
 
     Example:
-      >>> pretrained.autoencoder.AutoencoderConfig().block_out_channels
+      >>> gj.pretrained.autoencoder.AutoencoderConfig().block_out_channels
       (128, 256, 512, 512)
 
     Reference: Rombach et al. 2022, arXiv:2112.10752.
@@ -92,13 +92,13 @@ def autoencoder_config(published: Mapping[str, Any]) -> AutoencoderConfig:
     """The configuration that a `config.json` of diffusers' AutoencoderKL describes.
 
     Args:
-      published: the file, parsed.
+      published: The file, parsed.
 
     Raises:
-      ValueError: naming a setting that is not supported.
+      ValueError: Naming a setting that is not supported.
 
     Example:
-      >>> pretrained.autoencoder.autoencoder_config({"scaling_factor": 0.13025}).scaling_factor
+      >>> gj.pretrained.autoencoder.autoencoder_config({"scaling_factor": 0.13025}).scaling_factor
       0.13025
 
     Reference: Rombach et al. 2022, arXiv:2112.10752; diffusers' autoencoder_kl.py.
@@ -123,10 +123,10 @@ def current_name(name: str) -> str:
     """A weight's name in today's files, from one in any: `rename=current_name` of `pretrained.load`.
 
     Args:
-      name: as in the file.
+      name: As in the file.
 
     Example:
-      >>> pretrained.autoencoder.current_name("decoder.mid_block.attentions.0.proj_attn.weight")
+      >>> gj.pretrained.autoencoder.current_name("decoder.mid_block.attentions.0.proj_attn.weight")
       'decoder.mid_block.attentions.0.to_out.0.weight'
 
     Reference: Rombach et al. 2022, arXiv:2112.10752; the names, diffusers' modeling_utils.py.
@@ -142,12 +142,12 @@ class AutoencoderKL(nnx.Module):
     It computes in the dtype of its parameters and answers in it. H and W are multiples of `2 ** (len(block_out_channels) - 1)`.
 
     Args:
-      config: its sizes.
-      rngs: for the parameters.
+      config: Its sizes.
+      rngs: For the parameters.
 
     Example:
-      >>> config = pretrained.autoencoder.AutoencoderConfig(block_out_channels=(8, 8), norm_num_groups=4)
-      >>> network = pretrained.autoencoder.AutoencoderKL(config, rngs=nnx.Rngs(0))
+      >>> config = gj.pretrained.autoencoder.AutoencoderConfig(block_out_channels=(8, 8), norm_num_groups=4)
+      >>> network = gj.pretrained.autoencoder.AutoencoderKL(config, rngs=nnx.Rngs(0))
       >>> mean, log_variance = network.encode(jnp.zeros((1, 8, 12, 3)))
       >>> print(mean.shape, network.decode(mean).shape)
       (1, 4, 6, 4) (1, 8, 12, 3)

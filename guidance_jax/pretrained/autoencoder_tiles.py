@@ -7,8 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from guidance_jax.checks.door import door, rule
+from guidance_jax.checks.kinds import Count, CountFromZero
+from guidance_jax.checks.networks import check_enlarged
 
-def tiled(decode: Callable[[Array], Array], tile: int = 64, overlap: int = 16) -> Callable[[Array], Array]:
+
+@door(rule("overlap must be below tile", lambda tile, overlap: overlap < tile))
+def tiled(decode: Callable[[Array], Array], tile: Count = 64, overlap: CountFromZero = 16) -> Callable[[Array], Array]:
     """A decoder of large latents in the memory of a small one: overlapping tiles one after another, blended at their seams.
 
         image = sum_i weight_i * decode(tile_i),   sum_i weight_i = 1 everywhere
@@ -20,25 +25,23 @@ def tiled(decode: Callable[[Array], Array], tile: int = 64, overlap: int = 16) -
 
     Args:
       decode: `[B, h, w, C] -> [B, f h, f w, c]`.
-      tile: the side of a tile, in pixels of the latents. Latents that fit into one are decoded whole.
-      overlap: of neighbours, at least, in pixels of the latents.
+      tile: The side of a tile, in pixels of the latents. Latents that fit into one are decoded whole.
+      overlap: Of neighbours, at least, in pixels of the latents.
 
     Returns:
       The decoder by tiles, `[B, h, w, C] -> [B, f h, f w, c]`.
 
     Raises:
-      ValueError: if overlap is not from 0 to below tile, or decode does not enlarge both sides alike.
+      ValueError: If overlap is not from 0 to below tile, or decode does not enlarge both sides alike.
 
     Example:
       >>> double = lambda z: z.repeat(2, axis=1).repeat(2, axis=2)
       >>> z = jnp.arange(48.0).reshape(1, 6, 8, 1)
-      >>> print(jnp.abs(pretrained.autoencoder.tiled(double, tile=4, overlap=2)(z) - double(z)).max() < 1e-5)
+      >>> print(jnp.abs(gj.pretrained.autoencoder.tiled(double, tile=4, overlap=2)(z) - double(z)).max() < 1e-5)
       True
 
     Reference: Rombach et al. 2022, arXiv:2112.10752, for the decoder; diffusers' `tiled_decode`, for the practice.
     """
-    if not 0 <= overlap < tile:
-        raise ValueError(f"overlap must be from 0 to below tile, got overlap={overlap}, tile={tile}.")
 
     def by_tiles(z: Float[Array, "b h w l"]) -> Float[Array, "b H W c"]:
         if max(z.shape[1:3]) <= tile:
@@ -47,8 +50,7 @@ def tiled(decode: Callable[[Array], Array], tile: int = 64, overlap: int = 16) -
         shape = (len(z), height, across, z.shape[3])
         part = jax.eval_shape(decode, jax.ShapeDtypeStruct(shape, z.dtype))
         factor = part.shape[1] // height
-        if part.shape[1:3] != (factor * height, factor * across):
-            raise ValueError(f"tiled takes a decoder that enlarges both sides alike, but it made {part.shape} of {shape}.")
+        check_enlarged(part, shape)
         exact = max(part.dtype, jnp.dtype(jnp.float32), key=lambda dtype: dtype.itemsize)
         above = _weights(rows, height, overlap, factor)
         beside = _weights(columns, across, overlap, factor)

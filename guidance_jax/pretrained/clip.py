@@ -2,13 +2,16 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from guidance_jax.checks.door import CLASSES, door, rule
+from guidance_jax.checks.kinds import Count, CountFromZero, choice
+from guidance_jax.checks.networks import check_length
 from guidance_jax.networks.layers import Dense, attention
 from guidance_jax.pretrained.layers import LayerNorm
 from guidance_jax.pretrained.settings import LAYERS, NULL, POSITIVE, SIZE, TEXT, check_settings, either, several, whole
@@ -20,7 +23,7 @@ class Encoded(NamedTuple):
     """What the encoder makes of a text.
 
     Example:
-      >>> Encoded = pretrained.clip.Encoded
+      >>> Encoded = gj.pretrained.clip.Encoded
       >>> print(Encoded(last=jnp.ones((1, 77, 768)), penultimate=jnp.ones((1, 77, 768)), pooled=jnp.ones((1, 768))).last.shape)
       (1, 77, 768)
     """
@@ -40,48 +43,49 @@ ACTIVATIONS = {
 """OpenAI's encoders have the first, OpenCLIP's the second."""
 
 
+@door(
+    rule(
+        "hidden_size must divide into num_attention_heads",
+        lambda hidden_size, num_attention_heads: hidden_size % num_attention_heads == 0,
+    )
+)
 @dataclasses.dataclass(frozen=True)
 class CLIPTextConfig:
     """An encoder's sizes, by the names of its `config.json`; the defaults are ViT-L/14's, of Stable Diffusion 1.
 
     Raises:
-      ValueError: if the width does not divide into heads, or the activation is not known.
+      ValueError: If the width does not divide into heads, or the activation is not known.
 
     Example:
-      >>> pretrained.clip.CLIPTextConfig(hidden_size=1024, num_attention_heads=16, hidden_act="gelu").max_position_embeddings
+      >>> gj.pretrained.clip.CLIPTextConfig(hidden_size=1024, num_attention_heads=16, hidden_act="gelu").max_position_embeddings
       77
 
     Reference: Radford et al. 2021, arXiv:2103.00020.
     """
 
-    vocab_size: int = 49408
+    vocab_size: Count = 49408
     """The number of tokens."""
-    hidden_size: int = 768
+    hidden_size: Count = 768
     """The width of a token."""
-    intermediate_size: int = 3072
+    intermediate_size: Count = 3072
     """The inner width of a layer's feed-forward network."""
-    num_hidden_layers: int = 12
+    num_hidden_layers: Count = 12
     """The number of layers."""
-    num_attention_heads: int = 12
+    num_attention_heads: Count = 12
     """Of each layer."""
-    max_position_embeddings: int = 77
+    max_position_embeddings: Count = 77
     """The longest text, in tokens."""
-    hidden_act: str = "quick_gelu"
+    hidden_act: Annotated[str, choice(*ACTIVATIONS)] = "quick_gelu"
     """"quick_gelu" of OpenAI's encoders, "gelu" of OpenCLIP's."""
     layer_norm_eps: float = 1e-5
     """Added to the variances."""
-    eos_token_id: int = 2
+    eos_token_id: CountFromZero = 2
     """The token that ends a text; 2 stands for the largest id in it, as files before 2023 have it."""
-    projection_dim: int | None = None
+    projection_dim: Count | None = None
     """The width of the projected embedding of the whole text; None where the encoder has no projection."""
 
-    def __post_init__(self) -> None:
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(f"a width of {self.hidden_size} does not divide into {self.num_attention_heads} heads.")
-        if self.hidden_act not in ACTIVATIONS:
-            raise ValueError(f"hidden_act={self.hidden_act!r} is not known, only {', '.join(map(repr, ACTIVATIONS))}.")
 
-
+CLASSES[CLIPTextConfig] = "gj.pretrained.clip.CLIPTextConfig() is one."
 PUBLISHED_DEFAULTS = {
     "hidden_size": 512,
     "intermediate_size": 2048,
@@ -109,14 +113,14 @@ def clip_text_config(published: Mapping[str, Any]) -> CLIPTextConfig:
     Settings of training (dropouts, initialisation) and of tokens other than the last have no effect here.
 
     Args:
-      published: the file, parsed.
+      published: The file, parsed.
 
     Raises:
-      ValueError: if it is of another architecture, or has a setting that is not supported.
+      ValueError: If it is of another architecture, or has a setting that is not supported.
 
     Example:
       >>> published = {"architectures": ["CLIPTextModelWithProjection"], "hidden_size": 1280, "hidden_act": "gelu"}
-      >>> pretrained.clip.clip_text_config({**published, "num_attention_heads": 20, "projection_dim": 1280}).projection_dim
+      >>> gj.pretrained.clip.clip_text_config({**published, "num_attention_heads": 20, "projection_dim": 1280}).projection_dim
       1280
 
     Reference: transformers 5, "models/clip/configuration_clip.py".
@@ -142,10 +146,10 @@ def published_name(name: str) -> str:
     transformers since 5 saves an encoder without a projection without the first part of the names.
 
     Args:
-      name: as in the file.
+      name: As in the file.
 
     Example:
-      >>> pretrained.clip.published_name("final_layer_norm.bias")
+      >>> gj.pretrained.clip.published_name("final_layer_norm.bias")
       'text_model.final_layer_norm.bias'
     """
     return name if name.startswith(("text_model.", "text_projection.")) else f"text_model.{name}"
@@ -157,16 +161,16 @@ class CLIPText(nnx.Module):
     Each token attends to itself and to those before it.
 
     Args:
-      config: its sizes.
-      rngs: for the parameters.
+      config: Its sizes.
+      rngs: For the parameters.
 
     Raises:
-      ValueError: when called, if a text is longer than the encoder's window.
+      ValueError: When called, if a text is longer than the encoder's window.
 
     Example:
       >>> sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-      >>> config = pretrained.clip.CLIPTextConfig(vocab_size=10, **sizes)
-      >>> encode = pretrained.clip.CLIPText(config, rngs=nnx.Rngs(0))
+      >>> config = gj.pretrained.clip.CLIPTextConfig(vocab_size=10, **sizes)
+      >>> encode = gj.pretrained.clip.CLIPText(config, rngs=nnx.Rngs(0))
       >>> print(encode(jnp.array([[8, 3, 5, 9]])).last.shape)
       (1, 4, 8)
 
@@ -181,8 +185,7 @@ class CLIPText(nnx.Module):
 
     def __call__(self, ids: Int[Array, "b l"]) -> Encoded:
         longest = self.text_model.embeddings.position_embedding.num_embeddings
-        if ids.shape[1] > longest:
-            raise ValueError(f"a text of {ids.shape[1]} tokens is longer than the encoder's window of {longest}.")
+        check_length(ids, longest)
         last, penultimate = self.text_model(ids)
         end = jnp.argmax(ids if self.ends == 2 else ids == self.ends, axis=1)
         pooled = jnp.take_along_axis(last, end[:, None, None], axis=1)[:, 0]

@@ -17,11 +17,11 @@ def weights_file(part: Path, variant: str | None = None) -> Path:
     """The file of a part's weights, or the index of several.
 
     Args:
-      part: the part's directory.
+      part: The part's directory.
       variant: "fp16" for `*.fp16.safetensors`, where the part has one; the plain file otherwise.
 
     Raises:
-      FileNotFoundError: if there is none, naming what is there.
+      FileNotFoundError: If there is none, naming what is there.
     """
     for infix in ([f".{variant}"] if variant else []) + [""]:
         if (found := _found(part, infix)) is not None:
@@ -37,8 +37,8 @@ def check_directory(directory: Path) -> Path:
     """A directory, and not what else a model is published as.
 
     Raises:
-      FileNotFoundError: if there is none.
-      ValueError: if it is one file, or holds one and no parts.
+      FileNotFoundError: If there is none.
+      ValueError: If it is one file, or holds one and no parts.
     """
     if not directory.is_dir() and not directory.is_file():
         raise FileNotFoundError(f"there is no directory {directory.absolute()}.")
@@ -59,7 +59,7 @@ def check_variant(parts: Sequence[Path], variant: str | None) -> None:
     """Raises unless a part has weights of the variant.
 
     Raises:
-      FileNotFoundError: naming the variants that there are.
+      FileNotFoundError: Naming the variants that there are.
     """
     if variant is None or any(_found(part, f".{variant}") for part in parts):
         return

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 
 import jax
@@ -9,6 +10,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from guidance_jax.checks.door import CLASSES, door, rule
+from guidance_jax.checks.kinds import Count
+from guidance_jax.checks.networks import check_batch
 from guidance_jax.networks.embeddings import rows, waves
 from guidance_jax.networks.layers import Dense, LayerNorm, attention, unpatchify
 from guidance_jax.pretrained.files import Tensor
@@ -19,49 +23,49 @@ __all__ = ["DiT", "DiTConfig", "averaged", "dit_config"]
 WAVES = 256
 SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}
 """Depth, width and heads of each."""
-PATCHES = ("2", "4", "8")
 REDUCTION = 8
 """Of the images by the autoencoder."""
 
 
+@door(
+    rule("input_size must divide into patches of patch_size", lambda input_size, patch_size: input_size % patch_size == 0),
+    rule(
+        "hidden_size must divide into num_heads, and by 4",
+        lambda hidden_size, num_heads: hidden_size % num_heads == hidden_size % 4 == 0,
+    ),
+)
 @dataclasses.dataclass(frozen=True)
 class DiTConfig:
     """A transformer's sizes, by the names of the published constructor; the defaults are those of DiT-XL/2 at 256 x 256.
 
     Raises:
-      ValueError: if the latents do not divide into patches, or the width into heads and sinusoids.
+      ValueError: If the latents do not divide into patches, or the width into heads and sinusoids.
 
     Example:
-      >>> pretrained.dit.DiTConfig(input_size=64).grid
+      >>> gj.pretrained.dit.DiTConfig(input_size=64).grid
       32
 
     Reference: Peebles & Xie 2023, arXiv:2212.09748.
     """
 
-    input_size: int = 32
+    input_size: Count = 32
     """The side of the latents."""
-    patch_size: int = 2
+    patch_size: Count = 2
     """The side of what becomes a token."""
-    in_channels: int = 4
+    in_channels: Count = 4
     """Of the latents."""
-    hidden_size: int = 1152
+    hidden_size: Count = 1152
     """The width of a token."""
-    depth: int = 28
+    depth: Count = 28
     """The number of blocks."""
-    num_heads: int = 16
+    num_heads: Count = 16
     """Of each attention."""
     mlp_ratio: float = 4.0
     """The inner width of a block's dense layers, in widths."""
-    num_classes: int = 1000
+    num_classes: Count = 1000
     """The null label is the one after them."""
     learn_sigma: bool = True
     """Whether the output has the reverse step's variance too, in as many channels again."""
-
-    def __post_init__(self) -> None:
-        if self.input_size % self.patch_size:
-            raise ValueError(f"latents of {self.input_size} do not divide into patches of {self.patch_size}.")
-        if self.hidden_size % self.num_heads or self.hidden_size % 4:
-            raise ValueError(f"a width of {self.hidden_size} must divide into {self.num_heads} heads, and by 4.")
 
     @property
     def grid(self) -> int:
@@ -69,28 +73,34 @@ class DiTConfig:
         return self.input_size // self.patch_size
 
 
-def dit_config(name: str = "DiT-XL/2", image_size: int = 256) -> DiTConfig:
+CLASSES[DiTConfig] = 'gj.pretrained.dit.dit_config("DiT-XL/2", 256) is one.'
+
+
+@door(
+    rule(
+        "name must be DiT-S, B, L or XL, a slash, and 2, 4 or 8, as DiT-XL/2",
+        lambda name: re.fullmatch("(DiT-)?(S|B|L|XL)/[248]", name),
+    ),
+    rule("image_size must divide by 8", lambda image_size: image_size % REDUCTION == 0),
+)
+def dit_config(name: str = "DiT-XL/2", image_size: Count = 256) -> DiTConfig:
     """The configuration of a published transformer. Weights were released of DiT-XL/2, at 256 and at 512.
 
     Args:
       name: DiT-S, B, L or XL, and the side of its patches, 2, 4 or 8.
-      image_size: the side of the images, in pixels, eight times that of the latents.
+      image_size: The side of the images, in pixels, eight times that of the latents.
 
     Raises:
-      ValueError: if there is no such transformer, or the latents do not divide into its patches.
+      ValueError: If there is no such transformer, or the latents do not divide into its patches.
 
     Example:
-      >>> config = pretrained.dit.dit_config("DiT-XL/2", 512)
+      >>> config = gj.pretrained.dit.dit_config("DiT-XL/2", 512)
       >>> print(config.depth, config.hidden_size, config.grid**2)
       28 1152 1024
 
     Reference: Peebles & Xie 2023, arXiv:2212.09748, table 1.
     """
     size, _, patch = name.removeprefix("DiT-").partition("/")
-    if size not in SIZES or patch not in PATCHES:
-        raise ValueError(f"there is no {name!r}: a published name is DiT-S, B, L or XL, a slash, and 2, 4 or 8, DiT-XL/2 say.")
-    if image_size % REDUCTION:
-        raise ValueError(f"images must have a side that divides by {REDUCTION}, got {image_size}.")
     depth, width, heads = SIZES[size]
     return DiTConfig(image_size // REDUCTION, int(patch), hidden_size=width, depth=depth, num_heads=heads)
 
@@ -102,14 +112,14 @@ def averaged(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     opened: in PyTorch, save their "ema" alone.
 
     Args:
-      tensors: as `open_weights` gives them.
+      tensors: As `open_weights` gives them.
 
     Returns:
       The tensors of one set, by the names of the network.
 
     Example:
-      >>> tensors = pretrained.from_arrays({"model.pos_embed": np.zeros((1, 4, 8)), "ema.pos_embed": np.ones((1, 4, 8))})
-      >>> list(pretrained.dit.averaged(tensors))
+      >>> tensors = gj.pretrained.from_arrays({"model.pos_embed": np.zeros((1, 4, 8)), "ema.pos_embed": np.ones((1, 4, 8))})
+      >>> list(gj.pretrained.dit.averaged(tensors))
       ['pos_embed']
 
     Reference: Peebles & Xie 2023, arXiv:2212.09748; facebookresearch/DiT, download.py.
@@ -126,21 +136,22 @@ class DiT(nnx.Module):
     `on_channels(cfg(4.0), 3)`; plain `cfg` guides all of them.
 
     Args:
-      config: its sizes.
-      rngs: for the parameters.
+      config: Its sizes.
+      rngs: For the parameters.
 
     Raises:
-      ValueError: when called, if latents are not of the config's size, or a label is outside.
+      ValueError: When called, if latents are not of the config's size, or a label is outside.
 
     Example:
-      >>> config = pretrained.dit.DiTConfig(input_size=8, hidden_size=16, depth=1, num_heads=2, num_classes=10)
-      >>> network = pretrained.dit.DiT(config, rngs=nnx.Rngs(0))
+      >>> config = gj.pretrained.dit.DiTConfig(input_size=8, hidden_size=16, depth=1, num_heads=2, num_classes=10)
+      >>> network = gj.pretrained.dit.DiT(config, rngs=nnx.Rngs(0))
       >>> print(network(jnp.ones((3, 8, 8, 4)), jnp.full(3, 999.0), jnp.array([3, 7, 10])).shape)
       (3, 8, 8, 8)
 
     Reference: Peebles & Xie 2023, arXiv:2212.09748; facebookresearch/DiT, models.py.
     """
 
+    @door()
     def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
         self.config = config
         width, patch = config.hidden_size, config.patch_size
@@ -154,9 +165,7 @@ class DiT(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w c"], t: Float[Array, "b"], labels: Int[Array, "b"]) -> Float[Array, "b h w out"]:
         config = self.config
-        if x.shape[1:] != (config.input_size, config.input_size, config.in_channels):
-            size = f"{config.input_size} x {config.input_size} x {config.in_channels}"
-            raise ValueError(f"a DiT of latents {size}, whose places are stored, got latents of shape {x.shape[1:]}.")
+        check_batch(x, (config.input_size, config.input_size, config.in_channels))
         position = self.pos_embed[...]
         h = self.x_embedder(x.astype(position.dtype)) + position
         told = self.t_embedder(waves(t, WAVES).astype(position.dtype)) + self.y_embedder(labels)

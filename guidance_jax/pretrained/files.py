@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from guidance_jax.checks.door import door
+from guidance_jax.checks.published import FilePath
 from guidance_jax.pretrained.pickles import open_pickle
 from guidance_jax.pretrained.settings import parsed, read_json
 
@@ -30,7 +32,7 @@ class Tensor(NamedTuple):
 
     Example:
       >>> values = np.arange(6).reshape(2, 3)
-      >>> tensor = pretrained.Tensor(values.shape, values.__getitem__)
+      >>> tensor = gj.pretrained.Tensor(values.shape, values.__getitem__)
       >>> print(tensor.shape, tensor.read((slice(0, 2), slice(1, 2))).ravel())
       (2, 3) [1 4]
     """
@@ -41,7 +43,8 @@ class Tensor(NamedTuple):
     """A part of it, by a tuple of slices, one an axis; `()` of a number."""
 
 
-def open_weights(path: str | Path) -> dict[str, Tensor]:
+@door()
+def open_weights(path: FilePath) -> dict[str, Tensor]:
     """The weights in a `.safetensors` file, a pickle of PyTorch's, or an index of several such files, not read yet.
 
     Pickles are `.pt`, `.pth`, `.bin`, `.ckpt` or `.pth.tar`. Opening a file never runs code: of pickles, tensors alone are
@@ -49,20 +52,20 @@ def open_weights(path: str | Path) -> dict[str, Tensor]:
     which are compared when they are read; safetensors has none.
 
     Args:
-      path: of the file, or of its `.safetensors.index.json` or `.bin.index.json`; the files that an index names lie beside it.
+      path: Of the file, or of its `.safetensors.index.json` or `.bin.index.json`; the files that an index names lie beside it.
 
     Returns:
       Each weight's `Tensor`, by its published name; in nested dictionaries names are joined by dots.
 
     Raises:
-      FileNotFoundError: if there is no such file.
-      ValueError: if it is damaged, holds no tensors, asks for anything else, or is of another kind; naming the file.
+      FileNotFoundError: If there is no such file.
+      ValueError: If it is damaged, holds no tensors, asks for anything else, or is of another kind; naming the file.
 
     Example:
       >>> import pathlib, safetensors.numpy, tempfile
       >>> file = pathlib.Path(tempfile.mkdtemp()) / "weights.safetensors"
       >>> safetensors.numpy.save_file({"bias": np.arange(3.0)}, file)
-      >>> weights = pretrained.open_weights(file)
+      >>> weights = gj.pretrained.open_weights(file)
       >>> print(weights["bias"].shape, weights["bias"].read((slice(1, 3),)))
       (3,) [1. 2.]
     """
@@ -108,13 +111,13 @@ def from_arrays(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
     """Weights that lie in memory, as `load` takes them.
 
     Args:
-      arrays: by their published names, each of its published shape.
+      arrays: By their published names, each of its published shape.
 
     Returns:
       Each array's `Tensor`, by its name.
 
     Example:
-      >>> print(pretrained.from_arrays({"bias": np.zeros(3)})["bias"].shape)
+      >>> print(gj.pretrained.from_arrays({"bias": np.zeros(3)})["bias"].shape)
       (3,)
     """
     return {name: Tensor(array.shape, array.__getitem__) for name, array in arrays.items()}

@@ -11,12 +11,12 @@ class Conv(nnx.Conv):
     """A convolution of images, padded as PyTorch does it: `padding` pixels on every side, half the kernel if not told.
 
     Args:
-      width: of the input, in channels.
-      out: of the output, in channels.
-      kernel: the side of the kernel.
-      stride: of the output's pixels.
-      padding: on all sides, or `((above, below), (left, right))`.
-      rngs: for the parameters.
+      width: Of the input, in channels.
+      out: Of the output, in channels.
+      kernel: The side of the kernel.
+      stride: Of the output's pixels.
+      padding: On all sides, or `((above, below), (left, right))`.
+      rngs: For the parameters.
     """
 
     def __init__(

@@ -9,12 +9,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 from guidance_jax.base import Denoiser, NoiseLevel
 from guidance_jax.checks.door import CLASSES, also, door
-from guidance_jax.checks.kinds import Count, Keys
+from guidance_jax.checks.kinds import Count, Keys, class_kind
 from guidance_jax.checks.published import (
     Numbers,
     Texts,
     check_channels,
     check_condition,
+    check_either_side,
     check_images,
     check_known,
     check_latents,
@@ -37,7 +38,7 @@ class Prompts(NamedTuple):
     """Texts as the encoders take them.
 
     Example:
-      >>> pretrained.text_to_image.Prompts((jnp.zeros((2, 77), int),), jnp.array([True, False])).ids[0].shape
+      >>> gj.pretrained.text_to_image.Prompts((jnp.zeros((2, 77), int),), jnp.array([True, False])).ids[0].shape
       (2, 77)
     """
 
@@ -51,8 +52,8 @@ class Condition(NamedTuple):
     """What the network is told of a sample.
 
     Example:
-      >>> text = pretrained.unet.Text(jnp.ones((2, 77, 768)))
-      >>> pretrained.text_to_image.Condition(text).channels is None
+      >>> text = gj.pretrained.unet.Text(jnp.ones((2, 77, 768)))
+      >>> gj.pretrained.text_to_image.Condition(text).channels is None
       True
     """
 
@@ -62,12 +63,9 @@ class Condition(NamedTuple):
     """What an inpainting network takes beside the latents: `Model.painted`."""
 
 
-CLASSES[Prompts] = "use model.tokenize([...])."
-CLASSES[Condition] = "model.encode(params, prompts) makes it."
+CLASSES[Prompts] = class_kind(Prompts, "use model.tokenize([...]).")
+CLASSES[Condition] = class_kind(Condition, "model.encode(params, prompts) makes it.")
 
-SIDES = also(
-    lambda self, height, width: (height is None and width is None) or check_sides(self.size, self.factor, height, width)
-)
 LATENTS = also(lambda self, x: check_latents(x, self.latent.latent_channels))
 IMAGES = also(lambda self, images, keys: check_images(images, self.latent.in_channels, keys))
 IMAGE_SIDES = also(lambda self, images: check_sides(self.size, self.factor, *images.shape[1:3]))
@@ -79,9 +77,9 @@ class Model(NamedTuple):
     Each function takes the parameters, so that they are arguments of the caller's jitted program and not its constants.
 
     Raises:
-      ValueError: of its methods, if sides do not divide into the latents' pixels, images are not in [-1, 1], shapes do not fit,
+      ValueError: Of its methods, if sides do not divide into the latents' pixels, images are not in [-1, 1], shapes do not fit,
         a network of inpainting is told nothing of what to paint, or another one is.
-      TypeError: of its methods, if something is of another kind than it must be: one string for a list of prompts, say.
+      TypeError: Of its methods, if something is of another kind than it must be: one string for a list of prompts, say.
     """
 
     params: dict[str, Any]
@@ -112,14 +110,14 @@ class Model(NamedTuple):
         """The tokens of texts: call it outside of jit, and give the program what it gives.
 
         Args:
-          texts: prompts. None is no text at all, as the published pipelines take it where no negative prompt is given: zeros
+          texts: Prompts. None is no text at all, as the published pipelines take it where no negative prompt is given: zeros
             for XL, and otherwise the same as the empty text.
-          whole: whether a text longer than the encoders' window, 77 tokens, is refused; otherwise its end is cut off, with a
+          whole: Whether a text longer than the encoders' window, 77 tokens, is refused; otherwise its end is cut off, with a
             warning that says what.
 
         Raises:
-          TypeError: if it is no list of strings and None: one prompt is a list of one, since each is a sample's own.
-          ValueError: if there is none, or a text is too long and `whole`.
+          TypeError: If it is no list of strings and None: one prompt is a list of one, since each is a sample's own.
+          ValueError: If there is none, or a text is too long and `whole`.
         """
         texts = [text if text is None else str(text) for text in texts]
         ids = tuple(jnp.asarray(tokenize(texts, whole=whole)) for tokenize in self.tokenizers)
@@ -129,7 +127,7 @@ class Model(NamedTuple):
         also(lambda self, prompts: check_prompts(prompts, len(self.encoders))),
         also(lambda self, channels: check_channels(channels, self.added)),
         also(lambda self, sizes, prompts: check_sizes(sizes, self.sizes, len(prompts.given))),
-        SIDES,
+        also(lambda self, height, width: check_either_side(self.size, self.factor, height, width)),
     )
     def encode(
         self,
@@ -144,18 +142,18 @@ class Model(NamedTuple):
         """What the network is told of texts: a condition of `branches`.
 
         Args:
-          params: of the model.
-          prompts: as `tokenize` gives them.
-          height: of the images in pixels, which XL is told; the model's own where None.
-          width: of the images, likewise.
+          params: Of the model.
+          prompts: As `tokenize` gives them.
+          height: Of the images in pixels, which XL is told; the model's own where None.
+          width: Of the images, likewise.
           sizes: XL: `[6]` or `[B, 6]`, height and width of the original, top and left of the crop, height and width of the
             result, instead of `(height, width, 0, 0, height, width)`. For the refiner `[5]`: height and width, top and left,
             and the aesthetic score, 6 where not told; it was published with 2.5 for negative prompts.
-          channels: what an inpainting network takes beside the latents, as `painted` gives it.
+          channels: What an inpainting network takes beside the latents, as `painted` gives it.
 
         Raises:
-          TypeError: if prompts are not what `tokenize` gives.
-          ValueError: if a side, sizes or channels are not what the network takes.
+          TypeError: If prompts are not what `tokenize` gives.
+          ValueError: If a side, sizes or channels are not what the network takes.
         """
         encoded = [
             encode(params_of(params, name), ids) for (name, encode), ids in zip(self.encoders.items(), prompts.ids, strict=True)
@@ -177,11 +175,11 @@ class Model(NamedTuple):
         """The denoiser of latents, `(x [B, h, w, 4], level, Condition) -> Prediction`.
 
         Args:
-          params: of the model.
+          params: Of the model.
 
         Raises:
-          TypeError: if params are not the model's; when called, if the condition is not what `encode` gives.
-          ValueError: when called, if x are no latents, or the condition has other channels beside them than the network takes.
+          TypeError: If params are not the model's; when called, if the condition is not what `encode` gives.
+          ValueError: When called, if x are no latents, or the condition has other channels beside them than the network takes.
         """
         params = params_of(params, "unet")
 
@@ -199,8 +197,8 @@ class Model(NamedTuple):
         """The path of a run, by the published spacing or another one.
 
         Args:
-          steps: of the sampler.
-          spacing: one of `spacings`; the published one where None.
+          steps: Of the sampler.
+          spacing: One of `spacings`; the published one where None.
         """
         return self.scheduling.levels(steps, spacing)
 
@@ -209,12 +207,12 @@ class Model(NamedTuple):
         """The shape of the latents of an image.
 
         Args:
-          height: of the image in pixels; that which the model was trained for where None.
-          width: likewise.
+          height: Of the image in pixels; that which the model was trained for where None.
+          width: Likewise.
 
         Raises:
-          TypeError: if a side is no integer.
-          ValueError: if a side is below 1, or does not divide into the latents' pixels, or none is given and the model's files
+          TypeError: If a side is no integer.
+          ValueError: If a side is below 1, or does not divide into the latents' pixels, or none is given and the model's files
             do not tell.
         """
         sides = zip((height, width), self.size or (0, 0), strict=True)
@@ -231,13 +229,13 @@ class Model(NamedTuple):
         """The images of latents, in [-1, 1], float32.
 
         Args:
-          params: of the model.
-          x: latents, as the denoiser knows them.
-          tile: the side of overlapping tiles, in pixels of the latents, for images too large to be decoded whole.
+          params: Of the model.
+          x: Latents, as the denoiser knows them.
+          tile: The side of overlapping tiles, in pixels of the latents, for images too large to be decoded whole.
 
         Raises:
-          TypeError: if x is no array of floating numbers, or tile no integer.
-          ValueError: if x are no latents, or tile is below 1.
+          TypeError: If x is no array of floating numbers, or tile no integer.
+          ValueError: If x are no latents, or tile is below 1.
         """
         decode = functools.partial(self.vae[1], params_of(params, "vae"))
         z = x / self.latent.scaling_factor + self.latent.shift_factor
@@ -248,13 +246,13 @@ class Model(NamedTuple):
         """The latents of images in [-1, 1], float32: where image-to-image starts, or what `inpaint` keeps.
 
         Args:
-          params: of the model.
-          images: their sides as `latents` takes them.
+          params: Of the model.
+          images: Their sides as `latents` takes them.
           keys: `[B]` PRNG keys, to draw from the autoencoder's law of the latents; its mean where None.
 
         Raises:
-          TypeError: if images are of whole numbers, 0..255 say, or keys are none.
-          ValueError: if images are not in [-1, 1], have other channels, or a side does not divide into the latents' pixels.
+          TypeError: If images are of whole numbers, 0..255 say, or keys are none.
+          ValueError: If images are not in [-1, 1], have other channels, or a side does not divide into the latents' pixels.
         """
         mean, log_variance = (moment.astype(jnp.float32) for moment in self.vae[0](params_of(params, "vae"), images))
         z = mean if keys is None else mean + jnp.exp(log_variance / 2) * normal(keys, mean)
@@ -270,8 +268,8 @@ class Model(NamedTuple):
           known: `[B, H, W, 1]`, 1 or True where the image is kept.
 
         Raises:
-          TypeError: if it is no array of numbers.
-          ValueError: if it holds others than 0 and 1, or a side does not divide into the latents' pixels.
+          TypeError: If it is no array of numbers.
+          ValueError: If it holds others than 0 and 1, or a side does not divide into the latents' pixels.
         """
         known = jnp.asarray(known, jnp.float32)
         rows, columns, _ = self.latents(*known.shape[1:3])
@@ -284,14 +282,14 @@ class Model(NamedTuple):
         """What an inpainting network takes beside the latents: where to paint, and the latents of the rest.
 
         Args:
-          params: of the model.
+          params: Of the model.
           images: `[B, H, W, 3]` in [-1, 1].
           known: `[B, H, W, 1]`, 1 or True where the image is kept, 0 where it is painted anew.
-          keys: as of `encode_image`.
+          keys: As of `encode_image`.
 
         Raises:
-          TypeError: if images are of whole numbers, or known no array of numbers.
-          ValueError: if images are not in [-1, 1], known holds others than 0 and 1, their sizes differ, or a side does not
+          TypeError: If images are of whole numbers, or known no array of numbers.
+          ValueError: If images are not in [-1, 1], known holds others than 0 and 1, their sizes differ, or a side does not
             divide into the latents' pixels.
         """
         known = jnp.asarray(known, jnp.float32)

@@ -78,12 +78,12 @@ def followed(pickled: bytes, size: int) -> Any:
     """What a pickle describes, of dictionaries, lists, tuples, `Strided`, scalars, strings and `Beside`.
 
     Args:
-      pickled: the instructions.
-      size: of the whole file, in bytes.
+      pickled: The instructions.
+      size: Of the whole file, in bytes.
 
     Raises:
       pickle.UnpicklingError: if it asks for another name, or is no pickle.
-      ValueError: likewise, by an instruction that is damaged.
+      ValueError: Likewise, by an instruction that is damaged.
     """
     stack: list[Any] = []
     memo: dict[int, Any] = {}

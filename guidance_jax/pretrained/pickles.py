@@ -42,10 +42,10 @@ def open_pickle(path: str | Path) -> dict[str, Stored]:
     Opening a file never runs code. Scalars and strings beside the tensors are read past.
 
     Args:
-      path: of a file that `torch.save` wrote, since PyTorch 1.6.
+      path: Of a file that `torch.save` wrote, since PyTorch 1.6.
 
     Raises:
-      ValueError: if the file is damaged, of PyTorch's format before 1.6, or asks for anything but tensors; when a tensor is
+      ValueError: If the file is damaged, of PyTorch's format before 1.6, or asks for anything but tensors; when a tensor is
         read, if its bytes are not those of the file's checksum.
 
     Reference: PyTorch's torch/serialization.py, for the format alone.

@@ -35,10 +35,10 @@ class Scheduling(NamedTuple):
     """What a scheduler's file says of a network's training, and of the runs that it was published with.
 
     Raises:
-      ValueError: of `levels`, if they do not decrease, or steps are too many for the schedule.
+      ValueError: Of `levels`, if they do not decrease, or steps are too many for the schedule.
 
     Example:
-      >>> told = pretrained.schedulers.Scheduling(schedules.scaled_linear(), "eps", spacings.trailing(), clean=True)
+      >>> told = gj.pretrained.schedulers.Scheduling(gj.schedules.scaled_linear(), "eps", gj.spacings.trailing(), clean=True)
       >>> print(told.levels(2).sigma.round(1))
       [1.  0.8 0. ]
     """
@@ -57,13 +57,13 @@ class Scheduling(NamedTuple):
         """The path of a run.
 
         Args:
-          steps: of the sampler. Where a run visits training step 0 and ends there, the last step would do nothing, and is
+          steps: Of the sampler. Where a run visits training step 0 and ends there, the last step would do nothing, and is
             left out.
-          spacing: another one than the published, from `spacings`; the run then ends in clean data.
+          spacing: Another one than the published, from `spacings`; the run then ends in clean data.
 
         Raises:
-          TypeError: if steps is no integer.
-          ValueError: if it is below 1, the levels do not decrease, or steps are too many for the schedule.
+          TypeError: If steps is no integer.
+          ValueError: If it is below 1, the levels do not decrease, or steps are too many for the schedule.
         """
         if spacing is not None or self.clean:
             return schedules.levels(self.schedule, steps, spacing or self.spacing)
@@ -170,14 +170,14 @@ def scheduling(config: Mapping[str, Any]) -> Scheduling:
     """What a `scheduler_config.json` says.
 
     Args:
-      config: the file, parsed.
+      config: The file, parsed.
 
     Raises:
-      ValueError: naming the scheduler, or each setting, that is not known or not supported.
+      ValueError: Naming the scheduler, or each setting, that is not known or not supported.
 
     Example:
       >>> config = {"_class_name": "PNDMScheduler", "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
-      >>> stable = pretrained.schedulers.scheduling({**config, "steps_offset": 1})
+      >>> stable = gj.pretrained.schedulers.scheduling({**config, "steps_offset": 1})
       >>> print(stable.predicts, stable.levels(4).t)
       eps [751. 501. 251.   1.   0.]
 

@@ -17,13 +17,13 @@ def read_json(path: Path, what: str, most: int = 2**24) -> dict[str, Any]:
     """A file of settings.
 
     Args:
-      path: of the file.
-      what: it is, for the error.
-      most: bytes that it may have.
+      path: Of the file.
+      what: It is, for the error.
+      most: Bytes that it may have.
 
     Raises:
-      FileNotFoundError: if it is not there.
-      ValueError: if it is larger, or no JSON object in UTF-8 with each name once and finite numbers. Only -Infinity may stand
+      FileNotFoundError: If it is not there.
+      ValueError: If it is larger, or no JSON object in UTF-8 with each name once and finite numbers. Only -Infinity may stand
         there, as diffusers writes it for `lambda_min_clipped`.
     """
     if not path.is_file():
@@ -40,10 +40,10 @@ def parsed(content: bytes) -> dict[str, Any]:
     """A JSON object, as `read_json` reads it.
 
     Args:
-      content: its text, in UTF-8.
+      content: Its text, in UTF-8.
 
     Raises:
-      ValueError: as `read_json` does.
+      ValueError: As `read_json` does.
     """
     try:
         settings = json.loads(
@@ -142,11 +142,11 @@ def check_settings(settings: Mapping[str, Any], kinds: Mapping[str, Kind]) -> No
     """Each setting that is there and has a kind is of it.
 
     Args:
-      settings: a file's, parsed.
-      kinds: by the names of settings.
+      settings: A file's, parsed.
+      kinds: By the names of settings.
 
     Raises:
-      ValueError: naming the first that is of another kind, and its value.
+      ValueError: Naming the first that is of another kind, and its value.
     """
     for name, kind in kinds.items():
         if name in settings and not kind.fits(settings[name]):

@@ -9,8 +9,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from guidance_jax.checks import published
 from guidance_jax.checks.door import door
+from guidance_jax.checks.published import FilePath, Parameters
 from guidance_jax.networks import from_nnx
 from guidance_jax.pretrained import autoencoder, clip, unet, weights
 from guidance_jax.pretrained.directories import check_directory, check_variant, open_part, read_json
@@ -36,9 +36,9 @@ PARTS = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL"} | dict.fromkeys
 
 @door()
 def load(
-    directory: published.Path,
+    directory: FilePath,
     *,
-    dtype: published.Parameters = jnp.float32,
+    dtype: Parameters = jnp.float32,
     sharding: weights.Place = None,
     variant: str | None = None,
 ) -> Model:
@@ -50,21 +50,21 @@ def load(
     its `clip_sample` false (not for inpainting), and the U-Net's `sample_size` of versions before 0.9 at least 64.
 
     Args:
-      directory: with `model_index.json`, and `unet/`, `vae/`, `text_encoder/`, `tokenizer/`, `scheduler/`; for XL
+      directory: With `model_index.json`, and `unet/`, `vae/`, `text_encoder/`, `tokenizer/`, `scheduler/`; for XL
         `text_encoder_2/` and `tokenizer_2/` too.
-      dtype: of the parameters, and of what the networks compute: float32 or bfloat16.
-      sharding: where the weights go, as of `pretrained.load`.
+      dtype: Of the parameters, and of what the networks compute: float32 or bfloat16.
+      sharding: Where the weights go, as of `pretrained.load`.
       variant: "fp16" for files `*.fp16.safetensors`, where a part has one.
 
     Raises:
-      FileNotFoundError: if a file is missing, naming it.
-      ValueError: if a file is damaged, or a part or a setting is not supported, naming it.
-      TypeError: if directory is no path, or dtype none.
-      ImportError: if the packages safetensors or tokenizers are not installed.
+      FileNotFoundError: If a file is missing, naming it.
+      ValueError: If a file is damaged, or a part or a setting is not supported, naming it.
+      TypeError: If directory is no path, or dtype none.
+      ImportError: If the packages safetensors or tokenizers are not installed.
 
     Example:
       ```python
-      model = pretrained.text_to_image.load("stable-diffusion-v1-5", dtype=jnp.bfloat16)
+      model = gj.pretrained.text_to_image.load("stable-diffusion-v1-5", dtype=jnp.bfloat16)
       prompts, negative = model.tokenize(["a dog", "a cat on a mat"]), model.tokenize([None, "blurry"])
 
       @jax.jit

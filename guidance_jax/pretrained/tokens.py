@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from guidance_jax.checks.published import check_texts
+from guidance_jax.checks.door import door
+from guidance_jax.checks.published import FilePath, check_texts
 from guidance_jax.pretrained.clip import CLIPTextConfig
 from guidance_jax.pretrained.directories import read_json
 
@@ -38,7 +39,8 @@ Tokenize = Callable[..., np.ndarray]
 text. Where `whole`, a text longer than the window is refused; otherwise its end is cut off, and a warning says what."""
 
 
-def open_tokenizer(directory: str | Path, encoder: CLIPTextConfig | None = None) -> Tokenize:
+@door()
+def open_tokenizer(directory: FilePath, encoder: CLIPTextConfig | None = None) -> Tokenize:
     """The tokeniser of a model, from its `tokenizer.json`, or its `vocab.json` and `merges.txt`: what transformers' is.
 
     Byte pairs of the lower-case text. The files beside them say what a text is padded with ("!" in Stable Diffusion 2 and for
@@ -47,16 +49,16 @@ def open_tokenizer(directory: str | Path, encoder: CLIPTextConfig | None = None)
     that file alone. A token `<cat>` that has `<cat>_1` beside it stands for both, as in diffusers' pipelines.
 
     Args:
-      directory: with these files.
-      encoder: what the ids are for: its positions are the window where the files do not say, 77 without it; its vocabulary
+      directory: With these files.
+      encoder: What the ids are for: its positions are the window where the files do not say, 77 without it; its vocabulary
         bounds the ids.
 
     Raises:
-      FileNotFoundError: if they are not there.
-      ValueError: if they cannot be read, or are of another kind of tokeniser, or do not fit the encoder; when the tokeniser is
+      FileNotFoundError: If they are not there.
+      ValueError: If they cannot be read, or are of another kind of tokeniser, or do not fit the encoder; when the tokeniser is
         called, if a token has no place in the encoder's vocabulary.
-      ImportError: if the package tokenizers is not installed.
-      TypeError: when the tokeniser is called, if texts are no list of strings.
+      ImportError: If the package tokenizers is not installed.
+      TypeError: When the tokeniser is called, if texts are no list of strings.
 
     Reference: Radford et al. 2021, arXiv:2103.00020; transformers 5, models/clip/tokenization_clip.py and
     tokenization_utils_base.py.

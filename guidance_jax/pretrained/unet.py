@@ -1,7 +1,7 @@
 """The U-Net of Stable Diffusion 1, 2 and XL: diffusers' UNet2DConditionModel, its weights by their published names."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +9,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from guidance_jax.checks.door import CLASSES, door, rule
+from guidance_jax.checks.kinds import Count, CountFromZero, Places, Sizes
+from guidance_jax.checks.networks import check_text
 from guidance_jax.networks.embeddings import waves
 from guidance_jax.networks.layers import Dense, GroupNorm
 from guidance_jax.pretrained.layers import Conv
@@ -22,7 +25,7 @@ class Text(NamedTuple):
     """What the U-Net is told of a text.
 
     Example:
-      >>> pretrained.unet.Text(jnp.ones((2, 77, 768))).pooled is None
+      >>> gj.pretrained.unet.Text(jnp.ones((2, 77, 768))).pooled is None
       True
     """
 
@@ -34,42 +37,58 @@ class Text(NamedTuple):
     """XL: height and width of the original, top and left of the crop, height and width of the result, in pixels."""
 
 
+@door(
+    rule(
+        "widths, depths and heads must hold a number for each level",
+        lambda widths, depths, heads: len(widths) == len(depths) == len(heads) > 0,
+    ),
+    rule("widths must divide into groups", lambda widths, groups: all(width % groups == 0 for width in widths)),
+    rule(
+        "the width of each level with transformers must divide into its heads",
+        lambda widths, heads, depths, middle: (
+            not any(
+                depth and width % count
+                for width, count, depth in zip(widths, heads, [*depths[:-1], depths[-1] + middle], strict=True)
+            )
+        ),
+    ),
+)
 @dataclasses.dataclass(frozen=True)
 class UNetConditionConfig:
     """The sizes of a U-Net, those of Stable Diffusion 1.5 where not told.
 
     Raises:
-      ValueError: if the levels' numbers do not fit each other, or a width does not divide into groups or heads.
+      ValueError: If the levels' numbers do not fit each other, or a width does not divide into groups or heads.
 
     Example:
-      >>> config = pretrained.unet.UNetConditionConfig(in_channels=9)
+      >>> config = gj.pretrained.unet.UNetConditionConfig(in_channels=9)
       >>> print(config.widths, config.depths)
       (320, 640, 1280, 1280) (1, 1, 1, 0)
 
     Reference: Rombach et al. 2022, arXiv:2112.10752.
     """
 
-    in_channels: int = 4
+    in_channels: Count = 4
     """Channels of the latents, and of what inpainting adds to them."""
-    out_channels: int = 4
+    out_channels: Count = 4
     """Channels of the output."""
-    widths: Sequence[int] = (320, 640, 1280, 1280)
+    widths: Sizes = (320, 640, 1280, 1280)
     """The channels at each level, the finest first."""
-    depths: Sequence[int] = (1, 1, 1, 0)
+    depths: Places = (1, 1, 1, 0)
     """Transformer blocks after each residual block of each level; 0 for none."""
-    middle: int = 1
+    middle: CountFromZero = 1
     """Transformer blocks of the middle."""
-    heads: Sequence[int] = (8, 8, 8, 8)
+    heads: Sizes = (8, 8, 8, 8)
     """Attention heads at each level."""
-    blocks: int = 2
+    blocks: Count = 2
     """Residual blocks at each level on the way down; one more on the way up."""
-    text: int = 768
+    text: Count = 768
     """The width of the text's states."""
-    added: int = 0
+    added: CountFromZero = 0
     """The width of what else is told (XL), the pooled text and the sizes' waves together; 0 for none."""
-    size_waves: int = 256
+    size_waves: CountFromZero = 256
     """The width of the waves of each of the sizes."""
-    groups: int = 32
+    groups: Count = 32
     """Groups of channels that are normalised together."""
     epsilon: float = 1e-5
     """Added to the variances of the group norms outside transformers."""
@@ -81,15 +100,9 @@ class UNetConditionConfig:
     def __post_init__(self) -> None:
         for name in ("widths", "depths", "heads"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        if not len(self.widths) == len(self.depths) == len(self.heads) > 0:
-            raise ValueError(
-                f"widths, depths and heads need a number for each level, got {self.widths}, {self.depths} and {self.heads}."
-            )
-        transformers = [*self.depths[:-1], self.depths[-1] + self.middle]
-        for width, heads, depth in zip(self.widths, self.heads, transformers, strict=True):
-            if width % self.groups or (depth and width % heads):
-                raise ValueError(f"a width of {width} does not divide into {self.groups} groups and {heads} heads.")
 
+
+CLASSES[UNetConditionConfig] = "gj.pretrained.unet.UNetConditionConfig() is one."
 
 PLAIN, WITH_TEXT = ("DownBlock2D", "UpBlock2D"), ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D")
 READ: dict[str, Any] = {
@@ -152,14 +165,14 @@ def unet_condition_config(published: Mapping[str, Any]) -> UNetConditionConfig:
     """The sizes of a published U-Net: Stable Diffusion 1.x, 2.x, XL and its refiner, and their inpainting variants.
 
     Args:
-      published: the content of `unet/config.json`; what it leaves out is as diffusers has it.
+      published: The content of `unet/config.json`; what it leaves out is as diffusers has it.
 
     Raises:
-      ValueError: naming the settings that are not supported, with their values.
+      ValueError: Naming the settings that are not supported, with their values.
 
     Example:
       >>> published = {"cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20], "use_linear_projection": True}
-      >>> print(pretrained.unet.unet_condition_config(published).heads)
+      >>> print(gj.pretrained.unet.unet_condition_config(published).heads)
       (5, 10, 20, 20)
 
     Reference: diffusers 0.42, "models/unets/unet_2d_condition.py". What it calls attention_head_dim is the number of heads.
@@ -230,23 +243,24 @@ class UNet2DCondition(nnx.Module):
     """The U-Net of latent text-to-image models, for latents `[B, h, w, C]` of any size.
 
     Args:
-      config: its sizes.
-      rngs: for the parameters.
+      config: Its sizes.
+      rngs: For the parameters.
 
     Raises:
-      ValueError: when called, if the latents have other channels, the text another width, or what XL is told besides is
+      ValueError: When called, if the latents have other channels, the text another width, or what XL is told besides is
         missing, of another width, or not asked for.
 
     Example:
       >>> sizes = dict(widths=(8, 16), depths=(1, 0), heads=(2, 2), text=6, groups=4)
-      >>> network = pretrained.unet.UNet2DCondition(pretrained.unet.UNetConditionConfig(**sizes), rngs=nnx.Rngs(0))
-      >>> text = pretrained.unet.Text(jnp.ones((2, 5, 6)))
+      >>> network = gj.pretrained.unet.UNet2DCondition(gj.pretrained.unet.UNetConditionConfig(**sizes), rngs=nnx.Rngs(0))
+      >>> text = gj.pretrained.unet.Text(jnp.ones((2, 5, 6)))
       >>> print(network(jnp.ones((2, 7, 9, 4)), jnp.array([999.0, 0.0]), text).shape)
       (2, 7, 9, 4)
 
     Reference: Rombach et al. 2022, arXiv:2112.10752; Podell et al. 2023, arXiv:2307.01952 (XL).
     """
 
+    @door()
     def __init__(self, config: UNetConditionConfig, *, rngs: nnx.Rngs):
         self.config = config
         widths, time, last = config.widths, 4 * config.widths[0], len(config.widths) - 1
@@ -282,7 +296,7 @@ class UNet2DCondition(nnx.Module):
         self.conv_out = Conv(widths[0], config.out_channels, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"], t: Float[Array, "b"], text: Text) -> Float[Array, "b h w o"]:
-        self._check(x, text)
+        check_text(x, text, self.config)
         dtype = self.conv_in.kernel[...].dtype
         c = jax.nn.silu(self._told(t, text, dtype))
         states = text.states.astype(dtype)
@@ -305,22 +319,3 @@ class UNet2DCondition(nnx.Module):
             return c
         sizes = waved(text.sizes.reshape(-1), self.config.size_waves).reshape(len(text.sizes), -1)
         return c + self.add_embedding(jnp.concatenate([text.pooled.astype(dtype), sizes], axis=1))
-
-    def _check(self, x: Array, text: Text) -> None:
-        config = self.config
-        if x.shape[3] != config.in_channels:
-            raise ValueError(f"this U-Net takes latents of {config.in_channels} channels, got {x.shape}.")
-        if text.states.shape[2] != config.text:
-            raise ValueError(
-                f"this U-Net takes a text's states of width {config.text}, got {text.states.shape}: of another encoder?"
-            )
-        if not config.added:
-            if text.pooled is not None or text.sizes is not None:
-                raise ValueError("this U-Net is told a text's states alone: leave pooled and sizes out, which are XL's.")
-        elif text.pooled is None or text.sizes is None:
-            raise ValueError("this U-Net is of the XL kind: give Text the pooled embedding and the sizes too.")
-        elif text.pooled.shape[1] + text.sizes.shape[1] * config.size_waves != config.added:
-            raise ValueError(
-                f"pooled [B, p] and sizes [B, n] must make p + {config.size_waves} n = {config.added}, got "
-                f"{text.pooled.shape} and {text.sizes.shape}."
-            )

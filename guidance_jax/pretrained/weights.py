@@ -59,22 +59,22 @@ def load(
     read and what lies beside them is not. What PyTorch adds to names, `module.` and `_orig_mod.`, is taken away.
 
     Args:
-      build: makes the module, `lambda rngs: UNet(config, rngs=rngs)`; it is traced only, so nothing is initialised.
-      tensors: the weights by their published names, as `open_weights` gives them.
-      rename: from a name in the file to the module's: for older files.
-      ignored: names that a file may hold beside weights, such as tables of positions 0, 1, 2.
-      dtype: of the parameters, float32 or bfloat16. The networks of this package compute in that of their parameters.
-      sharding: where they go: one sharding for all (replicated), or `(name, shape) -> sharding`, as `fully_sharded` makes it;
+      build: Makes the module, `lambda rngs: UNet(config, rngs=rngs)`; it is traced only, so nothing is initialised.
+      tensors: The weights by their published names, as `open_weights` gives them.
+      rename: From a name in the file to the module's: for older files.
+      ignored: Names that a file may hold beside weights, such as tables of positions 0, 1, 2.
+      dtype: Of the parameters, float32 or bfloat16. The networks of this package compute in that of their parameters.
+      sharding: Where they go: one sharding for all (replicated), or `(name, shape) -> sharding`, as `fully_sharded` makes it;
         None for the default device.
 
     Raises:
-      ValueError: naming what is missing, left over, of another shape or there twice; or if a checkpoint holds the network's
+      ValueError: Naming what is missing, left over, of another shape or there twice; or if a checkpoint holds the network's
         weights several times, or is one file of a whole Stable Diffusion.
 
     Example:
       >>> values = {"weight": np.ones((3, 2), np.float32), "bias": np.zeros(3, np.float32)}
-      >>> tensors = pretrained.from_arrays(values)
-      >>> dense = pretrained.load(lambda rngs: nnx.Linear(2, 3, rngs=rngs), tensors, dtype=jnp.bfloat16)
+      >>> tensors = gj.pretrained.from_arrays(values)
+      >>> dense = gj.pretrained.load(lambda rngs: nnx.Linear(2, 3, rngs=rngs), tensors, dtype=jnp.bfloat16)
       >>> print(dense.kernel.shape, dense(jnp.ones((1, 2), jnp.bfloat16)))
       (2, 3) [[2 2 2]]
     """
@@ -98,13 +98,13 @@ def abstract(build: Callable[..., Module]) -> Module:
     minute and more.
 
     Args:
-      build: makes the module, as of `load`.
+      build: Makes the module, as of `load`.
 
     Returns:
       The module, its parameters `jax.ShapeDtypeStruct`s: for `parameter_count`, or to see what a file must hold.
 
     Example:
-      >>> print(pretrained.weights.abstract(lambda rngs: nnx.Linear(20_000, 50_000, rngs=rngs)).kernel.shape)
+      >>> print(gj.pretrained.weights.abstract(lambda rngs: nnx.Linear(20_000, 50_000, rngs=rngs)).kernel.shape)
       (20000, 50000)
     """
     return nnx.eval_shape(lambda: build(rngs=_OneKey()))
@@ -121,11 +121,11 @@ def fully_sharded(mesh: Mesh) -> Callable[[str, tuple[int, ...]], Sharding]:
     """Each weight split over all devices of a mesh, along its largest axis that divides evenly; whole where none does.
 
     Args:
-      mesh: of devices, with any number of axes.
+      mesh: Of devices, with any number of axes.
 
     Example:
       >>> mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-      >>> print(tuple(pretrained.fully_sharded(mesh)("kernel", (3, 3, 4, 64)).spec))
+      >>> print(tuple(gj.pretrained.fully_sharded(mesh)("kernel", (3, 3, 4, 64)).spec))
       (None, None, None, 'data')
     """
 
@@ -146,7 +146,7 @@ def published(module: nnx.Module) -> dict[str, Any]:
     no axes for that pixel.
 
     Args:
-      module: of Flax NNX, abstract or not.
+      module: Of Flax NNX, abstract or not.
 
     Returns:
       Arrays of NumPy; of an abstract module `jax.ShapeDtypeStruct`s: what a file must hold.
@@ -155,8 +155,8 @@ def published(module: nnx.Module) -> dict[str, Any]:
       >>> import functools, pathlib, safetensors.numpy, tempfile
       >>> dense = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
       >>> file = pathlib.Path(tempfile.mkdtemp()) / "dense.safetensors"
-      >>> safetensors.numpy.save_file(pretrained.published(dense), file)
-      >>> again = pretrained.load(functools.partial(nnx.Linear, 2, 3), pretrained.open_weights(file))
+      >>> safetensors.numpy.save_file(gj.pretrained.published(dense), file)
+      >>> again = gj.pretrained.load(functools.partial(nnx.Linear, 2, 3), gj.pretrained.open_weights(file))
       >>> print(bool((again.kernel == dense.kernel).all()))
       True
     """
@@ -175,10 +175,10 @@ def parameter_count(module: nnx.Module) -> int:
     """How many parameters a module has, abstract (`nnx.eval_shape`) or not.
 
     Args:
-      module: of Flax NNX.
+      module: Of Flax NNX.
 
     Example:
-      >>> pretrained.parameter_count(nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
+      >>> gj.pretrained.parameter_count(nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
       9
     """
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(module, nnx.Param)))

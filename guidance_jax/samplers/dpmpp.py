@@ -72,6 +72,7 @@ def dpmpp_3m(*, curvature: AtLeastZero = 1.0) -> Sampler:
 
     Reference: Lu et al. 2022, arXiv:2211.01095, section 4 and appendix.
     """
+
     def step(denoise: GuidedDenoiser, state: State, level: NoiseLevel, next: NoiseLevel, keys: Array) -> State:
         x, past = state.x, state.memory
         prediction, state = denoise(state, level)

@@ -50,6 +50,7 @@ def predictor_corrector(
 
     Reference: Bradley & Nakkiran 2024, arXiv:2408.09000, algorithm 2; guided, Song et al. 2021, arXiv:2011.13456, algorithm 1.
     """
+
     def step(denoise: GuidedDenoiser, state: State, level: NoiseLevel, next: NoiseLevel, keys: Array) -> State:
         state = predictor.step(denoise if guided else Base(*denoise), state, level, next, fold(keys, 0))
         q = contraction(level, next)

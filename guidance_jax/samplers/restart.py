@@ -38,6 +38,7 @@ def restart(sampler: Sampler, *ratios: Annotated[ArrayLike, number("a noise leve
       >>> print(jnp.allclose(a, b))
       True
     """
+
     def init(x: Array) -> tuple[Any, Array]:
         return sampler.init(x), jnp.full((), jnp.inf, x.dtype)
 

@@ -39,6 +39,7 @@ def heun_sde(eta: AtLeastZero = 1.0) -> Sampler:
     Reference: the SDE, Song et al. 2021, arXiv:2011.13456; of solvers that hold x0 or take it for a line, Lu et al. 2022,
     arXiv:2211.01095, section 5.
     """
+
     def step(denoise: GuidedDenoiser, state: State, level: NoiseLevel, next: NoiseLevel, keys: Array) -> State:
         first, state = denoise(state, level)
         square = jnp.asarray(eta, state.x.dtype) ** 2

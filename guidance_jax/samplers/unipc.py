@@ -53,6 +53,7 @@ def unipc(
 
     Reference: Zhao et al. 2023, arXiv:2302.04867, algorithms 1 and 2, on the x0-prediction.
     """
+
     def init(x: Array) -> Memory:
         return Memory(nothing(x, order - 1), jnp.zeros((), x.dtype), jnp.zeros_like(x))
 

@@ -455,6 +455,16 @@ ROWS: dict[str, Row] = {
         ValueError,
         r"pigdm: variance.*\[0, inf\).*-1",
     ),
+    "dps at three rates": (
+        lambda: guided(gj.dps(lambda x0: x0, X, THREE)),
+        ValueError,
+        r"dps: rate has shape \(3,\).*\[B\]",
+    ),
+    "tfg of a smoothing with axes": (
+        lambda: guided(gj.tfg(clean, 0.5, 0.5, smoothing=jnp.ones((B, 1)))),
+        ValueError,
+        r"tfg: smoothing has shape \(2, 1\).*\[B\]",
+    ),
     "a measurement of NaN": (
         lambda: gj.dps(lambda x0: x0, X * jnp.nan, 0.5),
         ValueError,

@@ -163,11 +163,15 @@ ROWS: dict[str, Row] = {
     # Metrics.
     "fid of one point": (lambda: gj.metrics.fid(MANY, MANY[:1]), ValueError, r"at least 2 points.*1"),
     "fid of two widths": (lambda: gj.metrics.fid(MANY, MANY[:, :1]), ValueError, r"different sizes D.*2.*1.*same network"),
-    "fid of images": (lambda: gj.metrics.fid(MANY[:, :, None], MANY), ValueError, r"\(4, 2, 1\).*\[N, D\].*reshape"),
-    "fid of bytes": (lambda: gj.metrics.fid(MANY.astype(jnp.uint8), MANY), TypeError, r"uint8.*floating"),
+    "fid of images": (lambda: gj.metrics.fid(MANY[:, :, None], MANY), ValueError, r"\[N, D\], got float32\[4,2,1\]; reshape"),
+    "fid of bytes": (
+        lambda: gj.metrics.fid(MANY.astype(jnp.uint8), MANY),
+        TypeError,
+        r"fid: real must be an array of floating numbers, \[N, D\], got uint8\[4,2\].*cast",
+    ),
     "fid of lists": (lambda: gj.metrics.fid([[1.0], [2.0]], MANY), TypeError, r"array.*the list"),
     "features with NaN": (lambda: gj.metrics.moments(MANY.at[2].set(jnp.nan)), ValueError, r"1 of 4 rows.*first is 2"),
-    "moments of nothing": (lambda: gj.metrics.moments(MANY[:0]), ValueError, r"empty.*\(0, 2\)"),
+    "moments of nothing": (lambda: gj.metrics.moments(MANY[:0]), ValueError, r"moments: x is empty.*float32\[0,2\]"),
     "moments for features": (lambda: gj.metrics.kid(gj.metrics.moments(MANY), MANY), TypeError, r"real.*array.*a Moments"),
     "covariances of another width": (
         lambda: gj.metrics.frechet_distance(jnp.zeros(2), jnp.eye(2), jnp.zeros(2), jnp.eye(3)),
@@ -178,39 +182,55 @@ ROWS: dict[str, Row] = {
     "a KID of one subset": (
         lambda: gj.metrics.kid_subsets(MANY, MANY, KEY, subsets=1, size=2),
         ValueError,
-        r"subsets=1.*at least 2",
+        r"subsets must be an integer, at least 2, got 1",
     ),
     "a KID of large subsets": (
         lambda: gj.metrics.kid_subsets(MANY, MANY, KEY, size=5),
         ValueError,
-        r"size=5.*at most the smaller set, got 4",
+        r"real and fake must have at least 5 points for size=5, got 4 and 4",
     ),
     "an energy of one point": (
         lambda: gj.metrics.energy_distance(MANY, MANY[:1]),
         ValueError,
         r"at least 2 points, got 4 and 1",
     ),
-    "a kernel of no width": (lambda: gj.metrics.mmd(MANY, MANY, 0.0), ValueError, r"mmd: bandwidth.*above 0.*0\.0"),
-    "no neighbours": (lambda: gj.metrics.precision_recall(MANY, MANY, k=0), ValueError, r"k=0 neighbours need k >= 1"),
+    "a kernel of no width": (
+        lambda: gj.metrics.mmd(MANY, MANY, 0.0),
+        ValueError,
+        r"mmd: bandwidth must be a positive number, got 0\.0",
+    ),
+    "no neighbours": (
+        lambda: gj.metrics.precision_recall(MANY, MANY, k=0),
+        ValueError,
+        r"precision_recall: k must be an integer, at least 1, got 0",
+    ),
     "half a neighbour": (lambda: gj.metrics.precision_recall(MANY, MANY, k=1.5), TypeError, r"k must be an integer.*1\.5"),
     "more neighbours than points": (
         lambda: gj.metrics.density_coverage(MANY, MANY, k=4),
         ValueError,
-        r"k=4.*more than 4 points, got 4",
+        r"real must have at least 5 points for k=4 neighbours, got 4",
     ),
-    "neighbours beyond the set": (lambda: gj.metrics.neighbours(MANY), ValueError, r"k=5.*more than 5 points, got 4"),
+    "neighbours beyond the set": (
+        lambda: gj.metrics.neighbours(MANY),
+        ValueError,
+        r"x must have at least 6 points for k=5 neighbours, got 4",
+    ),
     "more neighbours than were found": (
         lambda: gj.metrics.precision_recall(MANY, gj.metrics.neighbours(MANY, 2)),
         ValueError,
-        r"k=3 asks for more neighbours than fake comes with, 2; make it by gj\.metrics\.neighbours\(x, 3\)",
+        r"k=3 asks for more neighbours than fake comes with, 2; use gj\.metrics\.neighbours\(x, 3\)",
     ),
     "a KID of neighbours": (
         lambda: gj.metrics.kid(gj.metrics.neighbours(MANY, 2), MANY),
         TypeError,
-        r"real must be an array of features, \[N, D\], got",
+        r"real must be an array of floating numbers, \[N, D\], got a Neighbours",
     ),
-    "a Vendi score of no order": (lambda: gj.metrics.vendi(MANY, order=0), ValueError, r"order must be positive, got 0"),
-    "a Vendi score of nothing": (lambda: gj.metrics.vendi(jnp.zeros((2, 2))), ValueError, r"all zero in 2 of 2 rows"),
+    "a Vendi score of no order": (
+        lambda: gj.metrics.vendi(MANY, order=0),
+        ValueError,
+        r"vendi: order must be a number above 0, got 0",
+    ),
+    "a Vendi score of nothing": (lambda: gj.metrics.vendi(jnp.zeros((2, 2))), ValueError, r"all zero.*in 2 of 2 rows"),
     "lines of no number": (
         lambda: gj.metrics.sliced_wasserstein(MANY, MANY, KEY, projections=0),
         ValueError,
@@ -220,7 +240,7 @@ ROWS: dict[str, Row] = {
     "predicted classes for logits": (
         lambda: gj.metrics.accuracy(LABELS, LABELS),
         ValueError,
-        r"logits have shape \(2,\), but are \[N, C\]",
+        r"accuracy: logits must be \[N, C\], got int32\[2\]",
     ),
     "labels of another number": (lambda: gj.metrics.accuracy(X, jnp.zeros(3, int)), ValueError, r"labels.*\(3,\).*\(2, 2\)"),
     "logits in lists": (
@@ -254,12 +274,16 @@ ROWS: dict[str, Row] = {
     "a tilt of NaN": (lambda: gj.targets.tilted(jnp.nan), ValueError, r"tilted: scale must be a finite number, got nan"),
     "means of NaN": (lambda: mixture(means=MIXTURE.means * jnp.nan), ValueError, r"Mixture: means must be finite.*4 of 4"),
     "logits of NaN": (lambda: gj.metrics.accuracy(X * jnp.nan, LABELS), ValueError, r"NaN in 2 of 2 rows"),
-    "labels of probabilities": (lambda: gj.metrics.accuracy(X, X[0]), TypeError, r"integer labels.*float32"),
-    "more splits than samples": (lambda: gj.metrics.inception_score(X, splits=3), ValueError, r"splits=3.*at most.*2"),
+    "labels of probabilities": (lambda: gj.metrics.accuracy(X, X[0]), TypeError, r"array of integers, \[N\], got float32\[2\]"),
+    "more splits than samples": (
+        lambda: gj.metrics.inception_score(X, splits=3),
+        ValueError,
+        r"logits must have at least 3 points for splits=3, got 2",
+    ),
     "an inception score of one axis": (
         lambda: gj.metrics.inception_score(X[0]),
         ValueError,
-        r"logits have shape \(2,\), but are \[N, C\]",
+        r"inception_score: logits must be \[N, C\], got float32\[2\]",
     ),
     # Oracles.
     "means of one axis": (lambda: mixture(means=jnp.zeros(2)), ValueError, r"means have shape \(2,\).*\[K, D\]"),

@@ -49,7 +49,8 @@ CLASSES |= {
     Branches: class_kind(Branches, "use gj.branches(denoise, cond=labels, uncond=null)."),
     Guidance: class_kind(
         Guidance,
-        "cfg(3.0) is one, chain(*parts) makes one of several, chain() is none. That of a target is gj.targets.drift(target).",
+        "cfg(3.0) is one, chain(*parts) makes one of several, chain() is none. gj.feynman_kac samples a target, whose "
+        "guidance is gj.targets.drift(target).",
     ),
     Prediction: class_kind(Prediction, "denoise(x, level, cond) returns one."),
     Sampler: class_kind(Sampler, "ddim() is one."),

@@ -378,7 +378,7 @@ ROWS: dict[str, Row] = {
     "a reward guided by a sampler": (
         lambda: gj.targets.rewarded(gj.targets.tilted(2.0), log_prob, guidance=gj.ddim()),
         TypeError,
-        r"guidance.*a Guidance, got a Sampler",
+        r"guidance.*a Guidance, got the Sampler",
     ),
     "a drift of a guidance": (lambda: gj.targets.drift(gj.cfg(2.0)), TypeError, r"target.*a Target, got the Guidance"),
     # Likelihood.
@@ -393,7 +393,7 @@ ROWS: dict[str, Row] = {
     "a likelihood of a shape": (lambda: nats(x=(2,)), TypeError, r"x must be an array.*the tuple \(2,\)"),
     "a likelihood of bytes": (lambda: nats(x=X.astype(jnp.uint8)), TypeError, r"floating.*uint8"),
     "a likelihood of two scales": (lambda: nats(gj.cfg(jnp.ones(2))), ValueError, r"cfg: scale.*\(2,\).*one sample at a time"),
-    "a likelihood of a sampler": (lambda: nats(gj.ddim()), TypeError, r"guidance.*a Guidance, got a Sampler"),
+    "a likelihood of a sampler": (lambda: nats(gj.ddim()), TypeError, r"guidance.*a Guidance, got the Sampler"),
     "a likelihood along a path": (lambda: nats(schedule=PATH), TypeError, r"a Schedule, got a NoiseLevel"),
     "a likelihood of no tolerance": (lambda: nats(tolerance=0.0), ValueError, r"tolerance.*positive.*0\.0"),
     "a likelihood of no steps": (lambda: nats(max_steps=0), ValueError, r"max_steps.*at least 1.*0"),

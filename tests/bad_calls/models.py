@@ -183,7 +183,7 @@ ROWS: dict[str, Row] = {
     # Denoisers.
     "an unknown prediction": (lambda: gj.denoiser(lambda x, t, y: x, "noise"), ValueError, r"'eps' or 'x0'.*got 'noise'"),
     "no word of what is predicted": (lambda: gj.denoiser(lambda x, t, y: x, None), TypeError, r"predicts.*'eps'.*None"),
-    "predictions in a list": (lambda: gj.denoiser(lambda x, t, y: x, ["eps"]), TypeError, r"predicts.*'eps'.*got \['eps'\]"),
+    "predictions in a list": (lambda: gj.denoiser(lambda x, t, y: x, ["eps"]), TypeError, r"predicts.*'eps'.*got the list \['eps'\]"),
     "a network behind what it predicts": (
         lambda: gj.denoiser("eps", lambda x, t, y: x),
         TypeError,
@@ -226,7 +226,7 @@ ROWS: dict[str, Row] = {
     "a schedule for a level": (
         lambda: gj.denoiser(lambda x, t, y: x, "x0")(X, EDM, None),
         TypeError,
-        r"level.*a NoiseLevel, got a Schedule",
+        r"level.*a NoiseLevel, got the Schedule",
     ),
     "three levels for two samples": (
         lambda: gj.denoiser(lambda x, t, y: x, "x0")(X, EDM(THREE), None),
@@ -249,7 +249,7 @@ ROWS: dict[str, Row] = {
     "a range turned round": (
         lambda: gj.denoisers.clip(MIXTURE.denoise, 1.0, -1.0),
         ValueError,
-        r"clip got 1\.0 and -1\.0, but low must be below high",
+        r"clip: low must be below high, got low 1\.0 and high -1\.0",
     ),
     "a clipped range": (lambda: gj.denoisers.clip(-1.0, 1.0), TypeError, r"denoise.*function, got the float -1\.0"),
 }

@@ -141,13 +141,13 @@ ROWS: dict[str, Row] = {
     "a scale for a guidance": (lambda: sampled(guidance=3.0), TypeError, r"guidance.*the float 3\.0.*cfg\(3\.0\)"),
     "none for a guidance": (lambda: sampled(guidance=None), TypeError, r"guidance.*None.*chain\(\)"),
     "a list of guidances": (lambda: sampled(guidance=[gj.cfg(2.0)]), TypeError, r"guidance.*list.*chain"),
-    "a sampler for a guidance": (lambda: sampled(guidance=gj.ddim()), TypeError, r"guidance.*a Sampler"),
+    "a sampler for a guidance": (lambda: sampled(guidance=gj.ddim()), TypeError, r"guidance.*got the Sampler ddim\(\)"),
     "a target for a guidance": (
         lambda: sampled(guidance=gj.targets.tilted(2.0)),
         TypeError,
         r"guidance.*a Target.*feynman_kac",
     ),
-    "a guidance for a sampler": (lambda: stepped(gj.cfg(2.0)), TypeError, r"sampler.*a Guidance"),
+    "a guidance for a sampler": (lambda: stepped(gj.cfg(2.0)), TypeError, r"sampler.*got the Guidance cfg"),
     "ddim, not called": (lambda: stepped(gj.ddim), TypeError, r"sampler.*function ddim.*call it"),
     "a sampler's name": (lambda: stepped("ddim"), TypeError, r"sampler.*the str 'ddim'.*ddim\(\)"),
     "none for a sampler": (lambda: stepped(None), TypeError, r"sampler.*None.*ddim\(\)"),
@@ -180,12 +180,12 @@ ROWS: dict[str, Row] = {
     "a sampler that returns x": (
         lambda: moved(lambda d, s, a, b, k: s.x),
         TypeError,
-        r"step gives must be a State, got float32\[2,2\]",
+        r"step must return a State, got float32\[2,2\]",
     ),
     "a sampler that returns nothing": (
         lambda: moved(lambda d, s, a, b, k: None),
         TypeError,
-        r"step gives must be a State, got None",
+        r"step must return a State, got None",
     ),
     "a sampler of another x": (
         lambda: moved(lambda d, s, a, b, k: s._replace(x=s.x[:1])),
@@ -201,7 +201,7 @@ ROWS: dict[str, Row] = {
     "a schedule for levels": (
         lambda: sampled(levels=EDM),
         TypeError,
-        r"levels.*a Schedule.*gj\.levels\(schedule, steps, spacing\)",
+        r"levels.*the Schedule edm\(\).*gj\.levels\(schedule, steps, spacing\)",
     ),
     "an array of sigmas": (lambda: sampled(levels=PATH.sigma), TypeError, r"levels.*float32\[4\].*gj\.levels"),
     "steps for levels": (lambda: sampled(levels=50), TypeError, r"levels.*the int 50.*gj\.levels"),

@@ -8,7 +8,7 @@ import numpy as np
 import guidance_jax as gj
 from bad_calls.world import EDM, KEYS, LABELS, LEVEL, MIXTURE, NULL, PATH, STEP, TWO, B, Row, X, sampled, stepped
 
-NAN = PATH._replace(sigma=PATH.sigma.at[1].set(jnp.nan))
+NAN = PATH.replace(sigma=PATH.sigma.at[1].set(jnp.nan))
 UP = gj.schedules.reverse(PATH)
 STATE = gj.run(KEYS, TWO, gj.cfg(2.0), gj.dpmpp_2m(), PATH, (2,))[0]
 SAME = gj.branches(MIXTURE.denoise, cond=0 * LABELS, uncond=NULL)
@@ -168,7 +168,7 @@ ROWS: dict[str, Row] = {
         r"\(prediction, state\), got None.*stateless",
     ),
     "a guidance of another x0": (
-        lambda: updated(lambda p, s, c: (p._replace(x0=p.x0[:, :1]), s)),
+        lambda: updated(lambda p, s, c: (p.replace(x0=p.x0[:, :1]), s)),
         ValueError,
         r"x0 .*\(2, 1\).*shaped as x, \(2, 2\)",
     ),
@@ -222,20 +222,20 @@ ROWS: dict[str, Row] = {
         ValueError,
         r"at least 2 entries.*\(1,\)",
     ),
-    "levels of two lengths": (lambda: sampled(levels=PATH._replace(sigma=PATH.sigma[1:])), ValueError, r"one shape.*\(3,\)"),
+    "levels of two lengths": (lambda: sampled(levels=PATH.replace(sigma=PATH.sigma[1:])), ValueError, r"one shape.*\(3,\)"),
     "levels with NaN": (lambda: sampled(levels=NAN), ValueError, r"finite.*nan"),
     "an infinite level": (
-        lambda: sampled(levels=PATH._replace(sigma=PATH.sigma.at[0].set(jnp.inf))),
+        lambda: sampled(levels=PATH.replace(sigma=PATH.sigma.at[0].set(jnp.inf))),
         ValueError,
         r"finite.*inf.*t_max",
     ),
     "a negative level": (
-        lambda: sampled(levels=PATH._replace(sigma=PATH.sigma - 1)),
+        lambda: sampled(levels=PATH.replace(sigma=PATH.sigma - 1)),
         ValueError,
         r"sigma >= 0, got.*-1",
     ),
     "a level twice": (
-        lambda: sampled(levels=PATH._replace(sigma=PATH.sigma.at[1].set(80.0))),
+        lambda: sampled(levels=PATH.replace(sigma=PATH.sigma.at[1].set(80.0))),
         ValueError,
         r"level 0.*followed by level 1",
     ),

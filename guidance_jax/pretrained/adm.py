@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from guidance_jax.checks.door import CLASSES, door, rule
-from guidance_jax.checks.kinds import Count, Sizes
+from guidance_jax.checks.kinds import Count, Sizes, class_kind
 from guidance_jax.checks.networks import check_batch, check_factor, check_given
 from guidance_jax.networks.embeddings import rows, waves
 from guidance_jax.networks.layers import Dense
@@ -108,7 +108,7 @@ class ADMConfig:
         return self.num_heads if self.num_head_channels is None else width // self.num_head_channels
 
 
-CLASSES[ADMConfig] = 'gj.pretrained.adm.RELEASED["adm-256"] is one.'
+CLASSES[ADMConfig] = class_kind(ADMConfig, 'gj.pretrained.adm.RELEASED["adm-256"] is one.')
 
 RELEASED = {
     "adm-64": ADMConfig(64, 192, (1, 2, 3, 4), 3, use_new_attention_order=True),

@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from guidance_jax.checks.door import CLASSES, door, rule
-from guidance_jax.checks.kinds import Count, CountFromZero, choice
+from guidance_jax.checks.kinds import Count, CountFromZero, choice, class_kind
 from guidance_jax.checks.networks import check_length
 from guidance_jax.networks.layers import Dense, attention
 from guidance_jax.pretrained.layers import LayerNorm
@@ -85,7 +85,7 @@ class CLIPTextConfig:
     """The width of the projected embedding of the whole text; None where the encoder has no projection."""
 
 
-CLASSES[CLIPTextConfig] = "gj.pretrained.clip.CLIPTextConfig() is one."
+CLASSES[CLIPTextConfig] = class_kind(CLIPTextConfig, "gj.pretrained.clip.CLIPTextConfig() is one.")
 PUBLISHED_DEFAULTS = {
     "hidden_size": 512,
     "intermediate_size": 2048,

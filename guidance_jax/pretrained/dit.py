@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from guidance_jax.checks.door import CLASSES, door, rule
-from guidance_jax.checks.kinds import Count
+from guidance_jax.checks.kinds import Count, class_kind
 from guidance_jax.checks.networks import check_batch
 from guidance_jax.networks.embeddings import rows, waves
 from guidance_jax.networks.layers import Dense, LayerNorm, attention, unpatchify
@@ -73,7 +73,7 @@ class DiTConfig:
         return self.input_size // self.patch_size
 
 
-CLASSES[DiTConfig] = 'gj.pretrained.dit.dit_config("DiT-XL/2", 256) is one.'
+CLASSES[DiTConfig] = class_kind(DiTConfig, 'gj.pretrained.dit.dit_config("DiT-XL/2", 256) is one.')
 
 
 @door(

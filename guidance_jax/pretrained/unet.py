@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from guidance_jax.checks.door import CLASSES, door, rule
-from guidance_jax.checks.kinds import Count, CountFromZero, Places, Sizes
+from guidance_jax.checks.kinds import Count, CountFromZero, Places, Sizes, class_kind
 from guidance_jax.checks.networks import check_text
 from guidance_jax.networks.embeddings import waves
 from guidance_jax.networks.layers import Dense, GroupNorm
@@ -102,7 +102,7 @@ class UNetConditionConfig:
             object.__setattr__(self, name, tuple(getattr(self, name)))
 
 
-CLASSES[UNetConditionConfig] = "gj.pretrained.unet.UNetConditionConfig() is one."
+CLASSES[UNetConditionConfig] = class_kind(UNetConditionConfig, "gj.pretrained.unet.UNetConditionConfig() is one.")
 
 PLAIN, WITH_TEXT = ("DownBlock2D", "UpBlock2D"), ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D")
 READ: dict[str, Any] = {

@@ -158,7 +158,11 @@ ROWS: dict[str, Row] = {
         TypeError,
         r"log_reward must take \(x0, level\), but the function <lambda> takes \(x0\)",
     ),
-    "checked, and called": (lambda: gj.checked(X), TypeError, r"a function, got float32\[2,2\]; use checked\(generate\)\(scale\)"),
+    "checked, and called": (
+        lambda: gj.checked(X),
+        TypeError,
+        r"a function, got float32\[2,2\]; use checked\(generate\)\(scale\)",
+    ),
     "an average that grows": (lambda: gj.training.ema(X, X, 0, decay=1.5), ValueError, r"ema: decay.*\[0, 1\].*1\.5"),
     # Metrics.
     "fid of one point": (lambda: gj.metrics.fid(MANY, MANY[:1]), ValueError, r"at least 2 points.*1"),

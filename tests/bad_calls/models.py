@@ -183,7 +183,11 @@ ROWS: dict[str, Row] = {
     # Denoisers.
     "an unknown prediction": (lambda: gj.denoiser(lambda x, t, y: x, "noise"), ValueError, r"'eps' or 'x0'.*got 'noise'"),
     "no word of what is predicted": (lambda: gj.denoiser(lambda x, t, y: x, None), TypeError, r"predicts.*'eps'.*None"),
-    "predictions in a list": (lambda: gj.denoiser(lambda x, t, y: x, ["eps"]), TypeError, r"predicts.*'eps'.*got the list \['eps'\]"),
+    "predictions in a list": (
+        lambda: gj.denoiser(lambda x, t, y: x, ["eps"]),
+        TypeError,
+        r"predicts.*'eps'.*got the list \['eps'\]",
+    ),
     "a network behind what it predicts": (
         lambda: gj.denoiser("eps", lambda x, t, y: x),
         TypeError,

@@ -181,7 +181,7 @@ def test_gradients_pass_through_tiles():
 
 @pytest.mark.parametrize(("tile", "overlap"), [(8, 8), (8, -1), (0, 0)])
 def test_tiles_that_do_not_advance_are_told(tile, overlap):
-    with pytest.raises(ValueError, match="tiled: (overlap|tile) must"):
+    with pytest.raises(ValueError, match=r"tiled: (overlap|tile) must"):
         tiled(lambda z: z, tile, overlap)
 
 

@@ -188,10 +188,14 @@ def test_bad_input_is_told(unchecked):
         "subsets must be an integer, at least 2, got 1": lambda: metrics.kid_subsets(x, x, key, subsets=1, size=3),
         "real and fake must have at least 2 points, got 9 and 1": lambda: metrics.fid(x, x[:1]),
         "different sizes D, 2 and 3": lambda: metrics.fid(x, jnp.ones((9, 3))),
-        "x is all zero, and has no direction, in 1 of 3 rows, the first is 1": lambda: metrics.vendi(jnp.ones((3, 2)).at[1].set(0)),
+        "x is all zero, and has no direction, in 1 of 3 rows, the first is 1": lambda: metrics.vendi(
+            jnp.ones((3, 2)).at[1].set(0)
+        ),
         "vendi: order must be a number above 0, got 0": lambda: metrics.vendi(x, order=0.0),
         "logits must have at least 10 points for splits=10, got 9": lambda: metrics.inception_score(x, splits=10),
-        "accuracy: logits has NaN in 1 of 9 rows, the first is 4": lambda: metrics.accuracy(x.at[4].set(jnp.nan), jnp.zeros(9, int)),
+        "accuracy: logits has NaN in 1 of 9 rows, the first is 4": lambda: metrics.accuracy(
+            x.at[4].set(jnp.nan), jnp.zeros(9, int)
+        ),
     }.items():
         with pytest.raises(ValueError, match=told):
             call()

@@ -138,18 +138,38 @@ def test_parameters_stay_arguments_of_the_program():
     assert sum(constant.size for constant in inside.consts) < 100
 
 
+def test_the_pure_function_of_a_module_is_data():
+    """It compares equal however often it is made, so it shares compiled programs; its other collections are leaves."""
+    module = gj.networks.MLP((2,), 3, width=8, blocks=1, rngs=nnx.Rngs(0))
+    assert gj.networks.from_nnx(module)[0] == gj.networks.from_nnx(module)[0]
+    dense = Dense()
+    variables = {"params": {}, "batch_stats": {"mean": jnp.ones(3)}}
+    apply, _ = gj.networks.from_linen(dense, variables)
+    assert apply == gj.networks.from_linen(dense, variables)[0]
+    assert len(jax.tree.leaves(apply)) == 1
+
+
 def test_bad_input_is_told():
     dit = lambda **changes: dataclasses.replace(DIT, **changes)
     unet = lambda **changes: dataclasses.replace(UNET, **changes)
     for build, message in [
-        (lambda: dit(shape=(9, 8, 1), patch=2), "DiTConfig: shape must divide into squares of patch pixels, got shape .9, 8, 1. and patch 2"),
+        (
+            lambda: dit(shape=(9, 8, 1), patch=2),
+            "DiTConfig: shape must divide into squares of patch pixels, got shape .9, 8, 1. and patch 2",
+        ),
         (lambda: dit(width=10, heads=4), "DiTConfig: width must divide into heads, got width 10 and heads 4"),
         (lambda: dit(perturbed=(0, 2)), r"perturbed must name blocks.*got perturbed \(0, 2\) and blocks 2"),
         (lambda: dit(blocks=0), "DiTConfig: blocks must be an integer, at least 1, got 0"),
         (lambda: dit(tokens=-1), "tokens must be an integer, at least 0, got -1"),
         (lambda: dit(dtype="float16"), "'float32' or 'bfloat16', got 'float16'"),
-        (lambda: unet(shape=(6, 6, 1), widths=(8, 8, 8)), r"halve evenly.*shape \(6, 6, 1\) and patch 1 and widths \(8, 8, 8\)"),
-        (lambda: unet(shape=(28, 28, 1), widths=(8, 8), patch=4), r"halve evenly.*shape \(28, 28, 1\) and patch 4 and widths \(8, 8\)"),
+        (
+            lambda: unet(shape=(6, 6, 1), widths=(8, 8, 8)),
+            r"halve evenly.*shape \(6, 6, 1\) and patch 1 and widths \(8, 8, 8\)",
+        ),
+        (
+            lambda: unet(shape=(28, 28, 1), widths=(8, 8), patch=4),
+            r"halve evenly.*shape \(28, 28, 1\) and patch 4 and widths \(8, 8\)",
+        ),
         (lambda: unet(widths=(8, 12)), r"multiples of groups, got widths \(8, 12\) and groups 8"),
         (lambda: unet(widths=()), r"one level at least, got widths \(\)"),
         (lambda: unet(attention=(2,)), r"attention must name levels.*got attention \(2,\) and widths"),
@@ -157,9 +177,18 @@ def test_bad_input_is_told():
         (lambda: unet(classes=0), "UNetConfig: classes must be an integer, at least 1, got 0"),
         (lambda: unet(patch=3), "squares of patch pixels, got shape .* and patch 3"),
         (lambda: unet(dtype="float64"), "got 'float64'"),
-        (lambda: gj.networks.UNetClassifier(unet(heads=3), rngs=nnx.Rngs(0)), "UNetClassifier: the last of config.widths must divide into config.heads"),
-        (lambda: awake("unet")[0](awake("unet")[1], jnp.ones((2, 4, 4, 1)), jnp.ones(2), jnp.zeros(2, int)), r"samples of \(8, 8, 1\) got x of shape \(2, 4, 4, 1\)"),
-        (lambda: awake("dit")[0](awake("dit")[1], jnp.ones((2, 4, 4, 1)), jnp.ones(2), jnp.zeros(2, int)), r"samples of \(8, 8, 1\) got x of shape \(2, 4, 4, 1\)"),
+        (
+            lambda: gj.networks.UNetClassifier(unet(heads=3), rngs=nnx.Rngs(0)),
+            "UNetClassifier: the last of config.widths must divide into config.heads",
+        ),
+        (
+            lambda: awake("unet")[0](awake("unet")[1], jnp.ones((2, 4, 4, 1)), jnp.ones(2), jnp.zeros(2, int)),
+            r"samples of \(8, 8, 1\) got x of shape \(2, 4, 4, 1\)",
+        ),
+        (
+            lambda: awake("dit")[0](awake("dit")[1], jnp.ones((2, 4, 4, 1)), jnp.ones(2), jnp.zeros(2, int)),
+            r"samples of \(8, 8, 1\) got x of shape \(2, 4, 4, 1\)",
+        ),
         (lambda: gj.networks.from_linen(Dense(), {"batch_stats": {}}), 'collection "params"'),
     ]:
         with pytest.raises(ValueError, match=message):

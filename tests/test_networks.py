@@ -138,6 +138,17 @@ def test_parameters_stay_arguments_of_the_program():
     assert sum(constant.size for constant in inside.consts) < 100
 
 
+def test_the_pure_function_of_a_module_is_data():
+    """It compares equal however often it is made, so it shares compiled programs; its other collections are leaves."""
+    module = gj.networks.MLP((2,), 3, width=8, blocks=1, rngs=nnx.Rngs(0))
+    assert gj.networks.from_nnx(module)[0] == gj.networks.from_nnx(module)[0]
+    dense = Dense()
+    variables = {"params": {}, "batch_stats": {"mean": jnp.ones(3)}}
+    apply, _ = gj.networks.from_linen(dense, variables)
+    assert apply == gj.networks.from_linen(dense, variables)[0]
+    assert len(jax.tree.leaves(apply)) == 1
+
+
 def test_bad_input_is_told():
     dit = lambda **changes: dataclasses.replace(DIT, **changes)
     unet = lambda **changes: dataclasses.replace(UNET, **changes)

@@ -216,7 +216,12 @@ BROKEN = {
     "config": ("vae/config.json", Path.unlink, FileNotFoundError, "vae/config.json, the configuration of the vae"),
     "damaged": ("unet/config.json", cut, None, None),
     "setting": ("unet/config.json", edited(act_fn="relu"), ValueError, "unet: .*act_fn"),
-    "activation": ("text_encoder/config.json", edited(hidden_act="relu"), ValueError, "text_encoder: hidden_act='relu'"),
+    "activation": (
+        "text_encoder/config.json",
+        edited(hidden_act="relu"),
+        ValueError,
+        "text_encoder: .*hidden_act must be .*got 'relu'",
+    ),
     "weights": ("vae/diffusion_pytorch_model.safetensors", Path.unlink, FileNotFoundError, "no weights in .*vae"),
     "truncated": ("unet/diffusion_pytorch_model.safetensors", cut, ValueError, "unet.*damaged or truncated"),
     "missing": (

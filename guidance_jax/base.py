@@ -293,7 +293,7 @@ class Schedule(Part):
         """The level at which `sigma / alpha` is `ratio`.
 
         Raises:
-          ValueError: if ratio is known and negative or NaN.
+          ValueError: If ratio is known and negative or NaN.
         """
         check_range(ratio, "schedule.at: ratio", 0, jnp.inf)
         return self._level(self.inverse(jnp.asarray(ratio, jnp.result_type(float))))

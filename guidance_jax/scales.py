@@ -45,11 +45,11 @@ def linear(schedule: Schedule, scale: PerSample) -> Level:
     """Grows from no guidance to twice that of a constant: `w = 1 + (scale - 1) 2 progress`.
 
     Args:
-      schedule: of the network.
-      scale: the constant that it replaces, `()` or `[B]`.
+      schedule: The schedule of the network.
+      scale: The constant that it replaces, `()` or `[B]`.
 
     Raises:
-      ValueError: if scale is not finite.
+      ValueError: If scale is not finite.
 
     Example:
       >>> schedule = schedules.flow()
@@ -66,12 +66,12 @@ def clamp_linear(schedule: Schedule, scale: PerSample, min: PerSample) -> Level:
     """`linear`, but never below a least scale: `w = max(min, 1 + (scale - 1) 2 progress)`. The one that the paper recommends.
 
     Args:
-      schedule: of the network.
-      scale: the constant that `linear` replaces, `()` or `[B]`.
-      min: the minimum scale, `()` or `[B]`.
+      schedule: The schedule of the network.
+      scale: The constant that `linear` replaces, `()` or `[B]`.
+      min: The minimum scale, `()` or `[B]`.
 
     Raises:
-      ValueError: if a scale is not finite.
+      ValueError: If a scale is not finite.
 
     Example:
       >>> schedule = schedules.flow()
@@ -89,11 +89,11 @@ def cosine(schedule: Schedule, scale: PerSample) -> Level:
     """Grows along half a period: `w = 1 + (scale - 1) (1 - cos(pi progress))`.
 
     Args:
-      schedule: of the network.
-      scale: the constant that it replaces, `()` or `[B]`.
+      schedule: The schedule of the network.
+      scale: The constant that it replaces, `()` or `[B]`.
 
     Raises:
-      ValueError: if scale is not finite.
+      ValueError: If scale is not finite.
 
     Example:
       >>> schedule = schedules.flow()
@@ -112,13 +112,13 @@ def power_cosine(schedule: Schedule, scale: PerSample, power: NonNegative, *, no
     As published it is not normalised: it ends at `scale`, and on average guides less.
 
     Args:
-      schedule: of the network.
-      scale: at the least noise, `()` or `[B]`.
+      schedule: The schedule of the network.
+      scale: The scale at the minimum noise, `()` or `[B]`.
       power: `()`; 4 in the paper's source.
-      normalise: a factor of `scale - 1`, `()`.
+      normalise: A factor of `scale - 1`, `()`.
 
     Raises:
-      ValueError: if scale or normalise is not finite, or power is negative.
+      ValueError: If scale or normalise is not finite, or power is negative.
 
     Example:
       >>> schedule = schedules.flow()
@@ -142,13 +142,13 @@ def beta(schedule: Schedule, scale: PerSample, a: AtLeastOne = 2.0, b: AtLeastOn
     """Most guidance in the middle: `w = 1 + (scale - 1) Beta(progress; a, b)`, a density, whose mean is 1.
 
     Args:
-      schedule: of the network.
-      scale: the constant that it replaces, `()` or `[B]`.
-      a: of the Beta density, above 1, `()`.
-      b: likewise; a = b is symmetric.
+      schedule: The schedule of the network.
+      scale: The constant that it replaces, `()` or `[B]`.
+      a: The first parameter of the Beta density, above 1, `()`.
+      b: The second one; a = b is symmetric.
 
     Raises:
-      ValueError: if scale is not finite, or a or b is below 1.
+      ValueError: If scale is not finite, or a or b is below 1.
 
     Example:
       >>> schedule = schedules.flow()
@@ -179,12 +179,12 @@ def calibrated(curve: CurveLike, scale: PerSample, *, threshold: NonNegative = 0
     curve seldom has that: to go away from a condition, calibrate with `cond="uncond", uncond="cond"`, on unconditional samples.
 
     Args:
-      curve: of `calibrate`, `curve.for_prompts` for prompts; or a `Curve` that is known.
+      curve: What `calibrate` measured, `curve.for_prompts` for prompts; or a `Curve` that is known.
       scale: `()` or `[B]`.
-      threshold: w is 1 where it is this near to 1, `()`; `unless_one` then leaves out the unconditional branch.
+      threshold: The scale is 1 where it is this near to 1, `()`; `unless_one` then leaves out the unconditional branch.
 
     Raises:
-      ValueError: if scale is not finite, threshold is negative, the curve is known and no curve, or `rho + scale (1 - rho)` is
+      ValueError: If scale is not finite, threshold is negative, the curve is known and no curve, or `rho + scale (1 - rho)` is
         known and not positive; where it is traced, w is NaN.
 
     Example:

@@ -56,15 +56,15 @@ def noise_levels(key: Key, schedule: Schedule, n: Count) -> NoiseLevel:
     """Noise levels for a batch: t uniform over the schedule, spread evenly within the batch to lower the loss's variance.
 
     Args:
-      key: one PRNG key.
-      schedule: continuous, or discrete, whose whole training steps are drawn.
-      n: the batch.
+      key: One PRNG key.
+      schedule: Continuous, or discrete, whose whole training steps are drawn.
+      n: The number of levels, one per sample.
 
     Returns:
       A `NoiseLevel` of arrays `[n]`.
 
     Raises:
-      ValueError: if key is no single key, or n is below 1.
+      ValueError: If key is no single key, or n is below 1.
 
     Example:
       >>> print(training.noise_levels(jax.random.key(0), schedules.cosine(), 4).t.shape)
@@ -85,17 +85,17 @@ def log_normal_levels(
     """Noise levels for a batch: `log(sigma / alpha)` normal, spread evenly within the batch, and within the schedule's range.
 
     Args:
-      key: one PRNG key.
+      key: One PRNG key.
       schedule: continuous.
-      n: the batch.
-      mean: of the logarithm, `()`; EDM's is -1.2.
-      deviation: its standard deviation, `()`; EDM's is 1.2.
+      n: The number of levels, one per sample.
+      mean: The mean of the logarithm, `()`; EDM's is -1.2.
+      deviation: Its standard deviation, `()`; EDM's is 1.2.
 
     Returns:
       A `NoiseLevel` of arrays `[n]`.
 
     Raises:
-      ValueError: if the schedule is discrete: its network knows no levels between.
+      ValueError: If the schedule is discrete: its network knows no levels between.
 
     Example:
       >>> level = training.log_normal_levels(jax.random.key(0), schedules.edm(), 1000)
@@ -115,15 +115,15 @@ def diffuse(key: Key, x0: Samples, level: AtLevel) -> tuple[Array, Array]:
     """Noisy data and its noise, drawn in at least float32 and given in the dtype of x0: `x = alpha x0 + sigma eps`.
 
     Args:
-      key: one PRNG key.
+      key: One PRNG key.
       x0: `[B, ...]`, clean data.
-      level: scalar or `[B]`.
+      level: Scalar or `[B]`.
 
     Returns:
       x and eps.
 
     Raises:
-      ValueError: if key is no single key, or the level is neither `()` nor `[B]`.
+      ValueError: If key is no single key, or the level is neither `()` nor `[B]`.
 
     Example:
       >>> x, eps = training.diffuse(jax.random.key(0), jnp.zeros((1, 2)), schedules.edm()(0.0))
@@ -146,16 +146,16 @@ def denoising_loss(
     Args:
       network: `(x, t, cond) -> output`.
       predicts: "eps", "x0", "v", "score" or "velocity".
-      key: one PRNG key.
+      key: One PRNG key.
       x0: `[B, ...]`, clean data.
       level: `[B]`, as `noise_levels` draws.
-      cond: what the network is told, after label dropout.
+      cond: What the network receives, after label dropout.
 
     Returns:
       `[B]`.
 
     Raises:
-      ValueError: if `predicts` is none of these, or the output has another shape than x.
+      ValueError: If `predicts` is none of these, or the output has another shape than x.
 
     Example:
       >>> level = training.noise_levels(jax.random.key(0), schedules.cosine(), 2)
@@ -182,14 +182,14 @@ def min_snr(level: AtLevel, predicts: Predicts, gamma: Cutoff = 5.0) -> Float[Ar
 
     Args:
       level: `[B]`.
-      predicts: what the network predicts, as `denoising_loss` is told.
+      predicts: What the network predicts, as `denoising_loss` is told.
       gamma: `()`; 5 in the paper.
 
     Returns:
       `[B]`, to be multiplied with the loss.
 
     Raises:
-      ValueError: if `predicts` is none of the five.
+      ValueError: If `predicts` is none of the five.
 
     Example:
       >>> level = schedules.cosine()(jnp.array([0.1, 0.5, 0.9]))
@@ -219,17 +219,17 @@ def edm_loss(network: Network, sigma_data: Positive, key: Key, x0: Samples, leve
 
     Args:
       network: `(x, t, cond) -> output`.
-      sigma_data: the standard deviation of the data, `()`.
-      key: one PRNG key.
+      sigma_data: The standard deviation of the data, `()`.
+      key: One PRNG key.
       x0: `[B, ...]`, clean data.
       level: `[B]`.
-      cond: what the network is told, after label dropout.
+      cond: What the network receives, after label dropout.
 
     Returns:
       `[B]`.
 
     Raises:
-      ValueError: if the output has another shape than x.
+      ValueError: If the output has another shape than x.
 
     Example:
       >>> level = schedules.edm()(jnp.zeros(2))
@@ -258,7 +258,7 @@ def classifier_loss(
 
     Args:
       classify: `(x, t) -> logits [B, C]`.
-      key: one PRNG key.
+      key: One PRNG key.
       x0: `[B, ...]`, clean data.
       level: `[B]`, over all levels.
       labels: `[B]`.
@@ -267,8 +267,8 @@ def classifier_loss(
       `[B]`.
 
     Raises:
-      ValueError: if a label has no logit.
-      TypeError: if the labels are not integers.
+      ValueError: If a label has no logit.
+      TypeError: If the labels are not integers.
 
     Example:
       >>> level = schedules.cosine()(jnp.array([0.5]))
@@ -292,14 +292,14 @@ def drop(key: Key, cond: Cond, null: Cond, rate: Fraction) -> Cond:
     """Each sample's condition, or with probability `rate` the null condition: one network learns both.
 
     Args:
-      key: one PRNG key.
-      cond: any pytree of `[B, ...]` leaves.
-      null: the same pytree, its leaves of a shape that broadcasts against one sample's.
-      rate: the probability, usually 0.1 to 0.2.
+      key: One PRNG key.
+      cond: Any pytree of `[B, ...]` leaves.
+      null: The same pytree, its leaves of a shape that broadcasts against one sample's.
+      rate: The probability, usually 0.1 to 0.2.
 
     Raises:
-      ValueError: if null has another structure, or a leaf that does not broadcast, or rate is outside [0, 1].
-      TypeError: if a leaf of null is no number.
+      ValueError: If null has another structure, or a leaf that does not broadcast, or rate is outside [0, 1].
+      TypeError: If a leaf of null is no number.
 
     Example:
       >>> print(training.drop(jax.random.key(0), jnp.array([3, 1]), 10, rate=1.0))
@@ -324,16 +324,16 @@ def ema(average: Any, params: Any, step: NonNegative, decay: Fraction = 0.999) -
     It is kept in at least float32, for in bfloat16 1 - .999 is 0 and it would stand still.
 
     Args:
-      average: the average so far; at step 0 any parameters, in float32 for a `scan` over the steps.
-      params: the parameters after this step.
-      step: counts from 0, `()`.
-      decay: the final decay.
+      average: The average so far; at step 0 any parameters, in float32 for a `scan` over the steps.
+      params: The parameters after this step.
+      step: Counts from 0, `()`.
+      decay: The final decay.
 
     Returns:
       The average after this step, shaped as the parameters; cast it to their dtype for a network that asks for that.
 
     Raises:
-      ValueError: if average and params differ in structure, decay is outside [0, 1], or step is no whole number.
+      ValueError: If average and params differ in structure, decay is outside [0, 1], or step is no whole number.
 
     Example:
       >>> print(training.ema(jnp.array(0.0), jnp.array(1.0), step=0))

@@ -42,7 +42,7 @@ def universal(log_prob: CleanLogProb, scale: Scale, *, inner_steps: CountFromZer
     Args:
       log_prob: `x0 [B, ...] -> [B]`: a classifier of clean data, a negative loss, a reward.
       scale: 0 is no guidance.
-      inner_steps: m, the number of ascents in x0.
+      inner_steps: The number m of ascents in x0.
       rate: The rate of an ascent.
 
     Raises:
@@ -78,7 +78,7 @@ def dps(measure: Measure, measurement: Measurement, rate: Scale) -> Guidance:
     Args:
       measure: `x0 [B, ...] -> ` any pytree of `[B, ...]` leaves.
       measurement: The same pytree.
-      rate: zeta; 0 is no guidance.
+      rate: The step zeta; 0 is no guidance.
 
     Raises:
       TypeError: If measure is not a function of x0.
@@ -116,7 +116,7 @@ def freedom(log_prob: CleanLogProb, rate: Scale) -> Guidance:
 
     Args:
       log_prob: `x0 [B, ...] -> [B]`: a negative energy.
-      rate: rho; 0 is no guidance.
+      rate: The step rho; 0 is no guidance.
 
     Raises:
       TypeError: If log_prob is not a function of x0; when called, if it does not return floating numbers.
@@ -181,9 +181,9 @@ def pigdm(
     Args:
       measure: A, `x0 [B, ...] -> ` any pytree.
       pseudoinverse: A^+, from that pytree back to `[B, ...]`.
-      measurement: y, the same pytree.
+      measurement: The measurement y, the same pytree.
       scale: 0 is no guidance.
-      variance: r^2, of x0 given x; None is `sigma^2 / (alpha^2 + sigma^2)`, which is exact for data N(0, I).
+      variance: The variance r^2 of x0 given x; None is `sigma^2 / (alpha^2 + sigma^2)`, which is exact for data N(0, I).
 
     Raises:
       TypeError: If measure or pseudoinverse is not a function.
@@ -218,7 +218,7 @@ def lgd(log_prob: CleanLogProb, scale: Scale, *, draws: Count = 8, spread: Scale
       log_prob: `x0 [B, ...] -> [B]`.
       scale: 0 is no guidance.
       draws: n.
-      spread: r; None is `sigma / sqrt(alpha^2 + sigma^2)`.
+      spread: The deviation r of the draws; None is `sigma / sqrt(alpha^2 + sigma^2)`.
 
     Raises:
       TypeError: If log_prob is not a function of x0; when called, if it does not return floating numbers.

@@ -43,7 +43,7 @@ def reuse(guidance: Guidance, every: Period) -> Guidance:
 
     Args:
       guidance: What to evaluate less often.
-      every: k; 1 changes nothing.
+      every: The period k; 1 changes nothing.
 
     Raises:
       TypeError: If guidance is not a `Guidance`, or every is no number.
@@ -179,7 +179,7 @@ def linear_reuse(
     Args:
       scale: 1 is the conditional model.
       coefficients: `[1 + 2 K]`: `a_0, a_1 .. a_K, b_1 .. b_K`, or such a row per step, `[steps, 1 + 2 K]`, as of `fit_linear`.
-      every: k; 1 is CFG.
+      every: The period k; 1 is CFG.
       cond: The branch to move towards.
       uncond: The branch to move away from.
 

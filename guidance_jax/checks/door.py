@@ -30,27 +30,39 @@ class Kind:
 
     Args:
       expected: Completes the sentence "scale must be ...".
-      check: `(kind, value, where) -> None`: raises for a wrong value, which it may do by `refuse`.
+      is_type: Whether a value has the right type; otherwise TypeError.
+      holds: Whether a value of that type is in range; otherwise ValueError.
       hint: What to write instead; it ends the sentence.
+      also: `(value, where) -> None`: a further check, which raises by itself.
       fixed: Whether the value is part of a part's structure, and no pytree leaf: counts, and numbers that are computed with in
         float64 when the call is made.
       zero: Whether a plain 0 is part of the structure, since it leaves work out: nothing is drawn.
       guard: `(value, where) -> ` the function in place of a user's, which checks what that returns.
+      each: Whether it may be one number per sample, `[B]`.
     """
 
     expected: str
-    check: Callable[["Kind", Any, str], None]
+    is_type: Callable[[Any], bool]
+    holds: Callable[[Any], Any] | None = None
     hint: str = ""
+    also: Callable[[Any, str], Any] | None = None
     fixed: bool = False
     zero: bool = False
     guard: Callable[[Any, str], Any] | None = None
     each: bool = False
-    """Whether it may be one number per sample, `[B]`."""
 
-    def refuse(self, value: Any, where: str, error: type[Exception] = TypeError, got: str = "") -> NoReturn:
+    def check(self, value: Any, where: str) -> None:
+        """Raises for a wrong value."""
+        if not self.is_type(value):
+            self.refuse(value, where, TypeError, f"{told(value)}{call_it(value)}")
+        if self.holds is not None and not self.holds(value):
+            self.refuse(value, where, ValueError, _short(value))
+        if self.also is not None:
+            self.also(value, where)
+
+    def refuse(self, value: Any, where: str, error: type[Exception] = ValueError, got: Any = "") -> NoReturn:
         """Raises: got X, expected Y, use Z."""
-        mend = f"; {self.hint}" if self.hint else "."
-        raise error(f"{where} must be {self.expected}, got {got or told(value)}{call_it(value)}{mend}")
+        raise error(f"{where} must be {self.expected}, got {got or told(value)}{f'; {self.hint}' if self.hint else '.'}")
 
 
 CLASSES: dict[Any, Kind] = {}
@@ -133,7 +145,7 @@ class Entrance:
         fixed: list[str] = []
 
         def enter(kind: Kind, value: Any, where: str) -> Any:
-            kind.check(kind, value, where)
+            kind.check(value, where)
             if kind.fixed and not concrete(value):
                 got = "got a traced value"
                 raise ValueError(

@@ -18,23 +18,27 @@ from guidance_jax.checks.running import check_labels
 def features_kind(*others: type) -> Kind:
     """The kind of a set of features, or of what was made of one already."""
 
-    def check(kind: Kind, value: Any, where: str) -> None:
-        if isinstance(value, others):
-            return
-        check_form(value, where, "N D", hint="reshape it to x.reshape(len(x), -1), cast it with .astype(float).")
-        check_rows(value, lambda held: ~np.isfinite(held).all(1), f"{where} has NaN or infinite values", kind.hint)
+    hint = "; find out why before leaving them out, for a sampler that diverges is no better for it"
 
-    return Kind("features", check, "; find out why before leaving them out, for a sampler that diverges is no better for it")
+    def also(value: Any, where: str) -> None:
+        if not isinstance(value, others):
+            check_form(value, where, "N D", hint="reshape it to x.reshape(len(x), -1), cast it with .astype(float).")
+            check_rows(value, lambda held: ~np.isfinite(held).all(1), f"{where} has NaN or infinite values", hint)
+
+    return Kind("features", lambda value: True, also=also)
 
 
-def _logits(kind: Kind, value: Any, where: str) -> None:
+def check_logits(value: Any, where: str) -> None:
+    """Raises unless logits are `[N, C]` and no known one is NaN."""
     check_form(value, where, "N C")
     check_rows(value, lambda held: np.isnan(held).any(1), f"{where} has NaN")
 
 
 Features = TypeAliasType("Features", Annotated[Float[Array | np.ndarray, "_ d"], features_kind()])
 """A set of features, `[N, D]`, on a device or in the host's memory."""
-Logits = TypeAliasType("Logits", Annotated[Float[Array | np.ndarray, "n c"], Kind("logits", _logits)])
+Logits = TypeAliasType(
+    "Logits", Annotated[Float[Array | np.ndarray, "n c"], Kind("logits", lambda value: True, also=check_logits)]
+)
 """What a classifier says of each sample, `[N, C]`."""
 
 

@@ -5,8 +5,7 @@ A function documents what a parameter does. What a `Scale` or a `Count` is, is d
 
 import dataclasses
 import functools
-import inspect
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Annotated, Any
 
 import jax
@@ -21,6 +20,7 @@ from guidance_jax.base import Branches, Denoiser, Guidance, NoiseLevel, Predicti
 from guidance_jax.checks.door import CLASSES, Kind
 from guidance_jax.checks.numbers import (
     LARGEST,
+    Real,
     check_finite,
     check_range,
     check_scalar,
@@ -29,6 +29,7 @@ from guidance_jax.checks.numbers import (
     known,
     number,
     real,
+    whole,
 )
 from guidance_jax.checks.words import article, call_it, check_takes, noting, told
 from guidance_jax.curves import Calibration, Curve
@@ -36,13 +37,8 @@ from guidance_jax.parts import Function
 
 
 def class_kind(kind_of: type, hint: str) -> Kind:
-    """The kind of an instance of one of our classes."""
-
-    def check(kind: Kind, value: Any, where: str) -> None:
-        if not isinstance(value, kind_of):
-            kind.refuse(value, where)
-
-    return Kind(article(kind_of.__name__), check, hint)
+    """The kind of an instance of a class."""
+    return Kind(article(kind_of.__name__), lambda value: isinstance(value, kind_of), hint=hint)
 
 
 CLASSES |= {
@@ -60,96 +56,109 @@ CLASSES |= {
 
 
 def is_function(value: object) -> bool:
-    """Whether a value can be called as a function: no class, and nothing of ours that is called otherwise."""
-    return callable(value) and not isinstance(value, type | tuple | Guidance | Sampler | Schedule)
-
-
-def scale_kind(
-    words: str = "", low: float | int = -LARGEST, high: float | int = LARGEST, *, above: float | int | None = None
-) -> Kind:
-    """The kind of a number for all samples, one per sample, or a function of the level, in a range."""
-    of = number(words, low, high, above=above, scalar=False)
-
-    def check(kind: Kind, value: Any, where: str) -> None:
-        if type(value) is float or not is_function(value):
-            if not real(value):
-                kind.refuse(value, where)
-            of.check(of, value, where)
-        elif not isinstance(value, Function | Guarded):
-            if call_it(value):
-                kind.refuse(value, where)
-            check_takes(value, where, "level")
-
-    def guard(value: Any, where: str) -> Any:
-        if not callable(value) or isinstance(value, Guarded):
-            return value
-
-        def guarded(level: NoiseLevel) -> Any:
-            with noting(where, level=level):
-                given = value(level)
-            if not real(given):
-                kind.refuse(given, f"{where}, a function,")
-            check_range(given, where, low, high, above)
-            return given
-
-        return Guarded(guarded, where)
-
-    kind = Kind(f"{of.expected}, an array [B] of them, or a function of the level", check, guard=guard, each=True)
-    return kind
+    """Whether a value can be called as a function: no class, nothing of ours that is called otherwise, or should be first."""
+    return callable(value) and not isinstance(value, type | tuple | Guidance | Sampler | Schedule) and not call_it(value)
 
 
 @dataclasses.dataclass(frozen=True)
 class Guarded:
-    """A user's scale, its values checked."""
+    """A user's scale, its values checked. `where` is the function and the parameter that it is, for errors."""
 
     function: Callable[[NoiseLevel], Any]
     where: str
-    """The function and the parameter that it is, for errors."""
 
     def __call__(self, level: NoiseLevel) -> Any:
         return self.function(level)
 
 
+def scale_kind(words: str = "", low: Real = -LARGEST, high: Real = LARGEST, *, above: Real | None = None) -> Kind:
+    """The kind of a number for all samples, one per sample, or a function of the level, in a range."""
+    of = number(words, low, high, above=above, scalar=False)
+    assert of.also is not None
+    expected, in_range = f"{of.expected}, an array [B] of them, or a function of the level", of.also
+
+    def also(value: Any, where: str) -> None:
+        if not callable(value):
+            in_range(value, where)
+        elif not isinstance(value, Function | Guarded):
+            check_takes(value, where, "level")
+
+    def guard(value: Any, where: str) -> Any:
+        def guarded(level: NoiseLevel) -> Any:
+            with noting(where, level=level):
+                given = value(level)
+            if not real(given):
+                raise TypeError(f"{where}, a function, must be {expected}, got {told(given)}.")
+            check_range(given, where, low, high, above)
+            return given
+
+        return Guarded(guarded, where) if callable(value) and not isinstance(value, Guarded) else value
+
+    return Kind(expected, lambda value: real(value) or is_function(value), also=also, guard=guard, each=True)
+
+
 def function_kind(*takes: str, hint: str) -> Kind:
     """The kind of a user's function of these arguments."""
-
-    def check(kind: Kind, value: Any, where: str) -> None:
-        if not is_function(value) or (inspect.isfunction(value) and "<locals>" not in value.__qualname__ and call_it(value)):
-            kind.refuse(value, where)
-        if takes:
-            check_takes(value, where, *takes)
-
-    return Kind("a function", check, hint)
+    also = lambda value, where: check_takes(value, where, *takes) if takes else None
+    return Kind("a function", is_function, hint=hint, also=also)
 
 
 def choice(*names: str) -> Kind:
     """The kind of a string among a few."""
-
-    def check(kind: Kind, value: Any, where: str) -> None:
-        if not isinstance(value, Hashable) or value not in names:
-            kind.refuse(
-                value, where, ValueError if isinstance(value, str) else TypeError, repr(value) if isinstance(value, str) else ""
-            )
-
-    return Kind(" or ".join(map(repr, names)), check)
+    return Kind(" or ".join(map(repr, names)), lambda value: isinstance(value, str), lambda value: value in names)
 
 
-def array_kind(words: str, kind_of: Any, *, finite: bool = False, hint: str = "") -> Kind:
+def array_kind(words: str, of: Any, *, finite: bool = False, hint: str = "") -> Kind:
     """The kind of an array of numbers: `array_kind("floating numbers, [B]", jnp.floating)`."""
-
-    def check(kind: Kind, value: Any, where: str) -> None:
-        dtype = getattr(value, "dtype", None)
-        if not hasattr(value, "shape") or dtype is None or not jnp.issubdtype(dtype, kind_of):
-            kind.refuse(value, where)
-        if finite:
-            check_finite(value, where)
-
-    return Kind(f"an array of {words}", check, hint)
+    is_array = lambda value: hasattr(value, "shape") and jnp.issubdtype(getattr(value, "dtype", bool), of)
+    return Kind(f"an array of {words}", is_array, hint=hint, also=check_finite if finite else None)
 
 
-def _curve(kind: Kind, value: Any, where: str) -> None:
-    if not isinstance(value, Calibration | Curve):
-        kind.refuse(value, where)
+def integer(low: int) -> Kind:
+    """The kind of one integer that is data."""
+    is_integer = lambda value: real(value) and jnp.issubdtype(jnp.result_type(value), jnp.integer)
+    at_least = lambda value: not concrete(value) or (np.asarray(value) >= low).all()
+    return Kind(f"an integer, at least {low}", is_integer, at_least, also=check_scalar)
+
+
+def sizes(expected: str, low: int = 1, length: int | None = None) -> Kind:
+    """The kind of a sequence of whole numbers: shapes, widths, levels."""
+    several = lambda value: isinstance(value, list | tuple | np.ndarray) and all(map(whole, value))
+    fits = lambda value: length in (None, len(value)) and min(value, default=low) >= low
+    return Kind(expected, several, fits, fixed=True)
+
+
+def names(none: bool) -> Kind:
+    """The kind of several names of branches, None among them for the base or not."""
+    several = lambda value: isinstance(value, Collection) and not isinstance(value, str)
+    each = lambda value, where: [BRANCH.check(one, where) for one in value if one is not None or not none]
+    return Kind("the names of branches, in a tuple", several, hint="of one branch, ('cond',).", also=each)
+
+
+def is_key(value: Any) -> bool:
+    """Whether a value holds PRNG keys made by `jax.random.key`."""
+    return hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+
+
+def is_any_key(value: Any) -> bool:
+    """Whether a value holds PRNG keys, the raw ones of `jax.random.PRNGKey` too."""
+    return is_key(value) or (getattr(value, "dtype", None) == jnp.uint32 and value.ndim > 0)
+
+
+def is_labels(value: Any) -> bool:
+    """Whether a value holds integers."""
+    return jnp.issubdtype((value if hasattr(value, "dtype") else np.asarray(value)).dtype, jnp.integer)
+
+
+def check_rates(value: Any, where: str) -> None:
+    """Raises unless rates are one-dimensional and each in (0, 1)."""
+    rates = np.asarray(value, np.float64) if concrete(value) else np.full(1, 0.5)
+    if rates.ndim != 1 or not rates.size or not ((rates > 0) & (rates < 1)).all():
+        RATES.refuse(value, where, got=f"shape {rates.shape}: {rates}")
+
+
+def check_form_of_curve(value: Calibration | Curve, where: str) -> None:
+    """Raises unless ratio and rho of a curve fit each other, and are in range where they are known."""
     shapes = jnp.shape(value.ratio), jnp.shape(value.rho)
     if len(set(shapes)) > 1 or len(shapes[0]) != 1 or not shapes[0][0]:
         raise ValueError(f"{where} must have ratio and rho of one shape [S], S at least 1, got {shapes[0]} and {shapes[1]}.")
@@ -204,88 +213,33 @@ def check_recorded(cond: Array, uncond: Array, past: int) -> None:
         raise ValueError(f"fit_linear: past={past} must be below the number of steps, but there are {len(cond)} steps.")
 
 
-def _coefficients(kind: Kind, value: Any, where: str) -> None:
-    if not real(value):
-        kind.refuse(value, where)
+def check_coefficients(value: Any, where: str) -> None:
+    """Raises unless coefficients are finite and of the shape of `linear_reuse`."""
     check_range(value, where)
     shape = jnp.shape(value)
     if len(shape) not in (1, 2) or shape[-1] < 3 or shape[-1] % 2 == 0:
-        kind.refuse(value, where, ValueError, f"shape {shape}")
+        COEFFICIENTS.refuse(value, where, got=f"shape {shape}")
 
 
-def _name(kind: Kind, value: Any, where: str) -> None:
-    if not isinstance(value, str):
-        kind.refuse(value, where)
-
-
-def _names(base: bool) -> Kind:
-    def check(kind: Kind, value: Any, where: str) -> None:
-        if isinstance(value, str) or not isinstance(value, Collection):
-            kind.refuse(value, where)
-        for each in value:
-            if each is not None or not base:
-                _BRANCH.check(_BRANCH, each, where)
-
-    return Kind("the names of branches, in a tuple", check, "of one branch, ('cond',).")
-
-
-def _integer(kind: Kind, value: Any, where: str) -> None:
-    if real(value):
-        check_scalar(value, where)
-    whole = real(value) and jnp.issubdtype(jnp.result_type(value), jnp.integer)
-    if not whole or (concrete(value) and np.asarray(value) < 0):
-        kind.refuse(value, where, TypeError if not whole else ValueError, str(value) if real(value) else "")
-
-
-def _period(kind: Kind, value: Any, where: str) -> None:
-    whole = real(value) and jnp.shape(value) == () and jnp.issubdtype(jnp.result_type(value), jnp.integer)
-    if not whole or (concrete(value) and np.asarray(value) < 1):
-        kind.refuse(value, where, TypeError if not real(value) else ValueError, str(value) if real(value) else "")
-
-
-def _labels(kind: Kind, value: Any, where: str) -> None:
-    value = value if hasattr(value, "dtype") else np.asarray(value)
-    if not jnp.issubdtype(value.dtype, jnp.integer):
-        kind.refuse(value, where)
-
-
-def _path(kind: Kind, value: Any, where: str) -> None:
-    if not isinstance(value, NoiseLevel):
-        kind.refuse(value, where)
-    if jnp.ndim(value.sigma) != 1:
-        kind.refuse(value, where, ValueError, f"one of shape {jnp.shape(value.sigma)}")
-
-
-def _rates(kind: Kind, value: Any, where: str) -> None:
-    if not real(list(value) if isinstance(value, tuple) else value):
-        kind.refuse(value, where)
-    if not concrete(value):
-        return
-    rates = np.asarray(value, np.float64)
-    if rates.ndim != 1 or not rates.size or not ((rates > 0) & (rates < 1)).all():
-        kind.refuse(value, where, ValueError, f"shape {rates.shape}: {rates}")
-
-
-def _level(kind: Kind, value: Any, where: str) -> None:
-    if not isinstance(value, NoiseLevel):
-        kind.refuse(value, where)
-    check_finite((value.alpha, value.sigma), f"{where}'s (alpha, sigma)")
-
-
-def _keys(kind: Kind, value: Any, where: str) -> None:
-    if not hasattr(value, "dtype") or not jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
-        kind.refuse(value, where)
+def check_keys(value: Array, where: str) -> None:
+    """Raises unless keys are one per sample, of a generator that draws by each."""
     if value.ndim != 1 or not len(value):
-        raise ValueError(f"{where} has shape {value.shape}, but must be [B], one per sample and at least one; {kind.hint}")
+        raise ValueError(f"{where} has shape {value.shape}, but must be [B], one per sample and at least one; {KEYS.hint}")
     check_generator(value)
 
 
-def _key(kind: Kind, value: Any, where: str) -> None:
-    typed = hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
-    if not typed and not (hasattr(value, "ndim") and value.dtype == jnp.uint32 and value.ndim):
-        kind.refuse(value, where)
-    if value.ndim != (0 if typed else 1):
+def check_key(value: Array, where: str) -> None:
+    """Raises where there are several keys."""
+    if value.ndim != (0 if is_key(value) else 1):
         raise ValueError(f"{where} must be one PRNG key, got keys of shape {value.shape}; jax.vmap goes over them.")
+
+
+def check_bound(value: Any, where: str) -> None:
+    """Raises where a Linen module has no parameters, or a network takes other arguments."""
+    of = getattr(value, "__self__", value)
+    if any(part.__module__.startswith("flax.linen") for part in type(of).__mro__) and getattr(of, "scope", None) is None:
+        raise TypeError(f"{where} must hold its parameters, got {told(value)}; gj.networks.from_linen binds a Linen module.")
+    check_takes(value, where, "x", "t", "cond")
 
 
 def check_generator(keys: Array) -> None:
@@ -310,38 +264,27 @@ def _draws_by_each(generator: Any) -> bool:
         return bool((jax.vmap(jax.random.bits)(keys)[1] == jax.random.bits(keys[1])).all())
 
 
-def _network(kind: Kind, value: Any, where: str) -> None:
-    if not is_function(value) or call_it(value):
-        kind.refuse(value, where)
-    of = getattr(value, "__self__", value)
-    linen = any(part.__module__.startswith("flax.linen") for part in type(of).__mro__)
-    if linen and getattr(of, "scope", None) is None:
-        raise TypeError(f"{where} must hold its parameters, got {told(value)}; gj.networks.from_linen binds a Linen module.")
-    check_takes(value, where, "x", "t", "cond")
-
-
 Level = Callable[[NoiseLevel], ArrayLike]
 """A number as a function of the noise level."""
+Numeric = ArrayLike | Level
 
-Scale = TypeAliasType("Scale", Annotated[ArrayLike | Level, scale_kind()])
+Scale = TypeAliasType("Scale", Annotated[Numeric, scale_kind()])
 """How strongly a guidance acts: one number, one per sample `[B]`, or a function of the noise level that returns either."""
-PositiveScale = TypeAliasType("PositiveScale", Annotated[ArrayLike | Level, scale_kind(above=0)])
+PositiveScale = TypeAliasType("PositiveScale", Annotated[Numeric, scale_kind(above=0)])
 """As `Scale`, and positive."""
-NonNegativeScale = TypeAliasType("NonNegativeScale", Annotated[ArrayLike | Level, scale_kind(low=0)])
+NonNegativeScale = TypeAliasType("NonNegativeScale", Annotated[Numeric, scale_kind(low=0)])
 """As `Scale`, and not negative."""
-FractionScale = TypeAliasType("FractionScale", Annotated[ArrayLike | Level, scale_kind(low=0, high=1)])
+FractionScale = TypeAliasType("FractionScale", Annotated[Numeric, scale_kind(low=0, high=1)])
 """As `Scale`, in [0, 1]."""
-BoundScale = TypeAliasType("BoundScale", Annotated[ArrayLike | Level, scale_kind(low=0, high=np.inf)])
+BoundScale = TypeAliasType("BoundScale", Annotated[Numeric, scale_kind(low=0, high=np.inf)])
 """As `Scale`, not negative, and infinite for no bound."""
-ElementScale = TypeAliasType("ElementScale", Annotated[ArrayLike | Level, dataclasses.replace(scale_kind(), guard=None)])
+ElementScale = TypeAliasType("ElementScale", Annotated[Numeric, dataclasses.replace(scale_kind(), guard=None, each=False)])
 """As `Scale`, or shaped as x or as one sample. Its values are checked where it is evaluated, by `check_elements`."""
-PerSample = TypeAliasType("PerSample", Annotated[ArrayLike, dataclasses.replace(number(scalar=False), each=True)])
+PerSample = TypeAliasType("PerSample", Annotated[ArrayLike, number(scalar=False, each=True)])
 """One number, or one per sample `[B]`."""
-NonNegativePerSample = TypeAliasType(
-    "NonNegativePerSample", Annotated[ArrayLike, dataclasses.replace(number(low=0, scalar=False), each=True)]
-)
+NonNegativePerSample = TypeAliasType("NonNegativePerSample", Annotated[ArrayLike, number(low=0, scalar=False, each=True)])
 """As `PerSample`, and not negative."""
-PositivePerSample = TypeAliasType("PositivePerSample", Annotated[ArrayLike, number(above=0, scalar=False)])
+PositivePerSample = TypeAliasType("PositivePerSample", Annotated[ArrayLike, number(above=0, scalar=False, each=True)])
 """As `PerSample`, and positive."""
 
 Number = TypeAliasType("Number", Annotated[ArrayLike, number()])
@@ -352,177 +295,133 @@ NonNegative = TypeAliasType("NonNegative", Annotated[ArrayLike, number(low=0, ze
 """One number that is not negative. A plain 0 leaves work out: nothing is drawn."""
 Fraction = TypeAliasType("Fraction", Annotated[ArrayLike, number(low=0, high=1, zero=True)])
 """One number in [0, 1]. A plain 0 leaves work out: nothing is drawn."""
-Ratio = TypeAliasType(
-    "Ratio",
-    Annotated[ArrayLike, number("one number, sigma / alpha", -np.inf, np.inf, hint="bounds are sigma / alpha, and not t.")],
-)
+RATIO = number("one number, sigma / alpha", -np.inf, np.inf, hint="bounds are sigma / alpha, and not t.")
+Ratio = TypeAliasType("Ratio", Annotated[ArrayLike, RATIO])
 """A bound on the noise, in `sigma / alpha`: one number, possibly infinite."""
-
 AtLeastZero = TypeAliasType("AtLeastZero", Annotated[ArrayLike, number(low=0)])
 """One number, at least 0, which is data even if it is 0."""
+AtLeastOne = TypeAliasType("AtLeastOne", Annotated[ArrayLike, number(low=1)])
+"""One number, at least 1."""
 Known = TypeAliasType("Known", Annotated[float, known(number(above=0))])
 """One positive number that is part of the structure: it is computed with in float64 when the call is made."""
 KnownFromZero = TypeAliasType("KnownFromZero", Annotated[float, known(number(low=0))])
 """As `Known`, or 0."""
-AtLeastOne = TypeAliasType("AtLeastOne", Annotated[ArrayLike, number(low=1)])
-"""One number, at least 1."""
+is_rates = lambda value: real(list(value) if isinstance(value, tuple) else value)
+RATES = Kind("one-dimensional with every rate a number in (0, 1)", is_rates, also=check_rates, fixed=True)
+Rates = TypeAliasType("Rates", Annotated[ArrayLike | Sequence[float], RATES])
+"""Noise rates in (0, 1), `[steps]`, which are part of the structure."""
+COEFFICIENTS = Kind(
+    "numbers, [1 + 2 K] or [steps, 1 + 2 K], K at least 1", real, hint="gj.fit_linear measures them.", also=check_coefficients
+)
+Coefficients = TypeAliasType("Coefficients", Annotated[ArrayLike, COEFFICIENTS])
+"""The coefficients of `linear_reuse`."""
+Mask = TypeAliasType("Mask", Annotated[ArrayLike, number("a mask", 0, 1, scalar=False)])
+"""A mask that broadcasts against x, its values in [0, 1]."""
 
 Count = TypeAliasType("Count", Annotated[int, count()])
 """A whole number, at least 1. It is part of the structure: another one compiles another program."""
 CountFromZero = TypeAliasType("CountFromZero", Annotated[int, count(0)])
 """A whole number, at least 0, likewise."""
-Integer = TypeAliasType("Integer", Annotated[ArrayLike, Kind("an integer, at least 0", _integer)])
+Integer = TypeAliasType("Integer", Annotated[ArrayLike, integer(0)])
 """One integer that is data: another one compiles nothing."""
-Period = TypeAliasType("Period", Annotated[ArrayLike, Kind("an integer of at least 1", _period)])
+Period = TypeAliasType("Period", Annotated[ArrayLike, integer(1)])
 """One integer, at least 1, that is data."""
-
-
-def sizes(expected: str, low: int = 1, length: int | None = None) -> Kind:
-    """The kind of a sequence of whole numbers: shapes, widths, levels."""
-
-    def check(kind: Kind, value: Any, where: str) -> None:
-        whole = lambda each: isinstance(each, int | np.integer) and not isinstance(each, bool)
-        if not isinstance(value, list | tuple | np.ndarray) or not all(map(whole, value)):
-            kind.refuse(value, where)
-        if len(value) != (len(value) if length is None else length) or min(value, default=low) < low:
-            kind.refuse(value, where, ValueError, str(value))
-
-    return Kind(expected, check, fixed=True)
-
-
 Sizes = TypeAliasType("Sizes", Annotated[Sequence[int], sizes("a tuple of integers, each at least 1")])
 """Several whole numbers, each at least 1."""
 Places = TypeAliasType("Places", Annotated[Sequence[int], sizes("a tuple of integers, each at least 0", 0)])
 """Several whole numbers, counted from 0."""
 ImageShape = TypeAliasType("ImageShape", Annotated[Sequence[int], sizes("(height, width, channels) of one image", length=3)])
 """`(H, W, C)`."""
-Compute = TypeAliasType("Compute", Annotated[str, choice("float32", "bfloat16")])
-"""What dense layers compute in."""
 
-Mask = TypeAliasType("Mask", Annotated[ArrayLike, number("a mask", 0, 1, scalar=False)])
-"""A mask that broadcasts against x, its values in [0, 1]."""
-
-_BRANCH = Kind("the name of a branch", _name, "conditions go to gj.branches(denoise, cond=labels, uncond=null).")
-Branch = TypeAliasType("Branch", Annotated[str, _BRANCH])
+BRANCH = Kind(
+    "the name of a branch",
+    lambda v: isinstance(v, str),
+    hint="conditions go to gj.branches(denoise, cond=labels, uncond=null).",
+)
+Branch = TypeAliasType("Branch", Annotated[str, BRANCH])
 """The name of a branch."""
-BranchNames = TypeAliasType("BranchNames", Annotated[Collection[str], _names(base=False)])
+BranchNames = TypeAliasType("BranchNames", Annotated[Collection[str], names(none=False)])
 """The names of branches, in a tuple or a set."""
-BranchesOrBase = TypeAliasType("BranchesOrBase", Annotated[Collection[str | None], _names(base=True)])
+BranchesOrBase = TypeAliasType("BranchesOrBase", Annotated[Collection[str | None], names(none=True)])
 """As `BranchNames`; None stands for the base."""
 Predicts = TypeAliasType("Predicts", Annotated[str, choice("eps", "x0", "v", "score", "velocity")])
 """A parameterisation: what a network predicts."""
 ReverseVariance = TypeAliasType("ReverseVariance", Annotated[str, choice("small", "large", "learned")])
 """The variance of a reverse step, as in `ddpm`."""
+Compute = TypeAliasType("Compute", Annotated[str, choice("float32", "bfloat16")])
+"""What dense layers compute in."""
 
-LogProb = TypeAliasType(
-    "LogProb",
-    Annotated[
-        Callable[[Array, NoiseLevel], Array],
-        function_kind("x", "level", hint="it is (x, level) -> [B], as gj.scores.class_log_prob(classify, labels) makes it."),
-    ],
-)
+_OF_LEVEL = function_kind("x", "level", hint="it is (x, level) -> [B], as gj.scores.class_log_prob(classify, labels) makes it.")
+LogProb = TypeAliasType("LogProb", Annotated[Callable[[Array, NoiseLevel], Array], _OF_LEVEL])
 """`(x [B, ...], level) -> [B]`: `log p(y | x_t)`, or any other log-probability or reward of noisy data."""
-CleanLogProb = TypeAliasType(
-    "CleanLogProb", Annotated[Callable[[Array], Array], function_kind("x0", hint="it is x0 [B, ...] -> [B].")]
-)
+_OF_X0 = function_kind("x0", hint="it is x0 [B, ...] -> [B].")
+CleanLogProb = TypeAliasType("CleanLogProb", Annotated[Callable[[Array], Array], _OF_X0])
 """`x0 [B, ...] -> [B]`: a classifier of clean data, a negative loss, a reward."""
-Classify = TypeAliasType(
-    "Classify", Annotated[Callable[[Array, Array], Array], function_kind("x", "t", hint="it is (x, t) -> logits [B, classes].")]
-)
+_LOGITS = function_kind("x", "t", hint="it is (x, t) -> logits [B, classes].")
+Classify = TypeAliasType("Classify", Annotated[Callable[[Array, Array], Array], _LOGITS])
 """`(x [B, ...], t [B]) -> logits [B, classes]`, trained on noisy data."""
-LogReward = TypeAliasType(
-    "LogReward", Annotated[Callable[[Array, NoiseLevel], Array], function_kind("x0", "level", hint="it is (x0, level) -> [B].")]
-)
+_REWARD = function_kind("x0", "level", hint="it is (x0, level) -> [B].")
+LogReward = TypeAliasType("LogReward", Annotated[Callable[[Array, NoiseLevel], Array], _REWARD])
 """`(x0 [B, ...], level) -> [B]`: of the x0-prediction along a run, of x itself at its end."""
-Measure = TypeAliasType(
-    "Measure", Annotated[Callable[[Array], Any], function_kind("x0", hint="it is x0 [B, ...] -> the measurement.")]
-)
+_MEASURE = function_kind("x0", hint="it is x0 [B, ...] -> the measurement.")
+Measure = TypeAliasType("Measure", Annotated[Callable[[Array], Any], _MEASURE])
 """`x0 [B, ...] -> ` a measurement: any pytree of `[B, ...]` leaves."""
-Pseudoinverse = TypeAliasType(
-    "Pseudoinverse",
-    Annotated[Callable[[Any], Array], function_kind("measurement", hint="it goes from the measurement back to [B, ...].")],
-)
+_BACK = function_kind("measurement", hint="it goes from the measurement back to [B, ...].")
+Pseudoinverse = TypeAliasType("Pseudoinverse", Annotated[Callable[[Any], Array], _BACK])
 """From a measurement back to `[B, ...]`."""
-Measurement = TypeAliasType(
-    "Measurement", Annotated[Any, Kind("finite numbers", lambda kind, value, where: check_finite(value, where))]
-)
+Measurement = TypeAliasType("Measurement", Annotated[Any, Kind("finite numbers", lambda v: True, also=check_finite)])
 """A measurement: any pytree of `[B, ...]` leaves, finite."""
-Denoise = TypeAliasType(
-    "Denoise",
-    Annotated[Denoiser, function_kind("x", "level", "cond", hint="gj.denoiser(network, predicts=...) makes one of a network.")],
-)
+_DENOISE = function_kind("x", "level", "cond", hint="gj.denoiser(network, predicts=...) makes one of a network.")
+Denoise = TypeAliasType("Denoise", Annotated[Denoiser, _DENOISE])
 """`(x [B, ...], level, cond) -> Prediction`."""
+_NETWORK = "it is (x, t, cond) -> output; of a class, an instance: UNet(config, rngs=nnx.Rngs(0))."
 Network = TypeAliasType(
-    "Network",
-    Annotated[
-        Callable[[Array, Array, Any], Array],
-        Kind("a function", _network, "it is (x, t, cond) -> output; of a class, an instance: UNet(config, rngs=nnx.Rngs(0))."),
-    ],
+    "Network", Annotated[Callable[[Array, Array, Any], Array], Kind("a function", is_function, hint=_NETWORK, also=check_bound)]
 )
 """`(x [B, ...], t [B], cond) -> output [B, ...]`, its parameters bound."""
-
-Spacing = TypeAliasType(
-    "Spacing",
-    Annotated[Callable[[Schedule, int], Array], function_kind("schedule", "steps", hint="gj.spacings.karras() is one.")],
-)
+_TREES = Kind("a function", is_function, hint="it is (tree of [B, ...], t [B], cond) -> tree.", also=check_bound)
+TreeNetwork = TypeAliasType("TreeNetwork", Annotated[Callable[[Any, Array, Any], Any], _TREES])
+"""`(tree of [B, ...], t [B], cond) -> tree of the same structure`, its parameters bound."""
+_SPACING = function_kind("schedule", "steps", hint="gj.spacings.karras() is one.")
+Spacing = TypeAliasType("Spacing", Annotated[Callable[[Schedule, int], Array], _SPACING])
 """`(schedule, steps) -> t [steps]`, decreasing."""
-Path = TypeAliasType(
-    "Path",
-    Annotated[NoiseLevel, Kind("a NoiseLevel of [steps + 1] levels", _path, "gj.levels(schedule, steps, spacing) makes one.")],
+
+is_level = lambda value: isinstance(value, NoiseLevel)
+_PATH = Kind(
+    "a NoiseLevel of [steps + 1] levels",
+    is_level,
+    lambda v: jnp.ndim(v.sigma) == 1,
+    "gj.levels(schedule, steps, spacing) makes one.",
 )
+Path = TypeAliasType("Path", Annotated[NoiseLevel, _PATH])
 """Noise levels, `[steps + 1]`."""
-Rates = TypeAliasType(
-    "Rates", Annotated[ArrayLike | Sequence[float], known(Kind("one-dimensional with every rate a number in (0, 1)", _rates))]
+finite_level = lambda value, where: check_finite((value.alpha, value.sigma), f"{where}'s (alpha, sigma)")
+AtLevel = TypeAliasType(
+    "AtLevel", Annotated[NoiseLevel, Kind("a noise level", is_level, hint="schedule(t) returns one.", also=finite_level)]
 )
-"""Noise rates in (0, 1), `[steps]`, which are part of the structure."""
-Coefficients = TypeAliasType(
-    "Coefficients",
-    Annotated[
-        ArrayLike,
-        Kind("numbers, [1 + 2 K] or [steps, 1 + 2 K], K at least 1", _coefficients, "gj.fit_linear measures them."),
-    ],
-)
-"""The coefficients of `linear_reuse`."""
-Classify = TypeAliasType(
-    "Classify", Annotated[Callable[[Array, Array], Array], function_kind("x", "t", hint="it is (x, t) -> logits [B, classes].")]
-)
-"""`(x [B, ...], t [B]) -> logits [B, C]`: a noise-aware classifier."""
-TreeNetwork = TypeAliasType(
-    "TreeNetwork",
-    Annotated[
-        Callable[[Any, Array, Any], Any],
-        Kind("a function", _network, "it is (tree of [B, ...], t [B], cond) -> tree of the same structure."),
-    ],
-)
-"""`(tree of [B, ...], t [B], cond) -> tree`, its parameters bound."""
-
-CurveLike = TypeAliasType(
-    "CurveLike",
-    Annotated[
-        Calibration | Curve, Kind("a Calibration or a Curve", _curve, "gj.calibrate(keys, branches, x0, levels) measures one.")
-    ],
-)
-"""Where guidance helps, measured or known."""
-
-Labels = TypeAliasType("Labels", Annotated[Array, Kind("integer labels", _labels, "cast them with .astype(int).")])
-"""Integer labels, `[B]`."""
-Keys = TypeAliasType(
-    "Keys",
-    Annotated[
-        Array,
-        Kind(
-            "an array of PRNG keys made by jax.random.key (not PRNGKey), one per sample",
-            _keys,
-            "jax.random.split(jax.random.key(0), B).",
-        ),
-    ],
-)
-"""PRNG keys, `[B]`, one per sample."""
-Key = TypeAliasType("Key", Annotated[Array, Kind("one PRNG key", _key, "jax.random.key(0) is one.")])
-"""One PRNG key."""
-AtLevel = TypeAliasType("AtLevel", Annotated[NoiseLevel, Kind("a noise level", _level, "schedule(t) returns one.")])
 """One noise level for all samples, or one per sample."""
-Samples = TypeAliasType(
-    "Samples", Annotated[Array, array_kind("floating numbers, [B, ...]", jnp.floating, hint="scale images to [-1, 1] first.")]
+is_curve = lambda value: isinstance(value, Calibration | Curve)
+_CURVE = Kind(
+    "a Calibration or a Curve",
+    is_curve,
+    hint="gj.calibrate(keys, branches, x0, levels) measures one.",
+    also=check_form_of_curve,
 )
+CurveLike = TypeAliasType("CurveLike", Annotated[Calibration | Curve, _CURVE])
+"""Where guidance helps, measured or known."""
+Labels = TypeAliasType("Labels", Annotated[Array, Kind("integer labels", is_labels, hint="cast them with .astype(int).")])
+"""Integer labels, `[B]`."""
+KEYS = Kind(
+    "an array of PRNG keys made by jax.random.key (not PRNGKey), one per sample",
+    is_key,
+    None,
+    "jax.random.split(jax.random.key(0), B).",
+    check_keys,
+)
+Keys = TypeAliasType("Keys", Annotated[Array, KEYS])
+"""PRNG keys, `[B]`, one per sample."""
+Key = TypeAliasType("Key", Annotated[Array, Kind("one PRNG key", is_any_key, hint="jax.random.key(0) is one.", also=check_key)])
+"""One PRNG key."""
+_SAMPLES = array_kind("floating numbers, [B, ...]", jnp.floating, hint="scale images to [-1, 1] first.")
+Samples = TypeAliasType("Samples", Annotated[Array, _SAMPLES])
 """Clean data, `[B, ...]`."""

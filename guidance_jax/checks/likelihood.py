@@ -22,12 +22,8 @@ ONE_BY_ONE = (
 )
 
 
-def _shape(kind: Kind, value: Any, where: str) -> None:
-    if not isinstance(value, Sequence) or isinstance(value, str):
-        kind.refuse(value, where)
-
-
-SHAPE = Kind("the shape of one sample", _shape, "(28, 28, 1) is one.")
+is_shape = lambda value: isinstance(value, Sequence) and not isinstance(value, str)
+SHAPE = Kind("the shape of one sample", is_shape, hint="(28, 28, 1) is one.")
 
 
 def check_diffrax() -> None:

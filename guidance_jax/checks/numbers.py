@@ -14,6 +14,7 @@ from guidance_jax.checks.traced import insist
 from guidance_jax.checks.words import told
 
 LARGEST = sys.float_info.max
+Real = float | int
 
 
 def real(value: object) -> bool:
@@ -24,7 +25,7 @@ def real(value: object) -> bool:
     return all(map(real, value)) if isinstance(value, list) else isinstance(value, bool | int | float)
 
 
-def bounds(low: float | int = -LARGEST, high: float | int = LARGEST, above: float | int | None = None) -> str:
+def bounds(low: Real = -LARGEST, high: Real = LARGEST, above: Real | None = None) -> str:
     """A range in words."""
     if above is not None:
         return (
@@ -38,23 +39,19 @@ def bounds(low: float | int = -LARGEST, high: float | int = LARGEST, above: floa
 def check_range(
     value: Any,
     where: str,
-    low: float | int = -LARGEST,
-    high: float | int = LARGEST,
-    above: float | int | None = None,
-    kind: Kind | None = None,
-    dtype: Any = None,
+    low: Real = -LARGEST,
+    high: Real = LARGEST,
+    above: Real | None = None,
+    expected: str = "",
+    hint: str = "",
 ) -> None:
     """Raises where a number is known and outside `low <= value <= high`, or not above a bound; a traced one is insisted on.
 
     It is checked as the run holds it: in float32 1e39 is infinite, and 1e-40 is 0.
-
-    Raises:
-      ValueError: naming the range and the value.
     """
     if not real(value):
         raise TypeError(f"{where} must be a real number or an array of them, got {told(value)}.")
-    held = jnp.finfo(jnp.result_type(float) if dtype is None else dtype)
-    expected = kind.expected if kind else bounds(low, high, above)
+    held, expected = jnp.finfo(jnp.result_type(float)), expected or bounds(low, high, above)
 
     def inside(given: Any) -> Any:
         right = abs(given) < np.inf if LARGEST in (high, -low) else given == given
@@ -69,14 +66,11 @@ def check_range(
         insist(lambda: inside(given.astype(held.dtype)), f"{where} must be {expected}, got {{given}}.", given=given)
         return
     with np.errstate(over="ignore", under="ignore"):
-        given = np.asarray(value).astype(held.dtype)
-    exact = np.asarray(value).astype(np.float64)
-    lost = np.isinf(given) & np.isfinite(exact)
-    if lost.any() or not inside(given):
-        lost = lost | ((abs(given) < held.tiny) & (exact != 0))
+        given, exact = np.asarray(value).astype(held.dtype), np.asarray(value).astype(np.float64)
+    lost = (np.isinf(given) & np.isfinite(exact)) | ((abs(given) < held.tiny) & (exact != 0))
+    if not inside(given) or (np.isinf(given) & np.isfinite(exact)).any():
         held_as = f", in {held.dtype} as {np.where(abs(given) < held.tiny, 0, given)}" if lost.any() else ""
-        mend = f"; {kind.hint}" if kind and kind.hint else "."
-        raise ValueError(f"{where} must be {expected}, got {value}{held_as}{mend}")
+        raise ValueError(f"{where} must be {expected}, got {value}{held_as}{f'; {hint}' if hint else '.'}")
 
 
 def check_time(t: Any, t_min: Any, t_max: Any) -> None:
@@ -173,30 +167,21 @@ def check_addable(one: Any, other: Any) -> None:
 
 
 def number(
-    words: str = "",
-    low: float | int = -LARGEST,
-    high: float | int = LARGEST,
-    *,
-    above: float | int | None = None,
-    hint: str = "",
-    zero: bool = False,
-    scalar: bool = True,
+    words: str = "", low: Real = -LARGEST, high: Real = LARGEST, *, above: Real | None = None, scalar: bool = True, **more: Any
 ) -> Kind:
     """The kind of a number in a range: `number("a fraction", 0, 1)`."""
     range = bounds(low, high, above)
     expected = f"{words}, {range}" if words else f"a {range} number" if range in ("finite", "positive") else f"a number {range}"
 
-    def check(kind: Kind, value: Any, where: str) -> None:
+    def also(value: Any, where: str) -> None:
         plain = type(value) in (float, int) and low <= value <= high and (above is None or value > above)
         if plain and (value == 0 or 1e-37 < abs(value) < 3e38):
             return
-        if not real(value):
-            kind.refuse(value, where)
         if scalar:
             check_scalar(value, where)
-        check_range(value, where, low, high, above, kind)
+        check_range(value, where, low, high, above, expected, more.get("hint", ""))
 
-    return Kind(expected, check, hint, zero=zero)
+    return Kind(expected, real, also=also, **more)
 
 
 def known(kind: Kind) -> Kind:
@@ -204,13 +189,11 @@ def known(kind: Kind) -> Kind:
     return dataclasses.replace(kind, fixed=True)
 
 
+def whole(value: Any) -> bool:
+    """Whether a value is a whole number, and no bool."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
 def count(low: int = 1, expected: str = "", hint: str = "", high: int = sys.maxsize) -> Kind:
     """The kind of a whole number that is part of the structure."""
-
-    def check(kind: Kind, value: Any, where: str) -> None:
-        if not isinstance(value, int | np.integer) or isinstance(value, bool):
-            kind.refuse(value, where)
-        if not low <= value <= high:
-            kind.refuse(value, where, ValueError, str(value))
-
-    return Kind(expected or f"an integer, at least {low}", check, hint, fixed=True)
+    return Kind(expected or f"an integer, at least {low}", whole, lambda value: low <= value <= high, hint, fixed=True)

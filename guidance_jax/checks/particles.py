@@ -30,15 +30,13 @@ def exponent(*, above: float | None = None) -> Kind:
     """The kind of an exponent: one number, and no function of the level."""
     of = number(above=above)
 
-    def check(kind: Kind, value: Any, where: str) -> None:
+    def also(value: Any, where: str) -> None:
         if callable(value):
-            raise ValueError(
-                f"{where} is a function of the level, but the target is one density: give a number. For guidance in some "
-                "levels alone, feynman_kac has low and high."
-            )
-        of.check(of, value, where)
+            what = "is a function of the level, but the target is one density: give a number"
+            raise ValueError(f"{where} {what}. For guidance in some levels alone, feynman_kac has low and high.")
+        of.check(value, where)
 
-    return Kind(of.expected, check)
+    return Kind(of.expected, lambda value: True, also=also)
 
 
 def check_exponents(exponents: Mapping[str, Any], rest: str | None) -> None:

@@ -42,36 +42,25 @@ def check_texts(texts: Any) -> None:
             raise ValueError(f"{what}; decode it as UTF-8 or UTF-16.")
 
 
-def _texts(kind: Kind, value: Any, where: str) -> None:
-    check_texts(value)
-
-
-def _dtype(kind: Kind, value: Any, where: str) -> None:
+def _held(value: Any) -> Any:
+    """The dtype that a value names, or None."""
     try:
-        held = jnp.dtype(value)
+        return jnp.dtype(value)
     except TypeError:
-        kind.refuse(value, where)
-    if held not in (jnp.float32, jnp.bfloat16):
-        kind.refuse(value, where, ValueError, str(held))
+        return None
 
 
-def _path(kind: Kind, value: Any, where: str) -> None:
-    if not isinstance(value, str | os.PathLike):
-        kind.refuse(value, where)
-
-
-def _numbers(kind: Kind, value: Any, where: str) -> None:
-    if not real(list(value) if isinstance(value, tuple) else value):
-        kind.refuse(value, where)
-
-
-Texts = TypeAliasType("Texts", Annotated[Any, Kind("a list of prompts", _texts)])
+Texts = TypeAliasType("Texts", Annotated[Any, Kind("a list of prompts", lambda v: True, also=lambda v, where: check_texts(v))])
 """Prompts, each a string, or None for no text at all."""
-Parameters = TypeAliasType("Parameters", Annotated[Any, Kind("float32 or bfloat16", _dtype)])
+_DTYPE = Kind("float32 or bfloat16", lambda v: _held(v) is not None, lambda v: _held(v) in (jnp.float32, jnp.bfloat16))
+Parameters = TypeAliasType("Parameters", Annotated[Any, _DTYPE])
 """The dtype of parameters."""
-FilePath = TypeAliasType("FilePath", Annotated[str | os.PathLike[str], Kind("a path", _path)])
+FilePath = TypeAliasType(
+    "FilePath", Annotated[str | os.PathLike[str], Kind("a path", lambda v: isinstance(v, str | os.PathLike))]
+)
 """Of a file or a directory."""
-Numbers = TypeAliasType("Numbers", Annotated[Any, Kind("a real number or an array of them", _numbers)])
+_NUMBERS = Kind("a real number or an array of them", lambda v: real(list(v) if isinstance(v, tuple) else v))
+Numbers = TypeAliasType("Numbers", Annotated[Any, _NUMBERS])
 """Numbers, in an array, a list or a tuple."""
 
 

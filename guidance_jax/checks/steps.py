@@ -8,8 +8,6 @@ import numpy as np
 from jax import Array
 
 from guidance_jax.arrays import concrete
-from guidance_jax.checks.door import Kind
-from guidance_jax.checks.numbers import real
 from guidance_jax.checks.traced import all_finite, insist
 from guidance_jax.checks.words import told
 
@@ -61,10 +59,8 @@ def check_projected(projected: Any, x: Array) -> None:
         raise ValueError(f"projected: project must return the shape of x, {x.shape}, got {projected.shape}.")
 
 
-def check_data(kind: Kind, known: Any, where: str) -> None:
-    """Raises unless it is a number, or an array of floating numbers."""
-    if not real(known):
-        kind.refuse(known, where)
+def check_data(known: Any, where: str) -> None:
+    """Raises where an array is not of floating numbers."""
     if hasattr(known, "dtype") and not jnp.issubdtype(known.dtype, jnp.floating):
         raise TypeError(f"{where} must be floating, got {told(known)}; scale images to [-1, 1] first.")
 

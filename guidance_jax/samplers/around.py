@@ -13,11 +13,12 @@ from guidance_jax.arrays import expand
 from guidance_jax.base import GuidedDenoiser, NoiseLevel, Sampler, State
 from guidance_jax.checks.door import Kind, also, part, rule
 from guidance_jax.checks.kinds import Count, LogProb, Mask, PerSample, Ratio, function_kind
+from guidance_jax.checks.numbers import real
 from guidance_jax.checks.steps import check_data, check_forgetful, check_framed, check_known, check_projected
 from guidance_jax.checks.words import noting
 from guidance_jax.noise import apart, contraction, fold, normal
 
-Data = Annotated[ArrayLike, Kind("a real number or an array of floating numbers", check_data)]
+Data = Annotated[ArrayLike, Kind("a real number or an array of floating numbers", real, also=check_data)]
 Project = Annotated[Callable[[Array], Array], function_kind("x", hint="it is x [B, ...] -> x [B, ...].")]
 
 

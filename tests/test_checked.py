@@ -33,10 +33,10 @@ WRONG = {
     "one of the scales": ({"scale": jnp.array([1.0, jnp.inf, 2.0])}, r"cfg's scale must be finite, got .*inf"),
     "a label": ({"labels": LABELS.at[1].set(7)}, r"a label is outside -1\.\.2.*among .*7"),
     "levels": (
-        {"levels": PATH._replace(sigma=PATH.sigma.at[1].set(90.0))},
+        {"levels": PATH.replace(sigma=PATH.sigma.at[1].set(90.0))},
         r"(?s)levels must be finite and decrease.*sigma .*9",
     ),
-    "a level of NaN": ({"levels": PATH._replace(sigma=PATH.sigma.at[1].set(jnp.nan))}, r"(?s)levels must be finite.*nan"),
+    "a level of NaN": ({"levels": PATH.replace(sigma=PATH.sigma.at[1].set(jnp.nan))}, r"(?s)levels must be finite.*nan"),
     "x": ({"x": jnp.full((B, 3), jnp.inf)}, r"x has NaN or infinite values"),
 }
 
@@ -58,7 +58,7 @@ MORE = {
     "known data": (lambda known: generate(sampler=gj.inpaint(gj.ddpm(), known, 1)), jnp.nan, r"inpaint's known has NaN"),
     "a beta": (lambda beta: gj.targets.annealed(beta).exponents, jnp.nan, r"annealed's beta must be above 0, got nan"),
     "tiny levels": (
-        lambda sigma: generate(levels=PATH._replace(sigma=PATH.sigma.at[2].set(sigma))),
+        lambda sigma: generate(levels=PATH.replace(sigma=PATH.sigma.at[2].set(sigma))),
         1e-30,
         r"(?s)levels must be finite and decrease",
     ),
@@ -92,7 +92,7 @@ def test_a_check_reaches_into_branches_of_the_program_and_gradients(guidance):
 
 def test_the_step_that_diverged_is_told():
     wild = gj.stateless(
-        lambda prediction, context: prediction._replace(x0=jnp.where(context.step.number == 1, jnp.inf, prediction.x0))
+        lambda prediction, context: prediction.replace(x0=jnp.where(context.step.number == 1, jnp.inf, prediction.x0))
     )
     with pytest.raises(checkify.JaxRuntimeError, match="x is not finite after step 1"):
         gj.checked(lambda scale: generate(scale, guidance=lambda scale: wild))(2.0)

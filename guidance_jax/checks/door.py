@@ -56,11 +56,11 @@ class Kind:
         if not self.is_type(value):
             self.refuse(value, where, TypeError, f"{told(value)}{call_it(value)}")
         if self.holds is not None and not self.holds(value):
-            self.refuse(value, where, ValueError, _short(value))
+            self.refuse(value, where, ValueError, str(_short(value)))
         if self.also is not None:
             self.also(value, where)
 
-    def refuse(self, value: Any, where: str, error: type[Exception] = ValueError, got: Any = "") -> NoReturn:
+    def refuse(self, value: Any, where: str, error: type[Exception] = ValueError, got: str = "") -> NoReturn:
         """Raises: got X, expected Y, use Z."""
         raise error(f"{where} must be {self.expected}, got {got or told(value)}{f'; {self.hint}' if self.hint else '.'}")
 

@@ -213,6 +213,12 @@ def check_recorded(cond: Array, uncond: Array, past: int) -> None:
         raise ValueError(f"fit_linear: past={past} must be below the number of steps, but there are {len(cond)} steps.")
 
 
+def check_path(value: NoiseLevel, where: str) -> None:
+    """Raises where one level stands for a path."""
+    if jnp.ndim(value.sigma) != 1:
+        _PATH.refuse(value, where, got=f"one of shape {jnp.shape(value.sigma)}")
+
+
 def check_coefficients(value: Any, where: str) -> None:
     """Raises unless coefficients are finite and of the shape of `linear_reuse`."""
     check_range(value, where)
@@ -333,6 +339,7 @@ Places = TypeAliasType("Places", Annotated[Sequence[int], sizes("a tuple of inte
 ImageShape = TypeAliasType("ImageShape", Annotated[Sequence[int], sizes("(height, width, channels) of one image", length=3)])
 """`(H, W, C)`."""
 
+is_name = lambda value: isinstance(value, str)
 BRANCH = Kind(
     "the name of a branch",
     lambda v: isinstance(v, str),
@@ -388,10 +395,7 @@ Spacing = TypeAliasType("Spacing", Annotated[Callable[[Schedule, int], Array], _
 
 is_level = lambda value: isinstance(value, NoiseLevel)
 _PATH = Kind(
-    "a NoiseLevel of [steps + 1] levels",
-    is_level,
-    lambda v: jnp.ndim(v.sigma) == 1,
-    "gj.levels(schedule, steps, spacing) makes one.",
+    "a NoiseLevel of [steps + 1] levels", is_level, hint="gj.levels(schedule, steps, spacing) makes one.", also=check_path
 )
 Path = TypeAliasType("Path", Annotated[NoiseLevel, _PATH])
 """Noise levels, `[steps + 1]`."""
@@ -411,13 +415,8 @@ CurveLike = TypeAliasType("CurveLike", Annotated[Calibration | Curve, _CURVE])
 """Where guidance helps, measured or known."""
 Labels = TypeAliasType("Labels", Annotated[Array, Kind("integer labels", is_labels, hint="cast them with .astype(int).")])
 """Integer labels, `[B]`."""
-KEYS = Kind(
-    "an array of PRNG keys made by jax.random.key (not PRNGKey), one per sample",
-    is_key,
-    None,
-    "jax.random.split(jax.random.key(0), B).",
-    check_keys,
-)
+SPLIT = "jax.random.split(jax.random.key(0), B)."
+KEYS = Kind("an array of PRNG keys made by jax.random.key (not PRNGKey), one per sample", is_key, hint=SPLIT, also=check_keys)
 Keys = TypeAliasType("Keys", Annotated[Array, KEYS])
 """PRNG keys, `[B]`, one per sample."""
 Key = TypeAliasType("Key", Annotated[Array, Kind("one PRNG key", is_any_key, hint="jax.random.key(0) is one.", also=check_key)])

@@ -254,7 +254,7 @@ ROWS: dict[str, Row] = {
         TypeError,
         r"dtype must be float32 or bfloat16, got the str 'fp8'",
     ),
-    "a model in half precision": (lambda: loaded([], dtype="float16"), ValueError, r"float32 or bfloat16, got float16"),
+    "a model in half precision": (lambda: loaded([], dtype="float16"), ValueError, r"float32 or bfloat16, got .float16."),
     "a variant that is not there": (
         lambda: of_variant("fp61", ["unet/model.fp16.safetensors", "vae/model.non_ema.bin"]),
         FileNotFoundError,

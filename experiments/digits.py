@@ -196,7 +196,7 @@ def generate(
 def by_measurement(
     config: Config, trained: dict[str, tuple[Any, Any]], evaluator: Evaluator, train_set: data.Data, test_set: data.Data
 ) -> list[dict[str, Any]]:
-    """What the calibrated scale owes to its measurement, at scales 4, 8 and 12: one row per measurement, and a mean over seeds."""
+    """What the calibrated scale owes to its measurement at scales 4, 8 and 12: a row per measurement, and a mean over seeds."""
     shape, classes, (denoiser, params) = train_set.images.shape[1:], train_set.classes, trained["denoiser"]
     labels = jnp.repeat(jnp.arange(classes), -(-config.samples // classes))
     levels, scales = gj.levels(SCHEDULE, config.steps, SPACING), (4.0, 8.0, 12.0)

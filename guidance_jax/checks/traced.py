@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.experimental import checkify
 
@@ -68,6 +69,22 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
 def all_finite(x: Array) -> Array:
     """Whether no value is NaN or infinite."""
     return jnp.isfinite(x).all()
+
+
+def demand(holds: Any, message: str, error: type[Exception] = ValueError, **values: Any) -> None:
+    """Raises unless something holds: at once where it is known, in a program that is `checked` where it is traced.
+
+    Args:
+      holds: A bool, an array of them, or a function that returns one; the function is called only where the values are known, or
+        the program is checked, so it may cost something.
+      message: What is wrong, with places for the values: `"x must be [B, {size}], got {x}."`.
+      error: What is raised.
+      **values: What the message shows.
+    """
+    if callable(holds) and not concrete(values):
+        insist(holds, message, **values)
+    elif not np.all(holds() if callable(holds) else holds):
+        raise error(message.format(**values))
 
 
 def insist(right: Callable[[], Array], message: str, **values: Any) -> None:

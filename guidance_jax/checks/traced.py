@@ -100,4 +100,4 @@ def insist(right: Callable[[], Array], message: str, **values: Any) -> None:
             if concrete(value):
                 message = message.replace(f"{{{name}}}", str(value).replace("{", "{{").replace("}", "}}"))
         traced = {name: jax.tree.map(jnp.asarray, value) for name, value in values.items() if not concrete(value)}
-        checkify.check(jnp.asarray(right()), message, **traced)
+        checkify.check(jnp.all(jnp.asarray(right())), message, **traced)

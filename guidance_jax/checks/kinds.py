@@ -44,7 +44,9 @@ def class_kind(kind_of: type, hint: str, also: Callable[[Any, str], None] | None
 
 CLASSES |= {
     Branches: class_kind(Branches, "use gj.branches(denoise, cond=labels, uncond=null)."),
-    Guidance: class_kind(Guidance, "cfg(3.0) is one, chain() is none; gj.feynman_kac samples a target."),
+    Guidance: class_kind(
+        Guidance, "cfg(3.0) is one, chain(*parts) makes one of several, chain() none; gj.feynman_kac samples a target."
+    ),
     Prediction: class_kind(Prediction, "denoise(x, level, cond) returns one."),
     Sampler: class_kind(Sampler, "ddim() is one."),
     Schedule: class_kind(Schedule, "gj.schedules.cosine() is one."),

@@ -56,6 +56,7 @@ def source(formula: Formula, /, *branches: Branch, **scales: Scale) -> Guidance:
 
     Raises:
       TypeError: If an argument is of another type; when called, if the formula returns something else.
+      ValueError: If a scale is not finite, or neither `()` nor `[B]`; when called, if the formula's value is not shaped as x.
 
     Example:
       >>> mine = gj.source(lambda c, u, w: u + w * (c - u), "cond", "uncond", w=7.5)
@@ -80,6 +81,10 @@ def direction(formula: Formula, /, *branches: Branch, **scales: Scale) -> Guidan
       formula: Takes the predictions of the branches, in order, and the scales, by name.
       *branches: The names of the branches.
       **scales: The scales of the formula.
+
+    Raises:
+      TypeError: If an argument is of another type; when called, if the formula returns something else.
+      ValueError: If a scale is not finite, or neither `()` nor `[B]`; when called, if the formula's value is not shaped as x.
 
     Example:
       >>> mine = gj.direction(lambda c, p, k: k * (c - p), "cond", "perturbed", k=3.0)
@@ -128,6 +133,7 @@ def stateless(
     Raises:
       TypeError: If update is not a function of two arguments, or needs is a single string; when called, if update returns
         something else.
+      ValueError: When called, if what update returns is not shaped as x.
 
     Example:
       >>> halve = gj.stateless(lambda prediction, context: prediction.x0 / 2)  # eps follows

@@ -13,7 +13,7 @@ from guidance_jax.arrays import divide, expand
 from guidance_jax.base import Context, Guidance, NoiseLevel, Prediction, Step
 from guidance_jax.checks.door import Rule, also, part, rule
 from guidance_jax.checks.kinds import Branch, BranchesOrBase, BranchNames, Count, Mask, Predicts, Ratio, Scale, function_kind
-from guidance_jax.checks.outcomes import Asked, check_channels, check_mask, check_x0, warn_of_order
+from guidance_jax.checks.outcomes import Asked, check_channels, check_mask, check_one_level, check_x0, warn_of_order
 from guidance_jax.checks.words import check_takes, noting
 from guidance_jax.denoisers import OUTPUTS, PREDICTS
 from guidance_jax.scales import at, at_level
@@ -224,7 +224,7 @@ def during(guidance: Guidance, low: Ratio, high: Ratio = jnp.inf) -> Guidance:
       high: The upper bound in `sigma / alpha`, included.
 
     Raises:
-      ValueError: If a bound is not a scalar, or low is not below high.
+      ValueError: If a bound is not a scalar, or low is not below high; when called, if there is one level per sample.
 
     Example:
       >>> denoise = gj.denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # it predicts its condition
@@ -237,6 +237,7 @@ def during(guidance: Guidance, low: Ratio, high: Ratio = jnp.inf) -> Guidance:
     """
 
     def inside(step: Step) -> Array:
+        check_one_level(step.level, "during")
         ratio = jnp.maximum(step.level.ratio, step.next.ratio)
         return (ratio > jnp.asarray(low, ratio.dtype)) & (ratio <= jnp.asarray(high, ratio.dtype))
 

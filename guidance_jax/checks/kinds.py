@@ -292,6 +292,8 @@ Known = TypeAliasType("Known", Annotated[float, known(number(above=0))])
 """One positive number that is part of the structure: it is computed with in float64 when the call is made."""
 KnownFromZero = TypeAliasType("KnownFromZero", Annotated[float, known(number(low=0))])
 """As `Known`, or 0."""
+Share = TypeAliasType("Share", Annotated[float, known(number("a share", 0, 1, above=0))])
+"""As `Known`, at most 1: a part of a whole."""
 is_rates = lambda value: real(list(value) if isinstance(value, tuple) else value)
 RATES = Kind("one-dimensional with every rate a number in (0, 1)", is_rates, also=check_rates, fixed=True)
 Rates = TypeAliasType("Rates", Annotated[ArrayLike | Sequence[float], RATES])

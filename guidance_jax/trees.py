@@ -69,7 +69,7 @@ class Flat:
 
     def ravel(self, tree: Any) -> Float[Array, "b d"]:
         """The vectors `[B, D]` of a tree of `[B, ...]` leaves, in the widest of their dtypes."""
-        check_tree(tree, self.like, "ravel: tree")
+        check_tree(tree, self.like)
         leaves = list(map(jnp.asarray, jax.tree.leaves(tree)))
         batch, dtype = len(leaves[0]), functools.reduce(jnp.promote_types, (leaf.dtype for leaf in leaves))
         rows = [leaf.astype(dtype).reshape(batch, *self._rows, -1) for leaf in leaves]

@@ -23,14 +23,14 @@ CLEAN = "of a classifier's logits take jax.nn.log_softmax(logits)[jnp.arange(B),
 
 
 def ask(who: str, function: Callable[..., Any], *, quiet: bool = False, **given: Any) -> Any:
-    """What a function gives. An error in it tells what it was called with; `quiet`, not of ours, which tell more themselves."""
+    """What a function gives; an error in it tells what it was called with, but with `quiet` not where the function is ours."""
     ours = (getattr(function, "__module__", None) or "").startswith("guidance_jax.")
     with contextlib.nullcontext() if quiet and ours else noting(who, **given):
         return function(*given.values())
 
 
 def predicted(network: Branches, x: Array, level: NoiseLevel, cond: Cond) -> Prediction:
-    """What the denoiser of a network says, checked, in x's dtype."""
+    """The prediction of a network's denoiser, checked, in x's dtype."""
     who = "the denoiser (gj.denoiser(network, predicts=...) makes one of a network)"
     prediction = ask(who, network.denoise, quiet=True, x=x, level=level, cond=cond)
     check_prediction(prediction, x, "the denoiser")
@@ -97,10 +97,12 @@ def check_state(state: State, sampler: Sampler, guidance: Guidance, x: jax.Shape
     """Raises unless a run of this sampler and guidance can go on from a state: it is like the one that they begin with."""
     state = state._replace(number=np.int32(state.number)) if isinstance(state.number, int) else state
     begun = {"memory": jax.eval_shape(sampler.init, x), "guidance": jax.eval_shape(guidance.init, x), "x0": x}
-    mend = f"as a run of this sampler and guidance, of x {x.shape}, has it, got {{own}}; to begin anew, give state.x."
+    mend = f"as this sampler and guidance have it for x {x.shape}, got {{own}}; to begin anew, give state.x."
     for name, wanted in (begun | {"evaluations": np.int32(0), "number": np.int32(0)}).items():
         own, wanted = _kinds(getattr(state, name)), _kinds(wanted)
-        demand(own == wanted, f"a State to go on from: its {name} must be {{wanted}}, {mend}", own=own, wanted=wanted)
+        demand(
+            own == wanted, f"the State that a run goes on from: its {name} must be {{wanted}}, {mend}", own=own, wanted=wanted
+        )
 
 
 def check_elements(value: Any, x: Array, where: str) -> None:

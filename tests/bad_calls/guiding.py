@@ -378,7 +378,7 @@ ROWS: dict[str, Row] = {
     "a classifier for its log_prob": (
         lambda: guided(gj.classifier(lambda x, t: x @ jnp.ones((2, 10)), 1.0)),
         ValueError,
-        r"log_prob gives must be \[2\], got float32\[2,10\]; .*one number per sample.*class_log_prob\(classify, labels\) makes one",
+        r"log_prob gives must be \[2\], got float32\[2,10\]; .*one number per sample.*class_log_prob\(classify.* makes one",
     ),
     "a classifier of clean data for its log_prob": (
         lambda: guided(gj.freedom(lambda x0: x0 @ jnp.ones((2, 10)), 1.0)),

@@ -8,7 +8,7 @@ from jax import Array
 from guidance_jax.base import Cond, Denoiser, NoiseLevel, Prediction, Step
 from guidance_jax.checks.door import part
 from guidance_jax.checks.kinds import Count, Denoise, NonNegativeScale
-from guidance_jax.checks.outcomes import check_retimed
+from guidance_jax.checks.outcomes import check_pair
 from guidance_jax.noise import normal, step_keys
 from guidance_jax.scales import at_level, per_sample
 
@@ -61,7 +61,7 @@ def retimed(denoise: Denoise) -> Denoiser:
     """
 
     def later(x: Array, level: NoiseLevel, cond: tuple[Cond, Array]) -> Prediction:
-        check_retimed(cond)
+        check_pair(cond, "the condition of a retimed denoiser", "(cond, offset [B])")
         inner, offset = cond
         return denoise(x, level.replace(t=level.t + offset.astype(x.dtype)), inner)
 

@@ -30,9 +30,9 @@ from guidance_jax.checks.kinds import (
     Samples,
     number,
 )
-from guidance_jax.checks.outcomes import network_output
-from guidance_jax.checks.running import check_labels, check_level
-from guidance_jax.checks.training import check_average, check_continuous, check_logits, check_null
+from guidance_jax.checks.outcomes import given_logits, network_output
+from guidance_jax.checks.running import check_level
+from guidance_jax.checks.training import check_average, check_continuous, check_null
 from guidance_jax.denoisers import OUTPUTS, edm_coefficients
 
 Cutoff = TypeAliasType("Cutoff", Annotated[ArrayLike, number(low=0, high=np.inf, above=0)])
@@ -280,9 +280,7 @@ def classifier_loss(
     Reference: Dhariwal & Nichol 2021, arXiv:2105.05233, section 4.
     """
     x, _ = diffuse(key, x0, level)
-    logits = classify(x, level.t)
-    check_logits(logits, x)
-    check_labels(labels, logits.shape[1], f"a classifier of {logits.shape[1]} logits")
+    logits = given_logits(classify, x, level.t, labels, None)
     logits = logits.astype(at_least_float32(logits.dtype))
     return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)[:, 0]
 

@@ -79,7 +79,7 @@ class Flat:
         Raises:
           ValueError: If it has another structure, or a leaf another shape.
         """
-        check_tree(tree, self.like, "ravel: tree")
+        check_tree(tree, self.like)
         leaves = list(map(jnp.asarray, jax.tree.leaves(tree)))
         batch, dtype = len(leaves[0]), functools.reduce(jnp.promote_types, (leaf.dtype for leaf in leaves))
         rows = [leaf.astype(dtype).reshape(batch, *self._rows, -1) for leaf in leaves]

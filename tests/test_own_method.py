@@ -108,8 +108,12 @@ RETURNS = {
     "a number": (0.0, TypeError, r"must return a Prediction.*got the float 0\.0"),
     "a pair": ((jnp.zeros((B, 3)), ()), TypeError, r"must return a Prediction.*got the tuple"),
     "integers": (jnp.zeros((B, 3), int), TypeError, r"must return a Prediction.*floating.*got int32\[6,3\]"),
-    "one column": (jnp.zeros((B, 1)), ValueError, r"an x0 shaped as x, \(6, 3\), got float32\[6,1\]"),
-    "another eps": (gj.Prediction(jnp.zeros((B, 3)), jnp.zeros((B, 1))), ValueError, r"the eps that .*\(6, 1\).*\(6, 3\)"),
+    "one column": (jnp.zeros((B, 1)), ValueError, r"x0 .*must be \[6, 3\], got float32\[6,1\]; .*shaped as x"),
+    "another eps": (
+        gj.Prediction(jnp.zeros((B, 3)), jnp.zeros((B, 1))),
+        ValueError,
+        r"the eps .*must be \[6, 3\], got float32\[6,1\]",
+    ),
 }
 
 

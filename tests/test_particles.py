@@ -556,7 +556,7 @@ def test_bad_input_is_told():
         (lambda: run(sampler=gj.ddim(), kernels=True), "draws nothing"),
         (lambda: run(targets.tilted(2.0, cond="conds")), "Did you mean 'cond'"),
         (lambda: run(targets.annealed(2.0), levels=flow), "at alpha = 0"),
-        (lambda: run(targets.rewarded(tilted, lambda x0, level: x0)), r"log_reward gave shape \(8, 1\)"),
+        (lambda: run(targets.rewarded(tilted, lambda x0, level: x0)), r"log_reward gives must be \[8\], got float32\[8,1\]"),
         (lambda: run(sampler=gj.recur(gj.ddpm(), 2)), "takes steps again"),
         (lambda: run(sampler=gj.churn(gj.heun(), schedule, 0.2)), "moves x"),
         (lambda: run(sampler=gj.predictor_corrector(gj.ddim())), "follows the base alone"),

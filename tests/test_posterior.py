@@ -244,7 +244,10 @@ def test_a_gradient_has_no_place_in_another_space(x64, name):
         (lambda: gj.universal(lambda x0: x0, 1.0), "one number per sample"),
         (lambda: gj.mpgd(lambda x0: x0.sum(), 1.0), "one number per sample"),
         (lambda: gj.classifier(lambda x, level: x.mean(), 1.0), "one number per sample"),
-        (lambda: gj.dps(measure, {"first": MEASURED["first"], "square": np.ones((4, 5))}, 1.0), "must match, leaf by leaf"),
+        (
+            lambda: gj.dps(measure, {"first": MEASURED["first"], "square": np.ones((4, 5))}, 1.0),
+            "must match the measurement, .* leaf by leaf",
+        ),
         (lambda: gj.dps(measure, MEASURED, np.ones(3)), r"has shape \(3,\), but must be \(\) or \[B\]"),
         (lambda: gj.tfg(log_prob, 1.0, 1.0, smoothing=np.ones((4, 1))), r"has shape \(4, 1\), but must be \(\) or \[B\]"),
     ],

@@ -455,9 +455,13 @@ def test_the_noise_of_a_projected_sampler_is_standard_normal_in_the_subspace(x64
 @pytest.mark.parametrize(
     ("project", "error", "message"),
     [
-        (lambda x: x[:, :2], ValueError, r"projected: project must return the shape of x, \(2, 5, 3\), got \(2, 2, 3\)"),
-        (lambda x: x.astype(int), TypeError, "projected: project must return an array of float32"),
-        (lambda x: None, TypeError, "projected: project must return an array of float32, as x is, got None"),
+        (lambda x: x[:, :2], ValueError, r"projected: what project returns must be \[2, 5, 3\], got float32\[2,2,3\]"),
+        (
+            lambda x: x.astype(int),
+            TypeError,
+            r"projected: what project returns must be an array of float32 numbers.*got int32\[2,5,3\]",
+        ),
+        (lambda x: None, TypeError, "projected: what project returns must be an array of float32 numbers.*got None"),
         (lambda x, level: x, TypeError, r"projected: project must take \(x\), but .* takes \(x, level\)"),
         (1.0, TypeError, "projected: project must be a function, got the float 1.0"),
     ],

@@ -265,12 +265,12 @@ BAD = {
     "logits of too many classes": (
         {"guidance": gj.classifier(gj.scores.class_log_prob(logits(7), LABELS, classes=3), 1.0)},
         ValueError,
-        "gives 7 logits, but there are 3 classes",
+        r"logits must be \[8, 3\], got float32\[8,7\]; .*\[B, classes\]",
     ),
     "logits without a batch": (
         {"guidance": gj.classifier(gj.scores.class_log_prob(lambda x, t: jnp.zeros(3), LABELS), 1.0)},
         ValueError,
-        r"must give \[B, classes\]",
+        r"logits must be \[8, classes\], got float32\[3\]; .*\[B, classes\]",
     ),
     "log-prob of the whole batch": (
         {"guidance": gj.classifier(lambda x, level: x.sum(), 1.0)},

@@ -158,3 +158,24 @@ def whole(value: Any) -> bool:
 def count(low: int = 1, expected: str = "", hint: str = "", high: int = sys.maxsize) -> Kind:
     """The kind of a whole number that is part of the structure."""
     return Kind(expected or f"an integer, at least {low}", whole, lambda value: low <= value <= high, hint, fixed=True)
+
+
+AS_X = "it must be shaped as x."
+
+
+def floating(value: Any) -> bool:
+    """Whether a value is an array of floating numbers."""
+    return hasattr(value, "shape") and jnp.issubdtype(getattr(value, "dtype", bool), jnp.floating)
+
+
+def check_shaped(value: Any, shape: tuple[int, ...], where: str, hint: str = AS_X, kind: Any = jnp.floating) -> None:
+    """Raises unless a value is an array of a shape."""
+    check_form(value, where, " ".join(map(str, shape)), kind, hint)
+
+
+def check_broadcasts(to: Any, who: str, hint: str = ".", **values: Any) -> None:
+    """Raises unless values broadcast to an array's shape."""
+    for name, value in values.items():
+        shape, other = jnp.shape(value), to.shape
+        fits = len(shape) <= len(other) and all(n in (1, m) for n, m in zip(shape[::-1], other[::-1], strict=False))
+        demand(fits, f"{who}: {name} has shape {shape}, which does not broadcast to {other}{hint}")

@@ -13,7 +13,8 @@ from guidance_jax.arrays import divide, expand
 from guidance_jax.base import Context, Guidance, NoiseLevel, Prediction, Step
 from guidance_jax.checks.door import Rule, also, part, rule
 from guidance_jax.checks.kinds import Branch, BranchesOrBase, BranchNames, Count, Mask, Predicts, Ratio, Scale, function_kind
-from guidance_jax.checks.outcomes import Asked, check_channels, check_mask, check_one_level, check_x0, warn_of_order
+from guidance_jax.checks.numbers import check_broadcasts
+from guidance_jax.checks.outcomes import Asked, check_channels, check_one_level, check_prediction, warn_of_order
 from guidance_jax.checks.words import check_takes, noting
 from guidance_jax.denoisers import OUTPUTS, PREDICTS
 from guidance_jax.scales import at, at_level
@@ -105,7 +106,7 @@ def _evaluated(formula: Formula, branches: tuple[str, ...], scales: dict[str, Sc
     weights = {name: at(scale, context) for name, scale in scales.items()}
     with noting("the formula", predictions=predictions, scales=weights):
         value = formula(*predictions, **weights)
-    check_x0(value, context.x, "the formula")
+    check_prediction(value, context.x, "the formula", or_x0=True)
     return value
 
 
@@ -143,7 +144,7 @@ def stateless(
 
     def remember(prediction: Prediction, state: Any, context: Context) -> tuple[Prediction, Any]:
         guided = update(prediction, context)
-        check_x0(guided, context.x, "stateless: update")
+        check_prediction(guided, context.x, "stateless: update", or_x0=True)
         return follow(guided, prediction, context.level), state
 
     return Guidance(frozenset(needs), lambda x: (), remember, None, frozenset(derivatives), own_space, shapes)
@@ -412,7 +413,7 @@ def masked(guidance: Guidance, mask: Mask) -> Guidance:
     """
 
     def update(prediction: Prediction, state: Any, context: Context) -> tuple[Prediction, Any]:
-        check_mask(mask, context.x)
+        check_broadcasts(context.x, "masked", "; use [B, H, W, 1].", mask=mask)
         guided, state = guidance.update(prediction, state, context)
         m = jnp.broadcast_to(jnp.asarray(mask, context.x.dtype), context.x.shape)
         return jax.tree.map(lambda new, old: old + m * (new - old), guided, prediction), state

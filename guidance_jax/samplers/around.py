@@ -14,9 +14,9 @@ from guidance_jax.arrays import expand
 from guidance_jax.base import GuidedDenoiser, NoiseLevel, Sampler, State
 from guidance_jax.checks.door import Kind, also, part, rule
 from guidance_jax.checks.kinds import Count, LogProb, Mask, PerSample, Ratio, function_kind
-from guidance_jax.checks.numbers import real
-from guidance_jax.checks.steps import check_data, check_forgetful, check_framed, check_known, check_projected
-from guidance_jax.checks.words import noting
+from guidance_jax.checks.numbers import check_broadcasts, check_shaped, real
+from guidance_jax.checks.outcomes import ask
+from guidance_jax.checks.steps import check_data, check_forgetful, check_known
 from guidance_jax.noise import apart, contraction, fold, normal
 
 Data = TypeAliasType("Data", Annotated[ArrayLike, Kind("a real number or an array of floating numbers", real, also=check_data)])
@@ -114,7 +114,7 @@ def inpaint(sampler: Sampler, known: Data, mask: Mask) -> Sampler:
     def replaced(state: State, level: NoiseLevel, keys: Array) -> State:
         x = state.x
         data, share = (jnp.asarray(value).astype(x.dtype) for value in (known, mask))
-        check_framed(data, share, x)
+        check_broadcasts(x, "inpaint", mask=share, known=data)
         data, share = jnp.broadcast_to(data, x.shape), jnp.broadcast_to(share, x.shape)
         noisy = level.alpha * jnp.where(share > 0, data, 0) + level.sigma * normal(keys, x)
         return state._replace(x=share * noisy + (1 - share) * x)
@@ -184,9 +184,8 @@ def projected(sampler: Sampler, project: Project) -> Sampler:
     """
 
     def moved(state: State) -> State:
-        with noting("project", x=state.x):
-            x = project(state.x)
-        check_projected(x, state.x)
+        x = ask("project", project, x=state.x)
+        check_shaped(x, state.x.shape, "projected: what project returns", kind=state.x.dtype.type)
         return state._replace(x=x)
 
     def step(denoise: GuidedDenoiser, state: State, level: NoiseLevel, next: NoiseLevel, keys: Array) -> State:

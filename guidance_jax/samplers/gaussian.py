@@ -9,7 +9,7 @@ from typing_extensions import TypeAliasType
 from guidance_jax.base import GuidedDenoiser, Kernel, NoiseLevel, Sampler, State
 from guidance_jax.checks.door import part
 from guidance_jax.checks.kinds import function_kind
-from guidance_jax.checks.steps import check_kernel
+from guidance_jax.checks.outcomes import check_pair
 from guidance_jax.noise import normal
 
 Drawn = TypeAliasType(
@@ -49,7 +49,7 @@ def from_kernel(kernel: Kernel, reversible: bool = False) -> Sampler:
     def step(denoise: GuidedDenoiser, state: State, level: NoiseLevel, next: NoiseLevel, keys: Array) -> State:
         prediction, state = denoise(state, level)
         drawn = kernel(prediction, level, next)
-        check_kernel(drawn)
+        check_pair(drawn, "what a kernel returns", "(mean, deviation), the latter 0.0 to draw nothing")
         mean, deviation = drawn
         return state._replace(x=mean if is_zero(deviation) else mean + deviation * normal(keys, state.x))
 

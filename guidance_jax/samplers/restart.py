@@ -10,15 +10,14 @@ from jaxtyping import ArrayLike
 from typing_extensions import TypeAliasType
 
 from guidance_jax.base import GuidedDenoiser, NoiseLevel, Sampler, State
-from guidance_jax.checks.door import also, part
+from guidance_jax.checks.door import part, rule
 from guidance_jax.checks.numbers import number
-from guidance_jax.checks.steps import check_some_ratio
 
 RatioFromZero = TypeAliasType("RatioFromZero", Annotated[ArrayLike, number("a noise level", 0, np.inf)])
 """One `sigma / alpha`, possibly infinite."""
 
 
-@part(also(check_some_ratio))
+@part(rule("there must be at least one ratio, as in restart(dpmpp_2m(), 0.3, 5.0)", lambda ratios: len(ratios) > 0))
 def restart(sampler: Sampler, *ratios: RatioFromZero) -> Sampler:
     """A sampler that forgets its past steps where the run passes given noise levels, and so falls to first order there.
 

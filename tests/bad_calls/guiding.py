@@ -246,12 +246,12 @@ ROWS: dict[str, Row] = {
     "an update that returns one column": (
         lambda: guided(gj.stateless(lambda prediction, context: prediction.x0[:, :1])),
         ValueError,
-        r"stateless: update.*shaped as x, \(2, 2\), got float32\[2,1\]",
+        r"x0 that stateless: update gives must be \[2, 2\], got float32\[2,1\]; .*shaped as x",
     ),
     "an update that returns a prediction of one column": (
         lambda: guided(gj.stateless(lambda prediction, context: prediction.replace(eps=prediction.eps[:, :1]))),
         ValueError,
-        r"the eps that stateless: update gives.*\(2, 1\).*\(2, 2\)",
+        r"the eps that stateless: update gives must be \[2, 2\], got float32\[2,1\]; .*shaped as x",
     ),
     "an update of one parameter": (
         lambda: gj.stateless(lambda prediction: prediction),
@@ -261,7 +261,7 @@ ROWS: dict[str, Row] = {
     "an update that reads a branch that it did not name": (
         lambda: guided(gj.stateless(lambda prediction, context: prediction + context["cond"] - context["weak"])),
         KeyError,
-        r"no prediction of a branch 'weak'.*needs=\('weak',\)",
+        r"no prediction of the branch 'weak'.*needs=\('weak',\)",
     ),
     "a formula that returns a number": (
         lambda: guided(gj.source(lambda c, u: 0.0, "cond", "uncond")),
@@ -271,7 +271,7 @@ ROWS: dict[str, Row] = {
     "a formula that returns a number per sample": (
         lambda: guided(gj.source(lambda c, u: (c.x0 - u.x0).sum(1), "cond", "uncond")),
         ValueError,
-        r"the formula.*shaped as x, \(2, 2\), got float32\[2\]",
+        r"the x0 that the formula gives must be \[2, 2\], got float32\[2\]; .*shaped as x",
     ),
     "a formula that does not take its scale": (
         lambda: gj.source(lambda c, u: c - u, "cond", "uncond", w=2.0),
@@ -355,8 +355,16 @@ ROWS: dict[str, Row] = {
         r"log_prob.*function, got the float 4\.0",
     ),
     "logits for a classifier": (lambda: gj.classifier(X, 4.0), TypeError, r"log_prob.*function, got float32\[2,2\]"),
-    "a classifier of one number": (lambda: guided(gj.classifier(lambda x, l: x.sum(), 1.0)), ValueError, r"shape \(\).*\[B\]"),
-    "a classifier of all logits": (lambda: guided(gj.classifier(lambda x, l: x, 1.0)), ValueError, r"shape \(2, 2\).*\[B\]"),
+    "a classifier of one number": (
+        lambda: guided(gj.classifier(lambda x, l: x.sum(), 1.0)),
+        ValueError,
+        r"log_prob gives must be \[2\], got float32\[\]; .*\[B\]",
+    ),
+    "a classifier of all logits": (
+        lambda: guided(gj.classifier(lambda x, l: x, 1.0)),
+        ValueError,
+        r"log_prob gives must be \[2\], got float32\[2,2\]; .*\[B\]",
+    ),
     "a classifier of predicted classes": (
         lambda: guided(gj.classifier(lambda x, l: x.argmax(1), 1.0)),
         TypeError,
@@ -370,19 +378,23 @@ ROWS: dict[str, Row] = {
     "a classifier for its log_prob": (
         lambda: guided(gj.classifier(lambda x, t: x @ jnp.ones((2, 10)), 1.0)),
         ValueError,
-        r"log_prob.*\(2, 10\).*\(2, 2\).*one number per sample.*class_log_prob\(classify, labels\) makes one of a classifier",
+        r"log_prob gives must be \[2\], got float32\[2,10\]; .*one number per sample.*class_log_prob\(classify.* makes one",
     ),
     "a classifier of clean data for its log_prob": (
         lambda: guided(gj.freedom(lambda x0: x0 @ jnp.ones((2, 10)), 1.0)),
         ValueError,
-        r"log_prob.*\(2, 10\).*one number per sample.*log_softmax",
+        r"log_prob gives must be \[2\], got float32\[2,10\]; .*one number per sample.*log_softmax",
     ),
     "a log_prob of one parameter": (
         lambda: gj.mean_shift(lambda x: -(x**2).sum(1), 1.0),
         TypeError,
         r"mean_shift: log_prob.*\(x, level\).*takes \(x\)",
     ),
-    "logits of integers": (lambda: classified(lambda x, t: x.astype(int)), TypeError, r"logits, floating.*int32\[2,2\]"),
+    "logits of integers": (
+        lambda: classified(lambda x, t: x.astype(int)),
+        TypeError,
+        r"logits must be .*floating.*int32\[2,2\]",
+    ),
     "a classifier without its time": (
         lambda: gj.scores.class_log_prob(lambda x: x, LABELS),
         TypeError,
@@ -404,15 +416,27 @@ ROWS: dict[str, Row] = {
         ValueError,
         r"learned.*learned_variance",
     ),
-    "logits without classes": (lambda: classified(lambda x, t: x.sum(1)), ValueError, r"logits \(2,\).*\[B, classes\]"),
-    "logits of other classes": (lambda: classified(classes=10), ValueError, r"2 logits.*10 classes"),
+    "logits without classes": (
+        lambda: classified(lambda x, t: x.sum(1)),
+        ValueError,
+        r"logits must be \[2, classes\], got float32\[2\]; .*\[B, classes\]",
+    ),
+    "logits of other classes": (
+        lambda: classified(classes=10),
+        ValueError,
+        r"logits must be \[2, 10\], got float32\[2,2\]; .*\[B, classes\]",
+    ),
     "a label without a logit": (lambda: classified(labels=jnp.array([0, 2])), ValueError, r"label 2.*0\.\.1"),
     "labels of a classifier as floats": (
         lambda: classified(labels=jnp.zeros(2)),
         TypeError,
         r"class_log_prob: labels.*integers.*float32\[2\]",
     ),
-    "one-hot labels": (lambda: classified(labels=jnp.eye(2, dtype=int)), ValueError, r"labels.*\(2, 2\).*one per sample"),
+    "one-hot labels": (
+        lambda: classified(labels=jnp.eye(2, dtype=int)),
+        ValueError,
+        r"labels must be \[2\], got int32\[2,2\]; one per sample",
+    ),
     "a temperature of zero": (lambda: classified(temperature=0.0), ValueError, r"class_log_prob: temperature.*positive.*0\.0"),
     "logits for a classify": (
         lambda: gj.scores.class_log_prob(X, LABELS),
@@ -428,7 +452,11 @@ ROWS: dict[str, Row] = {
     ),
     "a score of three scales": (lambda: gj.scores.guided(X, X, THREE), ValueError, r"scale.*\(3,\).*\[B\]"),
     # Clean data.
-    "universal of one number": (lambda: guided(gj.universal(lambda x0: x0.sum(), 1.0)), ValueError, r"log_prob.*\(\).*\[B\]"),
+    "universal of one number": (
+        lambda: guided(gj.universal(lambda x0: x0.sum(), 1.0)),
+        ValueError,
+        r"log_prob gives must be \[2\], got float32\[\]; .*\[B\]",
+    ),
     "universal of fewer steps than none": (lambda: gj.universal(clean, 1.0, inner_steps=-1), ValueError, r"inner_steps.*0.*-1"),
     "universal of half a step": (lambda: gj.universal(clean, 1.0, inner_steps=0.5), TypeError, r"inner_steps.*integer.*0\.5"),
     "universal of a noise-aware classifier": (
@@ -439,16 +467,20 @@ ROWS: dict[str, Row] = {
     "dps of another measurement": (
         lambda: guided(gj.dps(lambda x0: x0[:, :1], X, 0.5)),
         ValueError,
-        r"\(2, 1\).*\(2, 2\).*match",
+        r"measure\(x0\) must match the measurement, float32\[2,2\], .*got float32\[2,1\]",
     ),
     "dps turned round": (lambda: gj.dps(X, lambda x0: x0, 0.5), TypeError, r"measure.*function, got float32\[2,2\]"),
     "freedom of an array": (lambda: gj.freedom(X, 0.1), TypeError, r"log_prob.*function, got float32"),
     "freedom of words": (lambda: guided(gj.freedom(clean, "fast")), TypeError, r"rate.*number.*'fast'"),
-    "mpgd of a column": (lambda: guided(gj.mpgd(lambda x0: x0[:, :1], 0.1)), ValueError, r"log_prob.*\(2, 1\).*\[B\]"),
+    "mpgd of a column": (
+        lambda: guided(gj.mpgd(lambda x0: x0[:, :1], 0.1)),
+        ValueError,
+        r"log_prob gives must be \[2\], got float32\[2,1\]; .*\[B\]",
+    ),
     "pigdm back to another shape": (
         lambda: guided(gj.pigdm(lambda x: x[:, :1], lambda y: y, X[:, :1])),
         ValueError,
-        r"pseudoinverse.*\(2, 1\).*\(2, 2\)",
+        r"pseudoinverse gives must be \[2, 2\], got float32\[2,1\]; .*shaped as x0",
     ),
     "pigdm of no variance": (
         lambda: guided(gj.pigdm(lambda x: x, lambda y: y, X, variance=-1.0)),
@@ -487,7 +519,7 @@ ROWS: dict[str, Row] = {
     "a state that init did not announce": (
         lambda: guided(gj.Guidance(frozenset(), lambda x: (), lambda prediction, state, context: (prediction, context.x))),
         ValueError,
-        r"update returns a state, float32\[2,2\], but its init gives \(\), nothing to remember.*init=",
+        r"the state that a guidance's update returns must match .*, \(\), .*got float32\[2,2\]; its init must .*init=",
     ),
     "a state that is not given": (
         lambda: gj.guide(TWO, gj.momentum(-0.5), STEP)(gj.State(X, (), (), jnp.int32(0), X), LEVEL),
@@ -505,7 +537,7 @@ ROWS: dict[str, Row] = {
     "a retimed network without an offset": (
         lambda: sampled(branches=gj.branches(gj.conditions.retimed(MIXTURE.denoise), cond=LABELS, uncond=NULL)),
         TypeError,
-        r"condition of a retimed.*tuple, got int32\[2\].*\(cond, offset",
+        r"condition of a retimed.*tuple \(cond, offset \[B\]\), got int32\[2\]",
     ),
     "noise of the time by three": (
         lambda: gj.conditions.time_noise(THREE)(STEP),

@@ -108,7 +108,11 @@ ROWS: dict[str, Row] = {
     "bytes to start from": (lambda: gj.diffuse(KEYS, X.astype(int), LEVEL), TypeError, r"int32.*floating"),
     "a path to start from": (lambda: gj.diffuse(KEYS, X, PATH), ValueError, r"level.*\(4,\).*\[B\] = \(2,\)"),
     "a loss of an unknown prediction": (lambda: lost("u"), ValueError, r"'velocity', got 'u'"),
-    "a loss of another shape": (lambda: lost(network=lambda x, t, c: x[:, :1]), ValueError, r"\(2, 1\).*shaped as x"),
+    "a loss of another shape": (
+        lambda: lost(network=lambda x, t, c: x[:, :1]),
+        ValueError,
+        r"must be \[2, 2\], got float32\[2,1\].*shaped as x",
+    ),
     "a loss of bytes": (lambda: lost(x0=jnp.ones((B, 2), jnp.uint8)), TypeError, r"x0.*floating.*uint8"),
     "a loss of no network": (lambda: lost(network=X), TypeError, r"network.*function, got float32\[2,2\]"),
     "a weight of an unknown prediction": (lambda: gj.training.min_snr(LEVELS, "noise"), ValueError, r"'eps'.*got 'noise'"),
@@ -126,7 +130,7 @@ ROWS: dict[str, Row] = {
     "a classifier without classes": (
         lambda: gj.training.classifier_loss(lambda x, t: x.sum(1), KEY, X, LEVELS, LABELS),
         ValueError,
-        r"logits \(2,\).*\[B, classes\]",
+        r"logits must be \[2, classes\], got float32\[2\]; .*\[B, classes\]",
     ),
     "a label that no logit is of": (
         lambda: gj.training.classifier_loss(lambda x, t: x, KEY, X, LEVELS, LABELS + 1),
@@ -367,7 +371,7 @@ ROWS: dict[str, Row] = {
     "a reward of one number": (
         lambda: particles(gj.targets.rewarded(gj.targets.tilted(2.0), lambda x0, l: x0.sum())),
         ValueError,
-        r"log_reward.*\(\).*\[B\]",
+        r"log_reward gives must be \[2\], got float32\[\]; .*\[B\]",
     ),
     "a reward that is a number": (
         lambda: gj.targets.rewarded(gj.targets.tilted(2.0), 1.0),

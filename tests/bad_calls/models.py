@@ -199,7 +199,7 @@ ROWS: dict[str, Row] = {
     "a network of another shape": (
         lambda: through(lambda x, t, y: x[:, :1]),
         ValueError,
-        r"\(\d, 1\).*shaped as x.*learned_variance",
+        r"must be \[\d, 2\], got float32\[\d,1\].*shaped as x.*learned_variance",
     ),
     "a network of two outputs": (
         lambda: through(lambda x, t, y: (x, None)),
@@ -242,7 +242,7 @@ ROWS: dict[str, Row] = {
             branches=gj.branches(gj.denoisers.learned_variance(lambda x, t, y: x, "eps"), cond=LABELS, uncond=NULL)
         ),
         ValueError,
-        r"\(2, 2\).*twice the channels, \(2, 4\)",
+        r"must be \[2, 4\], got float32\[2,2\].*twice the channels",
     ),
     "data of no deviation": (lambda: gj.denoisers.edm(lambda x, t, y: x, 0.0), ValueError, r"edm: sigma_data.*positive.*0\.0"),
     "data of two deviations": (

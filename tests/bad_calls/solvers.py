@@ -145,7 +145,7 @@ ROWS: dict[str, Row] = {
     "post_step of one number": (
         lambda: stepped(gj.post_step(gj.ddim(), lambda x, l: x.sum(), 1.0)),
         ValueError,
-        r"log_prob.*\(\).*\[B\]",
+        r"log_prob gives must be \[2\], got float32\[\]; .*\[B\]",
     ),
     "post_step of a scale alone": (
         lambda: gj.post_step(gj.ddim(), 1.0, log_prob),
@@ -160,19 +160,23 @@ ROWS: dict[str, Row] = {
     "half a correction": (lambda: gj.predictor_corrector(gj.ddim(), 0.5), TypeError, r"corrections.*integer.*0\.5"),
     "corrections of three sizes": (lambda: stepped(gj.predictor_corrector(gj.ddim(), size=THREE)), ValueError, r"size.*\(3,\)"),
     "a corrector without a predictor": (lambda: gj.predictor_corrector(2), TypeError, r"predictor.*a Sampler, got the int 2"),
-    "restart nowhere": (lambda: gj.restart(gj.dpmpp_2m()), ValueError, r"restart: ratios must hold at least one noise level"),
+    "restart nowhere": (
+        lambda: gj.restart(gj.dpmpp_2m()),
+        ValueError,
+        r"restart: there must be at least one ratio, as in restart",
+    ),
     "restart at a vector": (lambda: gj.restart(gj.dpmpp_2m(), THREE), ValueError, r"restart: ratios.*\(3,\).*scalar"),
     "restart at NaN": (lambda: gj.restart(gj.dpmpp_2m(), jnp.nan), ValueError, r"restart: ratios\[0\].*nan"),
     "restart a ratio": (lambda: gj.restart(1.0, gj.dpmpp_2m()), TypeError, r"restart: sampler.*a Sampler, got the float 1\.0"),
     "a kernel of a mean alone": (
         lambda: stepped(gj.samplers.gaussian(lambda p, a, b: p.x0)),
         TypeError,
-        r"kernel.*\(mean, deviation\), got float32\[2,2\]",
+        r"kernel.*\(mean, deviation\).*0\.0 to draw nothing, got float32\[2,2\]",
     ),
     "a projection of another shape": (
         lambda: stepped(gj.projected(gj.ddim(), lambda x: x[:, :1])),
         ValueError,
-        r"projected: project must return the shape of x, \(2, 2\), got \(2, 1\)",
+        r"projected: what project returns must be \[2, 2\], got float32\[2,1\]; .*shaped as x",
     ),
     "a projection that is none": (
         lambda: gj.projected(gj.ddim(), X),

@@ -210,11 +210,14 @@ def _begun(
     plan: Plan, keys: Array, guidance: Guidance, sampler: Sampler, path: NoiseLevel, given: Array | State | None
 ) -> State:
     """The state at the start of a run: given, or x given, or x of pure noise."""
+    # In shard_map the evaluations are each device's own, as x is: a guidance that ends by sample asks as often as its own need.
+    none = lambda x: jnp.full_like(x, 0, jnp.int32, shape=())
     if isinstance(given, State):
-        return given._replace(number=jnp.asarray(given.number, jnp.int32))
+        evaluations = given.evaluations + none(given.x)
+        return given._replace(number=jnp.asarray(given.number, jnp.int32), evaluations=evaluations)
     like = jax.ShapeDtypeStruct(plan.shape, plan.dtype)
     x = path.sigma[0] * normal(fold(keys, START), like) if given is None else given.astype(plan.dtype)
-    return State(x, sampler.init(x), guidance.init(x), jnp.int32(0), jnp.zeros_like(x), jnp.int32(0))
+    return State(x, sampler.init(x), guidance.init(x), none(x), jnp.zeros_like(x), jnp.int32(0))
 
 
 def _bar(name: str, steps: int) -> Callable[..., Any]:

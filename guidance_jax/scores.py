@@ -134,6 +134,7 @@ def bayes(
 
     Reference: Dhariwal & Nichol 2021, arXiv:2105.05233, equation 14.
     """
+    unconditional, classifier = jnp.asarray(unconditional), jnp.asarray(classifier)
     return unconditional + expand(jnp.asarray(scale, unconditional.dtype), unconditional) * classifier
 
 
@@ -154,7 +155,7 @@ def implicit_classifier(conditional: Float[Array, "b ..."], unconditional: Float
 
     Reference: Ho & Salimans 2022, arXiv:2207.12598.
     """
-    return conditional - unconditional
+    return jnp.asarray(conditional) - jnp.asarray(unconditional)
 
 
 @door(also(lambda conditional, unconditional, scale: check_scores(conditional, unconditional, scale)))

@@ -26,7 +26,7 @@ class Padded(NamedTuple):
     """A condition, and which entries of the samples are there.
 
     Example:
-      >>> given = gj.trees.Padded(jnp.array([3, 1]), jnp.arange(4) < jnp.array([[2], [4]]))
+      >>> given = gj.trees.Padded(jnp.array([3, 1]), jnp.arange(4)[None] < jnp.array([[2], [4]]))
       >>> print(given.mask.sum(1))
       [2 4]
     """
@@ -119,7 +119,7 @@ class Flat:
 
         Example:
           >>> flat = gj.trees.flat({"position": jnp.zeros((3, 2)), "type": jnp.zeros((3, 1))}, points=True)
-          >>> print(flat.mask(jnp.arange(3) < jnp.array([[2]])).astype(int))
+          >>> print(flat.mask(jnp.arange(3)[None] < jnp.array([[2]])).astype(int))
           [[1 1 1 1 1 1 0 0 0]]
         """
         masks = jax.tree.leaves(mask) if jax.tree.structure(mask) == self.structure else [mask] * len(self.shapes)
@@ -176,7 +176,7 @@ def flat(example: Any, *, points: bool = False) -> Flat:
 
     Example:
       >>> flat = gj.trees.flat({"position": jnp.zeros((4, 3)), "type": jnp.zeros((4, 2))}, points=True)
-      >>> mask = jnp.arange(4) < jnp.array([[2], [4]])  # clouds of two and four points
+      >>> mask = jnp.arange(4)[None] < jnp.array([[2], [4]])  # clouds of two and four points
       >>> network = flat.network(lambda cloud, t, given: jax.tree.map(jnp.ones_like, cloud))
       >>> one = gj.branches(gj.denoiser(network, predicts="x0"), cond=gj.trees.Padded(jnp.zeros(2), mask))
       >>> path, keys = gj.levels(gj.schedules.flow(), 3, gj.spacings.uniform()), jax.random.split(jax.random.key(0), 2)

@@ -11,8 +11,8 @@ from jax.lax import Precision
 from jaxtyping import Float
 
 from guidance_jax.checks.door import also, door
-from guidance_jax.checks.features import Features, check_directions
 from guidance_jax.checks.numbers import number
+from guidance_jax.metrics.checks import Features, check_directions
 from guidance_jax.metrics.pairs import widened
 
 

@@ -10,8 +10,8 @@ from jax import Array
 from jaxtyping import Float
 
 from guidance_jax.checks.door import also, door
-from guidance_jax.checks.features import Features, check_known, check_sets, features_kind
 from guidance_jax.checks.kinds import Count
+from guidance_jax.metrics.checks import Features, check_known, check_sets, features_kind
 from guidance_jax.metrics.pairs import fold, squared_distances, widened
 
 

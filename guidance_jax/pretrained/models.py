@@ -10,7 +10,12 @@ from jaxtyping import Array, Bool, Float, Int
 from guidance_jax.base import Denoiser, NoiseLevel
 from guidance_jax.checks.door import CLASSES, also, door
 from guidance_jax.checks.kinds import Count, Keys, class_kind
-from guidance_jax.checks.published import (
+from guidance_jax.denoisers import denoiser
+from guidance_jax.noise import normal
+from guidance_jax.pretrained import clip, unet
+from guidance_jax.pretrained.autoencoder import AutoencoderConfig
+from guidance_jax.pretrained.autoencoder_tiles import tiled
+from guidance_jax.pretrained.checks import (
     Numbers,
     Texts,
     check_channels,
@@ -24,11 +29,6 @@ from guidance_jax.checks.published import (
     check_sizes,
     params_of,
 )
-from guidance_jax.denoisers import denoiser
-from guidance_jax.noise import normal
-from guidance_jax.pretrained import clip, unet
-from guidance_jax.pretrained.autoencoder import AutoencoderConfig
-from guidance_jax.pretrained.autoencoder_tiles import tiled
 from guidance_jax.pretrained.schedulers import Scheduling
 from guidance_jax.pretrained.tokens import Tokenize
 from guidance_jax.spacings import Spacing

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from guidance_jax.checks.door import door
-from guidance_jax.checks.published import FilePath, check_texts
+from guidance_jax.pretrained.checks import FilePath, check_texts
 from guidance_jax.pretrained.clip import CLIPTextConfig
 from guidance_jax.pretrained.directories import read_json
 

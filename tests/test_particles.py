@@ -394,7 +394,7 @@ def rewarded(log_reward, n=8, size=4, conditions=None, levels=LEVELS, **how):
     shift = jnp.zeros(n) if conditions is None else conditions
     denoise = lambda x, level, cond: pair()[0].denoise(x - level.alpha * cond[:, None], level, jnp.zeros(n, int))
     one = gj.Branches(
-        lambda x, level, cond: (lambda p: p._replace(x0=p.x0 + cond[:, None]))(denoise(x, level, cond)), {"cond": shift}
+        lambda x, level, cond: (lambda p: p.replace(x0=p.x0 + cond[:, None]))(denoise(x, level, cond)), {"cond": shift}
     )
     target = targets.rewarded(targets.product({"cond": 1.0}), log_reward)
     return gj.feynman_kac(keys(n), one, target, gj.heun_sde(), levels, (1,), size=size, **how)

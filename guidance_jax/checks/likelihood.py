@@ -15,14 +15,8 @@ from guidance_jax.checks.running import check_branches, check_networks, check_sh
 from guidance_jax.checks.traced import demand
 
 NO_ODE = "the guidance renoises with another eps than its x0 implies, as CFG++ does, so it has no ODE; use cfg, which has one."
-ONE_BY_ONE = (
-    "log_likelihood takes one sample at a time, with a batch axis of 1. Where a scale, a classifier's labels or another array "
-    "that the guidance holds is one per sample, jax.vmap log_likelihood over it, x[None] and the conditions."
-)
-MEMORY = (
-    "the guidance must not remember from step to step, as momentum, reuse, adaptive and feedback do, but it remembers {count} "
-    "arrays; use one without memory, apg(scale, beta=0)."
-)
+ONE_BY_ONE = "log_likelihood takes one sample at a time: jax.vmap it over x[None], conditions, and the guidance's arrays [B]."
+MEMORY = "the guidance remembers {count} arrays from step to step, and no ODE does; use one without memory: apg(scale, beta=0)."
 is_shape = lambda value: isinstance(value, Sequence) and not isinstance(value, str)
 SHAPE = Kind("the shape of one sample", is_shape, hint="(28, 28, 1) is one.")
 

@@ -18,11 +18,8 @@ def check_components(means: Any, covariances: Any, weights: Any, labels: Any) ->
     check_form(means, "GaussianMixture: means", "K D", hint="one number each is [K, 1].")
     k, d = means.shape
     check_form(labels, "GaussianMixture: labels", f"{k}", jnp.integer, hint="cast them with .astype(int).")
-    for name, value, form in (
-        ("means", means, "K D"),
-        ("covariances", covariances, f"{k} {d} {d}"),
-        ("weights", weights, f"{k}"),
-    ):
+    forms = ("means", means, "K D"), ("covariances", covariances, f"{k} {d} {d}"), ("weights", weights, f"{k}")
+    for name, value, form in forms:
         check_form(value, f"GaussianMixture: {name}", form, hint=f"means are [{k}, {d}].")
         check_finite(value, f"GaussianMixture: {name}")
     demand(lambda: weights > 0, "GaussianMixture: weights must be positive, got {weights}.", weights=weights)

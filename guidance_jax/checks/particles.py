@@ -58,7 +58,7 @@ def check_population(
             demand(alike, ALIKE, path=jax.tree_util.keystr(path), size=size, leaf=leaf)
     right = sampler.kernel is not None or not kernels
     demand(right, "feynman_kac: kernels, as a guided target needs, are of samplers that have them; use ddpm(), ddim(1.0), ...")
-    again = [call for call in calls(sampler) if call.function.__name__ == "recur" and call.arguments["times"] > 1]
+    again = any(call.function.__name__ == "recur" and call.arguments["times"] > 1 for call in calls(sampler))
     demand(not again, STRAIGHT)
     check_levels(levels, sampler)
     check_start(keys, levels, start)

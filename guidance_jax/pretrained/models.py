@@ -20,7 +20,6 @@ from guidance_jax.pretrained.checks import (
     Texts,
     check_channels,
     check_condition,
-    check_either_side,
     check_images,
     check_known,
     check_latents,
@@ -127,7 +126,7 @@ class Model(NamedTuple):
         also(lambda self, prompts: check_prompts(prompts, len(self.encoders))),
         also(lambda self, channels: check_channels(channels, self.added)),
         also(lambda self, sizes, prompts: check_sizes(sizes, self.sizes, len(prompts.given))),
-        also(lambda self, height, width: check_either_side(self.size, self.factor, height, width)),
+        also(lambda self, height, width: check_sides(self.size or (0, 0), self.factor, height, width)),
     )
     def encode(
         self,

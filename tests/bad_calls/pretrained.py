@@ -137,11 +137,15 @@ ROWS: dict[str, Row] = {
         r"channels must be an array of floating numbers.*int32",
     ),
     # The denoiser.
-    "a network without parameters": (lambda: on("denoiser", None), TypeError, r"unet among them, got None; use model\.params"),
+    "a network without parameters": (
+        lambda: on("denoiser", None),
+        TypeError,
+        r"hold the parameters of unet, got None; use model\.params",
+    ),
     "a network of the encoder's": (
         lambda: on("denoiser", {"vae": {}}),
         TypeError,
-        r"unet among them, got the names vae; use model\.params",
+        r"hold the parameters of unet, got \['vae'\]; use model\.params",
     ),
     "prompts for a condition": (
         lambda: denoised(LATENTS, on("tokenize", ["a", "b"])),
@@ -187,9 +191,13 @@ ROWS: dict[str, Row] = {
     "pixels up to 255": (
         lambda: with_params("encode_image", IMAGES + 255.0),
         ValueError,
-        r"images must be in \[-1, 1\], got values from 255 to 255; .*pixels / 127\.5 - 1",
+        r"images must be in \[-1, 1\] and finite, got values from 255 to 255; .*pixels / 127\.5 - 1",
     ),
-    "images of NaN": (lambda: with_params("encode_image", IMAGES * jnp.nan), ValueError, r"in \[-1, 1\], got NaN or infinite"),
+    "images of NaN": (
+        lambda: with_params("encode_image", IMAGES * jnp.nan),
+        ValueError,
+        r"in \[-1, 1\] and finite, got values from nan",
+    ),
     "images of one channel": (
         lambda: with_params("encode_image", IMAGES[..., :1]),
         ValueError,

@@ -463,6 +463,7 @@ def test_a_reward_that_is_no_number_is_told_by_its_name(recwarn, value, noisy):
         gj.checked(lambda: rewarded(mine))()
 
 
+@pytest.mark.filterwarnings("ignore:4 of 8 samples are not finite")
 def test_predictions_that_are_no_numbers_are_not_blamed_on_the_reward():
     with pytest.warns(UserWarning, match="weights are NaN in 1 of 2 groups of 4 particles: x or a prediction is"):
         found = rewarded(above(-5.0), conditions=jnp.zeros(8).at[:4].set(jnp.nan))

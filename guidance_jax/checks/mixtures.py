@@ -32,8 +32,7 @@ def check_components(means: Any, covariances: Any, weights: Any, labels: Any) ->
 
 def check_positive_definite(variances: Array) -> None:
     """Raises where an eigenvalue of a covariance is not positive."""
-    message = "GaussianMixture: covariances must be positive definite, got the eigenvalues {variances}."
-    demand(lambda: variances > 0, message, variances=variances)
+    demand(lambda: variances > 0, "GaussianMixture: covariances must be positive definite, got eigenvalues {v}.", v=variances)
 
 
 def check_point(x: Array, level: NoiseLevel, label: Array, dimension: int) -> None:

@@ -58,9 +58,8 @@ def check_directions(x: Any) -> None:
 def check_sets(least: int, why: str = "", **sets: Any) -> None:
     """Raises unless sets have so many points each, where their number is known, and features of one size."""
     names, (counts, sizes) = " and ".join(sets), zip(*(x.shape for x in sets.values()), strict=True)
-    points = " and ".join(map(str, counts))
     enough = not concrete(counts) or min(counts) >= least
-    demand(enough, f"{names} must have at least {least} points{why}, got {points}.")
+    demand(enough, f"{names} must have at least {least} points{why}, got {' and '.join(map(str, counts))}.")
     demand(len(set(sizes)) == 1, ALIKE, names=names, sizes=" and ".join(map(str, sizes)))
 
 
@@ -68,8 +67,7 @@ def check_known(k: int, **sets: Any) -> None:
     """Raises where the neighbours of a set were found before, and fewer than k of each."""
     for name, x in sets.items():
         found = x.nearest.shape[1] if hasattr(x, "nearest") else k
-        mend = f"use gj.metrics.neighbours(x, {k})."
-        demand(found >= k, f"k={k} asks for more neighbours than {name} comes with, {found}; {mend}")
+        demand(found >= k, f"k={k} asks for more than {name}'s {found} neighbours; use gj.metrics.neighbours(x, {k}).")
 
 
 def check_gaussians(mean_a: Array, cov_a: Array, mean_b: Array, cov_b: Array) -> None:

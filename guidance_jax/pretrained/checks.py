@@ -19,7 +19,6 @@ from guidance_jax.checks.words import told
 IMAGES = "images are in [-1, 1]: pixels / 127.5 - 1"
 BESIDE = "the network takes {added} channels beside the latents, got 0; use channels=painted(params, images, known)."
 ENCODED = "prompts must hold ids [B, L] for each of {encoders} encoders and given [B], got ids {ids} and given {given}; {mend}"
-OTHER = "channels {channels} are of another size than the latents, {x}; use images of one size."
 HALF = "texts[{i}] holds half of a pair of code units at {at}, which is no text; decode it as UTF-8 or UTF-16."
 TOLD = "pooled [B, p] and sizes [B, n] must make p + {waves} n = {added}, or be None where that is 0, got {pooled} and {sizes}."
 
@@ -91,19 +90,15 @@ def check_sizes(sizes: Any, numbers: int, batch: int) -> None:
         check_finite(jnp.asarray(sizes, jnp.float32), "sizes")
 
 
-def check_channels(channels: Any, added: int) -> None:
-    """Raises unless the channels beside the latents are as the network takes them, or left for later."""
+def check_channels(channels: Any, added: int, x: Array | None = None) -> None:
+    """Raises unless the channels beside the latents x are as the network takes them; without x they may come later."""
+    demand(channels is not None or not added or x is None, BESIDE, added=added)
     if channels is not None:
+        sides = "h w" if x is None else f"{x.shape[1]} {x.shape[2]}"
         mend = "use painted(params, images, known)." if added else "expected None."
-        check_form(channels, f"the network takes {added} channels beside the latents: channels", f"B h w {added}", hint=mend)
-
-
-def check_condition(channels: Array | None, added: int, x: Array) -> None:
-    """Raises unless a condition's channels are those that the network takes beside these latents."""
-    check_channels(channels, added)
-    demand(channels is not None or not added, BESIDE, added=added)
-    alike = channels is None or channels.shape[1:3] == x.shape[1:3]
-    demand(alike, OTHER, channels=told(channels), x=told(x))
+        check_form(
+            channels, f"the network takes {added} channels beside the latents: channels", f"B {sides} {added}", hint=mend
+        )
 
 
 def check_latents(x: Any, channels: int) -> None:
@@ -123,10 +118,9 @@ def check_images(images: Any, channels: int, keys: Any = None) -> None:
 def check_known(known: Any, images: Array | None = None) -> None:
     """Raises unless a mask of images is `[B, H, W, 1]`, of 0 and 1: of these images, where they are given."""
     shape, own = jnp.shape(known), jnp.shape(known if images is None else images)
-    sides = "H, W" if images is None else ", ".join(map(str, own[1:3]))
-    right = len(shape) == 4 and shape[3] == 1 and shape[1:3] == own[1:3]
-    demand(right, f"known must be [B, {sides}, 1], got the shape {shape}; use mask[None, :, :, None] for one of two axes.")
-    demand(shape[0] in (1, own[0]), f"known must be one for each image, B = {own[0]}, got {shape[0]}.")
+    form = "B, H, W, 1" if images is None else "{} or 1, {}, {}, 1".format(*own[:3])
+    right = len(shape) == 4 and shape[0] in (1, own[0]) and shape[1:] == (*own[1:3], 1)
+    demand(right, f"known must be [{form}], got the shape {shape}; use mask[None, :, :, None] for one of two axes.")
     check_values(known, lambda x: (x == 0) | (x == 1), "known must hold 0 and 1 alone, got {got}; use mask > 0.5.")
 
 

@@ -19,7 +19,6 @@ from guidance_jax.pretrained.checks import (
     Numbers,
     Texts,
     check_channels,
-    check_condition,
     check_images,
     check_known,
     check_latents,
@@ -184,7 +183,7 @@ class Model(NamedTuple):
 
         @door(
             also(lambda x: check_latents(x, self.latent.latent_channels)),
-            also(lambda x, cond: check_condition(cond.channels, self.added, x)),
+            also(lambda x, cond: check_channels(cond.channels, self.added, x)),
         )
         def network(x: Array, t: Array, cond: Condition) -> Array:
             beside = x if cond.channels is None else jnp.concatenate([x, cond.channels.astype(x.dtype)], axis=3)

@@ -222,7 +222,7 @@ ROWS: dict[str, Row] = {
     "more neighbours than were found": (
         lambda: gj.metrics.precision_recall(MANY, gj.metrics.neighbours(MANY, 2)),
         ValueError,
-        r"k=3 asks for more neighbours than fake comes with, 2; use gj\.metrics\.neighbours\(x, 3\)",
+        r"k=3 asks for more than fake's 2 neighbours; use gj\.metrics\.neighbours\(x, 3\)",
     ),
     "a KID of neighbours": (
         lambda: gj.metrics.kid(gj.metrics.neighbours(MANY, 2), MANY),

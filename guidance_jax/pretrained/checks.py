@@ -19,21 +19,24 @@ from guidance_jax.checks.words import told
 IMAGES = "images are in [-1, 1]: pixels / 127.5 - 1"
 BESIDE = "the network takes {added} channels beside the latents, got 0; use channels=painted(params, images, known)."
 ENCODED = "prompts must hold ids [B, L] for each of {encoders} encoders and given [B], got ids {ids} and given {given}; {mend}"
-HALF = "texts[{i}] holds half of a pair of code units at {at}, which is no text; decode it as UTF-8 or UTF-16."
+HALF = "{text} holds half of a pair of code units at {at}, which is no text; decode it as UTF-8 or UTF-16."
 TOLD = "pooled [B, p] and sizes [B, n] must make p + {waves} n = {added}, or be None where that is 0, got {pooled} and {sizes}."
 
 
-def check_texts(texts: Any) -> None:
-    """Raises unless texts are a list of prompts, each a string or None; a string is a sequence of strings too."""
-    several = isinstance(texts, Collection) and getattr(texts, "ndim", 1) == 1
-    right = several and not isinstance(texts, str | bytes | Mapping | Set)
-    demand(right, "texts must be a list of prompts, got {texts}; use [...] for one.", TypeError, texts=told(texts))
-    demand(len(texts) > 0, "texts must be at least one prompt, got none; None in the list is no text at all.")
+def check_texts(texts: Any, where: str) -> None:
+    """Raises unless there is a text, and each is a string or None."""
+    demand(len(texts) > 0, f"{where} must be at least one prompt, got none; None in the list is no text at all.")
     for i, text in enumerate(texts):
-        message = "texts[{i}] must be a string, or None for no text at all, got {text}."
-        demand(text is None or isinstance(text, str), message, TypeError, i=i, text=told(text))
+        message = f"{where}[{i}] must be a string, or None for no text at all, got {{text}}."
+        demand(text is None or isinstance(text, str), message, TypeError, text=told(text))
         half = re.search("[\ud800-\udfff]", text or "")
-        demand(half is None, HALF, i=i, at=half and half.start())
+        demand(half is None, HALF, text=f"{where}[{i}]", at=half and half.start())
+
+
+def is_several(texts: Any) -> bool:
+    """Whether these are several texts; a string, bytes and the keys of a dictionary are none."""
+    several = isinstance(texts, Collection) and getattr(texts, "ndim", 1) == 1
+    return several and not isinstance(texts, str | bytes | Mapping | Set)
 
 
 def _dtype(value: Any) -> Any:
@@ -44,7 +47,7 @@ def _dtype(value: Any) -> Any:
         return None
 
 
-_TEXTS = Kind("a list of prompts", lambda value: True, also=lambda value, _: check_texts(value))
+_TEXTS = Kind("a list of prompts", is_several, hint="use [...] for one.", also=check_texts)
 Texts = TypeAliasType("Texts", Annotated[Any, _TEXTS])
 """Prompts, each a string, or None for no text at all."""
 _DTYPE = Kind("float32 or bfloat16", lambda v: _dtype(v) is not None, lambda v: _dtype(v) in (jnp.float32, jnp.bfloat16))

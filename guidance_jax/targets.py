@@ -21,16 +21,18 @@ from guidance_jax.arrays import at_least_float32, concrete, divide
 from guidance_jax.base import Context, Guidance, Kernel, NoiseLevel, Prediction, Scalar
 from guidance_jax.checks.door import CLASSES, also, door, part
 from guidance_jax.checks.kinds import Branch, LogReward, class_kind
-from guidance_jax.checks.particles import check_draws, check_exponents, exponent
+from guidance_jax.checks.numbers import number
+from guidance_jax.checks.particles import check_draws, check_exponents
 from guidance_jax.guidance.algebra import stateless
 from guidance_jax.noise import START, contraction, fold, normal
 from guidance_jax.parts import Part
 
 __all__ = ["LogReward", "Target", "annealed", "drift", "product", "rewarded", "tilted"]
 
-Exponent = TypeAliasType("Exponent", Annotated[ArrayLike, exponent()])
+_ONE = "it is one number for all levels, of one density; feynman_kac takes low and high, to guide at some levels alone."
+Exponent = TypeAliasType("Exponent", Annotated[ArrayLike, number(hint=_ONE)])
 """The exponent of a density: one number of either sign, and no function of the level."""
-InverseTemperature = TypeAliasType("InverseTemperature", Annotated[ArrayLike, exponent(above=0.0)])
+InverseTemperature = TypeAliasType("InverseTemperature", Annotated[ArrayLike, number(above=0, hint=_ONE)])
 """As `Exponent`, and positive."""
 
 
@@ -75,7 +77,8 @@ def tilted(scale: Exponent, *, cond: Branch = "cond", uncond: Branch = "uncond")
       uncond: The branch of p(x).
 
     Raises:
-      ValueError: If scale is not a scalar, or is a function of the level.
+      ValueError: If scale is not a scalar.
+      TypeError: If it is a function of the level.
 
     Example:
       >>> gj.targets.tilted(3.0).exponents
@@ -95,7 +98,8 @@ def product(exponents: Mapping[Branch, Exponent], *, rest: Branch | None = None)
       rest: The branch that gets the exponent `1 - sum_i a_i`, so that all sum to 1; None for none.
 
     Raises:
-      ValueError: If there is no exponent, one is not a scalar or is a function of the level, or their sum is not positive.
+      ValueError: If there is no exponent, one is not a scalar, or their sum is not positive.
+      TypeError: If one is a function of the level.
 
     Example:
       >>> gj.targets.product({"red": 2.0, "round": 1.5}, rest="uncond").exponents
@@ -120,7 +124,8 @@ def annealed(beta: InverseTemperature, branch: Branch = "cond") -> Target:
       branch: The branch of p.
 
     Raises:
-      ValueError: If beta is not a scalar, is a function of the level, or is not positive.
+      ValueError: If beta is not a scalar, or not positive.
+      TypeError: If it is a function of the level.
 
     Example:
       >>> gj.targets.annealed(2.0).exponents

@@ -53,7 +53,7 @@ MORE = {
         r"during got 5.* and 1.*empty",
     ),
     "recurrence": (lambda low: generate(sampler=gj.recur(gj.ddim(), 2, low, 1.0)), 5.0, r"recur got 5.* and 1.*below high"),
-    "a group": (grouped, jnp.array([0, 1, 0, 0]), r"branch 'cond' differs within a group of 2 particles"),
+    "a group": (grouped, jnp.array([0, 1, 0, 0]), r"branches\['cond'\] differs within a group of 2 particles"),
     "a reward": (grouped, jnp.array([2, 2, 0, 0]), r"log_reward gave NaN or inf at sigma"),
     "known data": (
         lambda known: generate(sampler=gj.inpaint(gj.ddpm(), known, 1)),

@@ -8,73 +8,41 @@ from jax import Array
 
 from guidance_jax.arrays import concrete
 from guidance_jax.base import NoiseLevel
-from guidance_jax.checks.numbers import check_finite
+from guidance_jax.checks.numbers import check_finite, check_form
 from guidance_jax.checks.running import check_labels, check_level
-from guidance_jax.checks.words import told
+from guidance_jax.checks.traced import demand
 
 
 def check_components(means: Any, covariances: Any, weights: Any, labels: Any) -> None:
-    """Raises unless they are the components of a mixture, where their values are known.
-
-    Raises:
-      TypeError: if one is not an array of numbers, or the labels are not integers.
-      ValueError: if the shapes do not fit, or a value is out of range.
-    """
-    for name, value in (("means", means), ("covariances", covariances), ("weights", weights)):
-        if not jnp.issubdtype(getattr(value, "dtype", bool), jnp.floating):
-            raise TypeError(f"GaussianMixture: {name} must be an array of floating numbers, got {told(value)}.")
-        check_finite(value, f"GaussianMixture: {name}")
-    if not hasattr(labels, "dtype") or not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise TypeError(f"GaussianMixture: labels must be integers, [K], got {told(labels)}; cast them with .astype(int).")
-    if means.ndim != 2:
-        raise ValueError(f"GaussianMixture: means have shape {means.shape}, but must be [K, D]; one number each is [K, 1].")
+    """Raises unless they are the components of a mixture."""
+    check_form(means, "GaussianMixture: means", "K D", hint="one number each is [K, 1].")
     k, d = means.shape
-    shapes = {"covariances": (covariances, (k, d, d)), "weights": (weights, (k,)), "labels": (labels, (k,))}
-    for name, (value, shape) in shapes.items():
-        if value.shape != shape:
-            raise ValueError(f"GaussianMixture: {name} have shape {value.shape}, but means {means.shape} ask for {shape}.")
-    if concrete(weights) and not (np.asarray(weights) > 0).all():
-        raise ValueError(f"GaussianMixture: weights must be positive, got {weights}.")
-    if concrete(covariances):
-        both = np.asarray(covariances), np.asarray(covariances).transpose(0, 2, 1)
-        if not np.allclose(*both, rtol=1e-3, atol=1e-5 * np.abs(both[0]).max()):
-            raise ValueError(f"GaussianMixture: covariances must be symmetric, got {covariances}.")
-    if concrete(labels) and set(np.asarray(labels).tolist()) != set(range(int(np.asarray(labels).max()) + 1)):
-        raise ValueError(f"GaussianMixture: labels must name every class from 0 to the last, got {labels}; -1 stands for all.")
+    check_form(labels, "GaussianMixture: labels", f"{k}", jnp.integer, hint="cast them with .astype(int).")
+    forms = ("means", means, "K D"), ("covariances", covariances, f"{k} {d} {d}"), ("weights", weights, f"{k}")
+    for name, value, form in forms:
+        check_form(value, f"GaussianMixture: {name}", form, hint=f"means are [{k}, {d}].")
+        check_finite(value, f"GaussianMixture: {name}")
+    demand(lambda: weights > 0, "GaussianMixture: weights must be positive, got {weights}.", weights=weights)
+    alike = lambda c=covariances: abs(c - c.swapaxes(1, 2)) <= 1e-3 * abs(c) + 1e-5 * abs(c).max()
+    demand(alike, "GaussianMixture: covariances must be symmetric, got {covariances}.", covariances=covariances)
+    every = not concrete(labels) or set(np.asarray(labels).tolist()) == set(range(int(np.asarray(labels).max()) + 1))
+    message = "GaussianMixture: labels must name every class from 0 to the last, got {labels}; -1 stands for all."
+    demand(every, message, labels=labels)
 
 
 def check_positive_definite(variances: Array) -> None:
-    """Raises where a known eigenvalue of a covariance is not positive.
-
-    Raises:
-      ValueError: naming the least.
-    """
-    if concrete(variances) and not (np.asarray(variances) > 0).all():
-        raise ValueError(
-            f"GaussianMixture: covariances must be positive definite, but their least eigenvalue is {variances.min()}."
-        )
+    """Raises where an eigenvalue of a covariance is not positive."""
+    demand(lambda: variances > 0, "GaussianMixture: covariances must be positive definite, got eigenvalues {v}.", v=variances)
 
 
 def check_point(x: Array, level: NoiseLevel, label: Array, dimension: int) -> None:
-    """Raises unless x, its level and its labels fit each other and the mixture.
-
-    Raises:
-      ValueError: naming the shape that does not.
-      TypeError: if the level is none.
-    """
-    if x.ndim != 2 or x.shape[1] != dimension:
-        raise ValueError(f"x has shape {x.shape}, but this mixture lives in [B, {dimension}].")
-    if label.shape != x.shape[:1]:
-        raise ValueError(f"label has shape {label.shape}, but x {x.shape} needs one per sample: {x.shape[:1]}.")
+    """Raises unless x, its level and its labels fit each other and the mixture."""
+    demand(x.ndim == 2 and x.shape[1] == dimension, f"this mixture lives in [B, {dimension}], got x of shape {x.shape}.")
+    demand(label.shape == x.shape[:1], f"label must be [B] = {x.shape[:1]}, one per sample of x, got shape {label.shape}.")
     check_level(level, x)
 
 
 def check_prior(label: Array, labels: Array) -> None:
-    """Raises where a label is known and of no component.
-
-    Raises:
-      ValueError: naming it.
-      TypeError: if the labels are not integers.
-    """
+    """Raises where a label is known and of no component."""
     if concrete(labels):
         check_labels(label, int(np.asarray(labels).max()) + 1, "this mixture", lowest=-1)

@@ -1,6 +1,5 @@
 """What particles and their targets receive, and what is wrong with them at the end of a run."""
 
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
@@ -10,116 +9,72 @@ import numpy as np
 from jax import Array
 
 from guidance_jax.arrays import concrete
-from guidance_jax.base import Branches, NoiseLevel, Prediction, Sampler
-from guidance_jax.checks.door import Kind
-from guidance_jax.checks.numbers import number
+from guidance_jax.base import NoiseLevel, Prediction, Sampler
 from guidance_jax.checks.outcomes import check_each
 from guidance_jax.checks.running import check_levels, check_networks, check_start
-from guidance_jax.checks.traced import insist
-from guidance_jax.checks.words import noting
+from guidance_jax.checks.traced import demand, insist
+from guidance_jax.checks.words import noting, warn
 from guidance_jax.parts import calls
 
-REWARD = "a finite number, or -inf where a particle must not be."
-STRAIGHT = (
-    "feynman_kac's weights are of a sampler that goes from each level straight to the next, but this one first moves x, or "
-    "takes steps again (churn, recurrence, inpainting); use heun_sde(), ddpm(), ddim(eta), heun(), ..."
+STRAIGHT = "feynman_kac needs steps straight to the next level, not churn, recurrence, inpainting; use heun_sde(), ddpm(), ..."
+ALIKE = "branches{path} differs within a group of {size} particles; repeat each condition: jnp.repeat(labels, {size}, axis=0)."
+START = (
+    "exponents of sum {total}, not 1, have no drift at alpha = 0: end the schedule before, flow(t_max=0.99), or give a rest."
 )
-
-
-def exponent(*, above: float | None = None) -> Kind:
-    """The kind of an exponent: one number, and no function of the level."""
-    of = number(above=above)
-
-    def also(value: Any, where: str) -> None:
-        if callable(value):
-            what = "is a function of the level, but the target is one density: give a number"
-            raise ValueError(f"{where} {what}. For guidance in some levels alone, feynman_kac has low and high.")
-        of.check(value, where)
-
-    return Kind(of.expected, lambda value: True, also=also)
+UNREAL = "gave NaN or inf {where}, but must give a finite number, or -inf where a particle must not be."
+DEAD = (
+    "feynman_kac: in {count} {groups} all particles are dead: log_reward is -inf for each at the end. Use more particles, or a "
+    "reward that is finite at levels of noise and leads there, or a guidance that does."
+)
+UNKNOWN = "feynman_kac: the weights are NaN in {count} {groups}: x or a prediction is. gj.checked tells after which step."
+DEGENERATE = (
+    "feynman_kac: the weights degenerate in {count} {groups}: at worst {least:.1f} of them counted, and all descend from "
+    "{ancestors:.1f}: log_normaliser is likely too low. Use more particles, a smaller scale, or an interval (low, high)."
+)
+WIDE = "feynman_kac: the particles are spread {width} times as wide as the score of the target says; use more steps."
 
 
 def check_exponents(exponents: Mapping[str, Any], rest: str | None) -> None:
-    """Raises unless exponents make a density of noise.
-
-    Raises:
-      ValueError: if there is none, their sum is not positive, or the rest has one already.
-    """
-    if not exponents:
-        raise ValueError('product: a product needs a branch: product({"cond": 1.0}).')
-    if rest in exponents:
-        raise ValueError(f"product: rest={rest!r} has an exponent already.")
-    total = sum(exponents.values())
-    if rest is None and concrete(total) and np.asarray(total) <= 0:
-        raise ValueError(
-            f"product: the exponents sum to {float(np.asarray(total)):g}, and noise to that power is no density; make their "
-            "sum positive, or give a rest."
-        )
+    """Raises unless exponents make a density of noise."""
+    demand(len(exponents) > 0, 'product: a product needs a branch, got none; product({{"cond": 1.0}}) has one.')
+    demand(rest not in exponents, "product: rest={rest!r} has an exponent already; give it one or the other.", rest=rest)
+    if rest is None:
+        total = sum(exponents.values())
+        message = "product: exponents must have a positive sum to make a density of noise, but sum to {total}; or give a rest."
+        demand(lambda: total > 0, message, total=total)
 
 
 def check_population(
-    keys: Array,
-    branches: Any,
-    sampler: Sampler,
-    levels: NoiseLevel,
-    shape_or_x: Any,
-    size: int,
-    kernels: bool,
-    total: Any,
+    keys: Array, branches: Any, sampler: Sampler, levels: NoiseLevel, start: Any, size: int, kernels: bool, total: Any
 ) -> None:
-    """Raises unless keys, branches, sampler, levels and start make groups of particles with a target of these exponents.
-
-    Raises:
-      ValueError: telling what does not fit.
-      TypeError: if an argument is of another type.
-    """
-    _check_groups(len(keys), check_networks(branches), size)
-    if kernels and sampler.kernel is None:
-        raise ValueError("ratios of kernels, as a guided target needs, are of samplers that have one: ddpm(), ddim(1.0), ...")
-    if any(call.function.__name__ == "recur" and call.arguments["times"] > 1 for call in calls(sampler)):
-        raise ValueError(STRAIGHT)
+    """Raises unless what `feynman_kac` receives makes groups of particles, with a target whose exponents have this sum."""
+    count, networks = len(keys), check_networks(branches)
+    right = size >= 2 and count % size == 0
+    demand(right, f"feynman_kac: size must be 2 or more and a divisor of the number of keys, {count}, got {size}.")
+    conds = {name: cond for network in networks for name, cond in network.conds.items()}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(conds):
+        if np.shape(leaf)[:1] == (count,):
+            alike = lambda leaf=leaf: _alike(leaf.reshape(count // size, size, -1))
+            demand(alike, ALIKE, path=jax.tree_util.keystr(path), size=size, leaf=leaf)
+    right = sampler.kernel is not None or not kernels
+    demand(right, "feynman_kac: kernels, as a guided target needs, are of samplers that have them; use ddpm(), ddim(1.0), ...")
+    again = any(call.function.__name__ == "recur" and call.arguments["times"] > 1 for call in calls(sampler))
+    demand(not again, STRAIGHT)
     check_levels(levels, sampler)
-    check_start(keys, levels, shape_or_x)
-    one = isinstance(total, int) and total == 1
-    if not one and concrete(levels.alpha) and not np.asarray(levels.alpha)[0] > 0:
-        raise ValueError(
-            f"the exponents sum to {total} and not to 1, so the target's drift has no value at alpha = 0, where these levels "
-            "start; let the schedule end before: flow(t_max=0.99), or give the product a rest."
-        )
+    check_start(keys, levels, start)
+    if not isinstance(total, int) or total != 1:
+        demand(lambda: levels.alpha[0] > 0, START, total=total, alpha=levels.alpha)
 
 
-def _check_groups(count: int, networks: tuple[Branches, ...], size: int) -> None:
-    """Raises unless the keys are groups, whose particles have the same conditions."""
-    if size < 2 or count % size:
-        raise ValueError(f"size={size} particles a group, but there are {count} keys: 2 or more, and a divisor of that.")
-    for network in networks:
-        for name, cond in network.conds.items():
-            for path, leaf in jax.tree_util.tree_leaves_with_path(cond):
-                if not callable(leaf) and len(leaf) == count:
-                    _check_alike(leaf, size, f"branch {name!r}{jax.tree_util.keystr(path)} differs within a group of {size}")
-
-
-def _check_alike(leaf: Any, size: int, told: str) -> None:
-    """Raises unless the rows of each group are equal; NaN is as NaN."""
-    rows = (leaf if not concrete(leaf) else np.asarray(leaf)).reshape(len(leaf) // size, size, -1)
+def _alike(rows: Any) -> Any:
+    """Whether the rows of each group are equal; NaN is as NaN."""
     first = rows[:, :1]
-    alike = lambda: ((rows == first) | ((rows != rows) & (first != first))).all()
-    if not concrete(leaf):
-        insist(alike, f"{told} particles.")
-    elif not alike():
-        raise ValueError(
-            f"{told} particles, which share one target; repeat each condition: jnp.repeat(labels, {size}, axis=0)."
-        )
+    return (rows == first) | ((rows != rows) & (first != first))
 
 
 def check_first(begun: bool) -> None:
-    """Raises where a sampler first looks at another x than it was given.
-
-    Raises:
-      ValueError: naming the samplers that do.
-    """
-    if not begun:
-        raise ValueError(STRAIGHT)
+    """Raises where a sampler first looks at another x than it was given."""
+    demand(begun, STRAIGHT)
 
 
 def only_where(right: Array, prediction: Prediction) -> Prediction:
@@ -129,27 +84,14 @@ def only_where(right: Array, prediction: Prediction) -> Prediction:
 
 
 def unguided(*_: Any) -> NoReturn:
-    """In place of the base's prediction.
-
-    Raises:
-      ValueError: naming the sampler that follows the guidance.
-    """
-    raise ValueError(
-        "feynman_kac's weights are of particles that the target guides, but this sampler follows the base alone; use "
-        "predictor_corrector(..., guided=True)."
-    )
+    """Raises in place of the base's prediction."""
+    raise ValueError("feynman_kac: this sampler follows the base alone; use predictor_corrector(..., guided=True).")
 
 
 def check_draws(deviation: Any) -> None:
-    """Raises where a kernel draws nothing.
-
-    Raises:
-      ValueError: naming samplers that draw.
-    """
-    if isinstance(deviation, int | float) and deviation == 0:
-        raise ValueError(
-            "feynman_kac weighs by ratios of kernels here, but this sampler draws nothing; use ddpm(), ddim(1.0), ..."
-        )
+    """Raises where a kernel draws nothing."""
+    drawn = not isinstance(deviation, int | float) or deviation != 0
+    demand(drawn, "feynman_kac weighs by ratios of kernels, but this sampler draws nothing; use ddpm(), ddim(1.0), ...")
 
 
 def rewards(log_reward: Callable[..., Any], x0: Array, level: NoiseLevel) -> Array:
@@ -158,8 +100,8 @@ def rewards(log_reward: Callable[..., Any], x0: Array, level: NoiseLevel) -> Arr
         each = log_reward(x0, level)
     each = each.astype(x0.dtype) if hasattr(each, "astype") else each
     check_each(each, x0, "log_reward")
-    message = f"log_reward gave NaN or inf at sigma {{sigma}}, but must give {REWARD}"
-    insist(lambda: right_reward(each, x0).all(), message, sigma=level.sigma)
+    message = "log_reward " + UNREAL.format(where="at sigma {sigma}")
+    insist(lambda: right_reward(each, x0), message, sigma=level.sigma)
     return each
 
 
@@ -168,68 +110,28 @@ def right_reward(reward: Array, x0: Array) -> Array:
     return (reward < jnp.inf) | ~jnp.isfinite(x0).all(tuple(range(1, x0.ndim)))
 
 
-def check_particles(
-    size: int,
-    log_reward: Callable[..., Any] | None,
-    dead: Array,
-    unreal: Array,
-    least: Array,
-    ancestors: Array,
-    spread: Array,
-    error: Array,
-) -> None:
-    """Tells what is wrong with groups of particles; within a caller's jit as a warning, when it is known.
+def check_particles(size: int, log_reward: Any, *found: Array) -> None:
+    """Tells what is wrong with groups: dead, unreal, least, ancestors, spread and error; within a caller's jit as a warning."""
+    name, groups = getattr(log_reward, "__qualname__", repr(log_reward)), f"of {len(found[0])} groups of {size} particles"
 
-    Raises:
-      ValueError: if all particles of a group have weight 0, or a reward is NaN or inf.
-    """
-
-    def tell(dead: Any, unreal: Any, least: Any, ancestors: Any, spread: Any, error: Any) -> str | None:
-        groups = f"of {len(dead)} groups of {size} particles"
-        if unreal.any():
-            name = getattr(log_reward, "__qualname__", repr(log_reward))
-            return (
-                f"feynman_kac: log_reward ({name}) gave NaN or inf in {unreal.sum()} {groups}, but must give {REWARD} "
-                "gj.checked tells at which noise level."
-            )
-        if dead.any():
-            return (
-                f"feynman_kac: in {dead.sum()} {groups} all particles are dead: log_reward is -inf for each at the end. "
-                "Use more particles, or a reward that is finite at levels of noise and leads there, or a guidance that does."
-            )
-        counted = np.minimum(least, ancestors)
-        if np.isnan(counted).any():
-            return (
-                f"feynman_kac: the weights are NaN in {np.isnan(counted).sum()} {groups}: x or a prediction is. gj.checked "
-                "tells after which step."
-            )
+    def tell(*found: Any, known: bool = False) -> None:
+        dead, unreal, least, ancestors, spread, errors = map(np.asarray, found)
+        counted, width, error = np.minimum(least, ancestors), spread.mean(), np.sqrt((errors**2).sum()) / len(errors)
         # Ten, a quarter of a small group, or a hundredth of a large one.
-        bad = counted < max(min(10, size / 4), size / 100)
-        if bad.any():
-            return (
-                f"feynman_kac: the weights degenerate in {bad.sum()} {groups}: at worst {np.min(least):.1f} of them counted, "
-                f"and all descend from {np.min(ancestors):.1f}. Such a group gives few samples many times, and its "
-                "log_normaliser is likely too low. Use more particles, a smaller scale, or an interval (low, high)."
-            )
-        mean, deviation = spread.mean(), np.sqrt((error**2).sum()) / len(error)
-        if abs(mean - 1) > max(0.1, 4 * deviation):
-            return (
-                f"feynman_kac: the particles are spread {mean:.2f} ± {deviation:.2f} times as wide as the score of the target "
-                "says; use more steps."
-            )
-        return None
+        few = counted < max(min(10, size / 4), size / 100)
+        broken = "feynman_kac: log_reward ({name}) " + UNREAL + " gj.checked tells at which noise level."
+        wide = abs(width - 1) > max(0.1, 4 * error)
+        checks = (unreal, broken), (dead, DEAD), (np.isnan(counted), UNKNOWN), (few, DEGENERATE), (wide, WIDE)
+        wrong = [(bad.sum(), message) for bad, message in checks if bad.any()]
+        if wrong:
+            count, message = wrong[0]
+            shown = {"name": name, "count": count, "groups": groups, "where": f"in {count} {groups}"}
+            shown |= {"least": least.min(), "ancestors": ancestors.min(), "width": f"{width:.2f} ± {error:.2f}"}
+            demand(not known or message not in (broken, DEAD), message, **shown)
+            warn(message.format(**shown))
 
-    def warn(*found: Any) -> None:
-        message = tell(*map(np.asarray, found))
-        if message is not None:
-            warnings.warn(message, stacklevel=6)
-
-    found = dead, unreal, least, ancestors, spread, error
-    if not concrete(found):
-        message = f"all particles of {{count}} of {len(dead)} groups are dead: log_reward is -inf for each of them at the end."
-        insist(lambda: ~dead.any(), message, count=dead.sum())
-        jax.debug.callback(warn, *found)
-        return
-    if dead.any() or unreal.any():
-        raise ValueError(tell(*map(np.asarray, found)))
-    warn(*found)
+    if concrete(found):
+        tell(*found, known=True)
+    else:
+        insist(lambda: ~found[0], DEAD, groups=groups, count=found[0].sum())
+        jax.debug.callback(tell, *found)

@@ -86,7 +86,7 @@ def demand(holds: Any, message: str, error: type[Exception] = ValueError, **valu
             insist(holds, message, **values)
             return
         with jax.ensure_compile_time_eval():
-            holds = holds()
+            holds = np.asarray(holds())
     if not np.all(holds):
         raise error(message.format(**{name: shown(value) for name, value in values.items()}))
 

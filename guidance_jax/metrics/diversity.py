@@ -12,8 +12,8 @@ from jaxtyping import Float
 from typing_extensions import TypeAliasType
 
 from guidance_jax.checks.door import also, door
-from guidance_jax.checks.features import Features, check_directions
 from guidance_jax.checks.numbers import number
+from guidance_jax.metrics.checks import Features, check_directions
 from guidance_jax.metrics.pairs import widened
 
 PositiveOrInfinite = TypeAliasType("PositiveOrInfinite", Annotated[float | int, number(low=0, high=math.inf, above=0)])

@@ -13,9 +13,9 @@ from typing_extensions import TypeAliasType
 
 from guidance_jax.arrays import sqrt
 from guidance_jax.checks.door import also, door
-from guidance_jax.checks.features import Features, check_sets
 from guidance_jax.checks.kinds import Key, Positive
 from guidance_jax.checks.numbers import count
+from guidance_jax.metrics.checks import Features, check_sets
 from guidance_jax.metrics.pairs import fold, squared_distances, widened
 
 Several = TypeAliasType("Several", Annotated[int, count(2)])

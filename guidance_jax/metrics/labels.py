@@ -12,8 +12,8 @@ from typing_extensions import TypeAliasType
 
 from guidance_jax.arrays import at_least_float32
 from guidance_jax.checks.door import also, door
-from guidance_jax.checks.features import Logits, check_classes, check_sets
 from guidance_jax.checks.kinds import Count, array_kind
+from guidance_jax.metrics.checks import Logits, check_classes, check_sets
 
 OneLabelEach = TypeAliasType("OneLabelEach", Annotated[Int[Array, "n"], array_kind("integers, [N]", jnp.integer)])
 """Integer labels, `[N]`."""

@@ -12,8 +12,8 @@ from typing_extensions import TypeAliasType
 
 from guidance_jax.arrays import divide
 from guidance_jax.checks.door import CLASSES, also, door
-from guidance_jax.checks.features import Features, check_gaussians, check_sets, features_kind
 from guidance_jax.checks.kinds import array_kind, class_kind
+from guidance_jax.metrics.checks import Features, check_gaussians, check_sets, features_kind
 from guidance_jax.metrics.pairs import widened
 
 

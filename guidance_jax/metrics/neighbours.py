@@ -11,8 +11,8 @@ from jaxtyping import Float
 from typing_extensions import TypeAliasType
 
 from guidance_jax.checks.door import also, door
-from guidance_jax.checks.features import Features, check_known, check_sets, features_kind
 from guidance_jax.checks.kinds import Count
+from guidance_jax.metrics.checks import Features, check_known, check_sets, features_kind
 from guidance_jax.metrics.pairs import fold, squared_distances, widened
 
 

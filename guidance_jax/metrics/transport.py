@@ -9,8 +9,8 @@ from jaxtyping import Float
 
 from guidance_jax.arrays import sqrt
 from guidance_jax.checks.door import also, door
-from guidance_jax.checks.features import Features, check_sets
 from guidance_jax.checks.kinds import Count, Key
+from guidance_jax.metrics.checks import Features, check_sets
 from guidance_jax.metrics.pairs import widened
 
 

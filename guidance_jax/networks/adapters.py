@@ -7,7 +7,7 @@ from flax import linen, nnx
 
 from guidance_jax.checks.door import CLASSES, door, part, rule
 from guidance_jax.checks.kinds import class_kind
-from guidance_jax.checks.networks import check_params
+from guidance_jax.networks.checks import check_params
 
 CLASSES[nnx.Module] = class_kind(nnx.Module, "from_linen(module, variables) takes a Linen one.")
 CLASSES[linen.Module] = class_kind(linen.Module, "from_nnx(module) takes an NNX one.")

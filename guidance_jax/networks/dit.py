@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from guidance_jax.checks.door import CLASSES, door, rule
 from guidance_jax.checks.kinds import Compute, Count, CountFromZero, ImageShape, Places, class_kind
-from guidance_jax.checks.networks import check_batch, check_tokens
+from guidance_jax.networks.checks import check_batch, check_tokens
 from guidance_jax.networks.embeddings import LabelEmbedding, TimeEmbedding
 from guidance_jax.networks.layers import (
     Dense,

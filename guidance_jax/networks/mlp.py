@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from guidance_jax.checks.door import door
 from guidance_jax.checks.kinds import Count, CountFromZero, Sizes
-from guidance_jax.checks.networks import check_batch
+from guidance_jax.networks.checks import check_batch
 from guidance_jax.networks.embeddings import LabelEmbedding, TimeEmbedding
 
 

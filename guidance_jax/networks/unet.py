@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from guidance_jax.checks.door import CLASSES, door, rule
 from guidance_jax.checks.kinds import Compute, Count, ImageShape, Places, Sizes, class_kind
-from guidance_jax.checks.networks import check_batch
+from guidance_jax.networks.checks import check_batch
 from guidance_jax.networks.convolution import conv_general_dilated
 from guidance_jax.networks.embeddings import LabelEmbedding, TimeEmbedding
 from guidance_jax.networks.layers import (

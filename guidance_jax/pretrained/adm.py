@@ -11,10 +11,11 @@ from jaxtyping import Array, Float, Int
 
 from guidance_jax.checks.door import CLASSES, door, rule
 from guidance_jax.checks.kinds import Count, Sizes, class_kind
-from guidance_jax.checks.networks import check_batch, check_factor, check_given
+from guidance_jax.networks.checks import check_batch
 from guidance_jax.networks.embeddings import rows, waves
 from guidance_jax.networks.layers import Dense
 from guidance_jax.pretrained.adm_blocks import Attention, AttentionPool, Downsample, GroupNorm, Residual, Upsample, halved
+from guidance_jax.pretrained.checks import check_factor, check_given
 from guidance_jax.pretrained.layers import Conv, upsampled
 
 __all__ = ["ADM", "CLASSIFIERS", "RELEASED", "ADMClassifier", "ADMConfig"]

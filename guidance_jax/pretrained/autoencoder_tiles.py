@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from guidance_jax.checks.door import door, rule
 from guidance_jax.checks.kinds import Count, CountFromZero
-from guidance_jax.checks.networks import check_enlarged
+from guidance_jax.pretrained.checks import check_enlarged
 
 
 @door(rule("overlap must be below tile", lambda tile, overlap: overlap < tile))

@@ -12,8 +12,8 @@ from typing_extensions import TypeAliasType
 
 from guidance_jax.checks.door import CLASSES, door, rule
 from guidance_jax.checks.kinds import Count, CountFromZero, choice, class_kind
-from guidance_jax.checks.networks import check_length
 from guidance_jax.networks.layers import Dense, attention
+from guidance_jax.pretrained.checks import check_length
 from guidance_jax.pretrained.layers import LayerNorm
 from guidance_jax.pretrained.settings import LAYERS, NULL, POSITIVE, SIZE, TEXT, check_settings, either, several, whole
 

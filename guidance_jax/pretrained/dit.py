@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from guidance_jax.checks.door import CLASSES, door, rule
 from guidance_jax.checks.kinds import Count, class_kind
-from guidance_jax.checks.networks import check_batch
+from guidance_jax.networks.checks import check_batch
 from guidance_jax.networks.embeddings import rows, waves
 from guidance_jax.networks.layers import Dense, LayerNorm, attention, unpatchify
 from guidance_jax.pretrained.files import Tensor

@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 
 from guidance_jax.checks.door import door
-from guidance_jax.checks.published import FilePath
+from guidance_jax.pretrained.checks import FilePath
 from guidance_jax.pretrained.pickles import open_pickle
 from guidance_jax.pretrained.settings import parsed, read_json
 

@@ -10,12 +10,15 @@ from jaxtyping import Array, Bool, Float, Int
 from guidance_jax.base import Denoiser, NoiseLevel
 from guidance_jax.checks.door import CLASSES, also, door
 from guidance_jax.checks.kinds import Count, Keys, class_kind
-from guidance_jax.checks.published import (
+from guidance_jax.denoisers import denoiser
+from guidance_jax.noise import normal
+from guidance_jax.pretrained import clip, unet
+from guidance_jax.pretrained.autoencoder import AutoencoderConfig
+from guidance_jax.pretrained.autoencoder_tiles import tiled
+from guidance_jax.pretrained.checks import (
     Numbers,
     Texts,
     check_channels,
-    check_condition,
-    check_either_side,
     check_images,
     check_known,
     check_latents,
@@ -24,11 +27,6 @@ from guidance_jax.checks.published import (
     check_sizes,
     params_of,
 )
-from guidance_jax.denoisers import denoiser
-from guidance_jax.noise import normal
-from guidance_jax.pretrained import clip, unet
-from guidance_jax.pretrained.autoencoder import AutoencoderConfig
-from guidance_jax.pretrained.autoencoder_tiles import tiled
 from guidance_jax.pretrained.schedulers import Scheduling
 from guidance_jax.pretrained.tokens import Tokenize
 from guidance_jax.spacings import Spacing
@@ -127,7 +125,7 @@ class Model(NamedTuple):
         also(lambda self, prompts: check_prompts(prompts, len(self.encoders))),
         also(lambda self, channels: check_channels(channels, self.added)),
         also(lambda self, sizes, prompts: check_sizes(sizes, self.sizes, len(prompts.given))),
-        also(lambda self, height, width: check_either_side(self.size, self.factor, height, width)),
+        also(lambda self, height, width: check_sides(self.size or (0, 0), self.factor, height, width)),
     )
     def encode(
         self,
@@ -185,7 +183,7 @@ class Model(NamedTuple):
 
         @door(
             also(lambda x: check_latents(x, self.latent.latent_channels)),
-            also(lambda x, cond: check_condition(cond.channels, self.added, x)),
+            also(lambda x, cond: check_channels(cond.channels, self.added, x)),
         )
         def network(x: Array, t: Array, cond: Condition) -> Array:
             beside = x if cond.channels is None else jnp.concatenate([x, cond.channels.astype(x.dtype)], axis=3)

@@ -10,9 +10,9 @@ from typing import Any
 import jax.numpy as jnp
 
 from guidance_jax.checks.door import door
-from guidance_jax.checks.published import FilePath, Parameters
 from guidance_jax.networks import from_nnx
 from guidance_jax.pretrained import autoencoder, clip, unet, weights
+from guidance_jax.pretrained.checks import FilePath, Parameters
 from guidance_jax.pretrained.directories import check_directory, check_variant, open_part, read_json
 from guidance_jax.pretrained.models import Condition, Model, Prompts
 from guidance_jax.pretrained.schedulers import scheduling

@@ -1,14 +1,14 @@
 """From texts to the ids of CLIP's tokens, by the files that a model was published with."""
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from guidance_jax.checks.door import door
-from guidance_jax.checks.published import FilePath, check_texts
+from guidance_jax.pretrained.checks import FilePath, Texts
 from guidance_jax.pretrained.clip import CLIPTextConfig
 from guidance_jax.pretrained.directories import read_json
 
@@ -93,8 +93,8 @@ def open_tokenizer(directory: FilePath, encoder: CLIPTextConfig | None = None) -
     window = _window(directory / "tokenizer_config.json", config, encoder)
     added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
 
-    def tokenize(texts: Sequence[str | None], *, whole: bool = False) -> np.ndarray:
-        check_texts(texts)
+    @door()
+    def tokenize(texts: Texts, *, whole: bool = False) -> np.ndarray:
         texts = ["" if text is None else str(text) for text in texts]
         out = np.full((len(texts), window), ids[2], np.int32)
         for row, given in zip(out, texts, strict=True):

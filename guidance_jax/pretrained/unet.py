@@ -11,9 +11,9 @@ from jaxtyping import Array, Float
 
 from guidance_jax.checks.door import CLASSES, door, rule
 from guidance_jax.checks.kinds import Count, CountFromZero, Places, Sizes, class_kind
-from guidance_jax.checks.networks import check_text
 from guidance_jax.networks.embeddings import waves
 from guidance_jax.networks.layers import Dense, GroupNorm
+from guidance_jax.pretrained.checks import check_text
 from guidance_jax.pretrained.layers import Conv
 from guidance_jax.pretrained.settings import FLAG, LAYERS, NUMBER, POSITIVE, SIZE, TEXT, check_settings, either, several
 from guidance_jax.pretrained.unet_blocks import Down, Middle, Resampling, Residual, Transformer, Up

@@ -137,11 +137,15 @@ ROWS: dict[str, Row] = {
         r"channels must be an array of floating numbers.*int32",
     ),
     # The denoiser.
-    "a network without parameters": (lambda: on("denoiser", None), TypeError, r"unet among them, got None; use model\.params"),
+    "a network without parameters": (
+        lambda: on("denoiser", None),
+        TypeError,
+        r"hold the parameters of unet, got None; use model\.params",
+    ),
     "a network of the encoder's": (
         lambda: on("denoiser", {"vae": {}}),
         TypeError,
-        r"unet among them, got the names vae; use model\.params",
+        r"hold the parameters of unet, got \['vae'\]; use model\.params",
     ),
     "prompts for a condition": (
         lambda: denoised(LATENTS, on("tokenize", ["a", "b"])),
@@ -167,7 +171,7 @@ ROWS: dict[str, Row] = {
     "what to paint of another size": (
         lambda: denoised(LATENTS, encoded("nine", channels=jnp.ones((2, 8, 8, 5))), "nine"),
         ValueError,
-        r"float32\[2,8,8,5\] are of another size than the latents, float32\[2,8,12,4\]",
+        r"channels must be \[B, 8, 12, 5\], got float32\[2,8,8,5\]; use painted",
     ),
     # Images and latents.
     "images to decode": (lambda: with_params("decode", IMAGES), ValueError, r"latents x must be \[B, h, w, 4\].*float32"),
@@ -187,9 +191,13 @@ ROWS: dict[str, Row] = {
     "pixels up to 255": (
         lambda: with_params("encode_image", IMAGES + 255.0),
         ValueError,
-        r"images must be in \[-1, 1\], got values from 255 to 255; .*pixels / 127\.5 - 1",
+        r"images must be in \[-1, 1\] and finite, got values from 255 to 255; .*pixels / 127\.5 - 1",
     ),
-    "images of NaN": (lambda: with_params("encode_image", IMAGES * jnp.nan), ValueError, r"in \[-1, 1\], got NaN or infinite"),
+    "images of NaN": (
+        lambda: with_params("encode_image", IMAGES * jnp.nan),
+        ValueError,
+        r"in \[-1, 1\] and finite, got values from nan",
+    ),
     "images of one channel": (
         lambda: with_params("encode_image", IMAGES[..., :1]),
         ValueError,
@@ -219,12 +227,12 @@ ROWS: dict[str, Row] = {
     "a mask of another size": (
         lambda: with_params("painted", IMAGES, KNOWN[:, :8]),
         ValueError,
-        r"known must be \[B, 16, 24, 1\], got the shape \(2, 8, 24, 1\)",
+        r"known must be \[2 or 1, 16, 24, 1\], got the shape \(2, 8, 24, 1\)",
     ),
     "three masks for two images": (
         lambda: with_params("painted", IMAGES, jnp.ones((3, 16, 24, 1))),
         ValueError,
-        r"known must be one for each image, B = 2, got 3",
+        r"known must be \[2 or 1, 16, 24, 1\], got the shape \(3, 16, 24, 1\)",
     ),
     "pixels of 8 bits to paint": (
         lambda: with_params("painted", np.zeros((2, 16, 24, 3), np.uint8), KNOWN),

@@ -147,7 +147,8 @@ def run(
     """
     networks, like = check_run(keys, branches, guidance, sampler, levels, shape_or_x, trace, progress)
     path = jax.tree.map(lambda field: jnp.asarray(field, like.dtype), levels)
-    start = None if isinstance(shape_or_x, tuple) else shape_or_x
+    shaped = isinstance(shape_or_x, tuple) and not isinstance(shape_or_x, State)
+    start = None if shaped else shape_or_x
     plan = Plan(like.shape, like.dtype, remat, progress)
     state, recorded = compiled(_loop, plan, keys, networks, guidance, sampler, path, start, trace)
     warn_if_not_finite(state.x)

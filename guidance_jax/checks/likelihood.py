@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from guidance_jax.arrays import at_least_float32
 from guidance_jax.base import Branches, Guidance, NoiseLevel, Prediction, Schedule
 from guidance_jax.checks.door import Kind
 from guidance_jax.checks.running import check_branches, check_networks, check_shapes, check_start
@@ -67,10 +66,9 @@ def check_data(
             "pass; use jax.shard_map(..., check_vma=False), or a batch that is sharded outside of it."
         )
     networks = check_networks(networks)
-    shape, dtype = check_start(keys, schedule(schedule.t_min), x)
-    like = jax.ShapeDtypeStruct(shape, at_least_float32(dtype))
+    like = check_start(keys, schedule(schedule.t_min), x)
     check_branches(networks, guidance, like, keys)
-    check_shapes(guidance, jax.ShapeDtypeStruct((1, *shape[1:]), like.dtype))
+    check_shapes(guidance, jax.ShapeDtypeStruct((1, *like.shape[1:]), like.dtype))
     for name, cond in ((name, cond) for network in networks for name, cond in network.conds.items()):
         if callable(cond):
             raise ValueError(

@@ -14,7 +14,8 @@ from guidance_jax.base import Branches, NoiseLevel, Prediction, Sampler
 from guidance_jax.checks.door import Kind
 from guidance_jax.checks.numbers import number
 from guidance_jax.checks.outcomes import check_each
-from guidance_jax.checks.running import check_levels, check_networks, check_start
+from guidance_jax.checks.paths import check_levels
+from guidance_jax.checks.running import check_networks, check_start
 from guidance_jax.checks.traced import insist
 from guidance_jax.checks.words import noting
 from guidance_jax.parts import calls

@@ -8,7 +8,7 @@ from guidance_jax.arrays import divide, inner, norm
 from guidance_jax.base import Branches, NoiseLevel, Step
 from guidance_jax.checks.door import door
 from guidance_jax.checks.kinds import Branch, Keys, NonNegative, Samples
-from guidance_jax.checks.running import check_measured
+from guidance_jax.checks.running import check_run
 from guidance_jax.curves import Calibration, Residuals
 from guidance_jax.guidance.linear import cfg
 from guidance_jax.guided import Networks, evaluate
@@ -66,9 +66,9 @@ def calibrate(
     Reference: Derived here; no publication of this form is known to us. Near it are learned scales (arXiv:2510.00815), decaying
     scales (arXiv:2603.08155), the interval (arXiv:2404.07724) and precision-weighted products (arXiv:2404.07593).
     """
-    networks, dtype = check_measured(keys, branches, cfg(1.0, cond=cond, uncond=uncond), x0, levels)
-    x0, path = jnp.asarray(x0, dtype), jax.tree.map(lambda field: jnp.asarray(field, dtype), levels)
-    return compiled(_measured, (cond, uncond), networks, keys, x0, path, jnp.asarray(power, dtype))
+    networks, like = check_run(keys, branches, cfg(1.0, cond=cond, uncond=uncond), levels, x0)
+    x0, path, power = jax.tree.map(lambda field: jnp.asarray(field, like.dtype), (x0, levels, power))
+    return compiled(_measured, (cond, uncond), networks, keys, x0, path, power)
 
 
 def _measured(

@@ -19,7 +19,7 @@ from guidance_jax.base import Cond, Denoiser, NoiseLevel, Prediction
 from guidance_jax.checks.door import part, rule
 from guidance_jax.checks.kinds import Denoise, Network, Positive, Predicts, number
 from guidance_jax.checks.outcomes import network_output
-from guidance_jax.checks.running import check_level
+from guidance_jax.checks.paths import check_level
 
 __all__ = ["Network", "clip", "denoiser", "edm", "learned_variance"]
 

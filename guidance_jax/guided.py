@@ -19,13 +19,13 @@ from guidance_jax.base import (
     State,
     Step,
 )
-from guidance_jax.checks.door import door
+from guidance_jax.checks.door import also, door
 from guidance_jax.checks.kinds import Denoise
 from guidance_jax.checks.outcomes import Asked, Slopes, check_update, predicted
+from guidance_jax.checks.paths import check_level
 from guidance_jax.checks.running import (
     check_conditions,
     check_inputs,
-    check_level,
     check_memory,
     check_named,
     check_networks,
@@ -38,7 +38,7 @@ Networks = Branches | tuple[Branches, ...]
 Derivatives = Mapping[str | None, Derivative]
 
 
-@door()
+@door(also(check_conditions))
 def branches(denoise: Denoise, *, batched: bool = True, **conds: Cond) -> Branches:
     """Named conditions of one denoiser, evaluated in one batched call. The first is the base.
 
@@ -58,7 +58,6 @@ def branches(denoise: Denoise, *, batched: bool = True, **conds: Cond) -> Branch
       >>> list(gj.branches(denoise, cond=labels, uncond=jnp.full_like(labels, 10)).conds)
       ['cond', 'uncond']
     """
-    check_conditions(conds)
     return Branches(denoise, conds, batched)
 
 

@@ -15,7 +15,8 @@ from guidance_jax.arrays import at_least_float32, expand
 from guidance_jax.base import NoiseLevel, Step
 from guidance_jax.checks.door import door
 from guidance_jax.checks.kinds import Keys, check_generator
-from guidance_jax.checks.running import check_level, check_start
+from guidance_jax.checks.paths import check_level
+from guidance_jax.checks.running import check_start
 from guidance_jax.checks.steps import learned
 
 START = 0

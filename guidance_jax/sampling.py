@@ -1,22 +1,28 @@
 """From branches, a guidance and a sampler to samples: the only loop."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from typing_extensions import TypeAliasType
 
 from guidance_jax.base import Guidance, NoiseLevel, PathEnd, Sampler, State, Step
-from guidance_jax.checks.door import door
-from guidance_jax.checks.kinds import Keys
+from guidance_jax.checks.door import Kind, also, door
+from guidance_jax.checks.kinds import Keys, function_kind
 from guidance_jax.checks.outcomes import check_step, warn_if_not_finite
-from guidance_jax.checks.running import check_run
+from guidance_jax.checks.running import check_progress, check_run
 from guidance_jax.guided import Networks, guide
 from guidance_jax.noise import IMAGE, SAMPLER, START, at_level, fold, normal
 from guidance_jax.programs import compiled
 
-Trace = Callable[[State], Any]
+_RECORDS = function_kind("state", hint="lambda state: state.x records the path.")
+Trace = TypeAliasType("Trace", Annotated[Callable[[State], Any], _RECORDS])
+"""What to record of the state after each step."""
+_NAME = Kind("a str, the name that the bar shows", lambda value: isinstance(value, str))
+BarName = TypeAliasType("BarName", Annotated[str, _NAME])
+"""The name of a progress bar."""
 
 
 @door()
@@ -30,7 +36,7 @@ def sample(
     *,
     trace: Trace | None = None,
     remat: bool = False,
-    progress: str | None = None,
+    progress: BarName | None = None,
 ) -> Any:
     """Draw samples: from noise at the first level to the last, one `lax.scan` over the steps.
 
@@ -112,7 +118,7 @@ def evaluations(
     return run(keys, branches, guidance, sampler, levels, shape_or_x)[0].evaluations
 
 
-@door()
+@door(also(check_progress))
 def run(
     keys: Keys,
     branches: Networks,
@@ -123,7 +129,7 @@ def run(
     *,
     trace: Trace | None = None,
     remat: bool = False,
-    progress: str | None = None,
+    progress: BarName | None = None,
 ) -> tuple[State, Any]:
     """`sample`, but for what it returns: the last state whole, with what sampler and guidance remember, and the trace.
 
@@ -145,9 +151,10 @@ def run(
       >>> print(state.evaluations, along.shape)
       4 (4, 3, 2)
     """
-    networks, like = check_run(keys, branches, guidance, sampler, levels, shape_or_x, trace, progress)
+    networks, like = check_run(keys, branches, guidance, levels, shape_or_x, sampler)
     path = jax.tree.map(lambda field: jnp.asarray(field, like.dtype), levels)
-    start = None if isinstance(shape_or_x, tuple) else shape_or_x
+    shaped = isinstance(shape_or_x, tuple) and not isinstance(shape_or_x, State)
+    start = None if shaped else shape_or_x
     plan = Plan(like.shape, like.dtype, remat, progress)
     state, recorded = compiled(_loop, plan, keys, networks, guidance, sampler, path, start, trace)
     warn_if_not_finite(state.x)

@@ -17,7 +17,7 @@ from guidance_jax.arrays import concrete
 from guidance_jax.base import Schedule
 from guidance_jax.checks.door import part
 from guidance_jax.checks.kinds import CountFromZero, Positive, Share, Spacing
-from guidance_jax.checks.paths import check_bounds, check_some_noise, check_steps
+from guidance_jax.checks.paths import check_bounds, check_steps
 
 __all__ = ["Spacing", "exponential", "karras", "leading", "quadratic", "trailing", "uniform"]
 
@@ -194,7 +194,6 @@ def exponential(sigma_min: Positive | None = None, sigma_max: Positive | None = 
 
     def spacing(schedule: Schedule, steps: int) -> Array:
         least, most = _bounds(schedule, sigma_min, sigma_max, "exponential")
-        check_some_noise(least)
         return schedule.inverse(_times(most * (least / most) ** np.linspace(0, 1, steps)))
 
     return spacing

@@ -31,7 +31,7 @@ from guidance_jax.checks.kinds import (
     number,
 )
 from guidance_jax.checks.outcomes import given_logits, network_output
-from guidance_jax.checks.running import check_level
+from guidance_jax.checks.paths import check_level
 from guidance_jax.checks.training import check_average, check_continuous, check_null
 from guidance_jax.denoisers import OUTPUTS, edm_coefficients
 

@@ -172,12 +172,21 @@ def test_schedules_take_traced_parameters():
     [
         (lambda: gj.levels(gj.schedules.ddpm_linear(), 1001, gj.spacings.uniform()), "1000 training steps"),
         (lambda: gj.levels(gj.schedules.edm(), 0, gj.spacings.karras()), "levels: steps must be an integer, at least 1, got 0"),
-        (lambda: gj.levels(gj.schedules.flow(), 9, gj.spacings.karras()), r"finite largest.*karras\(sigma_max"),
-        (lambda: gj.levels(zero_terminal(), 9, gj.spacings.exponential()), r"finite largest.*exponential\(sigma_max"),
+        (
+            lambda: gj.levels(gj.schedules.flow(), 9, gj.spacings.karras()),
+            r"karras: sigma_max must be finite, got the schedule's inf",
+        ),
+        (
+            lambda: gj.levels(zero_terminal(), 9, gj.spacings.exponential()),
+            r"exponential: sigma_max must be finite, got the schedule's inf",
+        ),
         (lambda: gj.levels(gj.schedules.ddpm_linear(), 1001, gj.spacings.quadratic()), "1000 training steps"),
         (lambda: gj.spacings.quadratic(1.2), "quadratic: reach must be a share, above 0 and at most 1, got 1.2"),
-        (lambda: gj.schedules.zero_terminal_snr(gj.schedules.cosine()), "has None; a continuous one is pure noise at"),
-        (lambda: gj.schedules.shift(gj.schedules.scaled_linear(), 3.0), "has 1000 steps, beyond whose last"),
+        (
+            lambda: gj.schedules.zero_terminal_snr(gj.schedules.cosine()),
+            r"discrete, of at least two steps; .*got schedule cosine\(\)",
+        ),
+        (lambda: gj.schedules.shift(gj.schedules.scaled_linear(), 3.0), r"must be continuous.*got schedule scaled_linear\(\)"),
         (lambda: gj.schedules.shift(gj.schedules.flow(), -3.0), "shift: factor must be a positive number, got -3.0"),
         (lambda: gj.schedules.shift(gj.schedules.flow(), jnp.ones(2)), "shift: factor has shape"),
         (lambda: gj.levels(gj.schedules.cosine(), 3, lambda s, n: jnp.array([0.1, 0.5, 0.9])), "decrease"),
@@ -301,7 +310,7 @@ def test_levels_are_rounded_once_from_float64():
 def test_levels_are_a_sequence():
     levels = gj.levels(gj.schedules.edm(), 5, gj.spacings.karras())
     assert len(levels) == 6
-    assert levels[0] and levels, "`level or another` is the level"
+    assert bool(levels[0]), "`level or another` is the level"
     assert isinstance(levels[3], gj.NoiseLevel)
     assert [float(level.sigma) for level in levels] == levels.sigma.tolist()
     assert (levels[3].t, levels[3].alpha, levels[3].sigma) == (levels.t[3], levels.alpha[3], levels.sigma[3])

@@ -16,7 +16,7 @@ _SEEN: OrderedDict[Hashable, list[tuple[int, int]]] = OrderedDict()
 """Of each structure, the minimum and the maximum of each integer leaf so far."""
 
 
-def check_known(fixed: Any, values: Any, x: jax.ShapeDtypeStruct, trace: Callable[[], Any]) -> None:
+def check_known(fixed: Any, values: Any, function: Callable[..., Any], *arguments: Any) -> None:
     """Lets a user's function check values that are known now, such as labels, and not inside the loop.
 
     Outside of a trace this is done once per structure, and again where an integer leaves the range of those seen before.
@@ -24,21 +24,20 @@ def check_known(fixed: Any, values: Any, x: jax.ShapeDtypeStruct, trace: Callabl
     Args:
       fixed: What else decides the structure.
       values: Pytrees of the values.
-      x: What x is like.
-      trace: Traces the function with the values as constants.
+      function: It holds the values as constants, and is traced.
+      *arguments: What it is traced with, the shapes and dtypes.
     """
     if not concrete(values):
         return
     if tracing() or not concrete(fixed):
-        trace()
+        jax.eval_shape(function, *arguments)
         return
-    key = (_structure(fixed), _structure(values), x.shape, x.dtype)
+    key = _structure((fixed, values, arguments[0]))
     spans, seen = _spans(values), _SEEN.get(key)
-    if seen is None or any(low < least or high > most for (low, high), (least, most) in zip(spans, seen, strict=True)):
-        trace()
-        seen = seen or spans
-        seen = [(min(a, least), max(b, most)) for (a, b), (least, most) in zip(spans, seen, strict=True)]
-    _SEEN[key] = seen
+    spans = [(min(a, c), max(b, d)) for (a, b), (c, d) in zip(spans, seen or spans, strict=True)]
+    if spans != seen:
+        jax.eval_shape(function, *arguments)
+    _SEEN[key] = spans
     _SEEN.move_to_end(key)
     if len(_SEEN) > KEPT:
         _SEEN.popitem(last=False)

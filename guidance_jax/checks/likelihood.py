@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from guidance_jax.arrays import at_least_float32
 from guidance_jax.base import Branches, Guidance, NoiseLevel, Prediction, Schedule
 from guidance_jax.checks.door import Kind
 from guidance_jax.checks.running import check_branches, check_networks, check_shapes, check_start
@@ -41,10 +40,9 @@ def check_data(
     message = "diffrax's loops do not pass jax.shard_map's check, here over {axes}; use jax.shard_map(..., check_vma=False)."
     demand(not axes, message, axes=", ".join(map(str, axes)))
     networks = check_networks(networks)
-    shape, dtype = check_start(keys, schedule(schedule.t_min), x)
-    like = jax.ShapeDtypeStruct(shape, at_least_float32(dtype))
+    like = check_start(keys, schedule(schedule.t_min), x)
     check_branches(networks, guidance, like, keys)
-    check_shapes(guidance, jax.ShapeDtypeStruct((1, *shape[1:]), like.dtype))
+    check_shapes(guidance, jax.ShapeDtypeStruct((1, *like.shape[1:]), like.dtype))
     drawn = [name for network in networks for name, cond in network.conds.items() if callable(cond)]
     demand(not drawn, "branches {drawn} have conditions drawn anew in every step, which no ODE does; give arrays.", drawn=drawn)
     remembered = jax.tree.leaves(jax.eval_shape(guidance.init, like))

@@ -9,7 +9,8 @@ from jax import Array
 from guidance_jax.arrays import concrete
 from guidance_jax.base import NoiseLevel
 from guidance_jax.checks.numbers import check_finite, check_form
-from guidance_jax.checks.running import check_labels, check_level
+from guidance_jax.checks.paths import check_level
+from guidance_jax.checks.running import check_labels
 from guidance_jax.checks.traced import demand
 
 

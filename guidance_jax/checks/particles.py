@@ -11,7 +11,8 @@ from jax import Array
 from guidance_jax.arrays import concrete
 from guidance_jax.base import NoiseLevel, Prediction, Sampler
 from guidance_jax.checks.outcomes import check_each
-from guidance_jax.checks.running import check_levels, check_networks, check_start
+from guidance_jax.checks.paths import check_levels
+from guidance_jax.checks.running import check_networks, check_start
 from guidance_jax.checks.traced import demand, insist
 from guidance_jax.checks.words import noting, warn
 from guidance_jax.parts import calls

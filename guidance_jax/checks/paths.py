@@ -1,128 +1,122 @@
-"""Whether schedules, spacings and paths fit each other."""
+"""Whether schedules, spacings and levels fit each other."""
 
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from guidance_jax.arrays import concrete
-from guidance_jax.base import NoiseLevel, Schedule
-from guidance_jax.checks.traced import insist
-from guidance_jax.checks.words import told
+from guidance_jax.base import NoiseLevel, Sampler, Schedule
+from guidance_jax.checks.numbers import check_finite, check_form
+from guidance_jax.checks.traced import demand
+from guidance_jax.checks.words import call_it, told
 
-
-def check_discrete(schedule: Schedule) -> None:
-    """Raises unless a schedule is discrete, of two steps at least.
-
-    Raises:
-      ValueError: naming its steps.
-    """
-    if schedule.steps is None or schedule.steps < 2:
-        raise ValueError(
-            f"zero_terminal_snr: schedule must be discrete, of at least two steps, and this one has {schedule.steps}; a "
-            "continuous one is pure noise at a t_max of its own: cosine(t_max=1.0), flow()."
-        )
-
-
-def check_continuous(schedule: Schedule) -> None:
-    """Raises unless a schedule is continuous.
-
-    Raises:
-      ValueError: naming its steps.
-    """
-    if schedule.steps is not None:
-        raise ValueError(
-            f"shift: schedule must be continuous, and this one has {schedule.steps} steps, beyond whose last there is no "
-            "noise level; give discrete(betas) the shifted rates."
-        )
+LEVELS = "make levels with gj.levels(schedule, steps, spacing)."
+GOT = "got alpha {alpha} and sigma {sigma} from level {first} on"
+UPWARD = "levels must decrease in sigma / alpha, but these increase throughout, from data to noise"
 
 
 def check_steps(schedule: Schedule, steps: int) -> None:
-    """Raises where more steps are asked for than a discrete schedule has.
-
-    Raises:
-      ValueError: naming both.
-    """
-    if schedule.steps is not None and steps > schedule.steps:
-        raise ValueError(
-            f"{steps} steps of a discrete schedule that has {schedule.steps} training steps: at most "
-            f"{schedule.steps} of them can be visited."
-        )
+    """Raises where more steps are asked for than a discrete schedule has."""
+    right = schedule.steps is None or steps <= schedule.steps
+    demand(right, f"steps must be at most the {schedule.steps} training steps of a discrete schedule, got {steps}.")
 
 
 def check_spaced(t: Any, count: int, spacing: Callable[..., Any]) -> None:
-    """Raises unless a spacing returned so many times.
-
-    Raises:
-      ValueError: naming their shape.
-    """
-    if jnp.shape(t) != (count,):
-        raise ValueError(
-            f"levels: spacing must return times of shape [steps] = ({count},), but {told(spacing)} returned {jnp.shape(t)}."
-        )
+    """Raises unless a spacing returned so many times."""
+    message = "levels: spacing must return times of shape [steps] = ({count},), but {spacing} returned {shape}."
+    demand(jnp.shape(t) == (count,), message, count=count, spacing=told(spacing), shape=jnp.shape(t))
 
 
 def check_bounds(name: str, schedule: Schedule, own: tuple[Any, Any], bounds: tuple[Any, Any]) -> None:
-    """Raises unless a path can go from one `sigma / alpha` to another: least and most, of the schedule and of the path.
-
-    Raises:
-      ValueError: naming the bound that is wrong.
-    """
+    """Raises unless a path can go from one `sigma / alpha` to another: least and most, of the schedule and of the path."""
     (low, high), (least, most) = own, bounds
-    if concrete(most) and not np.isfinite(most):
-        raise ValueError(
-            f"{name} spacing needs a finite largest sigma / alpha, but the schedule's t_max has alpha = 0; "
-            f"give {name}(sigma_max=80.0), or the schedule a smaller t_max."
-        )
-    if schedule.steps is not None and concrete((own, bounds)):
-        for end, value, last, beyond in (("min", least, low, least < 0.999 * low), ("max", most, high, most > 1.001 * high)):
-            if beyond:
-                said = f"is beyond the levels of this discrete schedule, which end at {last:.4g}."
-                raise ValueError(f"{name}: sigma_{end} = {value:.4g} {said}")
-    words = "its sigma_min must be below its sigma_max, or the schedule's"
-    if not concrete(bounds):
-        right = lambda: jnp.asarray(least) < jnp.asarray(most)
-        insist(right, f"{name} spacing got {{low}} and {{high}}, but {words}.", low=jnp.asarray(least), high=jnp.asarray(most))
-    elif not least < most:
-        raise ValueError(f"{name} spacing got {least} and {most}, but {words}.")
-
-
-def check_some_noise(least: Any) -> None:
-    """Raises where a smallest `sigma / alpha` is known to be 0, which has no logarithm.
-
-    Raises:
-      ValueError: naming what to write.
-    """
-    if concrete(least) and not least > 0:
-        raise ValueError(
-            "exponential spacing needs a smallest sigma / alpha above 0, but the schedule's t_min has sigma = 0; give "
-            "exponential(sigma_min=0.002), or the schedule a larger t_min."
-        )
+    demand(lambda: most < np.inf, f"{name}: sigma_max must be finite, got the schedule's {{most}}; give one: 80.0.", most=most)
+    if name == "exponential":
+        demand(lambda: least > 0, "exponential: sigma_min must be positive, got {least}; give sigma_min=0.002.", least=least)
+    if schedule.steps is not None:
+        beyond = "is beyond the levels of this discrete schedule, which end at"
+        demand(lambda: least >= 0.999 * low, f"{name}: sigma_min = {{least}} {beyond} {{low}}.", least=least, low=low)
+        demand(lambda: most <= 1.001 * high, f"{name}: sigma_max = {{most}} {beyond} {{high}}.", most=most, high=high)
+    demand(lambda: least < most, f"{name}: sigma_min must be below sigma_max, got {{least}}, {{most}}.", least=least, most=most)
 
 
 def check_strength(path: NoiseLevel, share: float) -> None:
-    """Raises where a share of a path leaves no step.
-
-    Raises:
-      ValueError: naming both.
-    """
+    """Raises where a share of a path leaves no step."""
     steps = len(path) - 1
-    if int(steps * share) < 1:
-        raise ValueError(f"strength: share must leave at least one step, but {share} of {steps} steps is {int(steps * share)}.")
+    demand(int(steps * share) > 0, f"strength: share must leave at least one step, but {share} of {steps} steps is less.")
 
 
 def check_below(path: NoiseLevel, ratio: float) -> None:
-    """Raises where no step of a path begins below a noise level, or that is not known.
+    """Raises where no step of a path begins below a noise level, or that is not known."""
+    demand(concrete((path, ratio)), "below: path and ratio must be known, got traced ones; make the path outside of jit.")
+    message = "below: ratio must leave at least one step of the path, got {ratio}; give a larger one."
+    demand(lambda: (path.ratio <= ratio).sum() > 1, message, ratio=ratio)
 
-    Raises:
-      ValueError: naming the last step's level.
-    """
-    if not concrete((path, ratio)):
-        raise ValueError(
-            "below counts the levels that are left, but they or the ratio are traced; make the path outside of jit."
-        )
-    if (np.asarray(path.ratio) <= ratio).sum() < 2:
-        raise ValueError(
-            f"below: no step is left of this path below sigma / alpha = {ratio}; its last begins at {path.ratio[-2]:.6g}."
-        )
+
+def check_level(level: NoiseLevel, x: Array) -> None:
+    """Raises unless it is a noise level, one for all samples or one per sample."""
+    if not isinstance(level, NoiseLevel):
+        raise TypeError(f"the level must be a NoiseLevel, got {told(level)}{call_it(level)}; schedule(t) returns one.")
+    wanted = f"but must be () or [B] = {x.shape[:1]}; of a whole path, take one level: levels[0]."
+    shape = jnp.shape(level.sigma)
+    demand(shape in ((), x.shape[:1]), f"the level has shape {shape}, {wanted}")
+    check_finite((level.alpha, level.sigma), "the level's (alpha, sigma)")
+
+
+def check_levels(path: NoiseLevel, sampler: Sampler | None = None, start_given: bool = False) -> None:
+    """Raises unless a path is `[steps + 1]` levels of ever less noise; or of ever more, if sampler and start go that way."""
+    if not isinstance(path, NoiseLevel):
+        raise TypeError(f"levels must be a NoiseLevel, got {told(path)}{call_it(path)}; {LEVELS}")
+    for name, field in vars(path).items():
+        check_form(field, f"levels.{name}", "steps+1", hint=LEVELS)
+    sizes = sorted({len(field) for field in vars(path).values()})
+    demand(len(sizes) == 1 and sizes[0] > 1, f"levels must be of one length, at least 2 entries, got {sizes}; {LEVELS}")
+    alpha, sigma = (np.asarray(part) if concrete(part) else part for part in (path.alpha, path.sigma))
+    # Products of two lesser sigmas are denormal numbers, which are flushed to 0 and divided by.
+    least = float(jnp.finfo(sigma.dtype).tiny) ** 0.5
+    numbers = lambda: (alpha >= 0) & (alpha < np.inf) & ((sigma == 0) | (sigma >= least)) & (sigma < np.inf)
+    wanted = f"have finite alpha >= 0 and sigma >= 0, at least {least:.2g} unless it is 0"
+    mend = "end at 0 after a larger one; a spacing in sigma / alpha needs a finite largest one: flow(t_max=0.99), say."
+    _demand_of_each(numbers, f"{wanted}, {GOT}; {mend}", alpha, sigma)
+    # alpha' sigma > alpha sigma' is sigma / alpha > sigma' / alpha', without dividing by an alpha of zero.
+    change = lambda: alpha[1:] * sigma[:-1] - alpha[:-1] * sigma[1:]
+    rises = lambda: (change() < 0).all()
+    if sampler is not None and concrete((alpha, sigma)) and rises():
+        demand(sampler.reversible, f"{UPWARD}; ddim() and heun() go that way. For samples, turn them round.")
+        demand(start_given, f"{UPWARD}; such a run starts at the data: give x, [B, ...], and not a shape.")
+        demand(sigma[0] > 0, f"{UPWARD}; such a run starts with sigma > 0: gj.schedules.reverse(levels) makes its levels.")
+    may_rise = sampler is not None and sampler.reversible and start_given
+    mend = "order them from the most noise to the least, without repeats; take fewer steps where the spacing repeats one."
+    right = lambda: (change() > 0) | (may_rise & rises())
+    _demand_of_each(right, f"decrease in sigma / alpha, {GOT}; {mend}", alpha, sigma)
+
+
+def _demand_of_each(holds: Callable[[], Any], message: str, alpha: Any, sigma: Any) -> None:
+    """Demands something of each level, or of each pair; where it does not hold for known ones, the first pair is shown."""
+    first = 0
+    if concrete((alpha, sigma)):
+        first = int(holds().argmin())
+        alpha, sigma = alpha[first : first + 2], sigma[first : first + 2]
+    demand(holds, f"levels must {message}", alpha=alpha, sigma=sigma, first=first)
+
+
+def check_schedule_of(sampler: Sampler | None, path: NoiseLevel) -> None:
+    """Raises where a sampler visits levels between those of the run by the schedule of other ones, all of them known."""
+    if sampler is None or sampler.schedule is None or not concrete(path):
+        return
+    path, schedule = jax.tree.map(np.asarray, path), sampler.schedule
+    given = path[(path.alpha > 0) & (path.sigma > 0)]
+    ratio = given.sigma / given.alpha
+    with jax.ensure_compile_time_eval():
+        own, reach = schedule.at(ratio), schedule.t_max - schedule.t_min
+    if len(ratio) and concrete((own, reach)):
+        pairs, held = np.stack([own.t, own.alpha]), np.stack([given.t, given.alpha])
+        # A few may be off: rounded times, or the ends of a schedule that stops short of the run's.
+        off = (abs(pairs - held) > 0.03 * np.stack([np.broadcast_to(reach, ratio.shape), given.alpha])).any(0)
+        message = "the sampler's schedule is not that of the levels: at sigma / alpha = {ratio:.4g} it has t and alpha {own}, "
+        i, message = off.argmax(), message + "they have {given}; give both the same."
+        demand(off.mean() <= 0.5, message, ratio=ratio[i], own=pairs[:, i], given=held[:, i])

@@ -21,7 +21,7 @@ from guidance_jax import schedules, spacings
 from guidance_jax.base import NoiseLevel, Schedule
 from guidance_jax.checks.door import door
 from guidance_jax.checks.kinds import Count
-from guidance_jax.checks.running import check_levels
+from guidance_jax.checks.paths import check_levels
 from guidance_jax.pretrained.settings import FLAG, NULL, TEXT, between, check_settings, either, several, whole
 from guidance_jax.spacings import Spacing
 

@@ -10,10 +10,9 @@ from typing_extensions import TypeAliasType
 
 from guidance_jax.arrays import concrete, divide
 from guidance_jax.base import NoiseLevel, Scalar, Schedule
-from guidance_jax.checks.door import also, part, rule
+from guidance_jax.checks.door import part, rule
 from guidance_jax.checks.kinds import Positive
 from guidance_jax.checks.numbers import number
-from guidance_jax.checks.paths import check_continuous
 
 Time = TypeAliasType("Time", Annotated[Scalar, number(low=0, high=1)])
 """One time in [0, 1]."""
@@ -142,7 +141,10 @@ def flow(t_min: Time = 2e-3, t_max: Time = 1.0) -> Schedule:
     return Schedule(lambda t: (1 - t, t), inverse, t_min, t_max)
 
 
-@part(also(check_continuous))
+CONTINUOUS = "schedule must be continuous, since beyond a last step no noise is known; give discrete(betas) the shifted rates"
+
+
+@part(rule(CONTINUOUS, lambda schedule: schedule.steps is None))
 def shift(schedule: Schedule, factor: Positive) -> Schedule:
     """A schedule moved to more noise, for larger images: every `sigma / alpha` times a factor.
 

@@ -12,8 +12,7 @@ from guidance_jax.arrays import concrete
 from guidance_jax.base import NoiseLevel, PathEnd, Schedule
 from guidance_jax.checks.door import also, door
 from guidance_jax.checks.kinds import Count, Path, Ratio, Share, Spacing
-from guidance_jax.checks.paths import check_below, check_spaced, check_strength
-from guidance_jax.checks.running import check_levels
+from guidance_jax.checks.paths import check_below, check_levels, check_spaced, check_strength
 
 
 @door()
@@ -152,7 +151,9 @@ def below(path: Path, ratio: Ratio) -> NoiseLevel:
 
     Reference: Meng et al. 2022, arXiv:2108.01073.
     """
-    return _end(path, int((np.asarray(path.ratio) <= np.asarray(ratio)).sum()))
+    with jax.ensure_compile_time_eval():
+        left = int((np.asarray(path.ratio) <= np.asarray(ratio)).sum())
+    return _end(path, left)
 
 
 def _end(path: NoiseLevel, count: int) -> PathEnd:

@@ -8,9 +8,8 @@ import numpy as np
 from jax import Array
 
 from guidance_jax.base import Schedule
-from guidance_jax.checks.door import also, part
+from guidance_jax.checks.door import part, rule
 from guidance_jax.checks.kinds import Count, Known, KnownFromZero, Rates
-from guidance_jax.checks.paths import check_discrete
 
 
 @part()
@@ -122,7 +121,10 @@ def ddpm_cosine(steps: Count = 1000, offset: KnownFromZero = 0.008, beta_max: Kn
     return discrete(np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], beta_max))
 
 
-@part(also(check_discrete))
+TWO_STEPS = "schedule must be discrete, of at least two steps; continuous, cosine(t_max=1.0) and flow() end in pure noise"
+
+
+@part(rule(TWO_STEPS, lambda schedule: schedule.steps is not None and schedule.steps >= 2))
 def zero_terminal_snr(schedule: Schedule) -> Schedule:
     """A discrete schedule rescaled so that its last step is pure noise: alpha is 0 there, and unchanged at the first.
 

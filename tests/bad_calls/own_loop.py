@@ -24,12 +24,12 @@ CALLS: dict[str, Row] = {
     "no memory": (
         lambda x: called(x, guidance=gj.chain(gj.cfg(3.0), gj.momentum(-0.5))),
         ValueError,
-        r"guided: chain\(cfg\(scale=3\.0\), momentum\(.*-0\.5\)\) remembers .*memory = denoise\.init\(x\)",
+        r"guided: memory must be of chain\(cfg\(scale=3\.0\), momentum\(.*-0\.5\)\).*got None; denoise\.init\(x\)",
     ),
     "a number for a memory": (
         lambda x: called(x, LEVEL, 3, guidance=gj.reuse(gj.cfg(3.0), 2)),
         TypeError,
-        r"guided: memory must be what denoise\.init\(x\) returns.*got the int 3",
+        r"guided: memory must be .*got the int 3; denoise\.init\(x\)",
     ),
     "the memory of another guidance": (
         lambda x: called(x, LEVEL, gj.guided(TWO, gj.cfg(3.0)).init(x), guidance=gj.reuse(gj.cfg(3.0), 2)),

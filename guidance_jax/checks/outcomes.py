@@ -109,8 +109,8 @@ def check_elements(value: Any, x: Array, where: str) -> None:
     """Raises unless a value is one finite number for all samples, one per sample, or one per element of x or of one sample."""
     check_range(value, where)
     shape, each = jnp.shape(value), x.shape
-    message = f"{where} must be (), [B] = {each[:1]}, or shaped as x, {each}, or as one sample, got the shape {shape}."
-    demand(shape in ((), each[:1], each, each[1:]), message)
+    wanted = f"(), [B] = {each[:1]}, or shaped as x, {each}, or as one sample"
+    demand(shape in ((), each[:1], each, each[1:]), f"{where} has shape {shape}, but must be {wanted}.")
 
 
 def check_spread(x: Array) -> None:

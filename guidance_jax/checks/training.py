@@ -27,7 +27,7 @@ def check_null(cond: Any, null: Any) -> None:
         raise ValueError(f"drop: null must have the structure of cond, {structure}, got {jax.tree.structure(null)}.") from error
     for leaf, empty in zip(leaves, nulls, strict=True):
         check_range(empty, "drop: null")
-        check_broadcasts(leaf, "drop", ", that of the condition.", null=empty)
+        check_broadcasts(leaf, "drop", "the condition", null=empty)
 
 
 def check_average(average: Any, params: Any, step: Any) -> None:

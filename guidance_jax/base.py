@@ -71,6 +71,9 @@ class NoiseLevel(Replaceable):
     def __len__(self) -> int:
         return len(self.sigma)
 
+    def __bool__(self) -> bool:
+        return True
+
     def __iter__(self: T) -> Iterator[T]:
         return (self[i] for i in range(len(self)))  # pyright: ignore[reportArgumentType, reportIndexIssue]
 

@@ -40,7 +40,7 @@ def calibrate(
       branches: What `gj.branches(...)` made, or a tuple of those, with the conditions of x0.
       x0: Clean samples, `[B, ...]`.
       levels: The path of noise levels, `[steps + 1]`. All but the last are measured.
-      power: p. The larger, the more those samples count whose classes lie apart.
+      power: The exponent p. The larger, the more those samples count whose classes lie apart.
       cond: The branch to move towards.
       uncond: The branch to move away from, `weak` for `autoguidance`.
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
+from typing_extensions import TypeAliasType
 
 from guidance_jax.base import Branches, Cond, Guidance, NoiseLevel, Prediction, Schedule, State, Step
 from guidance_jax.checks.door import door
@@ -29,7 +30,7 @@ from guidance_jax.programs import compiled
 __all__ = ["Encoding", "bits_per_dimension", "encode", "log_likelihood"]
 
 
-Shape = Annotated[Sequence[int], SHAPE]
+Shape = TypeAliasType("Shape", Annotated[Sequence[int], SHAPE])
 """The shape of one sample."""
 
 

@@ -129,7 +129,7 @@ class GaussianMixture:
           keys: `[B]` PRNG keys, one per sample.
           labels: The classes of the samples.
           levels: The path of noise levels, `[steps + 1]`. The last is left out.
-          power: p.
+          power: The exponent p.
 
         Raises:
           ValueError: If the arguments do not fit each other, or a label names no component.

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
+from typing_extensions import TypeAliasType
 
 from guidance_jax.arrays import at_least_float32, divide, expand
 from guidance_jax.base import NoiseLevel, Prediction
@@ -20,9 +21,11 @@ from guidance_jax.scales import per_sample
 
 __all__ = ["LogProb", "bayes", "class_log_prob", "classifier_score", "guided", "implicit_classifier", "score"]
 
-OneLabelPerSample = Annotated[
-    Int[Array, "b"], array_kind("integers, [B]", jnp.integer, hint="cast them with jnp.asarray(labels, int).")
-]
+OneLabelPerSample = TypeAliasType(
+    "OneLabelPerSample",
+    Annotated[Int[Array, "b"], array_kind("integers, [B]", jnp.integer, hint="cast them with jnp.asarray(labels, int).")],
+)
+"""Integer labels, `[B]`."""
 NOISY = "it is (x, level) -> [B], as gj.scores.class_log_prob(classify, labels) makes it."
 
 

@@ -6,7 +6,7 @@ diffusers' Euler, Heun and LMS schedulers do not round `uniform`, and its DPM-So
 `karras` and `exponential`: `pretrained.schedulers` has the former.
 """
 
-from typing import Annotated, Any
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,8 +16,7 @@ from jaxtyping import ArrayLike
 from guidance_jax.arrays import concrete
 from guidance_jax.base import Schedule
 from guidance_jax.checks.door import part
-from guidance_jax.checks.kinds import CountFromZero, Positive, Spacing
-from guidance_jax.checks.numbers import known, number
+from guidance_jax.checks.kinds import CountFromZero, Positive, Share, Spacing
 from guidance_jax.checks.paths import check_bounds, check_some_noise, check_steps
 
 __all__ = ["Spacing", "exponential", "karras", "leading", "quadratic", "trailing", "uniform"]
@@ -107,7 +106,7 @@ def trailing() -> Spacing:
 
 
 @part()
-def quadratic(reach: Annotated[float, known(number("a share", 0, 1, above=0))] = 1.0) -> Spacing:
+def quadratic(reach: Share = 1.0) -> Spacing:
     """Evenly in the square root of t, dense where there is little noise, as DDIM was sampled on CIFAR-10.
 
     `t_i = t_min + c i^2`, i from 0 to steps - 1; on a discrete schedule `t_i = floor(c i^2)`, but at least i, so that none

@@ -35,7 +35,7 @@ from guidance_jax.checks.running import check_level
 from guidance_jax.checks.training import check_average, check_continuous, check_null
 from guidance_jax.denoisers import OUTPUTS, edm_coefficients
 
-Cutoff = TypeAliasType("Cutoff", Annotated[ArrayLike, number(high=np.inf, above=0)])
+Cutoff = TypeAliasType("Cutoff", Annotated[ArrayLike, number(low=0, high=np.inf, above=0)])
 """A positive number, infinite for no cutoff."""
 
 __all__ = [
@@ -86,7 +86,7 @@ def log_normal_levels(
 
     Args:
       key: One PRNG key.
-      schedule: continuous.
+      schedule: A continuous schedule.
       n: The number of levels, one per sample.
       mean: The mean of the logarithm, `()`; EDM's is -1.2.
       deviation: Its standard deviation, `()`; EDM's is 1.2.

@@ -46,6 +46,9 @@ class Flat:
       shapes: Of its leaves, without the batch.
       points: Whether the entries are ordered point by point.
 
+    Raises:
+      ValueError: By its methods, if a tree or x is not of these shapes.
+
     Example:
       >>> flat = gj.trees.flat({"mean": jnp.zeros(2), "scale": jnp.zeros(())})
       >>> x = flat.ravel({"mean": jnp.array([[1.0, 2.0]]), "scale": jnp.array([3.0])})
@@ -68,7 +71,14 @@ class Flat:
         return jax.tree.unflatten(self.structure, [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in self.shapes])
 
     def ravel(self, tree: Any) -> Float[Array, "b d"]:
-        """The vectors `[B, D]` of a tree of `[B, ...]` leaves, in the widest of their dtypes."""
+        """The vectors `[B, D]` of a tree of `[B, ...]` leaves, in the widest of their dtypes.
+
+        Args:
+          tree: Of the structure and the shapes that this was made for, a batch of them.
+
+        Raises:
+          ValueError: If it has another structure, or a leaf another shape.
+        """
         check_tree(tree, self.like)
         leaves = list(map(jnp.asarray, jax.tree.leaves(tree)))
         batch, dtype = len(leaves[0]), functools.reduce(jnp.promote_types, (leaf.dtype for leaf in leaves))
@@ -76,7 +86,14 @@ class Flat:
         return jnp.concatenate(rows, axis=-1).reshape(batch, -1)
 
     def unravel(self, x: Float[Array, "b d"]) -> Any:
-        """The tree of `[B, ...]` leaves of vectors."""
+        """The tree of `[B, ...]` leaves of vectors.
+
+        Args:
+          x: The vectors, `[B, D]`.
+
+        Raises:
+          ValueError: If x is of another shape.
+        """
         check_vector(x, self.size)
         points = math.prod(self._rows)
         ends = [sum(math.prod(shape) for shape in self.shapes[:i]) // points for i in range(1, len(self.shapes))]
@@ -178,7 +195,27 @@ def flat(example: Any, *, points: bool = False) -> Flat:
 
 @part()
 def on_vectors(flat: Flat, network: TreeNetwork) -> Callable[[Array, Array, Cond], Array]:
-    """`Flat.network`, as a part: where the network is a pytree, its parameters are leaves."""
+    """A network of trees as one of vectors: `Flat.network`, as a function.
+
+    Its result is a pytree if the network is one, and the network's parameters are its leaves.
+
+    Args:
+      flat: How trees become vectors.
+      network: `(tree of [B, ...], t [B], cond) -> tree`.
+
+    Returns:
+      `(x [B, D], t [B], cond) -> [B, D]`.
+
+    Raises:
+      TypeError: If flat is no `Flat`, or network no function.
+      ValueError: When called, if x or what the network returns is not of the shapes that flat was made for.
+
+    Example:
+      >>> flat = gj.trees.flat({"mean": jnp.zeros(2), "scale": jnp.zeros(())})
+      >>> network = gj.trees.on_vectors(flat, lambda tree, t, cond: jax.tree.map(lambda leaf: leaf / 2, tree))
+      >>> print(network(jnp.ones((1, 3)), jnp.ones(1), None))
+      [[0.5 0.5 0.5]]
+    """
 
     def apply(x: Array, t: Array, cond: Cond) -> Array:
         if not isinstance(cond, Padded):

@@ -77,8 +77,9 @@ OF_FILES = {
 """What needs a file to be shown, and why: their examples may be lacking."""
 PATHS = {"schedules.below", "schedules.reverse"}
 """Parts of a path, which have no equation."""
-NEVER = {"feynman_kac: Raises: ImportError", "euler: Raises: ValueError"}
-"""The first shows no progress, for which alone `run` needs another package; the second draws nothing, by keys of any kind."""
+NEVER = {"feynman_kac: Raises: ImportError", "euler: Raises: ValueError", "targets.drift: Raises: ValueError"}
+"""The first shows no progress, for which alone `run` needs another package; the second draws nothing, by keys of any kind; the
+third hands `stateless` an update of the library's own."""
 
 
 def found(name, doc):

@@ -117,6 +117,21 @@ def test_a_level_for_every_sample():
     np.testing.assert_allclose(denoise(x, schedule.at(ratios)).x0, jnp.stack(each), rtol=1e-5, atol=1e-5)
 
 
+def test_an_interval_needs_one_level_for_all_samples():
+    """At one level per sample some are inside and others are not; one program under `vmap` tells them apart."""
+    branches, schedule, x = world()
+    guidance, ratios = gj.during(gj.cfg(3.0), 1.0, 4.0), jnp.array([0.5, 2.0, 8.0])
+    message = r"during: expected one level for all samples, got a level of shape \(3,\); use gj.sample, or jax.vmap over"
+    with pytest.raises(ValueError, match=message):
+        gj.guided(branches, guidance)(x, schedule.at(ratios))
+
+    def one(x, label, ratio):
+        return gj.guided(classes(mixture(), label[None]), guidance)(x[None], schedule.at(ratio)).x0[0]
+
+    alone = [gj.guided(branches, guidance)(x, schedule.at(ratio)).x0[i] for i, ratio in enumerate(ratios)]
+    np.testing.assert_allclose(jax.vmap(one)(x, LABELS, ratios), jnp.stack(alone), rtol=1e-5, atol=1e-5)
+
+
 def test_a_guidance_that_draws_draws_by_the_keys_that_are_given():
     branches, schedule, x = world()
     guidance = gj.lgd(lambda x0: -(x0**2).sum(1), 0.1, draws=2)

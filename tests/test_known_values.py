@@ -61,6 +61,7 @@ ARGUMENTS = {
         "post_step": {"sampler": gj.ddim(), "log_prob": NOISY, "scale": 1.0},
         "predictor_corrector": {"predictor": gj.ddim()},
         "restart": {"sampler": gj.dpmpp_2m()},
+        "projected": {"sampler": gj.ddim(), "project": lambda x: x},
         "recur": {"sampler": gj.ddim(), "times": 2, "low": 0.1, "high": 1e30},
     },
     scales: {name: {"schedule": COSINE, "scale": 2.0, "min": 1.0, "power": 2.0} for name in scales.__all__}
@@ -79,6 +80,9 @@ ARGUMENTS = {
         "tilted": {"scale": 2.0},
     },
     training: {
+        "classifier_loss": {"classify": lambda x, t: x[:, 0], "key": KEY, "x0": X, "level": LEVEL, "labels": LABELS},
+        "denoising_loss": {"network": lambda x, t, c: x, "key": KEY, "x0": X, "level": LEVEL, "cond": None, "predicts": "v"},
+        "diffuse": {"key": KEY, "level": LEVEL},
         "drop": {"key": KEY, "cond": jnp.ones((B, 3)), "null": lambda v: v, "rate": 1.0},
         "edm_loss": {"network": lambda x, t, c: x, "key": KEY, "x0": X, "level": LEVEL, "cond": None, "sigma_data": 0.5},
         "ema": {"average": jnp.zeros(2), "params": jnp.ones(2), "step": 3},
@@ -105,9 +109,13 @@ OPEN = {
 """Where an infinite number has a meaning: bounds."""
 NUMBERS = re.compile(
     "Scale|ArrayLike|Scalar|float|Number|Sample|AtLeast|Positive|Negative|Fraction|Ratio|Integer|Period|Mask|Share|Known|Rates|"
-    "Cutoff|Limit|Percentile|Power|Prior"
+    "Cosine|Cutoff|Exponent|Infinite|Limit|Percentile|Power|Prior|Rate|Sigma|Temperature|Time"
 )
 """The annotations of numbers."""
+
+
+FUNCTIONS = ("classify", "log_prob", "measure", "network", "project", "pseudoinverse", "schedule")
+"""The parameters that are functions, or may be called."""
 
 
 def parameters():
@@ -129,7 +137,7 @@ def parameters():
             for parameter in inspect.signature(function).parameters.values():
                 into = given.get(name, {}).get(parameter.name)
                 numeric = NUMBERS.search(str(parameter.annotation)) and "Callable" not in str(parameter.annotation)
-                wraps = callable(into) and parameter.name not in ("log_prob", "measure", "pseudoinverse", "network", "schedule")
+                wraps = callable(into) and parameter.name not in FUNCTIONS
                 if wraps or (numeric and not callable(into) and "Float[" not in str(parameter.annotation)):
                     yield room, name, parameter.name
 
@@ -167,15 +175,7 @@ def made(room, name, parameter, value):
 
 
 def _puts(parameter, value):
-    return callable(value) and parameter not in (
-        "log_prob",
-        "measure",
-        "pseudoinverse",
-        "network",
-        "schedule",
-        "guidance",
-        "sampler",
-    )
+    return callable(value) and parameter not in (*FUNCTIONS, "guidance", "sampler")
 
 
 def test_every_room_has_numbers():

@@ -301,6 +301,7 @@ def test_levels_are_rounded_once_from_float64():
 def test_levels_are_a_sequence():
     levels = gj.levels(gj.schedules.edm(), 5, gj.spacings.karras())
     assert len(levels) == 6
+    assert levels[0] and levels, "`level or another` is the level"
     assert isinstance(levels[3], gj.NoiseLevel)
     assert [float(level.sigma) for level in levels] == levels.sigma.tolist()
     assert (levels[3].t, levels[3].alpha, levels[3].sigma) == (levels.t[3], levels.alpha[3], levels.sigma[3])

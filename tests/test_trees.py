@@ -26,6 +26,8 @@ def normed(prediction, context):
 GUIDANCES = {
     "cfg": gj.cfg(2.5),
     "norm": gj.stateless(normed, needs=["cond", "uncond"]),
+    "apg": gj.apg(2.5, max_norm=0.7),
+    "clip_norm": gj.chain(gj.cfg(2.5), gj.clip_norm(0.7)),
     "gradient": gj.chain(gj.cfg(2.0), gj.stateless(lambda p, context: p.x0 - 0.1 * context.pullback(p.x0), derivatives=[None])),
 }
 SAMPLERS = {"ddim": gj.ddim(), "ddpm": gj.ddpm(), "heun": gj.heun(), "dpmpp_sde": gj.dpmpp_sde(), "dpmpp_2m": gj.dpmpp_2m()}
@@ -104,6 +106,25 @@ def test_cfg_of_a_cloud_is_cfg_leaf_by_leaf():
     found = flat.unravel(gj.guided(two, gj.cfg(3.0))(flat.ravel(cloud), level).x0)
     c, u = (attention(cloud, None, each) for each in given)
     expected = jax.tree.map(lambda c, u: jnp.where(mask[:, :, None], u + 3 * (c - u), 0), c, u)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), found, expected)
+
+
+@pytest.mark.parametrize("guidance", ["clip_norm", "apg"])
+def test_a_bounded_norm_is_over_all_entries_that_are_there(guidance):
+    """Of both leaves and all points of a cloud together, whatever the network gives for the padding."""
+    flat, cloud, level, most = gj.trees.flat(CLOUD, points=True), drawn(CLOUD), PATH[2], 0.7
+    mask = jnp.arange(N)[None] < COUNTS[:, None]
+    given = [gj.trees.Padded(jnp.full(B, c), mask) for c in (1.0, 0.0)]
+    two = gj.branches(gj.denoiser(flat.network(attention), predicts="x0"), cond=given[0], uncond=given[1])
+    # The change of either is 3 times a difference of bounded length, or one of bounded length.
+    bounded = {"clip_norm": gj.chain(gj.cfg(4.0), gj.clip_norm(3 * most)), "apg": gj.apg(4.0, beta=0.0, max_norm=most, eta=1.0)}
+    denoise, x = gj.guided(two, bounded[guidance]), flat.ravel(cloud)
+    found = flat.unravel(denoise(x, level, denoise.init(x))[0].x0)
+    c, u = (attention(cloud, None, each) for each in given)
+    gap = jax.tree.map(lambda c, u: jnp.where(mask[:, :, None], c - u, 0), c, u)
+    length = jnp.sqrt(sum((leaf**2).sum((1, 2), keepdims=True) for leaf in jax.tree.leaves(gap)))
+    assert (length > most).all()
+    expected = jax.tree.map(lambda c, d: jnp.where(mask[:, :, None], c, 0) + 3 * d * most / length, c, gap)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), found, expected)
 
 

@@ -10,11 +10,9 @@ import typing
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
-import numpy as np
-
 from guidance_jax.arrays import concrete
-from guidance_jax.checks.traced import insist
-from guidance_jax.checks.words import call_it, told
+from guidance_jax.checks.traced import demand
+from guidance_jax.checks.words import call_it, shown, told
 from guidance_jax.parts import Call, remembering, signature
 
 P = ParamSpec("P")
@@ -56,7 +54,7 @@ class Kind:
         if not self.is_type(value):
             self.refuse(value, where, TypeError, f"{told(value)}{call_it(value)}")
         if self.holds is not None and not self.holds(value):
-            self.refuse(value, where, ValueError, str(_short(value)))
+            self.refuse(value, where, ValueError, repr(value) if isinstance(value, str) else str(shown(value)))
         if self.also is not None:
             self.also(value, where)
 
@@ -147,10 +145,8 @@ class Entrance:
         def enter(kind: Kind, value: Any, where: str) -> Any:
             kind.check(value, where)
             if kind.fixed and not concrete(value):
-                got = "got a traced value"
-                raise ValueError(
-                    f"{where} must be known, since it is part of the structure, {got}; call {self.name} outside of jit."
-                )
+                mend = f"got a traced value; call {self.name} outside of jit."
+                raise ValueError(f"{where} must be known, since it is part of the structure, {mend}")
             if kind.fixed or (kind.zero and isinstance(value, int | float) and value == 0):
                 fixed.append(name)
             return kind.guard(value, where) if kind.guard else value
@@ -177,9 +173,11 @@ class Entrance:
     def scales(self, arguments: dict[str, Any]) -> list[tuple[str, Any]]:
         """The numbers among the arguments that may be one per sample, and where they stand."""
         found: list[tuple[str, Any]] = []
-        keep = lambda kind, value, where: (
-            found.append((where, value)) if (kind.guard or kind.each) and hasattr(value, "shape") else None
-        )
+
+        def keep(kind: Kind, value: Any, where: str) -> None:
+            if (kind.guard or kind.each) and hasattr(value, "shape"):
+                found.append((where, value))
+
         for name in self.hints.keys() & arguments.keys():
             _over(self.hints[name], arguments[name], f"{self.name}: {name}", keep)
         return found
@@ -188,13 +186,15 @@ class Entrance:
         parameters = signature(self.function).parameters
         absent = {SEVERAL: (), KEYWORDS: {}}
         values = {name: arguments.get(name, absent.get(parameters[name].kind, parameters[name].default)) for name in names}
-        message = f"{self.name}: {words}, got {' and '.join(f'{name} {{{name}}}' for name in names)}."
-        if not words:
+        if words:
+            got = " and ".join(f"{name} {{{name}}}" for name in names)
+            demand(
+                lambda: holds(**values),
+                f"{self.name}: {words}, got {got}.",
+                **values | {n: repr(v) for n, v in values.items() if isinstance(v, str)},
+            )
+        else:
             holds(**values)
-        elif not concrete(values):
-            insist(lambda: holds(**values), message, **values)
-        elif not np.all(holds(**values)):
-            raise ValueError(message.format(**{name: _short(value) for name, value in values.items()}))
 
     def _unbound(self, error: str) -> str:
         """Why the arguments do not fit the parameters."""
@@ -206,17 +206,6 @@ class Entrance:
         close = difflib.get_close_matches(name, parameters, n=1) if name else ()
         mend = f"did you mean {close[0]}? " if close else ""
         return f"{self.name}: {error}; {mend}it takes {', '.join(parameters)}."
-
-
-def _short(value: Any) -> Any:
-    """A value in the error of a rule: itself, or the shape of a large array."""
-    return (
-        told(value)
-        if getattr(value, "size", 1) > 8 or len(str(value)) > 200
-        else repr(value)
-        if isinstance(value, str)
-        else value
-    )
 
 
 @functools.cache

@@ -31,22 +31,21 @@ from guidance_jax.checks.numbers import (
     real,
     whole,
 )
+from guidance_jax.checks.traced import demand
 from guidance_jax.checks.words import article, call_it, check_takes, noting, told
 from guidance_jax.curves import Calibration, Curve
 from guidance_jax.parts import Function
 
 
-def class_kind(kind_of: type, hint: str) -> Kind:
+def class_kind(kind_of: type, hint: str, also: Callable[[Any, str], None] | None = None) -> Kind:
     """The kind of an instance of a class."""
-    return Kind(article(kind_of.__name__), lambda value: isinstance(value, kind_of), hint=hint)
+    return Kind(article(kind_of.__name__), lambda value: isinstance(value, kind_of), hint=hint, also=also)
 
 
 CLASSES |= {
     Branches: class_kind(Branches, "use gj.branches(denoise, cond=labels, uncond=null)."),
     Guidance: class_kind(
-        Guidance,
-        "cfg(3.0) is one, chain(*parts) makes one of several, chain() is none. gj.feynman_kac samples a target, whose "
-        "guidance is gj.targets.drift(target).",
+        Guidance, "cfg(3.0) is one, chain(*parts) makes one of several, chain() none; gj.feynman_kac samples a target."
     ),
     Prediction: class_kind(Prediction, "denoise(x, level, cond) returns one."),
     Sampler: class_kind(Sampler, "ddim() is one."),
@@ -158,65 +157,50 @@ def check_rates(value: Any, where: str) -> None:
 
 
 def check_form_of_curve(value: Calibration | Curve, where: str) -> None:
-    """Raises unless ratio and rho of a curve fit each other, and are in range where they are known."""
-    shapes = jnp.shape(value.ratio), jnp.shape(value.rho)
-    if len(set(shapes)) > 1 or len(shapes[0]) != 1 or not shapes[0][0]:
-        raise ValueError(f"{where} must have ratio and rho of one shape [S], S at least 1, got {shapes[0]} and {shapes[1]}.")
-    if concrete((value.ratio, value.rho)):
-        ratio, rho = np.asarray(value.ratio), np.asarray(value.rho)
-        if not ((ratio >= 0).all() and np.isfinite(rho).all() and (rho >= 0).all()):
-            raise ValueError(f"{where} must have ratio >= 0 and finite rho >= 0, got ratio {ratio} and rho {rho}.")
+    """Raises unless ratio and rho of a curve fit each other and are in range."""
+    ratio, rho = value.ratio, value.rho
+    one, other = jnp.shape(ratio), jnp.shape(rho)
+    alike = one == other and len(one) == 1 and one[0] > 0
+    demand(alike, f"{where} must have ratio and rho of one shape [S], S at least 1, got {one} and {other}.")
+    right = lambda: (ratio >= 0) & (rho >= 0) & (rho < np.inf)
+    demand(
+        right, f"{where} must have ratio >= 0 and finite rho >= 0, got ratio {{ratio}} and rho {{rho}}.", ratio=ratio, rho=rho
+    )
 
 
 def check_curve(curve: Calibration | Curve, scale: Any) -> None:
-    """Raises where a curve and a scale are known, and no law has that scale.
-
-    Raises:
-      ValueError: naming the level at which it has none.
-    """
+    """Raises where a curve and a scale are known, and no law has that scale."""
     if not concrete((curve.ratio, curve.rho, scale)):
         return
     ratio, rho, w = np.asarray(curve.ratio), np.asarray(curve.rho), np.asarray(scale, np.float64).reshape(-1, 1)
-    below = np.where(w == 0, 1, rho + w * (1 - rho))
-    if not (below > 0).all():
-        i, s = np.unravel_index(below.argmin(), below.shape)
-        raise ValueError(
-            f"calibrated: scale {w[i, 0]:g} needs rho + scale (1 - rho) > 0, but at sigma / alpha = {ratio[s]:.4g} rho is "
-            f"{rho[s]:.4g}, and this is {below[i, s]:.4g}: no law is that narrow. Use a scale nearer to 1; to guide away from "
-            "a condition, measure in the other direction, calibrate(cond='uncond', uncond='cond') on unconditional samples."
-        )
+    width = np.where(w == 0, 1, rho + w * (1 - rho))
+    i, s = np.unravel_index(width.argmin(), width.shape)
+    demand(
+        width > 0,
+        f"calibrated: scale {w[i, 0]:g} needs rho + scale (1 - rho) > 0, but at sigma / alpha = {ratio[s]:.4g} rho is "
+        f"{rho[s]:.4g}, and this is {width[i, s]:.4g}: no law is that narrow. Use a scale nearer to 1; to guide away from a "
+        "condition, measure in the other direction, calibrate(cond='uncond', uncond='cond') on unconditional samples.",
+    )
 
 
 def check_scores(a: Array, b: Array, scale: Any = 1.0) -> None:
-    """Raises unless two scores have one shape, and a scale fits them.
-
-    Raises:
-      ValueError: naming the shapes.
-    """
-    if jnp.shape(a) != jnp.shape(b):
-        raise ValueError(f"the two scores must have one shape, [B, ...], got {jnp.shape(a)} and {jnp.shape(b)}.")
+    """Raises unless two scores have one shape, and a scale fits them."""
+    one, other = jnp.shape(a), jnp.shape(b)
+    demand(one == other, f"the two scores must have one shape, [B, ...], got {one} and {other}.")
     check_shape(scale, a, "the scale of two scores")
 
 
 def check_recorded(cond: Array, uncond: Array, past: int) -> None:
-    """Raises unless the predictions of two branches were recorded along one path, of more than `past` steps.
-
-    Raises:
-      ValueError: naming the shapes, or the numbers of steps.
-    """
-    if cond.shape != uncond.shape:
-        raise ValueError(
-            "fit_linear: cond and uncond must be recorded along one path, [steps, N, ...], got "
-            f"{cond.shape} and {uncond.shape}."
-        )
-    if past >= len(cond):
-        raise ValueError(f"fit_linear: past={past} must be below the number of steps, but there are {len(cond)} steps.")
+    """Raises unless the predictions of two branches were recorded along one path, of more than `past` steps."""
+    got, steps = f"got {cond.shape} and {uncond.shape}", len(cond)
+    demand(cond.shape == uncond.shape, f"fit_linear: cond and uncond must be recorded along one path, [steps, N, ...], {got}.")
+    demand(past < steps, f"fit_linear: past={past} must be below the number of steps, but there are {steps} steps.")
 
 
 def check_path(value: NoiseLevel, where: str) -> None:
     """Raises where one level stands for a path."""
-    if jnp.ndim(value.sigma) != 1:
-        _PATH.refuse(value, where, got=f"one of shape {jnp.shape(value.sigma)}")
+    shape = jnp.shape(value.sigma)
+    demand(len(shape) == 1, f"{where} must be a NoiseLevel of [steps + 1] levels, got one of shape {shape}; {_PATH}")
 
 
 def check_coefficients(value: Any, where: str) -> None:
@@ -229,15 +213,17 @@ def check_coefficients(value: Any, where: str) -> None:
 
 def check_keys(value: Array, where: str) -> None:
     """Raises unless keys are one per sample, of a generator that draws by each."""
-    if value.ndim != 1 or not len(value):
-        raise ValueError(f"{where} has shape {value.shape}, but must be [B], one per sample and at least one; {KEYS.hint}")
+    shape = value.shape
+    demand(
+        len(shape) == 1 and shape[0], f"{where} has shape {shape}, but must be [B], one per sample and at least one; {SPLIT}"
+    )
     check_generator(value)
 
 
 def check_key(value: Array, where: str) -> None:
     """Raises where there are several keys."""
-    if value.ndim != (0 if is_key(value) else 1):
-        raise ValueError(f"{where} must be one PRNG key, got keys of shape {value.shape}; jax.vmap goes over them.")
+    one = value.ndim == (0 if is_key(value) else 1)
+    demand(one, f"{where} must be one PRNG key, got keys of shape {value.shape}; jax.vmap goes over them.")
 
 
 def check_bound(value: Any, where: str) -> None:
@@ -249,17 +235,13 @@ def check_bound(value: Any, where: str) -> None:
 
 
 def check_generator(keys: Array) -> None:
-    """Raises where `jax.vmap` over keys draws by the first of them alone, as it does over those of rbg and unsafe_rbg.
-
-    Raises:
-      ValueError: naming the generator, and one that draws by each.
-    """
+    """Raises where `jax.vmap` over keys draws by the first of them alone, as it does over those of rbg and unsafe_rbg."""
     generator = jax.random.key_impl(keys)
-    if generator != "threefry2x32" and not _draws_by_each(generator):
-        raise ValueError(
-            f"keys are of the generator {generator}, by which jax.vmap draws with the first key of a batch alone, so no "
-            'sample would have its own noise; use jax.random.split(jax.random.key(0, impl="threefry2x32"), B).'
-        )
+    demand(
+        generator == "threefry2x32" or _draws_by_each(generator),
+        f"keys are of the generator {generator}, by which jax.vmap draws with the first key of a batch alone, so no sample "
+        'would have its own noise; use jax.random.split(jax.random.key(0, impl="threefry2x32"), B).',
+    )
 
 
 @functools.cache
@@ -276,8 +258,6 @@ Numeric = ArrayLike | Level
 
 Scale = TypeAliasType("Scale", Annotated[Numeric, scale_kind()])
 """How strongly a guidance acts: one number, one per sample `[B]`, or a function of the noise level that returns either."""
-PositiveScale = TypeAliasType("PositiveScale", Annotated[Numeric, scale_kind(above=0)])
-"""As `Scale`, and positive."""
 NonNegativeScale = TypeAliasType("NonNegativeScale", Annotated[Numeric, scale_kind(low=0)])
 """As `Scale`, and not negative."""
 FractionScale = TypeAliasType("FractionScale", Annotated[Numeric, scale_kind(low=0, high=1)])
@@ -312,13 +292,14 @@ Known = TypeAliasType("Known", Annotated[float, known(number(above=0))])
 """One positive number that is part of the structure: it is computed with in float64 when the call is made."""
 KnownFromZero = TypeAliasType("KnownFromZero", Annotated[float, known(number(low=0))])
 """As `Known`, or 0."""
+Share = TypeAliasType("Share", Annotated[float, known(number("a share", 0, 1, above=0))])
+"""As `Known`, at most 1: a part of a whole."""
 is_rates = lambda value: real(list(value) if isinstance(value, tuple) else value)
 RATES = Kind("one-dimensional with every rate a number in (0, 1)", is_rates, also=check_rates, fixed=True)
 Rates = TypeAliasType("Rates", Annotated[ArrayLike | Sequence[float], RATES])
 """Noise rates in (0, 1), `[steps]`, which are part of the structure."""
-COEFFICIENTS = Kind(
-    "numbers, [1 + 2 K] or [steps, 1 + 2 K], K at least 1", real, hint="gj.fit_linear measures them.", also=check_coefficients
-)
+_FORM = "numbers, [1 + 2 K] or [steps, 1 + 2 K], K at least 1"
+COEFFICIENTS = Kind(_FORM, real, hint="gj.fit_linear measures them.", also=check_coefficients)
 Coefficients = TypeAliasType("Coefficients", Annotated[ArrayLike, COEFFICIENTS])
 """The coefficients of `linear_reuse`."""
 Mask = TypeAliasType("Mask", Annotated[ArrayLike, number("a mask", 0, 1, scalar=False)])
@@ -339,12 +320,8 @@ Places = TypeAliasType("Places", Annotated[Sequence[int], sizes("a tuple of inte
 ImageShape = TypeAliasType("ImageShape", Annotated[Sequence[int], sizes("(height, width, channels) of one image", length=3)])
 """`(H, W, C)`."""
 
-is_name = lambda value: isinstance(value, str)
-BRANCH = Kind(
-    "the name of a branch",
-    lambda v: isinstance(v, str),
-    hint="conditions go to gj.branches(denoise, cond=labels, uncond=null).",
-)
+_CONDITIONS = "conditions go to gj.branches(denoise, cond=labels, uncond=null)."
+BRANCH = Kind("the name of a branch", lambda value: isinstance(value, str), hint=_CONDITIONS)
 Branch = TypeAliasType("Branch", Annotated[str, BRANCH])
 """The name of a branch."""
 BranchNames = TypeAliasType("BranchNames", Annotated[Collection[str], names(none=False)])
@@ -393,24 +370,17 @@ _SPACING = function_kind("schedule", "steps", hint="gj.spacings.karras() is one.
 Spacing = TypeAliasType("Spacing", Annotated[Callable[[Schedule, int], Array], _SPACING])
 """`(schedule, steps) -> t [steps]`, decreasing."""
 
-is_level = lambda value: isinstance(value, NoiseLevel)
-_PATH = Kind(
-    "a NoiseLevel of [steps + 1] levels", is_level, hint="gj.levels(schedule, steps, spacing) makes one.", also=check_path
-)
-Path = TypeAliasType("Path", Annotated[NoiseLevel, _PATH])
+_PATH = "gj.levels(schedule, steps, spacing) makes one."
+Path = TypeAliasType("Path", Annotated[NoiseLevel, class_kind(NoiseLevel, _PATH, check_path)])
 """Noise levels, `[steps + 1]`."""
 finite_level = lambda value, where: check_finite((value.alpha, value.sigma), f"{where}'s (alpha, sigma)")
-AtLevel = TypeAliasType(
-    "AtLevel", Annotated[NoiseLevel, Kind("a noise level", is_level, hint="schedule(t) returns one.", also=finite_level)]
-)
+AtLevel = TypeAliasType("AtLevel", Annotated[NoiseLevel, class_kind(NoiseLevel, "schedule(t) returns one.", finite_level)])
 """One noise level for all samples, or one per sample."""
-is_curve = lambda value: isinstance(value, Calibration | Curve)
-_CURVE = Kind(
-    "a Calibration or a Curve",
-    is_curve,
-    hint="gj.calibrate(keys, branches, x0, levels) measures one.",
-    also=check_form_of_curve,
+is_curve, _MEASURES = (
+    lambda value: isinstance(value, Calibration | Curve),
+    "gj.calibrate(keys, branches, x0, levels) measures one.",
 )
+_CURVE = Kind("a Calibration or a Curve", is_curve, hint=_MEASURES, also=check_form_of_curve)
 CurveLike = TypeAliasType("CurveLike", Annotated[Calibration | Curve, _CURVE])
 """Where guidance helps, measured or known."""
 Labels = TypeAliasType("Labels", Annotated[Array, Kind("integer labels", is_labels, hint="cast them with .astype(int).")])

@@ -28,9 +28,8 @@ def real(value: object) -> bool:
 def bounds(low: Real = -LARGEST, high: Real = LARGEST, above: Real | None = None) -> str:
     """A range in words."""
     if above is not None:
-        return (
-            "positive" if (above, high) == (0, LARGEST) else f"above {above:g}" + (f" and at most {high:g}" * (high < LARGEST))
-        )
+        below = f" and at most {high:g}" if high < LARGEST else ""
+        return "positive" if (above, high) == (0, LARGEST) else f"above {above:g}{below}"
     if (low, high) == (-LARGEST, LARGEST):
         return "finite"
     return f"in [{low:g}, inf)" if high == LARGEST else f"in [{low:g}, {high:g}]"
@@ -45,21 +44,16 @@ def check_range(
     expected: str = "",
     hint: str = "",
 ) -> None:
-    """Raises where a number is known and outside `low <= value <= high`, or not above a bound; a traced one is insisted on.
-
-    It is checked as the run holds it: in float32 1e39 is infinite, and 1e-40 is 0.
-    """
+    """Raises unless a number is in range as the run holds it: in float32 1e39 is infinite, and 1e-40 is 0."""
     if not real(value):
         raise TypeError(f"{where} must be a real number or an array of them, got {told(value)}.")
     held, expected = jnp.finfo(jnp.result_type(float)), expected or bounds(low, high, above)
+    # A finite bound that is beyond the dtype is its last number, so that infinity is outside.
+    low, high = (end if np.isinf(end) else float(np.clip(end, held.min, held.max)) for end in (low, high))
 
     def inside(given: Any) -> Any:
-        right = abs(given) < np.inf if LARGEST in (high, -low) else given == given
-        right = right if low == -LARGEST else right & (given >= low)
-        right = right if high == LARGEST else right & (given <= high)
-        right = right if above is None else right & (given > above)
-        # Denormal numbers are flushed to 0.
-        return (right & (given >= held.tiny) if above == 0 else right).all()
+        right = (given >= low) & (given <= high)
+        return (right if above is None else right & (given >= held.tiny if above == 0 else given > above)).all()
 
     if not concrete(value):
         given = jnp.asarray(value)
@@ -67,60 +61,39 @@ def check_range(
         return
     with np.errstate(over="ignore", under="ignore"):
         given, exact = np.asarray(value).astype(held.dtype), np.asarray(value).astype(np.float64)
-    lost = (np.isinf(given) & np.isfinite(exact)) | ((abs(given) < held.tiny) & (exact != 0))
-    if not inside(given) or (np.isinf(given) & np.isfinite(exact)).any():
-        held_as = f", in {held.dtype} as {np.where(abs(given) < held.tiny, 0, given)}" if lost.any() else ""
-        raise ValueError(f"{where} must be {expected}, got {value}{held_as}{f'; {hint}' if hint else '.'}")
+    beyond = (np.isinf(given) & np.isfinite(exact)).any()
+    if not inside(given) or beyond:
+        lost = beyond or ((abs(given) < held.tiny) & (exact != 0)).any()
+        as_held = f", in {held.dtype} as {np.where(abs(given) < held.tiny, 0, given)}" if lost else ""
+        raise ValueError(f"{where} must be {expected}, got {value}{as_held}{f'; {hint}' if hint else '.'}")
 
 
 def check_time(t: Any, t_min: Any, t_max: Any) -> None:
-    """Raises where a time is not finite, or known and far outside of a schedule, as a sigma may be.
-
-    Raises:
-      TypeError: if it is no number.
-      ValueError: naming it and the schedule's range.
-    """
+    """Raises where a time is not finite, or known and far outside of a schedule, as a sigma may be."""
     check_range(t, "the schedule's time")
     if concrete((t, t_min, t_max)):
         times, low, high = map(np.asarray, (t, t_min, t_max))
-        far = (times < low - (high - low) / 2) | (times > high + (high - low) / 2)
-        if far.any():
-            raise ValueError(
-                f"the time {times[far].flat[0]:g} is far outside of this schedule, {low:g} to {high:g}; a level by its "
-                "sigma / alpha is schedule.at(ratio)."
-            )
+        far = times[(times < low - (high - low) / 2) | (times > high + (high - low) / 2)]
+        if far.size:
+            mend = "a level by its sigma / alpha is schedule.at(ratio)."
+            raise ValueError(f"the time {far[0]:g} is far outside of this schedule, {low:g} to {high:g}; {mend}")
 
 
 def check_shape(value: Any, x: Any, where: str) -> None:
-    """Raises unless a value is one number for all samples, `()`, or one per sample, `[B]`.
-
-    Raises:
-      ValueError: naming its shape.
-    """
-    if jnp.shape(value) not in ((), x.shape[:1]):
-        raise ValueError(
-            f"{where} has shape {jnp.shape(value)}, but must be () or [B] = {x.shape[:1]}: one number for all samples, or one "
-            "per sample. For a grid of values, use jax.vmap over them."
-        )
+    """Raises unless a value is one number for all samples, `()`, or one per sample, `[B]`."""
+    mend = "one number for all samples, or one per sample. For a grid of values, use jax.vmap over them."
+    shape = jnp.shape(value)
+    demand(shape in ((), x.shape[:1]), f"{where} has shape {shape}, but must be () or [B] = {x.shape[:1]}: {mend}")
 
 
 def check_scalar(value: Any, where: str) -> None:
-    """Raises unless a number is one number.
-
-    Raises:
-      ValueError: naming its shape.
-    """
-    if jnp.shape(value) != ():
-        raise ValueError(f"{where} has shape {jnp.shape(value)}, but must be a scalar; use jax.vmap for several.")
+    """Raises unless a number is one number."""
+    shape = jnp.shape(value)
+    demand(shape == (), f"{where} has shape {shape}, but must be a scalar; use jax.vmap for several.")
 
 
 def check_form(value: Any, where: str, form: str, kind: Any = jnp.floating, hint: str = "") -> None:
-    """Raises unless a value is an array of a form, and not empty: `"B h w 4"`, a letter for an axis of any length.
-
-    Raises:
-      TypeError: If it is no array, or one of other numbers.
-      ValueError: If it has another shape.
-    """
+    """Raises unless a value is an array of a form, and not empty: `"B h w 4"`, a letter for an axis of any length."""
     axes = form.split()
     array, mend = hasattr(value, "shape") and hasattr(value, "dtype"), f"; {hint}" if hint else "."
     if array and (value.ndim != len(axes) or any(a.isdigit() and int(a) != n for a, n in zip(axes, value.shape, strict=True))):
@@ -132,38 +105,26 @@ def check_form(value: Any, where: str, form: str, kind: Any = jnp.floating, hint
 
 
 def check_finite(tree: Any, where: str) -> None:
-    """Raises where an array, or a leaf of a pytree, has a known value that is not finite.
-
-    Raises:
-      ValueError: naming how many.
-    """
+    """Raises where an array, or a leaf of a pytree, has a value that is not finite."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+        dtype, which = jnp.result_type(leaf), f"{where}{jax.tree_util.keystr(path)}"
+        if not jnp.issubdtype(dtype, jnp.inexact):
             continue
-        which = f"{where}{jax.tree_util.keystr(path)}"
         if not concrete(leaf):
-            insist(lambda leaf=leaf: jnp.isfinite(leaf).all(), f"{which} has NaN or infinite values.")
+            insist(lambda leaf=leaf: jnp.isfinite(leaf), f"{which} has NaN or infinite values.")
             continue
         with np.errstate(over="ignore"):
-            held = np.asarray(leaf).astype(jax.dtypes.canonicalize_dtype(jnp.result_type(leaf)))
-        if bad := (~np.isfinite(held)).sum():
-            raise ValueError(f"{which} must be finite, got NaN or infinite values in {bad} of {held.size} places.")
+            bad = ~np.isfinite(np.asarray(leaf).astype(jax.dtypes.canonicalize_dtype(dtype)))
+        demand(~bad, f"{which} must be finite, got NaN or infinite values in {bad.sum()} of {bad.size} places.")
 
 
 def check_addable(one: Any, other: Any) -> None:
-    """Raises unless a calibration is added to another one of the same levels.
-
-    Raises:
-      TypeError: if the other is something else.
-      ValueError: naming the levels of both.
-    """
+    """Raises unless a calibration is added to another one of the same levels."""
     if not isinstance(other, type(one)):
         raise TypeError(f"a Calibration is added to another Calibration, got {told(other)}; gj.calibrate returns one.")
-    if not concrete((one, other)):
-        return
-    ratios = np.asarray(one.ratio), np.asarray(other.ratio)
-    if ratios[0].shape != ratios[1].shape or not np.allclose(*ratios, rtol=1e-3):
-        raise ValueError(f"two calibrations of other levels do not add up: sigma / alpha {ratios[0]} and {ratios[1]}.")
+    a, b = one.ratio, other.ratio
+    alike = lambda: abs(a - b) <= 1e-3 * abs(b) if a.shape == b.shape else False
+    demand(alike, "two calibrations of other levels do not add up: sigma / alpha {a} and {b}.", a=a, b=b)
 
 
 def number(

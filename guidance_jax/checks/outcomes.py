@@ -132,6 +132,19 @@ def check_halvings(x: Array, levels: int) -> None:
     demand(halves, f"fdg with {levels} levels halves every spatial axis {mend}")
 
 
+def check_one_level(level: NoiseLevel, who: str) -> None:
+    """Raises where a guidance that is in or out for all samples together is called at one level per sample.
+
+    Raises:
+      ValueError: naming the level's shape.
+    """
+    if jnp.shape(level.sigma) != ():
+        raise ValueError(
+            f"{who}: expected one level for all samples, got a level of shape {jnp.shape(level.sigma)}; use gj.sample, or "
+            "jax.vmap over the samples."
+        )
+
+
 def check_channels(channels: int, x: Array) -> None:
     """Raises where more channels are guided than there are."""
     most = x.shape[-1]

@@ -11,7 +11,7 @@ from jax import Array
 from jax.experimental import checkify
 
 from guidance_jax.arrays import concrete
-from guidance_jax.checks.words import told
+from guidance_jax.checks.words import shown, told
 
 _asked = jax.make_user_context(False)
 """A part of what `jax.jit` remembers a program by: a function that is already compiled without the checks is traced anew."""
@@ -48,8 +48,8 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
     Reference: the documentation of JAX, "The `checkify` transformation".
     """
 
-    if not callable(function):
-        raise TypeError(f"checked: function must be a function, got {told(function)}; use checked(generate)(scale).")
+    wanted = "checked: function must be a function, got {got}; use checked(generate)(scale)."
+    demand(callable(function), wanted, TypeError, got=told(function))
 
     def traced(*arguments: Any, **named: Any) -> Any:
         with _asked(True):
@@ -75,16 +75,20 @@ def demand(holds: Any, message: str, error: type[Exception] = ValueError, **valu
     """Raises unless something holds: at once where it is known, in a program that is `checked` where it is traced.
 
     Args:
-      holds: A bool, an array of them, or a function that returns one; the function is called only where the values are known, or
-        the program is checked, so it may cost something.
+      holds: A bool, an array of them, or a function that returns one. The function is called only where the values are known,
+        or the program is checked.
       message: What is wrong, with places for the values: `"x must be [B, {size}], got {x}."`.
       error: What is raised.
       **values: What the message shows.
     """
-    if callable(holds) and not concrete(values):
-        insist(holds, message, **values)
-    elif not np.all(holds() if callable(holds) else holds):
-        raise error(message.format(**values))
+    if callable(holds):
+        if not concrete(values):
+            insist(holds, message, **values)
+            return
+        with jax.ensure_compile_time_eval():
+            holds = holds()
+    if not np.all(holds):
+        raise error(message.format(**{name: shown(value) for name, value in values.items()}))
 
 
 def insist(right: Callable[[], Array], message: str, **values: Any) -> None:

@@ -31,6 +31,13 @@ def told(value: Any) -> str:
     return article(name)
 
 
+def shown(value: Any) -> Any:
+    """A value in an error: itself, or what it is where that would be long."""
+    if getattr(value, "size", 1) > 8 or (not isinstance(value, str) and len(str(value)) > 200):
+        return told(value)
+    return value
+
+
 def check_takes(function: Any, name: str, *what: str, **named: Any) -> None:
     """Raises where a function is known not to take such arguments, the last of them by name.
 

@@ -14,7 +14,7 @@ from guidance_jax.base import Context, Guidance, NoiseLevel, Prediction, Step
 from guidance_jax.checks.door import Rule, also, part, rule
 from guidance_jax.checks.kinds import Branch, BranchesOrBase, BranchNames, Count, Mask, Predicts, Ratio, Scale, function_kind
 from guidance_jax.checks.numbers import check_broadcasts
-from guidance_jax.checks.outcomes import Asked, check_channels, check_prediction, warn_of_order
+from guidance_jax.checks.outcomes import Asked, check_channels, check_one_level, check_prediction, warn_of_order
 from guidance_jax.checks.words import check_takes, noting
 from guidance_jax.denoisers import OUTPUTS, PREDICTS
 from guidance_jax.scales import at, at_level
@@ -57,6 +57,7 @@ def source(formula: Formula, /, *branches: Branch, **scales: Scale) -> Guidance:
 
     Raises:
       TypeError: If an argument is of another type; when called, if the formula returns something else.
+      ValueError: If a scale is not finite, or neither `()` nor `[B]`; when called, if the formula's value is not shaped as x.
 
     Example:
       >>> mine = gj.source(lambda c, u, w: u + w * (c - u), "cond", "uncond", w=7.5)
@@ -81,6 +82,10 @@ def direction(formula: Formula, /, *branches: Branch, **scales: Scale) -> Guidan
       formula: Takes the predictions of the branches, in order, and the scales, by name.
       *branches: The names of the branches.
       **scales: The scales of the formula.
+
+    Raises:
+      TypeError: If an argument is of another type; when called, if the formula returns something else.
+      ValueError: If a scale is not finite, or neither `()` nor `[B]`; when called, if the formula's value is not shaped as x.
 
     Example:
       >>> mine = gj.direction(lambda c, p, k: k * (c - p), "cond", "perturbed", k=3.0)
@@ -129,6 +134,7 @@ def stateless(
     Raises:
       TypeError: If update is not a function of two arguments, or needs is a single string; when called, if update returns
         something else.
+      ValueError: When called, if what update returns is not shaped as x.
 
     Example:
       >>> halve = gj.stateless(lambda prediction, context: prediction.x0 / 2)  # eps follows
@@ -219,7 +225,7 @@ def during(guidance: Guidance, low: Ratio, high: Ratio = jnp.inf) -> Guidance:
       high: The upper bound in `sigma / alpha`, included.
 
     Raises:
-      ValueError: If a bound is not a scalar, or low is not below high.
+      ValueError: If a bound is not a scalar, or low is not below high; when called, if there is one level per sample.
 
     Example:
       >>> denoise = gj.denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # it predicts its condition
@@ -232,6 +238,7 @@ def during(guidance: Guidance, low: Ratio, high: Ratio = jnp.inf) -> Guidance:
     """
 
     def inside(step: Step) -> Array:
+        check_one_level(step.level, "during")
         ratio = jnp.maximum(step.level.ratio, step.next.ratio)
         return (ratio > jnp.asarray(low, ratio.dtype)) & (ratio <= jnp.asarray(high, ratio.dtype))
 

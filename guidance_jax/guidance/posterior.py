@@ -217,7 +217,7 @@ def lgd(log_prob: CleanLogProb, scale: Scale, *, draws: Count = 8, spread: Scale
     Args:
       log_prob: `x0 [B, ...] -> [B]`.
       scale: 0 is no guidance.
-      draws: n.
+      draws: The number n of draws.
       spread: The deviation r of the draws; None is `sigma / sqrt(alpha^2 + sigma^2)`.
 
     Raises:
@@ -264,8 +264,8 @@ def tfg(
       rho: The rate in x.
       mu: The rate in x0; both 0 is no guidance.
       inner_steps: The number of ascents.
-      smoothing: gamma.
-      draws: n.
+      smoothing: The deviation gamma of the draws, in units of s.
+      draws: The number n of draws.
 
     Raises:
       TypeError: If log_prob is not a function of x0; when called, if it does not return floating numbers.

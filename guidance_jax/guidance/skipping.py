@@ -8,6 +8,7 @@ import numpy as np
 from jax import Array
 from jax.lax import Precision
 from jaxtyping import ArrayLike
+from typing_extensions import TypeAliasType
 
 from guidance_jax.arrays import at_least_float32, divide, expand, inner, norm
 from guidance_jax.base import Context, Guidance, Prediction, Step
@@ -17,8 +18,12 @@ from guidance_jax.checks.numbers import number
 from guidance_jax.guidance.algebra import follow, only, wants
 from guidance_jax.scales import at
 
-Cosine = Annotated[ArrayLike, number("a bound on a cosine", -np.inf, np.inf)]
-Recorded = Annotated[Array, array_kind("floating numbers, [steps, N, ...]", jnp.floating, finite=True)]
+Cosine = TypeAliasType("Cosine", Annotated[ArrayLike, number("a bound on a cosine", -np.inf, np.inf)])
+"""One number, possibly infinite."""
+Recorded = TypeAliasType(
+    "Recorded", Annotated[Array, array_kind("floating numbers, [steps, N, ...]", jnp.floating, finite=True)]
+)
+"""Predictions along a path, `[steps, N, ...]`."""
 
 
 class Cache(NamedTuple):

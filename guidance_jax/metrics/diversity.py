@@ -9,15 +9,19 @@ import jax.numpy as jnp
 from jax import Array
 from jax.lax import Precision
 from jaxtyping import Float
+from typing_extensions import TypeAliasType
 
 from guidance_jax.checks.door import also, door
 from guidance_jax.checks.features import Features, check_directions
 from guidance_jax.checks.numbers import number
 from guidance_jax.metrics.pairs import widened
 
+PositiveOrInfinite = TypeAliasType("PositiveOrInfinite", Annotated[float | int, number(low=0, high=math.inf, above=0)])
+"""One positive number, possibly infinite."""
+
 
 @door(also(check_directions))
-def vendi(x: Features, *, order: Annotated[float | int, number(low=0, high=math.inf, above=0)] = 1) -> Float[Array, ""]:
+def vendi(x: Features, *, order: PositiveOrInfinite = 1) -> Float[Array, ""]:
     """The effective number of different samples: 1 if all are the same, N if all are orthogonal.
 
     `exp(-sum p log p)`, p the eigenvalues of `K / N`, K the cosine similarities of the samples, `[N, N]`; of another order q

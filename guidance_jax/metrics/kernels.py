@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.lax import Precision
 from jaxtyping import Float
+from typing_extensions import TypeAliasType
 
 from guidance_jax.arrays import sqrt
 from guidance_jax.checks.door import also, door
@@ -17,7 +18,8 @@ from guidance_jax.checks.kinds import Key, Positive
 from guidance_jax.checks.numbers import count
 from guidance_jax.metrics.pairs import fold, squared_distances, widened
 
-Several = Annotated[int, count(2)]
+Several = TypeAliasType("Several", Annotated[int, count(2)])
+"""A whole number, at least 2."""
 PAIRS = also(lambda a, b: check_sets(2, a=a, b=b))
 
 

@@ -8,15 +8,19 @@ import jax.numpy as jnp
 from jax import Array
 from jax.scipy.special import entr
 from jaxtyping import Float, Int
+from typing_extensions import TypeAliasType
 
 from guidance_jax.arrays import at_least_float32
 from guidance_jax.checks.door import also, door
 from guidance_jax.checks.features import Logits, check_classes, check_sets
 from guidance_jax.checks.kinds import Count, array_kind
 
+OneLabelEach = TypeAliasType("OneLabelEach", Annotated[Int[Array, "n"], array_kind("integers, [N]", jnp.integer)])
+"""Integer labels, `[N]`."""
+
 
 @door(also(check_classes))
-def accuracy(logits: Logits, labels: Annotated[Int[Array, "n"], array_kind("integers, [N]", jnp.integer)]) -> Float[Array, ""]:
+def accuracy(logits: Logits, labels: OneLabelEach) -> Float[Array, ""]:
     """The share of samples whose largest logit is that of their label.
 
     `mean(argmax(logits) == labels)`

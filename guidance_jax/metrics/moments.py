@@ -8,6 +8,7 @@ import numpy as np
 from jax import Array
 from jax.lax import Precision
 from jaxtyping import Float, Int
+from typing_extensions import TypeAliasType
 
 from guidance_jax.arrays import divide
 from guidance_jax.checks.door import CLASSES, also, door
@@ -45,9 +46,13 @@ class Moments(NamedTuple):
 
 
 CLASSES[Moments] = class_kind(Moments, "gj.metrics.moments(x) makes one.")
-Measured = Annotated[Float[Array | np.ndarray, "_ d"] | Moments, features_kind(Moments)]
+Measured = TypeAliasType("Measured", Annotated[Float[Array | np.ndarray, "_ d"] | Moments, features_kind(Moments)])
 """A set of features, or its moments."""
-Gaussian = array_kind("floating numbers", jnp.floating)
+_OF_GAUSSIAN = array_kind("floating numbers", jnp.floating)
+Mean = TypeAliasType("Mean", Annotated[Float[Array, "d"], _OF_GAUSSIAN])
+"""`[D]`."""
+Covariance = TypeAliasType("Covariance", Annotated[Float[Array, "d d"], _OF_GAUSSIAN])
+"""`[D, D]`."""
 
 
 @door()
@@ -138,10 +143,10 @@ def fid(real: Measured, fake: Measured) -> Float[Array, ""]:
 
 @door(also(check_gaussians))
 def frechet_distance(
-    mean_a: Annotated[Float[Array, "d"], Gaussian],
-    cov_a: Annotated[Float[Array, "d d"], Gaussian],
-    mean_b: Annotated[Float[Array, "d"], Gaussian],
-    cov_b: Annotated[Float[Array, "d d"], Gaussian],
+    mean_a: Mean,
+    cov_a: Covariance,
+    mean_b: Mean,
+    cov_b: Covariance,
 ) -> Float[Array, ""]:
     """The squared Frechet (2-Wasserstein) distance of two Gaussians; of Inception features' moments it is the FID.
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jaxtyping import Float
+from typing_extensions import TypeAliasType
 
 from guidance_jax.checks.door import also, door
 from guidance_jax.checks.features import Features, check_known, check_sets, features_kind
@@ -35,7 +36,7 @@ class Neighbours(NamedTuple):
         return self.points.shape
 
 
-Near = Annotated[Float[Array | np.ndarray, "_ d"] | Neighbours, features_kind(Neighbours)]
+Near = TypeAliasType("Near", Annotated[Float[Array | np.ndarray, "_ d"] | Neighbours, features_kind(Neighbours)])
 """A set of features, or its neighbours."""
 
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
+from typing_extensions import TypeAliasType
 
 from guidance_jax.checks.door import CLASSES, door, rule
 from guidance_jax.checks.kinds import Count, CountFromZero, choice, class_kind
@@ -41,6 +42,8 @@ ACTIVATIONS = {
     "gelu": lambda h: jax.nn.gelu(h, approximate=False),
 }
 """OpenAI's encoders have the first, OpenCLIP's the second."""
+Activation = TypeAliasType("Activation", Annotated[str, choice(*ACTIVATIONS)])
+"""The name of an activation."""
 
 
 @door(
@@ -75,7 +78,7 @@ class CLIPTextConfig:
     """Of each layer."""
     max_position_embeddings: Count = 77
     """The longest text, in tokens."""
-    hidden_act: Annotated[str, choice(*ACTIVATIONS)] = "quick_gelu"
+    hidden_act: Activation = "quick_gelu"
     """"quick_gelu" of OpenAI's encoders, "gelu" of OpenCLIP's."""
     layer_norm_eps: float = 1e-5
     """Added to the variances."""

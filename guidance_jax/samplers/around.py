@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import ArrayLike
+from typing_extensions import TypeAliasType
 
 from guidance_jax import scores
 from guidance_jax.arrays import expand
@@ -18,8 +19,12 @@ from guidance_jax.checks.outcomes import ask
 from guidance_jax.checks.steps import check_data, check_forgetful, check_known
 from guidance_jax.noise import apart, contraction, fold, normal
 
-Data = Annotated[ArrayLike, Kind("a real number or an array of floating numbers", real, also=check_data)]
-Project = Annotated[Callable[[Array], Array], function_kind("x", hint="it is x [B, ...] -> x [B, ...].")]
+Data = TypeAliasType("Data", Annotated[ArrayLike, Kind("a real number or an array of floating numbers", real, also=check_data)])
+"""One number, or an array that broadcasts against x."""
+Project = TypeAliasType(
+    "Project", Annotated[Callable[[Array], Array], function_kind("x", hint="it is x [B, ...] -> x [B, ...].")]
+)
+"""`x [B, ...] -> x [B, ...]`."""
 
 
 @part(rule("low must be below high", lambda low, high: low < high))

@@ -1,19 +1,17 @@
 """Ancestral sampling of denoising diffusion probabilistic models."""
 
-from typing import Annotated
-
 import jax.numpy as jnp
 from jax import Array
 
 from guidance_jax.base import NoiseLevel, Prediction, Sampler
 from guidance_jax.checks.door import part
-from guidance_jax.checks.kinds import choice
+from guidance_jax.checks.kinds import ReverseVariance
 from guidance_jax.noise import ancestral, contraction
 from guidance_jax.samplers.gaussian import from_kernel
 
 
 @part()
-def ddpm(variance: Annotated[str, choice("small", "large", "learned")] = "small") -> Sampler:
+def ddpm(variance: ReverseVariance = "small") -> Sampler:
     """DDPM: a draw from the reverse step's Gaussian, with one of the paper's two variances or the network's own.
 
     `x' = alpha' x0 + q sigma' eps + s z`, `q = (sigma' / alpha') / (sigma / alpha)`, the mean of p(x' | x, x0), and

@@ -4,6 +4,7 @@ from typing import Annotated
 
 from jax import Array
 from jaxtyping import ArrayLike
+from typing_extensions import TypeAliasType
 
 from guidance_jax.base import GuidedDenoiser, Kernel, NoiseLevel, Sampler, State
 from guidance_jax.checks.door import part
@@ -11,9 +12,11 @@ from guidance_jax.checks.kinds import function_kind
 from guidance_jax.checks.outcomes import check_pair
 from guidance_jax.noise import normal
 
-Drawn = Annotated[
-    Kernel, function_kind("prediction", "level", "next", hint="it is (prediction, level, next) -> mean, deviation.")
-]
+Drawn = TypeAliasType(
+    "Drawn",
+    Annotated[Kernel, function_kind("prediction", "level", "next", hint="it is (prediction, level, next) -> mean, deviation.")],
+)
+"""`(prediction, level, next) -> mean, deviation`."""
 
 
 @part()

@@ -7,14 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jaxtyping import ArrayLike
+from typing_extensions import TypeAliasType
 
 from guidance_jax.base import GuidedDenoiser, NoiseLevel, Sampler, State
 from guidance_jax.checks.door import part, rule
 from guidance_jax.checks.numbers import number
 
+RatioFromZero = TypeAliasType("RatioFromZero", Annotated[ArrayLike, number("a noise level", 0, np.inf)])
+"""One `sigma / alpha`, possibly infinite."""
+
 
 @part(rule("there must be at least one ratio, as in restart(dpmpp_2m(), 0.3, 5.0)", lambda ratios: len(ratios) > 0))
-def restart(sampler: Sampler, *ratios: Annotated[ArrayLike, number("a noise level", 0, np.inf)]) -> Sampler:
+def restart(sampler: Sampler, *ratios: RatioFromZero) -> Sampler:
     """A sampler that forgets its past steps where the run passes given noise levels, and so falls to first order there.
 
     `memory <- init(x)` in the first step with `sigma / alpha <= ratio`, for each ratio.

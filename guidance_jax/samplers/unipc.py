@@ -5,6 +5,7 @@ from typing import Annotated, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import ArrayLike
+from typing_extensions import TypeAliasType
 
 from guidance_jax.base import GuidedDenoiser, NoiseLevel, Sampler, State
 from guidance_jax.checks.door import part
@@ -19,10 +20,14 @@ class Memory(NamedTuple):
     offset: Array
 
 
+Order = TypeAliasType("Order", Annotated[int, count(1, "1, 2 or 3", high=3)])
+"""1, 2 or 3."""
+Variant = TypeAliasType("Variant", Annotated[int, count(1, "1 or 2", high=2)])
+"""1 or 2."""
+
+
 @part()
-def unipc(
-    order: Annotated[int, count(1, "1, 2 or 3", high=3)] = 2, *, variant: Annotated[int, count(1, "1 or 2", high=2)] = 2
-) -> Sampler:
+def unipc(order: Order = 2, *, variant: Variant = 2) -> Sampler:
     """UniPC: a multistep predictor, whose end is corrected by the prediction that the next step asks for there anyway.
 
     With h the step's length in `log(alpha / sigma)`, u in [0, 1] the way along it, and P the polynomial through the last

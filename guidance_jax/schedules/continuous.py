@@ -6,6 +6,7 @@ from typing import Annotated
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from typing_extensions import TypeAliasType
 
 from guidance_jax.arrays import concrete, divide
 from guidance_jax.base import NoiseLevel, Scalar, Schedule
@@ -14,9 +15,12 @@ from guidance_jax.checks.kinds import Positive
 from guidance_jax.checks.numbers import number
 from guidance_jax.checks.paths import check_continuous
 
-Time = Annotated[Scalar, number(low=0, high=1)]
-Rate = Annotated[Scalar, number(low=0)]
-Sigma = Annotated[Scalar, number(above=0)]
+Time = TypeAliasType("Time", Annotated[Scalar, number(low=0, high=1)])
+"""One time in [0, 1]."""
+Rate = TypeAliasType("Rate", Annotated[Scalar, number(low=0)])
+"""One number, not negative."""
+Sigma = TypeAliasType("Sigma", Annotated[Scalar, number(above=0)])
+"""One positive number."""
 
 ENDS = rule("t_min must be below t_max", lambda t_min, t_max: t_min < t_max)
 

@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +11,7 @@ from jax import Array
 from guidance_jax.arrays import concrete
 from guidance_jax.base import NoiseLevel, PathEnd, Schedule
 from guidance_jax.checks.door import also, door
-from guidance_jax.checks.kinds import Count, Path, Ratio, Spacing
-from guidance_jax.checks.numbers import known, number
+from guidance_jax.checks.kinds import Count, Path, Ratio, Share, Spacing
 from guidance_jax.checks.paths import check_below, check_spaced, check_strength
 from guidance_jax.checks.running import check_levels
 
@@ -107,7 +105,7 @@ def reverse(path: Path) -> NoiseLevel:
 
 
 @door(also(check_strength))
-def strength(path: Path, share: Annotated[float, known(number("a share", 0, 1, above=0))]) -> NoiseLevel:
+def strength(path: Path, share: Share) -> NoiseLevel:
     """The end of a path, for image-to-image: its last `int(steps * share)` steps.
 
     The run starts from the data, noised to the level at which they begin: `gj.diffuse`.

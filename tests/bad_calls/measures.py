@@ -101,7 +101,7 @@ ROWS: dict[str, Row] = {
     "times for levels": (
         lambda: gj.training.diffuse(KEY, X, jnp.zeros(B)),
         TypeError,
-        r"level must be a noise level, got float32\[2\]",
+        r"level must be a NoiseLevel, got float32\[2\]",
     ),
     "data and keys of two sizes": (lambda: gj.diffuse(KEYS[:1], X, LEVEL), ValueError, r"\(2, 2\).*B = 1"),
     "one key for the data": (lambda: gj.diffuse(KEY, X, LEVEL), ValueError, r"shape \(\).*jax\.random\.split"),
@@ -120,7 +120,7 @@ ROWS: dict[str, Row] = {
     "a weight of a time": (
         lambda: gj.training.min_snr(0.5, "eps"),
         TypeError,
-        r"level must be a noise level, got the float 0\.5",
+        r"level must be a NoiseLevel, got the float 0\.5",
     ),
     "an edm loss of no deviation": (
         lambda: gj.training.edm_loss(network, 0.0, KEY, X, LEVELS, LABELS),

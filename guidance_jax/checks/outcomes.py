@@ -49,8 +49,10 @@ def check_prediction(given: Any, x: Array, who: str, *, or_x0: bool = False) -> 
     if isinstance(given, Prediction):
         check_shaped(given.eps, x.shape, f"the eps that {who} gives")
     elif not (or_x0 and floating(given)):
-        also = ", or an array of floating numbers, the new x0" if or_x0 else ""
-        raise TypeError(f"{who} must return a Prediction{also}, got {told(given)}; gj.denoiser(network, predicts=...) does.")
+        also, mend = (
+            (", or an array of floating numbers, the new x0", ".") if or_x0 else ("", "; gj.denoiser makes one that does.")
+        )
+        raise TypeError(f"{who} must return a Prediction{also}, got {told(given)}{mend}")
     check_shaped(given.x0 if isinstance(given, Prediction) else given, x.shape, f"the x0 that {who} gives")
 
 
@@ -133,16 +135,9 @@ def check_halvings(x: Array, levels: int) -> None:
 
 
 def check_one_level(level: NoiseLevel, who: str) -> None:
-    """Raises where a guidance that is in or out for all samples together is called at one level per sample.
-
-    Raises:
-      ValueError: naming the level's shape.
-    """
-    if jnp.shape(level.sigma) != ():
-        raise ValueError(
-            f"{who}: expected one level for all samples, got a level of shape {jnp.shape(level.sigma)}; use gj.sample, or "
-            "jax.vmap over the samples."
-        )
+    """Raises where a guidance that is in or out for all samples together is called at one level per sample."""
+    shape, mend = jnp.shape(level.sigma), "use gj.sample, or jax.vmap over the samples."
+    demand(shape == (), f"{who}: expected one level for all samples, got a level of shape {shape}; {mend}")
 
 
 def check_channels(channels: int, x: Array) -> None:

@@ -76,7 +76,7 @@ def test_every_published_size():
 @pytest.mark.parametrize(
     ("make", "told"),
     [
-        (lambda: dit_config("DiT-XL/3"), "DiT-XL/2, got name DiT-XL/3"),
+        (lambda: dit_config("DiT-XL/3"), "DiT-XL/2, got name 'DiT-XL/3'"),
         (lambda: dit_config("XXL/2"), "XXL/2"),
         (lambda: dit_config("DiT-XL/2", 250), "image_size must divide by 8, got image_size 250"),
         (lambda: DiTConfig(input_size=9), "patches of patch_size, got input_size 9 and patch_size 2"),

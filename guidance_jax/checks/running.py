@@ -136,7 +136,7 @@ def check_branches(networks: tuple[Branches, ...], guidance: Guidance, x: jax.Sh
     demand(not twice, "two networks both have the branches {twice}; name every branch once.", twice=twice)
     check_named(guidance.needs | guidance.derivatives, networks)
     number, scalar = (jax.ShapeDtypeStruct((), dtype) for dtype in (jnp.int32, x.dtype))
-    level = NoiseLevel(scalar, scalar, scalar)  # pyright: ignore[reportArgumentType]
+    level = jax.eval_shape(lambda t: NoiseLevel(t, t, t), scalar)
     step = Step(number, level, level, keys)  # pyright: ignore[reportArgumentType]
     for network in networks:
         forms: dict[str, Any] = {}

@@ -127,6 +127,8 @@ def raised(value: Any, seen: frozenset[Any] = frozenset()) -> set[str]:
         found = set().union(*parts)
         if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
             found.add(ast.unparse(node.exc.func))
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "demand":
+            found.add(ast.unparse(node.args[2]) if len(node.args) > 2 else "ValueError")
         elif isinstance(node, ast.Call):
             called = names.get(node.func.id) if isinstance(node.func, ast.Name) else None
             if isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name):

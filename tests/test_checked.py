@@ -8,7 +8,7 @@ from jax.experimental import checkify
 from worlds import classes, keys, mixture
 
 import guidance_jax as gj
-from guidance_jax import traced
+from guidance_jax.checks import traced
 
 M, B = mixture(), 3
 PATH = gj.levels(gj.schedules.edm(), 3, gj.spacings.karras())
@@ -29,8 +29,8 @@ def classified(scale):
 
 
 WRONG = {
-    "a scale": ({"scale": jnp.nan}, r"cfg's scale must be finite, got nan"),
-    "one of the scales": ({"scale": jnp.array([1.0, jnp.inf, 2.0])}, r"cfg's scale must be finite, got .*inf"),
+    "a scale": ({"scale": jnp.nan}, r"cfg: scale must be a finite number, got nan"),
+    "one of the scales": ({"scale": jnp.array([1.0, jnp.inf, 2.0])}, r"cfg: scale must be a finite number, got .*inf"),
     "a label": ({"labels": LABELS.at[1].set(7)}, r"label .*7.* is outside -1\.\.2"),
     "levels": (
         {"levels": PATH.replace(sigma=PATH.sigma.at[1].set(90.0))},
@@ -50,9 +50,13 @@ MORE = {
     "an interval": (
         lambda low: generate(guidance=lambda w: gj.during(gj.cfg(w), low, 1.0)),
         5.0,
-        r"during got 5.* and 1.*empty",
+        r"during: low must be below high, .*got low 5.* and high 1",
     ),
-    "recurrence": (lambda low: generate(sampler=gj.recur(gj.ddim(), 2, low, 1.0)), 5.0, r"recur got 5.* and 1.*below high"),
+    "recurrence": (
+        lambda low: generate(sampler=gj.recur(gj.ddim(), 2, low, 1.0)),
+        5.0,
+        r"recur: low must be below high, got low 5.* and high 1",
+    ),
     "a group": (grouped, jnp.array([0, 1, 0, 0]), r"branches\['cond'\] differs within a group of 2 particles"),
     "a reward": (grouped, jnp.array([2, 2, 0, 0]), r"log_reward gave NaN or inf at sigma"),
     "known data": (
@@ -60,7 +64,7 @@ MORE = {
         jnp.nan,
         r"inpaint: known must be finite where the mask has it, got NaN .* 1 places",
     ),
-    "a beta": (lambda beta: gj.targets.annealed(beta).exponents, jnp.nan, r"annealed's beta must be above 0, got nan"),
+    "a beta": (lambda beta: gj.targets.annealed(beta).exponents, jnp.nan, r"annealed: beta must be a positive number, got nan"),
     "tiny levels": (
         lambda sigma: generate(levels=PATH.replace(sigma=PATH.sigma.at[2].set(sigma))),
         1e-30,
@@ -115,8 +119,6 @@ def test_the_program_without_is_the_same_as_if_there_were_no_checks(monkeypatch)
     asked_not = program()
     monkeypatch.setattr(traced.checkify, "check", lambda *_, **__: pytest.fail("a check is in the program"))
     with monkeypatch.context() as none:
-        none.setattr("guidance_jax.arrays.insist", lambda *_, **__: None)
-        none.setattr("guidance_jax.checks.insist", lambda *_, **__: None)
-        none.setattr("guidance_jax.sampling.insist", lambda *_, **__: None)
-        none.setattr("guidance_jax.outcomes.insist", lambda *_, **__: None)
+        for place in ("traced", "numbers", "outcomes", "running"):
+            none.setattr(f"guidance_jax.checks.{place}.insist", lambda *_, **__: None)
         assert asked_not == program()

@@ -173,9 +173,9 @@ def check_shaped(value: Any, shape: tuple[int, ...], where: str, hint: str = AS_
     check_form(value, where, " ".join(map(str, shape)), kind, hint)
 
 
-def check_broadcasts(to: Any, who: str, hint: str = ".", **values: Any) -> None:
+def check_broadcasts(to: Any, who: str, what: str = "x", hint: str = ".", **values: Any) -> None:
     """Raises unless values broadcast to an array's shape."""
     for name, value in values.items():
         shape, other = jnp.shape(value), to.shape
         fits = len(shape) <= len(other) and all(n in (1, m) for n, m in zip(shape[::-1], other[::-1], strict=False))
-        demand(fits, f"{who}: {name} has shape {shape}, which does not broadcast to {other}{hint}")
+        demand(fits, f"{who}: {name} has shape {shape}, which does not broadcast to {what}, {other}{hint}")

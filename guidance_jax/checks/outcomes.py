@@ -49,8 +49,10 @@ def check_prediction(given: Any, x: Array, who: str, *, or_x0: bool = False) -> 
     if isinstance(given, Prediction):
         check_shaped(given.eps, x.shape, f"the eps that {who} gives")
     elif not (or_x0 and floating(given)):
-        also = ", or an array of floating numbers, the new x0" if or_x0 else ""
-        raise TypeError(f"{who} must return a Prediction{also}, got {told(given)}; gj.denoiser(network, predicts=...) does.")
+        also, mend = (
+            (", or an array of floating numbers, the new x0", ".") if or_x0 else ("", "; gj.denoiser makes one that does.")
+        )
+        raise TypeError(f"{who} must return a Prediction{also}, got {told(given)}{mend}")
     check_shaped(given.x0 if isinstance(given, Prediction) else given, x.shape, f"the x0 that {who} gives")
 
 
@@ -109,8 +111,8 @@ def check_elements(value: Any, x: Array, where: str) -> None:
     """Raises unless a value is one finite number for all samples, one per sample, or one per element of x or of one sample."""
     check_range(value, where)
     shape, each = jnp.shape(value), x.shape
-    message = f"{where} must be (), [B] = {each[:1]}, or shaped as x, {each}, or as one sample, got the shape {shape}."
-    demand(shape in ((), each[:1], each, each[1:]), message)
+    wanted = f"(), [B] = {each[:1]}, or shaped as x, {each}, or as one sample"
+    demand(shape in ((), each[:1], each, each[1:]), f"{where} has shape {shape}, but must be {wanted}.")
 
 
 def check_spread(x: Array) -> None:
@@ -133,16 +135,9 @@ def check_halvings(x: Array, levels: int) -> None:
 
 
 def check_one_level(level: NoiseLevel, who: str) -> None:
-    """Raises where a guidance that is in or out for all samples together is called at one level per sample.
-
-    Raises:
-      ValueError: naming the level's shape.
-    """
-    if jnp.shape(level.sigma) != ():
-        raise ValueError(
-            f"{who}: expected one level for all samples, got a level of shape {jnp.shape(level.sigma)}; use gj.sample, or "
-            "jax.vmap over the samples."
-        )
+    """Raises where a guidance that is in or out for all samples together is called at one level per sample."""
+    shape, mend = jnp.shape(level.sigma), "use gj.sample, or jax.vmap over the samples."
+    demand(shape == (), f"{who}: expected one level for all samples, got a level of shape {shape}; {mend}")
 
 
 def check_channels(channels: int, x: Array) -> None:

@@ -135,9 +135,8 @@ def check_branches(networks: tuple[Branches, ...], guidance: Guidance, x: jax.Sh
     twice = {name for name in names if names.count(name) > 1}
     demand(not twice, "two networks both have the branches {twice}; name every branch once.", twice=twice)
     check_named(guidance.needs | guidance.derivatives, networks)
-    number, scalar = (jax.ShapeDtypeStruct((), dtype) for dtype in (jnp.int32, x.dtype))
-    level = jax.eval_shape(lambda t: NoiseLevel(t, t, t), scalar)
-    step = Step(number, level, level, keys)  # pyright: ignore[reportArgumentType]
+    level = jax.eval_shape(lambda: NoiseLevel(*jnp.zeros(3, x.dtype)))
+    step = Step(jax.ShapeDtypeStruct((), jnp.int32), level, level, keys)  # pyright: ignore[reportArgumentType]
     for network in networks:
         forms: dict[str, Any] = {}
         for name, cond in network.conds.items():

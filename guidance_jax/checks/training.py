@@ -27,12 +27,13 @@ def check_null(cond: Any, null: Any) -> None:
         raise ValueError(f"drop: null must have the structure of cond, {structure}, got {jax.tree.structure(null)}.") from error
     for leaf, empty in zip(leaves, nulls, strict=True):
         check_range(empty, "drop: null")
-        check_broadcasts(leaf, "drop", ", that of the condition.", null=empty)
+        check_broadcasts(leaf, "drop", "the condition", null=empty)
 
 
 def check_average(average: Any, params: Any, step: Any) -> None:
     """Raises unless an average and parameters have one structure, and the step is a whole number."""
     one, other = jax.tree.structure(average), jax.tree.structure(params)
-    demand(one == other, "ema: average and params must have one structure, got {one} and {other}.", one=one, other=other)
+    if one != other:
+        raise ValueError(f"ema: average and params must have one structure, got {one} and {other}.")
     if isinstance(step, float) and not step.is_integer():
         raise ValueError(f"ema: step counts from 0, got {step}; the decay comes after it: ema(average, params, step, {step}).")

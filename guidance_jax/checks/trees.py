@@ -27,8 +27,8 @@ def check_tree(tree: Any, like: Any) -> None:
     leaves, shapes = jax.tree.leaves(tree), jax.tree.map(jnp.shape, tree)
     batch = jnp.shape(leaves[0])[:1] if leaves else ()
     wanted = lambda *batch: jax.tree.map(lambda leaf: (*batch, *leaf.shape), like)
-    right = batch != () and shapes == wanted(*batch)
-    demand(right, "ravel: tree must be of shapes {wanted}, got {shapes}.", wanted=wanted("B"), shapes=shapes)
+    if not batch or shapes != wanted(*batch):
+        raise ValueError(f"ravel: tree must be of shapes {wanted('B')}, got {shapes}.")
 
 
 def check_vector(x: Any, size: int) -> None:

@@ -413,7 +413,7 @@ def masked(guidance: Guidance, mask: Mask) -> Guidance:
     """
 
     def update(prediction: Prediction, state: Any, context: Context) -> tuple[Prediction, Any]:
-        check_broadcasts(context.x, "masked", "; use [B, H, W, 1].", mask=mask)
+        check_broadcasts(context.x, "masked", hint="; use [B, H, W, 1].", mask=mask)
         guided, state = guidance.update(prediction, state, context)
         m = jnp.broadcast_to(jnp.asarray(mask, context.x.dtype), context.x.shape)
         return jax.tree.map(lambda new, old: old + m * (new - old), guided, prediction), state

@@ -33,6 +33,7 @@ from guidance_jax.checks.running import (
     check_state_given,
 )
 from guidance_jax.guidance.algebra import wants
+from guidance_jax.parts import build
 
 Networks = Branches | tuple[Branches, ...]
 Derivatives = Mapping[str | None, Derivative]
@@ -127,6 +128,7 @@ def guided(branches: Networks, guidance: Guidance, keys: Array | None = None) ->
       [[4.]]
     """
     check_named(guidance.needs | guidance.derivatives, check_networks(branches))
+    build((branches, guidance))
     return Guided(branches, guidance, keys)
 
 

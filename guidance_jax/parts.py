@@ -121,6 +121,7 @@ class Part:
         if name.startswith("__") or name not in {field.name for field in dataclasses.fields(type(self))}:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         assert self.call is not None
+        build(tuple(self.call.arguments.values()))
         made = remembering(self.call.again(), self.call)
         for field in dataclasses.fields(made):
             if field.name != "call":
@@ -200,6 +201,16 @@ def remembering(made: Any, call: Call) -> Any:
             object.__setattr__(part, field.name, getattr(made, field.name))
     object.__setattr__(part, "call", call)
     return part
+
+
+def build(tree: Any) -> None:
+    """Calls the functions of all parts in a tree that jax has unflattened: here, and not later within a loop or a `cond`, whose
+    traced values must not be found outside of it."""
+    for leaf in jax.tree.leaves(tree, is_leaf=lambda leaf: isinstance(leaf, Part)):
+        if isinstance(leaf, Part):
+            fields = [getattr(leaf, field.name) for field in dataclasses.fields(leaf)]
+            if leaf.call is None:
+                build(fields)
 
 
 def calls(tree: Any) -> list[Call]:

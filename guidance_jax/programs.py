@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
-from guidance_jax.parts import NUMBER, hashable, is_number
+from guidance_jax.parts import NUMBER, build, hashable, is_number
 
 KEPT = 64
 """The number of programs that are kept. The least recently used one makes room for a new one."""
@@ -40,7 +40,9 @@ def compiled(function: Callable[..., Any], static: Hashable, *arguments: Any) ->
     def call(numbers: list[Any]) -> Any:
         left = iter(numbers)
         whole = [next(left) if number else leaf for number, leaf in zip(data, fixed, strict=True)]
-        return function(static, *jax.tree.unflatten(structure, whole))
+        arguments = jax.tree.unflatten(structure, whole)
+        build(arguments)
+        return function(static, *arguments)
 
     fixed = [None if number else leaf for number, leaf in zip(data, leaves, strict=True)]
     # A function among the leaves may hold a caller's tracers, which must not outlive the trace.

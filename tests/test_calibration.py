@@ -213,7 +213,7 @@ def test_a_negative_scale_is_right_where_the_law_is_and_told_where_it_is_not():
     curve = gj.Curve(jnp.array([0.1, 10.0]), jnp.array([1.0, 0.3]))
     level = gj.schedules.edm().at(10.0)
     assert float(gj.scales.calibrated(curve, -0.25)(level)) == pytest.approx(-0.25 / (0.3 - 0.25 * 0.7), rel=1e-5)
-    with pytest.raises(ValueError, match=r"scale -0\.5 needs rho.*= 10 rho is 0\.3.*the other way round"):
+    with pytest.raises(ValueError, match=r"scale -0\.5 needs rho.*= 10 rho is 0\.3.*measure in the other direction"):
         gj.scales.calibrated(curve, -0.5)
     traced = jax.jit(lambda w: gj.scales.calibrated(curve, w)(level))
     assert np.isnan(traced(-0.5))

@@ -117,6 +117,25 @@ def test_a_level_for_every_sample():
     np.testing.assert_allclose(denoise(x, schedule.at(ratios)).x0, jnp.stack(each), rtol=1e-5, atol=1e-5)
 
 
+def test_parts_as_arguments_compute_outside_of_the_loop_that_first_reads_them():
+    """A scale with a table of its own, an argument of `jit`, read in a `cond` within a `scan` and then once more."""
+    branches, schedule, x = world()
+    curve = gj.Curve(ratio=jnp.array([0.1, 1.0, 10.0]), rho=jnp.array([1.0, 0.5, 0.0]))
+    scale = gj.scales.calibrated(curve, 3.0)
+    guidance = gj.unless_one(gj.during(gj.cfg(scale), 0.1), scale)
+
+    @jax.jit
+    def twice(guidance, x):
+        denoise = gj.guided(branches, guidance)
+        along, _ = jax.lax.scan(lambda x, ratio: (denoise(x, schedule.at(ratio)).x0, None), x, jnp.array([2.0, 1.0]))
+        return denoise(along, schedule.at(0.5)).x0
+
+    by_hand = x
+    for ratio in (2.0, 1.0, 0.5):
+        by_hand = gj.guided(branches, guidance)(by_hand, schedule.at(ratio)).x0
+    np.testing.assert_allclose(twice(guidance, x), by_hand, rtol=1e-5, atol=1e-5)
+
+
 def test_an_interval_needs_one_level_for_all_samples():
     """At one level per sample some are inside and others are not; one program under `vmap` tells them apart."""
     branches, schedule, x = world()

@@ -336,7 +336,6 @@ def test_a_scale_schedule_is_its_papers_curve(x64, name, schedule):
         (lambda: gj.fresca(2.0, cutoff=0.0), "fresca: cutoff must be .* above 0 and at most 1"),
         (lambda: gj.fresca(2.0, cutoff=1.1), "fresca: cutoff must be .* above 0 and at most 1"),
         (lambda: gj.reuse(gj.cfg(2.0), every=0), "at least 1"),
-        (lambda: gj.reuse(gj.cfg(2.0), every=1.5), "integer"),
         (lambda: gj.linear_reuse(2.0, np.ones(4)), "1 \\+ 2 K"),
         (lambda: gj.linear_reuse(2.0, np.ones(3), every=0), "at least 1"),
         (lambda: gj.in_space("noise", gj.cfg(2.0)), "noise"),
@@ -346,6 +345,11 @@ def test_a_scale_schedule_is_its_papers_curve(x64, name, schedule):
 def test_a_wrong_method_is_told_when_it_is_built(build, told):
     with pytest.raises(ValueError, match=told):
         build()
+
+
+def test_a_period_that_is_no_integer_is_told():
+    with pytest.raises(TypeError, match=r"reuse: every must be an integer, at least 1, got the float 1\.5"):
+        gj.reuse(gj.cfg(2.0), every=1.5)
 
 
 @pytest.mark.parametrize(

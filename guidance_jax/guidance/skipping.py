@@ -51,8 +51,8 @@ def reuse(guidance: Guidance, every: Period) -> Guidance:
       every: The period k; 1 changes nothing.
 
     Raises:
-      TypeError: If guidance is not a `Guidance`, or every is no number.
-      ValueError: If every is no integer of at least 1.
+      TypeError: If guidance is not a `Guidance`, or every no integer.
+      ValueError: If every is below 1.
 
     Example:
       >>> denoise = gj.denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # it predicts its condition

@@ -308,7 +308,7 @@ def test_what_goes_from_data_to_noise_wrongly_is_told():
     data = jnp.ones((6, 3))
     clean = LEVELS[::-1]
     for sampler, levels, start, message in (
-        (gj.ddpm(), up, data, r"ddim\(\) and heun\(\) go that way"),
+        (gj.ddpm(), up, data, r"does not go; ddim\(\) and heun\(\) do"),
         (gj.ddim(0.5), up, data, "does not go"),
         (gj.dpmpp_2m(), up, data, "does not go"),
         (gj.recur(gj.ddim(), 2), up, data, "does not go"),

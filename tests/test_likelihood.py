@@ -212,7 +212,7 @@ def call(guidance, x=None, **keywords):
         ({"guidance": gj.reuse(gj.cfg(2.0), 2)}, "remembers"),
         ({"guidance": gj.cfg(2.0), "probes": 4}, "keys to draw them"),
         ({"guidance": gj.cfg(2.0), "probes": 0, "keys": keys(3)}, "at least 1, got 0"),
-        ({"guidance": gj.cfg(2.0), "keys": keys(2)}, "one sample a key"),
+        ({"guidance": gj.cfg(2.0), "keys": keys(2)}, r"B = 2 keys"),
         ({"guidance": gj.cfg(2.0, cond="cnd")}, "Did you mean 'cond'"),
         ({"guidance": gj.cfg(2.0), "x": jnp.full((3, 2), jnp.nan)}, "NaN or infinite"),
         (

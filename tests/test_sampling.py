@@ -1,6 +1,7 @@
 """The loop: what is evaluated and what is skipped, devices, keys, conditions, and errors."""
 
 import functools
+import re
 import subprocess
 import sys
 from typing import Any
@@ -241,7 +242,7 @@ BAD = {
     ),
     "misspelt branch": ({"guidance": gj.cfg(2.0, uncond="unconf")}, ValueError, "'unconf'.*Did you mean 'uncond'"),
     "missing branch": ({"branches": gj.branches(M.denoise, cond=LABELS)}, ValueError, "reads a branch 'uncond'"),
-    "a branch twice": ({"branches": (classes(M, LABELS), classes(M, LABELS))}, ValueError, "both have a branch 'cond'"),
+    "a branch twice": ({"branches": (classes(M, LABELS), classes(M, LABELS))}, ValueError, "both have the branches .*'cond'"),
     "scale of another batch": ({"guidance": gj.cfg(jnp.ones(3))}, ValueError, r"cfg: scale has shape \(3,\).*\[B\]"),
     "scale as a column": ({"guidance": gj.cfg(jnp.ones((B, 1)))}, ValueError, "cfg: scale has shape"),
     "fraction of another batch": ({"guidance": gj.rescale(jnp.ones(3))}, ValueError, "rescale: fraction has shape"),
@@ -249,11 +250,11 @@ BAD = {
     "levels that repeat": (
         {"levels": jax.tree.map(lambda f: jnp.repeat(f, 2), LEVELS)},
         ValueError,
-        "level 0 .* is followed by level 1",
+        r"decrease.*\[80\. 80\.\] from level 0 on",
     ),
-    "one level": ({"levels": gj.schedules.edm()(0.0)}, ValueError, r"\[steps \+ 1\]"),
-    "NaN in x": ({"shape_or_x": jnp.ones((B, 3)).at[2, 1].set(jnp.nan)}, ValueError, "1 of 8 samples, the first is 2"),
-    "infinite x": ({"shape_or_x": jnp.ones((B, 3)).at[4, 1].set(jnp.inf)}, ValueError, "the first is 4"),
+    "one level": ({"levels": gj.schedules.edm()(0.0)}, ValueError, r"\[steps\+1\]"),
+    "NaN in x": ({"shape_or_x": jnp.ones((B, 3)).at[2, 1].set(jnp.nan)}, ValueError, r"1 of 8 samples: \[2\]"),
+    "infinite x": ({"shape_or_x": jnp.ones((B, 3)).at[4, 1].set(jnp.inf)}, ValueError, r"1 of 8 samples: \[4\]"),
     "x of another batch": ({"shape_or_x": jnp.ones((3, 3))}, ValueError, "B = 8"),
     "integer x": ({"shape_or_x": jnp.ones((B, 3), int)}, TypeError, "floating"),
     "wrong shape": ({"shape_or_x": (4,)}, ValueError, r"lives in \[B, 3\]"),
@@ -339,8 +340,8 @@ def test_what_only_the_checked_annotations_of_these_tests_would_catch_is_told_wi
     """Our own messages, in a process without the import hook."""
     told = subprocess.run([sys.executable, "-c", UNCHECKED], capture_output=True, text=True, check=True).stdout.splitlines()
     assert told[0].startswith("this mixture takes integer labels, got float32")
-    assert told[1].endswith("or x itself, got 3.")
-    assert told[2].endswith("or x itself, got [2].")
+    for said, got in ((told[1], "the int 3"), (told[2], "the list [2]")):
+        assert re.match(rf"shape_or_x must be an array .*, got {re.escape(got)};", said)
 
 
 def test_the_good_arguments_are_good():

@@ -86,7 +86,7 @@ def check_levels(path: NoiseLevel, sampler: Sampler | None = None, start_given: 
     change = lambda: alpha[1:] * sigma[:-1] - alpha[:-1] * sigma[1:]
     rises = lambda: (change() < 0).all()
     if sampler is not None and concrete((alpha, sigma)) and rises():
-        demand(sampler.reversible, f"{UPWARD}; ddim() and heun() go that way. For samples, turn them round.")
+        demand(sampler.reversible, f"{UPWARD}, which this sampler does not go; ddim() and heun() do; or turn them round.")
         demand(start_given, f"{UPWARD}; such a run starts at the data: give x, [B, ...], and not a shape.")
         demand(sigma[0] > 0, f"{UPWARD}; such a run starts with sigma > 0: gj.schedules.reverse(levels) makes its levels.")
     may_rise = sampler is not None and sampler.reversible and start_given

@@ -524,12 +524,12 @@ ROWS: dict[str, Row] = {
     "a state that is not given": (
         lambda: gj.guide(TWO, gj.momentum(-0.5), STEP)(gj.State(X, (), (), jnp.int32(0), X), LEVEL),
         ValueError,
-        r"state\.guidance is \(\), but .* remembers float32\[2,2\].*guidance\.init\(x\)",
+        r"state\.guidance must be what momentum.* remembers.*guidance\.init\(x\).*got \(\)",
     ),
     "a memory of nothing": (
         lambda: gj.guided(TWO, gj.momentum(-0.5))(X, LEVEL, ()),
         TypeError,
-        r"guided: memory.*denoise\.init\(x\).*the tuple \(\)",
+        r"guided: memory.*got the tuple \(\); denoise\.init\(x\)",
     ),
     # Drawn conditions.
     "random labels of no classes": (lambda: gj.conditions.random_labels(0), ValueError, r"classes.*at least 1.*0"),

@@ -33,7 +33,10 @@ def compiled(function: Callable[..., Any], static: Hashable, *arguments: Any) ->
       *arguments: Pytrees of numbers, arrays, parts, functions and names.
     """
     leaves, structure = jax.tree.flatten(arguments)
-    data = [is_number(leaf) for leaf in leaves]
+    # Within a caller's trace, what is known stays known. As an argument of an inner program it would be folded into one loop and
+    # not into another, which rounds otherwise.
+    inside = tracing() or any(isinstance(leaf, Tracer) for leaf in leaves)
+    data = [isinstance(leaf, Tracer) if inside else is_number(leaf) for leaf in leaves]
     rest = tuple(NUMBER if number else hashable(leaf) for number, leaf in zip(data, leaves, strict=True))
     numbers = [leaf for number, leaf in zip(data, leaves, strict=True) if number]
 
@@ -46,7 +49,7 @@ def compiled(function: Callable[..., Any], static: Hashable, *arguments: Any) ->
 
     fixed = [None if number else leaf for number, leaf in zip(data, leaves, strict=True)]
     # A function among the leaves may hold a caller's tracers, which must not outlive the trace.
-    if tracing() or any(isinstance(leaf, Tracer) for leaf in leaves):
+    if inside:
         return jax.jit(call)(numbers)
     key = function, static, structure, rest
     program = _PROGRAMS.setdefault(key, jax.jit(call))

@@ -184,8 +184,10 @@ def _loop(
     # the level is looked up, for XLA sees through two that are equal.
     steps = len(path) - 1
     alone = steps == 1 and plan.progress is None
-    # A start is the same for any path. On the end of one, all else is drawn apart.
+    state = _begun(plan, keys, guidance, sampler, path, given)
+    # A start is the same for any path. On the end of one, all else is drawn apart, and by plain levels.
     own = fold(keys, IMAGE) if isinstance(path, PathEnd) else keys
+    path = NoiseLevel(**vars(path))
 
     def advance(state: State, level: NoiseLevel, next: NoiseLevel) -> State:
         step = Step(jnp.asarray(state.number, jnp.int32), level, next, own)
@@ -205,7 +207,6 @@ def _loop(
             state = advance(state, *inputs[1:])
         return state, None if trace is None else trace(state)
 
-    state = _begun(plan, keys, guidance, sampler, path, given)
     inputs = (jnp.arange(2, dtype=jnp.int32),) if alone else (jnp.arange(steps, dtype=jnp.int32), path[:-1], path[1:])
     body = jax.checkpoint(body, prevent_cse=False) if plan.remat else body
     body = body if plan.progress is None else _bar(plan.progress, steps)(body)

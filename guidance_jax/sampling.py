@@ -186,6 +186,7 @@ def _loop(
     alone = steps == 1 and plan.progress is None
     # A start is the same for any path. On the end of one, all else is drawn apart.
     own = fold(keys, IMAGE) if isinstance(path, PathEnd) else keys
+    path = NoiseLevel(**vars(path))
 
     def advance(state: State, level: NoiseLevel, next: NoiseLevel) -> State:
         step = Step(jnp.asarray(state.number, jnp.int32), level, next, own)

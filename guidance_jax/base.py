@@ -92,6 +92,10 @@ class PathEnd(NoiseLevel):
       PathEnd
     """
 
+    def __getitem__(self, place: Any) -> NoiseLevel:
+        taken = super().__getitem__(place)
+        return taken if isinstance(place, slice) else NoiseLevel(**vars(taken))
+
 
 @pytree
 @dataclasses.dataclass(frozen=True)

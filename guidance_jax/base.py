@@ -84,17 +84,17 @@ class PathEnd(NoiseLevel):
     """The end of a path, where a run starts from data: `schedules.strength` and `schedules.below` make it.
 
     Samplers and guidances treat it as any other path. What a run draws on it differs from what a run of the whole path
-    draws with the same keys, since that run may have made the data. A slice of it is one too; a single level is a `NoiseLevel`.
+    draws with the same keys, since that run may have made the data. A slice of it is one too.
 
     Example:
       >>> path = gj.schedules.strength(gj.levels(gj.schedules.edm(), 10, gj.spacings.karras()), 0.5)
-      >>> print(type(path[2:]).__name__, type(path[0]).__name__)
-      PathEnd NoiseLevel
+      >>> print(type(path[2:]).__name__)
+      PathEnd
     """
 
-    def __getitem__(self, place: Any) -> Any:
+    def __getitem__(self, place: Any) -> NoiseLevel:
         taken = super().__getitem__(place)
-        return taken if jnp.ndim(taken.sigma) else NoiseLevel(**vars(taken))
+        return taken if isinstance(place, slice) else NoiseLevel(**vars(taken))
 
 
 @pytree

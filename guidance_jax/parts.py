@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 
 T = TypeVar("T")
 
@@ -248,7 +249,7 @@ def _said(value: Any) -> str:
     """An argument in a repr: a number, a part by its call, another function by its name, an array by its shape."""
     if isinstance(value, Array | np.ndarray) and value.ndim:
         return f"{value.dtype}[{','.join(map(str, value.shape))}]"
-    if isinstance(value, Array) and not isinstance(value, jax.core.Tracer) and jnp.issubdtype(value.dtype, jnp.number):
+    if isinstance(value, Array) and not isinstance(value, Tracer) and jnp.issubdtype(value.dtype, jnp.number):
         return repr(value.item())
     if isinstance(value, functools.partial):
         return f"partial({_said(value.func)})"

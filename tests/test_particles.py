@@ -124,7 +124,7 @@ def reward(x0, level):
     return -((x0 - 1.5) ** 2).sum(1)
 
 
-SHIFT = gj.stateless(lambda p, context: p._replace(x0=p.x0 + 0.3))
+SHIFT = gj.stateless(lambda p, context: p.replace(x0=p.x0 + 0.3))
 KERNEL_TARGETS = TARGETS | {
     "another proposal": targets.rewarded(targets.tilted(2.5), lambda x0, level: 0 * x0[:, 0], guidance=SHIFT),
     "twisted": targets.rewarded(

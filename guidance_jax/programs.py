@@ -33,8 +33,8 @@ def compiled(function: Callable[..., Any], static: Hashable, *arguments: Any) ->
       *arguments: Pytrees of numbers, arrays, parts, functions and names.
     """
     leaves, structure = jax.tree.flatten(arguments)
-    # Within a caller's trace, what is known stays known. As an argument of an inner program it would be folded into one loop and
-    # not into another, which rounds otherwise.
+    # Within a caller's trace, what is known stays known. As an argument of an inner program it would be folded into one loop
+    # and not into another, which rounds otherwise.
     inside = tracing() or any(isinstance(leaf, Tracer) for leaf in leaves)
     data = [isinstance(leaf, Tracer) if inside else is_number(leaf) for leaf in leaves]
     rest = tuple(NUMBER if number else hashable(leaf) for number, leaf in zip(data, leaves, strict=True))

@@ -44,8 +44,10 @@ def same(a, b):
 
 
 def near(a, b):
-    """Of what is rounded otherwise in programs of other lengths: unipc, which is so too where a trace is asked for, and one value
-    of 64 with heun where a run of one step is guided by two that draw; by either alone it is the same to the bit."""
+    """Of what is rounded otherwise in programs of other lengths.
+
+    That is unipc, also where a trace is asked for, and with heun one value of 64, where two that draw guide a run of one step.
+    """
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), a, b)
 
 
@@ -133,7 +135,10 @@ def test_a_state_of_another_run_is_told():
         (lambda: run(gj.cfg(2.0), gj.dpmpp_2m(), state._replace(memory=half)), r"memory must be .*for x \(4, 8, 2\), got"),
         (lambda: run(gj.cfg(2.0), gj.dpmpp_2m(), state, W.keys[:2]), r"\(4, 8, 2\).*B = 2"),
         (lambda: run(gj.cfg(2.0), gj.dpmpp_2m(), state._replace(x=X.at[1].set(jnp.nan))), r"NaN .*1 of 4 samples: \[1\]"),
-        (lambda: run(gj.cfg(2.0), gj.dpmpp_2m(), state._replace(x0=X[..., :1])), r"x0 must be float32\[4,8,2\].*got float32\[4,8,1\]"),
+        (
+            lambda: run(gj.cfg(2.0), gj.dpmpp_2m(), state._replace(x0=X[..., :1])),
+            r"x0 must be float32\[4,8,2\].*got float32\[4,8,1\]",
+        ),
         (lambda: run(gj.cfg(2.0), gj.dpmpp_2m(), state._replace(number=1.5)), r"number must be int32.*got float32"),
     ):
         with pytest.raises(ValueError, match=message):

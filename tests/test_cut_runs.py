@@ -44,8 +44,10 @@ def same(a, b):
 
 
 def near(a, b):
-    """Of what is rounded otherwise in programs of other lengths: unipc, which is so too where a trace is asked for, and one
-    value of 64 with heun where a run of one step is guided by two that draw; by either alone it is the same to the bit."""
+    """Of what is rounded otherwise in programs of other lengths.
+
+    That is unipc, also where a trace is asked for, and with heun one value of 64, where two that draw guide a run of one step.
+    """
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), a, b)
 
 

@@ -187,12 +187,9 @@ class Entrance:
         absent = {SEVERAL: (), KEYWORDS: {}}
         values = {name: arguments.get(name, absent.get(parameters[name].kind, parameters[name].default)) for name in names}
         if words:
+            quoted: dict[str, Any] = {name: repr(value) for name, value in values.items() if isinstance(value, str)}
             got = " and ".join(f"{name} {{{name}}}" for name in names)
-            demand(
-                lambda: holds(**values),
-                f"{self.name}: {words}, got {got}.",
-                **values | {n: repr(v) for n, v in values.items() if isinstance(v, str)},
-            )
+            demand(lambda: holds(**values), f"{self.name}: {words}, got {got}.", **values | quoted)
         else:
             holds(**values)
 

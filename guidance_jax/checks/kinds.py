@@ -252,9 +252,9 @@ def _draws_by_each(generator: Any) -> bool:
         return bool((jax.vmap(jax.random.bits)(keys)[1] == jax.random.bits(keys[1])).all())
 
 
-Level = Callable[[NoiseLevel], ArrayLike]
+Level = Callable[[NoiseLevel], Array]
 """A number as a function of the noise level."""
-Numeric = ArrayLike | Level
+Numeric = ArrayLike | Callable[[NoiseLevel], ArrayLike]
 
 Scale = TypeAliasType("Scale", Annotated[Numeric, scale_kind()])
 """How strongly a guidance acts: one number, one per sample `[B]`, or a function of the noise level that returns either."""

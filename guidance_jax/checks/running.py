@@ -6,7 +6,7 @@ Values are checked where they are known, and in a program that is `checked`; sha
 import difflib
 import functools
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -97,6 +97,7 @@ def check_start(keys: Array, levels: NoiseLevel, x: Any) -> jax.ShapeDtypeStruct
         SHAPE.check(x, "shape_or_x")
         return jax.ShapeDtypeStruct((len(keys), *x), at_least_float32(levels.sigma.dtype))
     START.check(x, "shape_or_x")
+    x = cast(Array, x)
     demand(x.ndim > 1 and len(x) == len(keys), f"x has shape {x.shape}, but must be [B, ...] with B = {len(keys)} keys.")
     bad = np.flatnonzero(~np.isfinite(np.asarray(x, np.float32)).reshape(len(x), -1).all(1)) if concrete(x) else ()
     demand(len(bad) == 0, f"x has NaN or infinite values in {len(bad)} of {len(x)} samples: {bad}.")
@@ -112,7 +113,7 @@ def check_conditions(conds: dict[str, Cond]) -> None:
 def check_networks(branches: Any) -> tuple[Branches, ...]:
     """The networks as a tuple, each with a condition at least."""
     several = isinstance(branches, list | tuple) and not isinstance(branches, Branches)
-    named = {f"branches[{i}]": each for i, each in enumerate(branches)} if several else {"branches": branches}
+    named: dict[str, Any] = {f"branches[{i}]": each for i, each in enumerate(branches)} if several else {"branches": branches}
     demand(len(named) > 0, "branches is empty, got no network; make them with gj.branches(denoise, cond=labels, uncond=null).")
     for name, network in named.items():
         CLASSES[Branches].check(network, name)
@@ -123,8 +124,9 @@ def check_networks(branches: Any) -> tuple[Branches, ...]:
 def check_named(needs: Iterable[str | None], networks: tuple[Branches, ...], who: str = "the guidance reads") -> None:
     """Raises where a branch is read that is not there: tells those that are there, and the one that may be meant."""
     names = [name for network in networks for name in network.conds]
-    for name in sorted(set(needs) - {None, *names}, key=str):
-        close = difflib.get_close_matches(name, set(names) - set(needs), n=1)
+    needed = {name for name in needs if name is not None}
+    for name in sorted(needed.difference(names), key=str):
+        close = difflib.get_close_matches(name, set(names) - needed, n=1)
         mend = f"Did you mean {close[0]!r}?" if close else f"Name its condition, gj.branches(denoise, {name}=...)."
         raise ValueError(f"{who} a branch {name!r}, but there are only {', '.join(map(repr, names))}. {mend}")
 
@@ -195,7 +197,7 @@ def check_memory(guidance: Guidance, x: Array, memory: Any) -> None:
     if memory is None:
         demand(not jax.tree.leaves(begun), wanted, **shown)
     else:
-        demand(isinstance(memory, tuple) and hasattr(memory, "number"), wanted, TypeError, **shown)
+        demand(getattr(memory, "_fields", ()) == ("guidance", "number"), wanted, TypeError, **shown)
         demand(jax.tree.map(jnp.shape, memory.guidance) == jax.tree.map(jnp.shape, begun), wanted, **shown)
 
 

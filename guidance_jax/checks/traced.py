@@ -91,7 +91,7 @@ def demand(holds: Any, message: str, error: type[Exception] = ValueError, **valu
         raise error(message.format(**{name: shown(value) for name, value in values.items()}))
 
 
-def insist(right: Callable[[], Array], message: str, **values: Any) -> None:
+def insist(right: Callable[[], Any], message: str, **values: Any) -> None:
     """A check of traced values, in a program that is `checked`; elsewhere nothing, and `right` is not even called.
 
     Args:

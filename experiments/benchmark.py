@@ -318,7 +318,8 @@ def measure_programs(case: Case, config: Config, gates: int = 7) -> list[dict[st
 
     def run(call: str, guidance: gj.Guidance, params: Any = params, seed: int = 0, weak: int = 1) -> None:
         denoise = gj.denoiser(jax.tree_util.Partial(network, params), predicts="v")
-        branches = gj.branches(denoise, cond=labels, **{f"uncond{i}": null for i in range(weak)})
+        nulls: dict[str, Any] = {f"uncond{i}": null for i in range(weak)}
+        branches = gj.branches(denoise, cond=labels, **nulls)
         keys = jax.random.split(jax.random.key(seed), case.batch)
         traces.clear()
         took = seconds(lambda: gj.sample(keys, branches, guidance, gj.ddim(), levels, case.shape))

@@ -2,6 +2,7 @@
 
 import pickle
 import time
+from collections.abc import Callable
 
 import equinox
 import jax
@@ -47,7 +48,7 @@ class Module(nnx.Module):
 class Tree(equinox.Module):
     linear: equinox.nn.Linear
     table: jax.Array
-    activation: object
+    activation: Callable[[jax.Array], jax.Array]
 
     def __init__(self, seed):
         self.linear, self.activation = equinox.nn.Linear(3, 3, key=jax.random.key(seed)), jax.nn.silu

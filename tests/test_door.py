@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,12 +44,15 @@ def made(
     return gj.stateless(update)
 
 
+anyhow: Any = made
+"""`made` without its types, for calls that are wrong on purpose."""
+
 WRONG = {
-    "a string": (lambda: made("2"), TypeError, "made: scale must be a finite number.*got the str '2'"),
-    "nothing": (lambda: made(), TypeError, "made: scale is missing; it must be a finite number"),
-    "an unknown name": (lambda: made(1.0, etta=0.1), TypeError, r"made: .*'etta'.*did you mean eta\?"),
+    "a string": (lambda: anyhow("2"), TypeError, "made: scale must be a finite number.*got the str '2'"),
+    "nothing": (lambda: anyhow(), TypeError, "made: scale is missing; it must be a finite number"),
+    "an unknown name": (lambda: anyhow(1.0, etta=0.1), TypeError, r"made: .*'etta'.*did you mean eta\?"),
     "one too many": (
-        lambda: gj.cfg(1.0, "cond"),
+        lambda: gj.cfg(1.0, "cond"),  # pyright: ignore[reportCallIssue]
         TypeError,
         "cfg: too many positional arguments; it takes scale, cond, uncond",
     ),
@@ -57,33 +61,37 @@ WRONG = {
     "too large for float32": (lambda: made(1e39), ValueError, "made: scale.*1e[+]?39.*in float32 as inf"),
     "a fraction above": (lambda: made(1.0, eta=1.5), ValueError, r"made: eta must be a number in \[0, 1\], got 1.5"),
     "a count of half": (
-        lambda: made(1.0, count=1.5),
+        lambda: anyhow(1.0, count=1.5),
         TypeError,
         "made: count must be an integer, at least 1, got the float 1.5",
     ),
     "a count of none": (lambda: made(1.0, count=0), ValueError, "made: count must be an integer, at least 1, got 0"),
     "a bool for a count": (lambda: made(1.0, count=True), TypeError, "made: count must be an integer"),
     "a condition for a name": (
-        lambda: made(1.0, name=jnp.ones(2)),
+        lambda: anyhow(1.0, name=jnp.ones(2)),
         TypeError,
         r"made: name must be the name of a branch.*float32\[2\]",
     ),
     "a broken rule": (lambda: made(1.0, 2.0, 1.0), ValueError, "made: low must be below high, got low 2.0 and high 1.0"),
     "another check": (lambda: made(1.0, name="b", other="b"), ValueError, "the two must differ"),
     "a wrong one of several": (
-        lambda: made(1.0, 0.0, 1.0, gj.chain(), 3.0),
+        lambda: anyhow(1.0, 0.0, 1.0, gj.chain(), 3.0),
         TypeError,
         r"made: parts\[1\] must be a Guidance.*the float 3.0",
     ),
     "a wrong one by name": (
-        lambda: made(1.0, scales={"a": None}),
+        lambda: anyhow(1.0, scales={"a": None}),
         TypeError,
         r"made: scales\['a'\] must be a finite number.*None",
     ),
-    "a list by name": (lambda: made(1.0, scales=[1.0]), TypeError, "made: scales must be a dictionary, got the list"),
-    "a wrong one in a list": (lambda: made(1.0, several=(1.0, "2")), TypeError, r"made: several\[1\] must be a finite number"),
+    "a list by name": (lambda: anyhow(1.0, scales=[1.0]), TypeError, "made: scales must be a dictionary, got the list"),
+    "a wrong one in a list": (
+        lambda: anyhow(1.0, several=(1.0, "2")),
+        TypeError,
+        r"made: several\[1\] must be a finite number",
+    ),
     "a number for a list": (
-        lambda: made(1.0, several=2.0),
+        lambda: anyhow(1.0, several=2.0),
         TypeError,
         "made: several must be a list or a tuple, got the float",
     ),
@@ -92,7 +100,7 @@ WRONG = {
         ValueError,
         r"made: low has shape \(2,\), but must be a scalar; use jax.vmap",
     ),
-    "not called": (lambda: made(1.0, 0.0, 1.0, gj.cfg), TypeError, r"made: parts\[0\] must be a Guidance.*call it, cfg"),
+    "not called": (lambda: anyhow(1.0, 0.0, 1.0, gj.cfg), TypeError, r"made: parts\[0\] must be a Guidance.*call it, cfg"),
 }
 
 
@@ -134,7 +142,7 @@ def test_signature_help_and_types_are_those_of_the_function():
         str(inspect.signature(gj.cfg))
         == "(scale: Scale, *, cond: Branch = 'cond', uncond: Branch = 'uncond') -> guidance_jax.base.Guidance"
     )
-    assert gj.cfg.__doc__.startswith("Classifier-free guidance.")
+    assert str(gj.cfg.__doc__).startswith("Classifier-free guidance.")
     assert gj.cfg.__module__ == "guidance_jax.guidance.linear"
     assert pickle.loads(pickle.dumps(gj.cfg)) is gj.cfg
 

@@ -121,7 +121,7 @@ def test_momentum_and_reuse_begin_with_the_run_wherever_it_starts(x64):
         return running, c + (w - 1) * running
 
     run = lambda guidance: gj.run(keys(6), classes(m, LABELS), guidance, gj.ddim(), cut, start)[0]
-    np.testing.assert_allclose(run(gj.apg(w, beta=beta, most=1e9)).x, walk(apg), rtol=1e-9)
+    np.testing.assert_allclose(run(gj.apg(w, beta=beta, max_norm=1e9)).x, walk(apg), rtol=1e-9)
     reused = run(gj.reuse(gj.cfg(w), every))
     np.testing.assert_allclose(reused.x, walk(reuse), rtol=1e-9)
     assert reused.evaluations == 6 + 3

@@ -1,6 +1,7 @@
 """Differently gated guidances: few copies of the network, the evaluations that are skipped, and the same samples."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,12 +43,13 @@ def gated(k, bounds=BOUNDS, always=False):
 
 
 def one(network, k, **more):
-    return gj.branches(network.denoise, **{name: jnp.asarray(CONDS[name]) for name in ("cond", *NAMES[:k])}, **more)
+    conds: dict[str, Any] = {name: jnp.asarray(CONDS[name]) for name in ("cond", *NAMES[:k])}
+    return gj.branches(network.denoise, **conds, **more)
 
 
 def two(network, other, k):
     """The odd branches are of another network."""
-    conds = {name: jnp.asarray(CONDS[name]) for name in ("cond", *NAMES[:k])}
+    conds: dict[str, Any] = {name: jnp.asarray(CONDS[name]) for name in ("cond", *NAMES[:k])}
     of_other = NAMES[1:k:2]
     mine = {name: cond for name, cond in conds.items() if name not in of_other}
     return gj.branches(network.denoise, **mine), gj.branches(other.denoise, **{name: conds[name] for name in of_other})

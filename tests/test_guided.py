@@ -30,6 +30,7 @@ def solved(denoise, schedule, x, high, low):
     slope = diffrax.ODETerm(lambda sigma, x, args: denoise(x, schedule.at(sigma)).eps)
     control = diffrax.PIDController(rtol=1e-8, atol=1e-8)
     solution = diffrax.diffeqsolve(slope, diffrax.Dopri8(), high, low, None, x, stepsize_controller=control, max_steps=10_000)
+    assert solution.ys is not None
     return solution.ys[-1]
 
 
@@ -64,6 +65,7 @@ def test_the_ode_in_a_time_of_its_own(x64):
         diffrax.ODETerm(velocity), diffrax.Dopri8(), high, low, None, start, stepsize_controller=control, max_steps=10_000
     )
     expected = solved(gj.guided(branches, gj.cfg(3.0)), schedule, x, 20.0, 0.02)
+    assert solution.ys is not None
     np.testing.assert_allclose(solution.ys[-1] / flow(low).alpha, expected, rtol=1e-5, atol=1e-5)
 
 

@@ -32,6 +32,15 @@ def classify(x, t):
     return x[:, :10] @ jnp.ones((10, 2))
 
 
+def at_a_time(x, t: Any):
+    """A log_prob that takes its level for a time."""
+    return x * t[:, None]
+
+
+def sine_of_a_time(x, t: Any):
+    return x * jnp.sin(t)
+
+
 CALLS = {
     "labels as floats": (
         lambda: run(lambda x, t, cond: jnp.ones((4, 3))[cond], cond=LABELS.astype(float)),
@@ -47,11 +56,11 @@ CALLS = {
         "by the classifier, called with x float32[2,3], t float32[2].",
     ),
     "a classifier for its log_prob": (
-        lambda: run(guidance=gj.classifier(lambda x, t: x * t[:, None], 1.0)),
+        lambda: run(guidance=gj.classifier(at_a_time, 1.0)),
         "by log_prob, which takes a noise level and not a time (gj.scores.class_log_prob(classify, labels) makes one of a",
     ),
     "a classifier for its log_prob, by a network": (
-        lambda: run(guidance=gj.mean_shift(lambda x, t: x * jnp.sin(t), 1.0)),
+        lambda: run(guidance=gj.mean_shift(sine_of_a_time, 1.0)),
         "by log_prob, which takes a noise level and not a time",
     ),
     "a log_prob of other images": (

@@ -1,6 +1,7 @@
 """Methods of one's own: a formula in one line, an update that returns the new x0, masks, and warnings where nothing happens."""
 
 import warnings
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -129,13 +130,13 @@ def test_a_wrong_return_is_told(name):
 
 def test_a_wrong_function_is_told_at_the_line_that_gives_it():
     for build, message in [
-        (lambda: gj.stateless(lambda prediction: prediction), r"stateless: update must take \(prediction, context\)"),
-        (lambda: gj.stateless("cfg"), r"stateless: update must be a function, got the str 'cfg'"),
+        (lambda: gj.stateless(lambda prediction: prediction), r"stateless: update must take \(prediction, context\)"),  # pyright: ignore[reportArgumentType]
+        (lambda: gj.stateless("cfg"), r"stateless: update must be a function, got the str 'cfg'"),  # pyright: ignore[reportArgumentType]
         (lambda: gj.stateless(lambda p, c: p, needs="cond"), r"stateless: needs must be the names of branches, in a tuple"),
         (lambda: gj.source(lambda c: c, "cond", w=1.0), r"source: formula must take \(cond, w=\).*takes \(c\)"),
         (lambda: gj.direction(lambda c: c, *NAMES), r"direction: formula must take \(cond, uncond\)"),
-        (lambda: gj.source(lambda c: c, LABELS), r"source: branches\[0\] must be the name of a branch, got int32\[6\]"),
-        (lambda: gj.source(lambda c, w: c, "cond", w="2"), r"source: scales\['w'\] must be a finite number"),
+        (lambda: gj.source(lambda c: c, LABELS), r"source: branches\[0\] must be the name of a branch, got int32\[6\]"),  # pyright: ignore[reportArgumentType]
+        (lambda: gj.source(lambda c, w: c, "cond", w="2"), r"source: scales\['w'\] must be a finite number"),  # pyright: ignore[reportArgumentType]
     ]:
         with pytest.raises(TypeError, match=message):
             build()
@@ -151,7 +152,7 @@ LEFT = jnp.broadcast_to(jnp.arange(6)[:, None] < 3, (4, 6, 1))
 
 
 def prompts():
-    conds = {"cond": jnp.full(B, 0.3), "uncond": jnp.full(B, -0.5)}
+    conds: dict[str, Any] = {"cond": jnp.full(B, 0.3), "uncond": jnp.full(B, -0.5)}
     conds |= {"left": jnp.linspace(0.5, 1.0, B), "right": jnp.full(B, -1.0)}
     return gj.branches(gj.denoiser(image, predicts="v"), **conds)
 

@@ -570,4 +570,4 @@ def test_bad_input_is_told():
         with pytest.raises(ValueError, match=message):
             build()
     with pytest.raises(TypeError, match="got the function <lambda>; it is one number for all levels"):
-        targets.product({"cond": lambda level: 2.0})
+        targets.product({"cond": lambda level: 2.0})  # pyright: ignore[reportArgumentType]

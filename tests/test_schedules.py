@@ -323,7 +323,7 @@ def test_levels_are_a_sequence():
     assert isinstance(doubled, gj.NoiseLevel)
     np.testing.assert_array_equal(doubled.sigma, 2 * levels.sigma)
     with pytest.raises(AttributeError):
-        levels.sigma = 0
+        levels.sigma = 0  # pyright: ignore[reportAttributeAccessIssue]
     end = gj.schedules.strength(levels, 0.6)
     assert len(end) == 4
     for taken in (end[1:], end[0], end[::-1], gj.schedules.reverse(end), next(iter(end))):
@@ -362,9 +362,9 @@ def test_schedules_and_spacings_remember_their_calls():
 @pytest.mark.parametrize(
     ("build", "error", "message"),
     [
-        (lambda: gj.levels(gj.schedules.edm(), 3), TypeError, r"^levels: spacing is missing; gj.spacings.karras\(\) is one.$"),
-        (lambda: gj.levels(gj.schedules.edm, 3, gj.spacings.karras()), TypeError, r"levels: schedule .*call it, edm\("),
-        (lambda: gj.levels(gj.schedules.edm(), 3, gj.spacings.karras), TypeError, r"levels: spacing .*call it, karras\("),
+        (lambda: gj.levels(gj.schedules.edm(), 3), TypeError, r"^levels: spacing is missing; gj.spacings.karras\(\) is one.$"),  # pyright: ignore[reportCallIssue]
+        (lambda: gj.levels(gj.schedules.edm, 3, gj.spacings.karras()), TypeError, r"levels: schedule .*call it, edm\("),  # pyright: ignore[reportArgumentType]
+        (lambda: gj.levels(gj.schedules.edm(), 3, gj.spacings.karras), TypeError, r"levels: spacing .*call it, karras\("),  # pyright: ignore[reportArgumentType]
         (lambda: jax.jit(gj.schedules.ddpm_linear)(4), TypeError, "steps must be an integer"),
         (lambda: jax.jit(lambda b: gj.schedules.ddpm_linear(9, b)(0).t)(0.1), ValueError, "beta_min must be known.* traced"),
         (lambda: jax.jit(lambda b: gj.schedules.discrete(b)(0).t)(jnp.ones(3) / 9), ValueError, "betas must be known.* traced"),

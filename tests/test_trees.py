@@ -1,6 +1,7 @@
 """States that are trees: as vectors, and padded."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +58,7 @@ def padded_run(n, guidance, sampler):
     """Samples of clouds of `COUNTS` points, padded to n."""
     flat = gj.trees.flat({"position": jnp.zeros((n, 3)), "type": jnp.zeros((n, K))}, points=True)
     mask = jnp.arange(n)[None] < COUNTS[:, None]
-    given = {name: gj.trees.Padded(jnp.full(B, c), mask) for name, c in (("cond", 1.0), ("uncond", 0.0))}
+    given: dict[str, Any] = {name: gj.trees.Padded(jnp.full(B, c), mask) for name, c in (("cond", 1.0), ("uncond", 0.0))}
     two = gj.branches(gj.denoiser(flat.network(attention), predicts="eps"), **given)
     sampler = gj.trees.zero_padding(sampler, flat.mask(mask))
     trace = lambda state: (state.x, state.x0)
@@ -165,7 +166,8 @@ def test_a_mask_of_each_leaf():
 
 def test_padding_draws_nothing_in_a_kernel():
     sampler = gj.trees.zero_padding(gj.ddpm(), jnp.array([[1, 1, 0]]))
-    mean, deviation = sampler.kernel(gj.Prediction(jnp.ones((1, 3)), jnp.ones((1, 3))), PATH[1], PATH[2])
+    kernel: Any = sampler.kernel
+    mean, deviation = kernel(gj.Prediction(jnp.ones((1, 3)), jnp.ones((1, 3))), PATH[1], PATH[2])
     assert mean.shape == (1, 3)
     assert bool((deviation[0, :2] > 0).all())
     assert deviation[0, 2] == 0
@@ -196,8 +198,8 @@ WRONG = {
     ),
     "another tree": (lambda: gj.trees.flat(PARAMETERS).ravel(drawn(CLOUD)), ValueError, "tree must be of shapes"),
     "another vector": (lambda: gj.trees.flat(PARAMETERS).unravel(jnp.ones((2, 4))), ValueError, r"\[B, 3\].*float32\[2,4\]"),
-    "no network": (lambda: gj.trees.flat(PARAMETERS).network(PARAMETERS), TypeError, r"network must be a function.*the dict"),
-    "no sampler": (lambda: gj.trees.zero_padding(gj.ddim, 1.0), TypeError, r"sampler must be a Sampler.*call it, ddim"),
+    "no network": (lambda: gj.trees.flat(PARAMETERS).network(PARAMETERS), TypeError, r"network must be a function.*the dict"),  # pyright: ignore[reportArgumentType]
+    "no sampler": (lambda: gj.trees.zero_padding(gj.ddim, 1.0), TypeError, r"sampler must be a Sampler.*call it, ddim"),  # pyright: ignore[reportArgumentType]
 }
 
 

@@ -150,8 +150,8 @@ def test_fdg_is_kornias_pyramid(scales, space, shape, tolerance):
 
 @pytest.mark.parametrize("space", ["x0", "eps"])
 def test_apg_agrees_through_the_steps_of_a_run(space, tolerance):
-    def method(w, beta, most, eta):
-        return gj.in_space(space, gj.apg(w, beta=beta, most=most, eta=eta))
+    def method(w, beta, max_norm, eta):
+        return gj.in_space(space, gj.apg(w, beta=beta, max_norm=max_norm, eta=eta))
 
     def from_u(w, *parameters):
         # diffusers' native formulation adds the difference w times to u, where the paper adds it w - 1 times to c.
@@ -231,7 +231,7 @@ RUNS = {
             start=0.2,
             stop=0.7,
         ),
-        lambda levels: during(gj.in_space("eps", gj.apg(3.0, beta=-0.5, most=2.0, eta=0.2)), levels, 2, 7),
+        lambda levels: during(gj.in_space("eps", gj.apg(3.0, beta=-0.5, max_norm=2.0, eta=0.2)), levels, 2, 7),
     ),
     "pag": (
         lambda: guiders.PerturbedAttentionGuidance(

@@ -199,7 +199,11 @@ ROWS: dict[str, Row] = {
     "a label beyond the null": (lambda: mlp(labels=jnp.array([0, 4])), ValueError, r"label 4.*0\.\.3"),
     "a negative label": (lambda: mlp(labels=NULL), ValueError, r"label -1.*0\.\.3"),
     "float labels of a network": (lambda: mlp(labels=jnp.ones(B)), TypeError, r"integer labels.*float32"),
-    "labels of another batch": (lambda: mlp(labels=jnp.zeros(3, int)), ValueError, r"labels must be \[B\] = \(2,\).*got int32\[3\]"),
+    "labels of another batch": (
+        lambda: mlp(labels=jnp.zeros(3, int)),
+        ValueError,
+        r"labels must be \[B\] = \(2,\).*got int32\[3\]",
+    ),
     "one time for all": (lambda: mlp(t=jnp.float32(0.5)), ValueError, r"t must be \[B\] = \(2,\).*got float32\[\]"),
     "a network of no width": (lambda: mlp(width=0), ValueError, r"width.*at least 1.*0"),
     "a network of half a block": (lambda: mlp(blocks=1.5), TypeError, r"blocks.*integer.*1\.5"),

@@ -236,7 +236,7 @@ def test_what_has_no_likelihood_is_told(arguments, message):
     ids=["scale", "silent", "classifier"],
 )
 def test_what_is_one_a_sample_and_hidden_in_the_guidance_is_told(guidance):
-    with pytest.raises(ValueError, match="shape") as caught:
+    with pytest.raises(ValueError, match=r"shape|must be \[1\], got float32\[3\]") as caught:
         call(guidance)
     assert any("vmap" in note for note in caught.value.__notes__)
 

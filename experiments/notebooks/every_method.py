@@ -165,7 +165,9 @@ FAMILIES = {
     },
 }
 METHODS = {name: make for family in FAMILIES.values() for name, make in family.items()}
-PARTS = {"add", "chain", "in_space", "relative_to", "stateless", "unless_one", "fit_linear"}  # what methods are made of
+PARTS = {  # what methods are made of
+    *("add", "chain", "direction", "fit_linear", "in_space", "masked", "relative_to", "source", "stateless", "unless_one"),
+}
 assert set(METHODS) == set(gj.guidance.__all__) - PARTS, "a public method has no panel"
 print(f"{len(METHODS)} methods")
 

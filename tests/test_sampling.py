@@ -341,7 +341,7 @@ def test_what_only_the_checked_annotations_of_these_tests_would_catch_is_told_wi
     told = subprocess.run([sys.executable, "-c", UNCHECKED], capture_output=True, text=True, check=True).stdout.splitlines()
     assert told[0].startswith("this mixture takes integer labels, got float32")
     for said, got in ((told[1], "the int 3"), (told[2], "the list [2]")):
-        assert re.match(rf"shape_or_x must be an array .*, got {re.escape(got)};", said)
+        assert re.match(rf"x must be an array .*shape_or_x.*, got {re.escape(got)};", said)
 
 
 def test_the_good_arguments_are_good():

@@ -28,7 +28,8 @@ from guidance_jax.programs import tracing
 
 AXES = "the shape of one sample, a tuple of integers of at least 1, such as (28, 28, 1) or (1,)"
 SHAPE = Kind(AXES, lambda shape: all(map(whole, shape)), lambda shape: min(shape, default=0) > 0)
-START = array_kind(f"floating numbers, [B, ...], or {AXES}", jnp.floating, hint="scale images to [-1, 1]; a State has state.x.")
+EITHER = f"floating numbers, [B, ...], or shape_or_x {AXES}"
+START = array_kind(EITHER, jnp.floating, hint="scale images to [-1, 1]; a State has state.x.")
 
 
 def check_labels(labels: Any, classes: int, who: str, lowest: int = 0) -> None:
@@ -96,7 +97,7 @@ def check_start(keys: Array, levels: NoiseLevel, x: Any) -> jax.ShapeDtypeStruct
     if isinstance(x, tuple) and not isinstance(x, State):
         SHAPE.check(x, "shape_or_x")
         return jax.ShapeDtypeStruct((len(keys), *x), at_least_float32(levels.sigma.dtype))
-    START.check(x, "shape_or_x")
+    START.check(x, "x")
     x = cast(Array, x)
     demand(x.ndim > 1 and len(x) == len(keys), f"x has shape {x.shape}, but must be [B, ...] with B = {len(keys)} keys.")
     bad = np.flatnonzero(~np.isfinite(np.asarray(x, np.float32)).reshape(len(x), -1).all(1)) if concrete(x) else ()

@@ -43,7 +43,7 @@ def nats(guidance=CFG, x=X, branches=TWO, schedule=CLEAN, **more):
 
 ROWS: dict[str, Row] = {
     # Calibration.
-    "a calibration of one sample more": (lambda: calibration(x0=MANY), ValueError, r"x has shape \(4, 2\).*a key, B = 2"),
+    "a calibration of one sample more": (lambda: calibration(x0=MANY), ValueError, r"x has shape \(4, 2\).*B = 2 keys"),
     "a calibration of a shape": (lambda: calibration(x0=(2,)), TypeError, r"calibrate: x0 must be an array.*the tuple \(2,\)"),
     "a calibration of other labels": (
         lambda: calibration(keys=jax.random.split(KEY, 4), x0=MANY),
@@ -51,7 +51,7 @@ ROWS: dict[str, Row] = {
         r"branch 'cond'.*\(2,\).*\[B, \.\.\.\] with B = 4",
     ),
     "a calibration of no such branch": (lambda: calibration(uncond="weak"), ValueError, r"a branch 'weak'.*'cond', 'uncond'"),
-    "a calibration at a level": (lambda: calibration(levels=LEVEL), ValueError, r"levels.*\[steps \+ 1\].*gj\.levels"),
+    "a calibration at a level": (lambda: calibration(levels=LEVEL), ValueError, r"levels.*\[steps\+1\].*gj\.levels"),
     "a calibration by a key": (lambda: calibration(keys=KEY), ValueError, r"keys has shape \(\).*\[B\]"),
     "a negative power": (lambda: calibration(power=-1.0), ValueError, r"calibrate: power.*\[0, inf\).*-1\.0"),
     "a calibration of broken samples": (lambda: calibration(x0=X * jnp.nan), ValueError, r"x has NaN.*2 of 2"),
@@ -105,7 +105,7 @@ ROWS: dict[str, Row] = {
     ),
     "data and keys of two sizes": (lambda: gj.diffuse(KEYS[:1], X, LEVEL), ValueError, r"\(2, 2\).*B = 1"),
     "one key for the data": (lambda: gj.diffuse(KEY, X, LEVEL), ValueError, r"shape \(\).*jax\.random\.split"),
-    "bytes to start from": (lambda: gj.diffuse(KEYS, X.astype(int), LEVEL), TypeError, r"int32.*floating"),
+    "bytes to start from": (lambda: gj.diffuse(KEYS, X.astype(int), LEVEL), TypeError, r"x must be .*floating.*got int32"),
     "a path to start from": (lambda: gj.diffuse(KEYS, X, PATH), ValueError, r"level.*\(4,\).*\[B\] = \(2,\)"),
     "a loss of an unknown prediction": (lambda: lost("u"), ValueError, r"'velocity', got 'u'"),
     "a loss of another shape": (

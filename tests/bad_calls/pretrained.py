@@ -105,7 +105,7 @@ ROWS: dict[str, Row] = {
     "a true step": (lambda: on("levels", True), TypeError, r"levels: steps must be an integer, at least 1, got the bool True"),
     "no step": (lambda: on("levels", 0), ValueError, r"levels: steps must be an integer, at least 1, got 0"),
     "fewer than no steps": (lambda: on("levels", -3), ValueError, r"levels: steps must be an integer, at least 1, got -3"),
-    "more steps than the model has": (lambda: on("levels", 5000), ValueError, r"5000 steps.*1000 training steps"),
+    "more steps than the model has": (lambda: on("levels", 5000), ValueError, r"at most the 1000 training steps.*got 5000"),
     "a path by name": (lambda: on("levels", 10, "karras"), TypeError, r"spacing.*'karras'.*karras\(\)"),
     # What the network is told.
     "texts that are not tokenised": (lambda: with_params("encode", ["a dog"]), TypeError, r"Prompts, got the list.*tokenize"),

@@ -49,9 +49,7 @@ def check_prediction(given: Any, x: Array, who: str, *, or_x0: bool = False) -> 
     if isinstance(given, Prediction):
         check_shaped(given.eps, x.shape, f"the eps that {who} gives")
     elif not (or_x0 and floating(given)):
-        also, mend = (
-            (", or an array of floating numbers, the new x0", ".") if or_x0 else ("", "; gj.denoiser makes one that does.")
-        )
+        also, mend = (", or an array of floating numbers, the new x0", ".") if or_x0 else ("", "; gj.denoiser makes it so.")
         raise TypeError(f"{who} must return a Prediction{also}, got {told(given)}{mend}")
     check_shaped(given.x0 if isinstance(given, Prediction) else given, x.shape, f"the x0 that {who} gives")
 

@@ -172,5 +172,5 @@ def test_bad_input_is_told():
     with pytest.raises(ValueError, match=r"predicts must be 'eps' or.*, got 'epsilon'"):
         gj.denoiser(lambda x, t, c: x, predicts="epsilon")
     wide = gj.denoiser(lambda x, t, c: jnp.concatenate([x, x], 1), predicts="eps")
-    with pytest.raises(ValueError, match=r"gave \(2, 6\) for x of shape \(2, 3\)"):
+    with pytest.raises(ValueError, match=r"must be \[2, 3\], got float32\[2,6\]; it must be shaped as x"):
         wide(jnp.zeros((2, 3)), gj.schedules.cosine()(0.5), None)

@@ -72,8 +72,8 @@ def test_a_path_is_cut_by_strength_or_by_noise():
     for cut, message in (
         (lambda: gj.schedules.strength(LEVELS, 0.09), "at least one step, but 0.09 of 10 steps is less"),
         (lambda: gj.schedules.strength(LEVELS, 1.1), "above 0 and at most 1, got 1.1"),
-        (lambda: gj.schedules.below(LEVELS, 1e-3), "its last begins at 0.00157"),
-        (lambda: jax.jit(lambda levels: gj.schedules.below(levels, 1.0))(LEVELS), "they or the ratio are traced"),
+        (lambda: gj.schedules.below(LEVELS, 1e-3), "the last begins at sigma / alpha = 0.00157"),
+        (lambda: jax.jit(lambda levels: gj.schedules.below(levels, 1.0))(LEVELS), "must be known, got traced ones"),
     ):
         with pytest.raises(ValueError, match=message):
             cut()

@@ -53,8 +53,9 @@ def check_strength(path: NoiseLevel, share: float) -> None:
 def check_below(path: NoiseLevel, ratio: float) -> None:
     """Raises where no step of a path begins below a noise level, or that is not known."""
     demand(concrete((path, ratio)), "below: path and ratio must be known, got traced ones; make the path outside of jit.")
-    message = "below: ratio must leave at least one step of the path, got {ratio}; give a larger one."
-    demand(lambda: (path.ratio <= ratio).sum() > 1, message, ratio=ratio)
+    message = "below: ratio must leave at least one step; the last begins at sigma / alpha = {last:.6g}, got {ratio}."
+    last = np.asarray(path.sigma)[-2] / np.asarray(path.alpha)[-2]
+    demand(lambda: (path.ratio <= ratio).sum() > 1, message, ratio=ratio, last=last)
 
 
 def check_level(level: NoiseLevel, x: Array) -> None:

@@ -183,7 +183,7 @@ def test_bfloat16_and_several_files_and_variants(first, tmp_path):
         text_to_image.load(directory)
     with pytest.raises(FileNotFoundError, match="variant 'fp61'"):
         text_to_image.load(first, variant="fp61")
-    with pytest.raises(ValueError, match="float32 or bfloat16, got float16"):
+    with pytest.raises(ValueError, match="float32 or bfloat16, got the class float16"):
         text_to_image.load(first, dtype=jnp.float16)
 
 

@@ -33,7 +33,7 @@ def told(value: Any) -> str:
 
 def shown(value: Any) -> Any:
     """A value in an error: itself, or what it is where that would be long."""
-    if getattr(value, "size", 1) > 8 or (not isinstance(value, str) and len(str(value)) > 200):
+    if isinstance(value, type) or getattr(value, "size", 1) > 8 or (not isinstance(value, str) and len(str(value)) > 200):
         return told(value)
     return value
 

@@ -23,7 +23,7 @@ from guidance_jax.checks.door import CLASSES, also, door, part
 from guidance_jax.checks.kinds import Branch, LogReward, class_kind
 from guidance_jax.checks.numbers import number
 from guidance_jax.checks.particles import check_draws, check_exponents
-from guidance_jax.guidance.algebra import stateless
+from guidance_jax.guidance.formula import stateless
 from guidance_jax.noise import START, contraction, fold, normal
 from guidance_jax.parts import Part
 

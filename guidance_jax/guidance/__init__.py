@@ -1,18 +1,7 @@
 """Guidance: from the predictions of several branches, or a gradient, to the one prediction that the sampler uses."""
 
-from guidance_jax.guidance.algebra import (
-    add,
-    chain,
-    direction,
-    during,
-    in_space,
-    masked,
-    on_channels,
-    relative_to,
-    source,
-    stateless,
-    unless_one,
-)
+from guidance_jax.guidance.algebra import add, chain, during, in_space, masked, on_channels, relative_to, unless_one
+from guidance_jax.guidance.formula import direction, source, stateless
 from guidance_jax.guidance.gradient import classifier, mean_shift
 from guidance_jax.guidance.linear import autoguidance, cfg, compose, dual_cfg, icg, perturbed, tsg
 from guidance_jax.guidance.methods import apg, cfg_pp, cfg_zero_star, feedback, reg

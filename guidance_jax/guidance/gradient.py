@@ -10,7 +10,7 @@ from guidance_jax.arrays import divide, expand
 from guidance_jax.base import Context, Guidance, NoiseLevel, Prediction
 from guidance_jax.checks.door import part
 from guidance_jax.checks.kinds import LogProb, ReverseVariance, Scale
-from guidance_jax.guidance.algebra import follow, stateless
+from guidance_jax.guidance.formula import follow, stateless
 from guidance_jax.noise import ancestral, contraction
 from guidance_jax.scales import at
 

@@ -10,7 +10,7 @@ from jax import Array
 from guidance_jax.base import Guidance, Prediction
 from guidance_jax.checks.door import part, rule
 from guidance_jax.checks.kinds import Branch, Scale
-from guidance_jax.guidance.algebra import direction, source
+from guidance_jax.guidance.formula import direction, source
 
 
 @part()

@@ -12,7 +12,8 @@ from guidance_jax.arrays import divide, expand, inner
 from guidance_jax.base import Context, Guidance, NoiseLevel, Prediction, Step
 from guidance_jax.checks.door import part
 from guidance_jax.checks.kinds import BoundScale, Branch, Integer, Level, NonNegativeScale, Predicts, Scale, scale_kind
-from guidance_jax.guidance.algebra import chain, in_space, only, relative_to, source, stateless
+from guidance_jax.guidance.algebra import chain, in_space, only, relative_to
+from guidance_jax.guidance.formula import source, stateless
 from guidance_jax.guidance.linear import cfg
 from guidance_jax.guidance.shaping import amplify, clip_norm, momentum, project
 from guidance_jax.noise import contraction

@@ -17,7 +17,7 @@ from guidance_jax.base import Context, Guidance, Prediction
 from guidance_jax.checks.door import part
 from guidance_jax.checks.kinds import Branch, ElementScale, Level, Scale, scale_kind
 from guidance_jax.checks.outcomes import check_elements
-from guidance_jax.guidance.algebra import source, stateless
+from guidance_jax.guidance.formula import source, stateless
 from guidance_jax.scales import at, at_level
 
 Power = TypeAliasType("Power", Annotated[ArrayLike | Level, scale_kind(above=-1)])

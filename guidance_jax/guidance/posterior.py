@@ -24,7 +24,7 @@ from guidance_jax.checks.kinds import (
     Scale,
 )
 from guidance_jax.checks.outcomes import given_back, given_log_prob, given_residual
-from guidance_jax.guidance.algebra import follow, stateless
+from guidance_jax.guidance.formula import follow, stateless
 from guidance_jax.guidance.gradient import add_score
 from guidance_jax.noise import normal, step_keys
 from guidance_jax.scales import at

@@ -16,7 +16,7 @@ from guidance_jax.base import Context, Guidance, Prediction
 from guidance_jax.checks.door import part, rule
 from guidance_jax.checks.kinds import BoundScale, FractionScale, Level, Scale, scale_kind
 from guidance_jax.checks.outcomes import check_spread
-from guidance_jax.guidance.algebra import follow, stateless
+from guidance_jax.guidance.formula import follow, stateless
 from guidance_jax.scales import at
 
 Percentile = TypeAliasType("Percentile", Annotated[ArrayLike | Level, scale_kind("a percentile", low=0, high=100)])

@@ -15,7 +15,8 @@ from guidance_jax.base import Context, Guidance, Prediction, Step
 from guidance_jax.checks.door import also, door, part
 from guidance_jax.checks.kinds import Branch, Coefficients, Count, Period, Scale, array_kind, check_recorded
 from guidance_jax.checks.numbers import number
-from guidance_jax.guidance.algebra import follow, only, wants
+from guidance_jax.guidance.algebra import only, wants
+from guidance_jax.guidance.formula import follow
 from guidance_jax.scales import at
 
 Cosine = TypeAliasType("Cosine", Annotated[ArrayLike, number("a bound on a cosine", -np.inf, np.inf)])

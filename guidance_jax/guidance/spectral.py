@@ -15,7 +15,7 @@ from guidance_jax.checks.door import part, rule
 from guidance_jax.checks.kinds import Branch, Scale
 from guidance_jax.checks.numbers import number
 from guidance_jax.checks.outcomes import check_halvings, check_spatial
-from guidance_jax.guidance.algebra import stateless
+from guidance_jax.guidance.formula import stateless
 from guidance_jax.scales import at
 
 BINOMIAL = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)

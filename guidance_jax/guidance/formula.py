@@ -1,0 +1,155 @@
+"""A method is its formula: what it makes of the branches, as its paper writes it."""
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import jax.numpy as jnp
+from jax import Array
+from typing_extensions import TypeAliasType
+
+from guidance_jax.arrays import divide, expand
+from guidance_jax.base import Context, Guidance, NoiseLevel, Prediction
+from guidance_jax.checks.door import Rule, also, part
+from guidance_jax.checks.kinds import Branch, BranchesOrBase, BranchNames, Scale, function_kind
+from guidance_jax.checks.outcomes import check_prediction
+from guidance_jax.checks.words import check_takes, noting
+from guidance_jax.scales import at
+
+Formula = TypeAliasType(
+    "Formula",
+    Annotated[
+        Callable[..., Any], function_kind(hint="it takes the predictions of the branches, in order, and the scales, by name.")
+    ],
+)
+"""The formula of a method: from predictions and scales to a prediction, or to the new x0."""
+Update = TypeAliasType(
+    "Update",
+    Annotated[
+        Callable[[Prediction, Context], Prediction | Array],
+        function_kind("prediction", "context", hint="it is (prediction, context) -> the new x0, or a prediction."),
+    ],
+)
+"""`(prediction, context) -> ` the new x0, or a prediction."""
+
+
+def _takes(who: str) -> Rule:
+    """A rule: the formula takes the predictions of the branches, in order, and the scales, by name."""
+    return also(lambda formula, branches, scales: check_takes(formula, f"{who}: formula", *branches, **scales))
+
+
+@part(_takes("source"))
+def source(formula: Formula, /, *branches: Branch, **scales: Scale) -> Guidance:
+    """A guidance from its formula: write your own method in one line.
+
+    `D <- D + (formula - base)`: it adds what the formula changes, so guidances compose in a `chain`.
+
+    Predictions are vectors, and scales are numbers or one per sample: `u + w * (c - u)`. A formula that is not linear reads
+    `c.x0` and returns an array, the new x0, from which eps follows: `norm(c.x0 - u.x0)`.
+
+    Args:
+      formula: Takes the predictions of the branches, in order, and the scales, by name.
+      *branches: The names of the branches.
+      **scales: The scales of the formula.
+
+    Raises:
+      TypeError: If an argument is of another type; when called, if the formula returns something else.
+      ValueError: If a scale is not finite, or neither `()` nor `[B]`; when called, if the formula's value is not shaped as x.
+
+    Example:
+      >>> mine = gj.source(lambda c, u, w: u + w * (c - u), "cond", "uncond", w=7.5)
+      >>> sorted(mine.needs)
+      ['cond', 'uncond']
+    """
+
+    def update(d: Prediction, context: Context) -> Prediction | Array:
+        guided = _evaluated(formula, branches, scales, context)
+        if isinstance(guided, Prediction):
+            return d + (guided - context.base)
+        return d.x0 + (guided - context.base.x0)
+
+    return stateless(update, branches)
+
+
+@part(_takes("direction"))
+def direction(formula: Formula, /, *branches: Branch, **scales: Scale) -> Guidance:
+    """A guidance from what it adds: `D <- D + formula`. Otherwise as `source`.
+
+    Args:
+      formula: Takes the predictions of the branches, in order, and the scales, by name.
+      *branches: The names of the branches.
+      **scales: The scales of the formula.
+
+    Raises:
+      TypeError: If an argument is of another type; when called, if the formula returns something else.
+      ValueError: If a scale is not finite, or neither `()` nor `[B]`; when called, if the formula's value is not shaped as x.
+
+    Example:
+      >>> mine = gj.direction(lambda c, p, k: k * (c - p), "cond", "perturbed", k=3.0)
+      >>> sorted(mine.needs)
+      ['cond', 'perturbed']
+    """
+
+    def update(d: Prediction, context: Context) -> Prediction | Array:
+        added = _evaluated(formula, branches, scales, context)
+        return d + added if isinstance(added, Prediction) else d.x0 + added
+
+    return stateless(update, branches)
+
+
+def _evaluated(formula: Formula, branches: tuple[str, ...], scales: dict[str, Scale], context: Context) -> Prediction | Array:
+    """The value of a formula at the predictions of the branches, checked."""
+    predictions = [context.branches[name] for name in branches]
+    weights = {name: at(scale, context) for name, scale in scales.items()}
+    with noting("the formula", predictions=predictions, scales=weights):
+        value = formula(*predictions, **weights)
+    check_prediction(value, context.x, "the formula", or_x0=True)
+    return value
+
+
+@part()
+def stateless(
+    update: Update,
+    needs: BranchNames = (),
+    *,
+    derivatives: BranchesOrBase = (),
+    own_space: str | None = None,
+    shapes: bool = False,
+) -> Guidance:
+    """A guidance that remembers nothing, from its update alone.
+
+    An update that returns an array gives the new x0, and eps follows from x: `alpha x0 + sigma eps` stays what it was. One
+    that returns a `Prediction` gives both.
+
+    Args:
+      update: `(prediction, context) -> ` the new x0, or a prediction.
+      needs: The names of the branches that it reads.
+      derivatives: The branches whose `context.pullback` or `context.jvp` it uses; None in it stands for the base.
+      own_space: The name of the method, if it has a space of its own and so no place inside `in_space`.
+      shapes: Whether it only changes what others have added.
+
+    Raises:
+      TypeError: If update is not a function of two arguments, or needs is a single string; when called, if update returns
+        something else.
+      ValueError: When called, if what update returns is not shaped as x.
+
+    Example:
+      >>> halve = gj.stateless(lambda prediction, context: prediction.x0 / 2)  # eps follows
+      >>> sorted(halve.needs)
+      []
+    """
+
+    def remember(prediction: Prediction, state: Any, context: Context) -> tuple[Prediction, Any]:
+        guided = update(prediction, context)
+        check_prediction(guided, context.x, "stateless: update", or_x0=True)
+        return follow(guided, prediction, context.level), state
+
+    return Guidance(frozenset(needs), lambda x: (), remember, None, frozenset(derivatives), own_space, shapes)
+
+
+def follow(guided: Prediction | Array, before: Prediction, level: NoiseLevel) -> Prediction:
+    """A prediction, or that of another x0, whose eps moves along: `alpha x0 + sigma eps` stays what it was."""
+    if isinstance(guided, Prediction):
+        return guided
+    x0 = jnp.asarray(guided, before.x0.dtype)
+    ratio = expand(divide(level.alpha, level.sigma), x0)
+    return before.replace(x0=x0, eps=before.eps - ratio * (x0 - before.x0))

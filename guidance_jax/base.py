@@ -66,6 +66,9 @@ class NoiseLevel(Replaceable):
         return jnp.where(signal, self.sigma / jnp.where(signal, self.alpha, 1), jnp.inf)
 
     def __getitem__(self: T, place: Any) -> T:
+        # JAX takes the last entry for a place beyond it.
+        if isinstance(place, int) and not -len(self) <= place < len(self):  # pyright: ignore[reportArgumentType]
+            raise IndexError(f"levels[{place}] is beyond a path of {len(self)} levels.")  # pyright: ignore[reportArgumentType]
         return jax.tree.map(lambda field: field[place], self)
 
     def __len__(self) -> int:
@@ -136,6 +139,11 @@ class Prediction(Replaceable):
         w = jnp.asarray(scale, self.x0.dtype)
         w = w.reshape(w.shape + (1,) * (self.x0.ndim - 1)) if w.ndim == 1 else w
         return Prediction(w * self.x0, w * self.eps, self.variance)
+
+    __mul__ = __rmul__
+
+    def __neg__(self) -> "Prediction":
+        return -1 * self
 
 
 Denoiser = Callable[[Array, NoiseLevel, Cond], Prediction]

@@ -137,7 +137,7 @@ class Part:
             return NotImplemented
         (mine, static), (theirs, other_static) = self.tree_flatten(), other.tree_flatten()
         alike = static == other_static and jax.tree.structure(mine) == jax.tree.structure(theirs)
-        return alike and all(map(np.array_equal, jax.tree.leaves(mine), jax.tree.leaves(theirs)))
+        return alike and all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(mine, theirs, strict=True))
 
     def __hash__(self) -> int:
         return hash(self.tree_flatten()[1])
@@ -220,6 +220,13 @@ def calls(tree: Any) -> list[Call]:
         leaves = jax.tree.leaves(tree, is_leaf=lambda leaf: isinstance(leaf, Part))
         return [call for leaf in leaves if isinstance(leaf, Part) for call in calls(leaf)]
     return [] if tree.call is None else [tree.call, *calls(tuple(tree.call.arguments.values()))]
+
+
+def contents(part: Part) -> list[Any]:
+    """What a part was made of: the function that was called and its arguments, or the fields of a user's own."""
+    if part.call is not None:
+        return [part.call.function, part.call.arguments]
+    return [getattr(part, field.name) for field in dataclasses.fields(part) if field.init]
 
 
 def is_number(leaf: Any) -> bool:

@@ -3,19 +3,23 @@
 Numbers and arrays, wherever they are among the arguments, are data of the program. Everything else is its structure.
 """
 
+import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 from jax.core import Tracer
+from jax.tree_util import Partial
 
-from guidance_jax.parts import NUMBER, build, hashable, is_number
+from guidance_jax.captured import UnseenError, captured
+from guidance_jax.parts import NUMBER, Part, build, contents, hashable, is_number
 
-KEPT = 64
+KEPT = 16
 """The number of programs that are kept. The least recently used one makes room for a new one."""
 
+_LOCK = threading.Lock()
 _PROGRAMS: OrderedDict[Hashable, Callable[..., Any]] = OrderedDict()
 
 
@@ -48,12 +52,48 @@ def compiled(function: Callable[..., Any], static: Hashable, *arguments: Any) ->
         return function(static, *arguments)
 
     fixed = [None if number else leaf for number, leaf in zip(data, leaves, strict=True)]
+    key = None if inside else _key(function, static, structure, rest, arguments)
     # A function among the leaves may hold a caller's tracers, which must not outlive the trace.
-    if inside:
+    if key is None:
         return jax.jit(call)(numbers)
-    key = function, static, structure, rest
-    program = _PROGRAMS.setdefault(key, jax.jit(call))
-    _PROGRAMS.move_to_end(key)
-    if len(_PROGRAMS) > KEPT:
-        _PROGRAMS.popitem(last=False)
-    return program(numbers)
+    program: Any = _PROGRAMS.get(key) or jax.jit(call)
+    traces = program._cache_size()
+    result = program(numbers)
+    # A function may change something when it is traced, such as a list of its calls: that makes it no other one.
+    after = key if traces == program._cache_size() else _key(function, static, structure, rest, arguments)
+    with _LOCK:
+        for each in (key, after):
+            _PROGRAMS[each] = program
+            _PROGRAMS.move_to_end(each)
+        while len(_PROGRAMS) > KEPT:
+            _PROGRAMS.popitem(last=False)
+    return result
+
+
+def _key(function: Callable[..., Any], static: Hashable, structure: Any, rest: tuple[Any, ...], arguments: Any) -> Hashable:
+    """What a program is kept by; None if it is for one call."""
+    try:
+        key = function, static, structure, rest, depends(arguments)
+        hash(key)
+    except (UnseenError, TypeError):
+        return None
+    return key
+
+
+def depends(tree: Any) -> Hashable:
+    """What the functions in a tree depend on, as a key; the numbers in it are data, and left out.
+
+    Raises:
+      UnseenError: If that cannot be told.
+    """
+    return captured(list(_functions(tree)))
+
+
+def _functions(tree: Any) -> Iterator[Any]:
+    for leaf in jax.tree.leaves(tree, is_leaf=lambda leaf: isinstance(leaf, Part | Partial)):
+        if isinstance(leaf, Part):
+            yield from _functions(contents(leaf))
+        elif isinstance(leaf, Partial):
+            yield from _functions([leaf.func, leaf.args, leaf.keywords])
+        elif not is_number(leaf):
+            yield leaf

@@ -1,8 +1,11 @@
 """`sample` outside of `jit` compiles once per structure, and parts are data: for `vmap`, `grad`, `repr`, `==`, pickling."""
 
+import functools
 import pickle
 import time
+import types
 from collections.abc import Callable
+from typing import ClassVar
 
 import equinox
 import jax
@@ -21,11 +24,19 @@ from guidance_jax.checks import known
 from guidance_jax.checks.running import check_labels
 
 B, CLASSES = 4, 5
-TRACES: list[str] = []
+
+
+class Traced:
+    """What was traced. A list that a function reads would be a part of what it depends on; a class is not."""
+
+    calls: ClassVar[list[str]] = []
+
+
+TRACES = Traced.calls
 
 
 def apply(params, x, t, cond):
-    TRACES.append("apply")
+    Traced.calls.append("apply")
     check_labels(cond, CLASSES, "this network")
     return x @ params["kernel"] + params["table"][cond]
 
@@ -41,7 +52,7 @@ class Module(nnx.Module):
         self.linear, self.embed = nnx.Linear(3, 3, rngs=rngs), nnx.Embed(CLASSES, 3, rngs=rngs)
 
     def __call__(self, x, t, cond):
-        TRACES.append("nnx")
+        Traced.calls.append("nnx")
         return self.linear(x) + self.embed(cond)
 
 
@@ -55,7 +66,7 @@ class Tree(equinox.Module):
         self.table = params(seed)["table"]
 
     def __call__(self, x, t, cond):
-        TRACES.append("equinox")
+        Traced.calls.append("equinox")
         return self.activation(jax.vmap(self.linear)(x)) + self.table[cond]
 
 
@@ -112,6 +123,54 @@ def test_a_label_outside_is_told_at_any_call(monkeypatch):
                 drawn(network, labels=jnp.array([1, 2, wrong, 2]))
 
 
+@pytest.mark.parametrize(
+    "kind", ["a global", "a list", "an object", "NumPy", "an nnx module", "a scale", "an update", "an oracle"]
+)
+def test_what_a_function_depends_on_is_never_the_old_one(kind, monkeypatch):
+    """The same function again, and what it reads is another one: bound anew, changed in place, trained on."""
+    held, array, module, owner = [1.0], np.ones(1, np.float32), nnx.Linear(1, 1, rngs=nnx.Rngs(0)), types.SimpleNamespace(w=1.0)
+    monkeypatch.setitem(globals(), "GLOBAL", jnp.float32(1))
+    mixture = gj.oracles.GaussianMixture(jnp.array([[1.0]]), jnp.full((1, 1, 1), 1e-6), jnp.ones(1), jnp.array([0]))
+    constant = lambda value: gj.denoiser(lambda x, t, cond: 0 * x + value(x), predicts="x0")
+    denoise, guidance = constant(lambda x: 0.0), gj.chain()
+    if kind == "a scale":
+        denoise = gj.denoiser(lambda x, t, cond: 0 * x + cond[:, None], predicts="x0")
+        guidance = gj.cfg(lambda level: held[0])
+    elif kind == "an update":
+        guidance = gj.Guidance(frozenset(), lambda x: (), lambda p, state, _: (p.replace(x0=p.x0 + held[0]), state))
+    elif kind == "an oracle":
+        denoise = mixture.denoise
+    else:
+        denoise = constant(
+            {
+                "a global": lambda x: GLOBAL,
+                "a list": lambda x: held[0],
+                "an object": lambda x: owner.w,
+                "NumPy": functools.partial(lambda a, x: a[0], array),
+                "an nnx module": lambda x: module(0 * x),
+            }[kind]
+        )
+    conds = {"cond": jnp.ones(B), "uncond": jnp.zeros(B)}
+    two = gj.branches(denoise, **({"cond": jnp.zeros(B, int)} if kind == "an oracle" else conds))
+    draw = lambda: gj.sample(keys(B), two, guidance, gj.ddim(), PATH, jnp.ones((B, 1))).mean()
+    before, again = draw(), draw()
+    assert before == again
+    held[0], array[:], owner.w, mixture.means = 5.0, 5.0, 5.0, jnp.array([[5.0]])
+    module.bias[...] = jnp.full(1, 5.0)
+    monkeypatch.setitem(globals(), "GLOBAL", jnp.float32(5))
+    assert abs(draw() - before) > 2
+
+
+def test_a_function_that_counts_its_traces_is_traced_once():
+    counted = []
+    one = gj.branches(gj.denoiser(lambda x, t, cond: counted.append(1) or x / 2, predicts="x0"), cond=LABELS)
+    draw = lambda: gj.sample(keys(B), one, gj.chain(), gj.ddim(), PATH, jnp.ones((B, 3)))
+    draw()
+    traces = len(counted)
+    draw()
+    assert len(counted) == traces
+
+
 def test_what_is_kept_is_bounded(monkeypatch):
     monkeypatch.setattr(programs, "KEPT", 2)
     monkeypatch.setattr(known, "KEPT", 2)
@@ -124,10 +183,11 @@ def test_what_is_kept_is_bounded(monkeypatch):
 
 
 def test_particles_likelihoods_and_calibrations_compile_once():
-    traces = []
+    traces = Traced.calls
+    traces.clear()
 
     def apply(mean, x, t, cond):
-        traces.append(1)
+        Traced.calls.append("apply")
         return 0 * x + mean
 
     one = lambda mean: gj.branches(gj.denoiser(Partial(apply, jnp.float32(mean)), predicts="x0"), cond=None, uncond=None)

@@ -93,7 +93,13 @@ def scale_kind(words: str = "", low: Real = -LARGEST, high: Real = LARGEST, *, a
 
         return Guarded(guarded, where) if callable(value) and not isinstance(value, Guarded) else value
 
-    return Kind(expected, lambda value: real(value) or is_function(value), also=also, guard=guard, each=True)
+    return Kind(
+        expected,
+        lambda value: is_function(value) or (real(value) and not isinstance(value, list)),
+        also=also,
+        guard=guard,
+        each=True,
+    )
 
 
 def function_kind(*takes: str, hint: str) -> Kind:

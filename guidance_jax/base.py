@@ -47,6 +47,9 @@ class NoiseLevel(Replaceable):
       alpha: The factor of the data.
       sigma: The factor of the noise.
 
+    Raises:
+      IndexError: From `path[place]`, if the place is beyond the path.
+
     Example:
       >>> print(gj.NoiseLevel(t=jnp.array(0.5), alpha=jnp.array(0.5), sigma=jnp.array(0.75)).ratio)
       1.5

@@ -5,6 +5,7 @@ trained further and a list that was changed in place compile anew.
 """
 
 import functools
+import inspect
 import sys
 import types
 from collections.abc import Hashable, Iterator
@@ -59,7 +60,7 @@ def _key(value: Any, seen: dict[int, tuple[int, Any]]) -> Hashable:
 def _parts(value: Any) -> Iterator[Any]:
     """What a value depends on."""
     if isinstance(value, types.FunctionType) and hasattr(value, "__wrapped__") and _is_library(value):
-        yield value.__wrapped__
+        yield inspect.unwrap(value)
     elif isinstance(value, types.FunctionType):
         yield value.__code__
         yield from (cell.cell_contents for cell in value.__closure__ or () if cell != types.CellType())

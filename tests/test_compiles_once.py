@@ -5,7 +5,7 @@ import pickle
 import time
 import types
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import equinox
 import jax
@@ -150,13 +150,14 @@ def test_what_a_function_depends_on_is_never_the_old_one(kind, monkeypatch):
                 "an nnx module": lambda x: module(0 * x),
             }[kind]
         )
-    conds = {"cond": jnp.ones(B), "uncond": jnp.zeros(B)}
-    two = gj.branches(denoise, **({"cond": jnp.zeros(B, int)} if kind == "an oracle" else conds))
+    conds: dict[str, Any] = {"cond": jnp.ones(B), "uncond": jnp.zeros(B)}
+    conds = {"cond": jnp.zeros(B, int)} if kind == "an oracle" else conds
+    two = gj.branches(denoise, **conds)
     draw = lambda: gj.sample(keys(B), two, guidance, gj.ddim(), PATH, jnp.ones((B, 1))).mean()
     before, again = draw(), draw()
     assert before == again
     held[0], array[:], owner.w, mixture.means = 5.0, 5.0, 5.0, jnp.array([[5.0]])
-    module.bias[...] = jnp.full(1, 5.0)
+    nnx.update(module, jax.tree.map(lambda leaf: leaf + 5.0, nnx.state(module)))
     monkeypatch.setitem(globals(), "GLOBAL", jnp.float32(5))
     assert abs(draw() - before) > 2
 

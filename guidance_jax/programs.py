@@ -62,7 +62,7 @@ def compiled(function: Callable[..., Any], static: Hashable, *arguments: Any) ->
     # A function may change something when it is traced, such as a list of its calls: that makes it no other one.
     after = key if traces == program._cache_size() else _key(function, static, structure, rest, arguments)
     with _LOCK:
-        for each in (key, after):
+        for each in {key, after} - {None}:
             _PROGRAMS[each] = program
             _PROGRAMS.move_to_end(each)
         while len(_PROGRAMS) > KEPT:
@@ -75,7 +75,7 @@ def _key(function: Callable[..., Any], static: Hashable, structure: Any, rest: t
     try:
         key = function, static, structure, rest, depends(arguments)
         hash(key)
-    except (UnseenError, TypeError):
+    except (UnseenError, TypeError, RecursionError):
         return None
     return key
 

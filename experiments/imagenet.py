@@ -28,9 +28,9 @@ from experiments import devices as local
 from experiments.generate import Program, assembled, balanced, generate
 from experiments.shards import Shards
 from guidance_jax import pretrained
-from guidance_jax.base import Schedule
 from guidance_jax.noise import normal
 from guidance_jax.pretrained import adm, autoencoder, dit
+from guidance_jax.schedules.schedule import Schedule
 
 OPENAI = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/"
 META = "https://dl.fbaipublicfiles.com/DiT/models/"

@@ -9,7 +9,6 @@ import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 from guidance_jax import (
-    conditions,
     denoisers,
     guidance,
     likelihood,
@@ -17,18 +16,14 @@ from guidance_jax import (
     oracles,
     particles,
     samplers,
-    scales,
     schedules,
     scores,
-    spacings,
-    targets,
     training,
     trees,
 )
-from guidance_jax.base import Branches, Context, Guidance, NoiseLevel, Prediction, Sampler, Schedule, State, Step
+from guidance_jax.base import Branches, Context, NoiseLevel, Prediction, State, Step
 from guidance_jax.calibration import calibrate
 from guidance_jax.checks.traced import checked
-from guidance_jax.curves import Calibration, Curve
 from guidance_jax.denoisers import denoiser
 from guidance_jax.guidance import (
     adaptive,
@@ -44,6 +39,7 @@ from guidance_jax.guidance import (
     classifier,
     clip_norm,
     compose,
+    conditions,
     direction,
     dps,
     dual_cfg,
@@ -74,6 +70,7 @@ from guidance_jax.guidance import (
     relative_to,
     rescale,
     reuse,
+    scales,
     source,
     stateless,
     tcfg,
@@ -82,10 +79,13 @@ from guidance_jax.guidance import (
     universal,
     unless_one,
 )
+from guidance_jax.guidance.curves import Calibration, Curve
 from guidance_jax.guided import branches, evaluate, guide, guided
+from guidance_jax.interfaces import Guidance, Sampler
 from guidance_jax.likelihood import bits_per_dimension, log_likelihood
 from guidance_jax.noise import diffuse
-from guidance_jax.particles import feynman_kac
+from guidance_jax.particles import targets
+from guidance_jax.particles.smc import feynman_kac
 from guidance_jax.samplers import (
     churn,
     ddim,
@@ -108,7 +108,8 @@ from guidance_jax.samplers import (
     unipc,
 )
 from guidance_jax.sampling import evaluations, run, sample
-from guidance_jax.schedules import levels
+from guidance_jax.schedules import levels, spacings
+from guidance_jax.schedules.schedule import Schedule
 
 if TYPE_CHECKING:
     from guidance_jax import networks, pretrained

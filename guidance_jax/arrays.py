@@ -1,25 +1,10 @@
 """The few array operations that every layer shares."""
 
-import contextlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.core import Tracer
-
-
-def concrete(value: object) -> bool:
-    """Whether every leaf of `value` is known now and here, so that its values can be checked."""
-    return all(
-        not isinstance(leaf, Tracer) and (not isinstance(leaf, Array) or leaf.is_fully_addressable)
-        for leaf in jax.tree.leaves(value)
-    )
-
-
-def known_now(value: object) -> contextlib.AbstractContextManager[Any]:
-    """Within it, what is computed from a known value is computed at once, and not in the program that is being traced."""
-    return jax.ensure_compile_time_eval() if concrete(value) else contextlib.nullcontext()
 
 
 def at_least_float32(dtype: Any) -> Any:

@@ -4,16 +4,13 @@ Every process is `x_t = alpha(t) x_0 + sigma(t) eps`. The leading axis of `x` is
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import ArrayLike, Float
-
-from guidance_jax.checks.numbers import check_range, check_time
-from guidance_jax.parts import Part, pytree
 
 Scalar = Array | float | int
 """A number, known or traced."""
@@ -22,6 +19,23 @@ Cond = Any
 """A condition: any pytree of `[B, ...]` leaves (labels, embeddings with a mask, both, `None`)."""
 
 T = TypeVar("T")
+
+
+def pytree(kind: type[T]) -> type[T]:
+    """Registers a dataclass whose fields are all children. Unflattening checks and computes nothing."""
+    names = tuple(field.name for field in dataclasses.fields(kind))  # pyright: ignore[reportArgumentType]
+    keys = [jax.tree_util.GetAttrKey(name) for name in names]
+
+    def unflatten(_: None, children: Iterable[Any]) -> T:
+        made = object.__new__(kind)
+        for name, child in zip(names, children, strict=True):
+            object.__setattr__(made, name, child)
+        return made
+
+    fields = lambda value: [getattr(value, name) for name in names]
+    with_keys = lambda value: (list(zip(keys, fields(value), strict=True)), None)
+    jax.tree_util.register_pytree_with_keys(kind, with_keys, unflatten, lambda value: (fields(value), None))
+    return kind
 
 
 class Replaceable:
@@ -273,88 +287,6 @@ class Context(NamedTuple):
         return self.derivatives[branch].jvp(tangent.astype(self.x.dtype))
 
 
-@jax.tree_util.register_pytree_node_class
-@dataclasses.dataclass(frozen=True, slots=True, eq=False, repr=False)
-class Schedule(Part):
-    """A noise schedule: from the network's time `t` to a `NoiseLevel`, `schedule(t)`, and back from `sigma / alpha`.
-
-    Args:
-      alpha_sigma: `t -> (alpha, sigma)`, of any shape.
-      inverse: `sigma / alpha -> t`.
-      t_min: The time of the least noise.
-      t_max: The time of the most noise.
-      steps: The number of training steps of a discrete schedule, whose `t` are 0..steps - 1; None if continuous.
-      network_time: What the network receives at t, if that is not t itself: under a `shift`.
-
-    Raises:
-      ValueError: When called with a known time that is not finite, or is far outside of `t_min..t_max`, as a sigma may be;
-        `at` takes any ratio.
-
-    Example:
-      >>> straight = gj.Schedule(lambda t: (1 - t, t), lambda ratio: ratio / (1 + ratio), t_min=0.0, t_max=1.0)
-      >>> print(straight(0.75).ratio, straight.at(3.0).t)
-      3.0 0.75
-    """
-
-    alpha_sigma: Callable[[Array], tuple[Array, Array]]
-    inverse: Callable[[Array], Array]
-    t_min: Scalar
-    t_max: Scalar
-    steps: int | None = None
-    network_time: Callable[[Array], Array] | None = None
-
-    def __call__(self, t: ArrayLike) -> NoiseLevel:
-        check_time(t, self.t_min, self.t_max)
-        return self._level(t)
-
-    def at(self, ratio: ArrayLike) -> NoiseLevel:
-        """The level at which `sigma / alpha` is `ratio`.
-
-        Raises:
-          ValueError: If ratio is known and negative or NaN.
-        """
-        check_range(ratio, "schedule.at: ratio", 0, jnp.inf)
-        return self._level(self.inverse(jnp.asarray(ratio, jnp.result_type(float))))
-
-    def _level(self, t: ArrayLike) -> NoiseLevel:
-        t = jnp.asarray(t, jnp.result_type(float))
-        return NoiseLevel(t if self.network_time is None else self.network_time(t), *self.alpha_sigma(t))
-
-
-@jax.tree_util.register_pytree_node_class
-@dataclasses.dataclass(frozen=True, slots=True, eq=False, repr=False)
-class Guidance(Part):
-    """A pair of pure functions that turns branches into the one prediction that the sampler uses.
-
-    `update(prediction, state, context)` receives what earlier parts of a chain made of the base prediction. A source
-    adds to it, a shaper changes it. Neither may change it where no branch differs from the base.
-
-    Args:
-      needs: The names of the branches that `update` reads, besides the base.
-      init: `x [B, ...] -> ` what it remembers at the start of a run: any pytree, `()` for nothing.
-      update: `(prediction, state, context) -> (prediction, state)`.
-      wants: `(state, step) -> {name: True, or a boolean scalar}`: a branch that is not wanted in this step is not
-        evaluated. None: every branch, always.
-      derivatives: The branches whose `context.pullback` and `context.jvp` it uses; None in it stands for the base.
-      own_space: The method that has a space of its own, and so has no place inside `in_space`; None if there is none.
-      shapes: Whether it only changes what others have added.
-
-    Example:
-      >>> update = lambda prediction, state, context: (0.5 * prediction, state)
-      >>> halve = gj.Guidance(frozenset(), lambda x: (), update)
-      >>> sorted(gj.chain(halve, gj.cfg(2.0)).needs)
-      ['cond', 'uncond']
-    """
-
-    needs: frozenset[str]
-    init: Callable[[Array], Any]
-    update: Callable[[Prediction, Any, Context], tuple[Prediction, Any]]
-    wants: Callable[[Any, Step], dict[str, Any]] | None = None
-    derivatives: frozenset[str | None] = frozenset()
-    own_space: str | None = None
-    shapes: bool = False
-
-
 class State(NamedTuple):
     """What the loop carries from step to step, and what a run can go on from.
 
@@ -394,37 +326,3 @@ class GuidedDenoiser(NamedTuple):
 
 Kernel = Callable[[Prediction, NoiseLevel, NoiseLevel], tuple[Array, Scalar]]
 """`(prediction, level, next) -> mean [B, ...], deviation`: a step that is one draw from a Gaussian."""
-
-
-@jax.tree_util.register_pytree_node_class
-@dataclasses.dataclass(frozen=True, slots=True, eq=False, repr=False)
-class Sampler(Part):
-    """A pair of pure functions that goes from one noise level to the next.
-
-    `step(denoise, state, level, next, keys)` moves `state.x` from `level` to `next`; `keys` holds one PRNG key per sample.
-    It calls `denoise` as often as it needs, and passes on the state that each call returns. Every leaf of what `init(x)`
-    makes is `[B, ...]`, one row per sample, or a scalar.
-
-    Args:
-      init: `x [B, ...] -> ` the memory at the start of a run.
-      step: `(denoise, state, level, next, keys) -> state`.
-      kernel: The Gaussian of a step, for samplers whose step is one evaluation and one draw: its deviation, `()` or
-        `[B, ...]`, is 0 where nothing is drawn.
-      schedule: That of the run's levels, for samplers that visit other levels than these.
-      reversible: Whether `step` also goes from less noise to more, and so can be run from data to noise.
-
-    Example:
-      >>> def step(denoise, state, level, next, keys):
-      ...     prediction, state = denoise(state, level)
-      ...     return state._replace(x=next.alpha * prediction.x0 + next.sigma * prediction.eps)
-      >>> path, keys = gj.levels(gj.schedules.flow(), 2, gj.spacings.uniform()), jax.random.split(jax.random.key(0), 1)
-      >>> one = gj.branches(gj.denoiser(lambda x, t, cond: 0 * x + 3, predicts="x0"), cond=None)
-      >>> print(gj.sample(keys, one, gj.chain(), gj.Sampler(lambda x: (), step), path, (2,)))
-      [[3. 3.]]
-    """
-
-    init: Callable[[Array], Any]
-    step: Callable[[GuidedDenoiser, State, NoiseLevel, NoiseLevel, jax.Array], State]
-    kernel: Kernel | None = None
-    schedule: Schedule | None = None
-    reversible: bool = False

@@ -9,11 +9,11 @@ from guidance_jax.base import Branches, NoiseLevel, Step
 from guidance_jax.checks.door import door
 from guidance_jax.checks.kinds import Branch, Keys, NonNegative, Samples
 from guidance_jax.checks.running import check_run
-from guidance_jax.curves import Calibration, Residuals
+from guidance_jax.guidance.curves import Calibration, Residuals
 from guidance_jax.guidance.linear import cfg
 from guidance_jax.guided import Networks, evaluate
 from guidance_jax.noise import apart, diffuse
-from guidance_jax.programs import compiled
+from guidance_jax.programs.compiled import compiled
 
 
 @door()

@@ -7,18 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from guidance_jax.base import (
-    Branches,
-    Cond,
-    Context,
-    Derivative,
-    Guidance,
-    GuidedDenoiser,
-    NoiseLevel,
-    Prediction,
-    State,
-    Step,
-)
+from guidance_jax.base import Branches, Cond, Context, Derivative, GuidedDenoiser, NoiseLevel, Prediction, State, Step
 from guidance_jax.checks.door import also, door
 from guidance_jax.checks.kinds import Denoise
 from guidance_jax.checks.outcomes import Asked, Slopes, check_update, predicted
@@ -33,7 +22,8 @@ from guidance_jax.checks.running import (
     check_state_given,
 )
 from guidance_jax.guidance.algebra import wants
-from guidance_jax.parts import build
+from guidance_jax.interfaces import Guidance
+from guidance_jax.programs.parts import build
 
 Networks = Branches | tuple[Branches, ...]
 Derivatives = Mapping[str | None, Derivative]

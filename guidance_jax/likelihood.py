@@ -10,7 +10,7 @@ from jax import Array
 from jaxtyping import Float
 from typing_extensions import TypeAliasType
 
-from guidance_jax.base import Branches, Cond, Guidance, NoiseLevel, Prediction, Schedule, State, Step
+from guidance_jax.base import Branches, Cond, NoiseLevel, Prediction, State, Step
 from guidance_jax.checks.door import door
 from guidance_jax.checks.kinds import Count, Keys, Positive, Samples
 from guidance_jax.checks.likelihood import (
@@ -23,8 +23,10 @@ from guidance_jax.checks.likelihood import (
 )
 from guidance_jax.checks.traced import all_finite
 from guidance_jax.guided import Networks, guide
-from guidance_jax.parts import Same
-from guidance_jax.programs import compiled
+from guidance_jax.interfaces import Guidance
+from guidance_jax.programs.compiled import compiled
+from guidance_jax.programs.parts import Same
+from guidance_jax.schedules.schedule import Schedule
 
 __all__ = ["Encoding", "bits_per_dimension", "encode", "log_likelihood"]
 

@@ -14,10 +14,11 @@ from jaxtyping import ArrayLike, Float
 from guidance_jax.arrays import at_least_float32, expand
 from guidance_jax.base import NoiseLevel, Step
 from guidance_jax.checks.door import door
-from guidance_jax.checks.kinds import Keys, check_generator
+from guidance_jax.checks.kinds import Keys
 from guidance_jax.checks.paths import check_level
 from guidance_jax.checks.running import check_start
 from guidance_jax.checks.steps import learned
+from guidance_jax.checks.values import check_generator
 
 START = 0
 SAMPLER, GUIDANCE, DATA, IMAGE = (2**31 + i for i in range(4))

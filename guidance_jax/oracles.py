@@ -11,14 +11,15 @@ from jax import Array
 from jax.lax import Precision
 from jaxtyping import ArrayLike, Float, Int
 
-from guidance_jax.arrays import at_least_float32, divide, inner, known_now, norm
+from guidance_jax.arrays import at_least_float32, divide, inner, norm
 from guidance_jax.base import NoiseLevel, Prediction
 from guidance_jax.checks.door import door
 from guidance_jax.checks.kinds import AtLeastOne, Count, Key, Keys, Labels, NonNegative, PerSample
 from guidance_jax.checks.mixtures import check_components, check_point, check_positive_definite, check_prior
 from guidance_jax.checks.paths import check_levels
-from guidance_jax.curves import Curve
+from guidance_jax.checks.traced import known_now
 from guidance_jax.denoisers import from_eps, from_x0
+from guidance_jax.guidance.curves import Curve
 from guidance_jax.noise import apart, diffuse
 
 __all__ = ["GaussianMixture"]

@@ -8,14 +8,15 @@ import jax.numpy as jnp
 from jax import Array
 from typing_extensions import TypeAliasType
 
-from guidance_jax.base import Guidance, NoiseLevel, PathEnd, Sampler, State, Step
+from guidance_jax.base import NoiseLevel, PathEnd, State, Step
 from guidance_jax.checks.door import Kind, also, door
 from guidance_jax.checks.kinds import Keys, function_kind
 from guidance_jax.checks.outcomes import check_step, warn_if_not_finite
 from guidance_jax.checks.running import check_progress, check_run
 from guidance_jax.guided import Networks, guide
+from guidance_jax.interfaces import Guidance, Sampler
 from guidance_jax.noise import IMAGE, SAMPLER, START, at_level, fold, normal
-from guidance_jax.programs import compiled
+from guidance_jax.programs.compiled import compiled
 
 _RECORDS = function_kind("state", hint="lambda state: state.x records the path.")
 Trace = TypeAliasType("Trace", Annotated[Callable[[State], Any], _RECORDS])

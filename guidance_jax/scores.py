@@ -15,9 +15,10 @@ from typing_extensions import TypeAliasType
 from guidance_jax.arrays import at_least_float32, divide, expand
 from guidance_jax.base import NoiseLevel, Prediction
 from guidance_jax.checks.door import also, door, part
-from guidance_jax.checks.kinds import AtLevel, Classify, Count, LogProb, PerSample, PositivePerSample, array_kind, check_scores
+from guidance_jax.checks.kinds import AtLevel, Classify, Count, LogProb, PerSample, PositivePerSample, array_kind
+from guidance_jax.checks.numbers import check_shape
 from guidance_jax.checks.outcomes import given_log_prob, given_logits
-from guidance_jax.scales import per_sample
+from guidance_jax.checks.values import check_scores
 
 __all__ = ["LogProb", "bayes", "class_log_prob", "classifier_score", "guided", "implicit_classifier", "score"]
 
@@ -83,7 +84,8 @@ def class_log_prob(
     def log_prob(x: Array, level: NoiseLevel) -> Array:
         logits = given_logits(classify, x, jnp.broadcast_to(level.t, x.shape[:1]), labels, classes)
         logits = logits.astype(at_least_float32(logits.dtype))
-        logits = logits / per_sample(temperature, logits, "class_log_prob: temperature")
+        check_shape(temperature, logits, "class_log_prob: temperature")
+        logits = logits / expand(jnp.asarray(temperature, logits.dtype), logits)
         # A label outside that is traced: NaN in the gradient too, where the gather's would be 0 and guide nothing.
         logits = logits * jnp.where((labels >= 0) & (labels < logits.shape[1]), 1, jnp.nan).astype(logits.dtype)[:, None]
         return jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)[:, 0]

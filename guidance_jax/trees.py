@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float
 
-from guidance_jax.base import Cond, GuidedDenoiser, NoiseLevel, Prediction, Sampler, Scalar, State
+from guidance_jax.base import Cond, GuidedDenoiser, NoiseLevel, Prediction, Scalar, State
 from guidance_jax.checks.door import CLASSES, door, part
 from guidance_jax.checks.kinds import TreeNetwork, class_kind
 from guidance_jax.checks.trees import check_example, check_tree, check_vector
+from guidance_jax.interfaces import Sampler
 
 __all__ = ["Flat", "flat", "on_vectors", "zero_padding"]
 

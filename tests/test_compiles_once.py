@@ -21,7 +21,7 @@ from worlds import keys
 import guidance_jax as gj
 from guidance_jax import programs
 from guidance_jax.checks import known
-from guidance_jax.checks.running import check_labels
+from guidance_jax.checks.values import check_labels
 
 B, CLASSES = 4, 5
 

@@ -15,7 +15,7 @@ import pytest
 import guidance_jax as gj
 from guidance_jax.checks.door import also, part, rule
 from guidance_jax.checks.kinds import Branch, Count, Fraction, Number, Positive, Scale
-from guidance_jax.scales import at
+from guidance_jax.guidance.scales import at
 
 
 def same(a, b):
@@ -140,7 +140,7 @@ def test_traced_values_are_checked_in_a_program_that_is_checked():
 def test_signature_help_and_types_are_those_of_the_function():
     assert (
         str(inspect.signature(gj.cfg))
-        == "(scale: Scale, *, cond: Branch = 'cond', uncond: Branch = 'uncond') -> guidance_jax.base.Guidance"
+        == "(scale: Scale, *, cond: Branch = 'cond', uncond: Branch = 'uncond') -> guidance_jax.interfaces.Guidance"
     )
     assert str(gj.cfg.__doc__).startswith("Classifier-free guidance.")
     assert gj.cfg.__module__ == "guidance_jax.guidance.linear"

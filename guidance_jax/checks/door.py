@@ -10,10 +10,9 @@ import typing
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
-from guidance_jax.arrays import concrete
-from guidance_jax.checks.traced import demand
+from guidance_jax.checks.traced import concrete, demand
 from guidance_jax.checks.words import call_it, shown, told
-from guidance_jax.parts import Call, remembering, signature
+from guidance_jax.programs.parts import Call, remembering, signature
 
 P = ParamSpec("P")
 R = TypeVar("R")

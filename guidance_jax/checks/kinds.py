@@ -4,19 +4,16 @@ A function documents what a parameter does. What a `Scale` or a `Count` is, is d
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Collection, Sequence
 from typing import Annotated, Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jaxtyping import ArrayLike
 from typing_extensions import TypeAliasType
 
-from guidance_jax.arrays import concrete
-from guidance_jax.base import Branches, Denoiser, Guidance, NoiseLevel, Prediction, Sampler, Schedule, Step
+from guidance_jax.base import Branches, Denoiser, NoiseLevel, Prediction, Step
 from guidance_jax.checks.door import CLASSES, Kind
 from guidance_jax.checks.numbers import (
     LARGEST,
@@ -24,17 +21,28 @@ from guidance_jax.checks.numbers import (
     check_finite,
     check_range,
     check_scalar,
-    check_shape,
     count,
     known,
     number,
     real,
     whole,
 )
-from guidance_jax.checks.traced import demand
-from guidance_jax.checks.words import article, call_it, check_takes, noting, told
-from guidance_jax.curves import Calibration, Curve
-from guidance_jax.parts import Function
+from guidance_jax.checks.traced import concrete
+from guidance_jax.checks.values import (
+    PATH,
+    SPLIT,
+    check_bound,
+    check_key,
+    check_keys,
+    check_path,
+    is_any_key,
+    is_function,
+    is_key,
+    is_labels,
+)
+from guidance_jax.checks.words import article, check_takes, noting, told
+from guidance_jax.interfaces import Guidance, Sampler
+from guidance_jax.programs.parts import Function
 
 
 def class_kind(kind_of: type, hint: str, also: Callable[[Any, str], None] | None = None) -> Kind:
@@ -49,14 +57,8 @@ CLASSES |= {
     ),
     Prediction: class_kind(Prediction, "denoise(x, level, cond) returns one."),
     Sampler: class_kind(Sampler, "ddim() is one."),
-    Schedule: class_kind(Schedule, "gj.schedules.cosine() is one."),
     Step: class_kind(Step, "gj.Step(number, level, next, keys) is one."),
 }
-
-
-def is_function(value: object) -> bool:
-    """Whether a value can be called as a function: no class, nothing of ours that is called otherwise, or should be first."""
-    return callable(value) and not isinstance(value, type | tuple | Guidance | Sampler | Schedule) and not call_it(value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,73 +142,11 @@ def names(none: bool) -> Kind:
     return Kind("the names of branches, in a tuple", several, hint="of one branch, ('cond',).", also=each)
 
 
-def is_key(value: Any) -> bool:
-    """Whether a value holds PRNG keys made by `jax.random.key`."""
-    return hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
-
-
-def is_any_key(value: Any) -> bool:
-    """Whether a value holds PRNG keys, the raw ones of `jax.random.PRNGKey` too."""
-    return is_key(value) or (getattr(value, "dtype", None) == jnp.uint32 and value.ndim > 0)
-
-
-def is_labels(value: Any) -> bool:
-    """Whether a value holds integers."""
-    return jnp.issubdtype((value if hasattr(value, "dtype") else np.asarray(value)).dtype, jnp.integer)
-
-
 def check_rates(value: Any, where: str) -> None:
     """Raises unless rates are one-dimensional and each in (0, 1)."""
     rates = np.asarray(value, np.float64) if concrete(value) else np.full(1, 0.5)
     if rates.ndim != 1 or not rates.size or not ((rates > 0) & (rates < 1)).all():
         RATES.refuse(value, where, got=f"shape {rates.shape}: {rates}")
-
-
-def check_form_of_curve(value: Calibration | Curve, where: str) -> None:
-    """Raises unless ratio and rho of a curve fit each other and are in range."""
-    ratio, rho = value.ratio, value.rho
-    one, other = jnp.shape(ratio), jnp.shape(rho)
-    alike = one == other and len(one) == 1 and one[0] > 0
-    demand(alike, f"{where} must have ratio and rho of one shape [S], S at least 1, got {one} and {other}.")
-    right = lambda: (ratio >= 0) & (rho >= 0) & (rho < np.inf)
-    demand(
-        right, f"{where} must have ratio >= 0 and finite rho >= 0, got ratio {{ratio}} and rho {{rho}}.", ratio=ratio, rho=rho
-    )
-
-
-def check_curve(curve: Calibration | Curve, scale: Any) -> None:
-    """Raises where a curve and a scale are known, and no law has that scale."""
-    if not concrete((curve.ratio, curve.rho, scale)):
-        return
-    ratio, rho, w = np.asarray(curve.ratio), np.asarray(curve.rho), np.asarray(scale, np.float64).reshape(-1, 1)
-    width = np.where(w == 0, 1, rho + w * (1 - rho))
-    i, s = np.unravel_index(width.argmin(), width.shape)
-    demand(
-        width > 0,
-        f"calibrated: scale {w[i, 0]:g} needs rho + scale (1 - rho) > 0, but at sigma / alpha = {ratio[s]:.4g} rho is "
-        f"{rho[s]:.4g}, and this is {width[i, s]:.4g}: no law is that narrow. Use a scale nearer to 1; to guide away from a "
-        "condition, measure in the other direction, calibrate(cond='uncond', uncond='cond') on unconditional samples.",
-    )
-
-
-def check_scores(a: Array, b: Array, scale: Any = 1.0) -> None:
-    """Raises unless two scores have one shape, and a scale fits them."""
-    one, other = jnp.shape(a), jnp.shape(b)
-    demand(one == other, f"the two scores must have one shape, [B, ...], got {one} and {other}.")
-    check_shape(scale, a, "the scale of two scores")
-
-
-def check_recorded(cond: Array, uncond: Array, past: int) -> None:
-    """Raises unless the predictions of two branches were recorded along one path, of more than `past` steps."""
-    got, steps = f"got {cond.shape} and {uncond.shape}", len(cond)
-    demand(cond.shape == uncond.shape, f"fit_linear: cond and uncond must be recorded along one path, [steps, N, ...], {got}.")
-    demand(past < steps, f"fit_linear: past={past} must be below the number of steps, but there are {steps} steps.")
-
-
-def check_path(value: NoiseLevel, where: str) -> None:
-    """Raises where one level stands for a path."""
-    shape = jnp.shape(value.sigma)
-    demand(len(shape) == 1, f"{where} must be a NoiseLevel of [steps + 1] levels, got one of shape {shape}; {_PATH}")
 
 
 def check_coefficients(value: Any, where: str) -> None:
@@ -215,47 +155,6 @@ def check_coefficients(value: Any, where: str) -> None:
     shape = jnp.shape(value)
     if len(shape) not in (1, 2) or shape[-1] < 3 or shape[-1] % 2 == 0:
         COEFFICIENTS.refuse(value, where, got=f"shape {shape}")
-
-
-def check_keys(value: Array, where: str) -> None:
-    """Raises unless keys are one per sample, of a generator that draws by each."""
-    shape = value.shape
-    demand(
-        len(shape) == 1 and shape[0], f"{where} has shape {shape}, but must be [B], one per sample and at least one; {SPLIT}"
-    )
-    check_generator(value)
-
-
-def check_key(value: Array, where: str) -> None:
-    """Raises where there are several keys."""
-    one = value.ndim == (0 if is_key(value) else 1)
-    demand(one, f"{where} must be one PRNG key, got keys of shape {value.shape}; jax.vmap goes over them.")
-
-
-def check_bound(value: Any, where: str) -> None:
-    """Raises where a Linen module has no parameters, or a network takes other arguments."""
-    of = getattr(value, "__self__", value)
-    if any(part.__module__.startswith("flax.linen") for part in type(of).__mro__) and getattr(of, "scope", None) is None:
-        raise TypeError(f"{where} must hold its parameters, got {told(value)}; gj.networks.from_linen binds a Linen module.")
-    check_takes(value, where, "x", "t", "cond")
-
-
-def check_generator(keys: Array) -> None:
-    """Raises where `jax.vmap` over keys draws by the first of them alone, as it does over those of rbg and unsafe_rbg."""
-    generator = jax.random.key_impl(keys)
-    demand(
-        generator == "threefry2x32" or _draws_by_each(generator),
-        f"keys are of the generator {generator}, by which jax.vmap draws with the first key of a batch alone, so no sample "
-        'would have its own noise; use jax.random.split(jax.random.key(0, impl="threefry2x32"), B).',
-    )
-
-
-@functools.cache
-def _draws_by_each(generator: Any) -> bool:
-    """Whether a key draws under `jax.vmap` what it draws alone."""
-    with jax.ensure_compile_time_eval():
-        keys = jax.random.split(jax.random.key(0, impl=generator), 2)
-        return bool((jax.vmap(jax.random.bits)(keys)[1] == jax.random.bits(keys[1])).all())
 
 
 Level = Callable[[NoiseLevel], Array]
@@ -373,25 +272,16 @@ _TREES = Kind("a function", is_function, hint="it is (tree of [B, ...], t [B], c
 TreeNetwork = TypeAliasType("TreeNetwork", Annotated[Callable[[Any, Array, Any], Any], _TREES])
 """`(tree of [B, ...], t [B], cond) -> tree of the same structure`, its parameters bound."""
 _SPACING = function_kind("schedule", "steps", hint="gj.spacings.karras() is one.")
-Spacing = TypeAliasType("Spacing", Annotated[Callable[[Schedule, int], Array], _SPACING])
+Spacing = TypeAliasType("Spacing", Annotated[Callable[[Any, int], Array], _SPACING])
 """`(schedule, steps) -> t [steps]`, decreasing."""
 
-_PATH = "gj.levels(schedule, steps, spacing) makes one."
-Path = TypeAliasType("Path", Annotated[NoiseLevel, class_kind(NoiseLevel, _PATH, check_path)])
+Path = TypeAliasType("Path", Annotated[NoiseLevel, class_kind(NoiseLevel, PATH, check_path)])
 """Noise levels, `[steps + 1]`."""
 finite_level = lambda value, where: check_finite((value.alpha, value.sigma), f"{where}'s (alpha, sigma)")
 AtLevel = TypeAliasType("AtLevel", Annotated[NoiseLevel, class_kind(NoiseLevel, "schedule(t) returns one.", finite_level)])
 """One noise level for all samples, or one per sample."""
-is_curve, _MEASURES = (
-    lambda value: isinstance(value, Calibration | Curve),
-    "gj.calibrate(keys, branches, x0, levels) measures one.",
-)
-_CURVE = Kind("a Calibration or a Curve", is_curve, hint=_MEASURES, also=check_form_of_curve)
-CurveLike = TypeAliasType("CurveLike", Annotated[Calibration | Curve, _CURVE])
-"""Where guidance helps, measured or known."""
 Labels = TypeAliasType("Labels", Annotated[Array, Kind("integer labels", is_labels, hint="cast them with .astype(int).")])
 """Integer labels, `[B]`."""
-SPLIT = "jax.random.split(jax.random.key(0), B)."
 KEYS = Kind("an array of PRNG keys made by jax.random.key (not PRNGKey), one per sample", is_key, hint=SPLIT, also=check_keys)
 Keys = TypeAliasType("Keys", Annotated[Array, KEYS])
 """PRNG keys, `[B]`, one per sample."""

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from guidance_jax.arrays import concrete
-from guidance_jax.parts import NUMBER, hashable, is_number
-from guidance_jax.programs import KEPT, tracing
+from guidance_jax.checks.traced import concrete
+from guidance_jax.programs.compiled import KEPT, tracing
+from guidance_jax.programs.parts import NUMBER, hashable, is_number
 
 _SEEN: OrderedDict[Hashable, list[tuple[int, int]]] = OrderedDict()
 """Of each structure, the minimum and the maximum of each integer leaf so far."""

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from guidance_jax.base import Branches, Guidance, NoiseLevel, Prediction, Schedule
+from guidance_jax.base import Branches, NoiseLevel, Prediction
 from guidance_jax.checks.door import Kind
 from guidance_jax.checks.running import check_branches, check_networks, check_shapes, check_start
 from guidance_jax.checks.traced import demand
+from guidance_jax.interfaces import Guidance
 
 NO_ODE = "the guidance renoises with another eps than its x0 implies, as CFG++ does, so it has no ODE; use cfg, which has one."
 ONE_BY_ONE = "log_likelihood takes one sample at a time: jax.vmap it over x[None], conditions, and the guidance's arrays [B]."
@@ -32,7 +33,7 @@ def check_probes(probes: int | None, keys: Any) -> None:
 
 
 def check_data(
-    networks: Any, guidance: Guidance, x: Any, schedule: Schedule, keys: Array
+    networks: Any, guidance: Guidance, x: Any, schedule: Any, keys: Array
 ) -> tuple[tuple[Branches, ...], jax.ShapeDtypeStruct]:
     """The networks, and what x is like in the solver, of float32 at least; raises unless they have a likelihood."""
     kind: Any = jax.typeof(x)

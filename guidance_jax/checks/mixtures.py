@@ -6,12 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from guidance_jax.arrays import concrete
 from guidance_jax.base import NoiseLevel
 from guidance_jax.checks.numbers import check_finite, check_form
 from guidance_jax.checks.paths import check_level
-from guidance_jax.checks.running import check_labels
-from guidance_jax.checks.traced import demand
+from guidance_jax.checks.traced import concrete, demand
+from guidance_jax.checks.values import check_labels
 
 
 def check_components(means: Any, covariances: Any, weights: Any, labels: Any) -> None:

@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from guidance_jax.arrays import concrete
 from guidance_jax.checks.door import Kind
-from guidance_jax.checks.traced import demand, insist
+from guidance_jax.checks.traced import concrete, demand, insist
 from guidance_jax.checks.words import told
 
 LARGEST = sys.float_info.max

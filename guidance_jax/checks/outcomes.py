@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from guidance_jax.arrays import concrete
-from guidance_jax.base import Branches, Cond, Guidance, NoiseLevel, Prediction, Sampler, State, Step
+from guidance_jax.base import Branches, Cond, NoiseLevel, Prediction, State, Step
 from guidance_jax.checks.numbers import check_form, check_range, check_shaped, floating
-from guidance_jax.checks.traced import all_finite, demand, insist
+from guidance_jax.checks.traced import all_finite, concrete, demand, insist
+from guidance_jax.checks.values import check_labels
 from guidance_jax.checks.words import noting, told, warn
-from guidance_jax.programs import tracing
+from guidance_jax.interfaces import Guidance, Sampler
+from guidance_jax.programs.compiled import tracing
 
 OUTPUT = "it must be shaped as x. If it predicts a variance too, use gj.denoisers.learned_variance."
 TWICE = "learned_variance needs twice the channels of x: what is predicted, then the variance, along the last axis."
@@ -195,8 +196,6 @@ def given_log_prob(log_prob: Callable[..., Any], x: Array, *level: NoiseLevel) -
 
 def given_logits(classify: Callable[[Array, Array], Any], x: Array, t: Array, labels: Array, classes: int | None) -> Array:
     """What a user's classifier gives of x and its times, checked: logits in which every label has its own."""
-    from guidance_jax.checks.running import check_labels
-
     logits = ask("the classifier", classify, x=x, t=t)
     check_form(logits, "the classifier's logits", f"{len(x)} {classes or 'classes'}", hint="they must be [B, classes].")
     check_shaped(labels, x.shape[:1], "labels", "one per sample.", jnp.integer)

@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from guidance_jax.arrays import concrete
-from guidance_jax.base import NoiseLevel, Prediction, Sampler
+from guidance_jax.base import NoiseLevel, Prediction
 from guidance_jax.checks.outcomes import check_each
 from guidance_jax.checks.paths import check_levels
 from guidance_jax.checks.running import check_networks, check_start
-from guidance_jax.checks.traced import demand, insist
+from guidance_jax.checks.traced import concrete, demand, insist
 from guidance_jax.checks.words import noting, warn
-from guidance_jax.parts import calls
+from guidance_jax.interfaces import Sampler
+from guidance_jax.programs.parts import calls
 
 STRAIGHT = "feynman_kac needs steps straight to the next level, not churn, recurrence, inpainting; use heun_sde(), ddpm(), ..."
 ALIKE = "branches{path} differs within a group of {size} particles; repeat each condition: jnp.repeat(labels, {size}, axis=0)."

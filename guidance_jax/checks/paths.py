@@ -8,18 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from guidance_jax.arrays import concrete
-from guidance_jax.base import NoiseLevel, Sampler, Schedule
+from guidance_jax.base import NoiseLevel
 from guidance_jax.checks.numbers import check_finite, check_form
-from guidance_jax.checks.traced import demand
+from guidance_jax.checks.traced import concrete, demand
 from guidance_jax.checks.words import call_it, told
+from guidance_jax.interfaces import Sampler
 
 LEVELS = "make levels with gj.levels(schedule, steps, spacing)."
 GOT = "got alpha {alpha} and sigma {sigma} from level {first} on"
 UPWARD = "levels must decrease in sigma / alpha, but these increase throughout, from data to noise"
 
 
-def check_steps(schedule: Schedule, steps: int) -> None:
+def check_steps(schedule: Any, steps: int) -> None:
     """Raises where more steps are asked for than a discrete schedule has."""
     right = schedule.steps is None or steps <= schedule.steps
     demand(right, f"steps must be at most the {schedule.steps} training steps of a discrete schedule, got {steps}.")
@@ -31,7 +31,7 @@ def check_spaced(t: Any, count: int, spacing: Callable[..., Any]) -> None:
     demand(jnp.shape(t) == (count,), message, count=count, spacing=told(spacing), shape=jnp.shape(t))
 
 
-def check_bounds(name: str, schedule: Schedule, own: tuple[Any, Any], bounds: tuple[Any, Any]) -> None:
+def check_bounds(name: str, schedule: Any, own: tuple[Any, Any], bounds: tuple[Any, Any]) -> None:
     """Raises unless a path can go from one `sigma / alpha` to another: least and most, of the schedule and of the path."""
     (low, high), (least, most) = own, bounds
     demand(lambda: most < np.inf, f"{name}: sigma_max must be finite, got the schedule's {{most}}; give one: 80.0.", most=most)

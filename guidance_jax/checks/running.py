@@ -13,33 +13,24 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from guidance_jax.arrays import at_least_float32, concrete
-from guidance_jax.base import Branches, Cond, Context, Derivative, Guidance, NoiseLevel, Prediction, Sampler, State, Step
+from guidance_jax.arrays import at_least_float32
+from guidance_jax.base import Branches, Cond, Context, Derivative, NoiseLevel, Prediction, State, Step
 from guidance_jax.checks.door import Kind
-from guidance_jax.checks.kinds import CLASSES, array_kind, is_labels
+from guidance_jax.checks.kinds import CLASSES, array_kind
 from guidance_jax.checks.known import check_known, has_labels
 from guidance_jax.checks.numbers import check_shape, whole
 from guidance_jax.checks.outcomes import Asked, check_state, predicted
 from guidance_jax.checks.paths import check_level, check_levels, check_schedule_of
-from guidance_jax.checks.traced import all_finite, demand, insist
+from guidance_jax.checks.traced import all_finite, concrete, demand, insist
 from guidance_jax.checks.words import check_takes, noting, told, warn
-from guidance_jax.parts import calls, is_number
-from guidance_jax.programs import tracing
+from guidance_jax.interfaces import Guidance, Sampler
+from guidance_jax.programs.compiled import tracing
+from guidance_jax.programs.parts import calls, is_number
 
 AXES = "the shape of one sample, a tuple of integers of at least 1, such as (28, 28, 1) or (1,)"
 SHAPE = Kind(AXES, lambda shape: all(map(whole, shape)), lambda shape: min(shape, default=0) > 0)
 EITHER = f"floating numbers, [B, ...], or shape_or_x {AXES}"
 START = array_kind(EITHER, jnp.floating, hint="scale images to [-1, 1]; a State has state.x.")
-
-
-def check_labels(labels: Any, classes: int, who: str, lowest: int = 0) -> None:
-    """Raises where a label is outside `lowest <= label < classes`; a gather of JAX would silently clamp it."""
-    demand(is_labels(labels), f"{who} takes integer labels, got {told(labels)}; cast them with .astype(int).", TypeError)
-    inside = lambda label: (label >= lowest) & (label < classes)
-    label = np.asarray(labels) if concrete(labels) else labels
-    label = next(iter(label[~inside(label)]), lowest) if concrete(label) else label
-    message = f"label {{label}} is outside {lowest}..{classes - 1}, which is all that {who} knows."
-    demand(lambda: inside(label), message, label=label)
 
 
 def check_run(

@@ -8,9 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from guidance_jax.arrays import concrete
 from guidance_jax.checks.numbers import floating
-from guidance_jax.checks.traced import demand
+from guidance_jax.checks.traced import concrete, demand
 from guidance_jax.checks.words import told
 
 

@@ -1,5 +1,6 @@
 """Checks of values that are known only when the program runs: asked for by `checked`, and otherwise not in it."""
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -8,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 from jax.experimental import checkify
 
-from guidance_jax.arrays import concrete
 from guidance_jax.checks.words import shown, told
 
 _asked = jax.make_user_context(False)
@@ -105,3 +106,16 @@ def insist(right: Callable[[], Any], message: str, **values: Any) -> None:
                 message = message.replace(f"{{{name}}}", str(value).replace("{", "{{").replace("}", "}}"))
         traced = {name: jax.tree.map(jnp.asarray, value) for name, value in values.items() if not concrete(value)}
         checkify.check(jnp.all(jnp.asarray(right())), message, **traced)
+
+
+def concrete(value: object) -> bool:
+    """Whether every leaf of `value` is known now and here, so that its values can be checked."""
+    return all(
+        not isinstance(leaf, Tracer) and (not isinstance(leaf, Array) or leaf.is_fully_addressable)
+        for leaf in jax.tree.leaves(value)
+    )
+
+
+def known_now(value: object) -> contextlib.AbstractContextManager[Any]:
+    """Within it, what is computed from a known value is computed at once, and not in the program that is being traced."""
+    return jax.ensure_compile_time_eval() if concrete(value) else contextlib.nullcontext()

@@ -4,13 +4,12 @@ from typing import Any
 
 import jax
 
-from guidance_jax.base import Schedule
 from guidance_jax.checks.numbers import check_broadcasts, check_range
 from guidance_jax.checks.traced import demand
 from guidance_jax.checks.words import told
 
 
-def check_continuous(schedule: Schedule) -> None:
+def check_continuous(schedule: Any) -> None:
     """Raises where a schedule is discrete: its network knows no levels between the training steps."""
     wanted = f"log_normal_levels: schedule must be continuous, got one of {schedule.steps} steps; use noise_levels for these."
     demand(schedule.steps is None, wanted)

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from guidance_jax.parts import Part
+from guidance_jax.programs.parts import Part
 
 
 def told(value: Any) -> str:

@@ -1,11 +1,13 @@
 """Guidance: from the predictions of several branches, or a gradient, to the one prediction that the sampler uses."""
 
+from guidance_jax.guidance import conditions, curves, scales
 from guidance_jax.guidance.algebra import add, chain, during, in_space, masked, on_channels, relative_to, unless_one
+from guidance_jax.guidance.apg import apg
+from guidance_jax.guidance.feedback import feedback
 from guidance_jax.guidance.formula import direction, source, stateless
-from guidance_jax.guidance.gradient import classifier, mean_shift
-from guidance_jax.guidance.linear import autoguidance, cfg, compose, dual_cfg, icg, perturbed, tsg
-from guidance_jax.guidance.methods import apg, cfg_pp, cfg_zero_star, feedback, reg
-from guidance_jax.guidance.nonlinear import beta_cfg, mambo_g, perp_neg, power_law, recfg, tcfg
+from guidance_jax.guidance.gradient import classifier, mean_shift, reg
+from guidance_jax.guidance.linear import autoguidance, cfg, cfg_pp, compose, dual_cfg, icg, perturbed, tsg
+from guidance_jax.guidance.nonlinear import beta_cfg, cfg_zero_star, mambo_g, perp_neg, power_law, recfg, tcfg
 from guidance_jax.guidance.posterior import dps, freedom, lgd, mpgd, pigdm, tfg, universal
 from guidance_jax.guidance.shaping import amplify, clip_norm, dynamic_threshold, momentum, project, rescale
 from guidance_jax.guidance.skipping import adaptive, fit_linear, linear_reuse, reuse
@@ -25,6 +27,8 @@ __all__ = [
     "classifier",
     "clip_norm",
     "compose",
+    "conditions",
+    "curves",
     "direction",
     "dps",
     "dual_cfg",
@@ -55,6 +59,7 @@ __all__ = [
     "relative_to",
     "rescale",
     "reuse",
+    "scales",
     "source",
     "stateless",
     "tcfg",

@@ -9,13 +9,14 @@ import jax.numpy as jnp
 from jax import Array
 
 from guidance_jax.arrays import expand
-from guidance_jax.base import Context, Guidance, Prediction, Step
+from guidance_jax.base import Context, Prediction, Step
 from guidance_jax.checks.door import part, rule
 from guidance_jax.checks.kinds import Branch, Count, Mask, Predicts, Ratio, Scale
 from guidance_jax.checks.numbers import check_broadcasts
 from guidance_jax.checks.outcomes import Asked, check_channels, check_one_level, warn_of_order
 from guidance_jax.denoisers import OUTPUTS, PREDICTS
-from guidance_jax.scales import at_level
+from guidance_jax.guidance.scales import at_level
+from guidance_jax.interfaces import Guidance
 
 
 @part()

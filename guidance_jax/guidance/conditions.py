@@ -9,8 +9,8 @@ from guidance_jax.base import Cond, Denoiser, NoiseLevel, Prediction, Step
 from guidance_jax.checks.door import part
 from guidance_jax.checks.kinds import Count, Denoise, NonNegativeScale
 from guidance_jax.checks.outcomes import check_pair
+from guidance_jax.guidance.scales import at_level, per_sample
 from guidance_jax.noise import normal, step_keys
-from guidance_jax.scales import at_level, per_sample
 
 __all__ = ["random_labels", "retimed", "time_noise"]
 
@@ -18,6 +18,8 @@ __all__ = ["random_labels", "retimed", "time_noise"]
 @part()
 def random_labels(classes: Count) -> Callable[[Step], Array]:
     """A condition for `icg`: labels drawn uniformly in every step, independent of x.
+
+    `p(y) = 1 / classes`
 
     Args:
       classes: Labels are 0..classes - 1.
@@ -45,6 +47,8 @@ def random_labels(classes: Count) -> Callable[[Step], Array]:
 def retimed(denoise: Denoise) -> Denoiser:
     """A denoiser whose condition is `(cond, offset [B])`: the network receives the time plus the offset. For `tsg`.
 
+    `D'(x, t, (cond, offset)) = D(x, t + offset, cond)`
+
     Args:
       denoise: The denoiser.
 
@@ -71,6 +75,8 @@ def retimed(denoise: Denoise) -> Denoiser:
 @part()
 def time_noise(spread: NonNegativeScale) -> Callable[[Step], Array]:
     """Offsets for `retimed`: Gaussian, drawn in every step.
+
+    `offset = spread z`, with z standard normal
 
     Args:
       spread: The standard deviation in the network's time.

@@ -1,13 +1,18 @@
 """What a guidance scale is calibrated by: a number for each noise level, known or measured, and the sums that measure it."""
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import ArrayLike, Float
+from typing_extensions import TypeAliasType
 
+from guidance_jax.checks.door import Kind
 from guidance_jax.checks.numbers import check_addable
+from guidance_jax.checks.values import check_form_of_curve
+
+__all__ = ["Calibration", "Curve"]
 
 
 class Curve(NamedTuple):
@@ -50,7 +55,7 @@ class Residuals(NamedTuple):
 
     Example:
       >>> a, b = jnp.array([1.0, 2.0]), jnp.array([2.0, 4.0])
-      >>> print(gj.curves.Residuals.of(a, b).cond, gj.curves.Residuals.of(a, b).product)
+      >>> print(gj.guidance.curves.Residuals.of(a, b).cond, gj.guidance.curves.Residuals.of(a, b).product)
       3.0 10.0
     """
 
@@ -90,7 +95,7 @@ class Calibration(NamedTuple):
       TypeError: When something else is added.
 
     Example:
-      >>> sums = gj.curves.Residuals(*jnp.array([[1.0], [2.0], [1.0], [2.0], [4.0]]))
+      >>> sums = gj.guidance.curves.Residuals(*jnp.array([[1.0], [2.0], [1.0], [2.0], [4.0]]))
       >>> one = gj.Calibration(samples=jnp.ones(1), log_ratio=jnp.zeros(1), along=sums, entire=sums)
       >>> print((one + one).samples, (one + one).ratio, (one + one).rho, one.projected.rho)
       [2.] [1.] [1.] [0.5]
@@ -144,3 +149,11 @@ class Calibration(NamedTuple):
     def error(self) -> Array:
         """Its standard error, `[S]`."""
         return jnp.asarray(self.for_classes.error)
+
+
+_MEASURED = "gj.calibrate(keys, branches, x0, levels) measures one."
+_IS_CURVE = Kind(
+    "a Calibration or a Curve", lambda v: isinstance(v, Calibration | Curve), hint=_MEASURED, also=check_form_of_curve
+)
+CurveLike = TypeAliasType("CurveLike", Annotated[Calibration | Curve, _IS_CURVE])
+"""Where guidance helps, measured or known."""

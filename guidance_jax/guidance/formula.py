@@ -8,12 +8,13 @@ from jax import Array
 from typing_extensions import TypeAliasType
 
 from guidance_jax.arrays import divide, expand
-from guidance_jax.base import Context, Guidance, NoiseLevel, Prediction
+from guidance_jax.base import Context, NoiseLevel, Prediction
 from guidance_jax.checks.door import Rule, also, part
 from guidance_jax.checks.kinds import Branch, BranchesOrBase, BranchNames, Scale, function_kind
 from guidance_jax.checks.outcomes import check_prediction
 from guidance_jax.checks.words import check_takes, noting
-from guidance_jax.scales import at
+from guidance_jax.guidance.scales import at
+from guidance_jax.interfaces import Guidance
 
 Formula = TypeAliasType(
     "Formula",

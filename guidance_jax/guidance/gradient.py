@@ -7,12 +7,13 @@ from jax import Array
 
 from guidance_jax import scores
 from guidance_jax.arrays import divide, expand
-from guidance_jax.base import Context, Guidance, NoiseLevel, Prediction
+from guidance_jax.base import Context, NoiseLevel, Prediction
 from guidance_jax.checks.door import part
 from guidance_jax.checks.kinds import LogProb, ReverseVariance, Scale
 from guidance_jax.guidance.formula import follow, stateless
+from guidance_jax.guidance.scales import at
+from guidance_jax.interfaces import Guidance
 from guidance_jax.noise import ancestral, contraction
-from guidance_jax.scales import at
 
 
 @part()
@@ -117,3 +118,30 @@ def add_score(d: Prediction, gradient: Array, level: NoiseLevel) -> Prediction:
     """The prediction under the score plus a gradient: `x0 + sigma^2 / alpha g`, `eps - sigma g`; x0 as it is at alpha = 0."""
     alpha, sigma = expand(level.alpha, gradient), expand(level.sigma, gradient)
     return d + Prediction(x0=divide(sigma, alpha) * sigma * gradient, eps=-sigma * gradient)
+
+
+@part()
+def reg(guidance: Guidance) -> Guidance:
+    """Rectified gradient guidance: a guidance whose change is weighted by how much the base's x0 answers to x.
+
+    `change <- change (1 - sigma d(sum eps)/dx)`, elementwise; the same factor is `alpha d(sum x0)/dx`, one pullback of ones.
+
+    Args:
+      guidance: Its change is weighted; `cfg(scale)` in the paper.
+
+    Raises:
+      TypeError: If guidance is not a guidance.
+
+    Example:
+      >>> sorted(gj.reg(gj.cfg(3.0)).needs)
+      ['cond', 'uncond']
+
+    Reference: Gao et al. 2025, arXiv:2501.18865, equation 20.
+    """
+
+    def update(d: Prediction, state: Any, context: Context) -> tuple[Prediction, Any]:
+        guided, state = guidance.update(d, state, context)
+        factor = expand(context.level.alpha, context.x) * context.pullback(jnp.ones_like(context.x))
+        return d + factor * (guided - d), state
+
+    return guidance.replace(update=update, derivatives=guidance.derivatives | {None}, own_space="reg")

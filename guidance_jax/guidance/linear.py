@@ -7,10 +7,11 @@ from collections.abc import Mapping
 
 from jax import Array
 
-from guidance_jax.base import Guidance, Prediction
+from guidance_jax.base import Prediction
 from guidance_jax.checks.door import part, rule
 from guidance_jax.checks.kinds import Branch, Scale
 from guidance_jax.guidance.formula import direction, source
+from guidance_jax.interfaces import Guidance
 
 
 @part()
@@ -216,3 +217,34 @@ def tsg(scale: Scale, *, cond: Branch = "cond", retimed: Branch = "retimed") -> 
     Reference: Sadat et al. 2024, arXiv:2407.02687, section 5.
     """
     return source(lambda c, r, w: r + w * (c - r), cond, retimed, w=scale)
+
+
+@part()
+def cfg_pp(scale: Scale, *, cond: Branch = "cond", uncond: Branch = "uncond") -> Guidance:
+    """CFG++: interpolate x0, renoise with the unconditional eps.
+
+    `x0 = u + scale (c - u)`, `eps = eps_u`
+
+    With `ddim` and `ddpm` as published. `dpmpp_2m` and `heun` take their second-order term from the unconditional model, whose
+    ODE the method follows between its jumps; so does the authors' own 2M.
+
+    Args:
+      scale: In [0, 1]; 0 is the unconditional model. With DDIM it is `cfg(w)` with `w = scale / (1 - q)`, q the ratio of the
+        step's two `sigma / alpha`.
+      cond: The branch to move towards.
+      uncond: The branch to move away from.
+
+    Raises:
+      ValueError: If scale is neither `()` nor `[B]`, or not finite.
+
+    Example:
+      >>> denoise = gj.denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # it predicts its condition
+      >>> two = gj.branches(denoise, uncond=jnp.array([[0.0, 1.0]]), cond=jnp.array([[1.0, 1.0]]))
+      >>> path, keys = gj.levels(gj.schedules.flow(), 4, gj.spacings.trailing()), jax.random.split(jax.random.key(0), 1)
+      >>> print(gj.sample(keys, two, gj.cfg_pp(0.6), gj.ddim(), path, (2,)))
+      [[0.6 1. ]]
+
+    Reference: Chung et al. 2024, arXiv:2406.08070, algorithm 2.
+    """
+    renoised = source(lambda c, u, w: (u + w * (c - u)).replace(eps=u.eps), cond, uncond, w=scale)
+    return renoised.replace(own_space="cfg_pp")

@@ -5,7 +5,7 @@ here is a source: what it adds to a prediction is its formula less the base. Not
 """
 
 from collections.abc import Callable, Mapping
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax.numpy as jnp
 from jax import Array
@@ -13,12 +13,14 @@ from jaxtyping import ArrayLike
 from typing_extensions import TypeAliasType
 
 from guidance_jax.arrays import divide, expand, inner, norm, sqrt
-from guidance_jax.base import Context, Guidance, Prediction
+from guidance_jax.base import Context, Prediction, Step
 from guidance_jax.checks.door import part
-from guidance_jax.checks.kinds import Branch, ElementScale, Level, Scale, scale_kind
+from guidance_jax.checks.kinds import Branch, ElementScale, Integer, Level, Predicts, Scale, scale_kind
 from guidance_jax.checks.outcomes import check_elements
+from guidance_jax.guidance.algebra import in_space, only
 from guidance_jax.guidance.formula import source, stateless
-from guidance_jax.scales import at, at_level
+from guidance_jax.guidance.scales import at, at_level
+from guidance_jax.interfaces import Guidance
 
 Power = TypeAliasType("Power", Annotated[ArrayLike | Level, scale_kind(above=-1)])
 """As `Scale`, above -1."""
@@ -228,3 +230,48 @@ def _power(length: Array, power: Array) -> Array:
     """`length^power`, and 0 where there is no length; so are its gradients."""
     some = length > 0
     return jnp.where(some, jnp.where(some, length, 1) ** power, 0)
+
+
+@part()
+def cfg_zero_star(
+    scale: Scale,
+    zero_steps: Integer = 1,
+    *,
+    predicts: Predicts = "velocity",
+    cond: Branch = "cond",
+    uncond: Branch = "uncond",
+) -> Guidance:
+    """CFG away from the multiple of the unconditional velocity that is nearest to the conditional one; 0 in the first steps.
+
+    `s = <c, u> / |u|^2`, `D = s u + scale (c - s u)`; `D = 0` in the first `zero_steps` steps. c, u and D are velocities.
+
+    Args:
+      scale: 1 is the conditional model.
+      zero_steps: The number of steps of the run in which D is 0; the unconditional branch is not evaluated there.
+      predicts: The parameterisation that c, u and D are in.
+      cond: The branch to move towards.
+      uncond: The branch to move away from.
+
+    Raises:
+      ValueError: If scale is neither `()` nor `[B]`, or not finite, or predicts is unknown.
+      TypeError: If zero_steps is not an integer.
+
+    Example:
+      >>> sorted(gj.cfg_zero_star(4.0).needs)
+      ['cond', 'uncond']
+
+    Reference: Fan et al. 2025, arXiv:2503.18886, algorithm 1.
+    """
+    zeros = jnp.asarray(zero_steps, jnp.int32)
+
+    def update(d: Prediction, context: Context) -> Array:
+        c, u, w = context[cond].x0, context[uncond].x0, at(scale, context)
+        s = divide(inner(c, u), inner(u, u))
+        guided = s * u + w * (c - s * u)
+        guided = jnp.where(context.step.number < zeros, 0, guided)
+        return d.x0 + (guided - context.base.x0)
+
+    def wanted(state: Any, step: Step) -> dict[str, Any]:
+        return {cond: True} | only(step.number >= zeros, {uncond: True})
+
+    return in_space(predicts, stateless(update, (cond, uncond)).replace(wants=wanted))

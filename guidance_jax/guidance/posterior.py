@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from guidance_jax.arrays import at_least_float32, divide, expand, sqrt
-from guidance_jax.base import Context, Guidance, Prediction
+from guidance_jax.base import Context, Prediction
 from guidance_jax.checks.door import part
 from guidance_jax.checks.kinds import (
     CleanLogProb,
@@ -26,8 +26,9 @@ from guidance_jax.checks.kinds import (
 from guidance_jax.checks.outcomes import given_back, given_log_prob, given_residual
 from guidance_jax.guidance.formula import follow, stateless
 from guidance_jax.guidance.gradient import add_score
+from guidance_jax.guidance.scales import at
+from guidance_jax.interfaces import Guidance
 from guidance_jax.noise import normal, step_keys
-from guidance_jax.scales import at
 
 
 @part()

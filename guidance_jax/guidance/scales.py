@@ -11,10 +11,13 @@ import jax.numpy as jnp
 from jax import Array
 
 from guidance_jax.arrays import expand
-from guidance_jax.base import Context, NoiseLevel, Schedule
+from guidance_jax.base import Context, NoiseLevel
 from guidance_jax.checks.door import also, part
-from guidance_jax.checks.kinds import AtLeastOne, CurveLike, Level, NonNegative, Number, PerSample, Scale, check_curve
+from guidance_jax.checks.kinds import AtLeastOne, Level, NonNegative, Number, PerSample, Scale
 from guidance_jax.checks.numbers import check_shape
+from guidance_jax.checks.values import check_curve
+from guidance_jax.guidance.curves import CurveLike
+from guidance_jax.schedules.schedule import Schedule
 
 __all__ = ["Scale", "beta", "calibrated", "clamp_linear", "cosine", "linear", "power_cosine"]
 

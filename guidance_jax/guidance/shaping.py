@@ -12,12 +12,13 @@ from jaxtyping import ArrayLike
 from typing_extensions import TypeAliasType
 
 from guidance_jax.arrays import divide, inner, norm, sqrt
-from guidance_jax.base import Context, Guidance, Prediction
+from guidance_jax.base import Context, Prediction
 from guidance_jax.checks.door import part, rule
 from guidance_jax.checks.kinds import BoundScale, FractionScale, Level, Scale, scale_kind
 from guidance_jax.checks.outcomes import check_spread
 from guidance_jax.guidance.formula import follow, stateless
-from guidance_jax.scales import at
+from guidance_jax.guidance.scales import at
+from guidance_jax.interfaces import Guidance
 
 Percentile = TypeAliasType("Percentile", Annotated[ArrayLike | Level, scale_kind("a percentile", low=0, high=100)])
 """As `Scale`, in [0, 100]."""

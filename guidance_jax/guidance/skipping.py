@@ -11,13 +11,15 @@ from jaxtyping import ArrayLike
 from typing_extensions import TypeAliasType
 
 from guidance_jax.arrays import at_least_float32, divide, expand, inner, norm
-from guidance_jax.base import Context, Guidance, Prediction, Step
+from guidance_jax.base import Context, Prediction, Step
 from guidance_jax.checks.door import also, door, part
-from guidance_jax.checks.kinds import Branch, Coefficients, Count, Period, Scale, array_kind, check_recorded
+from guidance_jax.checks.kinds import Branch, Coefficients, Count, Period, Scale, array_kind
 from guidance_jax.checks.numbers import number
+from guidance_jax.checks.values import check_recorded
 from guidance_jax.guidance.algebra import only, wants
 from guidance_jax.guidance.formula import follow
-from guidance_jax.scales import at
+from guidance_jax.guidance.scales import at
+from guidance_jax.interfaces import Guidance
 
 Cosine = TypeAliasType("Cosine", Annotated[ArrayLike, number("a bound on a cosine", -np.inf, np.inf)])
 """One number, possibly infinite."""

@@ -10,13 +10,14 @@ from jax import Array
 from jaxtyping import ArrayLike
 from typing_extensions import TypeAliasType
 
-from guidance_jax.base import Context, Guidance, Prediction
+from guidance_jax.base import Context, Prediction
 from guidance_jax.checks.door import part, rule
 from guidance_jax.checks.kinds import Branch, Scale
 from guidance_jax.checks.numbers import number
 from guidance_jax.checks.outcomes import check_halvings, check_spatial
 from guidance_jax.guidance.formula import stateless
-from guidance_jax.scales import at
+from guidance_jax.guidance.scales import at
+from guidance_jax.interfaces import Guidance
 
 BINOMIAL = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)
 Cutoff = TypeAliasType("Cutoff", Annotated[ArrayLike, number("a fraction of the highest frequency", high=1, above=0)])

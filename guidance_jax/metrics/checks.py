@@ -8,11 +8,10 @@ from jax import Array
 from jaxtyping import Float
 from typing_extensions import TypeAliasType
 
-from guidance_jax.arrays import concrete
 from guidance_jax.checks.door import Kind
 from guidance_jax.checks.numbers import check_form
-from guidance_jax.checks.running import check_labels
-from guidance_jax.checks.traced import demand
+from guidance_jax.checks.traced import concrete, demand
+from guidance_jax.checks.values import check_labels
 
 ALIKE = "{names} have features of different sizes D, {sizes}; use the same network and layer for both."
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from guidance_jax.checks.running import check_labels
+from guidance_jax.checks.values import check_labels
 
 FREQUENCIES = 128
 

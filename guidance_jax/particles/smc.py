@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from guidance_jax import targets
+from guidance_jax.particles import targets
 from guidance_jax.arrays import divide, expand
-from guidance_jax.base import Context, GuidedDenoiser, NoiseLevel, Prediction, Sampler, State
+from guidance_jax.base import Context, GuidedDenoiser, NoiseLevel, Prediction, State
 from guidance_jax.checks.door import door, part, rule
 from guidance_jax.checks.kinds import Count, Fraction, Keys, Ratio
 from guidance_jax.checks.particles import (
@@ -24,12 +24,11 @@ from guidance_jax.checks.particles import (
 )
 from guidance_jax.guidance.algebra import chain
 from guidance_jax.guided import Networks
+from guidance_jax.interfaces import Sampler
 from guidance_jax.noise import apart
-from guidance_jax.resampling import effective_size, systematic
+from guidance_jax.particles.resampling import effective_size, systematic
+from guidance_jax.particles.targets import Target
 from guidance_jax.sampling import run
-from guidance_jax.targets import Target
-
-__all__ = ["Particles", "effective_size", "feynman_kac", "systematic"]
 
 NOISY = 0.03
 """The spread is measured where noise is at least this share of the variance of x: below it a score's errors hide it."""

@@ -17,15 +17,17 @@ from jax import Array
 from jaxtyping import ArrayLike
 from typing_extensions import TypeAliasType
 
-from guidance_jax.arrays import at_least_float32, concrete, divide
-from guidance_jax.base import Context, Guidance, Kernel, NoiseLevel, Prediction, Scalar
+from guidance_jax.arrays import at_least_float32, divide
+from guidance_jax.base import Context, Kernel, NoiseLevel, Prediction, Scalar
 from guidance_jax.checks.door import CLASSES, also, door, part
 from guidance_jax.checks.kinds import Branch, LogReward, class_kind
 from guidance_jax.checks.numbers import number
 from guidance_jax.checks.particles import check_draws, check_exponents
+from guidance_jax.checks.traced import concrete
 from guidance_jax.guidance.formula import stateless
+from guidance_jax.interfaces import Guidance
 from guidance_jax.noise import START, contraction, fold, normal
-from guidance_jax.parts import Part
+from guidance_jax.programs.parts import Part
 
 __all__ = ["LogReward", "Target", "annealed", "drift", "product", "rewarded", "tilted"]
 

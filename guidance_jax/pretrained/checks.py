@@ -10,10 +10,9 @@ import numpy as np
 from jax import Array
 from typing_extensions import TypeAliasType
 
-from guidance_jax.arrays import concrete
 from guidance_jax.checks.door import Kind
 from guidance_jax.checks.numbers import check_finite, check_form, real
-from guidance_jax.checks.traced import demand, insist
+from guidance_jax.checks.traced import concrete, demand, insist
 from guidance_jax.checks.words import told
 
 IMAGES = "images are in [-1, 1]: pixels / 127.5 - 1"

@@ -29,7 +29,7 @@ from guidance_jax.pretrained.checks import (
 )
 from guidance_jax.pretrained.schedulers import Scheduling
 from guidance_jax.pretrained.tokens import Tokenize
-from guidance_jax.spacings import Spacing
+from guidance_jax.schedules.spacings import Spacing
 
 
 class Prompts(NamedTuple):

@@ -17,13 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from guidance_jax import schedules, spacings
-from guidance_jax.base import NoiseLevel, Schedule
+from guidance_jax import schedules
+from guidance_jax.schedules import spacings
+from guidance_jax.base import NoiseLevel
 from guidance_jax.checks.door import door
 from guidance_jax.checks.kinds import Count
 from guidance_jax.checks.paths import check_levels
 from guidance_jax.pretrained.settings import FLAG, NULL, TEXT, between, check_settings, either, several, whole
-from guidance_jax.spacings import Spacing
+from guidance_jax.schedules.schedule import Schedule
+from guidance_jax.schedules.spacings import Spacing
 
 __all__ = ["Scheduling", "scheduling"]
 

@@ -16,7 +16,7 @@ import numpy as np
 from jax import Array
 from jax.core import Tracer
 
-from guidance_jax.parts import Part, Same, contents
+from guidance_jax.programs.parts import Part, Same, contents
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes, types.EllipsisType, types.CodeType, range)
 ITSELF = (Array, np.ndarray, types.ModuleType, type, types.BuiltinFunctionType, types.MethodDescriptorType, np.ufunc, np.dtype)

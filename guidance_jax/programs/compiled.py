@@ -13,8 +13,8 @@ import numpy as np
 from jax.core import Tracer
 from jax.tree_util import Partial
 
-from guidance_jax.captured import UnseenError, captured
-from guidance_jax.parts import NUMBER, Part, build, contents, hashable, is_number
+from guidance_jax.programs.captured import UnseenError, captured
+from guidance_jax.programs.parts import NUMBER, Part, build, contents, hashable, is_number
 
 KEPT = 16
 """The number of programs that are kept. The least recently used one makes room for a new one."""

@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import inspect
 import reprlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -23,23 +23,6 @@ from jax import Array
 from jax.core import Tracer
 
 T = TypeVar("T")
-
-
-def pytree(kind: type[T]) -> type[T]:
-    """Registers a dataclass whose fields are all children. Unflattening checks and computes nothing."""
-    names = tuple(field.name for field in dataclasses.fields(kind))  # pyright: ignore[reportArgumentType]
-    keys = [jax.tree_util.GetAttrKey(name) for name in names]
-
-    def unflatten(_: None, children: Iterable[Any]) -> T:
-        made = object.__new__(kind)
-        for name, child in zip(names, children, strict=True):
-            object.__setattr__(made, name, child)
-        return made
-
-    fields = lambda value: [getattr(value, name) for name in names]
-    with_keys = lambda value: (list(zip(keys, fields(value), strict=True)), None)
-    jax.tree_util.register_pytree_with_keys(kind, with_keys, unflatten, lambda value: (fields(value), None))
-    return kind
 
 
 class Call(NamedTuple):

@@ -11,12 +11,13 @@ from typing_extensions import TypeAliasType
 
 from guidance_jax import scores
 from guidance_jax.arrays import expand
-from guidance_jax.base import GuidedDenoiser, NoiseLevel, Sampler, State
+from guidance_jax.base import GuidedDenoiser, NoiseLevel, State
 from guidance_jax.checks.door import Kind, also, part, rule
 from guidance_jax.checks.kinds import Count, LogProb, Mask, PerSample, Ratio, function_kind
 from guidance_jax.checks.numbers import check_broadcasts, check_shaped, real
 from guidance_jax.checks.outcomes import ask
 from guidance_jax.checks.steps import check_data, check_forgetful, check_known
+from guidance_jax.interfaces import Sampler
 from guidance_jax.noise import apart, contraction, fold, normal
 
 Data = TypeAliasType("Data", Annotated[ArrayLike, Kind("a real number or an array of floating numbers", real, also=check_data)])

@@ -4,11 +4,13 @@ import jax.numpy as jnp
 from jax import Array
 
 from guidance_jax.arrays import divide, sqrt
-from guidance_jax.base import GuidedDenoiser, NoiseLevel, Sampler, Schedule, State
+from guidance_jax.base import GuidedDenoiser, NoiseLevel, State
 from guidance_jax.checks.door import part, rule
 from guidance_jax.checks.kinds import AtLeastZero, NonNegative, Ratio
+from guidance_jax.interfaces import Sampler
 from guidance_jax.noise import normal
 from guidance_jax.samplers.gaussian import is_zero
+from guidance_jax.schedules.schedule import Schedule
 
 
 @part(rule("low must be at most high", lambda low, high: low <= high))

@@ -4,9 +4,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from guidance_jax.arrays import sqrt
-from guidance_jax.base import NoiseLevel, Prediction, Sampler, Scalar
+from guidance_jax.base import NoiseLevel, Prediction, Scalar
 from guidance_jax.checks.door import part
 from guidance_jax.checks.kinds import Fraction
+from guidance_jax.interfaces import Sampler
 from guidance_jax.noise import contraction
 from guidance_jax.samplers.gaussian import from_kernel, is_zero
 

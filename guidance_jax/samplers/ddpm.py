@@ -3,9 +3,10 @@
 import jax.numpy as jnp
 from jax import Array
 
-from guidance_jax.base import NoiseLevel, Prediction, Sampler
+from guidance_jax.base import NoiseLevel, Prediction
 from guidance_jax.checks.door import part
 from guidance_jax.checks.kinds import ReverseVariance
+from guidance_jax.interfaces import Sampler
 from guidance_jax.noise import ancestral, contraction
 from guidance_jax.samplers.gaussian import from_kernel
 

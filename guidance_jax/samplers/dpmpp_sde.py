@@ -4,9 +4,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from guidance_jax.arrays import sqrt
-from guidance_jax.base import GuidedDenoiser, NoiseLevel, Sampler, State
+from guidance_jax.base import GuidedDenoiser, NoiseLevel, State
 from guidance_jax.checks.door import part
 from guidance_jax.checks.kinds import AtLeastZero, NonNegative
+from guidance_jax.interfaces import Sampler
 from guidance_jax.noise import contraction, normal
 from guidance_jax.samplers.gaussian import is_zero
 from guidance_jax.samplers.multistep import differences, finite, implied, length, nothing, remember

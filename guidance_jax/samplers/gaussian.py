@@ -6,10 +6,11 @@ from jax import Array
 from jaxtyping import ArrayLike
 from typing_extensions import TypeAliasType
 
-from guidance_jax.base import GuidedDenoiser, Kernel, NoiseLevel, Sampler, State
+from guidance_jax.base import GuidedDenoiser, Kernel, NoiseLevel, State
 from guidance_jax.checks.door import part
 from guidance_jax.checks.kinds import function_kind
 from guidance_jax.checks.outcomes import check_pair
+from guidance_jax.interfaces import Sampler
 from guidance_jax.noise import normal
 
 Drawn = TypeAliasType(

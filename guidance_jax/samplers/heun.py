@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from guidance_jax.arrays import divide
-from guidance_jax.base import GuidedDenoiser, NoiseLevel, Prediction, Sampler, State
+from guidance_jax.base import GuidedDenoiser, NoiseLevel, Prediction, State
 from guidance_jax.checks.door import part
+from guidance_jax.interfaces import Sampler
 
 
 @part()

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from guidance_jax.arrays import expand, sqrt
-from guidance_jax.base import GuidedDenoiser, NoiseLevel, Prediction, Sampler, State
+from guidance_jax.base import GuidedDenoiser, NoiseLevel, Prediction, State
 from guidance_jax.checks.door import part
 from guidance_jax.checks.kinds import CountFromZero, NonNegativePerSample
+from guidance_jax.interfaces import Sampler
 from guidance_jax.noise import contraction, fold, normal
 
 

@@ -9,9 +9,10 @@ from jax import Array
 from jaxtyping import ArrayLike
 from typing_extensions import TypeAliasType
 
-from guidance_jax.base import GuidedDenoiser, NoiseLevel, Sampler, State
+from guidance_jax.base import GuidedDenoiser, NoiseLevel, State
 from guidance_jax.checks.door import part, rule
 from guidance_jax.checks.numbers import number
+from guidance_jax.interfaces import Sampler
 
 RatioFromZero = TypeAliasType("RatioFromZero", Annotated[ArrayLike, number("a noise level", 0, np.inf)])
 """One `sigma / alpha`, possibly infinite."""

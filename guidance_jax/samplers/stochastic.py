@@ -5,9 +5,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from guidance_jax.arrays import sqrt
-from guidance_jax.base import GuidedDenoiser, NoiseLevel, Sampler, State
+from guidance_jax.base import GuidedDenoiser, NoiseLevel, State
 from guidance_jax.checks.door import part
 from guidance_jax.checks.kinds import AtLeastZero
+from guidance_jax.interfaces import Sampler
 from guidance_jax.noise import contraction, normal
 
 

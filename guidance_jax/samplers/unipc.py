@@ -7,9 +7,10 @@ from jax import Array
 from jaxtyping import ArrayLike
 from typing_extensions import TypeAliasType
 
-from guidance_jax.base import GuidedDenoiser, NoiseLevel, Sampler, State
+from guidance_jax.base import GuidedDenoiser, NoiseLevel, State
 from guidance_jax.checks.door import part
 from guidance_jax.checks.numbers import count
+from guidance_jax.interfaces import Sampler
 from guidance_jax.samplers.multistep import Past, ages, differences, finite, implied, integrals, length, nothing, remember
 
 

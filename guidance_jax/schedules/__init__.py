@@ -1,10 +1,13 @@
 """Noise schedules, which map the network's own time to `(alpha, sigma)`, and the path of noise levels that a sampler walks."""
 
+from guidance_jax.schedules import spacings
 from guidance_jax.schedules.continuous import cosine, edm, flow, linear, shift
 from guidance_jax.schedules.paths import below, levels, reverse, strength
+from guidance_jax.schedules.schedule import Schedule
 from guidance_jax.schedules.stepwise import ddpm_cosine, ddpm_linear, discrete, scaled_linear, zero_terminal_snr
 
 __all__ = [
+    "Schedule",
     "below",
     "cosine",
     "ddpm_cosine",
@@ -17,6 +20,7 @@ __all__ = [
     "reverse",
     "scaled_linear",
     "shift",
+    "spacings",
     "strength",
     "zero_terminal_snr",
 ]

@@ -8,11 +8,13 @@ import numpy as np
 from jax import Array
 from typing_extensions import TypeAliasType
 
-from guidance_jax.arrays import concrete, divide
-from guidance_jax.base import NoiseLevel, Scalar, Schedule
+from guidance_jax.arrays import divide
+from guidance_jax.base import NoiseLevel, Scalar
 from guidance_jax.checks.door import part, rule
 from guidance_jax.checks.kinds import Positive
 from guidance_jax.checks.numbers import number
+from guidance_jax.checks.traced import concrete
+from guidance_jax.schedules.schedule import Schedule
 
 Time = TypeAliasType("Time", Annotated[Scalar, number(low=0, high=1)])
 """One time in [0, 1]."""

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from guidance_jax.arrays import concrete
-from guidance_jax.base import NoiseLevel, PathEnd, Schedule
+from guidance_jax.base import NoiseLevel, PathEnd
 from guidance_jax.checks.door import also, door
 from guidance_jax.checks.kinds import Count, Path, Ratio, Share, Spacing
 from guidance_jax.checks.paths import check_below, check_levels, check_spaced, check_strength
+from guidance_jax.checks.traced import concrete
+from guidance_jax.schedules.schedule import Schedule
 
 
 @door()

@@ -13,11 +13,11 @@ import numpy as np
 from jax import Array
 from jaxtyping import ArrayLike
 
-from guidance_jax.arrays import concrete
-from guidance_jax.base import Schedule
 from guidance_jax.checks.door import part
 from guidance_jax.checks.kinds import CountFromZero, Positive, Share, Spacing
 from guidance_jax.checks.paths import check_bounds, check_steps
+from guidance_jax.checks.traced import concrete
+from guidance_jax.schedules.schedule import Schedule
 
 __all__ = ["Spacing", "exponential", "karras", "leading", "quadratic", "trailing", "uniform"]
 

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from guidance_jax.base import Schedule
 from guidance_jax.checks.door import part, rule
 from guidance_jax.checks.kinds import Count, Known, KnownFromZero, Rates
+from guidance_jax.schedules.schedule import Schedule
 
 
 @part()

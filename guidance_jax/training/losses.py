@@ -13,126 +13,26 @@ from jaxtyping import ArrayLike, Float
 from typing_extensions import TypeAliasType
 
 from guidance_jax.arrays import at_least_float32, divide, expand
-from guidance_jax.base import Cond, NoiseLevel, Schedule
+from guidance_jax.base import Cond
 from guidance_jax.checks.door import also, door
 from guidance_jax.checks.kinds import (
     AtLevel,
     Classify,
-    Count,
     Fraction,
     Key,
     Labels,
     Network,
-    NonNegative,
-    Number,
     Positive,
     Predicts,
     Samples,
     number,
 )
 from guidance_jax.checks.outcomes import given_logits, network_output
-from guidance_jax.checks.paths import check_level
-from guidance_jax.checks.training import check_average, check_continuous, check_null
+from guidance_jax.checks.training import check_null
 from guidance_jax.denoisers import OUTPUTS, edm_coefficients
 
 Cutoff = TypeAliasType("Cutoff", Annotated[ArrayLike, number(low=0, high=np.inf, above=0)])
 """A positive number, infinite for no cutoff."""
-
-__all__ = [
-    "classifier_loss",
-    "denoising_loss",
-    "diffuse",
-    "drop",
-    "edm_loss",
-    "ema",
-    "log_normal_levels",
-    "min_snr",
-    "noise_levels",
-]
-
-
-@door()
-def noise_levels(key: Key, schedule: Schedule, n: Count) -> NoiseLevel:
-    """Noise levels for a batch: t uniform over the schedule, spread evenly within the batch to lower the loss's variance.
-
-    Args:
-      key: One PRNG key.
-      schedule: Continuous, or discrete, whose whole training steps are drawn.
-      n: The number of levels, one per sample.
-
-    Returns:
-      A `NoiseLevel` of arrays `[n]`.
-
-    Raises:
-      ValueError: If key is no single key, or n is below 1.
-
-    Example:
-      >>> print(training.noise_levels(jax.random.key(0), schedules.cosine(), 4).t.shape)
-      (4,)
-
-    Reference: Kingma et al. 2021, arXiv:2107.00630, appendix I.1.
-    """
-    u = (jax.random.uniform(key) + jnp.arange(n) / n) % 1
-    if schedule.steps is None:
-        return schedule(schedule.t_min + u * (schedule.t_max - schedule.t_min))
-    return schedule(jnp.floor(u * schedule.steps))
-
-
-@door(also(check_continuous))
-def log_normal_levels(
-    key: Key, schedule: Schedule, n: Count, *, mean: Number = -1.2, deviation: NonNegative = 1.2
-) -> NoiseLevel:
-    """Noise levels for a batch: `log(sigma / alpha)` normal, spread evenly within the batch, and within the schedule's range.
-
-    Args:
-      key: One PRNG key.
-      schedule: A continuous schedule.
-      n: The number of levels, one per sample.
-      mean: The mean of the logarithm, `()`; EDM's is -1.2.
-      deviation: Its standard deviation, `()`; EDM's is 1.2.
-
-    Returns:
-      A `NoiseLevel` of arrays `[n]`.
-
-    Raises:
-      ValueError: If the schedule is discrete: its network knows no levels between.
-
-    Example:
-      >>> level = training.log_normal_levels(jax.random.key(0), schedules.edm(), 1000)
-      >>> print(jnp.log(level.sigma).mean().round(1), jnp.log(level.sigma).std().round(1))
-      -1.2 1.2
-
-    Reference: Karras et al. 2022, arXiv:2206.00364, table 1.
-    """
-    u = (jax.random.uniform(key) + jnp.arange(n) / n) % 1
-    ratio = jnp.exp(jnp.asarray(mean) + jnp.asarray(deviation) * jax.scipy.special.ndtri(u))
-    ends = schedule(jnp.asarray(schedule.t_min)).ratio, schedule(jnp.asarray(schedule.t_max)).ratio
-    return schedule.at(jnp.clip(ratio, *ends))
-
-
-@door()
-def diffuse(key: Key, x0: Samples, level: AtLevel) -> tuple[Array, Array]:
-    """Noisy data and its noise, drawn in at least float32 and given in the dtype of x0: `x = alpha x0 + sigma eps`.
-
-    Args:
-      key: One PRNG key.
-      x0: `[B, ...]`, clean data.
-      level: Scalar or `[B]`.
-
-    Returns:
-      x and eps.
-
-    Raises:
-      ValueError: If key is no single key, or the level is neither `()` nor `[B]`.
-
-    Example:
-      >>> x, eps = training.diffuse(jax.random.key(0), jnp.zeros((1, 2)), schedules.edm()(0.0))
-      >>> print((x == eps).all())
-      True
-    """
-    x, eps, *_ = _diffused(key, x0, level)
-    dtype = jax.dtypes.canonicalize_dtype(x0.dtype)
-    return x.astype(dtype), eps.astype(dtype)
 
 
 @door()
@@ -313,48 +213,3 @@ def drop(key: Key, cond: Cond, null: Cond, rate: Fraction) -> Cond:
         return jnp.where(expand(dropped, leaf), empty, leaf)
 
     return jax.tree.map(replace, cond, null)
-
-
-@door(also(check_average))
-def ema(average: Any, params: Any, step: NonNegative, decay: Fraction = 0.999) -> Any:
-    """The exponential moving average of parameters, its decay warming up: `min(decay, (1 + step) / (10 + step))`.
-
-    It is kept in at least float32, for in bfloat16 1 - .999 is 0 and it would stand still.
-
-    Args:
-      average: The average so far; at step 0 any parameters, in float32 for a `scan` over the steps.
-      params: The parameters after this step.
-      step: Counts from 0, `()`.
-      decay: The final decay.
-
-    Returns:
-      The average after this step, shaped as the parameters; cast it to their dtype for a network that asks for that.
-
-    Raises:
-      ValueError: If average and params differ in structure, decay is outside [0, 1], or step is no whole number.
-
-    Example:
-      >>> print(training.ema(jnp.array(0.0), jnp.array(1.0), step=0))
-      0.9
-
-    Reference: Polyak & Juditsky 1992, "Acceleration of stochastic approximation by averaging"; the warming up is that of
-    TensorFlow's ExponentialMovingAverage.
-    """
-    step = jnp.asarray(step, jnp.result_type(float))
-    keep = jnp.minimum(decay, (1 + step) / (10 + step))
-
-    def towards(a: Any, p: Any) -> Any:
-        if jnp.issubdtype(jnp.result_type(p), jnp.floating):
-            a, p = (jnp.asarray(one, at_least_float32(jnp.result_type(one))) for one in (a, p))
-        return a + (1 - keep.astype(jnp.result_type(p))) * (p - a)
-
-    return jax.tree.map(towards, average, params)
-
-
-def _diffused(key: Array, x0: Array, level: NoiseLevel) -> tuple[Array, Array, Array, Array, Array]:
-    """x, eps, x0, alpha and sigma, broadcastable against each other, in at least float32."""
-    check_level(level, x0)
-    x0 = jnp.asarray(x0).astype(at_least_float32(x0.dtype))
-    eps = jax.random.normal(key, x0.shape, x0.dtype)
-    alpha, sigma = (expand(jnp.asarray(field, x0.dtype), x0) for field in (level.alpha, level.sigma))
-    return alpha * x0 + sigma * eps, eps, x0, alpha, sigma

@@ -1,0 +1,1 @@
+"""A call is data: what public functions return remembers its call, and one compiled program serves each structure."""

@@ -1,0 +1,66 @@
+"""What a noise schedule is."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import ArrayLike
+
+from guidance_jax.base import NoiseLevel, Scalar
+from guidance_jax.checks.door import CLASSES
+from guidance_jax.checks.kinds import class_kind
+from guidance_jax.checks.numbers import check_range, check_time
+from guidance_jax.programs.parts import Part
+
+
+@jax.tree_util.register_pytree_node_class
+@dataclasses.dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Schedule(Part):
+    """A noise schedule: from the network's time `t` to a `NoiseLevel`, `schedule(t)`, and back from `sigma / alpha`.
+
+    Args:
+      alpha_sigma: `t -> (alpha, sigma)`, of any shape.
+      inverse: `sigma / alpha -> t`.
+      t_min: The time of the least noise.
+      t_max: The time of the most noise.
+      steps: The number of training steps of a discrete schedule, whose `t` are 0..steps - 1; None if continuous.
+      network_time: What the network receives at t, if that is not t itself: under a `shift`.
+
+    Raises:
+      ValueError: When called with a known time that is not finite, or is far outside of `t_min..t_max`, as a sigma may be;
+        `at` takes any ratio.
+
+    Example:
+      >>> straight = gj.Schedule(lambda t: (1 - t, t), lambda ratio: ratio / (1 + ratio), t_min=0.0, t_max=1.0)
+      >>> print(straight(0.75).ratio, straight.at(3.0).t)
+      3.0 0.75
+    """
+
+    alpha_sigma: Callable[[Array], tuple[Array, Array]]
+    inverse: Callable[[Array], Array]
+    t_min: Scalar
+    t_max: Scalar
+    steps: int | None = None
+    network_time: Callable[[Array], Array] | None = None
+
+    def __call__(self, t: ArrayLike) -> NoiseLevel:
+        check_time(t, self.t_min, self.t_max)
+        return self._level(t)
+
+    def at(self, ratio: ArrayLike) -> NoiseLevel:
+        """The level at which `sigma / alpha` is `ratio`.
+
+        Raises:
+          ValueError: If ratio is known and negative or NaN.
+        """
+        check_range(ratio, "schedule.at: ratio", 0, jnp.inf)
+        return self._level(self.inverse(jnp.asarray(ratio, jnp.result_type(float))))
+
+    def _level(self, t: ArrayLike) -> NoiseLevel:
+        t = jnp.asarray(t, jnp.result_type(float))
+        return NoiseLevel(t if self.network_time is None else self.network_time(t), *self.alpha_sigma(t))
+
+
+CLASSES[Schedule] = class_kind(Schedule, "gj.schedules.cosine() is one.")

@@ -1,7 +1,7 @@
 """Particles that sample the density that a guidance names: targets, and sequential Monte Carlo."""
 
-from guidance_jax.particles.resampling import effective_size, systematic
 from guidance_jax.particles import targets
+from guidance_jax.particles.resampling import effective_size, systematic
 from guidance_jax.particles.smc import Particles, feynman_kac
 
 __all__ = ["Particles", "effective_size", "feynman_kac", "systematic", "targets"]

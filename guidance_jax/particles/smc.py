@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from guidance_jax.particles import targets
 from guidance_jax.arrays import divide, expand
 from guidance_jax.base import Context, GuidedDenoiser, NoiseLevel, Prediction, State
 from guidance_jax.checks.door import door, part, rule
@@ -26,6 +25,7 @@ from guidance_jax.guidance.algebra import chain
 from guidance_jax.guided import Networks
 from guidance_jax.interfaces import Sampler
 from guidance_jax.noise import apart
+from guidance_jax.particles import targets
 from guidance_jax.particles.resampling import effective_size, systematic
 from guidance_jax.particles.targets import Target
 from guidance_jax.sampling import run

@@ -18,12 +18,12 @@ import numpy as np
 from jax import Array
 
 from guidance_jax import schedules
-from guidance_jax.schedules import spacings
 from guidance_jax.base import NoiseLevel
 from guidance_jax.checks.door import door
 from guidance_jax.checks.kinds import Count
 from guidance_jax.checks.paths import check_levels
 from guidance_jax.pretrained.settings import FLAG, NULL, TEXT, between, check_settings, either, several, whole
+from guidance_jax.schedules import spacings
 from guidance_jax.schedules.schedule import Schedule
 from guidance_jax.schedules.spacings import Spacing
 

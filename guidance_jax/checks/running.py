@@ -25,7 +25,7 @@ from guidance_jax.checks.traced import all_finite, concrete, demand, insist
 from guidance_jax.checks.words import check_takes, noting, told, warn
 from guidance_jax.interfaces import Guidance, Sampler
 from guidance_jax.programs.compiled import tracing
-from guidance_jax.programs.parts import calls, is_number
+from guidance_jax.programs.parts import calls
 
 AXES = "the shape of one sample, a tuple of integers of at least 1, such as (28, 28, 1) or (1,)"
 SHAPE = Kind(AXES, lambda shape: all(map(whole, shape)), lambda shape: min(shape, default=0) > 0)
@@ -44,14 +44,14 @@ def check_run(
     networks = check_networks(branches)
     start = shape_or_x.x if isinstance(shape_or_x, State) and sampler is not None else shape_or_x
     check_levels(levels, sampler, start_given=not isinstance(start, tuple))
+    check_schedule_of(sampler, levels)
+    if not tracing():
+        warn_of_idle(guidance, levels)
     like = check_start(keys, levels, start)
     check_branches(networks, guidance, like, keys)
     check_shapes((guidance, sampler), like)
-    check_schedule_of(sampler, levels)
     if isinstance(shape_or_x, State) and sampler is not None:
         check_state(shape_or_x, sampler, guidance, like)
-    if not tracing():
-        warn_of_idle(guidance, levels)
     return networks, like
 
 
@@ -151,7 +151,7 @@ def _form(name: str, cond: Cond, x: jax.ShapeDtypeStruct) -> Any:
     """A condition in words, `{"y": "int32[2]"}`; raises unless every leaf is an array `[B, ...]`."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(cond):
         where = f"branch {name!r}{jax.tree_util.keystr(path)}"
-        if not hasattr(leaf, "dtype") or not is_number(leaf):
+        if not is_array(leaf):
             raise TypeError(f"{where} holds {told(leaf)}, but must be an array [B, ...]: jnp.array(labels), an encoded text.")
         if jnp.shape(leaf)[:1] != x.shape[:1]:
             raise ValueError(f"{where} has shape {jnp.shape(leaf)}, but must be [B, ...] with B = {x.shape[0]}, one per key.")

@@ -26,6 +26,13 @@ def is_function(value: object) -> bool:
     return callable(value) and not part and not isinstance(value, type | tuple) and not call_it(value)
 
 
+def is_array(value: Any) -> bool:
+    """Whether a value is an array, and not one of objects or text."""
+    if not hasattr(value, "shape") or not hasattr(value, "dtype"):
+        return False
+    return not isinstance(value.dtype, np.dtype) or value.dtype.kind not in "OSU"
+
+
 def is_key(value: Any) -> bool:
     """Whether a value holds PRNG keys made by `jax.random.key`."""
     return hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)

@@ -22,6 +22,7 @@ from guidance_jax.checks.numbers import check_shape, whole
 from guidance_jax.checks.outcomes import Asked, check_state, predicted
 from guidance_jax.checks.paths import check_level, check_levels, check_schedule_of
 from guidance_jax.checks.traced import all_finite, concrete, demand, insist
+from guidance_jax.checks.values import is_array
 from guidance_jax.checks.words import check_takes, noting, told, warn
 from guidance_jax.interfaces import Guidance, Sampler
 from guidance_jax.programs.compiled import tracing

@@ -99,12 +99,12 @@ def diffuse(key: Key, x0: Samples, level: AtLevel) -> tuple[Array, Array]:
       >>> print((x == eps).all())
       True
     """
-    x, eps, *_ = _diffused(key, x0, level)
+    x, eps, *_ = noised(key, x0, level)
     dtype = jax.dtypes.canonicalize_dtype(x0.dtype)
     return x.astype(dtype), eps.astype(dtype)
 
 
-def _diffused(key: Array, x0: Array, level: NoiseLevel) -> tuple[Array, Array, Array, Array, Array]:
+def noised(key: Array, x0: Array, level: NoiseLevel) -> tuple[Array, Array, Array, Array, Array]:
     """x, eps, x0, alpha and sigma, broadcastable against each other, in at least float32."""
     check_level(level, x0)
     x0 = jnp.asarray(x0).astype(at_least_float32(x0.dtype))

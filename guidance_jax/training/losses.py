@@ -30,6 +30,7 @@ from guidance_jax.checks.kinds import (
 from guidance_jax.checks.outcomes import given_logits, network_output
 from guidance_jax.checks.training import check_null
 from guidance_jax.denoisers import OUTPUTS, edm_coefficients
+from guidance_jax.training.levels import diffuse, noised
 
 Cutoff = TypeAliasType("Cutoff", Annotated[ArrayLike, number(low=0, high=np.inf, above=0)])
 """A positive number, infinite for no cutoff."""
@@ -65,7 +66,7 @@ def denoising_loss(
 
     Reference: Ho et al. 2020, arXiv:2006.11239, equation 14; for v Salimans & Ho 2022, arXiv:2202.00512.
     """
-    x, eps, wide, alpha, sigma = _diffused(key, x0, level)
+    x, eps, wide, alpha, sigma = noised(key, x0, level)
     given = x.astype(jax.dtypes.canonicalize_dtype(x0.dtype))
     residual = network_output(network, given, level.t, cond, x) - OUTPUTS[predicts](wide, eps, alpha, sigma)
     if predicts == "score":
@@ -139,7 +140,7 @@ def edm_loss(network: Network, sigma_data: Positive, key: Key, x0: Samples, leve
 
     Reference: Karras et al. 2022, arXiv:2206.00364, equation 8.
     """
-    x, _, wide, alpha, sigma = _diffused(key, x0, level)
+    x, _, wide, alpha, sigma = noised(key, x0, level)
     skip, out, scale = edm_coefficients(alpha, sigma, jnp.asarray(sigma_data, x.dtype))
     given = (scale * x).astype(jax.dtypes.canonicalize_dtype(x0.dtype))
     residual = network_output(network, given, level.t, cond, x) - divide(wide - skip * x, out)

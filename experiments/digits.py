@@ -22,9 +22,9 @@ from flax import nnx
 from jax import Array
 
 import guidance_jax as gj
-from experiments import data, pictures
-from experiments.evaluator import Evaluator, jitter
-from experiments.fit import Training, fit
+from experiments.tools import data, pictures
+from experiments.tools.evaluator import Evaluator, jitter
+from experiments.tools.fit import Training, fit
 
 SCHEDULE, SPACING = gj.schedules.cosine(), gj.spacings.karras(sigma_min=0.02, sigma_max=40.0)
 FIDELITY = "judged the right class by the evaluator"

@@ -28,8 +28,8 @@ from jax import Array
 from sklearn.decomposition import PCA
 
 import guidance_jax as gj
-from experiments import data, idx, pictures
-from experiments.pictures import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE
+from experiments.tools import data, idx, pictures
+from experiments.tools.pictures import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE
 
 CLEAN = gj.NoiseLevel(*map(jnp.float32, (0.0, 1.0, 0.0)))
 COLOURS = {"CFG": BLUE, "classifier": MUTED, "interval": GREEN, "APG": ORANGE, "calibrated": PURPLE, "autoguidance": GREEN}

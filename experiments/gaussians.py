@@ -22,8 +22,8 @@ from jax import Array
 from jaxtyping import ArrayLike
 
 import guidance_jax as gj
-from experiments import pictures
-from experiments.pictures import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE
+from experiments.tools import pictures
+from experiments.tools.pictures import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE
 
 
 @dataclasses.dataclass(frozen=True)

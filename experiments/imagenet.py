@@ -24,9 +24,9 @@ from flax import nnx
 from jax import Array
 
 import guidance_jax as gj
-from experiments import devices as local
-from experiments.generate import Program, assembled, balanced, generate
-from experiments.shards import Shards
+from experiments.tools import devices as local
+from experiments.tools.generate import Program, assembled, balanced, generate
+from experiments.tools.shards import Shards
 from guidance_jax import pretrained
 from guidance_jax.noise import normal
 from guidance_jax.pretrained import adm, autoencoder, dit

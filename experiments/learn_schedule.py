@@ -28,8 +28,8 @@ from jax import Array
 from tqdm import tqdm
 
 import guidance_jax as gj
-from experiments import pictures
-from experiments.pictures import BLUE, GREEN, INK, ORANGE
+from experiments.tools import pictures
+from experiments.tools.pictures import BLUE, GREEN, INK, ORANGE
 
 COLORS = {"exact samples": INK, "best constant": BLUE, "best interval": GREEN, "learned": ORANGE}
 

@@ -21,8 +21,8 @@ from jax import Array
 from tqdm import tqdm
 
 import guidance_jax as gj
-from experiments import pictures
-from experiments.pictures import MUTED
+from experiments.tools import pictures
+from experiments.tools.pictures import MUTED
 
 SCHEDULE = gj.schedules.edm()
 

@@ -21,7 +21,7 @@ from jax import Array
 from PIL import Image, ImageOps
 
 import guidance_jax as gj
-from experiments import memory, pictures
+from experiments.tools import memory, pictures
 from guidance_jax.pretrained import text_to_image
 
 WAYS: dict[str, Callable[[Any], gj.Guidance]] = {

@@ -22,8 +22,8 @@ import tyro
 from jax import Array
 
 import guidance_jax as gj
-from experiments import pictures
-from experiments.pictures import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE
+from experiments.tools import pictures
+from experiments.tools.pictures import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE
 
 UNGUIDED, GUIDED = ("unguided", "weaker guide"), ("autoguidance", "CFG", "classifier", "interval", "APG", "calibrated", "both")
 COLORS = {"CFG": BLUE, "interval": ORANGE, "autoguidance": GREEN, "APG": INK, "calibrated": PURPLE, "both": MUTED}

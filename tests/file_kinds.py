@@ -18,8 +18,8 @@ from PIL import Image
 from published import SCHEDULER, TEXT, UNET, VAE, XL, write_model, write_tokenizer
 from safetensors.numpy import save_file
 
-from experiments import idx, shards
 from experiments.text_to_image import read as read_picture
+from experiments.tools import idx, shards
 from guidance_jax import pretrained
 from guidance_jax.pretrained import autoencoder, clip, schedulers, text_to_image, tokens, unet
 from guidance_jax.pretrained.settings import read_json

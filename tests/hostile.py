@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from file_kinds import KINDS, weights, zipped
 
-from experiments import idx, shards
+from experiments.tools import idx, shards
 
 MADE = tuple[Callable[[Path], Any], Callable[[Path], Any]]
 ZEROS = 1 << 26

@@ -139,7 +139,7 @@ def pickled(path, held):
 def imagenet(tmp_path_factory):
     """The script with two more models, on one device, and the directory of their weights."""
     from experiments import imagenet
-    from experiments.generate import generate
+    from experiments.tools.generate import generate
 
     weights = tmp_path_factory.mktemp("weights")
     small = imagenet.ADM(TINY, CLASSIFIER, ("small.pt", "classifier.pt"), 30.0)

@@ -12,8 +12,8 @@ from fuzz_files import fuzzed, hostile
 from hostile import FOUR, HOSTILE, pickles, tensors
 from PIL import Image
 
-from experiments import idx
 from experiments.text_to_image import read
+from experiments.tools import idx
 from guidance_jax.pretrained.settings import read_json
 
 EACH = 5

@@ -261,7 +261,7 @@ def test_a_wrong_directory_is_told(tmp_path):
 MEASURED = """
 import functools, json, sys
 import jax, jax.numpy as jnp
-from experiments import memory
+from experiments.tools import memory
 from guidance_jax.pretrained import text_to_image
 load = functools.partial(text_to_image.load, dtype=getattr(jnp, sys.argv[3]))
 jax.block_until_ready(load(sys.argv[2]))  # What packages take once.

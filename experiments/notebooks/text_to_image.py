@@ -86,7 +86,8 @@ if published:
     PROMPTS = ["a lighthouse on a cliff, oil painting", "a red fox in a forest, photograph"]
     NEGATIVE, PAIR = ("a red fox in a forest, photograph", "trees, leaves"), ("a red fox", "a lighthouse on a cliff")
 else:
-    from experiments import scenes, text_model
+    from experiments.text_digits import model as text_model
+    from experiments.text_digits import scenes
 
     size = text_model.Size(width=16, blocks=1, heads=2, text_width=8, text_blocks=1, text_heads=2) if TOY else text_model.SIZE
     out = Path(tempfile.mkdtemp()) if TOY else text_model.OUT

@@ -11,8 +11,10 @@ import tyro
 
 import guidance_jax as gj
 from bad_calls.world import Row, X
-from experiments import checkpoints, data, devices, digits, fashion_mnist, gaussians, generate, idx, models, shards, toy_2d
-from experiments.fit import Training
+from experiments import digits, gaussians, toy_2d
+from experiments.fashion_mnist import study
+from experiments.tools import checkpoints, data, devices, generate, idx, models, shards
+from experiments.tools.fit import Training
 
 NOWHERE = Path("/nowhere/at/all")
 
@@ -53,7 +55,7 @@ ROWS: dict[str, Row] = {
     "gradients of no length": (lambda: Training(10, clip=0.0), ValueError, r"clip must be positive.*0\.0"),
     "a snapshot after the end": (lambda: Training(steps=10, snapshots=(20,)), ValueError, r"1\.\.steps = 10, got \(20,\)"),
     "a study of one snapshot": (
-        lambda: fashion_mnist.Config(denoiser=dataclasses.replace(fashion_mnist.Config().denoiser, snapshots=())),
+        lambda: study.Config(denoiser=dataclasses.replace(study.Config().denoiser, snapshots=())),
         ValueError,
         r"two steps, weak and under-trained, got \(\)",
     ),

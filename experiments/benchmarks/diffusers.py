@@ -1,0 +1,217 @@
+"""The speed of text-to-image beside diffusers' own pipeline, in one run: same network, weights, latents, texts and steps.
+
+`python -m experiments.benchmarks.diffusers` needs PyTorch and diffusers, the extra `parity`. A U-Net of random weights runs
+DPM-Solver++ (2M) with classifier-free guidance, here as one compiled program and there as diffusers' StableDiffusionPipeline,
+in turn; the network alone, at the batch that guidance gives it, is timed beside them. The preset cpu takes a quarter of
+Stable Diffusion's widths in float32, gpu its full size in bfloat16, where diffusers runs under `torch.compile` too.
+"""
+
+import dataclasses
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+# PyTorch takes of the same memory.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+import tyro
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from jax import Array
+from tqdm import tqdm
+
+import guidance_jax as gj
+from guidance_jax import networks, pretrained
+from guidance_jax.pretrained.schedulers import scheduling
+from guidance_jax.pretrained.unet import Text, UNet2DCondition, unet_condition_config
+
+TOKENS = 77
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The speed of text-to-image beside diffusers' own pipeline."""
+
+    preset: Literal["cpu", "gpu"] = "cpu"
+    """A quarter of Stable Diffusion's widths at 32 x 32 latents, or all of it in bfloat16 at 64 x 64."""
+    out: Path = Path("out/diffusers")
+    """Where `diffusers.json` goes."""
+    batch: int = 1
+    """Images at a time; guidance doubles it for the network."""
+    steps: int = 20
+    """Sampler steps."""
+    scale: float = 7.5
+    """Of the guidance."""
+    rounds: int = 10
+    """How often all are timed in turn."""
+    smoke: bool = False
+    """A run of seconds, that shows the way but no result."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """A network in diffusers' terms, and where it runs."""
+
+    network: dict[str, Any]
+    side: int
+    dtype: str
+    device: str
+    compiled: bool
+
+
+QUARTER = {"block_out_channels": (80, 160, 320, 320), "cross_attention_dim": 192, "attention_head_dim": 2, "norm_num_groups": 8}
+PRESETS = {
+    "cpu": Preset(QUARTER, 32, "float32", "cpu", False),
+    "gpu": Preset({"cross_attention_dim": 768}, 64, "bfloat16", "cuda", True),
+    "smoke": Preset({**QUARTER, "block_out_channels": (8, 16, 16, 16)}, 8, "float32", "cpu", False),
+}
+SCHEDULER = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
+Run = Callable[[], Any]
+
+
+def published(preset: Preset) -> tuple[Any, Any]:
+    """diffusers' network and scheduler, of random weights."""
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(sample_size=preset.side, **preset.network).eval()
+    return unet, DPMSolverMultistepScheduler(**SCHEDULER)
+
+
+def inputs(preset: Preset, batch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Latents `[B, h, w, 4]`, and states of the prompt and of the empty text `[B, 77, d]`."""
+    rng = np.random.default_rng(0)
+    text = (batch, TOKENS, preset.network["cross_attention_dim"])
+    shapes = ((batch, preset.side, preset.side, 4), text, text)
+    latents, cond, uncond = (rng.standard_normal(shape).astype(np.float32) for shape in shapes)
+    return latents, cond, uncond
+
+
+def ours(unet: Any, scheduler: Any, preset: Preset, config: Config) -> tuple[Run, Run, dict[str, float]]:
+    """The guided run; the calls of the network that it makes; the seconds of loading and of compiling the run."""
+    start = time.perf_counter()
+    weights = pretrained.from_arrays({name: weight.float().numpy() for name, weight in unet.state_dict().items()})
+    build = lambda rngs: UNet2DCondition(unet_condition_config(unet.config), rngs=rngs)
+    apply, params = networks.from_nnx(pretrained.load(build, weights, dtype=preset.dtype))
+    jax.block_until_ready(params)
+    loaded = time.perf_counter() - start
+    x, cond, uncond = map(jnp.asarray, inputs(preset, config.batch))
+    published = scheduling(json.loads(scheduler.to_json_string()))
+    levels = published.levels(config.steps)
+
+    def generate(params: Any, keys: Array, x: Array, cond: Text, uncond: Text, scale: Array) -> Array:
+        denoise = gj.denoiser(lambda x, t, text: apply(params, x, t, text), predicts=published.predicts)
+        branches = gj.branches(denoise, cond=cond, uncond=uncond)
+        return gj.sample(keys, branches, gj.cfg(scale), gj.dpmpp_2m(), levels, x)
+
+    keys = jax.random.split(jax.random.key(0), config.batch)
+    arguments = params, keys, x, Text(cond), Text(uncond), jnp.float32(config.scale)
+    start = time.perf_counter()
+    program = jax.jit(generate).lower(*arguments).compile()
+    took = time.perf_counter() - start
+    both = jnp.concatenate([x, x]), jnp.full(2 * config.batch, 500.0), Text(jnp.concatenate([cond, uncond]))
+    network = jax.jit(apply).lower(params, *both).compile()
+
+    def bare() -> None:
+        for _ in range(config.steps):
+            network(params, *both).block_until_ready()
+
+    return lambda: np.asarray(program(*arguments)), bare, {"load": loaded, "compile": took}
+
+
+def theirs(unet: Any, scheduler: Any, preset: Preset, config: Config) -> Run:
+    """diffusers' pipeline on the same."""
+    dtype = getattr(torch, preset.dtype)
+    pipe = StableDiffusionPipeline(
+        vae=None,  # pyright: ignore[reportArgumentType]
+        text_encoder=None,  # pyright: ignore[reportArgumentType]
+        tokenizer=None,  # pyright: ignore[reportArgumentType]
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,  # pyright: ignore[reportArgumentType]
+        feature_extractor=None,  # pyright: ignore[reportArgumentType]
+        requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    latents, cond, uncond = (torch.from_numpy(each).to(preset.device, dtype) for each in inputs(preset, config.batch))
+    latents = latents.permute(0, 3, 1, 2)
+
+    def run() -> np.ndarray:
+        made = pipe(
+            prompt_embeds=cond,
+            negative_prompt_embeds=uncond,
+            latents=latents,
+            guidance_scale=config.scale,
+            num_inference_steps=config.steps,
+            output_type="latent",
+        )
+        return made.images.float().permute(0, 2, 3, 1).cpu().numpy()  # pyright: ignore[reportAttributeAccessIssue]
+
+    return run
+
+
+def seconds(run: Run) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Measure, print the table, write `diffusers.json`."""
+    if config.smoke:
+        config = dataclasses.replace(config, steps=4, rounds=2, out=config.out / "smoke")
+    preset = PRESETS["smoke" if config.smoke else config.preset]
+    unet, scheduler = published(preset)
+    guided, bare, took = ours(unet, scheduler, preset, config)
+    unet = unet.to(preset.device, getattr(torch, preset.dtype))
+    runs = {"guidance_jax": guided, "diffusers": theirs(unet, scheduler, preset, config), "network alone": bare}
+    if preset.compiled:
+        compiled = torch.compile(unet, mode="max-autotune", fullgraph=True)
+        runs["diffusers, torch.compile"] = theirs(compiled, scheduler, preset, config)
+    first = {name: seconds(run) for name, run in runs.items()}
+    here, there = guided(), runs["diffusers"]()
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for number in tqdm(range(config.rounds), desc="rounds"):
+        for name in list(runs)[:: 1 if number % 2 else -1]:
+            times[name].append(seconds(runs[name]))
+    results = {
+        "preset": config.preset,
+        "device": str(jax.devices()[0]),
+        "parameters": unet.num_parameters(),
+        "load_s": took["load"],
+        "compile_s": took["compile"],
+        "first_s": first,
+        "seconds": times,
+        "difference": float(np.abs(here - there).max() / there.std()),
+    }
+    report(config, preset, results)
+    config.out.mkdir(parents=True, exist_ok=True)
+    (config.out / "diffusers.json").write_text(json.dumps({**results, "config": dataclasses.asdict(config)}, default=str))
+    return results
+
+
+def report(config: Config, preset: Preset, results: dict[str, Any]) -> None:
+    """The table."""
+    times = results["seconds"]
+    print(
+        f"\nA U-Net of {results['parameters']:,} parameters in {preset.dtype} on {results['device']}, {config.steps} steps of "
+        f"DPM-Solver++ (2M) with CFG at batch {config.batch}, {torch.get_num_threads()} threads of PyTorch. Ours loads in "
+        f"{results['load_s']:.1f} s and compiles in {results['compile_s']:.1f} s; the latents differ by "
+        f"{results['difference']:.1e} of their standard deviation at most. Medians of {config.rounds} rounds.\n"
+    )
+    print("| | seconds | quartiles | ours takes, of this |\n|---|---|---|---|")
+    for name, taken in times.items():
+        low, middle, high = statistics.quantiles(taken, n=4, method="inclusive")
+        ratio = statistics.median(our / their for our, their in zip(times["guidance_jax"], taken, strict=True))
+        print(f"| {name} | {middle:.3f} | {low:.3f} to {high:.3f} | {ratio:.2f} |")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))

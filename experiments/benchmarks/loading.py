@@ -1,0 +1,100 @@
+"""What reading published weights takes of the host: memory beyond the parameters, and time.
+
+`python -m experiments.benchmarks.loading` writes the U-Net of Stable Diffusion 1.5 at full size with random weights, as float32
+and as float16. It loads each as float32 and as bfloat16, every time in a process of its own. A peak of 1 is the parameters
+alone; a second copy of them would make it 2. The files, 5.2 GB, are removed again. It needs the extra `pretrained`.
+"""
+
+import dataclasses
+import functools
+import json
+import multiprocessing
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tyro
+from safetensors.numpy import save_file
+from tqdm import tqdm
+
+from experiments.tools import memory
+from guidance_jax import pretrained
+from guidance_jax.pretrained.unet import UNet2DCondition, unet_condition_config
+
+STORED = ("float32", "float16")
+LOADED = ("float32", "bfloat16")
+STABLE_DIFFUSION: dict[str, Any] = {"cross_attention_dim": 768}
+SMOKE = {"block_out_channels": (8, 16, 16, 16), "cross_attention_dim": 12, "attention_head_dim": 2, "norm_num_groups": 4}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What reading published weights takes of the host."""
+
+    out: Path = Path("out/loading")
+    """Where `loading.json` goes, and the files of weights while they are needed."""
+    smoke: bool = False
+    """A run of seconds, that shows the way but no result."""
+
+    @property
+    def network(self) -> dict[str, Any]:
+        return SMOKE if self.smoke else STABLE_DIFFUSION
+
+
+def build(network: dict[str, Any]) -> functools.partial[UNet2DCondition]:
+    return functools.partial(UNet2DCondition, unet_condition_config(network))
+
+
+def write(network: dict[str, Any], dtype: str, file: Path) -> None:
+    """A file of random weights."""
+    rng = np.random.default_rng(0)
+    shapes = pretrained.published(pretrained.abstract(build(network)))
+    save_file({name: rng.random(leaf.shape, np.float32).astype(dtype) for name, leaf in shapes.items()}, file)
+
+
+def measure(network: dict[str, Any], dtype: str, file: Path) -> dict[str, float]:
+    """Of loading a file: the parameters' gigabytes, the peak of memory as a multiple of them, the seconds."""
+    pretrained.abstract(build(network))  # What tracing needs is no matter of the weights.
+    start = time.perf_counter()
+    params, peak = memory.peak(
+        lambda: jax.block_until_ready(
+            jax.tree.leaves(pretrained.load(build(network), pretrained.open_weights(file), dtype=dtype))
+        )
+    )
+    size = sum(leaf.nbytes for leaf in params)
+    return {"gigabytes": size / 1e9, "peak": peak / size, "seconds": time.perf_counter() - start}
+
+
+def main(config: Config) -> list[dict[str, Any]]:
+    """Write, load and measure; returns what `loading.json` holds."""
+    config.out.mkdir(parents=True, exist_ok=True)
+    rows = []
+    with (
+        tempfile.TemporaryDirectory(dir=config.out) as place,
+        ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as processes,
+        tqdm(total=len(STORED) * (1 + len(LOADED)), unit="step") as bar,
+    ):
+        for stored in STORED:
+            file = Path(place) / f"{stored}.safetensors"
+            bar.set_description(f"write {stored}")
+            processes.submit(write, config.network, stored, file).result()
+            bar.update()
+            for loaded in LOADED:
+                bar.set_description(f"load {stored} as {loaded}")
+                row = processes.submit(measure, config.network, loaded, file).result()
+                rows.append({"stored": stored, "loaded": loaded} | row)
+                bar.update()
+    (config.out / "loading.json").write_text(json.dumps(rows, indent=1))
+    print("| file | parameters | GB | peak of host memory, of the parameters | seconds |\n|---|---|---|---|---|")
+    for row in rows:
+        told = f"{row['gigabytes']:.2f} | {row['peak']:.2f} | {row['seconds']:.1f}"
+        print(f"| {row['stored']} | {row['loaded']} | {told} |")
+    return rows
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))

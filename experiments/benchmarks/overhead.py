@@ -1,0 +1,397 @@
+"""What guidance costs beyond the network: a guided run against the bare network, in one run and process.
+
+`python -m experiments.benchmarks.overhead`. The bare network is called, jitted, at the batch that guidance gives it, as often
+as the guided run evaluates it; both are timed in turn and the ratio is the median over the pairs. What an interval or a
+classifier needs besides, the network at the batch without guidance or the classifier's gradient, counts as work of the bare
+side, in running and in compiling. A second table has a row for every method, on the DiT. A third one is of `sample` outside of
+`jit`: what it compiles anew, and how often it traces the network under differently gated guidances.
+"""
+
+import dataclasses
+import json
+import resource
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from flax import nnx
+from jax import Array
+from tqdm import tqdm
+
+import guidance_jax as gj
+
+CLASSES = 10
+
+
+class Traces:
+    """The network's traces. A list that it read would be a part of what it depends on; a class is not."""
+
+    seen: ClassVar[list[tuple[int, ...]]] = []
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What guidance costs beyond the network."""
+
+    out: Path = Path("out/overhead")
+    """Where `overhead.json` goes."""
+    steps: int = 20
+    """Sampler steps."""
+    pairs: int = 15
+    """Timed pairs of runs; the median ratio is reported."""
+    networks: bool = True
+    """Whether to time every network with the four usual ways of guidance."""
+    methods: bool = True
+    """Whether to time every method on the DiT, over half the steps."""
+    programs: bool = True
+    """Whether to count what `sample` outside of `jit` compiles, on the toy network."""
+    smoke: bool = False
+    """A run of seconds, that shows the way but no result."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 4 or self.pairs < 1:
+            raise ValueError(f"steps must be at least 4 and pairs at least 1, got {self.steps} and {self.pairs}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A network and the batch it is guided at."""
+
+    shape: tuple[int, ...]
+    batch: int
+    network: Callable[[nnx.Rngs], nnx.Module]
+    classifier: Callable[[nnx.Rngs], nnx.Module]
+
+
+DIT = gj.networks.DiTConfig((16, 16, 3), CLASSES, width=192, blocks=6, heads=3, patch=2)
+UNET = gj.networks.UNetConfig((32, 32, 3), CLASSES, widths=(32, 64, 128), blocks=1)
+SMALL = {"width": 32, "blocks": 1}
+CASES = {
+    "MLP, toy": Case(
+        (2,),
+        1024,
+        lambda rngs: gj.networks.MLP((2,), CLASSES, width=64, blocks=2, rngs=rngs),
+        lambda rngs: gj.networks.MLPClassifier((2,), CLASSES, **SMALL, rngs=rngs),
+    ),
+    "DiT": Case(
+        tuple(DIT.shape),
+        4,
+        lambda rngs: gj.networks.DiT(DIT, rngs=rngs),
+        lambda rngs: gj.networks.MLPClassifier(DIT.shape, CLASSES, **SMALL, rngs=rngs),
+    ),
+    "U-Net": Case(
+        tuple(UNET.shape),
+        2,
+        lambda rngs: gj.networks.UNet(UNET, rngs=rngs),
+        lambda rngs: gj.networks.UNetClassifier(UNET, rngs=rngs),
+    ),
+}
+
+
+def seconds(run: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    jax.block_until_ready(run())
+    return time.perf_counter() - start
+
+
+def memory(program: Any) -> int:
+    """The bytes of a program's arguments, results and intermediate values at their peak."""
+    used = program.memory_analysis()
+    return used.argument_size_in_bytes + used.output_size_in_bytes + used.temp_size_in_bytes
+
+
+def compiled(function: Callable[..., Any], *arguments: Any) -> tuple[Callable[..., Any], float]:
+    """The compiled program, and the seconds of tracing and compiling it, the least of two."""
+
+    def once() -> tuple[Callable[..., Any], float]:
+        jax.clear_caches()
+        start = time.perf_counter()
+        return jax.jit(lambda *a: function(*a)).lower(*arguments).compile(), time.perf_counter() - start
+
+    return min(once(), once(), key=lambda result: result[1])
+
+
+def measure(case: Case, config: Config) -> list[dict[str, Any]]:
+    """A row for each method."""
+    apply, params = gj.networks.from_nnx(case.network(nnx.Rngs(0)))
+    classify, weights = gj.networks.from_nnx(case.classifier(nnx.Rngs(1)))
+    levels = gj.levels(gj.schedules.cosine(), config.steps, gj.spacings.karras())
+    keys = jax.random.split(jax.random.key(0), case.batch)
+    labels = jnp.arange(case.batch) % CLASSES
+    inside = config.steps // 2
+    low, high = levels.ratio[config.steps // 4 + inside], levels.ratio[config.steps // 4]
+
+    def guided(method: str) -> Callable[..., Array]:
+        def run(params: Any, weights: Any, keys: Array, labels: Array, scale: Array, low: Array, high: Array) -> Array:
+            denoise = gj.denoiser(lambda x, t, cond: apply(params, x, t, cond), predicts="v")
+            log_prob = gj.scores.class_log_prob(lambda x, t: classify(weights, x, t), labels, CLASSES)
+            guidance = {
+                "no guidance": gj.chain(),
+                "CFG": gj.cfg(scale),
+                "CFG in an interval": gj.during(gj.cfg(scale), low, high),
+                "classifier": gj.classifier(log_prob, scale),
+            }[method]
+            branches = gj.branches(denoise, cond=labels, uncond=jnp.full_like(labels, CLASSES))
+            return gj.sample(keys, branches, guidance, gj.ddim(), levels, case.shape)
+
+        return run
+
+    def network_at(batch: int) -> tuple[Callable[[], Any], float]:
+        x, t = jnp.ones((batch, *case.shape)), jnp.full(batch, 0.5)
+        cond = jnp.arange(batch) % CLASSES
+        program, took = compiled(apply, params, x, t, cond)
+        return lambda: program(params, x, t, cond), took
+
+    def gradient() -> tuple[Callable[[], Any], float]:
+        log_prob = gj.scores.class_log_prob(lambda x, t: classify(weights, x, t), labels, CLASSES)
+        level, x = gj.schedules.cosine()(0.5), jnp.ones((case.batch, *case.shape))
+        program, took = compiled(lambda x: gj.scores.classifier_score(log_prob, x, level), x)
+        return lambda: program(x), took
+
+    single, double, pull = network_at(case.batch), network_at(2 * case.batch), gradient()
+    n = config.steps
+    # Of each method: what the bare side calls, with its compile time and how often; and the evaluations per sample.
+    bare = {
+        "no guidance": ([(*single, n)], n),
+        "CFG": ([(*double, n)], 2 * n),
+        "CFG in an interval": ([(*double, inside), (*single, n - inside)], n + inside),
+        "classifier": ([(*single, n), (*pull, n)], n),
+    }
+    arguments = params, weights, keys, labels, jnp.float32(2.0), low, high
+    rows = []
+    for method, (calls, evaluations) in tqdm(bare.items(), desc="methods", leave=False):
+        program, compile_guided = compiled(guided(method), *arguments)
+
+        def guided_run(program: Callable[..., Any] = program) -> Any:
+            return program(*arguments)
+
+        def bare_run(calls: list[tuple[Callable[[], Any], float, int]] = calls) -> None:
+            for call, _, times in calls:
+                for _ in range(times):
+                    jax.block_until_ready(call())
+
+        seconds(guided_run)
+        seconds(bare_run)
+        pairs = [(seconds(bare_run), seconds(guided_run)) for _ in range(config.pairs)]
+        rows.append(
+            {
+                "method": method,
+                "evaluations": evaluations,
+                "network_ms": 1e3 * float(np.median([seconds(calls[0][0]) for _ in range(20)])),
+                "bare_s": float(np.median([b for b, _ in pairs])),
+                "guided_s": float(np.median([g for _, g in pairs])),
+                "program_mb": memory(program) / 2**20,
+                "ratio": float(np.median([g / b for b, g in pairs])),
+                "compile_bare_s": sum(took for _, took, _ in calls),
+                "compile_guided_s": compile_guided,
+            }
+        )
+    return rows
+
+
+def every_method(scale: Array, labels: Array, shape: tuple[int, ...], log_prob: Any) -> dict[str, gj.Guidance]:
+    """A usual setting of every method, on images `[B, H, W, C]`."""
+    target = jnp.zeros((len(labels), *shape))
+    near = lambda x0: -((x0 - target) ** 2).mean((1, 2, 3))
+    left = lambda x0: x0[:, :, : shape[1] // 2]
+    widen = lambda y: jnp.concatenate([y, 0 * y], axis=2)
+    return {
+        "cfg": gj.cfg(scale),
+        "autoguidance": gj.autoguidance(scale),
+        "compose (3 conditions)": gj.compose({"cond": scale, "image": scale, "negative": -scale}),
+        "dual_cfg": gj.dual_cfg(scale, scale),
+        "perturbed": gj.perturbed(scale),
+        "perturbed and cfg": gj.chain(gj.cfg(scale), gj.perturbed(scale)),
+        "icg": gj.icg(scale),
+        "perp_neg": gj.perp_neg(scale, {"negative": 1.0}),
+        "tcfg": gj.tcfg(scale),
+        "mambo_g": gj.mambo_g(scale),
+        "power_law": gj.power_law(scale),
+        "beta_cfg": gj.in_space("eps", gj.beta_cfg(scale)),
+        "recfg": gj.in_space("eps", gj.recfg(scale, 0.9)),
+        "fdg": gj.fdg((2 * scale, scale)),
+        "fresca": gj.fresca(scale),
+        "apg": gj.apg(scale),
+        "cfg_zero_star": gj.cfg_zero_star(scale),
+        "cfg_pp": gj.cfg_pp(scale / 10),
+        "feedback": gj.feedback(0.9),
+        "reg": gj.reg(gj.cfg(scale)),
+        "rescale after cfg": gj.chain(gj.cfg(scale), gj.in_space("v", gj.rescale(0.7))),
+        "dynamic_threshold after cfg": gj.chain(gj.cfg(scale), gj.dynamic_threshold()),
+        "reuse(cfg, 2)": gj.reuse(gj.cfg(scale), 2),
+        "linear_reuse": gj.linear_reuse(scale, jnp.array([1.0, -1.0, 1.0])),
+        "adaptive(cfg)": gj.adaptive(gj.cfg(scale)),
+        "classifier": gj.classifier(log_prob, scale),
+        "mean_shift": gj.mean_shift(log_prob, scale),
+        "universal": gj.universal(near, scale),
+        "dps": gj.dps(left, left(target), scale),
+        "pigdm": gj.pigdm(left, widen, left(target)),
+        "lgd": gj.lgd(near, scale),
+        "mpgd": gj.mpgd(near, scale),
+        "freedom": gj.freedom(near, scale),
+        "tfg": gj.tfg(near, scale, scale),
+    }
+
+
+def measure_methods(case: Case, config: Config) -> list[dict[str, Any]]:
+    """A row for every method: its evaluations, and the time of a run against the bare calls that these are."""
+    apply, params = gj.networks.from_nnx(case.network(nnx.Rngs(0)))
+    classify, weights = gj.networks.from_nnx(case.classifier(nnx.Rngs(1)))
+    steps, b = max(config.steps // 2, 2), case.batch
+    levels = gj.levels(gj.schedules.cosine(), steps, gj.spacings.karras())
+    keys, labels = jax.random.split(jax.random.key(0), b), jnp.arange(b) % CLASSES
+    told = {name: (labels + i) % CLASSES for i, name in enumerate(("cond", "weak", "perturbed", "negative", "image"))}
+    conds: Any = told | {"uncond": jnp.full_like(labels, CLASSES), "random": gj.conditions.random_labels(CLASSES)}
+
+    def log_prob(weights: Any) -> Callable[..., Array]:
+        return gj.scores.class_log_prob(lambda x, t: classify(weights, x, t), labels, CLASSES)
+
+    def arguments(params: Any, weights: Any, scale: Array, method: str) -> Any:
+        denoise = gj.denoiser(lambda x, t, cond: apply(params, x, t, cond), predicts="v")
+        guidance = every_method(scale, labels, case.shape, log_prob(weights))[method]
+        return keys, gj.branches(denoise, **conds), guidance, gj.ddim(), levels, case.shape
+
+    def call(function: Callable[..., Any], *given: Any) -> Callable[[], Any]:
+        program = jax.jit(function)
+        return lambda: jax.block_until_ready(program(*given))
+
+    def network(n: int) -> Callable[[], Any]:
+        return call(apply, params, jnp.ones((n * b, *case.shape)), jnp.full(n * b, 0.5), jnp.arange(n * b) % CLASSES)
+
+    def both_ways(params: Any, x: Array, t: Array, cond: Array) -> Any:
+        out, pull = jax.vjp(lambda x: apply(params, x, t, cond), x)
+        return out, pull(out)
+
+    at = jnp.ones((b, *case.shape)), jnp.full(b, 0.5), labels
+    schedule_at = lambda t: gj.schedules.cosine()(0.5).replace(t=t[0])
+    pull = call(jax.grad(lambda x, weights, t: log_prob(weights)(x, schedule_at(t)).sum()), at[0], weights, at[1])
+    forward = {n: network(n) for n in range(1, 5)}
+    forward_backward = call(both_ways, params, *at)
+    scale, rows = jnp.float32(2.0), []
+    names = list(every_method(scale, labels, case.shape, log_prob(weights)))
+    for method in tqdm(names[::8] if config.smoke else names, desc="methods"):
+        guided = jax.jit(lambda params, weights, scale, m=method: gj.sample(*arguments(params, weights, scale, m)))
+        guidance = arguments(params, weights, scale, method)[2]
+        evaluations = int(gj.evaluations(*arguments(params, weights, scale, method)))
+        n = len(guidance.needs | {"cond"})
+        # In how many steps all branches were asked for; in the others the base alone was.
+        full = (evaluations - steps) // (n - 1) if n > 1 else 0
+        calls = [(forward[n], full), (forward[1], steps - full)]
+        if guidance.derivatives:
+            calls = [(forward_backward, steps), (forward[max(n - 1, 1)], full)]
+        if method in ("classifier", "mean_shift"):
+            calls.append((pull, steps))
+
+        def bare(calls: list[tuple[Callable[[], Any], int]] = calls) -> None:
+            for one, times in calls:
+                for _ in range(times):
+                    one()
+
+        def run(guided: Callable[..., Any] = guided) -> Any:
+            return guided(params, weights, scale)
+
+        seconds(run)
+        seconds(bare)
+        pairs = [(seconds(bare), seconds(run)) for _ in range(config.pairs)]
+        rows.append(
+            {
+                "method": method,
+                "evaluations": evaluations,
+                "backward": steps if guidance.derivatives else 0,
+                "bare_s": float(np.median([one for one, _ in pairs])),
+                "guided_s": float(np.median([two for _, two in pairs])),
+                "ratio": float(np.median([two / one for one, two in pairs])),
+            }
+        )
+    return rows
+
+
+def measure_programs(case: Case, config: Config, gates: int = 7) -> list[dict[str, Any]]:
+    """Seconds and traces of the network for calls of `sample` outside of `jit`, one after another."""
+    apply, params = gj.networks.from_nnx(case.network(nnx.Rngs(0)))
+    levels = gj.levels(gj.schedules.cosine(), config.steps, gj.spacings.karras())
+    labels, rows = jnp.arange(case.batch) % CLASSES, []
+    null = jnp.full_like(labels, CLASSES)
+
+    def network(params: Any, x: Array, t: Array, cond: Array) -> Array:
+        Traces.seen.append(x.shape)
+        return apply(params, x, t, cond)
+
+    def run(call: str, guidance: gj.Guidance, params: Any = params, seed: int = 0, weak: int = 1) -> None:
+        denoise = gj.denoiser(jax.tree_util.Partial(network, params), predicts="v")
+        nulls: dict[str, Any] = {f"uncond{i}": null for i in range(weak)}
+        branches = gj.branches(denoise, cond=labels, **nulls)
+        keys = jax.random.split(jax.random.key(seed), case.batch)
+        Traces.seen.clear()
+        took = seconds(lambda: gj.sample(keys, branches, guidance, gj.ddim(), levels, case.shape))
+        rows.append({"call": call, "seconds": took, "traces": len(Traces.seen)})
+
+    def gated(scale: float, count: int = 1, high: float = 5.0) -> gj.Guidance:
+        parts = (gj.during(gj.cfg(scale, uncond=f"uncond{i}"), 0.1 * (i + 1), high + i) for i in range(count))
+        return gj.chain(*parts)
+
+    run("first", gated(2.0))
+    run("second", gated(2.0))
+    run("another scale", gated(3.0))
+    run("another interval", gated(3.0, high=4.0))
+    run("other parameters", gated(3.0), jax.tree.map(lambda leaf: 0.9 * leaf, params))
+    run("another key", gated(3.0), seed=1)
+    for count in range(1, (2 if config.smoke else gates) + 1):
+        run(f"first of {count} intervals", gj.chain(gated(2.0, count), gj.chain()), weak=count)
+    return rows
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Measure, print the table, write `overhead.json`."""
+    if config.smoke:
+        config = dataclasses.replace(config, steps=4, pairs=2, out=config.out / "smoke")
+    config.out.mkdir(parents=True, exist_ok=True)
+    results: dict[str, Any] = {"device": str(jax.devices()[0]), "steps": config.steps, "cases": {}}
+    for name, case in tqdm(CASES.items(), desc="networks"):
+        if config.networks:
+            results["cases"][name] = measure(case, config)
+    if config.methods:
+        results["methods"] = measure_methods(CASES["DiT"], config)
+    if config.programs:
+        results["programs"] = measure_programs(CASES["MLP, toy"], config)
+    results["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(
+        f"\n{config.steps} DDIM steps on {results['device']}; ratio: guided run / bare network, median of {config.pairs} pairs"
+    )
+    print(
+        "  network    method               evaluations  network ms  bare s  guided s   ratio  memory MB"
+        "  compile: bare  guided  ratio"
+    )
+    for name, rows in results["cases"].items():
+        for row in rows:
+            times = row["compile_guided_s"] / row["compile_bare_s"]
+            print(
+                f"  {name:10} {row['method']:20} {row['evaluations']:11d} {row['network_ms']:11.2f} {row['bare_s']:8.3f}"
+                f" {row['guided_s']:9.3f} {row['ratio']:7.3f} {row['program_mb']:10.1f} {row['compile_bare_s']:13.2f} s"
+                f" {row['compile_guided_s']:6.2f} s {times:6.2f}"
+            )
+    if config.methods:
+        print(f"\nEvery method on the DiT at batch {CASES['DiT'].batch}, {max(config.steps // 2, 2)} DDIM steps")
+        print("  method                        evaluations  backward  bare s  guided s   ratio")
+        for row in results["methods"]:
+            print(
+                f"  {row['method']:28} {row['evaluations']:12d} {row['backward']:9d} {row['bare_s']:7.3f}"
+                f" {row['guided_s']:9.3f} {row['ratio']:7.3f}"
+            )
+    if config.programs:
+        print("\nsample outside of jit, on the toy network; how often the network is traced")
+        print("  call                           seconds  traces")
+        for row in results["programs"]:
+            print(f"  {row['call']:28} {row['seconds']:9.4f} {row['traces']:7d}")
+    print(f"Peak memory of the process: {results['peak_memory_mb']:.0f} MB.")
+    (config.out / "overhead.json").write_text(json.dumps(results, indent=1))
+    return results
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))

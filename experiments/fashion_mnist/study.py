@@ -1,0 +1,269 @@
+"""The guidance table of a paper, on Fashion-MNIST: train, sweep every method's scale, judge, report.
+
+`python -m experiments.fashion_mnist` is planned for an hour on 2 CPU cores, `... small` about ten minutes, `... gpu` has
+networks and sample sizes of a paper. Every stage goes on where it was stopped; all of it lies in `out/fashion_mnist`, and
+`report.md` is what to read.
+
+The judge is a classifier of clean images that no guidance sees. Its features give the Frechet distance (here called FD, not
+FID: that is Inception's), precision, recall, density and coverage, all against the 10,000 held-out images.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax import Array
+
+import guidance_jax as gj
+from experiments.fashion_mnist import report
+from experiments.fashion_mnist.sweep import SCALES, Sweep, headlines
+from experiments.tools import data, devices, models
+from experiments.tools.evaluator import Evaluator, Judge, jitter
+from experiments.tools.fit import Training, fit, run_directory
+
+CLEAN = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Guidance on Fashion-MNIST, from the data to the report."""
+
+    out: Path = Path("out/fashion_mnist")
+    """Where data, checkpoints, samples and the report go."""
+    dataset: str = "fashion_mnist"
+    """The TFDS name of a set of labelled images."""
+    manual_dir: Path | None = None
+    """A folder of the set's four IDX files, where it is not to be downloaded: Debian's package dataset-fashion-mnist puts them
+    in /usr/share/datasets/fashion-mnist."""
+    seed: int = 0
+    """Of everything random."""
+    network: gj.networks.UNetConfig = gj.networks.UNetConfig((28, 28, 1), 10, widths=(32, 64), patch=2)
+    """The network to be guided. Shape and classes are those of the data."""
+    classifier_network: gj.networks.UNetConfig = gj.networks.UNetConfig((28, 28, 1), 10, widths=(32, 64), patch=2)
+    """The classifiers that guide, one trained on noisy images and one on clean ones."""
+    evaluator_width: int = 32
+    """Channels of the judge's first convolution; there are three."""
+    denoiser: Training = Training(steps=7000, batch=64, learning_rate=2e-3, snapshots=(300, 1000))
+    """Its averaged parameters at the second snapshot are the under-trained model, at the first the one that guides it."""
+    classifier: Training = Training(steps=3500, batch=64, weight_decay=0.05)
+    """Of both classifiers that guide."""
+    evaluator: Training = Training(steps=5000, batch=64, learning_rate=2e-3, weight_decay=0.05)
+    """Of the judge."""
+    loss: Literal["v", "min_snr", "edm"] = "v"
+    """Of the denoiser: the error in v, that weighted by min-SNR, or EDM's preconditioning, weight and noise levels."""
+    drop_rate: float = 0.1
+    """The probability of dropping the label in training."""
+    steps: int = 12
+    """Steps of DPM-Solver++ 2M, on Karras' levels."""
+    samples: int = 2000
+    """Samples a point of the sweeps, in equal parts for each class."""
+    headline: int = 5000
+    """Samples of each row of the headline table."""
+    calibration: int = 1000
+    """Samples on which the calibrated scale is measured."""
+    batch: int = 250
+    """Samples at once."""
+    coordinator: str | None = None
+    """Of several processes, as `jax.distributed` takes it: host:port."""
+    processes: int | None = None
+    process: int | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.denoiser.snapshots) != 2:
+            raise ValueError(f"denoiser.snapshots must be two steps, weak and under-trained, got {self.denoiser.snapshots}.")
+        if not 1 <= self.samples <= self.headline or self.steps < 1 or not 0 <= self.drop_rate <= 1:
+            raise ValueError("samples and steps must be at least 1, headline at least samples, drop_rate in [0, 1].")
+
+
+PRESETS: dict[str, tuple[str, Config]] = {
+    "default": ("About an hour on 2 CPU cores.", Config()),
+    "small": (
+        "About ten minutes on 2 CPU cores: fewer steps and samples.",
+        Config(
+            out=Path("out/fashion_mnist_small"),
+            denoiser=Training(steps=1000, batch=64, learning_rate=2e-3, ema=0.99, snapshots=(100, 300)),
+            classifier=Training(steps=500, batch=64, weight_decay=0.05),
+            evaluator=Training(steps=1000, batch=64, learning_rate=2e-3, weight_decay=0.05),
+            steps=8,
+            samples=200,
+            headline=400,
+            batch=200,
+        ),
+    ),
+    "gpu": (
+        "Networks and sample sizes of a paper, for one GPU.",
+        Config(
+            out=Path("out/fashion_mnist_gpu"),
+            network=gj.networks.UNetConfig(
+                (28, 28, 1), 10, widths=(128, 256), blocks=2, attention=(1,), patch=1, dtype="bfloat16"
+            ),
+            denoiser=Training(steps=50_000, batch=512, snapshots=(1000, 5000)),
+            classifier=Training(steps=10_000, batch=512, weight_decay=0.05),
+            evaluator=Training(steps=10_000, batch=256, weight_decay=0.05),
+            steps=18,
+            samples=10_000,
+            headline=50_000,
+            batch=1000,
+        ),
+    ),
+    "smoke": (
+        "Seconds, that show the way but no result.",
+        Config(
+            out=Path("out/fashion_mnist_smoke"),
+            dataset="digits",
+            network=gj.networks.UNetConfig((8, 8, 1), 10, widths=(8, 16), heads=2),
+            classifier_network=gj.networks.UNetConfig((8, 8, 1), 10, widths=(8, 16), heads=2),
+            evaluator_width=8,
+            denoiser=Training(steps=30, batch=32, snapshots=(10, 20)),
+            classifier=Training(steps=10, batch=32),
+            evaluator=Training(steps=10, batch=32),
+            steps=3,
+            samples=50,
+            headline=100,
+            calibration=100,
+            batch=50,
+        ),
+    ),
+}
+
+
+def losses(config: Config, apply: dict[str, Callable[..., Array]], null: int) -> dict[str, Callable[..., Array]]:
+    """`{network: loss(params, key, images, labels)}`."""
+
+    def denoiser(params: Any, key: Array, images: Array, labels: Array) -> Array:
+        drop, levels, noise = jax.random.split(key, 3)
+        labels = gj.training.drop(drop, labels, null, config.drop_rate)
+        draw = gj.training.log_normal_levels if config.loss == "edm" else gj.training.noise_levels
+        level = draw(levels, models.SCHEDULE, len(images))
+        network = lambda x, t, cond: apply["denoiser"](params, x, t, cond)
+        if config.loss == "edm":
+            return gj.training.edm_loss(network, models.SIGMA_DATA, noise, images, level, labels).mean()
+        weight = gj.training.min_snr(level, "v") if config.loss == "min_snr" else 1.0
+        return (weight * gj.training.denoising_loss(network, "v", noise, images, level, labels)).mean()
+
+    def classifier(params: Any, key: Array, images: Array, labels: Array) -> Array:
+        levels, noise = jax.random.split(key)
+        level = gj.training.noise_levels(levels, models.SCHEDULE, len(images))
+        return gj.training.classifier_loss(lambda x, t: apply["classifier"](params, x, t), noise, images, level, labels).mean()
+
+    cross_entropy = optax.softmax_cross_entropy_with_integer_labels
+
+    def clean(params: Any, key: Array, images: Array, labels: Array) -> Array:
+        return cross_entropy(apply["clean"](params, images, jnp.full(len(images), CLEAN)), labels).mean()
+
+    def evaluator(params: Any, key: Array, images: Array, labels: Array) -> Array:
+        return cross_entropy(apply["evaluator"](params, jitter(key, images, noise=0.0)), labels).mean()
+
+    return {"denoiser": denoiser, "classifier": classifier, "clean": clean, "evaluator": evaluator}
+
+
+def plan(config: Config, networks: dict[str, models.Trained], shape: tuple[int, ...]) -> None:
+    """Print how many operations the run will take, counted by the compiler."""
+    x, t, labels = jnp.zeros((1, *shape)), jnp.zeros(1), jnp.zeros(1, jnp.int32)
+    inputs = {"denoiser": (x, t, labels), "classifier": (x, t), "clean": (x, t), "evaluator": (x,)}
+    one = {}
+    for name, (apply, params, _) in networks.items():
+        counted: Any = jax.jit(apply).lower(params, *inputs[name]).cost_analysis()
+        one[name] = counted["flops"]
+    trainings = {"denoiser": config.denoiser, "clean": config.classifier, "classifier": config.classifier}
+    trainings["evaluator"] = config.evaluator
+    # A gradient is worth two forward passes.
+    training = sum(3 * one[name] * each.steps * each.batch for name, each in trainings.items())
+    contrasts = sum(len(scales) for way, scales in SCALES.items() if "classifier" not in way)
+    steered = sum(len(scales) for way, scales in SCALES.items() if "classifier" in way)
+    # Three models without guidance, and sixteen headlines, most of them of two branches.
+    passes = config.samples * (2 * contrasts + steered + 3) + config.headline * 27
+    sampling = config.steps * (passes * one["denoiser"] + steered * config.samples * 3 * one["classifier"])
+    told = f"training {training / 1e12:.1f} TFLOP, sampling {sampling / 1e12:.1f}"
+    print(f"plan: {told}; at 100 GFLOP/s that is {(training + sampling) / 6e12:.0f} minutes")
+
+
+def train(config: Config, train_set: data.Data, held_out: data.Data) -> tuple[models.Run, Judge, str]:
+    """The networks, the judge, and a digest of all that they depend on."""
+    shape, classes = train_set.images.shape[1:], train_set.classes
+    sized = lambda network: dataclasses.replace(network, shape=shape, classes=classes)
+    described = {
+        "denoiser": models.describe("UNet", sized(config.network), "edm" if config.loss == "edm" else "v"),
+        "classifier": models.describe("UNetClassifier", sized(config.classifier_network)),
+        "clean": models.describe("UNetClassifier", sized(config.classifier_network)),
+    }
+    judge = Evaluator(shape, classes, config.evaluator_width, 3, rngs=nnx.Rngs(config.seed))
+    networks = {name: models.build(told, config.seed) for name, told in described.items()}
+    networks["evaluator"] = models.Trained(*gj.networks.from_nnx(judge))
+    described["evaluator"] = {"kind": "Evaluator", "config": {"width": config.evaluator_width, "jitter": "a pixel"}}
+    wanted = losses(config, {name: network.apply for name, network in networks.items()}, classes)
+    plan(config, networks, shape)
+    entries, checkpoints = {}, config.out / "checkpoints"
+    for name, (_, params, _) in networks.items():
+        training = config.classifier if name == "clean" else getattr(config, name)
+        identity = {
+            "network": described[name],
+            "data": f"{config.dataset} {train_set.version}, {len(train_set.labels)} images",
+            **({"drop_rate": config.drop_rate, "loss": config.loss} if name == "denoiser" else {}),
+        }
+        with contextlib.closing(data.batches(train_set, training.batch, config.seed)) as batches:
+            params = fit(name, wanted[name], params, batches, training, config.seed, checkpoints, identity)
+        kept = run_directory(name, training, config.seed, checkpoints, identity)
+        entries[name] = described[name] | {"checkpoint": str(kept.relative_to(config.out.absolute()))}
+        networks[name] = networks[name]._replace(params=params)
+    weak, early = config.denoiser.snapshots
+    entries |= {"weak": entries["denoiser"] | {"step": weak}, "early": entries["denoiser"] | {"step": early}}
+    trained = Judge(judge, networks["evaluator"].params, held_out)
+    del entries["evaluator"]
+    devices.first(lambda: models.save(config.out, shape, train_set.names, entries))
+    digest = hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()[:12]
+    return models.load(config.out), trained, digest
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Run it all; returns what `metrics.json` holds."""
+    devices.start(config.coordinator, config.processes, config.process)
+    start = time.perf_counter()
+    config.out.mkdir(parents=True, exist_ok=True)
+    jax.config.update("jax_compilation_cache_dir", str((config.out / "compilation_cache").absolute()))
+    train_set, held_out = (
+        data.load(config.dataset, split, config.out / "data", config.manual_dir) for split in ("train", "test")
+    )
+    run, judge, digest = train(config, train_set, held_out)
+    trained = time.perf_counter()
+    run = models.calibrated(run, config.calibration, config.batch)
+    assert run.curve is not None
+    samples = config.out / "samples"
+    sweep = Sweep(run, judge, samples, digest, steps=config.steps, batch=config.batch, seed=config.seed + 1)
+    plain = {way: sweep.row(way, 1.0, config.samples) for way in ("unconditional", "conditional", "early")}
+    starts = {
+        "classifier": "unconditional",
+        "clean_classifier": "unconditional",
+        "early_cfg": "early",
+        "early_autoguidance": "early",
+    }
+    curves = {
+        way: [
+            plain[starts.get(way, "conditional")] | {"scale": 0.0 if "classifier" in way else 1.0},
+            *(sweep.row(way, scale, config.samples) for scale in scales),
+        ]
+        for way, scales in SCALES.items()
+    }
+    rows = {name: sweep.row(way, scale, config.headline) for name, (way, scale) in headlines(curves).items()}
+    real = np.round((train_set.images[: config.headline] + 1) * 127.5).astype(np.uint8)
+    metrics = {
+        "evaluator_accuracy": judge.accuracy,
+        "real": judge(real, train_set.labels[: config.headline]),
+        "curves": curves,
+        "rho": dict(zip(map("{:.4g}".format, np.asarray(run.curve.ratio)), np.asarray(run.curve.rho).tolist(), strict=True)),
+        "headlines": rows,
+        "seconds": {"training": trained - start, "all": time.perf_counter() - start},
+    }
+    (config.out / "metrics.json").write_text(json.dumps(metrics, indent=1))
+    report.write(config, metrics, sweep, held_out)
+    return metrics

@@ -1,0 +1,355 @@
+"""One trainer for every network: data parallel, logged, and resumed to the bit after any kill."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+import guidance_jax as gj
+from experiments.tools import devices, disk
+from experiments.tools.checkpoints import Checkpoints, claim, host, kept, leaves, put, restore
+from experiments.tools.progress import Events, Waiting
+
+__all__ = ["Batches", "Training", "fit", "restore", "run_directory"]
+
+LOG_EVERY = 20
+MEND = "Lower the learning rate, or look at the batch of that step."
+NOT_THE_RESULT = ("checkpoint_every", "keep")
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """How one network is trained."""
+
+    steps: int
+    """Optimiser steps."""
+    batch: int = 256
+    """Samples a step, over all devices and processes."""
+    learning_rate: float = 1e-3
+    """Peak learning rate; it falls to 0 by a cosine."""
+    warmup: int = 100
+    """Steps of linear rise to the peak, at most a tenth of all."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay."""
+    clip: float = 1.0
+    """The largest global norm of a gradient; longer ones are shortened to it."""
+    ema: float = 0.999
+    """Decay of the averaged parameters, which are the ones that are returned."""
+    snapshots: tuple[int, ...] = ()
+    """Numbers of steps after which the averaged parameters are kept for ever."""
+    checkpoint_every: int = 1000
+    """Steps between checkpoints; the result does not depend on it."""
+    keep: int = 2
+    """How many of the newest checkpoints stay."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "checkpoint_every", "keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if not self.learning_rate > 0 or not 0 <= self.ema < 1:
+            raise ValueError(f"learning_rate must be positive and ema in [0, 1), got {self.learning_rate}, {self.ema}.")
+        if not self.clip > 0 or self.warmup < 0 or self.weight_decay < 0:
+            raise ValueError(
+                "clip must be positive, warmup and weight_decay not negative, got "
+                f"{self.clip}, {self.warmup}, {self.weight_decay}."
+            )
+        if not all(1 <= step <= self.steps for step in self.snapshots):
+            raise ValueError(f"snapshots must lie in 1..steps = {self.steps}, got {self.snapshots}.")
+
+
+class Batches(Protocol):
+    """Batches without end, as a Grain `DatasetIterator` gives them."""
+
+    def __next__(self) -> tuple[np.ndarray, np.ndarray]:
+        """This process's rows of the next global batch: images and labels."""
+        ...
+
+    def get_state(self) -> Any:
+        """Where the iterator stands; JSON-able."""
+        ...
+
+    def set_state(self, state: Any) -> None:
+        """Goes back to where it stood."""
+        ...
+
+
+def run_directory(name: str, training: Training, seed: int, directory: Path, identity: dict[str, Any]) -> Path:
+    """Where `fit` of the same arguments keeps its run: `directory / name-<digest of all that the result depends on>`."""
+    text = _text(name, training, seed, identity)
+    return directory.absolute() / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def fit(
+    name: str,
+    loss: Callable[[Any, Array, Array, Array], Array],
+    params: Any,
+    batches: Batches,
+    training: Training,
+    seed: int,
+    directory: Path,
+    identity: dict[str, Any],
+    *,
+    mesh: Mesh | None = None,
+) -> Any:
+    """The averaged parameters after training; resumed where this very training was stopped, at once where it was done.
+
+    Step k draws its noise from `fold_in(key(seed), k)` and its samples from `batches`, whose state is part of every
+    checkpoint. So a run that is killed at any moment and started again ends in the same bits as one that is not; on other
+    numbers of devices or processes, in the same up to rounding.
+
+    The run's directory holds `identity.json`, the checkpoints by their numbers of steps, and TensorBoard's event files.
+
+    Args:
+      name: of the network, for the progress bar and the run's directory.
+      loss: `(params, key, images, labels) -> scalar`, a mean over the rows of the global batch.
+      params: the initial parameters, the same in every process.
+      batches: from their start; each process gives its rows of the global batch.
+      training: how long, how fast.
+      seed: of the losses' noise.
+      directory: of all runs.
+      identity: JSON-able, all that the result depends on besides `name`, `training` and `seed`: the sizes of the network
+        and the seed of its first parameters, the data set with its version and its order, the choices inside `loss`. A
+        change of it is another run. What only changes the cost has no place in it: devices, processes, directories.
+      mesh: of one axis, "data"; all devices where None.
+
+    Raises:
+      FloatingPointError: if a loss, a gradient or a parameter is not finite, with the step and the last good checkpoint.
+      OSError: if a checkpoint or the log cannot be written, with the step and the last good checkpoint; or if the run has
+        checkpoints and all of them are damaged.
+      RuntimeError: if another process trains the same run.
+      TypeError: if `batches` cannot tell where it stands.
+      ValueError: if batches have another size than `training.batch`, or do not go evenly onto the devices; if the run's
+        directory contradicts `identity`, or its checkpoint does not fit `params`, with the leaf.
+    """
+    if not hasattr(batches, "get_state") or not hasattr(batches, "set_state"):
+        raise TypeError("batches must have get_state and set_state, as Grain's have: a killed run goes on where it was.")
+    _check_kept(params, batches)
+    mesh = devices.mesh() if mesh is None else mesh
+    run = _Run(name, training, run_directory(name, training, seed, directory, identity), mesh)
+    devices.first(lambda: run.open(_text(name, training, seed, identity)))
+    try:
+        state, step = _program(loss, training, seed, mesh, params)
+        state, start = _resume(run, state, batches)
+        if start == training.steps:
+            run.say(f"from the checkpoint {run.path.name}")
+        else:
+            if start:
+                run.say(f"goes on from step {start} of {training.steps}")
+            state = _train(run, step, state, start, batches)
+        return jax.tree.map(lambda leaf, like: jnp.asarray(leaf, like.dtype), host(state["average"]), params)
+    finally:
+        if run.store is not None:
+            run.store.close()
+
+
+def _check_kept(params: Any, batches: Batches) -> None:
+    """What cannot be kept in a checkpoint is told before the training, and not at its first checkpoint."""
+    if not any(np.size(leaf) for leaf in leaves(params).values()):
+        raise ValueError("params hold no numbers: there is nothing to train.")
+    state = batches.get_state()
+    try:
+        json.dumps(state)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"batches.get_state() must be what JSON can hold, got {type(state).__name__}: {error}.") from error
+
+
+def _text(name: str, training: Training, seed: int, identity: dict[str, Any]) -> str:
+    own = {k: v for k, v in dataclasses.asdict(training).items() if k not in NOT_THE_RESULT}
+    taken = {"name": name, "seed": seed, "training": own}
+    generator = str(jax.random.key_impl(jax.random.key(seed)))
+    if generator != "threefry2x32":  # Runs from before that do not tell it are of that one.
+        taken["generator"] = generator
+    if both := sorted(set(taken) & set(identity)):
+        raise ValueError(f"identity must not hold {', '.join(both)}: fit writes them itself.")
+    return json.dumps(taken | identity, indent=1, sort_keys=True, allow_nan=False)
+
+
+@dataclasses.dataclass
+class _Run:
+    """One training and where it is kept; `store` and `events` are process 0's only."""
+
+    name: str
+    training: Training
+    path: Path
+    mesh: Mesh
+    store: Any = None
+    events: Any = None
+
+    def open(self, text: str) -> None:
+        """Takes the run's directory, and says in it what the run is."""
+        path = disk.made(self.path)
+        try:
+            self.store = Checkpoints(path, self.training.keep, self.training.snapshots)
+        except OSError as error:
+            raise disk.UnwrittenError(error.errno, f"{path} cannot be trained in: {error.strerror or error}") from error
+        try:
+            claim(self.path, text)
+        except BaseException:
+            self.store.close()
+            raise
+
+    def tell(self, stack: contextlib.ExitStack, start: int) -> None:
+        """Opens the log of the steps from `start` on."""
+        try:
+            self.events = stack.enter_context(contextlib.closing(Events(self.path, start)))
+        except OSError as error:
+            raise self.store.failed(f"the log of step {start} could not be written to {self.path}", error) from error
+
+    def say(self, text: str) -> None:
+        """To the terminal, once for all processes."""
+        if jax.process_index() == 0:
+            tqdm.write(f"{self.name}: {text}")
+
+    def wait(self) -> None:
+        """Until the last checkpoint is whole on the disk."""
+        self.store.wait()
+
+    def last(self) -> str:
+        """The sentence of the last good checkpoint; a checkpoint that is being written may become good first."""
+        if self.store is None:
+            return ""
+        with contextlib.suppress(OSError):
+            self.store.wait()
+        return self.store.last()
+
+
+def _program(
+    loss: Callable[..., Array], training: Training, seed: int, mesh: Mesh, params: Any
+) -> tuple[Any, Callable[..., Any]]:
+    """The first state on all devices, and the step `(state, number, images, labels) -> (state, what it tells)`."""
+    warmup = min(training.warmup, training.steps // 10)
+    rate = optax.warmup_cosine_decay_schedule(0.0, training.learning_rate, warmup, training.steps + 1)
+    optimiser = optax.chain(optax.clip_by_global_norm(training.clip), optax.adamw(rate, weight_decay=training.weight_decay))
+
+    def first(params: Any) -> Any:
+        params = jax.tree.map(jnp.copy, params)
+        average = jax.tree.map(lambda leaf: jnp.copy(leaf.astype(kept(leaf).dtype)), params)
+        return {"params": params, "average": average, "optimiser": optimiser.init(params)}
+
+    def step(state: Any, number: Array, images: Array, labels: Array) -> tuple[Any, Any]:
+        key = jax.random.fold_in(jax.random.key(seed), number)
+        value, gradient = jax.value_and_grad(loss)(state["params"], key, images, labels)
+        updates, moments = optimiser.update(gradient, state["optimiser"], state["params"])
+        params = optax.apply_updates(state["params"], updates)
+        average = gj.training.ema(state["average"], params, number, training.ema)
+        told = {"loss": value, "gradient_norm": optax.tree.norm(gradient), "learning_rate": rate(number)}
+        return {"params": params, "average": average, "optimiser": moments}, told
+
+    everywhere = devices.replicated(mesh)
+    state = jax.jit(first, out_shardings=everywhere)(devices.replicate(mesh, params))
+    return state, jax.jit(step, donate_argnums=0, out_shardings=everywhere)
+
+
+def _resume(run: _Run, state: Any, batches: Batches) -> tuple[Any, int]:
+    """The state of the newest good checkpoint and its step; the given state and 0 where there is none."""
+    held = jax.tree.map(np.asarray, state)
+
+    def newest() -> Any:
+        found = None if run.store is None else run.store.newest(held)
+        if found is None:
+            return None
+        step, parts, iterators = found
+        held.update({part: put(parts[part], held[part]) for part in parts})
+        return step, iterators
+
+    found = devices.first(newest)
+    if found is None:
+        return state, 0
+    step, iterators = found
+    if any(one != iterators[0] for one in iterators) and len(iterators) != jax.process_count():
+        raise ValueError(
+            f"the checkpoint of step {step} holds the data iterators of {len(iterators)} processes, each in an order of its "
+            f"own: they cannot go on in {jax.process_count()}."
+        )
+    batches.set_state(iterators[jax.process_index() % len(iterators)])
+    copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
+    return copy(devices.replicate(run.mesh, devices.broadcast(held))), step
+
+
+def _train(run: _Run, step: Callable[..., Any], state: Any, start: int, batches: Batches) -> Any:
+    training, told, waiting = run.training, [], Waiting()
+    with contextlib.ExitStack() as stack:
+        devices.first(lambda: run.tell(stack, start))
+        hidden = run.store is None
+        bar = stack.enter_context(tqdm(total=training.steps, initial=start, desc=run.name, unit="step", disable=hidden))
+        for done in range(start + 1, training.steps + 1):
+            rows = _rows(waiting.next(batches), training.batch)
+            state, new = step(state, np.int32(done - 1), *devices.share(run.mesh, rows))
+            told.append(new)
+            saves = done % training.checkpoint_every == 0 or done in training.snapshots or done == training.steps
+            if saves or done % LOG_EVERY == 0:
+                # Reading the losses waits for the device, so they are read seldom, and together.
+                _log(run, done, jax.device_get(told), waiting, bar)
+                told = []
+            if saves:
+                _save(run, done, state, batches)
+            if done == start + 1:
+                waiting.restart()  # The first step compiles.
+            bar.update()
+        share = waiting.share()
+        devices.first(run.wait)
+    run.say(f"waiting for data: {100 * share:.1f} % of the time")
+    return state
+
+
+def _rows(batch: tuple[np.ndarray, np.ndarray], size: int) -> tuple[np.ndarray, np.ndarray]:
+    rows = size / jax.process_count()
+    if not all(len(part) == rows for part in batch):
+        raise ValueError(
+            f"a batch of {size} is {rows:g} rows in each of {jax.process_count()} processes, got "
+            f"{[len(part) for part in batch]}; give `batches` the size of `training.batch`."
+        )
+    return batch
+
+
+def _log(run: _Run, done: int, told: list[dict[str, Any]], waiting: Waiting, bar: tqdm) -> None:
+    first = done - len(told)
+    for number, one in enumerate(told, first):
+        for what in ("loss", "gradient_norm"):
+            if not math.isfinite(one[what]):
+                what, value = what.replace("_", "'s "), float(one[what])
+                raise FloatingPointError(f"the {what} of {run.name} is {value} at step {number}. {run.last()} {MEND}")
+    rate, share = waiting.lap()
+    last = {key: float(told[-1][key]) for key in ("learning_rate", "gradient_norm")}
+    last |= {"samples_per_second": rate * run.training.batch, "share_waiting_for_data": share}
+
+    def write() -> None:
+        try:
+            for number, one in enumerate(told, first):
+                run.events.write(number, {"loss": float(one["loss"])})
+            run.events.write(done - 1, last)
+            run.events.flush()
+        except OSError as error:
+            run.last()
+            raise run.store.failed(f"the log of step {done - 1} could not be written to {run.path}", error) from error
+
+    devices.first(write)
+    bar.set_postfix(loss=f"{np.mean([one['loss'] for one in told]):.4f}")
+
+
+def _save(run: _Run, done: int, state: Any, batches: Batches) -> None:
+    named = leaves(state)
+    finite = jax.device_get(_finite(named))
+    if bad := [name for name, good in finite.items() if not good]:
+        raise FloatingPointError(
+            f"{bad[0]} of {run.name} is not finite after {done} steps. {run.last()} Lower the learning rate."
+        )
+    iterators = [json.loads(one) for one in devices.gather(json.dumps(batches.get_state()))]
+    devices.first(lambda: run.store.save(done, state, iterators))
+
+
+@jax.jit
+def _finite(named: dict[str, Array]) -> dict[str, Array]:
+    return {name: jnp.isfinite(leaf).all() for name, leaf in named.items()}

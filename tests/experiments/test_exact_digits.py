@@ -1,0 +1,70 @@
+"""The training-free experiment: what it leaves, what it refuses, and the science it stands for."""
+
+import gzip
+import json
+
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+
+def test_a_smoke_run_leaves_its_files(tmp_path):
+    from experiments.exact_digits import Config, main
+
+    metrics = main(Config(out=tmp_path, smoke=True))
+    names = {path.name for path in (tmp_path / "smoke").iterdir()}
+    assert {"curves.png", "scans.png", "samples_exact.png", "samples_underfit.png", "metrics.json"} <= names
+    assert json.loads((tmp_path / "smoke" / "metrics.json").read_text())["apart"] == metrics["apart"] < 1e-3
+    for method, rows in metrics["results"].items():
+        assert np.isfinite([list(row.values()) for row in rows]).all(), method
+    unguided, at_one = metrics["results"]["no guidance"][0], metrics["results"]["CFG"][0]
+    assert (at_one["scale"], at_one["evaluations"], unguided["evaluations"]) == (1, 16, 8)
+    np.testing.assert_allclose(at_one["class_fd"], unguided["class_fd"], rtol=1e-3)
+
+
+def test_the_science(tmp_path):
+    """CFG pays for accuracy with distance, an interval hardly does; autoguidance repairs what CFG makes worse."""
+    from experiments.exact_digits import Config, fit, methods, sweep
+    from experiments.tools import data
+
+    config = Config(samples=100, steps=24)
+    world, reading = fit(config, *(data.load("digits", split, tmp_path) for split in ("train", "test")))
+    assert reading > 0.97
+    make = methods(config, world)
+    at = lambda name, scale, *given: sweep(config, world, make[name], [[scale]], given)[1][0]
+    unguided, cfg, interval = at("no guidance", 1.0), at("CFG", 4.0), at("interval", 4.0, 0.3, 0.7)
+    assert min(cfg["fd"] / unguided["fd"] / 4, cfg["class_fd"] / unguided["class_fd"]) > 5
+    assert interval["class_fd"] < 1.5 * unguided["class_fd"]
+    assert cfg["judged"] > interval["judged"] > unguided["judged"] + 0.005
+    under, worse, repaired = (at(f"under-fitted{name}", 2.0) for name in ("", ", CFG", ", autoguidance"))
+    assert under["fd"] > 3 * unguided["fd"]
+    assert worse["fd"] > 2 * under["fd"]
+    assert max(repaired[key] / under[key] for key in ("fd", "class_fd")) < 0.5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"scales": (1.0, 2.0)}, "scales must hold"), ({"weak": 0.1}, "below weak"), ({"samples": 1}, "at least 2")],
+)
+def test_a_config_that_makes_no_sense_is_told(change, message):
+    from experiments.exact_digits import Config
+
+    with pytest.raises(ValueError, match=message):
+        Config(**change)
+
+
+def test_fashion_is_read_in_the_order_of_its_files(tmp_path):
+    from experiments.exact_digits import fashion
+
+    images, labels = np.arange(3 * 28 * 28).reshape(3, 28, 28) % 256, np.array([0, 9, 5])
+    header = lambda *shape: b"\0\0\x08" + bytes([len(shape)]) + np.array(shape, ">u4").tobytes()
+    for part in ("train", "t10k"):
+        for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
+            content = header(*array.shape) + array.astype(np.uint8).tobytes()
+            (tmp_path / f"{part}-{kind}-ubyte.gz").write_bytes(gzip.compress(content))
+        images, labels = images[::-1], labels[::-1]
+    read = fashion(tmp_path, "train"), fashion(tmp_path, "test")
+    for split, order in zip(read, (1, -1), strict=True):
+        np.testing.assert_allclose(split.images[::order, ..., 0], images / 127.5 - 1, atol=1e-6)
+        np.testing.assert_array_equal(split.labels[::order], labels)

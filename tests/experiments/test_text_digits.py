@@ -1,0 +1,341 @@
+"""The text-to-image study: its language, its judge's arithmetic, a run of seconds."""
+
+import dataclasses
+import itertools
+import json
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.text_digits import scenes
+from experiments.tools import data
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+E = scenes.EMPTY
+EVERY = list(itertools.product(range(11), repeat=2))
+
+
+@pytest.fixture
+def lenient():
+    """As it is for users: optax mixes integers and floats."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+    jax.config.update("jax_compilation_cache_dir", None)
+
+
+def digits(each=3):
+    """A class is its own grey, a little apart within."""
+    labels = np.repeat(np.arange(10), each).astype(np.int32)
+    grey = labels / 10 - 0.9 + np.tile(np.arange(each), 10) / 100
+    order = np.random.default_rng(0).permutation(len(labels))
+    images = np.broadcast_to(grey[:, None, None, None], (len(labels), 8, 8, 1)).astype(np.float32)
+    return data.Data(images[order], labels[order], tuple(map(str, range(10))), "1")
+
+
+def grey_to_class(images):
+    """What the cells of `digits` are."""
+    means = images.reshape(len(images), 8, 2, 8).mean((1, 3))
+    return np.where(means < -0.95, E, np.round((means + 0.9) * 10 - 0.1)).astype(int)
+
+
+@pytest.mark.parametrize(
+    ("text", "true"),
+    [
+        ("", set(EVERY)),
+        ("a three to the left of a seven", {(3, 7)}),
+        ("a three to the right of an eight", {(8, 3)}),
+        ("an eight and a zero", {(8, 0), (0, 8)}),
+        ("two fives", {(5, 5)}),
+        ("two sixes", {(6, 6)}),
+        ("a three alone", {(3, E), (E, 3)}),
+        ("a one", {(1, other) for other in range(11)} | {(other, 1) for other in range(11)}),
+        ("a nine on the left", {(9, other) for other in range(11)}),
+        ("a nine on the right", {(other, 9) for other in range(11)}),
+        ("a one or a two", {scene for scene in EVERY if 1 in scene or 2 in scene}),
+        ("a five but no two", {scene for scene in EVERY if 5 in scene and 2 not in scene}),
+        ("no four", {scene for scene in EVERY if 4 not in scene}),
+        ("no digits", {(E, E)}),
+        ("an empty scene", {(E, E)}),
+    ],
+)
+def test_a_caption_asks_what_it_says(text, true):
+    assert {scene for scene in EVERY if scenes.asked(text)[scene]} == true
+
+
+def test_every_caption_parses_to_what_made_it_and_no_two_are_alike():
+    made = [(form, a, b) for form in scenes.FORMS for a, b in scenes.arguments(form)]
+    assert len(made) == 6 * 90 + 6 * 10 + 2 - 90  # Five kinds of two digits, six of one, two of none.
+    texts = [scenes.caption(*one) for one in made]
+    assert len(set(texts)) == len(texts)
+    assert [scenes.parse(text) for text in texts] == made
+
+
+def test_mirrored_scenes_swap_left_and_right():
+    for a, b in itertools.permutations(range(10), 2):
+        left, right = (scenes.asked(scenes.caption(form, a, b)) for form in ("left of", "right of"))
+        np.testing.assert_array_equal(left, right.T)
+        np.testing.assert_array_equal(left | right, scenes.asked(scenes.caption("and", a, b)))
+
+
+@pytest.mark.parametrize("text", ["a three to the left of", "A three", "a eight", "two three", "a three and a three", " "])
+def test_what_is_no_caption_is_told(text):
+    with pytest.raises(ValueError, match="is no caption"):
+        scenes.parse(text)
+
+
+def test_tokens_are_the_words_between_a_start_and_an_end():
+    texts = [scenes.caption(form, *names) for form in scenes.FORMS for names in scenes.arguments(form)]
+    ids = scenes.tokenise(["", *texts])
+    assert ids.shape == (len(texts) + 1, scenes.LENGTH)
+    assert ids.max() == scenes.END  # CLIP finds a text's end as its largest number.
+    for text, row in zip(["", *texts], ids, strict=True):
+        words = [scenes.VOCABULARY[number] for number in row if number]
+        assert words == ["<start>", *text.split(), "<end>"]
+        assert (row[len(words) :] == 0).all()
+    assert len({tuple(row) for row in ids.tolist()}) == len(ids)
+
+
+@pytest.mark.parametrize(("text", "message"), [("a dog", "'dog' of 'a dog'"), ("a " * 9, "has 9 words"), ("<pad>", "<pad>")])
+def test_a_text_that_has_no_tokens_is_told(text, message):
+    with pytest.raises(ValueError, match=message):
+        scenes.tokenise([text])
+
+
+def test_training_never_has_a_pair_that_is_held_out_and_has_all_else():
+    prior = scenes.prior()
+    np.testing.assert_allclose(prior.sum(), 1)
+    np.testing.assert_array_equal(prior, prior.T)
+    apart = {(a, b) for a, b in itertools.permutations(range(10), 2) if scenes.held_out(a, b)}
+    assert {scene for scene in EVERY if prior[scene] == 0} == apart
+    assert len(apart) == 20
+    assert all(sum(digit in pair for pair in apart) == 4 for digit in range(10))
+    np.testing.assert_allclose([prior[E, E], prior[:10, E].sum() * 2, np.diag(prior)[:10].sum()], [0.06, 0.2, 0.1])
+
+
+def test_every_true_caption_of_a_scene_can_be_its_description():
+    rng = np.random.default_rng(0)
+    for scene in ((3, 7), (4, 4), (E, 2), (E, E)):
+        true = scenes.captions(*scene)
+        every = {scenes.caption(form, *names) for form in scenes.FORMS for names in scenes.arguments(form)}
+        assert {text for texts in true.values() for text in texts} == {text for text in every if scenes.asked(text)[scene]}
+        drawn = [scenes.describe(rng, *scene) for _ in range(3000)]
+        assert all(scenes.asked(text)[scene] for text in drawn)
+        kinds = [scenes.parse(text)[0] for text in drawn]
+        weights = np.array([scenes.FORMS[kind].weight for kind in true])
+        shares = np.array([kinds.count(kind) for kind in true]) / len(kinds)
+        np.testing.assert_allclose(shares, weights / weights.sum(), atol=0.04)
+
+
+def test_batches_show_the_scene_that_they_tell_of_and_go_on_where_they_stopped():
+    cells = scenes.Cells(digits())
+    batches = scenes.Scenes(cells, 200, seed=5)
+    images, ids = next(batches)
+    state = batches.get_state()
+    seen = grey_to_class(images)
+    texts = [" ".join(scenes.VOCABULARY[number] for number in row if 0 < number < scenes.START) for row in ids]
+    assert scenes.met(texts, seen).all()
+    assert not any(scenes.held_out(left, right) for left, right in seen if E not in (left, right))
+    assert len({tuple(scene) for scene in seen}) > 60
+    second = next(batches)
+    again = scenes.Scenes(cells, 200, seed=5)
+    again.set_state(json.loads(json.dumps(state)))
+    for one, other in zip(second, next(again), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert not np.array_equal(second[0], images)
+
+
+def test_a_picture_has_any_digit_of_the_kind_in_its_own_cell():
+    source = digits()
+    wanted = np.array(EVERY * 20)
+    pictures = scenes.Cells(source).picture(np.random.default_rng(0), wanted)
+    assert pictures.shape == (len(wanted), *scenes.SHAPE)
+    np.testing.assert_array_equal(grey_to_class(pictures), wanted)
+    threes = pictures[wanted[:, 0] == 3][:, 0, 0, 0]
+    assert set(threes) == set(source.images[source.labels == 3][:, 0, 0, 0])
+
+
+class Grey:
+    """A judge that reads the cells of `digits` without fail; a feature is the class."""
+
+    def read(self, cells):
+        kinds = np.where(cells.mean((1, 2, 3)) < -0.95, E, np.round((cells.mean((1, 2, 3)) + 0.9) * 10 - 0.1)).astype(int)
+        return kinds[:, None].astype(np.float32), np.eye(11)[kinds]
+
+
+GREY: Any = Grey()
+
+
+def test_the_reading_of_an_image_is_left_then_right():
+    from experiments.text_digits.study import read
+
+    images = scenes.Cells(digits()).picture(np.random.default_rng(0), np.array(EVERY))
+    seen = read(GREY, images)
+    np.testing.assert_array_equal(seen.scenes, EVERY)
+    np.testing.assert_array_equal(seen.features[..., 0], EVERY)
+
+
+def test_prompts_are_even_and_keep_apart_what_training_never_has():
+    from experiments.text_digits.study import prompts
+
+    groups = prompts(70, seed=0)
+    assert set(groups) == {*scenes.FORMS, *(f"{form}, held out" for form in scenes.PAIRED)}
+    for name, texts in groups.items():
+        assert len(texts) == 70
+        form = name.split(",")[0]
+        assert {scenes.parse(text)[0] for text in texts} == {form}
+        counts = [texts.count(text) for text in set(texts)]
+        assert max(counts) - min(counts) <= 1
+        if form in scenes.PAIRED:
+            assert {bool(scenes.held_out(*scenes.parse(text)[1:])) for text in texts} == {name != form}
+
+
+class Painter:
+    """Draws the first digit that a text names, and on the right the next one, or by other noise the one after.
+
+    What the negative prompt names it leaves out, if it obeys. Of two prompts it draws both digits, the second only where it
+    is odd.
+    """
+
+    def __init__(self, obeys=True):
+        self.obeys, self.cells = obeys, scenes.Cells(digits())
+
+    def __call__(self, guide, scale, seed, **texts):
+        branches = {name: [scenes.parse(text)[1] for text in some] for name, some in texts.items()}
+        if "first" in branches:
+            drawn = [(a, b if b % 2 else E) for a, b in zip(branches["first"], branches["second"], strict=True)]
+        else:
+            drawn = [(a, (a + (1 if seed == 2 else 2)) % 10) for a in branches["cond"]]
+        if "uncond" in branches and self.obeys:
+            drawn = [(a, E if b == unwanted else b) for (a, b), unwanted in zip(drawn, branches["uncond"], strict=True)]
+        return self.cells.picture(np.random.default_rng(seed), np.array(drawn))
+
+
+@pytest.mark.parametrize(("obeys", "removed"), [(True, 1.0), (False, 0.0)])
+def test_what_a_negative_prompt_removes_is_counted_among_the_scenes_that_had_it(obeys, removed):
+    from experiments.text_digits.study import Config, negatives
+
+    painter: Any = Painter(obeys)
+    rows = negatives(Config(repeats=2), painter, GREY)
+    assert list(rows) == ["a three or a seven", "a three on the left"]
+    for row in rows.values():
+        assert row["samples"] == 180
+        np.testing.assert_allclose(row["named_before"], 1 / 9)
+        np.testing.assert_allclose(row["named_after"], (1 - removed) / 9)
+        assert (row["removed"], row["removed_by_chance"], row["wanted_after"]) == (removed, 1.0, 1.0)
+
+
+def test_compositions_count_the_scenes_with_both_seen_pairs_and_unseen_apart():
+    from experiments.text_digits.study import Config, compositions
+
+    painter: Any = Painter()
+    _, row = compositions(Config(repeats=1, others=(2.0,)), painter, GREY)
+    for name, apart in (("", False), ("_held_out", True)):
+        some = [pair for pair in itertools.permutations(range(10), 2) if bool(scenes.held_out(*pair)) == apart]
+        odd = np.mean([b % 2 for _, b in some])
+        np.testing.assert_allclose([row[f"anywhere{name}"], row[f"placed{name}"]], odd)
+        # By the caption alone this painter draws a and a + 2, which is no pair that is held out.
+        np.testing.assert_allclose(row[f"caption{name}"], np.mean([b == (a + 2) % 10 for a, b in some]))
+
+
+def test_accuracy_is_of_seen_pairs_and_unseen_ones_apart():
+    from experiments.text_digits.study import judged, read
+
+    groups = {"one": ["a three"] * 4, "and": ["a three and a five"] * 4, "and, held out": ["a three and a six"] * 4}
+    drawn = [(3, 1), (3, E), (1, 3), (1, 1), (3, 5), (5, 3), (5, 5), (5, 3), (3, 6), (6, 6), (6, E), (E, E)]
+    judge: Any = Grey()
+    judge.real = np.arange(10, dtype=np.float32)[:, None]
+    seen = read(judge, scenes.Cells(digits()).picture(np.random.default_rng(0), np.array(drawn)))
+    row = judged(groups, seen, judge)
+    assert row["kinds"] == {"one": 0.75, "and": 0.75, "and, held out": 0.25}
+    assert (row["accuracy"], row["held_out"]) == (0.75, 0.25)
+
+
+def test_a_painter_gives_each_prompt_its_own_sample_whatever_the_batch():
+    """And a text in the unconditional branch is where it is guided away from."""
+    import guidance_jax as gj
+    from experiments.text_digits.model import Painter, Size, untrained
+
+    model = untrained(Size(width=16, blocks=1, heads=2, text_width=8, text_blocks=1, text_heads=2))
+    noisy = lambda leaf: leaf + 0.3 * jax.random.normal(jax.random.key(leaf.size), leaf.shape)
+    model = model._replace(params=jax.tree.map(noisy, model.params))
+    texts = ["a three", "two fives", "a one and a two"]
+    paint = Painter(model, steps=3, batch=2)
+    images = paint(gj.cfg, 2.0, 0, cond=texts)
+    assert images.shape == (3, *scenes.SHAPE)
+    other = Painter(model, steps=3, batch=3)
+    np.testing.assert_allclose(images, other(gj.cfg, 2.0, 0, cond=texts), atol=1e-4)
+    assert not np.allclose(images, other(gj.cfg, 2.0, 1, cond=texts), atol=1e-2)
+    # Guided away from what it is guided to, at any scale, the model is at scale 1.
+    same = other(gj.cfg, 5.0, 0, cond=texts, uncond=texts)
+    np.testing.assert_allclose(same, other(gj.cfg, 1.0, 0, cond=texts), atol=1e-3)
+    # At scale 0 only the negative prompt is left.
+    np.testing.assert_allclose(
+        other(gj.cfg, 0.0, 0, cond=texts, uncond=texts[::-1]), other(gj.cfg, 1.0, 0, cond=texts[::-1]), atol=1e-3
+    )
+    assert not np.allclose(other(gj.cfg, 0.0, 0, cond=texts), other(gj.cfg, 1.0, 0, cond=texts), atol=1e-2)
+
+
+def test_the_contrast_is_the_cross_entropy_both_ways():
+    from experiments.text_digits.model import contrast
+
+    rng = np.random.default_rng(0)
+    texts, images = rng.normal(size=(2, 5, 3)).astype(np.float32)
+    cosines = [[t @ i / np.sqrt((t @ t) * (i @ i)) for i in images] for t in texts]
+    odds = np.exp(np.exp(1.5) * np.array(cosines))
+    to_image, to_text = (np.diag(odds / odds.sum(axis, keepdims=True)) for axis in (1, 0))
+    expected = -(np.log(to_image).mean() + np.log(to_text).mean()) / 2
+    np.testing.assert_allclose(contrast(texts, images, jnp.float32(1.5)), expected, rtol=1e-5)
+
+
+def test_padding_says_nothing_to_the_denoiser():
+    from experiments.text_digits.model import Size, untrained
+
+    model = untrained(Size(width=16, blocks=1, heads=2, text_width=8, text_blocks=1, text_heads=2))
+    params = jax.tree.map(lambda leaf: leaf + 0.3 * jax.random.normal(jax.random.key(leaf.size), leaf.shape), model.params)
+    text = model.encode(["a three", "two fives"], params)
+    np.testing.assert_array_equal(text.mask, np.tile(np.arange(scenes.LENGTH) < 4, (2, 1)))
+    x, t = jax.random.normal(jax.random.key(0), (2, *scenes.SHAPE)), jnp.array([0.3, 0.7])
+    loud = text._replace(tokens=jnp.where(text.mask[..., None], text.tokens, 1e3))
+    np.testing.assert_array_equal(model.apply(params, x, t, loud), model.apply(params, x, t, text))
+    other = model.encode(["a three", "two sixes"], params)
+    moved = np.abs(np.asarray(model.apply(params, x, t, other) - model.apply(params, x, t, text))).max((1, 2, 3))
+    assert moved[0] == 0
+    assert moved[1] > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"scales": (1.0, 2.0)}, "must hold 0 and 1"), ({"prompts": 0}, "at least 1"), ({"drop_rate": 2}, "drop")],
+)
+def test_a_config_that_makes_no_sense_is_told(change, message):
+    from experiments.text_digits.study import Config
+
+    with pytest.raises(ValueError, match=message):
+        Config(**change)
+
+
+def test_a_run_of_seconds_leaves_a_report_and_is_found_again(lenient, tmp_path, capsys):
+    from experiments.text_digits.model import Painter, trained
+    from experiments.text_digits.study import Config, main, reader, small, sweep
+
+    metrics = main(Config(out=tmp_path, smoke=True))
+    out = tmp_path / "smoke"
+    assert json.loads((out / "metrics.json").read_text()) == json.loads(json.dumps(metrics))
+    assert [row["scale"] for row in metrics["ways"]["CFG"]] == [0, 1, 3]
+    assert set(metrics["ways"]["CFG"][0]["kinds"]) == {
+        *scenes.FORMS,
+        *(f"{form}, held out" for form in ("left of", "right of", "and")),
+    }
+    report = (out / "report.md").read_text()
+    for picture in ("prompts", "accuracy", "negatives", "compositions"):
+        assert f"({picture}.png)" in report
+        assert (out / f"{picture}.png").stat().st_size > 10_000
+    capsys.readouterr()
+    config = small(Config(out=tmp_path))
+    kept = trained(config.out, size=config.size, training=config.model)
+    assert "text_to_scene: from the checkpoint" in capsys.readouterr().out
+    again = sweep(dataclasses.replace(config, scales=(0.0, 1.0)), Painter(kept, config.steps, config.batch), reader(config))
+    assert again["CFG"] == metrics["ways"]["CFG"][:2]

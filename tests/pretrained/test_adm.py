@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-import test_weights
 from flax import nnx
+from pickled import tensor, write
 from safetensors.numpy import save_file
 
 import guidance_jax as gj
@@ -131,8 +131,8 @@ def test_calls_that_do_not_fit_are_told(network):
 
 def pickled(path, held):
     """A `.pt` file, as `torch.save` writes a state dict."""
-    entries = {name: test_weights.tensor(str(i), array) for i, (name, array) in enumerate(held.items())}
-    test_weights.write(path, entries, {str(i): array for i, array in enumerate(held.values())})
+    entries = {name: tensor(str(i), array) for i, (name, array) in enumerate(held.items())}
+    write(path, entries, {str(i): array for i, array in enumerate(held.values())})
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from contract import TABLE, world
+from contract import network as contract_network
 from flax import nnx
 from jax.tree_util import Partial
-from test_contract import TABLE, world
-from test_contract import network as contract_network
 from worlds import keys
 
 import guidance_jax as gj

@@ -18,7 +18,7 @@ from typing_extensions import TypeAliasType
 import guidance_jax as gj
 from guidance_jax.checks import kinds
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PUBLIC = public()
 KINDS = {name: value for name, value in vars(kinds).items() if isinstance(value, TypeAliasType)}
 """The annotations that say what a parameter accepts."""

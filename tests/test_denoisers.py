@@ -4,27 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from worlds import SCHEDULES, keys, mixture, sampler_noise
+from worlds import OUTPUTS, SCHEDULES, keys, mixture, network, sampler_noise
 
 import guidance_jax as gj
-
-OUTPUTS = {
-    "eps": lambda p, level: p.eps,
-    "x0": lambda p, level: p.x0,
-    "v": lambda p, level: level.alpha * p.eps - level.sigma * p.x0,
-    "score": lambda p, level: -p.eps / level.sigma,
-    "velocity": lambda p, level: p.eps - p.x0,
-}
-
-
-def network(m, schedule, predicts):
-    """A network whose output, of the kind asked for, is exact; it is told t alone."""
-
-    def apply(x, t, cond):
-        column = jax.tree.map(lambda field: field[:, None], schedule(t))
-        return OUTPUTS[predicts](m.denoise(x, schedule(t), cond), column)
-
-    return apply
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

@@ -15,6 +15,13 @@ SCHEDULES = {
     "edm": gj.schedules.edm,
     "flow": gj.schedules.flow,
 }
+OUTPUTS = {
+    "eps": lambda p, level: p.eps,
+    "x0": lambda p, level: p.x0,
+    "v": lambda p, level: level.alpha * p.eps - level.sigma * p.x0,
+    "score": lambda p, level: -p.eps / level.sigma,
+    "velocity": lambda p, level: p.eps - p.x0,
+}
 
 
 def mixture(dimension: int = 3, seed: int = 0) -> gj.oracles.GaussianMixture:
@@ -40,6 +47,16 @@ def gaussians(m_c: float, v_c: float, m_u: float, v_u: float) -> tuple[gj.Branch
         return lambda x, level, cond: denoise(x, level, jnp.zeros(len(x), int))
 
     return (gj.branches(everywhere(one(m_c, v_c)), cond=None), gj.branches(everywhere(one(m_u, v_u)), uncond=None))
+
+
+def network(m, schedule, predicts):
+    """A network whose output, of the kind asked for, is exact; it is told t alone."""
+
+    def apply(x, t, cond):
+        column = jax.tree.map(lambda field: field[:, None], schedule(t))
+        return OUTPUTS[predicts](m.denoise(x, schedule(t), cond), column)
+
+    return apply
 
 
 def keys(n: int, seed: int = 0) -> jax.Array:

@@ -17,7 +17,7 @@ from worlds import classes, keys, mixture
 
 import guidance_jax as gj
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / ".github" / "CONTRIBUTING.md").read_text()
 
 

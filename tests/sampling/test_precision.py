@@ -6,9 +6,9 @@ import importlib.util
 import jax
 import jax.numpy as jnp
 import pytest
+from contract import SAMPLERS, TABLE, run, world
 from jax.lax import Precision
-from programs import products
-from test_contract import SAMPLERS, TABLE, run, world
+from jaxprs import products
 from worlds import keys
 
 import guidance_jax as gj

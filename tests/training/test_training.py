@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-from test_denoisers import OUTPUTS, network
-from worlds import SCHEDULES, mixture
+from worlds import OUTPUTS, SCHEDULES, mixture, network
 
 import guidance_jax as gj
 

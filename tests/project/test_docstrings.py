@@ -18,7 +18,7 @@ from typing_extensions import TypeAliasType
 import guidance_jax as gj
 from guidance_jax.checks import kinds
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PUBLIC = public()
 KINDS = {name: value for name, value in vars(kinds).items() if isinstance(value, TypeAliasType)}
 """The annotations that say what a parameter accepts."""
@@ -72,7 +72,7 @@ OURS = {*TYPES, *LOOP, *ALGEBRA, *TREES, *TEXTBOOK, *HOUSE, *FILES, *PUBLISHED}
 OF_FILES = {
     "pretrained.text_to_image.Model": "it is made of a directory of gigabytes",
     "pretrained.text_to_image.load": "it reads a directory of gigabytes; tests/test_text_to_image.py writes small ones",
-    "pretrained.tokens.open_tokenizer": "it reads the files of a vocabulary; tests/test_tokens.py writes small ones",
+    "pretrained.tokens.open_tokenizer": "it reads the files of a vocabulary; tests/pretrained/test_tokens.py writes small ones",
 }
 """What needs a file to be shown, and why: their examples may be lacking."""
 PATHS = {"schedules.below", "schedules.reverse"}

@@ -17,7 +17,7 @@ from worlds import classes, keys, mixture
 import guidance_jax as gj
 from guidance_jax import guidance, samplers
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 MODULES = sorted(m.name for m in pkgutil.walk_packages(gj.__path__, "guidance_jax.") if not m.ispkg)
 
 

@@ -9,17 +9,10 @@ import numpy as np
 import pytest
 import scipy.ndimage
 import scipy.stats
-from worlds import SCHEDULES, step
+from walks import LENGTH, NAMES, SHARE, WORLDS, K, W, cfg, clipped, close, context, draw, projected, walk
 
 import guidance_jax as gj
 
-WORLDS = {"vector": ((4, 6), "cosine"), "sequence": ((4, 12, 3), "flow"), "image": ((4, 12, 16, 2), "edm")}
-NAMES = ("cond", "uncond", "weak", "image", "perturbed", "random", "retimed", "bad", "ugly")
-# Parameters, one a sample.
-W = np.array([-0.7, 3.5, 1.0, 7.0])
-K = np.array([0.3, 0.0, 2.0, -1.0])
-SHARE = np.array([0.0, 0.4, 0.7, 1.0])
-LENGTH = np.array([0.5, 3.0, 100.0, 1e-3])
 SPACES = {
     "x0": (lambda x0, eps, a, s: x0, lambda out, x, a, s: out),
     "eps": (lambda x0, eps, a, s: eps, lambda out, x, a, s: (x - s * out) / a),
@@ -28,36 +21,6 @@ SPACES = {
     "velocity": (lambda x0, eps, a, s: eps - x0, lambda out, x, a, s: (x - s * out) / (a + s)),
 }
 """What a network of each kind says of x, and the x0 that follows from it."""
-
-
-def close(ours, theirs):
-    np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-11)
-
-
-def draw(world, names=NAMES, seed=0):
-    """x, an x0 of each branch, and the level of x."""
-    shape, schedule = WORLDS[world]
-    rng = np.random.default_rng(seed)
-    return rng.normal(size=shape), {name: rng.normal(size=shape) for name in names}, SCHEDULES[schedule]()(0.6)
-
-
-def context(x, x0, level, base="cond", number=0, start=None):
-    """Predictions that agree with x: `alpha x0 + sigma eps = x`."""
-    a, s = float(level.alpha), float(level.sigma)
-    branches = {name: gj.Prediction(jnp.asarray(p), jnp.asarray((x - a * p) / s)) for name, p in x0.items()}
-    at = step(level if start is None else start, number=number, batch=len(x))
-    return gj.Context(jnp.asarray(x), level, at, branches[base], branches)
-
-
-def walk(guidance, contexts, asked=None):
-    """The prediction of each context in turn; `asked` collects whether the unconditional branch was wanted."""
-    state, predictions = guidance.init(contexts[0].x), []
-    for here in contexts:
-        if asked is not None:
-            asked.append(bool(guidance.wants(state, here.step)["uncond"]))
-        prediction, state = guidance.update(here.base, state, here)
-        predictions.append(prediction)
-    return predictions
 
 
 def agrees(guidance, formula, world, space="x0", bases=("cond", "uncond", "weak")):
@@ -72,10 +35,6 @@ def agrees(guidance, formula, world, space="x0", bases=("cond", "uncond", "weak"
         (guided,) = walk(guidance, [context(x, x0, level, base)])
         close(guided.x0, wanted)
         close(guided.eps, (x - a * wanted) / s)
-
-
-def cfg(c, u, w):
-    return (1 + (w - 1)) * c - (w - 1) * u
 
 
 def perp_neg(p, w, weights):
@@ -94,16 +53,6 @@ def tcfg(c, u, w):
 
 def mambo_g(c, u, w, damping):
     return u + (1 + (w - 1) * np.exp(-damping * np.linalg.norm(c - u) / np.linalg.norm(u))) * (c - u)
-
-
-def clipped(d, most):
-    return d if np.linalg.norm(d) <= most else d / np.linalg.norm(d) * most
-
-
-def projected(d, c, eta):
-    unit = c / np.linalg.norm(c)
-    parallel = np.sum(d * unit) * unit
-    return d - parallel + eta * parallel
 
 
 def rescaled(guided, c, phi):
@@ -291,41 +240,6 @@ def test_cfg_pp_renoises_with_the_unconditional_eps(x64, world):
         for i in range(4):
             close(guided.x0[i], (1 - SHARE[i]) * x0["uncond"][i] + SHARE[i] * x0["cond"][i])
         close(guided.eps, here.branches["uncond"].eps)
-
-
-@pytest.mark.parametrize("name", ["linear", "clamp_linear", "cosine", "power_cosine", "beta"])
-@pytest.mark.parametrize("schedule", ["flow", "edm", "ddpm_linear"])
-def test_a_scale_schedule_is_its_papers_curve(x64, name, schedule):
-    schedule, s = SCHEDULES[schedule](), W - 1
-    more = {"clamp_linear": {"min": 2.0}, "power_cosine": {"power": 4.0}, "beta": {"a": 2.5, "b": 1.5}}.get(name, {})
-    curve = getattr(gj.scales, name)(schedule, W, **more)
-
-    def weight(u):
-        """The paper's, of the time that is left, u = t / T, in its scale, w - 1."""
-        if name == "linear":
-            return 2 * (1 - u) * s
-        if name == "clamp_linear":
-            return np.maximum(1.0, 2 * (1 - u) * s)
-        if name == "cosine":
-            return (np.cos(np.pi * u) + 1) * s
-        if name == "power_cosine":
-            return (1 - np.cos(np.pi * (1 - u) ** 4)) / 2 * s
-        return scipy.stats.beta.pdf(1 - u, 2.5, 1.5) * s
-
-    for u in (0.0, 0.13, 0.5, 0.8, 1.0):
-        level = schedule(schedule.t_min + u * (schedule.t_max - schedule.t_min))
-        np.testing.assert_allclose(curve(level), 1 + weight(u), rtol=1e-9, atol=1e-9)
-    if name in ("linear", "cosine", "beta"):
-        middles = (np.arange(2000) + 0.5) / 2000
-        levels = schedule(schedule.t_min + middles * (schedule.t_max - schedule.t_min))
-        mean = (getattr(gj.scales, name)(schedule, 3.0, **more)(levels) - 1).mean()
-        np.testing.assert_allclose(mean, 2.0, rtol=1e-4 if name == "beta" else 1e-9)
-    x, x0, _ = draw("vector")
-    level = schedule(schedule.t_min + 0.3 * (schedule.t_max - schedule.t_min))
-    here = context(x, x0, level)
-    (by_curve,), (by_number,) = walk(gj.cfg(curve), [here]), walk(gj.cfg(1 + weight(0.3)), [here])
-    close(by_curve.x0, by_number.x0)
-    close(by_curve.eps, by_number.eps)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_methods import W, close, walk
+from walks import W, close, kernel, walk
 from worlds import SCHEDULES, keys, step
 
 import guidance_jax as gj
@@ -55,13 +55,6 @@ def at_work(guidance, uncond=False):
     branches = gj.Branches(gj.denoiser(network, predicts="x0"), conds)
     state = gj.State(jnp.asarray(x), (), guidance.init(jnp.asarray(x)), jnp.int32(0), jnp.zeros_like(x))
     return x, at, gj.guide(branches, guidance, at)(state, at.level)[0]
-
-
-def kernel(x, x0, level, after):
-    """The mean of the reverse step and its two variances, small and large (arXiv:2006.11239, section 3.2)."""
-    a, s, a1, s1 = (float(value) for value in (level.alpha, level.sigma, after.alpha, after.sigma))
-    kept, added = a / a1, s**2 - (a / a1 * s1) ** 2
-    return (kept * s1**2 * x + a1 * added * x0) / s**2, added * s1**2 / s**2, added
 
 
 class Sample:

@@ -12,16 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from contract import TABLE, world
+from contract import network as contract_network
 from flax import nnx
 from jax.tree_util import Partial
-from test_contract import TABLE, world
-from test_contract import network as contract_network
 from worlds import keys
 
 import guidance_jax as gj
-from guidance_jax import programs
 from guidance_jax.checks import known
 from guidance_jax.checks.values import check_labels
+from guidance_jax.programs import compiled
 
 B, CLASSES = 4, 5
 
@@ -173,14 +173,14 @@ def test_a_function_that_counts_its_traces_is_traced_once():
 
 
 def test_what_is_kept_is_bounded(monkeypatch):
-    monkeypatch.setattr(programs, "KEPT", 2)
+    monkeypatch.setattr(compiled, "KEPT", 2)
     monkeypatch.setattr(known, "KEPT", 2)
-    monkeypatch.setattr(programs, "_PROGRAMS", type(programs._PROGRAMS)())
+    monkeypatch.setattr(compiled, "_PROGRAMS", type(compiled._PROGRAMS)())
     monkeypatch.setattr(known, "_SEEN", type(known._SEEN)())
     for size in (2, 3, 4, 5):
         one = gj.branches(gj.denoiser(lambda x, t, cond: x / 2, predicts="x0"), cond=LABELS)
         gj.sample(keys(B), one, gj.chain(), gj.ddim(), PATH, jnp.ones((B, size)))
-        assert len(programs._PROGRAMS) == len(known._SEEN) == min(size - 1, 2)
+        assert len(compiled._PROGRAMS) == len(known._SEEN) == min(size - 1, 2)
 
 
 def test_particles_likelihoods_and_calibrations_compile_once():

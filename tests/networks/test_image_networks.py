@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from programs import products
+from jaxprs import products
 from worlds import keys
 
 import guidance_jax as gj

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bad_calls.__main__ import TABLES
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 OWN = tuple(str(TESTS.parent / part) for part in ("guidance_jax", "experiments", "tests/bad_calls/jobs.py"))
 
 

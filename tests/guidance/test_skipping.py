@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_sampling import LABELS, LEVELS, B, Counted
+from counted import LABELS, LEVELS, B, Counted
 from worlds import classes, keys, mixture
 
 import guidance_jax as gj

@@ -4,8 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-from test_methods import LENGTH, SHARE, K, W, cfg, clipped, close, context, draw, projected, walk
-from test_posterior import kernel
+from walks import LENGTH, SHARE, K, W, cfg, clipped, close, context, draw, kernel, projected, walk
 from worlds import SCHEDULES
 
 import guidance_jax as gj

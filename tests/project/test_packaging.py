@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SAMPLE = """
 import guidance_jax as gj, jax, jax.numpy as jnp
 denoise = gj.denoiser(lambda x, t, cond: 0 * x + cond[:, None], predicts="x0")

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_contract import COSINE, SAMPLERS, SHAPE, TABLE, network, world
+from contract import COSINE, SAMPLERS, SHAPE, TABLE, network, world
 from worlds import keys, path, step
 
 import guidance_jax as gj

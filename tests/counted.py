@@ -1,0 +1,34 @@
+"""A denoiser that counts what is evaluated."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from worlds import keys
+
+import guidance_jax as gj
+
+B = 8
+LABELS = jnp.arange(B) % 3
+LEVELS = gj.levels(gj.schedules.edm(), 20, gj.spacings.karras())
+
+
+class Counted:
+    """A denoiser that notes the batch of every call as it runs."""
+
+    def __init__(self, denoise):
+        self.inner, self.batches = denoise, []
+
+    def __call__(self, x, level, cond):
+        jax.debug.callback(lambda x: self.batches.append(len(x)), x)
+        return self.inner(x, level, cond)
+
+    def run(self, guidance, sampler=None, levels=LEVELS, conds: Any = None):
+        self.batches.clear()
+        conds = conds or {"cond": LABELS, "uncond": jnp.full_like(LABELS, -1)}
+        arguments = keys(B), gj.branches(self, **conds), guidance, sampler or gj.ddim(), levels, (3,)
+        jax.block_until_ready(gj.sample(*arguments))
+        jax.effects_barrier()
+        batches = list(self.batches)
+        assert int(gj.evaluations(*arguments)) == sum(batches) // B
+        return batches

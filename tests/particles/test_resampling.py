@@ -1,0 +1,71 @@
+"""Resampling: how often each particle is taken, what it takes along, and no bias."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from particle_runs import M, V, edm, exact_kernels, normal, pair, quiet
+from worlds import keys, path
+
+import guidance_jax as gj
+from guidance_jax import targets
+
+
+@pytest.mark.parametrize("sampler", [gj.ddim(), gj.dpmpp_2m()], ids=["ddim", "dpmpp_2m"])
+def test_resampled_particles_take_all_that_is_theirs_along(x64, sampler):
+    """Without noise a copy ends where its original does: prediction and memory went with it."""
+    n = 32
+    run = lambda threshold: quiet(keys(n), pair(), targets.tilted(4.0), sampler, edm(), (1,), size=n, threshold=threshold)
+    alone, resampled = np.asarray(run(0.0).x).ravel(), np.asarray(run(1.0).x).ravel()
+    which = np.abs(resampled[:, None] - alone[None]).argmin(1)
+    np.testing.assert_allclose(resampled, alone[which], rtol=1e-12)
+    assert 1 < len(set(which.tolist())) < 0.8 * n
+
+
+def test_systematic_resampling_takes_each_as_often_as_it_weighs():
+    log_weights = jax.random.normal(jax.random.key(0), (50,)) * 2
+    expected = 50 * np.asarray(jax.nn.softmax(log_weights))
+    counts = [
+        np.bincount(gj.particles.systematic(key, log_weights), minlength=50) for key in jax.random.split(jax.random.key(1), 200)
+    ]
+    assert (np.abs(np.array(counts) - expected) < 1 + 1e-4).all()
+    np.testing.assert_allclose(np.mean(counts, 0), expected, atol=4 * 0.5 / np.sqrt(200))
+
+
+def test_resampling_leaves_the_normaliser_without_bias(x64):
+    """Of many small groups, resampled at every step or never, with exact kernels: the mean is that of the exact law."""
+    levels = path(gj.levels(gj.schedules.edm(0.3, 6.0), 5, gj.spacings.karras()), slice(None, -1))
+    size, groups, w = 4, 4000, 2.0
+    variance = lambda sigma: 1 / (w / (V["cond"] + sigma**2) + (1 - w) / (V["uncond"] + sigma**2))
+
+    def law(sigma):
+        v = variance(sigma)
+        m = v * (w * M["cond"] / (V["cond"] + sigma**2) + (1 - w) * M["uncond"] / (V["uncond"] + sigma**2))
+        log_z = normal(0.0, M["cond"], V["cond"] + sigma**2) * w + normal(0.0, M["uncond"], V["uncond"] + sigma**2) * (1 - w)
+        return m, v, log_z - normal(0.0, m, v)
+
+    m, v, first = law(6.0)
+    start = m + np.sqrt(v) * jax.random.normal(jax.random.key(3), (size * groups, 1))
+    exact = np.exp(law(0.3)[2] - first)
+    for threshold in (0.0, 1.0):
+        args = keys(size * groups), exact_kernels(levels), targets.tilted(w), gj.ddpm("learned"), levels, start
+        found = quiet(*args, size=size, threshold=threshold, kernels=True)
+        normaliser = np.exp(np.asarray(found.log_normaliser))
+        assert abs(normaliser.mean() - exact) < 4 * normaliser.std() / np.sqrt(groups)
+        assert 4 * normaliser.std() / np.sqrt(groups) < 0.1 * exact
+
+
+def test_effective_size_and_systematic_of_weights_that_are_zero():
+    none, some = jnp.full(6, -jnp.inf), jnp.array([-jnp.inf, 0.0, -jnp.inf, -jnp.inf, 0.0, -jnp.inf])
+    np.testing.assert_allclose(gj.particles.effective_size(jnp.stack([none, some])), [0, 2], rtol=1e-6)
+    gradient = jax.grad(lambda w: gj.particles.effective_size(jnp.stack([none + w, some + w])).sum())(0.0)
+    assert np.isfinite(gradient)
+    key = jax.random.key(0)
+    np.testing.assert_array_equal(gj.particles.systematic(key, none), np.arange(6))
+    with pytest.MonkeyPatch.context() as patch:
+        for u in (0.0, 1 - 2.0**-24):  # the least and the most that a uniform number is
+            patch.setattr(jax.random, "uniform", lambda key, shape, dtype, u=u: jnp.asarray(u, dtype))
+            assert set(np.asarray(gj.particles.systematic(key, some)).tolist()) == {1, 4}
+            many = jnp.where(jnp.arange(1000) % 2 == 1, 0.0, -jnp.inf)
+            assert (gj.particles.systematic(key, many) % 2 == 1).all()
+            np.testing.assert_array_equal(gj.particles.systematic(key, many[::-1]) % 2, 0)

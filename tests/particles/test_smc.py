@@ -1,0 +1,175 @@
+"""Runs of particles: groups, cost and precision, what a run reports of itself, and when it warns."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from particle_runs import crescent, edm, pair, quiet, reward
+from worlds import classes, gaussians, keys, mixture
+
+import guidance_jax as gj
+from guidance_jax import targets
+from guidance_jax.checks.particles import check_particles
+
+
+def separated():
+    return gj.oracles.GaussianMixture(jnp.array([[-4.0], [4.0]]), jnp.full((2, 1, 1), 0.1), jnp.ones(2), jnp.arange(2))
+
+
+def test_a_run_warns_where_weights_degenerate(recwarn):
+    m, n, levels = separated(), 64, gj.levels(gj.schedules.edm(0.02, 40.0), 20, gj.spacings.karras())
+    run = lambda scale: gj.feynman_kac(
+        keys(n), classes(m, jnp.zeros(n, int)), targets.tilted(scale), gj.heun_sde(), levels, (1,), size=32
+    )
+    with pytest.warns(UserWarning, match=r"degenerate in 2 of 2 groups of 32 particles"):
+        found = run(15.0)
+    assert (found.ancestors < 8).all()
+    recwarn.clear()
+    jax.block_until_ready(jax.jit(run)(15.0))
+    jax.effects_barrier()
+    assert ["degenerate" in str(warning.message) for warning in recwarn.list] == [True]
+    recwarn.clear()
+    for fine in (run, jax.jit(run)):
+        assert (fine(1.2).ancestors > 8).all()
+    jax.effects_barrier()
+    assert not recwarn.list
+
+
+def test_groups_are_apart_and_a_group_is_itself():
+    m, size = mixture(), 16
+    levels = gj.levels(gj.schedules.edm(0.05, 20.0), 8, gj.spacings.karras())
+    labels = jnp.repeat(jnp.array([0, 1, 2]), size)
+    run = lambda key, labels: quiet(
+        key, classes(m, labels), targets.tilted(3.0), gj.heun_sde(), levels, (3,), size=size, threshold=0.9
+    )
+    together, alone = run(keys(3 * size), labels), run(keys(3 * size)[size : 2 * size], labels[size : 2 * size])
+    np.testing.assert_allclose(together.x[size : 2 * size], alone.x, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(together.log_weights[size : 2 * size], alone.log_weights, rtol=1e-4, atol=1e-4)
+    for name in ("log_normaliser", "effective", "least", "ancestors"):
+        np.testing.assert_allclose(getattr(together, name)[1], getattr(alone, name)[0], rtol=1e-3, err_msg=name)
+    assert (together.least < 0.9 * size).all()
+
+
+@pytest.mark.filterwarnings("ignore:feynman_kac")
+def test_one_trace_for_many_scales_and_vmap_is_a_loop():
+    traces = []
+
+    def run(scale, beta):
+        traces.append(1)
+        a = gj.feynman_kac(keys(16), pair(), targets.tilted(scale), gj.ddpm(), edm(), (1,), size=8)
+        b = gj.feynman_kac(keys(16), pair(), targets.annealed(beta), gj.ddpm(), edm(), (1,), size=8, kernels=True)
+        return a, b
+
+    jitted, values = jax.jit(run), jnp.array([0.0, 1.0, 3.5])
+    each = [jitted(value, 1 + value / 7) for value in values]
+    assert len(traces) == 1
+    together = jax.vmap(lambda value: run(value, 1 + value / 7))(values)
+    for i, one in enumerate(each):
+        jax.tree.map(lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-3, atol=1e-3), together, one)
+    # Nothing to tilt: as many samples of the model, of equal weights.
+    np.testing.assert_allclose(each[1][0].effective, 8, rtol=1e-3)
+    np.testing.assert_allclose(
+        each[1][0].x, gj.sample(keys(16), pair(), gj.chain(), gj.ddpm(), edm(), (1,)), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_it_costs_what_its_sampler_costs():
+    for sampler, each in ((gj.ddpm(), 12), (gj.heun(), 23)):
+        found = quiet(keys(8), pair(), targets.tilted(2.0), sampler, edm(), (1,), size=8)
+        assert found.evaluations == 2 * each
+
+
+@pytest.mark.parametrize("dtype", [jnp.float64, jnp.bfloat16])
+def test_dtype_in_is_dtype_out(x64, dtype):
+    levels = jax.tree.map(lambda field: field.astype(jnp.float32), edm())
+    target = targets.rewarded(targets.annealed(1.5), reward)
+    half = gj.Branches(lambda x, level, cond: gj.Prediction(x / 2, x / 2), {"cond": None})
+    found = quiet(keys(8), half, target, gj.heun_sde(), levels, jnp.ones((8, 1), dtype), size=4)
+    assert found.x.dtype == dtype
+    assert np.isfinite(found.log_normaliser).all()
+
+
+def tilt(sampler, steps, n, **how):
+    """The variance of particles of the README's two Gaussians over the tilted law's, and what the run says of it."""
+    v_c, v_u, w = 0.7, 1.9, 2.3
+    levels = gj.levels(gj.schedules.cosine(), steps, gj.spacings.karras())
+    found = gj.feynman_kac(
+        keys(n), gaussians(0.0, v_c, 0.0, v_u), targets.tilted(w), sampler, levels, (1,), **({"size": n} | how)
+    )
+    square = (np.exp(found.log_weights) * np.asarray(found.x[:, 0]) ** 2).sum()
+    return square * (w / v_c + (1 - w) / v_u), found
+
+
+def test_spread_sees_what_too_few_steps_do_to_the_law():
+    """20 steps of `heun_sde(2.0)`, 23 % off; 80 of `heun_sde()`, as the README has them; and kernels in 20, a third off."""
+    with pytest.warns(UserWarning, match=r"are spread 0\.8\d ± 0\.0\d times as wide as the score of the target says"):
+        ratio, found = tilt(gj.heun_sde(2.0), 20, 8192)
+    assert 0.74 < ratio < 0.80
+    assert 0.78 < found.spread[0] < 0.87
+    assert min(found.effective[0], found.ancestors[0]) > 7000
+    ratio, found = tilt(gj.heun_sde(), 80, 8192)
+    assert abs(ratio - 1) < 0.05
+    assert abs(found.spread[0] - 1) < 0.05
+    assert found.spread_error[0] < 0.05
+    with pytest.warns(UserWarning, match=r"are spread 0\.[67]\d"):
+        ratio, found = tilt(gj.ddim(1.0), 20, 8192, kernels=True)
+    assert 0.6 < ratio < 0.8
+
+
+def test_spread_is_one_where_the_law_is_right_in_any_dimension_and_group():
+    """By Stein's identity, on mixtures too; each group's own, of what is not rewarded, within the interval alone."""
+    m, size = crescent(), 512
+    branches, levels = classes(m, jnp.zeros(4 * size, int)), gj.levels(gj.schedules.edm(0.02, 20.0), 80, gj.spacings.karras())
+    run = lambda target, **how: quiet(keys(4 * size), branches, target, gj.heun_sde(), levels, (2,), size=size, **how)
+    found = run(targets.tilted(1.5))
+    assert (np.abs(found.spread - 1) < 4 * found.spread_error).all()
+    assert (found.spread_error < 0.1).all()
+    assert len(set(np.asarray(found.spread).tolist())) == 4
+    assert np.isnan(run(targets.rewarded(targets.tilted(1.5), lambda x0, level: -x0[:, 0])).spread).all()
+    assert np.isnan(run(targets.tilted(1.5), low=50.0).spread).all()
+
+
+@pytest.mark.parametrize(
+    ("counted", "size", "warns"),
+    [(29, 16_000, True), (161, 16_000, False), (7_000, 8_192, False), (9.9, 256, True), (10.1, 256, False), (2, 8, False)],
+)
+def test_degeneracy_is_a_matter_of_number_and_of_share(recwarn, counted, size, warns):
+    """Weights of a number of particles alone, by a reward: `effective`, `least` and `ancestors` are that number."""
+    one = jnp.ones(1)
+    for least, ancestors in ((counted, size), (size, counted)):
+        recwarn.clear()
+        no = jnp.zeros(1, bool)
+        check_particles(size, None, no, no, least * one, ancestors * one, one, 0 * one)
+        assert ["degenerate" in str(w.message) for w in recwarn.list] == [True] * warns
+
+
+def test_bad_input_is_told():
+    m = mixture()
+    schedule, flow = gj.schedules.edm(), gj.levels(gj.schedules.flow(), 4, gj.spacings.uniform())
+    two, tilted, ddpm, own = pair(), targets.tilted(2.0), gj.ddpm(), edm()
+    run = lambda target=tilted, sampler=ddpm, levels=own, branches=two, size=4, **how: gj.feynman_kac(
+        keys(8), branches, target, sampler, levels, (1,), size=size, **how
+    )
+    for build, message in [
+        (lambda: run(size=3), "divisor of the number of keys, 8, got 3"),
+        (lambda: run(size=1), "2 or more"),
+        (lambda: run(threshold=1.5), "threshold must be a number in"),
+        (lambda: run(low=2.0, high=1.0), "is empty"),
+        (lambda: run(sampler=gj.heun(), kernels=True), "samplers that have them"),
+        (lambda: run(sampler=gj.ddim(), kernels=True), "draws nothing"),
+        (lambda: run(targets.tilted(2.0, cond="conds")), "Did you mean 'cond'"),
+        (lambda: run(targets.annealed(2.0), levels=flow), "at alpha = 0"),
+        (lambda: run(targets.rewarded(tilted, lambda x0, level: x0)), r"log_reward gives must be \[8\], got float32\[8,1\]"),
+        (lambda: run(sampler=gj.recur(gj.ddpm(), 2)), "recurrence"),
+        (lambda: run(sampler=gj.churn(gj.heun(), schedule, 0.2)), "churn"),
+        (lambda: run(sampler=gj.predictor_corrector(gj.ddim())), "follows the base alone"),
+        (lambda: run(branches=classes(m, jnp.arange(8) % 3)), r"branches\['cond'\] differs within a group of 4"),
+        (lambda: targets.tilted(jnp.ones(2)), r"shape \(2,\)"),
+        (lambda: targets.annealed(-1.0), "annealed: beta must be a positive number, got -1"),
+        (lambda: targets.product({}), "needs a branch"),
+        (lambda: targets.product({"a": 1.0}, rest="a"), "has an exponent already"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            build()
+    with pytest.raises(TypeError, match="got the function <lambda>; it is one number for all levels"):
+        targets.product({"cond": lambda level: 2.0})  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,163 @@
+"""Weights against independent NumPy readings along the same paths, and laws against exact ones."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from particle_runs import M, V, crescent, edm, exact_kernels, normal, pair, pooled, quiet, reward, same
+from worlds import classes, keys, path
+
+import guidance_jax as gj
+from guidance_jax import targets
+
+TARGETS = {
+    "tilted": targets.tilted(2.5),
+    "annealed": targets.annealed(1.7),
+    "product": targets.product({"cond": 0.6, "uncond": 0.9}),
+}
+
+
+def paths(key, target, sampler, levels, start, branches: Any = None) -> np.ndarray:
+    """x at every level, `[steps + 1, B]`, of particles that are never resampled."""
+    guidance = targets.drift(target) if target.guidance is None else gj.chain(targets.drift(target), target.guidance)
+    _, along = gj.run(key, branches or pair(), guidance, sampler, levels, start, trace=lambda state: state.x)
+    return np.concatenate([start[None], along])[..., 0]
+
+
+@pytest.mark.parametrize(
+    ("name", "schedule", "sampler"),
+    [
+        ("tilted", "edm", gj.heun_sde()),
+        ("tilted", "flow", gj.ddim()),
+        ("annealed", "cosine", gj.heun_sde()),
+        ("product", "edm", gj.ddim()),
+    ],
+    ids=["tilted-sde", "tilted-ode", "annealed-sde", "product-ode"],
+)
+def test_weights_of_the_path_are_the_trapezoid_of_the_scores(x64, name, schedule, sampler):
+    """`1/2 (|sum_i a_i s_i|^2 - sum_i a_i |s_i|^2) |d tau|` of the scores of x / alpha, and the known constant of the start."""
+    target, n = TARGETS[name], 16
+    total = sum(target.exponents.values())
+    make = {
+        "edm": gj.schedules.edm(0.05, 40.0),
+        "cosine": gj.schedules.cosine(0.03, 0.98),
+        "flow": gj.schedules.flow(0.05, 0.97),
+    }
+    levels = gj.levels(make[schedule], 12, gj.spacings.uniform())
+    found = quiet(keys(n), pair(), target, sampler, levels, (1,), size=n, threshold=0.0)
+    sigma, alpha = np.asarray(levels.sigma), np.asarray(levels.alpha)
+    z = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 0), (1,)))(keys(n))
+    x = paths(keys(n), target, sampler, levels, sigma[0] / np.sqrt(total) * z)
+    np.testing.assert_allclose(found.x[:, 0], x[-1], rtol=1e-9)
+
+    tau = (sigma / alpha) ** 2
+    y = x / alpha[:, None]
+    score = {i: -(y - M[i]) / (V[i] + tau)[:, None] for i in M}
+    together = sum(a * score[i] for i, a in target.exponents.items())
+    rate = (together**2 - sum(a * score[i] ** 2 for i, a in target.exponents.items())) / 2
+    variable = tau / (1 + tau) if name == "tilted" else np.log1p(tau)
+    scaled = rate * ((1 + tau) ** (2 if name == "tilted" else 1))[:, None]
+    length = -np.diff(variable)
+    log_weights = (length[:-1, None] * (scaled[:-2] + scaled[1:-1]) / 2).sum(0) + length[-1] * scaled[-2]
+    known = (1 - total) / 2 * np.log(2 * np.pi * tau[0]) - np.log(total) / 2
+    same(found, log_weights, known)
+
+
+SHIFT = gj.stateless(lambda p, context: p.replace(x0=p.x0 + 0.3))
+KERNEL_TARGETS = TARGETS | {
+    "another proposal": targets.rewarded(targets.tilted(2.5), lambda x0, level: 0 * x0[:, 0], guidance=SHIFT),
+    "twisted": targets.rewarded(
+        targets.product({"cond": 1.0}), reward, guidance=gj.universal(lambda x0: reward(x0, None), 1.0)
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "schedule"),
+    [("annealed", "cosine"), ("another proposal", "edm"), ("twisted", "cosine")],
+)
+def test_ratios_of_exact_kernels_are_exact_at_five_steps(x64, name, schedule):
+    """Whatever the steps and the proposal, the weights are the importance weights `pi'(x') F(x | x') / (pi(x) B(x' | x))`."""
+    target, n = KERNEL_TARGETS[name], 12
+    make = {"edm": gj.schedules.edm(0.3, 6.0), "cosine": gj.schedules.cosine(0.2, 0.9)}[schedule]
+    levels = path(gj.levels(make, 6, gj.spacings.karras()), slice(None, -1))
+    branches, sampler, clean = exact_kernels(levels), gj.ddpm("learned"), path(levels, -1)
+    kernel: Any = sampler.kernel
+    start = jax.random.normal(jax.random.key(5), (n, 1)) * 3
+    found = quiet(keys(n), branches, target, sampler, levels, start, size=n, threshold=0.0, kernels=True)
+    x = paths(keys(n), target, sampler, levels, start, branches)
+    sigma, alpha = np.asarray(levels.sigma), np.asarray(levels.alpha)
+
+    def log_target(x, i):
+        return sum(a * normal(x, alpha[i] * M[k], alpha[i] ** 2 * V[k] + sigma[i] ** 2) for k, a in target.exponents.items())
+
+    log_weights = (
+        log_target(x[-1], 5)
+        - log_target(x[0], 0)
+        + (0 if target.log_reward is None else target.log_reward(x[-1][:, None], clean))
+    )
+    guidance = targets.drift(target) if target.guidance is None else gj.chain(targets.drift(target), target.guidance)
+
+    @jax.jit
+    def proposal(x, now, after):
+        state = gj.State(x[:, None], (), guidance.init(start), jnp.int32(0), start)
+        prediction, _ = gj.guide(branches, guidance, gj.Step(jnp.int32(0), now, after, keys(n)))(state, now)
+        return kernel(prediction, now, after)
+
+    for i in range(5):
+        mean, deviation = (np.asarray(a)[:, 0] for a in proposal(jnp.asarray(x[i]), path(levels, i), path(levels, i + 1)))
+        back = alpha[i] / alpha[i + 1]
+        log_weights += normal(x[i], back * x[i + 1], sigma[i] ** 2 - (back * sigma[i + 1]) ** 2)
+        log_weights -= normal(x[i + 1], mean, deviation**2)
+    same(found, log_weights)
+
+
+@pytest.mark.parametrize("scale", [2.0, 3.0, 5.0])
+def test_tilted_moments_modes_and_normaliser_and_plain_guidance_outside(scale):
+    m, size, groups = crescent(), 1000, 16
+    n = size * groups
+    levels = gj.levels(gj.schedules.edm(0.02, 20.0), 40, gj.spacings.karras())
+    branches = classes(m, jnp.zeros(n, int))
+    found = quiet(keys(n), branches, targets.tilted(scale), gj.heun_sde(), levels, (2,), size=size)
+    plain = np.asarray(gj.sample(keys(n), branches, gj.cfg(scale), gj.heun_sde(), levels, (2,)))
+    side = np.linspace(-6, 6, 241)
+    grid = jnp.asarray(np.stack(np.meshgrid(side, side), -1).reshape(-1, 2), jnp.float32)
+    clean = gj.NoiseLevel(*map(jnp.float32, (0.0, 1.0, 0.0)))
+    density = np.exp(np.asarray(m.log_tilted(grid, clean, jnp.zeros(len(grid), int), scale), np.float64))
+    area = (side[1] - side[0]) ** 2
+    functions = {"mean": lambda x: x[:, 0], "square": lambda x: x[:, 0] ** 2, "mode": lambda x: x[:, 0] < -0.3}
+    outside = 0
+    for name, f in functions.items():
+        exact = (density * f(np.asarray(grid))).sum() / density.sum()
+        mean, error = pooled(found, size, f)
+        # Four standard errors, and what forty steps leave.
+        assert abs(mean - exact) < 4 * error + 0.01, (name, mean, exact, error)
+        outside += abs(f(plain).mean() - exact) > 4 * error + 0.01 + 4 * f(plain).std() / np.sqrt(n)
+    assert outside >= 2
+    normaliser = np.exp(np.asarray(found.log_normaliser, np.float64))
+    exact, error = density.sum() * area, normaliser.std() / np.sqrt(groups)
+    assert abs(normaliser.mean() - exact) < 4 * error + 0.02 * exact, (normaliser.mean(), exact, error)
+    assert (found.least <= found.effective).all()
+    assert (found.least > 1).all()
+
+
+def test_outside_of_the_interval_nothing_is_weighed():
+    n = 32
+    run = lambda **bounds: quiet(
+        keys(n), pair(), targets.tilted(4.0), gj.heun_sde(), edm(), (1,), size=n, threshold=0.9, **bounds
+    )
+    nowhere = run(high=0.01)
+    np.testing.assert_allclose(nowhere.effective, n, rtol=1e-4)
+    np.testing.assert_allclose(nowhere.x, gj.sample(keys(n), pair(), gj.cfg(4.0), gj.heun_sde(), edm(), (1,)), rtol=1e-4)
+    # Two intervals that meet have the weights of both together.
+    ratio = float(edm().ratio[6])
+    parts = [
+        quiet(keys(n), pair(), targets.tilted(4.0), gj.ddim(), edm(), (1,), size=n, threshold=0.0, **bounds)
+        for bounds in ({}, {"low": ratio}, {"high": ratio})
+    ]
+    logs = [np.asarray(part.log_weights + part.log_normaliser) + np.log(n) for part in parts]
+    np.testing.assert_allclose(logs[0], logs[1] + logs[2], rtol=1e-3, atol=1e-4)
+    assert np.abs(logs[1]).max() > 0.1
+    assert np.abs(logs[2]).max() > 0.1

@@ -1,0 +1,102 @@
+"""ADM: its released sizes, what it refuses, and its arithmetic."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from small_adm import CLASSIFIER, SMALL, TINY, arrays, build
+
+from guidance_jax import networks, pretrained
+from guidance_jax.pretrained import adm
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("adm-256", 553_838_086),
+        (64, 65_438_568),
+        (256, 54_096_360),
+    ],
+)
+def test_the_released_sizes_have_the_published_parameter_counts(name, count):
+    build = adm.ADMClassifier if isinstance(name, int) else adm.ADM
+    config = (adm.RELEASED | adm.CLASSIFIERS)[name]
+    network: Any = pretrained.abstract(lambda rngs: build(config, rngs=rngs))
+    assert pretrained.parameter_count(network) == count
+    if name == "adm-256":
+        network.label_emb = None
+        assert pretrained.parameter_count(network) == 552_814_086  # The unconditional one.
+
+
+@pytest.fixture(scope="module")
+def network():
+    return networks.from_nnx(pretrained.load(build(TINY), pretrained.from_arrays(arrays(build(TINY)))))
+
+
+def test_bfloat16_is_close_and_stays_bfloat16(network):
+    apply, params = network
+    half = pretrained.load(build(TINY), pretrained.from_arrays(arrays(build(TINY))), dtype=jnp.bfloat16)
+    x, t, labels = jax.random.normal(jax.random.key(0), (3, 4, 8, 3)), jnp.array([0.0, 500.0, 999.0]), jnp.array([0, 4, 2])
+    found = jax.jit(lambda half, *inputs: half(*inputs))(half, x, t, labels)
+    assert found.dtype == jnp.bfloat16
+    exact = jax.jit(apply)(params, x, t, labels)
+    error = np.abs(found.astype(jnp.float32) - exact)
+    assert 1e-4 < error.max() < 0.1 * np.abs(exact).max()
+    classify = pretrained.load(
+        build(CLASSIFIER, adm.ADMClassifier),
+        pretrained.from_arrays(arrays(build(CLASSIFIER, adm.ADMClassifier))),
+        dtype=jnp.bfloat16,
+    )
+    assert jax.eval_shape(classify, jnp.zeros((2, 8, 8, 3)), jnp.zeros(2)).dtype == jnp.float32
+
+
+def test_a_sample_is_the_same_alone(network):
+    apply, params = network
+    x, t, labels = jax.random.normal(jax.random.key(0), (2, 6, 5, 3)), jnp.array([10.0, 900.0]), jnp.array([1, 3])
+    both = jax.jit(apply)(params, x, t, labels)
+    alone = jax.jit(apply)(params, x[1:], t[1:], labels[1:])
+    np.testing.assert_allclose(both[1:], alone, atol=1e-5)
+    assert np.abs(both[0] - both[1]).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            {"channel_mult": (1, 1, 1, 1, 1, 1)},
+            r"image_size must halve evenly.*got image_size 16 and channel_mult \(1, 1, 1, 1, 1, 1\)",
+        ),
+        ({"model_channels": 40}, "multiples of the norms' 32 groups, got .* and model_channels 40"),
+        ({"num_head_channels": 48}, "must divide into the heads.*num_head_channels 48"),
+        ({"num_head_channels": None, "num_heads": 3}, "must divide into the heads.*num_heads 3"),
+        ({"num_res_blocks": 0}, "ADMConfig: num_res_blocks must be an integer, at least 1, got 0"),
+    ],
+)
+def test_sizes_that_make_no_network_are_told(change, told):
+    with pytest.raises(ValueError, match=told):
+        dataclasses.replace(SMALL, **change)
+
+
+def test_calls_that_do_not_fit_are_told(network):
+    apply, params = network
+    small = lambda *inputs, **changes: jax.eval_shape(lambda: build(dataclasses.replace(SMALL, **changes))()(*inputs))
+    x, t, labels = jnp.zeros((2, 16, 16, 3)), jnp.zeros(2), jnp.array([1, 3])
+    with pytest.raises(ValueError, match="multiples of 2 for this network"):
+        small(jnp.zeros((2, 16, 15, 3)), t, labels)
+    with pytest.raises(ValueError, match="num_classes=5 got labels None"):
+        apply(params, x, t)
+    with pytest.raises(ValueError, match="label 5 is outside"):
+        apply(params, x, t, jnp.array([5, 0]))
+    with pytest.raises(ValueError, match="num_classes=None got labels"):
+        small(x, t, labels, num_classes=None)
+    with pytest.raises(ValueError, match=r"samples of \(16, 16, 3\) got x of shape \(2, 32, 8, 3\)"):
+        jax.eval_shape(lambda: build(SMALL, adm.ADMClassifier)()(jnp.zeros((2, 32, 8, 3)), t))
+    for lost in ("num_classes", "num_head_channels"):
+        with pytest.raises(ValueError, match="ADMClassifier: config must have num_classes and num_head_channels"):
+            adm.ADMClassifier(dataclasses.replace(SMALL, **{lost: None}), rngs=nnx.Rngs(0))

@@ -1,0 +1,66 @@
+"""What the tests of methods share: drawn predictions, a guidance that runs along them, formulae of several papers."""
+
+import jax.numpy as jnp
+import numpy as np
+from worlds import SCHEDULES, step
+
+import guidance_jax as gj
+
+WORLDS = {"vector": ((4, 6), "cosine"), "sequence": ((4, 12, 3), "flow"), "image": ((4, 12, 16, 2), "edm")}
+NAMES = ("cond", "uncond", "weak", "image", "perturbed", "random", "retimed", "bad", "ugly")
+# Parameters, one a sample.
+W = np.array([-0.7, 3.5, 1.0, 7.0])
+K = np.array([0.3, 0.0, 2.0, -1.0])
+SHARE = np.array([0.0, 0.4, 0.7, 1.0])
+LENGTH = np.array([0.5, 3.0, 100.0, 1e-3])
+
+
+def close(ours, theirs):
+    np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-11)
+
+
+def draw(world, names=NAMES, seed=0):
+    """x, an x0 of each branch, and the level of x."""
+    shape, schedule = WORLDS[world]
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=shape), {name: rng.normal(size=shape) for name in names}, SCHEDULES[schedule]()(0.6)
+
+
+def context(x, x0, level, base="cond", number=0, start=None):
+    """Predictions that agree with x: `alpha x0 + sigma eps = x`."""
+    a, s = float(level.alpha), float(level.sigma)
+    branches = {name: gj.Prediction(jnp.asarray(p), jnp.asarray((x - a * p) / s)) for name, p in x0.items()}
+    at = step(level if start is None else start, number=number, batch=len(x))
+    return gj.Context(jnp.asarray(x), level, at, branches[base], branches)
+
+
+def walk(guidance, contexts, asked=None):
+    """The prediction of each context in turn; `asked` collects whether the unconditional branch was wanted."""
+    state, predictions = guidance.init(contexts[0].x), []
+    for here in contexts:
+        if asked is not None:
+            asked.append(bool(guidance.wants(state, here.step)["uncond"]))
+        prediction, state = guidance.update(here.base, state, here)
+        predictions.append(prediction)
+    return predictions
+
+
+def cfg(c, u, w):
+    return (1 + (w - 1)) * c - (w - 1) * u
+
+
+def clipped(d, most):
+    return d if np.linalg.norm(d) <= most else d / np.linalg.norm(d) * most
+
+
+def projected(d, c, eta):
+    unit = c / np.linalg.norm(c)
+    parallel = np.sum(d * unit) * unit
+    return d - parallel + eta * parallel
+
+
+def kernel(x, x0, level, after):
+    """The mean of the reverse step and its two variances, small and large (arXiv:2006.11239, section 3.2)."""
+    a, s, a1, s1 = (float(value) for value in (level.alpha, level.sigma, after.alpha, after.sigma))
+    kept, added = a / a1, s**2 - (a / a1 * s1) ** 2
+    return (kept * s1**2 * x + a1 * added * x0) / s**2, added * s1**2 / s**2, added

@@ -16,6 +16,8 @@ EQUATIONS = (
     *("metrics", "targets", "particles", "likelihood"),
 )
 """The layers whose functions are formulae."""
+EXPLAINED = ("guidance_jax.metrics", "guidance_jax.networks", "guidance_jax.pretrained")
+"""The packages whose public classes explain every field, or parameter of `__init__`, under Args. `("guidance_jax",)` is all."""
 SHAPE = re.compile(r"`\(\)`|\[[A-Za-z0-9 ,.+*/'\[\]-]+\]|PRNG key|likewise|the same|as (of|for) `|the shape of")
 EQUATION = re.compile(r"`[^`]*( = |<-|==| [-+*/<>] |\^|\||min\(|exp\(|mean of )[^`]*`|^ {4,}\S.* = ", re.MULTILINE)
 SOURCE = re.compile(r'arXiv:\d{4}\.\d{4,5}|openreview \w+|doi:\S+|(19|20)\d\d, (\w+, )?"')
@@ -164,6 +166,7 @@ def lacking(value: Any, doc: str | None, ours: bool = False, silent: bool = Fals
     kinds, given = parameters(value), entries(parts.get("Args", ""))
     untold = [name for name, told in fields(value).items() if not told and name not in given]
     lacks += [f"field {name}" for name in untold if "Args" in parts or not re.search(rf"\b{name}\b", code)]
+    lacks += unexplained(value, given)
     lacks += [f"the shape of {name}" for name, told in given.items() if shapeless(kinds.get(name, ""), told)]
     if not returned(value, parts):
         lacks.append("Returns")
@@ -177,6 +180,16 @@ def lacking(value: Any, doc: str | None, ours: bool = False, silent: bool = Fals
     for name, method in methods(value).items():
         lacks += [f"{name}: {lack}" for lack in lacking_words(method, method.__doc__)]
     return lacks
+
+
+def unexplained(value: Any, given: dict[str, str]) -> list[str]:
+    """What the Args of a class lack, in the packages of `EXPLAINED`: a sentence for every field or parameter of `__init__`."""
+    if not inspect.isclass(value) or not value.__module__.startswith(EXPLAINED):
+        return []
+    wanted, below = parameters(value) or fields(value), fields(value)
+    lacks = [f"Args: {name} is not explained" for name in wanted if name not in given]
+    lacks += [f"Args: {name} is no sentence" for name, entry in given.items() if not ENTRY.match(entry)]
+    return lacks + [f"Args: {name} is explained below the field" for name, entry in below.items() if entry]
 
 
 def lacking_words(value: Any, doc: str | None) -> list[str]:

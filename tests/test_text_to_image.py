@@ -99,7 +99,7 @@ def test_no_text_at_all_is_zeros_for_xl_and_the_empty_text_for_others(first, xl)
 def test_images_there_and_back_and_tiles(first):
     model = text_to_image.load(first)
     assert model.latents() == (8, 8, 4)
-    with pytest.raises(ValueError, match="height: 15 pixels"):
+    with pytest.raises(ValueError, match=r"height must be a multiple of \d, .*got 15 pixels"):
         model.latents(15, 16)
     images = picture(2, 16, 24)
     z = jax.jit(model.encode_image)(model.params, images)
@@ -210,8 +210,8 @@ def without(name):
 BROKEN = {
     "index": ("model_index.json", Path.unlink, FileNotFoundError, "there is no .*model_index.json, which a directory"),
     "json": ("model_index.json", cut, None, None),
-    "class": ("model_index.json", edited(_class_name="FluxPipeline"), ValueError, "holds a FluxPipeline, and only"),
-    "unet": ("model_index.json", edited(unet=["diffusers", "UNet3D"]), ValueError, "unet is a UNet3D, and only"),
+    "class": ("model_index.json", edited(_class_name="FluxPipeline"), ValueError, "holds a FluxPipeline, expected"),
+    "unet": ("model_index.json", edited(unet=["diffusers", "UNet3D"]), ValueError, "unet is a UNet3D, expected"),
     "encoder": ("model_index.json", edited(text_encoder=[None, None]), ValueError, "names no text encoder"),
     "config": ("vae/config.json", Path.unlink, FileNotFoundError, "vae/config.json, the configuration of the vae"),
     "damaged": ("unet/config.json", cut, None, None),

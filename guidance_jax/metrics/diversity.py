@@ -1,4 +1,4 @@
-"""How many different samples a set holds, without any real data."""
+"""The diversity of a set of samples, without real data."""
 
 import functools
 import math
@@ -17,24 +17,25 @@ from guidance_jax.metrics.checks import Features, check_directions
 from guidance_jax.metrics.pairs import widened
 
 PositiveOrInfinite = TypeAliasType("PositiveOrInfinite", Annotated[float | int, number(low=0, high=math.inf, above=0)])
-"""One positive number, possibly infinite."""
+"""A positive number, possibly infinite."""
 
 
 @door(also(check_directions))
 def vendi(x: Features, *, order: PositiveOrInfinite = 1) -> Float[Array, ""]:
-    """The effective number of different samples: 1 if all are the same, N if all are orthogonal.
+    """The Vendi score, the effective number of different samples: 1 if all are the same, N if all are orthogonal.
 
-    `exp(-sum p log p)`, p the eigenvalues of `K / N`, K the cosine similarities of the samples, `[N, N]`; of another order q
-    `(sum p^q)^(1 / (1 - q))`.
+    `exp(-sum p log p)`, where p are the eigenvalues of `K / N`, and K `[N, N]` holds the cosine similarities of the samples.
+    For an order q other than 1, `(sum p^q)^(1 / (1 - q))`.
 
-    Those of the smaller of `K / N` and the `[D, D]` matrix of the same eigenvalues are taken, so it is never above D.
+    The eigenvalues are those of the smaller of `K / N` and the `[D, D]` matrix with the same nonzero eigenvalues. The score
+    never exceeds D.
 
     Args:
-      x: `[N, D]`, features. Cosines are those of the angles at the origin: of features that are all positive they are near 1.
-      order: The order q > 0; the larger, the less rare samples count, up to `inf`, the share of the largest alone.
+      x: `[N, D]`, features. Similarities are cosines of angles at the origin, so they are near 1 if all features are positive.
+      order: The order q > 0. The larger it is, the less rare samples count. At `inf` the score is 1 / the largest p.
 
     Raises:
-      ValueError: If order is not positive, or features are known and not finite, or all zero for a sample.
+      ValueError: If order is not positive, or known features are not finite or are all zero for a sample.
 
     Example:
       >>> print(gj.metrics.vendi(jnp.eye(5)).round(3), gj.metrics.vendi(jnp.ones((5, 3))).round(3))

@@ -1,4 +1,4 @@
-"""Discrepancies of two laws: averages of a kernel over the pairs of samples of both."""
+"""Distances between two distributions: averages of a kernel over the pairs of samples of both."""
 
 import functools
 from collections.abc import Callable
@@ -19,23 +19,23 @@ from guidance_jax.metrics.checks import Features, check_sets
 from guidance_jax.metrics.pairs import fold, squared_distances, widened
 
 Several = TypeAliasType("Several", Annotated[int, count(2)])
-"""A whole number, at least 2."""
+"""An integer, at least 2."""
 PAIRS = also(lambda a, b: check_sets(2, a=a, b=b))
 
 
 @door(PAIRS)
 def energy_distance(a: Features, b: Features) -> Float[Array, ""]:
-    """The energy distance of two laws, estimated without bias from samples of both; no parameter to choose.
+    """The energy distance between two distributions, estimated without bias from samples of both. It has no parameter.
 
-    `2 E|a - b| - E|a - a'| - E|b - b'|` over pairs of different samples: 0 only for equal laws, and of either sign for finite
-    sets of the same one. Differentiable.
+    `2 E|a - b| - E|a - a'| - E|b - b'|` over pairs of different samples. Its expectation is 0 only for equal distributions. For
+    finite sets of one distribution it can have either sign. Differentiable.
 
     Args:
-      a: `[N, D]`, at least two.
-      b: `[M, D]`, likewise.
+      a: `[N, D]`, at least two samples.
+      b: `[M, D]`, at least two samples.
 
     Raises:
-      ValueError: If a set has no pair, the sets differ in D, or are known and not finite.
+      ValueError: If a set has fewer than two samples, the sets differ in D, or known features are not finite.
 
     Example:
       >>> a, b = jax.random.normal(jax.random.key(0), (2, 1000, 2))
@@ -49,18 +49,18 @@ def energy_distance(a: Features, b: Features) -> Float[Array, ""]:
 
 @door(PAIRS)
 def mmd(a: Features, b: Features, bandwidth: Positive) -> Float[Array, ""]:
-    """The squared maximum mean discrepancy of two laws with a Gaussian kernel, estimated without bias from samples of both.
+    """The squared maximum mean discrepancy between two distributions, with a Gaussian kernel, estimated without bias.
 
-    `E k(a, a') + E k(b, b') - 2 E k(a, b)` over pairs of different samples, `k(x, y) = exp(-|x - y|^2 / (2 bandwidth^2))`: of
-    either sign for finite sets of the same law. Differentiable.
+    `E k(a, a') + E k(b, b') - 2 E k(a, b)` over pairs of different samples, `k(x, y) = exp(-|x - y|^2 / (2 bandwidth^2))`. For
+    finite sets of one distribution it can have either sign. Differentiable.
 
     Args:
-      a: `[N, D]`, at least two.
-      b: `[M, D]`, likewise.
+      a: `[N, D]`, at least two samples.
+      b: `[M, D]`, at least two samples.
       bandwidth: The kernel's standard deviation, `()`.
 
     Raises:
-      ValueError: If a set has no pair, the sets differ in D, or are known and not finite.
+      ValueError: If a set has fewer than two samples, the sets differ in D, or known features are not finite.
 
     Example:
       >>> a, b = jax.random.normal(jax.random.key(0), (2, 1000, 2))
@@ -75,17 +75,17 @@ def mmd(a: Features, b: Features, bandwidth: Positive) -> Float[Array, ""]:
 
 @door(also(lambda real, fake: check_sets(2, real=real, fake=fake)))
 def kid(real: Features, fake: Features) -> Float[Array, ""]:
-    """The squared maximum mean discrepancy with a cubic kernel, estimated without bias; of Inception features it is the KID.
+    """The squared maximum mean discrepancy with a cubic kernel, estimated without bias: the KID, for Inception features.
 
-    `E k(r, r') + E k(f, f') - 2 E k(r, f)` over pairs of different samples, `k(x, y) = (x . y / D + 1)^3`: of either sign for
-    finite sets of the same law, 0 on average. Differentiable.
+    `E k(r, r') + E k(f, f') - 2 E k(r, f)` over pairs of different samples, `k(x, y) = (x . y / D + 1)^3`. For finite sets of
+    one distribution it can have either sign, and is 0 on average. Differentiable.
 
     Args:
       real: `[N, D]`, features of real data, at least two.
-      fake: `[M, D]`, features of samples, likewise.
+      fake: `[M, D]`, features of samples, at least two.
 
     Raises:
-      ValueError: If a set has no pair, the features differ in size, or are known and not finite.
+      ValueError: If a set has fewer than two points, the sets differ in D, or known features are not finite.
 
     Example:
       >>> real, fake = jax.random.normal(jax.random.key(0), (2, 1000, 2))
@@ -101,25 +101,26 @@ def kid(real: Features, fake: Features) -> Float[Array, ""]:
 def kid_subsets(
     real: Features, fake: Features, key: Key, *, subsets: Several = 100, size: Several = 1000
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """The KID as papers print it: the mean over random subsets, with its standard error.
+    """The KID as papers report it: the mean over random subsets, with its standard error.
 
-    `mean of kid(r, f)`, `standard deviation of kid(r, f) / sqrt(subsets)`; r and f drawn from the sets without replacement.
+    `mean of kid(r, f)`, `standard deviation of kid(r, f) / sqrt(subsets)`. r and f are drawn from the sets without replacement.
 
-    Its mean is that of `kid`, which has the smaller variance. The error is that of the draws: subsets of one set overlap, so
-    it tells little about other sets of the same law.
+    The mean has the same expectation as `kid`, which has the smaller variance. The error covers only the draws. Subsets of one
+    set overlap, so it says little about other sets of the same distribution.
 
     Args:
       real: `[N, D]`, features of real data.
       fake: `[M, D]`, features of samples.
-      key: One PRNG key, of the subsets.
-      subsets: Their number.
-      size: The points in each.
+      key: One PRNG key, for the subsets.
+      subsets: The number of subsets.
+      size: The number of points in each subset.
 
     Returns:
       the mean and its standard error.
 
     Raises:
-      ValueError: If there are less than two subsets, or a set has less than `size` points; as `kid` does.
+      ValueError: If there are fewer than two subsets, a set has fewer than `size` points, the sets differ in D, or known
+        features are not finite.
 
     Example:
       >>> real, fake = jax.random.normal(jax.random.key(0), (2, 1000, 2))
@@ -157,7 +158,7 @@ def _cubic(a: Array, b: Array, _: tuple[()]) -> Array:
 @functools.partial(jax.jit, static_argnums=0)
 def _discrepancy(kernel: Callable[..., Array], a: Array, b: Array, parameters: Array | tuple[()]) -> Array:
     """`E k(a, a') + E k(b, b') - 2 E k(a, b)` over pairs of different samples, `k = kernel(a [S, D], b [T, D], parameters)`."""
-    # What is taken off all pairs alike changes nothing, and float32 sums what is left with more digits.
+    # A constant that is subtracted from all pairs cancels, and float32 sums the smaller rest with more digits.
     typical = jax.lax.stop_gradient(kernel(a[:1], b[:1], parameters))
 
     def mean(points: Array, others: Array, itself: bool) -> Array:

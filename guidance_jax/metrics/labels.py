@@ -1,4 +1,4 @@
-"""What a classifier says of samples."""
+"""Metrics of a classifier's logits."""
 
 import itertools
 from typing import Annotated
@@ -30,8 +30,8 @@ def accuracy(logits: Logits, labels: OneLabelEach) -> Float[Array, ""]:
       labels: `[N]`.
 
     Raises:
-      ValueError: If logits that are known have NaN, or a label that is known has no logit; one that is traced counts as wrong.
-      TypeError: If logits are no array of floating numbers, or labels none of integers.
+      ValueError: If known logits have NaN, or a known label has no logit. A traced label without a logit counts as wrong.
+      TypeError: If logits are not an array of floating numbers, or labels are not an array of integers.
 
     Example:
       >>> print(gj.metrics.accuracy(jnp.eye(4), jnp.array([0, 1, 2, 0])))
@@ -42,19 +42,19 @@ def accuracy(logits: Logits, labels: OneLabelEach) -> Float[Array, ""]:
 
 @door(also(lambda logits, splits: check_sets(splits, f" for splits={splits}", logits=logits)))
 def inception_score(logits: Logits, *, splits: Count = 1) -> Float[Array, ""]:
-    """How sure a classifier is of each sample, and how evenly samples spread over its classes: from 1 to C.
+    """The Inception score, from 1 to C: high if each sample is classified with confidence and all classes occur equally often.
 
-    `exp(mean KL(p(y | x) || p(y)))`, `p(y | x) = softmax(logits)`, `p(y) = mean p(y | x)`. It sees neither real data nor how
-    varied the samples of a class are.
+    `exp(mean KL(p(y | x) || p(y)))`, `p(y | x) = softmax(logits)`, `p(y) = mean p(y | x)`. The score does not depend on real
+    data, nor on the diversity within a class.
 
     Args:
       logits: `[N, C]`.
-      splits: The score is the mean of those of so many consecutive parts, 10 by custom, and falls as the parts get small;
-        shuffle samples that lie sorted by class.
+      splits: The number of consecutive parts. The score is the mean over the parts; papers use 10. Small parts lower it.
+        Shuffle samples that are sorted by class.
 
     Raises:
-      ValueError: If there are fewer samples than splits, or logits that are known have NaN.
-      TypeError: If logits are no array of floating numbers.
+      ValueError: If there are fewer samples than splits, or known logits have NaN.
+      TypeError: If logits are not an array of floating numbers.
 
     Example:
       >>> print(gj.metrics.inception_score(100 * jnp.eye(4)), gj.metrics.inception_score(jnp.ones((4, 4))))

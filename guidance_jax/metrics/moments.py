@@ -1,4 +1,4 @@
-"""Means and covariances of features, and the distance of two Gaussians that have them."""
+"""Means and covariances of features, and the Frechet distance of Gaussians."""
 
 import functools
 from typing import Annotated, NamedTuple
@@ -18,7 +18,12 @@ from guidance_jax.metrics.pairs import widened
 
 
 class Moments(NamedTuple):
-    """What the Gaussian of a set needs; parts of a set give the whole one's by `merge`.
+    """The number, mean and scatter of a set of features. `merge` combines the moments of its parts.
+
+    Args:
+      count: `()`, the number of points.
+      mean: `[D]`, the mean of the points.
+      scatter: `[D, D]`, the sum of `(x - mean) (x - mean)^T` over the points.
 
     Example:
       >>> found = gj.metrics.Moments(jnp.int32(3), jnp.zeros(2), 4 * jnp.eye(2))
@@ -28,24 +33,21 @@ class Moments(NamedTuple):
     """
 
     count: Int[Array, ""]  # pyright: ignore[reportIncompatibleMethodOverride]
-    """The number of points."""
     mean: Float[Array, "d"]
-    """`[D]`."""
     scatter: Float[Array, "d d"]
-    """The sum of `(x - mean) (x - mean)^T` over the points, `[D, D]`."""
 
     @property
     def covariance(self) -> Array:
-        """`scatter / (count - 1)`, as `np.cov` and the reference code of the FID have it."""
+        """`scatter / (count - 1)`, as in `np.cov` and in the reference code of the FID."""
         return self.scatter / (self.count.astype(self.scatter.dtype) - 1)
 
     @property
     def shape(self) -> tuple[Array, int]:
-        """That of the features: the number of points, and D."""
+        """The shape of the features: the number of points, and D."""
         return self.count, len(self.mean)
 
 
-CLASSES[Moments] = class_kind(Moments, "gj.metrics.moments(x) makes one.")
+CLASSES[Moments] = class_kind(Moments, "use gj.metrics.moments(x).")
 Measured = TypeAliasType("Measured", Annotated[Float[Array | np.ndarray, "_ d"] | Moments, features_kind(Moments)])
 """A set of features, or its moments."""
 _OF_GAUSSIAN = array_kind("floating numbers", jnp.floating)
@@ -57,7 +59,7 @@ Covariance = TypeAliasType("Covariance", Annotated[Float[Array, "d d"], _OF_GAUS
 
 @door()
 def moments(x: Features) -> Moments:
-    """The moments of a set, in two passes: what is summed has its mean taken off, so that float32 keeps its digits.
+    """The moments of a set, in two passes: the mean is subtracted before the sums, so that float32 keeps its digits.
 
     `mean = sum x / N`, `scatter = sum (x - mean) (x - mean)^T`
 
@@ -65,7 +67,7 @@ def moments(x: Features) -> Moments:
       x: `[N, D]`, features.
 
     Raises:
-      ValueError: If the set is empty, or is known and has values that are not finite.
+      ValueError: If the set is empty, or known features are not finite.
 
     Example:
       >>> found = gj.metrics.moments(jnp.array([[0.0, 1.0], [2.0, 5.0]]))
@@ -87,15 +89,15 @@ def _moments(x: Array | np.ndarray) -> Moments:
 
 @door()
 def merge(a: Moments, b: Moments) -> Moments:
-    """The moments of two parts together: of sets that are too large for one device, or that come one batch after another.
+    """The moments of two parts together, for sets too large for one device, or that arrive in batches.
 
     `scatter = scatter_a + scatter_b + count_a count_b / count (mean_b - mean_a) (mean_b - mean_a)^T`
 
-    Moments of count 0, all zeros, change nothing: a start for `functools.reduce`, or for a `jax.lax.scan`.
+    Moments of count 0, all zeros, change nothing. They are a start for `functools.reduce` or `jax.lax.scan`.
 
     Args:
-      a: Moments of `[D]`.
-      b: Likewise.
+      a: Moments of features of size D.
+      b: Moments of features of the same size.
 
     Example:
       >>> x = jax.random.normal(jax.random.key(0), (1000, 3)) + 100
@@ -115,20 +117,21 @@ def merge(a: Moments, b: Moments) -> Moments:
 
 @door(also(lambda real, fake: check_sets(2, real=real, fake=fake)))
 def fid(real: Measured, fake: Measured) -> Float[Array, ""]:
-    """The Frechet distance of two sets of features, each taken for the Gaussian of its mean and covariance; the FID's formula.
+    """The Frechet distance of two sets of features, each replaced by the Gaussian of its mean and covariance: the formula of
+    the FID.
 
     `|mean_real - mean_fake|^2 + tr(A + B - 2 (A^(1/2) B A^(1/2))^(1/2))`, A and B the covariances, over `N - 1`.
 
-    Of finite sets it is too large, by a term in 1 / N: compare only numbers of the same N and the same features. In float32
-    it is good to about 1e-5 of the covariances' traces, and to 1e-3 where one is singular and the other is not; inside
-    `jax.enable_x64()`, on features of float64, it has no such limit.
+    For finite sets it is too large, by a term in 1 / N: compare only results of the same N and the same features. In float32
+    the error is about 1e-5 of the covariances' traces, and 1e-3 if exactly one covariance is singular. For more digits, use
+    float64 features inside `jax.enable_x64()`.
 
     Args:
-      real: Features of real data, `[N, D]`, or their moments.
-      fake: Features of samples, likewise.
+      real: `[N, D]`, features of real data, or their moments.
+      fake: `[M, D]`, features of samples, or their moments.
 
     Raises:
-      ValueError: If a set has less than two points, or their features differ in size or are known and not finite.
+      ValueError: If a set has fewer than two points, the sets differ in D, or known features are not finite.
 
     Example:
       >>> real, fake = jax.random.normal(jax.random.key(0), (2, 10_000, 2))
@@ -148,19 +151,19 @@ def frechet_distance(
     mean_b: Mean,
     cov_b: Covariance,
 ) -> Float[Array, ""]:
-    """The squared Frechet (2-Wasserstein) distance of two Gaussians; of Inception features' moments it is the FID.
+    """The squared Frechet (2-Wasserstein) distance of two Gaussians. For the moments of Inception features it is the FID.
 
-    `|mean_a - mean_b|^2 + tr(A + B - 2 (A^(1/2) B A^(1/2))^(1/2))`; a covariance may be singular.
+    `|mean_a - mean_b|^2 + tr(A + B - 2 (A^(1/2) B A^(1/2))^(1/2))`. A covariance may be singular.
 
     Args:
       mean_a: `[D]`.
       cov_a: A, `[D, D]`, symmetric and positive semidefinite.
       mean_b: `[D]`.
-      cov_b: B, likewise.
+      cov_b: B, `[D, D]`, symmetric and positive semidefinite.
 
     Raises:
-      ValueError: If the means and covariances are not of one D.
-      TypeError: If one is no array of floating numbers.
+      ValueError: If the means and covariances differ in D.
+      TypeError: If an argument is not an array of floating numbers.
 
     Example:
       >>> print(gj.metrics.frechet_distance(jnp.zeros(2), jnp.eye(2), jnp.array([3.0, 4.0]), 4 * jnp.eye(2)))
@@ -169,10 +172,10 @@ def frechet_distance(
     Reference: Heusel et al. 2017, arXiv:1706.08500, equation 6.
     """
     mean_a, cov_a, mean_b, cov_b = widened(mean_a, cov_a, mean_b, cov_b)
-    # One decomposition for both: several batched ones in a program can deadlock the CPU's threads in jaxlib 0.10.
+    # One decomposition for both: with jaxlib 0.10, several batched ones in a program can deadlock the CPU's threads.
     variances, axes = jnp.linalg.eigh(jnp.stack([cov_a, cov_b]))
     product = functools.partial(jnp.matmul, precision=Precision.HIGHEST)
     root_a, root_b = product(axes * jnp.sqrt(jnp.maximum(variances, 0))[:, None], axes.mT)
-    # Singular values of the product of roots, and not roots of eigenvalues, which would lose half of the digits near zero.
+    # The singular values of the product of roots. Roots of eigenvalues would lose half of the digits near zero.
     cross = jnp.linalg.svd(product(root_a, root_b), compute_uv=False)
     return ((mean_a - mean_b) ** 2).sum() + jnp.trace(cov_a) + jnp.trace(cov_b) - 2 * cross.sum()

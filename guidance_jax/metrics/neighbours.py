@@ -1,4 +1,4 @@
-"""Fidelity and diversity by nearest neighbours."""
+"""Fidelity and diversity from nearest neighbours."""
 
 import functools
 from typing import Annotated, NamedTuple
@@ -17,7 +17,11 @@ from guidance_jax.metrics.pairs import fold, squared_distances, widened
 
 
 class Neighbours(NamedTuple):
-    """A set and how near its points lie to one another: most of the work on a set that many others are compared with.
+    """A set with the distances between its points, computed once for many comparisons.
+
+    Args:
+      points: `[N, D]`, the features.
+      nearest: `[N, K]`, the squared distances from each point to its nearest other points, in increasing order.
 
     Example:
       >>> known = gj.metrics.Neighbours(jnp.array([[0.0], [3.0]]), jnp.array([[9.0], [9.0]]))
@@ -26,13 +30,11 @@ class Neighbours(NamedTuple):
     """
 
     points: Float[Array, "n d"]
-    """`[N, D]`."""
     nearest: Float[Array, "n k"]
-    """The squared distances of each point to its nearest others, the nearest first, `[N, K]`."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """That of the points."""
+        """The shape of the points."""
         return self.points.shape
 
 
@@ -42,17 +44,17 @@ Near = TypeAliasType("Near", Annotated[Float[Array | np.ndarray, "_ d"] | Neighb
 
 @door(also(lambda x, k: check_sets(k + 1, f" for k={k} neighbours", x=x)))
 def neighbours(x: Features, k: Count = 5) -> Neighbours:
-    """The nearest neighbours within a set, once for any number of sets to be compared with it.
+    """The nearest neighbours within a set, computed once for many comparisons.
 
     `nearest_ij = j-th smallest |x_i - x_l|^2 over l != i`
 
     Args:
       x: `[N, D]`, features.
-      k: The neighbours of each point, as many as the largest k of the metrics to come; a point is none of its own, its
-        duplicates are.
+      k: The number of neighbours per point: at least the largest k of the metrics that follow. A point is not its own
+        neighbour, but its duplicates are.
 
     Raises:
-      ValueError: If the set has no k-th neighbour, or is known and not finite.
+      ValueError: If the set has no k-th neighbour, or known features are not finite.
 
     Example:
       >>> real, fake = jax.random.normal(jax.random.key(0), (2, 1000, 2))
@@ -71,21 +73,22 @@ def neighbours(x: Features, k: Count = 5) -> Neighbours:
 def precision_recall(real: Near, fake: Near, k: Count = 3) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Fidelity and diversity: the share of samples near real data, and the share of real data near samples.
 
-    A point is near a set if it lies no farther from one of its points than that point's k-th nearest neighbour in the set:
+    A point is near a set if it is within the radius of any point of the set. The radius is that point's distance to its k-th
+    nearest neighbour in the set:
 
     `precision = mean over f of any over r of |f - r| <= radius_k(r)`, `recall` with the sets exchanged.
 
     Args:
       real: `[N, D]`, features of real data, or their `neighbours`.
-      fake: `[M, D]`, features of samples, or theirs.
-      k: The neighbour that sets a point's radius; a point is no neighbour of itself, but its duplicates are.
+      fake: `[M, D]`, features of samples, or their `neighbours`.
+      k: The number of the neighbour that sets a point's radius. A point is not its own neighbour, but its duplicates are.
 
     Returns:
-      precision and recall, each in [0, 1]; NaN if features that could not be checked are not finite.
+      precision and recall, each in [0, 1]; NaN if traced features are not finite.
 
     Raises:
-      ValueError: If a set has no k-th neighbour, or comes with fewer of them, the features differ in size, or are known and
-        not finite.
+      ValueError: If a set has no k-th neighbour, precomputed neighbours are fewer than k, the sets differ in D, or known
+        features are not finite.
 
     Example:
       >>> real = jnp.arange(10.0)[:, None]
@@ -105,7 +108,7 @@ def precision_recall(real: Near, fake: Near, k: Count = 3) -> tuple[Float[Array,
     also(lambda real, k: check_known(k, real=real)),
 )
 def density_coverage(real: Near, fake: Features, k: Count = 5) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Fidelity and diversity by the neighbourhoods of real data alone, so that no stray sample enlarges what counts as near.
+    """Fidelity and diversity from the radii of real data only, so that outliers among the samples have no effect on the radii.
 
     `density = mean over f of (number of r with |f - r| <= radius_k(r)) / k`
 
@@ -114,15 +117,16 @@ def density_coverage(real: Near, fake: Features, k: Count = 5) -> tuple[Float[Ar
     Args:
       real: `[N, D]`, features of real data, or their `neighbours`.
       fake: `[M, D]`, features of samples.
-      k: The neighbour within the real data that sets a point's radius; a point is no neighbour of itself, its duplicates are.
+      k: The number of the neighbour that sets a point's radius. A point is not its own neighbour, but its duplicates are.
 
     Returns:
-      density, about 1 for samples of the data's law and above where they crowd where data are dense, and coverage, in [0, 1],
-      for them about `1 - 2^-k` at N = M; NaN if features that could not be checked are not finite.
+      density and coverage; NaN if traced features are not finite. For samples of the data's distribution, density is about 1.
+        It is higher if samples are concentrated where data are dense. Coverage is in [0, 1], and for such samples about `1 -
+        2^-k` at N = M.
 
     Raises:
-      ValueError: If the real data have no k-th neighbour, or come with fewer of them, the features differ in size, or are
-        known and not finite.
+      ValueError: If the real data have no k-th neighbour, precomputed neighbours are fewer than k, the sets differ in D, or
+        known features are not finite.
 
     Example:
       >>> real = jnp.arange(10.0)[:, None]
@@ -141,7 +145,7 @@ def _points(x: Array | np.ndarray | Neighbours) -> Array | np.ndarray:
 
 
 def _squared_radii(x: Array | np.ndarray | Neighbours, points: Array, k: int) -> Array:
-    """The squared distance of each point to its k-th nearest other, `[N]`."""
+    """The squared distance from each point to its k-th nearest other point, `[N]`."""
     nearest = x.nearest if isinstance(x, Neighbours) else _nearest(points, k)
     return nearest[:, k - 1]
 
@@ -168,14 +172,14 @@ def _density_coverage(real: Array, fake: Array, radii: Array, k: int) -> tuple[A
 
     within = fold(count, 0, (real, radii), fake)
     known = jnp.isfinite(real).all() & jnp.isfinite(fake).all()
-    # Per point first: the number of all pairs may be beyond int32.
+    # Divides before the sum: the number of all pairs may exceed int32.
     density = (within.astype(real.dtype) / len(fake)).sum() / k
     return jnp.where(known, density, jnp.nan), jnp.where(known, (within > 0).mean(dtype=real.dtype), jnp.nan)
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def _nearest(points: Array, k: int) -> Array:
-    """The squared distances of each point to its k nearest others, the nearest first, `[N, k]`."""
+    """The squared distances from each point to its k nearest other points, in increasing order, `[N, k]`."""
 
     def nearest(found: Array, x: Array, y: Array, counted: Array) -> Array:
         distances = jnp.where(counted, squared_distances(x, y), jnp.inf)

@@ -1,4 +1,4 @@
-"""Sets of features in one dtype, and passes over all pairs of two sets, block by block."""
+"""Sets of features in one dtype, and passes over all pairs of two sets in blocks."""
 
 import functools
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from jax import Array
 from jax.lax import Precision
 
 BLOCK = 1024
-"""The most rows of a block."""
+"""The maximum number of rows in a block."""
 
 
 def widened(*sets: Array | np.ndarray) -> tuple[Array, ...]:
@@ -23,10 +23,10 @@ def widened(*sets: Array | np.ndarray) -> tuple[Array, ...]:
 
 @jax.custom_jvp
 def squared_distances(a: Array, b: Array) -> Array:
-    """`[S, T]`, of `a` `[S, D]` and `b` `[T, D]`; no array of `[S, T, D]` is made.
+    """The squared distances `[S, T]` between `a` `[S, D]` and `b` `[T, D]`, without an array `[S, T, D]`.
 
-    By differences, one feature after another, and not by `|a|^2 + |b|^2 - 2 a b`, which in float32 loses all digits of the
-    distance of two points that are nearly the same, and puts equal ones apart.
+    The squared differences are summed one feature at a time. In float32, `|a|^2 + |b|^2 - 2 a b` loses all digits of the
+    distance between nearly equal points, and separates equal ones.
     """
 
     def add(total: Array, feature: tuple[Array, Array]) -> tuple[Array, None]:
@@ -38,7 +38,7 @@ def squared_distances(a: Array, b: Array) -> Array:
 
 @squared_distances.defjvp
 def _squared_distances_jvp(points: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
-    """`2 (a - b) . (da - db)`, by products of matrices, of points seen from one of them."""
+    """`2 (a - b) . (da - db)` as products of matrices, with one of the points as the origin."""
     (a, b), (da, db) = points, tangents
     centre = jax.lax.stop_gradient(b[:1])
     x, y = a - centre, b - centre
@@ -48,17 +48,17 @@ def _squared_distances_jvp(points: tuple[Array, Array], tangents: tuple[Array, A
 
 
 def fold(step: Callable[[Any, Any, Any, Array], Any], start: Any, rows: Any, columns: Any, *, itself: bool = True) -> Any:
-    """What each row gathers from all columns, one block of rows and one of columns at a time.
+    """A reduction over all columns for each row, one block of rows and one block of columns at a time.
 
-    Its gradient takes the same way, and computes again what it needs: nothing is kept of a pair.
+    Its gradient works in the same way and recomputes what it needs: no value is kept per pair.
 
     Args:
-      step: `(state, rows, columns, counted) -> state`, on blocks of S rows and T columns; `counted`, `[S, T]`, is False at
+      step: `(state, rows, columns, counted) -> state`, on blocks of S rows and T columns. `counted`, `[S, T]`, is False for
         pairs to leave out.
-      start: A row's state before the first column, a pytree.
+      start: The state of one row before the first column, a pytree.
       rows: A pytree of `[N, ...]`.
       columns: A pytree of `[M, ...]`.
-      itself: Whether a row counts the column of its own number, which is itself where a set is paired with itself.
+      itself: Whether a row counts the column of its own index. Use False to pair a set with itself.
 
     Returns:
       the rows' states, `[N, ...]`.
@@ -82,7 +82,7 @@ def fold(step: Callable[[Any, Any, Any, Array], Any], start: Any, rows: Any, col
 
 
 def _cut(points: tuple[Any, Array]) -> tuple[Any, Array]:
-    """Points and their numbers in the fewest equal blocks of at most BLOCK; the last is filled up with numbers of none."""
+    """Points and their indices in the fewest equal blocks of at most BLOCK. Padding has indices beyond the set."""
     n = len(points[1])
     blocks = -(-n // BLOCK)
     size = -(-n // blocks)

@@ -1,4 +1,4 @@
-"""The distance over which a law must be moved to become another."""
+"""The sliced Wasserstein distance."""
 
 import jax
 import jax.numpy as jnp
@@ -16,20 +16,22 @@ from guidance_jax.metrics.pairs import widened
 
 @door(also(lambda a, b: check_sets(1, a=a, b=b)))
 def sliced_wasserstein(a: Features, b: Features, key: Key, *, projections: Count = 128) -> Float[Array, ""]:
-    """The sliced 2-Wasserstein distance of two sets of samples: that of their projections on random lines.
+    """The sliced 2-Wasserstein distance between two sets of samples: that of their projections on random lines.
 
-    `sqrt(mean over lines of integral over u in [0, 1] of (quantile_a(u) - quantile_b(u))^2)`, exact for sets of any two sizes.
+    `sqrt(mean over lines of integral over u in [0, 1] of (quantile_a(u) - quantile_b(u))^2)`, exact for sets of different
+    sizes.
 
-    It is never 0 for finite sets of the same law: the distance of two exact sets is its floor. Differentiable.
+    It is above 0 even for two finite sets of one distribution. Compare it with the distance between two sets of real data.
+    Differentiable.
 
     Args:
       a: `[N, D]`.
       b: `[M, D]`.
-      key: One PRNG key, of the lines; the same key, the same lines.
+      key: One PRNG key, for the lines. The same key gives the same lines.
       projections: The number of lines.
 
     Raises:
-      ValueError: If a set is empty, the sets differ in D, or are known and not finite.
+      ValueError: If a set is empty, the sets differ in D, or known features are not finite.
 
     Example:
       >>> a = jax.random.normal(jax.random.key(0), (500, 2))
@@ -42,7 +44,7 @@ def sliced_wasserstein(a: Features, b: Features, key: Key, *, projections: Count
     directions = jax.random.normal(key, (a.shape[1], projections), a.dtype)
     directions = directions / jnp.linalg.norm(directions, axis=0, keepdims=True)
     n, m = len(a), len(b)
-    # Both quantile functions are constant between the multiples of 1 / n and 1 / m, here counted in parts of 1 / (n m).
+    # Both quantile functions are constant between the multiples of 1 / n and 1 / m. The unit of `cuts` is 1 / (n m).
     cuts = np.union1d(np.arange(n + 1, dtype=np.int64) * m, np.arange(m + 1, dtype=np.int64) * n)
     weights = jnp.asarray(np.diff(cuts) / (n * m), a.dtype)
     a, b = (jnp.sort(jnp.matmul(x, directions, precision=Precision.HIGHEST), axis=0) for x in (a, b))

@@ -1,7 +1,7 @@
-"""Reference networks in Flax NNX, and the adapters from a module to a pure function.
+"""Reference networks in Flax NNX, and adapters from a Flax module to a pure function.
 
-A denoising network is called as `(x [B, ...], t [B], labels [B])`; the null label, `classes`, stands for no condition. A
-classifier is called as `(x, t)`. A network for images is built of one frozen dataclass that holds all its sizes.
+A denoising network takes `(x [B, ...], t [B], labels [B])`. The label `classes` is the null label: it means no condition. A
+classifier takes `(x, t)`. One frozen dataclass holds all sizes of a network for images.
 """
 
 from guidance_jax.networks.adapters import from_linen, from_nnx

@@ -1,4 +1,4 @@
-"""From a Flax module, NNX or Linen, to a pure function of its parameters."""
+"""Adapters from a Flax module, NNX or Linen, to a pure function of its parameters."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,23 +9,25 @@ from guidance_jax.checks.door import CLASSES, door, part, rule
 from guidance_jax.checks.kinds import class_kind
 from guidance_jax.networks.checks import check_params
 
-CLASSES[nnx.Module] = class_kind(nnx.Module, "from_linen(module, variables) takes a Linen one.")
-CLASSES[linen.Module] = class_kind(linen.Module, "from_nnx(module) takes an NNX one.")
+CLASSES[nnx.Module] = class_kind(nnx.Module, "use from_linen(module, variables) for a Linen module.")
+CLASSES[linen.Module] = class_kind(linen.Module, "use from_nnx(module) for an NNX module.")
 
 
-@door(rule("method must be one of the module's; leave it out for __call__", lambda module, method: hasattr(module, method)))
+@door(
+    rule("method must name a method of the module; leave it out for __call__", lambda module, method: hasattr(module, method))
+)
 def from_nnx(module: nnx.Module, method: str = "__call__") -> tuple[Callable[..., Any], Any]:
     """The pure function `apply(params, *inputs)` of an NNX module, and its parameters.
 
-    What the module holds besides parameters (batch statistics) stays as it is now: call `module.eval()` first. A module
-    that draws random numbers when called is not a pure function.
+    State other than parameters (batch statistics) keeps its current value: call `module.eval()` first. A module that draws
+    random numbers when called is not a pure function.
 
     Args:
-      module: `(x, t, cond) -> output`, or any other.
-      method: Which of its methods, `"decode"` of an autoencoder.
+      module: The module, `(x, t, cond) -> output` or of any other signature.
+      method: The name of the method to call, `"decode"` of an autoencoder for example.
 
     Returns:
-      `apply` and `params`; jit and differentiate in `params` as you like.
+      `apply` and `params`. `apply` can be jitted, and differentiated with respect to `params`.
 
     Raises:
       ValueError: If the module has no such method.
@@ -41,7 +43,7 @@ def from_nnx(module: nnx.Module, method: str = "__call__") -> tuple[Callable[...
 
 @part()
 def of_nnx(graph: Any, rest: Any, method: str) -> Callable[..., Any]:
-    """`apply(params, *inputs)` of an NNX module; what it holds besides parameters is a leaf."""
+    """`apply(params, *inputs)` of an NNX module. State other than parameters is a leaf of the part."""
 
     def apply(params: Any, *inputs: Any) -> Any:
         check_params(params)
@@ -55,8 +57,8 @@ def from_linen(module: linen.Module, variables: Mapping[str, Any]) -> tuple[Call
     """The pure function `apply(params, *inputs)` of a Linen module, and its parameters.
 
     Args:
-      module: `(x, t, cond) -> output`, or any other.
-      variables: What `module.init` gave; collections other than "params" (batch statistics) stay as they are.
+      module: The module, `(x, t, cond) -> output` or of any other signature.
+      variables: The result of `module.init`. Collections other than "params" (batch statistics) keep their current values.
 
     Returns:
       `apply` and `params`.
@@ -76,7 +78,7 @@ def from_linen(module: linen.Module, variables: Mapping[str, Any]) -> tuple[Call
 
 @part()
 def of_linen(module: linen.Module, rest: Mapping[str, Any]) -> Callable[..., Any]:
-    """`apply(params, *inputs)` of a Linen module; its other collections are leaves."""
+    """`apply(params, *inputs)` of a Linen module. Collections other than "params" are leaves of the part."""
 
     def apply(params: Any, *inputs: Any) -> Any:
         check_params(params)

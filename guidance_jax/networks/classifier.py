@@ -1,4 +1,4 @@
-"""A noise-aware classifier: the lower half of a U-Net, and attention that pools its pixels."""
+"""A noise-aware classifier: the encoder half of a U-Net and an attention pool."""
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +12,14 @@ from guidance_jax.networks.unet import Down, UNetConfig, embedding
 
 
 class AttentionPool(nnx.Module):
-    """What the mean token gathers from all tokens and itself, each of which knows its place.
+    """Attention from the mean token to itself and to all tokens, with learned positions.
 
     Args:
-      tokens: Their number.
-      width: Of each, a multiple of the heads.
-      heads: Of the attention.
-      dtype: Of the dense layers.
-      rngs: For the parameters.
+      tokens: The number of tokens.
+      width: The width of each token; a multiple of `heads`.
+      heads: The number of attention heads.
+      dtype: The dtype of the dense layers.
+      rngs: The random keys that initialise the parameters.
     """
 
     def __init__(self, tokens: int, width: int, heads: int, dtype: str, *, rngs: nnx.Rngs):
@@ -42,11 +42,11 @@ class UNetClassifier(nnx.Module):
     """A noise-aware classifier: logits `[B, classes]` of `(x_t, t)`.
 
     Args:
-      config: The sizes of the U-Net whose lower half it is, with its middle block.
-      rngs: For the parameters.
+      config: The sizes of a U-Net. The classifier uses its encoder half and its middle block.
+      rngs: The random keys that initialise the parameters.
 
     Raises:
-      ValueError: If the coarsest width does not divide into heads; when called, if an image is not of the config's shape.
+      ValueError: If the coarsest width does not divide into heads; when called, if an image does not have the config's shape.
 
     Example:
       >>> config = gj.networks.UNetConfig((8, 8, 1), classes=10, widths=(8, 16))
@@ -68,7 +68,7 @@ class UNetClassifier(nnx.Module):
         self.last = nnx.Linear(width, config.classes, rngs=rngs)
 
     def features(self, x: Float[Array, "b h w c"], t: Float[Array, "b"]) -> Float[Array, "b d"]:
-        """What the logits of `x` at `t` are a dense layer of, `[B, D]`, float32; D is the coarsest width."""
+        """The features of `x` at `t`, the input of the last dense layer: `[B, D]`, float32. D is the coarsest width."""
         h, _ = self.down(x, jax.nn.silu(self.time(t)))
         pooled = self.pool(jax.nn.silu(self.norm(h)).reshape(len(x), -1, h.shape[3]))
         return pooled.astype(jnp.float32)

@@ -1,4 +1,4 @@
-"""Convolutions whose gradient is as fast within a scan as it is outside."""
+"""Convolutions whose gradient is as fast within a scan as outside."""
 
 import functools
 from collections.abc import Sequence
@@ -12,20 +12,24 @@ from jax.custom_derivatives import SymbolicZero
 def conv_general_dilated(
     lhs: Array, rhs: Array, window_strides: Sequence[int], padding: Any, *, dimension_numbers: Any = None, **options: Any
 ) -> Array:
-    """`jax.lax.conv_general_dilated`, with a gradient in `lhs` that XLA for CPUs runs at its full speed within loops too.
+    """`jax.lax.conv_general_dilated` with a gradient in `lhs` that runs at full speed on CPUs, also within loops.
 
-    The derivative in `lhs`, `conv(dx, kernel)`, is taken with the kernel's axes for input and output swapped in memory, so that
-    its transpose, the gradient, has them in the order `HWIO` where the convolution has it, as Flax's have. XLA puts no others
-    into that order within the body of a scan, and convolves them several times slower: so it was with guidance by the gradient
-    of a convolutional network. Values and derivatives, of any order, are the same.
+    Inside a scan, XLA for CPUs convolves several times slower unless the kernel has the axis order `HWIO` in memory. The
+    gradient in `lhs` is a convolution with the input and output axes of the kernel swapped. This function therefore swaps these
+    axes in memory before it takes the derivative, `conv(dx, kernel)`. The transpose of this derivative, which is the gradient,
+    then has its kernel in the order `HWIO` if the convolution has, as in Flax. Values and derivatives of any order are the
+    same.
 
     Args:
-      lhs: Images, `[B, H, W, C]` where `dimension_numbers` are Flax's, or of any other shape that lax takes.
-      rhs: The kernel, then `[h, w, C, D]`.
-      window_strides: Of the output.
-      padding: Of the input.
-      dimension_numbers: Which axis is what.
-      **options: The others.
+      lhs: The images, `[B, H, W, C]` with the `dimension_numbers` of Flax, or any other layout of `jax.lax`.
+      rhs: The kernel, `[h, w, C, D]` with the `dimension_numbers` of Flax.
+      window_strides: The strides of the output.
+      padding: The padding of the input.
+      dimension_numbers: The layouts of input, kernel and output.
+      **options: The other options of `jax.lax.conv_general_dilated`.
+
+    Returns:
+      The convolution, as from `jax.lax.conv_general_dilated`.
 
     Example:
       >>> own = nnx.Conv(3, 8, (3, 3), conv_general_dilated=gj.networks.conv_general_dilated, rngs=nnx.Rngs(0))

@@ -1,4 +1,4 @@
-"""A diffusion transformer, whose condition may hold tokens, and may ask for a perturbed forward pass."""
+"""A diffusion transformer. Its condition is a label, optionally with tokens, and can perturb the forward pass."""
 
 import dataclasses
 from typing import NamedTuple
@@ -35,11 +35,27 @@ from guidance_jax.networks.layers import (
 )
 @dataclasses.dataclass(frozen=True)
 class DiTConfig:
-    """The sizes of a diffusion transformer, all of them; `dataclasses.asdict` makes JSON of them, `DiTConfig(**read)` reads it.
+    """All sizes of a diffusion transformer.
+
+    `dataclasses.asdict` gives a dictionary for JSON, and `DiTConfig(**read)` reads it back.
+
+    Args:
+      shape: `(H, W, C)` of one image. H and W are multiples of `patch`.
+      classes: The number of classes. The label `classes` is the null label.
+      width: The width of each image token; a multiple of `heads`.
+      blocks: The number of transformer blocks.
+      heads: The number of attention heads.
+      patch: The side of the square of pixels that makes one token.
+      tokens: The width of each token of the condition, `Tokens.tokens`; 0 for a network that takes none.
+      qk_norm: Whether queries and keys are normalised in each head (arXiv:2302.05442).
+      perturbed: The blocks that a `Perturbed` condition perturbs, counted from 0; None for the middle one.
+      time_scale: The factor of t: 1,000 for t in [0, 1], 1 for t in 0..999.
+      dtype: The dtype of the dense layers, "float32" or "bfloat16". Parameters, norms, softmax and output are float32.
+      remat: Whether a gradient recomputes the intermediate values of each block. This saves memory for a third more compute.
 
     Raises:
-      ValueError: If the image does not divide into patches, or the width into heads, there is no such block, or the dtype is
-        unknown.
+      ValueError: If the image does not divide into patches, the width does not divide into heads, `perturbed` names a block
+        that does not exist, or the dtype is unknown.
 
     Example:
       >>> config = gj.networks.DiTConfig((28, 28, 1), classes=10, width=64, blocks=2, heads=2, patch=4)
@@ -48,29 +64,17 @@ class DiTConfig:
     """
 
     shape: ImageShape
-    """`(H, W, C)` of one image; H and W are multiples of the patch."""
     classes: CountFromZero
-    """The number of classes; the label `classes` is the null label."""
     width: Count = 192
-    """Of a token of the image; a multiple of the heads."""
     blocks: Count = 6
-    """Transformer blocks."""
     heads: Count = 3
-    """Attention heads."""
     patch: Count = 2
-    """The side of the square of pixels that makes a token."""
     tokens: CountFromZero = 0
-    """The width of each token of the condition, `Tokens.tokens`; 0 where the network takes none."""
     qk_norm: bool = False
-    """Whether queries and keys are normalised in each head (arXiv:2302.05442)."""
     perturbed: Places | None = None
-    """The blocks that a `Perturbed` condition perturbs; None is the middle one."""
     time_scale: float = 1000.0
-    """1,000 where t is in [0, 1], 1 where it is in 0..999."""
     dtype: Compute = "float32"
-    """What dense layers compute in: "float32" or "bfloat16". Parameters, norms, softmax and output are float32."""
     remat: bool = False
-    """Whether a gradient computes the insides of each block anew: less memory, a third more compute."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(self.shape))
@@ -79,17 +83,22 @@ class DiTConfig:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of tokens."""
+        """The rows and columns of image tokens."""
         return self.shape[0] // self.patch, self.shape[1] // self.patch
 
 
-CLASSES[DiTConfig] = class_kind(DiTConfig, "DiTConfig((28, 28, 1), classes=10) is one.")
+CLASSES[DiTConfig] = class_kind(DiTConfig, "use DiTConfig((28, 28, 1), classes=10).")
 
 
 class Tokens(NamedTuple):
-    """A condition of tokens, an encoded text say, beside the label.
+    """A condition of a label and tokens, for example of an encoded text.
 
-    Where the mask is False all along, the sample has no tokens: the null condition of classifier-free guidance.
+    A sample whose mask is False everywhere has no tokens. That is the null condition of classifier-free guidance.
+
+    Args:
+      labels: `[B]`, the class labels; the null label for no class.
+      tokens: `[B, L, E]`, the tokens. E is `tokens` of the network's config.
+      mask: `[B, L]`, True where there is a token.
 
     Example:
       >>> cond = gj.networks.Tokens(jnp.array([3, 1]), jnp.ones((2, 7, 16)), jnp.arange(7)[None] < jnp.array([[5], [7]]))
@@ -99,17 +108,21 @@ class Tokens(NamedTuple):
     """
 
     labels: Int[Array, "b"]
-    """Beside the tokens; the null label for none."""
     tokens: Float[Array, "b l e"]
-    """Of the width that the network's config names."""
     mask: Bool[Array, "b l"]
-    """True where there is a token."""
 
 
 class Perturbed(NamedTuple):
-    """A condition that asks some samples' forward passes to be perturbed, in the blocks that the network names for it.
+    """A condition that perturbs the forward pass of some samples, in the blocks that the network's config names.
 
-    Branches of one network share their structure: give the unperturbed ones the same fields, at False or 0.
+    All branches of one network have the same structure: give unperturbed branches the same fields, as False or 0.
+
+    Args:
+      labels: The labels, `[B]`, or `Tokens`.
+      identity: `[B]`, True where each token attends only to itself: PAG (arXiv:2403.17377). None for no sample.
+      skip: `[B]`, True where the block returns its input: SLG. None for no sample.
+      blur: `[B]`, the standard deviation, in tokens, of a Gaussian blur of the queries: SEG (arXiv:2408.00760). 0 is no blur,
+        and infinity gives their mean. None for no sample.
 
     Example:
       >>> labels, no, yes = jnp.array([3, 1]), jnp.zeros(2, bool), jnp.ones(2, bool)
@@ -119,19 +132,15 @@ class Perturbed(NamedTuple):
     """
 
     labels: Int[Array, "b"] | Tokens
-    """Labels, or `Tokens` with them."""
     identity: Bool[Array, "b"] | None = None
-    """Each token attends to itself alone: PAG (arXiv:2403.17377)."""
     skip: Bool[Array, "b"] | None = None
-    """The block does nothing: SLG."""
     blur: Float[Array, "b"] | None = None
-    """The standard deviation, in tokens, of a Gaussian blur of the queries, infinite for their mean: SEG (arXiv:2408.00760)."""
 
 
 class Block(nnx.Module):
-    """Attention and a dense layer, each scaled, shifted and gated by the condition; the gates start at zero (adaLN-zero).
+    """Attention and a dense layer. The condition scales, shifts and gates each; the gates start at zero (adaLN-zero).
 
-    Between the two, the image's tokens attend to the condition's, where the network takes them.
+    If the network takes tokens, the image's tokens attend to them between the two.
     """
 
     def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
@@ -152,32 +161,32 @@ class Block(nnx.Module):
         c: Float[Array, "b w"],
         tokens: Float[Array, "b l w"] | None,
         mask: Bool[Array, "b l"] | None,
-        told: Perturbed | None,
+        perturbed: Perturbed | None,
     ) -> Float[Array, "b n w"]:
         parts = jnp.split(self.modulation(c)[:, None], 6, axis=2)
         shift_attention, scale_attention, gate_attention, shift, scale, gate = parts
-        attended = self.attend((self.norm(h) * (1 + scale_attention) + shift_attention).astype(h.dtype), told)
+        attended = self.attend((self.norm(h) * (1 + scale_attention) + shift_attention).astype(h.dtype), perturbed)
         out = h + gate_attention.astype(h.dtype) * attended
         if self.cross is not None and tokens is not None and mask is not None:
             out = out + self.cross(self.norm(out).astype(h.dtype), tokens, mask)
         inner = jax.nn.gelu(self.inner((self.norm(out) * (1 + scale) + shift).astype(h.dtype)))
         out = out + gate.astype(h.dtype) * self.outer(inner)
-        return out if told is None or told.skip is None else jnp.where(told.skip[:, None, None], h, out)
+        return out if perturbed is None or perturbed.skip is None else jnp.where(perturbed.skip[:, None, None], h, out)
 
-    def attend(self, h: Float[Array, "b n w"], told: Perturbed | None) -> Float[Array, "b n w"]:
+    def attend(self, h: Float[Array, "b n w"], perturbed: Perturbed | None) -> Float[Array, "b n w"]:
         q, k, v = in_heads(self.qkv(h), self.heads, 3)
         if self.qk_norm is not None:
             q, k = self.qk_norm(q, k)
-        if told is not None and told.blur is not None:
-            q = blur(q, self.grid, told.blur)
+        if perturbed is not None and perturbed.blur is not None:
+            q = blur(q, self.grid, perturbed.blur)
         out = attention(q, k, v)
-        if told is not None and told.identity is not None:
-            out = jnp.where(told.identity[:, None, None, None], v, out)
+        if perturbed is not None and perturbed.identity is not None:
+            out = jnp.where(perturbed.identity[:, None, None, None], v, out)
         return self.project(out.reshape(h.shape))
 
 
 class QKNorm(nnx.Module):
-    """Queries and keys of root mean square one in each head, up to learned scales: logits that cannot grow without bound."""
+    """Queries and keys with root mean square 1 in each head, up to learned scales. This keeps the logits bounded."""
 
     def __init__(self, width: int, *, rngs: nnx.Rngs):
         self.query = RMSNorm(width, rngs=rngs)
@@ -188,7 +197,7 @@ class QKNorm(nnx.Module):
 
 
 class Cross(nnx.Module):
-    """Attention to the tokens of the condition and to one that is learned, which is all where there are none (PixArt)."""
+    """Attention to the condition's tokens and to one learned token (PixArt). Without tokens, only the learned one is left."""
 
     def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
         width, dtype = config.width, jnp.dtype(config.dtype)
@@ -213,7 +222,7 @@ class Cross(nnx.Module):
 
 
 def blur(q: Float[Array, "b n h d"], grid: tuple[int, int], deviation: Float[Array, "b"]) -> Float[Array, "b n h d"]:
-    """A Gaussian blur over the grid of tokens, each sample's its own; none at 0, the mean at infinity."""
+    """A Gaussian blur over the grid of tokens, with one deviation per sample: 0 is no blur, infinity the mean."""
 
     def weights(side: int) -> Array:
         distance = (jnp.arange(side)[:, None] - jnp.arange(side)[None]).astype(q.dtype)[None] ** 2
@@ -228,14 +237,15 @@ def blur(q: Float[Array, "b n h d"], grid: tuple[int, int], deviation: Float[Arr
 class DiT(nnx.Module):
     """A diffusion transformer with labels, for images `[B, H, W, C]`.
 
-    Its condition is labels `[B]`, or `Tokens` with them where the config has their width, or either in `Perturbed`.
+    The condition is labels `[B]`, `Tokens` if the config gives their width, or either of these in `Perturbed`.
 
     Args:
-      config: Its sizes.
-      rngs: For the parameters.
+      config: The sizes of the network.
+      rngs: The random keys that initialise the parameters.
 
     Raises:
-      ValueError: When called, if an image is not of the config's shape, a label outside, or tokens not of the config's width.
+      ValueError: When called, if an image does not have the config's shape, a label is out of range, or tokens do not have the
+        config's width.
 
     Example:
       >>> config = gj.networks.DiTConfig((8, 8, 1), classes=10, width=32, blocks=1, heads=2)
@@ -267,7 +277,7 @@ class DiT(nnx.Module):
         self, x: Float[Array, "b h w c"], t: Float[Array, "b"], cond: Int[Array, "b"] | Tokens | Perturbed
     ) -> Float[Array, "b h w c"]:
         check_batch(x, self.config.shape, t=t)
-        told = cond if isinstance(cond, Perturbed) else None
+        perturbed = cond if isinstance(cond, Perturbed) else None
         given = cond.labels if isinstance(cond, Perturbed) else cond
         tokens, mask = self.read(given, len(x))
         dtype = jnp.dtype(self.config.dtype)
@@ -275,19 +285,19 @@ class DiT(nnx.Module):
         h = self.embed(squares.reshape(len(x), -1, squares.shape[3])) + self.position[...].astype(dtype)
         c = jax.nn.silu(self.time(t) + self.label(given.labels if isinstance(given, Tokens) else given))
         for i, block in enumerate(self.blocks):
-            h = call(block, self.config.remat, h, c, tokens, mask, told if i in self.perturbed else None)
+            h = call(block, self.config.remat, h, c, tokens, mask, perturbed if i in self.perturbed else None)
         scale, shift = jnp.split(self.modulation(c)[:, None], 2, axis=2)
         return unpatchify(self.last(self.norm(h) * (1 + scale) + shift).reshape(squares.shape), self.config.patch)
 
     def read(self, given: Array | Tokens, batch: int) -> tuple[Array | None, Array | None]:
-        """The condition's tokens at the network's width, and which of them are there.
+        """The condition's tokens at the network's width, and their mask.
 
         Args:
           given: Labels, or `Tokens` with them.
-          batch: The number of samples, where there are no tokens.
+          batch: The number of samples, for a condition without tokens.
 
         Raises:
-          ValueError: If tokens are given to a network that takes none, or of another width than it takes.
+          ValueError: If the network takes no tokens, or tokens of another width.
         """
         check_tokens(given.tokens if isinstance(given, Tokens) else None, self.config.tokens)
         if self.tokens is None:

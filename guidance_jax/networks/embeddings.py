@@ -1,4 +1,4 @@
-"""What a network is told beside x: the time and a label."""
+"""Embeddings of the time and the label."""
 
 import math
 
@@ -13,13 +13,14 @@ FREQUENCIES = 128
 
 
 def waves(t: Float[Array, "b"], width: int, *, sin_first: bool = False, shift: float = 0.0) -> Float[Array, "b w"]:
-    """Sinusoids of the time, in at least float32: cosines, then sines, of `t 10000^(-i / (half - shift))`, half of width each.
+    """Sinusoids of the time, in float32 or wider: cosines, then sines, of `t 10000^(-i / (half - shift))`, with `half = width /
+    2`.
 
     Args:
       t: The time, scaled to 0..1000.
-      width: Even.
-      sin_first: The sines before the cosines.
-      shift: 1 reaches the lowest frequency, 1 / 10000, exactly.
+      width: The number of sinusoids, even.
+      sin_first: Whether the sines come before the cosines.
+      shift: 1 makes the lowest frequency exactly 1 / 10000.
 
     Reference: Ho et al. 2020, arXiv:2006.11239 (released code).
     """
@@ -31,18 +32,18 @@ def waves(t: Float[Array, "b"], width: int, *, sin_first: bool = False, shift: f
 
 
 def rows(table: Float[Array, "k w"], labels: Int[Array, "b"], what: str) -> Float[Array, "b w"]:
-    """The rows of a table by labels; one outside raises where labels are known, and else gives NaN, not its neighbour's."""
+    """The rows of a table by label. A label outside the table raises if it is known, and gives NaN if it is traced."""
     check_labels(labels, len(table), what)
     return table.at[labels].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
 
 
 class TimeEmbedding(nnx.Module):
-    """Sinusoids of the time, periods 2 pi to 20,000 pi, and two dense layers (arXiv:2006.11239).
+    """Sinusoids of the time with periods from 2 pi to 20,000 pi, then two dense layers (arXiv:2006.11239).
 
     Args:
-      width: Of the output.
-      scale: The time is multiplied by it first: 1,000 for t in [0, 1], 1 for t in 0..999.
-      rngs: For the parameters.
+      width: The width of the output.
+      scale: The factor of t: 1,000 for t in [0, 1], 1 for t in 0..999.
+      rngs: The random keys that initialise the parameters.
     """
 
     def __init__(self, width: int, scale: float, *, rngs: nnx.Rngs):
@@ -57,12 +58,12 @@ class TimeEmbedding(nnx.Module):
 class LabelEmbedding(nnx.Module):
     """A table of `classes` labels and the null label, `classes`.
 
-    A label outside gives NaN, not its nearest neighbour; where labels are known it raises.
+    A label outside the table raises if it is known, and gives NaN if it is traced.
 
     Args:
       classes: The number of classes.
-      width: Of the output.
-      rngs: For the parameters.
+      width: The width of the output.
+      rngs: The random keys that initialise the parameters.
     """
 
     def __init__(self, classes: int, width: int, *, rngs: nnx.Rngs):

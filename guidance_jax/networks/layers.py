@@ -1,6 +1,7 @@
-"""What the networks for images share: patches, dense layers, norms, attention.
+"""Layers that the networks for images share: patches, dense layers, norms, attention.
 
-Parameters are float32. Dense layers and convolutions compute in the dtype that they are given; norms and softmax in float32.
+Parameters are float32. Dense layers and convolutions compute in the dtype that they receive. Norms and softmax compute in
+float32.
 """
 
 from typing import Any
@@ -15,7 +16,7 @@ MANY, ROWS = 2**18, 64
 
 
 def patchify(x: Float[Array, "b h w c"], patch: int) -> Float[Array, "b r s f"]:
-    """Squares of `patch x patch` pixels as the channels of one: `[B, H/p, W/p, p * p * C]`."""
+    """Moves each square of `patch x patch` pixels into the channels of one pixel: `[B, H/p, W/p, p * p * C]`."""
     batch, height, across, channels = x.shape
     squares = x.reshape(batch, height // patch, patch, across // patch, patch, channels).transpose(0, 1, 3, 2, 4, 5)
     return squares.reshape(batch, height // patch, across // patch, patch * patch * channels)
@@ -29,29 +30,29 @@ def unpatchify(h: Float[Array, "b r s f"], patch: int) -> Float[Array, "b h w c"
 
 
 class Dense(nnx.Linear):
-    """A dense layer of the last axis; as one matrix product, since XLA's CPU gradient of a batched one is twice as slow."""
+    """A dense layer over the last axis, as one matrix product: XLA's CPU gradient of a batched product is twice as slow."""
 
     def __call__(self, inputs: Float[Array, "... i"]) -> Float[Array, "... o"]:  # pyright: ignore[reportIncompatibleMethodOverride]
         return super().__call__(inputs.reshape(-1, inputs.shape[-1])).reshape(*inputs.shape[:-1], -1)
 
 
 class LayerNorm(nnx.LayerNorm):
-    """The norm without parameters that adaptive scales and shifts follow, in float32."""
+    """A layer norm without parameters, in float32. Adaptive scales and shifts follow it."""
 
     def __init__(self, width: int, *, rngs: nnx.Rngs):
         super().__init__(width, use_bias=False, use_scale=False, dtype=jnp.float32, rngs=rngs)
 
 
 class GroupNorm(nnx.Module):
-    """A group norm and what scales and shifts it after, as one affine map a channel of each sample.
+    """A group norm and an optional scale and shift, as one affine map per channel of each sample.
 
-        out = (h - mean) / sqrt(variance + epsilon) * gain + bias, * (1 + scale) + shift
+        out = ((h - mean) / sqrt(variance + epsilon) * gain + bias) * (1 + scale) + shift
 
     Args:
-      width: The channels.
-      groups: That they divide into.
-      epsilon: Added to the variance.
-      rngs: For the parameters.
+      width: The number of channels.
+      groups: The number of groups of channels; it divides `width`.
+      epsilon: The number added to the variance.
+      rngs: Not used: the parameters start at 1 and 0.
     """
 
     def __init__(self, width: int, groups: int, epsilon: float = 1e-6, *, rngs: nnx.Rngs):
@@ -79,7 +80,7 @@ class GroupNorm(nnx.Module):
 
 
 class RMSNorm(nnx.RMSNorm):
-    """The norm of queries and keys, of each head alone, in float32."""
+    """The norm of queries and keys, over each head, in float32."""
 
     def __init__(self, width: int, *, rngs: nnx.Rngs):
         super().__init__(width, dtype=jnp.float32, rngs=rngs)
@@ -91,10 +92,10 @@ def attention(
     v: Float[Array, "b m heads d"],
     mask: Bool[Array, "#b #n m"] | None = None,
 ) -> Float[Array, "b n heads d"]:
-    """`softmax(q k / sqrt(d)) v`, the softmax in float32 and over what the mask has True; heads first, as the CPU likes it.
+    """`softmax(q k / sqrt(d)) v` over the entries where the mask is True, with the softmax in float32.
 
-    Where the logits of a head are many and the mask is one for all queries, a CPU computes `ROWS` queries at a time: all at
-    once they would leave its caches.
+    Heads come first inside, which is faster on CPUs. A CPU computes `ROWS` queries at a time if a head has many logits and one
+    mask serves all queries: all logits at once would not fit into its caches.
     """
     q, k, v = (x.transpose(0, 2, 1, 3) for x in (q * q.shape[-1] ** -0.5, k, v))
 
@@ -114,11 +115,11 @@ def attention(
 
 
 def in_heads(h: Float[Array, "b n w"], heads: int, parts: int) -> list[Float[Array, "b n heads d"]]:
-    """The last axis in heads, each of them in `parts`."""
+    """Splits the last axis into heads, and each head into `parts`."""
     return jnp.split(h.reshape(*h.shape[:2], heads, -1), parts, axis=3)
 
 
 def call(block: nnx.Module, remat: bool, *inputs: Any) -> Array:
-    """`block(*inputs)`; where `remat` says so, its gradient computes anew what it needs from within the block."""
+    """`block(*inputs)`. With `remat`, its gradient recomputes the intermediate values of the block."""
     run = lambda block, *inputs: block(*inputs)
     return (nnx.remat(run) if remat else run)(block, *inputs)

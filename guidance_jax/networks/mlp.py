@@ -1,4 +1,4 @@
-"""Residual multilayer perceptrons: for points, and images small enough to be points."""
+"""Residual multilayer perceptrons, for points and small images."""
 
 import math
 
@@ -14,7 +14,7 @@ from guidance_jax.networks.embeddings import LabelEmbedding, TimeEmbedding
 
 
 class Block(nnx.Module):
-    """`h + W2 silu(W1 (norm(h) (1 + scale(c)) + shift(c)))`, W2 starting at zero."""
+    """`h + W2 silu(W1 (norm(h) (1 + scale(c)) + shift(c)))`. W2 starts at zero."""
 
     def __init__(self, width: int, *, rngs: nnx.Rngs):
         self.norm = nnx.LayerNorm(width, use_bias=False, use_scale=False, rngs=rngs)
@@ -28,7 +28,7 @@ class Block(nnx.Module):
 
 
 class Trunk(nnx.Module):
-    """Blocks between two dense layers."""
+    """Residual blocks between two dense layers."""
 
     def __init__(self, features: int, outputs: int, width: int, blocks: int, *, rngs: nnx.Rngs):
         self.first = nnx.Linear(features, width, rngs=rngs)
@@ -47,15 +47,15 @@ class MLP(nnx.Module):
     """A denoising network for data of a fixed shape, with labels.
 
     Args:
-      shape: Of one sample.
-      classes: The number of classes; the label `classes` is the null label.
-      width: Of the hidden layers.
+      shape: The shape of one sample.
+      classes: The number of classes. The label `classes` is the null label.
+      width: The width of the hidden layers.
       blocks: The number of residual blocks.
-      time_scale: 1,000 where t is in [0, 1], 1 where it is in 0..999.
-      rngs: For the parameters.
+      time_scale: The factor of t: 1,000 for t in [0, 1], 1 for t in 0..999.
+      rngs: The random keys that initialise the parameters.
 
     Raises:
-      ValueError: If a size is below 1; when called, if an argument is not of its shape, or a label outside.
+      ValueError: If a size is below 1; when called, if an argument has the wrong shape or a label is out of range.
 
     Example:
       >>> network = gj.networks.MLP((2,), classes=3, width=8, blocks=1, rngs=nnx.Rngs(0))
@@ -89,10 +89,15 @@ class MLPClassifier(nnx.Module):
     """A noise-aware classifier: logits `[B, classes]` of `(x_t, t)`.
 
     Args:
-      The same as of `networks.MLP`.
+      shape: The shape of one sample.
+      classes: The number of classes.
+      width: The width of the hidden layers.
+      blocks: The number of residual blocks.
+      time_scale: The factor of t: 1,000 for t in [0, 1], 1 for t in 0..999.
+      rngs: The random keys that initialise the parameters.
 
     Raises:
-      ValueError: If a size is below 1; when called, if an argument is not of its shape.
+      ValueError: If a size is below 1; when called, if an argument has the wrong shape.
 
     Example:
       >>> classify = gj.networks.MLPClassifier((2,), classes=3, width=8, blocks=1, rngs=nnx.Rngs(0))

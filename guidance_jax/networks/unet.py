@@ -1,4 +1,4 @@
-"""A convolutional U-Net with attention, and the sizes that it and the classifier of its lower half are built from."""
+"""A convolutional U-Net with attention, and its configuration, which the classifier shares."""
 
 import dataclasses
 import functools
@@ -29,7 +29,7 @@ Conv = functools.partial(nnx.Conv, kernel_size=(3, 3), conv_general_dilated=conv
 
 @door(
     rule("shape must divide into squares of patch pixels", lambda shape, patch: shape[0] % patch == shape[1] % patch == 0),
-    rule("widths must hold one level at least", lambda widths: len(widths) > 0),
+    rule("widths must have at least one level", lambda widths: len(widths) > 0),
     rule("widths must be multiples of groups", lambda widths, groups: all(width % groups == 0 for width in widths)),
     rule(
         "shape / patch must halve evenly between the levels of widths",
@@ -43,11 +43,26 @@ Conv = functools.partial(nnx.Conv, kernel_size=(3, 3), conv_general_dilated=conv
 )
 @dataclasses.dataclass(frozen=True)
 class UNetConfig:
-    """The sizes of a U-Net, all of them; `dataclasses.asdict` makes JSON of them, `UNetConfig(**read)` reads it.
+    """All sizes of a U-Net.
+
+    `dataclasses.asdict` gives a dictionary for JSON, and `UNetConfig(**read)` reads it back.
+
+    Args:
+      shape: `(H, W, C)` of one image. H and W are multiples of `patch`, and then halve evenly between the levels.
+      classes: The number of classes. The label `classes` is the null label.
+      widths: The channels at each level, the finest level first; multiples of `groups`.
+      blocks: The number of residual blocks per level, on the way down and on the way up.
+      attention: The levels, counted from 0, with attention over all pixels after each block.
+      heads: The number of attention heads, also in the classifier's pool.
+      patch: The side of the square of pixels that becomes one pixel of the finest level. 2 quarters the number of pixels.
+      groups: The number of groups of channels in each norm.
+      time_scale: The factor of t: 1,000 for t in [0, 1], 1 for t in 0..999.
+      dtype: The dtype of convolutions and dense layers, "float32" or "bfloat16". Parameters, norms and output are float32.
+      remat: Whether a gradient recomputes the intermediate values of each block. This saves memory for a third more compute.
 
     Raises:
-      ValueError: If the image does not divide into patches or halve often enough, a width not into groups or heads, a level
-        is not there, or the dtype is unknown.
+      ValueError: If the image does not divide into patches or halve often enough, a width does not divide into groups or heads,
+        a level of `attention` does not exist, or the dtype is unknown.
 
     Example:
       >>> config = gj.networks.UNetConfig((28, 28, 1), classes=10, widths=(16, 32), patch=2, attention=(1,), heads=2)
@@ -56,27 +71,16 @@ class UNetConfig:
     """
 
     shape: ImageShape
-    """`(H, W, C)` of one image; H and W are multiples of the patch and then halve evenly between the levels."""
     classes: Count
-    """The number of classes; the label `classes` is the null label."""
     widths: Sizes = (64, 128)
-    """The channels at each level, the finest first; multiples of the groups."""
     blocks: Count = 1
-    """Residual blocks at each level, down and up again."""
     attention: Places = ()
-    """The levels, counted from 0, whose blocks attention follows, over all pixels of the level."""
     heads: Count = 4
-    """Attention heads, also those of the classifier's pooling."""
     patch: Count = 1
-    """The side of the square of pixels that become the channels of one; 2 leaves the finest level a quarter of the pixels."""
     groups: Count = 8
-    """Groups of channels that are normalised together."""
     time_scale: float = 1000.0
-    """1,000 where t is in [0, 1], 1 where it is in 0..999."""
     dtype: Compute = "float32"
-    """What convolutions and dense layers compute in: "float32" or "bfloat16". Parameters, norms and output are float32."""
     remat: bool = False
-    """Whether a gradient computes the insides of each block anew: less memory, a third more compute."""
 
     def __post_init__(self) -> None:
         for name in ("shape", "widths", "attention"):
@@ -84,16 +88,16 @@ class UNetConfig:
 
     @property
     def levels(self) -> list[tuple[int, int, int]]:
-        """Rows, columns and channels of each level."""
+        """The rows, columns and channels of each level."""
         rows, columns = (side // self.patch for side in self.shape[:2])
         return [(rows >> i, columns >> i, width) for i, width in enumerate(self.widths)]
 
 
-CLASSES[UNetConfig] = class_kind(UNetConfig, "UNetConfig((28, 28, 1), classes=10) is one.")
+CLASSES[UNetConfig] = class_kind(UNetConfig, "use UNetConfig((28, 28, 1), classes=10).")
 
 
 class Residual(nnx.Module):
-    """Two convolutions around a residual, the second one's input scaled and shifted by the condition."""
+    """Two convolutions with a residual connection. The condition scales and shifts the input of the second."""
 
     def __init__(self, inputs: int, outputs: int, config: UNetConfig, *, rngs: nnx.Rngs):
         dtype = jnp.dtype(config.dtype)
@@ -111,7 +115,7 @@ class Residual(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Self-attention of all pixels around a residual."""
+    """Self-attention over all pixels, with a residual connection."""
 
     def __init__(self, width: int, config: UNetConfig, *, rngs: nnx.Rngs):
         dtype = jnp.dtype(config.dtype)
@@ -127,7 +131,7 @@ class Attention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """A residual block, and attention where its level has it."""
+    """A residual block, followed by attention if its level has it."""
 
     def __init__(self, inputs: int, outputs: int, level: int, config: UNetConfig, *, rngs: nnx.Rngs):
         self.residual = Residual(inputs, outputs, config, rngs=rngs)
@@ -139,7 +143,7 @@ class Block(nnx.Module):
 
 
 class Down(nnx.Module):
-    """The lower half of a U-Net: from an image to the values after each block, the coarsest last, and after the middle one."""
+    """The encoder half of a U-Net. It returns the output of the middle block, and the outputs of the others, coarsest last."""
 
     def __init__(self, config: UNetConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -167,11 +171,11 @@ class UNet(nnx.Module):
     """A convolutional U-Net with labels, for images `[B, H, W, C]`.
 
     Args:
-      config: Its sizes.
-      rngs: For the parameters.
+      config: The sizes of the network.
+      rngs: The random keys that initialise the parameters.
 
     Raises:
-      ValueError: When called, if an image is not of the config's shape, or a label outside.
+      ValueError: When called, if an image does not have the config's shape or a label is out of range.
 
     Example:
       >>> config = gj.networks.UNetConfig((8, 8, 1), classes=10, widths=(8, 16))
@@ -210,16 +214,16 @@ class UNet(nnx.Module):
 
 
 def embedding(config: UNetConfig) -> int:
-    """The width of what the blocks are told."""
+    """The width of the embedding of time and label."""
     return 4 * config.widths[0]
 
 
 def halve(h: Float[Array, "b h w c"]) -> Float[Array, "b h//2 w//2 c"]:
-    """The mean of every 2 x 2 pixels."""
+    """The mean of each square of 2 x 2 pixels."""
     batch, height, across, channels = h.shape
     return h.reshape(batch, height // 2, 2, across // 2, 2, channels).mean((2, 4))
 
 
 def double(h: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
-    """Every pixel as 2 x 2 of the same."""
+    """Each pixel repeated as a square of 2 x 2."""
     return h.repeat(2, axis=1).repeat(2, axis=2)

@@ -1,7 +1,7 @@
-"""Published networks: their weights read from the published files, their outputs those of the published code.
+"""Published networks, with weights from the published files and the outputs of the published code.
 
-Each family is a file of NNX modules whose attributes bear the published names. A module computes in the dtype of its
-parameters, float32 or bfloat16; `networks.from_nnx` makes a pure function of it.
+Each family is a file of NNX modules whose attributes have the published names. A module computes in the dtype of its
+parameters, float32 or bfloat16. `networks.from_nnx` turns it into a pure function.
 """
 
 from guidance_jax.pretrained import adm, autoencoder, clip, dit, schedulers, text_to_image, tokens, unet

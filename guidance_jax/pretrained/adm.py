@@ -1,4 +1,4 @@
-"""ADM, the U-Net of "Diffusion models beat GANs", and the noise-aware classifier that guides it, by their published names."""
+"""ADM, the U-Net of "Diffusion models beat GANs", and its noise-aware classifier, with the published names."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -49,12 +49,28 @@ def fits_heads(
 )
 @dataclasses.dataclass(frozen=True)
 class ADMConfig:
-    """A U-Net's or a classifier's sizes, by the names of the released code; the defaults are the 256 x 256 model's.
+    """The sizes of a U-Net or a classifier, with the names of the released code. The defaults are the 256 x 256 model's.
 
-    Dropout has no field: it does nothing while sampling.
+    There is no field for dropout, because it does nothing in sampling.
+
+    Args:
+      image_size: The side of the training images, in pixels.
+      model_channels: The unit of the widths, in channels.
+      channel_mult: The width of each level in units of `model_channels`, the finest level first. Each level halves the image.
+      num_res_blocks: The number of residual blocks per level on the way down; one more on the way up.
+      attention_resolutions: The sides of the levels with attention, for images of side `image_size`.
+      num_classes: The number of labels, None for an unconditional network; of a classifier, the number of logits.
+      num_heads: The number of attention heads if `num_head_channels` is None.
+      num_head_channels: The width of an attention head, in channels.
+      in_channels: The channels of an image.
+      learn_sigma: Whether the output also has the variance, in twice the channels. It has no effect on a classifier.
+      use_scale_shift_norm: Whether time and label scale and shift the second norm. Otherwise they are added before it.
+      resblock_updown: Whether residual blocks halve and double the images. Otherwise convolutions do.
+      use_new_attention_order: Whether channels split into queries, keys and values first, and into heads second. Otherwise
+        heads come first.
 
     Raises:
-      ValueError: If the sides cannot be halved so often, or a width does not divide into the norms' groups and the heads.
+      ValueError: If the image cannot be halved once per level, or a width does not divide into the norms' groups and the heads.
 
     Example:
       >>> config = gj.pretrained.adm.RELEASED["adm-64"]
@@ -65,51 +81,38 @@ class ADMConfig:
     """
 
     image_size: Count = 256
-    """The side of the images that it was trained on."""
     model_channels: Count = 256
-    """The unit of the widths."""
     channel_mult: tuple[int | float, ...] = (1, 1, 2, 2, 4, 4)
-    """The width of each size of image, in `model_channels`; each size is half of the one before."""
     num_res_blocks: Count = 2
-    """Of each size of image, on the way down; one more on the way up."""
     attention_resolutions: Sizes = (32, 16, 8)
-    """The sides of the images that have attention, where the whole has `image_size`."""
     num_classes: Count | None = 1000
-    """Of the labels, None without; of a classifier, the number of its logits."""
     num_heads: Count = 4
-    """Where there is no `num_head_channels`."""
     num_head_channels: Count | None = 64
-    """The width of an attention head."""
     in_channels: Count = 3
-    """Of the images."""
     learn_sigma: bool = True
-    """Whether the output has the variance too, in twice the channels; not of a classifier."""
     use_scale_shift_norm: bool = True
-    """Whether time and label scale and shift the second norm, or are added before it."""
     resblock_updown: bool = True
-    """Whether residual blocks halve and double the images, or convolutions."""
     use_new_attention_order: bool = False
-    """Whether queries, keys and values are split before the heads, or the heads before them."""
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """The channels of each size of image."""
+        """The channels of each level."""
         return tuple(int(mult * self.model_channels) for mult in self.channel_mult)
 
     def attends(self, level: int) -> bool:
-        """Whether there is attention where the images have been halved `level` times."""
+        """Whether there is attention after `level` halvings of the image."""
         return self.image_size >> level in self.attention_resolutions
 
     def heads(self, width: int) -> int:
-        """How many attention heads there are.
+        """The number of attention heads.
 
         Args:
-          width: The channels that they share.
+          width: The number of channels that the heads share.
         """
         return self.num_heads if self.num_head_channels is None else width // self.num_head_channels
 
 
-CLASSES[ADMConfig] = class_kind(ADMConfig, 'gj.pretrained.adm.RELEASED["adm-256"] is one.')
+CLASSES[ADMConfig] = class_kind(ADMConfig, 'use gj.pretrained.adm.RELEASED["adm-256"].')
 
 RELEASED = {
     "adm-64": ADMConfig(64, 192, (1, 2, 3, 4), 3, use_new_attention_order=True),
@@ -118,28 +121,31 @@ RELEASED = {
     "adm-256-uncond": ADMConfig(num_classes=None),
     "adm-512": ADMConfig(512, channel_mult=(0.5, 1, 1, 2, 2, 4, 4)),
 }
-"""The released U-Nets of ImageNet, of `64x64_diffusion.pt` to `512x512_diffusion.pt`; `adm-256-uncond` is that of LSUN too."""
+"""The released U-Nets of ImageNet, from `64x64_diffusion.pt` to `512x512_diffusion.pt`. `adm-256-uncond` also fits those of
+LSUN.
+"""
 CLASSIFIERS = {
     64: ADMConfig(64, 128, (1, 2, 3, 4), 4),
     128: ADMConfig(128, 128, (1, 1, 2, 3, 4)),
     256: ADMConfig(256, 128),
     512: ADMConfig(512, 128, (0.5, 1, 1, 2, 2, 4, 4)),
 }
-"""The released classifiers by the side of their images, of `64x64_classifier.pt` to `512x512_classifier.pt`."""
+"""The released classifiers by the side of their images, from `64x64_classifier.pt` to `512x512_classifier.pt`."""
 
 
 class ADM(nnx.Module):
-    """`(x, t, labels) -> eps`, and after it along the last axis the variance's v, as `denoisers.learned_variance` reads them.
+    """`(x, t, labels) -> (eps, v)`, joined along the last axis as `denoisers.learned_variance` reads them; v gives the
+    variance.
 
-    It computes in the dtype of its parameters and answers in it. H and W are multiples of `2 ** (len(channel_mult) - 1)`.
+    Computation and output have the dtype of the parameters. H and W are multiples of `2 ** (len(channel_mult) - 1)`.
 
     Args:
-      config: Its sizes: one of `RELEASED`, or another.
-      rngs: For the parameters.
+      config: The sizes, one of `RELEASED` or your own.
+      rngs: The random keys that initialise the parameters.
 
     Raises:
-      ValueError: When called, if the sides of x are no such multiples, labels are given or lacking where they should not be, or
-        one is outside.
+      ValueError: When called, if the sides of x are not such multiples, a label is out of range, labels are missing, or an
+        unconditional network gets labels.
 
     Example:
       >>> config = gj.pretrained.adm.ADMConfig(32, 32, (1, 2), 1, (16,), num_classes=10, num_head_channels=32)
@@ -167,7 +173,9 @@ class ADM(nnx.Module):
     def __call__(
         self, x: Float[Array, "b h w c"], t: Float[Array, "b"], labels: Int[Array, "b"] | None = None
     ) -> Float[Array, "b h w d"]:
-        """Args: x in [-1, 1] where it is clean; t in 0..999; labels in 0..num_classes - 1, None of an unconditional network."""
+        """The prediction for x, in [-1, 1] if it is clean, at t in 0..999. labels are in 0..num_classes - 1, or None if
+        unconditional.
+        """
         check_factor(x, 2 ** (len(self.config.channel_mult) - 1))
         check_given(labels, self.config.num_classes)
         c = embedded(self.time_embed, t, self.config.model_channels)
@@ -185,16 +193,17 @@ class ADM(nnx.Module):
 
 
 class ADMClassifier(nnx.Module):
-    """`(x, t) -> logits [B, num_classes]`, in float32: the encoder half of the U-Net, and an attention pool.
+    """`(x, t) -> logits [B, num_classes]`, in float32: the encoder half of the U-Net and an attention pool.
 
     It computes in the dtype of its parameters.
 
     Args:
-      config: Its sizes: one of `CLASSIFIERS`, or another.
-      rngs: For the parameters.
+      config: The sizes, one of `CLASSIFIERS` or your own.
+      rngs: The random keys that initialise the parameters.
 
     Raises:
-      ValueError: If the configuration has no classes or no `num_head_channels`.
+      ValueError: If the configuration has no classes or no `num_head_channels`; when called, if an image does not have the
+        config's shape.
 
     Example:
       >>> config = gj.pretrained.adm.ADMConfig(32, 32, (1, 2), 1, (16,), num_classes=10, num_head_channels=32)
@@ -236,20 +245,20 @@ def time_embed(config: ADMConfig, rngs: nnx.Rngs) -> list[Any]:
 
 
 def embedded(layers: Iterable[Any], t: Float[Array, "b"], width: int) -> Float[Array, "b e"]:
-    """What the blocks are told of the time."""
+    """The embedding of the time."""
     inner, activation, outer = layers
     return outer(activation(inner(waves(t, width).astype(inner.kernel[...].dtype))))
 
 
 def through(layers: Iterable[Any], h: Array, c: Float[Array, "b e"]) -> Array:
-    """The layers one after the other, the residual blocks told c."""
+    """The layers in sequence. Residual blocks also receive c."""
     for layer in layers:
         h = layer(h, c) if isinstance(layer, Residual) else layer(h)
     return h
 
 
 def block(config: ADMConfig, width: int, level: int, rngs: nnx.Rngs) -> list[nnx.Module]:
-    """A residual block from that width to the level's, and attention where the level has it."""
+    """A residual block from `width` channels to the level's width, followed by attention if the level has it."""
     out, time = config.widths[level], 4 * config.model_channels
     layers: list[nnx.Module] = [Residual(width, out, time, config.use_scale_shift_norm, rngs=rngs)]
     if config.attends(level):
@@ -258,7 +267,7 @@ def block(config: ADMConfig, width: int, level: int, rngs: nnx.Rngs) -> list[nnx
 
 
 def input_blocks(config: ADMConfig, rngs: nnx.Rngs) -> tuple[list[list[nnx.Module]], list[int]]:
-    """The way down, and the widths of what its blocks give."""
+    """The blocks of the way down, and the widths of their outputs."""
     width, time = config.widths[0], 4 * config.model_channels
     blocks: list[list[nnx.Module]] = [[Conv(config.in_channels, width, rngs=rngs)]]
     kept = [width]
@@ -285,7 +294,7 @@ def middle_block(config: ADMConfig, rngs: nnx.Rngs) -> list[nnx.Module]:
 
 
 def output_blocks(config: ADMConfig, kept: list[int], rngs: nnx.Rngs) -> list[list[nnx.Module]]:
-    """The way up: each block takes what one gave on the way down too, the last first."""
+    """The blocks of the way up. Each also takes the output of a block of the way down, the last output first."""
     width, time = config.widths[-1], 4 * config.model_channels
     blocks = []
     for level, out in reversed(list(enumerate(config.widths))):

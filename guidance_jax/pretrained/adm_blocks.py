@@ -1,6 +1,6 @@
-"""The blocks of ADM: residuals that may resample, attention in both published orders, and the classifier's attention pool.
+"""The blocks of ADM: residual blocks that may resample, attention in both published orders, and the classifier's pool.
 
-Attributes bear the names of the published weights. Where a published convolution has one pixel, a dense layer reads it.
+Attributes have the published names. Where a published convolution has one pixel, a dense layer reads its weights.
 """
 
 from typing import Any
@@ -16,14 +16,14 @@ from guidance_jax.pretrained.layers import Conv, upsampled
 
 
 class GroupNorm(AnyGroupNorm):
-    """The published one: 32 groups."""
+    """The published group norm, with 32 groups."""
 
     def __init__(self, width: int, *, rngs: nnx.Rngs):
         super().__init__(width, 32, 1e-5, rngs=rngs)
 
 
 def halved(h: Float[Array, "b r s w"]) -> Float[Array, "b rr ss w"]:
-    """The mean of every square of four pixels."""
+    """The mean of each square of 2 x 2 pixels."""
     batch, rows, columns, width = h.shape
     return h.reshape(batch, rows // 2, 2, columns // 2, 2, width).mean((2, 4))
 
@@ -33,16 +33,16 @@ def unchanged(h: Float[Array, "b r s w"]) -> Float[Array, "b r s w"]:
 
 
 class Residual(nnx.Module):
-    """Two convolutions around a residual, told the time and label between them; `resample` acts before the first.
+    """Two convolutions with a residual connection. The embedding of time and label acts between them.
 
     Args:
-      width: Of the input, in channels.
-      out: Of the output, in channels.
-      time: The width of what it is told.
-      scale_shift: Whether it is told by a scale and a shift of the second norm, `norm(h) * (1 + scale) + shift`, or by a sum
-        before it.
-      resample: `halved`, `upsampled` or `unchanged`.
-      rngs: For the parameters.
+      width: The channels of the input.
+      out: The channels of the output.
+      time: The width of the embedding.
+      scale_shift: Whether the embedding scales and shifts the second norm, `norm(h) * (1 + scale) + shift`. Otherwise it is
+        added before the norm.
+      resample: `halved`, `upsampled` or `unchanged`, applied before the first convolution.
+      rngs: The random keys that initialise the parameters.
     """
 
     def __init__(self, width: int, out: int, time: int, scale_shift: bool, resample: Any = unchanged, *, rngs: nnx.Rngs):
@@ -55,25 +55,25 @@ class Residual(nnx.Module):
     def __call__(self, h: Float[Array, "b r s i"], c: Float[Array, "b e"]) -> Float[Array, "b rr ss o"]:
         norm, activation, conv = self.in_layers
         inner = conv(self.resample(activation(norm(h))))
-        told = self.emb_layers[1](self.emb_layers[0](c))
+        embedded = self.emb_layers[1](self.emb_layers[0](c))
         norm, activation, _, conv = self.out_layers
         if self.scale_shift:
-            inner = norm(inner, *jnp.split(told.astype(jnp.float32), 2, axis=1))
+            inner = norm(inner, *jnp.split(embedded.astype(jnp.float32), 2, axis=1))
         else:
-            inner = norm(inner + told[:, None, None])
+            inner = norm(inner + embedded[:, None, None])
         h = self.resample(h)
         return (h if self.skip_connection is None else self.skip_connection(h)) + conv(activation(inner))
 
 
 class Attention(nnx.Module):
-    """Attention among all pixels, around a residual.
+    """Attention over all pixels, with a residual connection.
 
     Args:
-      width: In channels.
-      heads: That they divide into.
-      new_order: Whether the channels of `qkv` are queries, keys and values of all heads in turn, or heads in turn, each with
-        its queries, keys and values.
-      rngs: For the parameters.
+      width: The number of channels.
+      heads: The number of heads; it divides `width`.
+      new_order: Whether the channels of `qkv` split into queries, keys and values first, and into heads second. Otherwise heads
+        come first.
+      rngs: The random keys that initialise the parameters.
     """
 
     def __init__(self, width: int, heads: int, new_order: bool, *, rngs: nnx.Rngs):
@@ -89,14 +89,14 @@ class Attention(nnx.Module):
 
 
 class AttentionPool(nnx.Module):
-    """What the mean of all pixels finds by attention to itself and to them.
+    """Attention from the mean of all pixels to itself and to all pixels.
 
     Args:
-      pixels: How many.
-      width: In channels.
+      pixels: The number of pixels.
+      width: The number of channels.
       out: The width of the output.
-      heads: That the channels divide into.
-      rngs: For the parameters.
+      heads: The number of heads; it divides `width`.
+      rngs: The random keys that initialise the parameters.
 
     Reference: Radford et al. 2021, arXiv:2103.00020, section 2.4.
     """
@@ -115,7 +115,7 @@ class AttentionPool(nnx.Module):
 
 
 class Downsample(nnx.Module):
-    """The convolution that halves an image."""
+    """A convolution that halves an image."""
 
     def __init__(self, width: int, *, rngs: nnx.Rngs):
         self.op = Conv(width, width, stride=2, rngs=rngs)
@@ -125,7 +125,7 @@ class Downsample(nnx.Module):
 
 
 class Upsample(nnx.Module):
-    """Every pixel four times, then a convolution."""
+    """Upsampling by 2, then a convolution."""
 
     def __init__(self, width: int, *, rngs: nnx.Rngs):
         self.conv = Conv(width, width, rngs=rngs)
@@ -135,5 +135,5 @@ class Upsample(nnx.Module):
 
 
 def parts_of_heads(qkv: Float[Array, "b n w"], heads: int) -> list[Float[Array, "b n heads d"]]:
-    """Queries, keys and values one after the other, each of them in heads."""
+    """Splits the last axis into queries, keys and values, and each of these into heads."""
     return [part.reshape(*part.shape[:2], heads, -1) for part in jnp.split(qkv, 3, axis=2)]

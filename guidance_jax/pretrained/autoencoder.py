@@ -1,4 +1,4 @@
-"""The autoencoder of latent diffusion: images to latents an eighth of their size and back, by diffusers' published names."""
+"""The autoencoder of latent diffusion, with diffusers' published names."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -17,14 +17,27 @@ from guidance_jax.pretrained.settings import FLAG, LAYERS, NULL, NUMBER, POSITIV
 __all__ = ["AutoencoderConfig", "AutoencoderKL", "autoencoder_config", "current_name", "tiled"]
 
 OLDER = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-"""What the attention's layers are called in older files, Stable Diffusion 1.5's among them."""
+"""The names of the attention layers in older files, such as Stable Diffusion 1.5's, and their current names."""
 
 
 @dataclasses.dataclass(frozen=True)
 class AutoencoderConfig:
-    """An autoencoder's sizes, by the names of its `config.json`; the defaults are Stable Diffusion's.
+    """The sizes of an autoencoder, with the names of its `config.json`. The defaults are Stable Diffusion's.
 
-    A diffusion model's latents are `(z - shift_factor) * scaling_factor`: `encode` and `decode` speak of z alone.
+    The latents of a diffusion model are `(z - shift_factor) * scaling_factor`. `encode` and `decode` work on z.
+
+    Args:
+      in_channels: The channels of the images to encode.
+      out_channels: The channels of the decoded images.
+      latent_channels: The channels of z.
+      block_out_channels: The channels at each level, the finest level first. Each level but the last halves the image.
+      layers_per_block: The number of residual blocks per level on the way down; one more on the way up.
+      norm_num_groups: The number of groups of channels in each norm; it divides every width.
+      mid_block_add_attention: Whether the middle block has attention.
+      use_quant_conv: Whether a dense layer per pixel follows the encoder.
+      use_post_quant_conv: Whether a dense layer per pixel precedes the decoder.
+      scaling_factor: The factor from z to the latents of a diffusion model.
+      shift_factor: The number subtracted from z before it is scaled.
 
     Example:
       >>> gj.pretrained.autoencoder.AutoencoderConfig().block_out_channels
@@ -34,36 +47,25 @@ class AutoencoderConfig:
     """
 
     in_channels: int = 3
-    """Of the images that are encoded."""
     out_channels: int = 3
-    """Of the images that are decoded."""
     latent_channels: int = 4
-    """Of z."""
     block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
-    """The widths, from the image's size down; each but the last halves the size."""
     layers_per_block: int = 2
-    """Residual blocks of each width on the way down; one more on the way up."""
     norm_num_groups: int = 32
-    """Into which the norms divide every width."""
     mid_block_add_attention: bool = True
-    """Whether there is attention at the latents' size."""
     use_quant_conv: bool = True
-    """Whether a dense layer of each pixel follows the encoder."""
     use_post_quant_conv: bool = True
-    """Whether one comes before the decoder."""
     scaling_factor: float = 0.18215
-    """By which z is multiplied for a diffusion model."""
     shift_factor: float = 0.0
-    """What is taken from z before that."""
 
     @property
     def factor(self) -> int:
-        """How many pixels of an image a pixel of z is wide."""
+        """The side of an image in pixels, per pixel of z."""
         return 2 ** (len(self.block_out_channels) - 1)
 
 
 LEFT_OUT = {"block_out_channels": (64,), "layers_per_block": 1}
-"""What diffusers takes for a setting that a `config.json` leaves out, where that is not Stable Diffusion's."""
+"""The defaults of diffusers for settings that a `config.json` omits, where they are not Stable Diffusion's."""
 SUPPORTED = {
     "_class_name": {"AutoencoderKL"},
     "down_block_types": {"DownEncoderBlock2D"},
@@ -83,19 +85,19 @@ KINDS = {
     "scaling_factor": POSITIVE,
     "shift_factor": either(NUMBER, NULL),
 }
-"""Of what they must be."""
+"""The kind of each setting."""
 WITHOUT_EFFECT = {"sample_size", "force_upcast"}
-"""What is the caller's to decide here: tiling and precision."""
+"""Settings that the caller decides here: tiling and precision."""
 
 
 def autoencoder_config(published: Mapping[str, Any]) -> AutoencoderConfig:
     """The configuration that a `config.json` of diffusers' AutoencoderKL describes.
 
     Args:
-      published: The file, parsed.
+      published: The parsed file.
 
     Raises:
-      ValueError: Naming a setting that is not supported.
+      ValueError: If a setting is not supported. The error names it.
 
     Example:
       >>> gj.pretrained.autoencoder.autoencoder_config({"scaling_factor": 0.13025}).scaling_factor
@@ -107,11 +109,11 @@ def autoencoder_config(published: Mapping[str, Any]) -> AutoencoderConfig:
     check_settings(published, KINDS)
     for name, value in published.items():
         if name in SUPPORTED:
-            told = set(value) if isinstance(value, list | tuple) else {value}
-            if told - SUPPORTED[name]:
-                raise ValueError(f"an autoencoder with {name}={value!r} is not supported, only with {SUPPORTED[name]}.")
+            values = set(value) if isinstance(value, list | tuple) else {value}
+            if values - SUPPORTED[name]:
+                raise ValueError(f"{name}={value!r} of an autoencoder is not supported, expected one of {SUPPORTED[name]}.")
         elif name not in fields | WITHOUT_EFFECT and not name.startswith("_"):
-            raise ValueError(f"the setting {name}={value!r} of an autoencoder is not known here.")
+            raise ValueError(f"{name}={value!r} of an autoencoder is an unknown setting.")
     settings = LEFT_OUT | {name: value for name, value in published.items() if name in fields}
     return AutoencoderConfig(
         **settings
@@ -120,10 +122,10 @@ def autoencoder_config(published: Mapping[str, Any]) -> AutoencoderConfig:
 
 
 def current_name(name: str) -> str:
-    """A weight's name in today's files, from one in any: `rename=current_name` of `pretrained.load`.
+    """The current name of a weight, from its name in a file of any version: `rename=current_name` of `pretrained.load`.
 
     Args:
-      name: As in the file.
+      name: The name in the file.
 
     Example:
       >>> gj.pretrained.autoencoder.current_name("decoder.mid_block.attentions.0.proj_attn.weight")
@@ -137,13 +139,13 @@ def current_name(name: str) -> str:
 
 
 class AutoencoderKL(nnx.Module):
-    """Images `[B, H, W, 3]` in [-1, 1] to the mean and log variance of latents, and latents to images.
+    """Maps images `[B, H, W, 3]` in [-1, 1] to the mean and log variance of latents, and latents to images.
 
-    It computes in the dtype of its parameters and answers in it. H and W are multiples of `2 ** (len(block_out_channels) - 1)`.
+    Computation and output have the dtype of the parameters. H and W are multiples of `2 ** (len(block_out_channels) - 1)`.
 
     Args:
-      config: Its sizes.
-      rngs: For the parameters.
+      config: The sizes of the network.
+      rngs: The random keys that initialise the parameters.
 
     Example:
       >>> config = gj.pretrained.autoencoder.AutoencoderConfig(block_out_channels=(8, 8), norm_num_groups=4)
@@ -163,7 +165,7 @@ class AutoencoderKL(nnx.Module):
         self.post_quant_conv = Dense(latent, latent, rngs=rngs) if config.use_post_quant_conv else None
 
     def encode(self, x: Float[Array, "b h w c"]) -> tuple[Float[Array, "b i j l"], Float[Array, "b i j l"]]:
-        """The mean of the latents of images `x` and the logarithm of their variance, which is kept in [-30, 20]."""
+        """The mean of the latents of images `x`, and the logarithm of their variance, clipped to [-30, 20]."""
         moments = self.encoder(x)
         if self.quant_conv is not None:
             moments = self.quant_conv(moments)
@@ -171,13 +173,13 @@ class AutoencoderKL(nnx.Module):
         return mean, jnp.clip(log_variance, -30, 20)
 
     def decode(self, z: Float[Array, "b i j l"]) -> Float[Array, "b h w c"]:
-        """The images of latents `z`, near [-1, 1] but not clipped to it."""
+        """The images of latents `z`, near [-1, 1] but not clipped."""
         z = z.astype(self.decoder.conv_in.kernel.dtype)
         return self.decoder(z if self.post_quant_conv is None else self.post_quant_conv(z))
 
 
 class Encoder(nnx.Module):
-    """Images to moments, each of the widths but the last halving them."""
+    """Maps images to moments. Each level but the last halves the image."""
 
     def __init__(self, config: AutoencoderConfig, *, rngs: nnx.Rngs):
         widths, groups = config.block_out_channels, config.norm_num_groups
@@ -200,7 +202,7 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """Latents to images, each of the widths but the first doubling them."""
+    """Maps latents to images. Each level but the last doubles the image."""
 
     def __init__(self, config: AutoencoderConfig, *, rngs: nnx.Rngs):
         widths, groups = config.block_out_channels[::-1], config.norm_num_groups
@@ -223,7 +225,7 @@ class Decoder(nnx.Module):
 
 
 class DownBlock(nnx.Module):
-    """Residual blocks, then half the size; padded below and on the right alone."""
+    """Residual blocks, then a convolution that halves the image, padded below and on the right only."""
 
     def __init__(self, before: int, width: int, config: AutoencoderConfig, *, last: bool, rngs: nnx.Rngs):
         self.resnets = nnx.List(resnets(before, width, config.layers_per_block, config, rngs))
@@ -239,7 +241,7 @@ class DownBlock(nnx.Module):
 
 
 class UpBlock(nnx.Module):
-    """Residual blocks, one more than on the way down, then twice the size."""
+    """Residual blocks, one more than on the way down, then upsampling by 2 and a convolution."""
 
     def __init__(self, before: int, width: int, config: AutoencoderConfig, *, last: bool, rngs: nnx.Rngs):
         self.resnets = nnx.List(resnets(before, width, config.layers_per_block + 1, config, rngs))
@@ -254,7 +256,7 @@ class UpBlock(nnx.Module):
 
 
 class MidBlock(nnx.Module):
-    """A residual block, attention over all pixels, another residual block."""
+    """A residual block, attention over all pixels, and another residual block."""
 
     def __init__(self, width: int, config: AutoencoderConfig, *, rngs: nnx.Rngs):
         self.resnets = nnx.List(resnets(width, width, 2, config, rngs))
@@ -269,7 +271,7 @@ class MidBlock(nnx.Module):
 
 
 class Resampling(nnx.Module):
-    """The convolution before or after a change of size, under the name it was published with."""
+    """The convolution before or after a change of size, under its published name."""
 
     def __init__(self, width: int, *, rngs: nnx.Rngs, **shape: Any):
         self.conv = Conv(width, width, rngs=rngs, **shape)
@@ -281,7 +283,7 @@ def resnets(before: int, width: int, count: int, config: AutoencoderConfig, rngs
 
 
 class Resnet(nnx.Module):
-    """`h + conv(silu(norm(conv(silu(norm(h))))))`, the first h through a layer of its own where the width changes."""
+    """`h + conv(silu(norm(conv(silu(norm(h))))))`. A dense layer is applied to the first h if the width changes."""
 
     def __init__(self, before: int, width: int, groups: int, *, rngs: nnx.Rngs):
         self.norm1 = GroupNorm(before, groups, rngs=rngs)
@@ -297,7 +299,7 @@ class Resnet(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Attention of every pixel to every other, in one head, added to what came in."""
+    """Attention over all pixels in one head, with a residual connection."""
 
     def __init__(self, width: int, groups: int, *, rngs: nnx.Rngs):
         self.group_norm = GroupNorm(width, groups, rngs=rngs)

@@ -1,4 +1,4 @@
-"""Decoding in bounded memory: large latents in overlapping tiles."""
+"""Decoding of large latents in bounded memory, in overlapping tiles."""
 
 from collections.abc import Callable
 
@@ -14,25 +14,27 @@ from guidance_jax.pretrained.checks import check_enlarged
 
 @door(rule("overlap must be below tile", lambda tile, overlap: overlap < tile))
 def tiled(decode: Callable[[Array], Array], tile: Count = 64, overlap: CountFromZero = 16) -> Callable[[Array], Array]:
-    """A decoder of large latents in the memory of a small one: overlapping tiles one after another, blended at their seams.
+    """A decoder of large latents in the memory of a small one. It decodes overlapping tiles and blends their seams.
 
         image = sum_i weight_i * decode(tile_i),   sum_i weight_i = 1 everywhere
 
-    All tiles are of one size, so there is one program. Over each overlap the weights go linearly from one tile to the next,
-    and its outermost quarter counts nothing: a decoder that looks no further than that gives the same image as without tiles.
-    An AutoencoderKL does not quite: its group norms and the attention in the middle see a tile alone, so contrast and tone
-    differ from those of the image decoded whole, smoothly from tile to tile, the less the larger the tiles.
+    All tiles have one size, so there is one program. Over each overlap the weights change linearly from one tile to the next.
+    In the outermost quarter of the overlap a tile has weight 0. A decoder whose receptive field does not exceed that quarter
+    gives the same image as without tiles.
+
+    An AutoencoderKL gives a slightly different image, because its group norms and middle attention see one tile only. Contrast
+    and tone differ smoothly from tile to tile. Larger tiles reduce this.
 
     Args:
-      decode: `[B, h, w, C] -> [B, f h, f w, c]`.
-      tile: The side of a tile, in pixels of the latents. Latents that fit into one are decoded whole.
-      overlap: Of neighbours, at least, in pixels of the latents.
+      decode: The decoder, `[B, h, w, C] -> [B, f h, f w, c]`.
+      tile: The side of a tile, in pixels of the latents. Latents that fit into one tile are decoded whole.
+      overlap: The minimum overlap of neighbouring tiles, in pixels of the latents.
 
     Returns:
-      The decoder by tiles, `[B, h, w, C] -> [B, f h, f w, c]`.
+      The tiled decoder, `[B, h, w, C] -> [B, f h, f w, c]`.
 
     Raises:
-      ValueError: If overlap is not from 0 to below tile, or decode does not enlarge both sides alike.
+      ValueError: If overlap is negative or not below tile, or decode does not enlarge both sides alike.
 
     Example:
       >>> double = lambda z: z.repeat(2, axis=1).repeat(2, axis=2)
@@ -72,7 +74,7 @@ def tiled(decode: Callable[[Array], Array], tile: Count = 64, overlap: CountFrom
 
 
 def _starts(side: int, tile: int, overlap: int) -> tuple[np.ndarray, int]:
-    """Where tiles that cover a side begin, evenly, and their size."""
+    """The evenly spaced starts of the tiles that cover a side, and the size of a tile."""
     if side <= tile:
         return np.zeros(1, np.int32), side
     count = -(-(side - overlap) // (tile - overlap))
@@ -80,7 +82,9 @@ def _starts(side: int, tile: int, overlap: int) -> tuple[np.ndarray, int]:
 
 
 def _weights(starts: np.ndarray, tile: int, overlap: int, factor: int) -> np.ndarray:
-    """Each tile's weights along a side, `[tiles, factor * tile]`: rising from its inner ends, in sum 1 at every pixel."""
+    """The weights of each tile along a side, `[tiles, factor * tile]`. They rise from its inner ends, and sum to 1 at every
+    pixel.
+    """
     margin, pixels = overlap // 4, np.arange(factor * tile)
     rising = np.clip(((pixels + 0.5) / factor - margin) / max(overlap - 2 * margin, 1), 0, 1)
     weights, total = [], np.zeros(factor * (starts[-1] + tile))

@@ -1,4 +1,4 @@
-"""What published networks and text-to-image models receive, checked before anything is computed."""
+"""Argument validation for published networks."""
 
 import os
 import re
@@ -15,25 +15,25 @@ from guidance_jax.checks.numbers import check_finite, check_form, real
 from guidance_jax.checks.traced import concrete, demand, insist
 from guidance_jax.checks.words import told
 
-IMAGES = "images are in [-1, 1]: pixels / 127.5 - 1"
+SCALED = "pixels / 127.5 - 1 for pixels of 0..255"
 BESIDE = "the network takes {added} channels beside the latents, got 0; use channels=painted(params, images, known)."
 ENCODED = "prompts must hold ids [B, L] for each of {encoders} encoders and given [B], got ids {ids} and given {given}; {mend}"
-HALF = "{text} holds half of a pair of code units at {at}, which is no text; decode it as UTF-8 or UTF-16."
-TOLD = "pooled [B, p] and sizes [B, n] must make p + {waves} n = {added}, or be None where that is 0, got {pooled} and {sizes}."
+HALF = "{text} holds half of a surrogate pair at {at}; decode it as UTF-8 or UTF-16."
+POOLED = "pooled [B, p] and sizes [B, n] must have p + {waves} n = {added}, or be None if that is 0, got {pooled} and {sizes}."
 
 
 def check_texts(texts: Any, where: str) -> None:
-    """Raises unless there is a text, and each is a string or None."""
-    demand(len(texts) > 0, f"{where} must be at least one prompt, got none; None in the list is no text at all.")
+    """Raises unless there is at least one text, and each is a string or None."""
+    demand(len(texts) > 0, f"{where} must hold at least one prompt, got none; use [None] for no text.")
     for i, text in enumerate(texts):
-        message = f"{where}[{i}] must be a string, or None for no text at all, got {{text}}."
+        message = f"{where}[{i}] must be a string, or None for no text, got {{text}}."
         demand(text is None or isinstance(text, str), message, TypeError, text=told(text))
         half = re.search("[\ud800-\udfff]", text or "")
         demand(half is None, HALF, text=f"{where}[{i}]", at=half and half.start())
 
 
 def is_several(texts: Any) -> bool:
-    """Whether these are several texts; a string, bytes and the keys of a dictionary are none."""
+    """Whether a value is a collection of texts. A string, bytes or a dictionary is not."""
     several = isinstance(texts, Collection) and getattr(texts, "ndim", 1) == 1
     return several and not isinstance(texts, str | bytes | Mapping | Set)
 
@@ -48,52 +48,52 @@ def _dtype(value: Any) -> Any:
 
 _TEXTS = Kind("a list of prompts", is_several, hint="use [...] for one.", also=check_texts)
 Texts = TypeAliasType("Texts", Annotated[Any, _TEXTS])
-"""Prompts, each a string, or None for no text at all."""
+"""Prompts. Each is a string, or None for no text."""
 _DTYPE = Kind("float32 or bfloat16", lambda v: _dtype(v) is not None, lambda v: _dtype(v) in (jnp.float32, jnp.bfloat16))
 Parameters = TypeAliasType("Parameters", Annotated[Any, _DTYPE])
 """The dtype of parameters."""
 _PATH = Kind("a path", lambda value: isinstance(value, str | os.PathLike))
 FilePath = TypeAliasType("FilePath", Annotated[str | os.PathLike[str], _PATH])
-"""Of a file or a directory."""
+"""The path of a file or a directory."""
 _NUMBERS = Kind("a real number or an array of them", lambda v: real(list(v) if isinstance(v, tuple) else v))
 Numbers = TypeAliasType("Numbers", Annotated[Any, _NUMBERS])
-"""Numbers, in an array, a list or a tuple."""
+"""Numbers in an array, a list or a tuple."""
 
 
 def params_of(params: Any, name: str) -> Any:
-    """The parameters of a part; raises if they are not the model's."""
+    """The parameters of one part of a model. Raises if the model has no such part."""
     held, got = isinstance(params, Mapping) and name in params, list(params) if isinstance(params, Mapping) else told(params)
     demand(held, "params must hold the parameters of {name}, got {got}; use model.params.", TypeError, name=name, got=got)
     return params[name]
 
 
 def check_prompts(prompts: Any, encoders: int) -> None:
-    """Raises unless prompts have ids for so many encoders."""
+    """Raises unless prompts have ids for `encoders` encoders."""
     ids, given = [each.shape for each in prompts.ids], prompts.given.shape
     right = len(ids) == encoders and all(len(shape) == 2 and shape[:1] == given for shape in ids)
     demand(right, ENCODED, encoders=encoders, ids=", ".join(map(str, ids)), given=given, mend="use this model's tokenize.")
 
 
 def check_sides(own: tuple[int, int] | None, factor: int, height: int | None, width: int | None) -> None:
-    """Raises unless sides of images are multiples of the latents' pixels, or left to a model that has its own."""
+    """Raises unless the sides of images are multiples of `factor`. A side may be None if the model has its own."""
     for name, side in (("height", height), ("width", width)):
         known, near = own is not None or side is not None, max(factor, factor * round((side or 0) / factor))
-        demand(known, f"the model's files do not tell the size that it was trained for; give {name}, in pixels.")
-        message = f"{name}: {side} pixels do not divide into squares of {factor}, the latents' pixels; use {near}."
+        demand(known, f"the model's files do not state its training size; give {name}, in pixels.")
+        message = f"{name} must be a multiple of {factor}, the pixels per latent, got {side} pixels; use {near}."
         demand((side or 0) % factor == 0, message)
 
 
 def check_sizes(sizes: Any, numbers: int, batch: int) -> None:
-    """Raises unless sizes are `[n]` or `[B, n]`, for a model that is told them."""
+    """Raises unless sizes are `[n]` or `[B, n]`, and the model takes sizes."""
     if sizes is not None:
-        demand(numbers > 0, "sizes are told to XL alone, and this model is another; leave them out.")
+        demand(numbers > 0, "sizes must be None for this model, because only XL takes them; leave them out.")
         shape, wanted = jnp.shape(sizes), ((numbers,), (batch, numbers), (1, numbers))
         demand(shape in wanted, f"sizes must be [{numbers}] or [B, {numbers}] with B = {batch}, got the shape {shape}.")
         check_finite(jnp.asarray(sizes, jnp.float32), "sizes")
 
 
 def check_channels(channels: Any, added: int, x: Array | None = None) -> None:
-    """Raises unless the channels beside the latents x are as the network takes them; without x they may come later."""
+    """Raises unless the channels beside the latents x are those that the network takes. Without x they may come later."""
     demand(channels is not None or not added or x is None, BESIDE, added=added)
     if channels is not None:
         sides = "h w" if x is None else f"{x.shape[1]} {x.shape[2]}"
@@ -104,64 +104,64 @@ def check_channels(channels: Any, added: int, x: Array | None = None) -> None:
 
 
 def check_latents(x: Any, channels: int) -> None:
-    """Raises unless they are latents, `[B, h, w, channels]`."""
+    """Raises unless x are latents, `[B, h, w, channels]`."""
     check_form(x, "the latents x", f"B h w {channels}", hint="use sample(..., model.latents()).")
 
 
 def check_images(images: Any, channels: int, keys: Any = None) -> None:
-    """Raises unless they are images in [-1, 1], and keys one for each."""
-    check_form(images, "images", f"B H W {channels}", hint=f"use image[None] for one; {IMAGES}.")
+    """Raises unless images are `[B, H, W, channels]` in [-1, 1], with one key per image."""
+    check_form(images, "images", f"B H W {channels}", hint=f"use image[None] for one, and {SCALED}.")
     count = len(images) if keys is None else len(keys)
-    demand(count == len(images), f"keys must be one for each image, B = {len(images)}, got {count}; jax.random.split(key, B).")
-    message = f"images must be in [-1, 1] and finite, got {{got}}; {IMAGES}, and jnp.clip what resizing brought beyond."
-    check_values(images, lambda x: abs(x) <= 1.001, message)  # Rounding may bring an image a little beyond.
+    demand(count == len(images), f"keys must be one per image, B = {len(images)}, got {count}; use jax.random.split(key, B).")
+    message = f"images must be in [-1, 1] and finite, got {{got}}; use {SCALED}, and jnp.clip after resizing."
+    check_values(images, lambda x: abs(x) <= 1.001, message)  # Rounding may exceed 1 a little.
 
 
 def check_known(known: Any, images: Array | None = None) -> None:
-    """Raises unless a mask of images is `[B, H, W, 1]`, of 0 and 1: of these images, where they are given."""
+    """Raises unless a mask is `[B, H, W, 1]`, holds 0 and 1, and fits the images, if these are given."""
     shape, own = jnp.shape(known), jnp.shape(known if images is None else images)
     form = "B, H, W, 1" if images is None else "{} or 1, {}, {}, 1".format(*own[:3])
     right = len(shape) == 4 and shape[0] in (1, own[0]) and shape[1:] == (*own[1:3], 1)
-    demand(right, f"known must be [{form}], got the shape {shape}; use mask[None, :, :, None] for one of two axes.")
-    check_values(known, lambda x: (x == 0) | (x == 1), "known must hold 0 and 1 alone, got {got}; use mask > 0.5.")
+    demand(right, f"known must be [{form}], got the shape {shape}; use mask[None, :, :, None] for a mask of two axes.")
+    check_values(known, lambda x: (x == 0) | (x == 1), "known must hold only 0 and 1, got {got}; use mask > 0.5.")
 
 
 def check_values(values: Any, right: Callable[[Any], Any], message: str) -> None:
-    """Raises unless all values are right, telling their range where it is known."""
+    """Raises unless all values are right. The error shows their range if they are known."""
     if concrete(values):
         held = np.asarray(values, np.float32)
         demand(right(held), message, got=f"values from {held.min():g} to {held.max():g}")
     else:
-        insist(lambda: right(jnp.asarray(values)), message, got="others")
+        insist(lambda: right(jnp.asarray(values)), message, got="other values")
 
 
 def check_factor(x: Array, factor: int) -> None:
-    """Raises unless the sides of images can be halved as often as a network does."""
+    """Raises unless the sides of images can be halved as often as the network halves them."""
     right = x.shape[1] % factor == 0 and x.shape[2] % factor == 0
     demand(right, f"the sides of x must be multiples of {factor} for this network, got x of shape {x.shape}.")
 
 
 def check_given(labels: Any, classes: int | None) -> None:
-    """Raises where a network with classes gets no labels, or one without gets some."""
-    demand((labels is None) == (classes is None), f"a network of num_classes={classes} got labels {told(labels)}.")
+    """Raises if a network with classes gets no labels, or an unconditional network gets some."""
+    demand((labels is None) == (classes is None), f"a network with num_classes={classes} got labels {told(labels)}.")
 
 
 def check_text(x: Array, text: Any, config: Any) -> None:
-    """Raises unless latents and a text are as a U-Net of text-to-image models takes them."""
-    check_form(x, "x", f"B h w {config.in_channels}", hint="latents, and what inpainting adds.")
-    check_form(text.states, "text.states", f"B L {config.text}", hint="the states of this model's encoder.")
+    """Raises unless latents and text have the shapes that a text-to-image U-Net takes."""
+    check_form(x, "x", f"B h w {config.in_channels}", hint="give latents, and for inpainting the channels beside them.")
+    check_form(text.states, "text.states", f"B L {config.text}", hint="use the states of this model's encoder.")
     waves, added = config.size_waves, config.added
     pooled, sizes = (0 if part is None else part.shape[1] for part in (text.pooled, text.sizes))
     right = pooled + sizes * waves == added and (text.pooled is None) == (text.sizes is None)
-    demand(right, TOLD, waves=waves, added=added, pooled=told(text.pooled), sizes=told(text.sizes))
+    demand(right, POOLED, waves=waves, added=added, pooled=told(text.pooled), sizes=told(text.sizes))
 
 
 def check_length(ids: Array, longest: int) -> None:
-    """Raises where a text is longer than an encoder's window."""
+    """Raises if a text is longer than an encoder's window."""
     demand(ids.shape[1] <= longest, f"a text of {ids.shape[1]} tokens is longer than the encoder's window of {longest}.")
 
 
 def check_enlarged(decoded: Any, shape: tuple[int, ...]) -> None:
     """Raises unless a decoder enlarges both sides of a tile alike."""
     right = decoded.shape[1] % shape[1] == 0 and decoded.shape[1] * shape[2] == decoded.shape[2] * shape[1]
-    demand(right, f"tiled takes a decoder that enlarges both sides alike, but it made {decoded.shape} of {shape}.")
+    demand(right, f"tiled: decode must enlarge both sides alike, got {decoded.shape} from {shape}.")

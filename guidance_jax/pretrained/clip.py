@@ -1,4 +1,4 @@
-"""CLIP's text encoders, as they tell diffusion models what a text says: transformers' CLIPTextModel, by its published names."""
+"""CLIP's text encoders for diffusion models: transformers' CLIPTextModel, with its published names."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -21,7 +21,12 @@ __all__ = ["IGNORED", "CLIPText", "CLIPTextConfig", "Encoded", "clip_text_config
 
 
 class Encoded(NamedTuple):
-    """What the encoder makes of a text.
+    """The outputs of the encoder.
+
+    Args:
+      last: `[B, L, D]`, the normalised states of the last layer. Stable Diffusion 1 and 2 use them.
+      penultimate: `[B, L, D]`, the states before the last layer, not normalised. XL uses them.
+      pooled: `[B, P]`, the last state of the token that ends the text, after the projection if the encoder has one.
 
     Example:
       >>> Encoded = gj.pretrained.clip.Encoded
@@ -30,20 +35,17 @@ class Encoded(NamedTuple):
     """
 
     last: Float[Array, "b l d"]
-    """The last layer's states, normed: what Stable Diffusion 1 and 2 are told."""
     penultimate: Float[Array, "b l d"]
-    """The states before the last layer, not normed: what XL is told."""
     pooled: Float[Array, "b p"]
-    """The last state of the token that ends the text, through the projection where the encoder has one."""
 
 
 ACTIVATIONS = {
     "quick_gelu": lambda h: h * jax.nn.sigmoid(1.702 * h),
     "gelu": lambda h: jax.nn.gelu(h, approximate=False),
 }
-"""OpenAI's encoders have the first, OpenCLIP's the second."""
+"""The activation functions by name. OpenAI's encoders use the first, OpenCLIP's the second."""
 Activation = TypeAliasType("Activation", Annotated[str, choice(*ACTIVATIONS)])
-"""The name of an activation."""
+"""The name of an activation function."""
 
 
 @door(
@@ -54,10 +56,22 @@ Activation = TypeAliasType("Activation", Annotated[str, choice(*ACTIVATIONS)])
 )
 @dataclasses.dataclass(frozen=True)
 class CLIPTextConfig:
-    """An encoder's sizes, by the names of its `config.json`; the defaults are ViT-L/14's, of Stable Diffusion 1.
+    """The sizes of an encoder, with the names of its `config.json`. The defaults are those of ViT-L/14 in Stable Diffusion 1.
+
+    Args:
+      vocab_size: The number of tokens in the vocabulary.
+      hidden_size: The width of a token; a multiple of `num_attention_heads`.
+      intermediate_size: The inner width of a layer's feed-forward network.
+      num_hidden_layers: The number of layers.
+      num_attention_heads: The number of attention heads per layer.
+      max_position_embeddings: The maximum length of a text, in tokens.
+      hidden_act: The activation function, "quick_gelu" in OpenAI's encoders and "gelu" in OpenCLIP's.
+      layer_norm_eps: The number added to the variances of the norms.
+      eos_token_id: The token that ends a text. 2 stands for the largest id in the text, as in files before 2023.
+      projection_dim: The width of the projected embedding of a text; None if the encoder has no projection.
 
     Raises:
-      ValueError: If the width does not divide into heads, or the activation is not known.
+      ValueError: If the width does not divide into heads, or the activation function is unknown.
 
     Example:
       >>> gj.pretrained.clip.CLIPTextConfig(hidden_size=1024, num_attention_heads=16, hidden_act="gelu").max_position_embeddings
@@ -67,28 +81,18 @@ class CLIPTextConfig:
     """
 
     vocab_size: Count = 49408
-    """The number of tokens."""
     hidden_size: Count = 768
-    """The width of a token."""
     intermediate_size: Count = 3072
-    """The inner width of a layer's feed-forward network."""
     num_hidden_layers: Count = 12
-    """The number of layers."""
     num_attention_heads: Count = 12
-    """Of each layer."""
     max_position_embeddings: Count = 77
-    """The longest text, in tokens."""
     hidden_act: Activation = "quick_gelu"
-    """"quick_gelu" of OpenAI's encoders, "gelu" of OpenCLIP's."""
     layer_norm_eps: float = 1e-5
-    """Added to the variances."""
     eos_token_id: CountFromZero = 2
-    """The token that ends a text; 2 stands for the largest id in it, as files before 2023 have it."""
     projection_dim: Count | None = None
-    """The width of the projected embedding of the whole text; None where the encoder has no projection."""
 
 
-CLASSES[CLIPTextConfig] = class_kind(CLIPTextConfig, "gj.pretrained.clip.CLIPTextConfig() is one.")
+CLASSES[CLIPTextConfig] = class_kind(CLIPTextConfig, "use gj.pretrained.clip.CLIPTextConfig().")
 PUBLISHED_DEFAULTS = {
     "hidden_size": 512,
     "intermediate_size": 2048,
@@ -96,7 +100,7 @@ PUBLISHED_DEFAULTS = {
     "projection_dim": 512,
     "eos_token_id": 49407,
 }
-"""What transformers takes for a setting that a `config.json` leaves out, where that differs from ours."""
+"""The defaults of transformers for settings that a `config.json` omits, where they differ from ours."""
 ARCHITECTURES = ("CLIPTextModel", "CLIPTextModelWithProjection")
 KINDS = {
     **dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "max_position_embeddings"), SIZE),
@@ -107,19 +111,19 @@ KINDS = {
     "num_hidden_layers": LAYERS,
     "projection_dim": either(SIZE, NULL),
 }
-"""Of what settings must be."""
+"""The kind of each setting."""
 
 
 def clip_text_config(published: Mapping[str, Any]) -> CLIPTextConfig:
-    """The configuration that a `config.json` of transformers' CLIPTextModel describes, with a projection or without.
+    """The configuration that a `config.json` of transformers' CLIPTextModel describes, with or without a projection.
 
-    Settings of training (dropouts, initialisation) and of tokens other than the last have no effect here.
+    Settings of training (dropout, initialisation) and of tokens other than the last have no effect here.
 
     Args:
-      published: The file, parsed.
+      published: The parsed file.
 
     Raises:
-      ValueError: If it is of another architecture, or has a setting that is not supported.
+      ValueError: If it has another architecture, or a setting that is not supported.
 
     Example:
       >>> published = {"architectures": ["CLIPTextModelWithProjection"], "hidden_size": 1280, "hidden_act": "gelu"}
@@ -131,7 +135,7 @@ def clip_text_config(published: Mapping[str, Any]) -> CLIPTextConfig:
     check_settings(published, KINDS)
     architecture = (published.get("architectures") or ARCHITECTURES)[0]
     if architecture not in ARCHITECTURES:
-        raise ValueError(f"a text encoder of the architecture {architecture} is not known, only {', '.join(ARCHITECTURES)}.")
+        raise ValueError(f"the text encoder's architecture {architecture} is unknown, expected {' or '.join(ARCHITECTURES)}.")
     fields = {field.name for field in dataclasses.fields(CLIPTextConfig)}
     settings = {**PUBLISHED_DEFAULTS, **{name: value for name, value in published.items() if name in fields}}
     if architecture == ARCHITECTURES[0]:
@@ -140,16 +144,16 @@ def clip_text_config(published: Mapping[str, Any]) -> CLIPTextConfig:
 
 
 IGNORED = ("text_model.embeddings.position_ids", "embeddings.position_ids")
-"""A table of 0, 1, 2, ... that older files hold: `ignored=IGNORED` of `pretrained.load`."""
+"""A table of 0, 1, 2, ... in older files: `ignored=IGNORED` of `pretrained.load`."""
 
 
 def published_name(name: str) -> str:
-    """A weight's published name, from one in any file: `rename=published_name` of `pretrained.load`.
+    """The published name of a weight, from its name in a file of any version: `rename=published_name` of `pretrained.load`.
 
-    transformers since 5 saves an encoder without a projection without the first part of the names.
+    transformers 5 and later omits the first part of the names if an encoder has no projection.
 
     Args:
-      name: As in the file.
+      name: The name in the file.
 
     Example:
       >>> gj.pretrained.clip.published_name("final_layer_norm.bias")
@@ -159,13 +163,13 @@ def published_name(name: str) -> str:
 
 
 class CLIPText(nnx.Module):
-    """A text encoder: `(ids [B, L]) -> Encoded`, computed in the dtype of its parameters.
+    """A text encoder, `(ids [B, L]) -> Encoded`. It computes in the dtype of its parameters.
 
-    Each token attends to itself and to those before it.
+    Each token attends to itself and to earlier tokens.
 
     Args:
-      config: Its sizes.
-      rngs: For the parameters.
+      config: The sizes of the encoder.
+      rngs: The random keys that initialise the parameters.
 
     Raises:
       ValueError: When called, if a text is longer than the encoder's window.
@@ -196,7 +200,7 @@ class CLIPText(nnx.Module):
 
 
 class TextModel(nnx.Module):
-    """Embeddings, layers, a norm: the last states, normed, and those before the last layer."""
+    """Embeddings, layers and a norm. It returns the normalised last states, and the states before the last layer."""
 
     def __init__(self, config: CLIPTextConfig, *, rngs: nnx.Rngs):
         self.embeddings = Embeddings(config, rngs=rngs)
@@ -211,27 +215,27 @@ class TextModel(nnx.Module):
 
 
 class Embeddings(nnx.Module):
-    """A vector for each token, and one for its place."""
+    """The sum of one vector per token and one per position."""
 
     def __init__(self, config: CLIPTextConfig, *, rngs: nnx.Rngs):
         self.token_embedding = nnx.Embed(config.vocab_size, config.hidden_size, rngs=rngs)
         self.position_embedding = nnx.Embed(config.max_position_embeddings, config.hidden_size, rngs=rngs)
 
     def __call__(self, ids: Int[Array, "b l"]) -> Float[Array, "b l d"]:
-        # nnx.Embed would answer in the dtype that its table was made in.
+        # nnx.Embed would return the dtype of its initial table.
         tokens, places = self.token_embedding.embedding[...], self.position_embedding.embedding[...]
         return jnp.take(tokens, ids, axis=0) + places[None, : ids.shape[1]]
 
 
 class Encoder(nnx.Module):
-    """The layers, under the name they were published with."""
+    """The layers, under their published name."""
 
     def __init__(self, config: CLIPTextConfig, *, rngs: nnx.Rngs):
         self.layers = nnx.List([Layer(config, rngs=rngs) for _ in range(config.num_hidden_layers)])
 
 
 class Layer(nnx.Module):
-    """Attention, then a feed-forward network, each around a residual."""
+    """Attention, then a feed-forward network, each with a residual connection."""
 
     def __init__(self, config: CLIPTextConfig, *, rngs: nnx.Rngs):
         self.layer_norm1 = LayerNorm(config.hidden_size, config.layer_norm_eps, rngs=rngs)
@@ -245,7 +249,7 @@ class Layer(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Attention of each token to those up to it."""
+    """Attention from each token to itself and to earlier tokens."""
 
     def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs):
         self.heads = heads
@@ -260,7 +264,7 @@ class Attention(nnx.Module):
 
 
 class FeedForward(nnx.Module):
-    """Two dense layers and what is between them."""
+    """Two dense layers with an activation function between them."""
 
     def __init__(self, config: CLIPTextConfig, *, rngs: nnx.Rngs):
         self.activation = ACTIVATIONS[config.hidden_act]

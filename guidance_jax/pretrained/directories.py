@@ -1,4 +1,4 @@
-"""Model directories in the Hugging Face layout: `model_index.json`, and a directory for each part with its configuration."""
+"""Model directories in the Hugging Face layout: `model_index.json`, and one directory per part with its configuration."""
 
 import re
 from collections.abc import Sequence
@@ -8,20 +8,20 @@ from guidance_jax.pretrained.files import Tensor, open_weights
 from guidance_jax.pretrained.settings import read_json as read_json
 
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
-"""What diffusers and transformers call a part's weights."""
+"""The names of weight files in diffusers and transformers."""
 SINGLE = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
-"""What a whole model in one file is called."""
+"""The endings of files that hold a whole model."""
 
 
 def weights_file(part: Path, variant: str | None = None) -> Path:
-    """The file of a part's weights, or the index of several.
+    """The file with a part's weights, or the index of several files.
 
     Args:
       part: The part's directory.
-      variant: "fp16" for `*.fp16.safetensors`, where the part has one; the plain file otherwise.
+      variant: "fp16" for `*.fp16.safetensors`. A part without that variant uses its plain file.
 
     Raises:
-      FileNotFoundError: If there is none, naming what is there.
+      FileNotFoundError: If there is no such file. The error lists the files in the directory.
     """
     for infix in ([f".{variant}"] if variant else []) + [""]:
         if (found := _found(part, infix)) is not None:
@@ -34,10 +34,10 @@ def weights_file(part: Path, variant: str | None = None) -> Path:
 
 
 def check_directory(directory: Path) -> Path:
-    """A directory, and not what else a model is published as.
+    """Raises unless a path is the directory of a model. Returns it.
 
     Raises:
-      FileNotFoundError: If there is none.
+      FileNotFoundError: If there is no such directory.
       ValueError: If it is one file, or holds one and no parts.
     """
     if not directory.is_dir() and not directory.is_file():
@@ -48,18 +48,18 @@ def check_directory(directory: Path) -> Path:
     for path in there:
         if path.is_file() and (path == directory or path.suffix in SINGLE):
             raise ValueError(
-                f"{path} is one file, and only a directory with model_index.json is read. Where it is a whole model, diffusers "
-                f'makes one of it: StableDiffusionPipeline.from_single_file("{path.name}").save_pretrained("model"), or the '
+                f"{path} is one file, expected a directory with model_index.json. If it holds a whole model, use diffusers: "
+                f'StableDiffusionPipeline.from_single_file("{path.name}").save_pretrained("model"), or the '
                 "pipeline of XL."
             )
     return directory
 
 
 def check_variant(parts: Sequence[Path], variant: str | None) -> None:
-    """Raises unless a part has weights of the variant.
+    """Raises unless at least one part has weights of the variant.
 
     Raises:
-      FileNotFoundError: Naming the variants that there are.
+      FileNotFoundError: If no part has any. The error lists the variants that exist.
     """
     if variant is None or any(_found(part, f".{variant}") for part in parts):
         return
@@ -69,7 +69,7 @@ def check_variant(parts: Sequence[Path], variant: str | None) -> None:
 
 
 def _found(part: Path, infix: str) -> Path | None:
-    """The file of weights of a variant, or its index."""
+    """The file with the weights of a variant, or its index, or None."""
     for stem in STEMS:
         for kind in ("safetensors", "bin"):
             for name in (f"{stem}{infix}.{kind}", f"{stem}.{kind}.index{infix}.json"):
@@ -89,5 +89,5 @@ def _variants(part: Path) -> list[str]:
 
 
 def open_part(part: Path, variant: str | None = None) -> dict[str, Tensor]:
-    """A part's weights, not read yet."""
+    """A part's weights, not yet read."""
     return open_weights(weights_file(part, variant))

@@ -1,4 +1,4 @@
-"""The diffusion transformers of latents that Peebles and Xie released: their weights by the published names."""
+"""The latent diffusion transformers of Peebles and Xie, with the published names."""
 
 import dataclasses
 import math
@@ -22,9 +22,9 @@ __all__ = ["DiT", "DiTConfig", "averaged", "dit_config"]
 
 WAVES = 256
 SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}
-"""Depth, width and heads of each."""
+"""The depth, width and number of heads of each size."""
 REDUCTION = 8
-"""Of the images by the autoencoder."""
+"""The factor by which the autoencoder reduces the side of an image."""
 
 
 @door(
@@ -36,10 +36,21 @@ REDUCTION = 8
 )
 @dataclasses.dataclass(frozen=True)
 class DiTConfig:
-    """A transformer's sizes, by the names of the published constructor; the defaults are those of DiT-XL/2 at 256 x 256.
+    """The sizes of a transformer, with the names of the published constructor. The defaults are DiT-XL/2's at 256 x 256.
+
+    Args:
+      input_size: The side of the latents, in pixels.
+      patch_size: The side of the square of pixels that makes one token.
+      in_channels: The channels of the latents.
+      hidden_size: The width of a token; a multiple of `num_heads` and of 4.
+      depth: The number of blocks.
+      num_heads: The number of heads per attention.
+      mlp_ratio: The inner width of a block's dense layers, in units of `hidden_size`.
+      num_classes: The number of classes. The label `num_classes` is the null label.
+      learn_sigma: Whether the output also has the variance of the reverse step, in twice the channels.
 
     Raises:
-      ValueError: If the latents do not divide into patches, or the width into heads and sinusoids.
+      ValueError: If the latents do not divide into patches, or the width does not divide into heads and by 4.
 
     Example:
       >>> gj.pretrained.dit.DiTConfig(input_size=64).grid
@@ -49,46 +60,37 @@ class DiTConfig:
     """
 
     input_size: Count = 32
-    """The side of the latents."""
     patch_size: Count = 2
-    """The side of what becomes a token."""
     in_channels: Count = 4
-    """Of the latents."""
     hidden_size: Count = 1152
-    """The width of a token."""
     depth: Count = 28
-    """The number of blocks."""
     num_heads: Count = 16
-    """Of each attention."""
     mlp_ratio: float = 4.0
-    """The inner width of a block's dense layers, in widths."""
     num_classes: Count = 1000
-    """The null label is the one after them."""
     learn_sigma: bool = True
-    """Whether the output has the reverse step's variance too, in as many channels again."""
 
     @property
     def grid(self) -> int:
-        """Tokens along a side."""
+        """The number of tokens along a side."""
         return self.input_size // self.patch_size
 
 
-CLASSES[DiTConfig] = class_kind(DiTConfig, 'gj.pretrained.dit.dit_config("DiT-XL/2", 256) is one.')
+CLASSES[DiTConfig] = class_kind(DiTConfig, 'use gj.pretrained.dit.dit_config("DiT-XL/2", 256).')
 
 
 @door(
     rule(
-        "name must be DiT-S, B, L or XL, a slash, and 2, 4 or 8, as DiT-XL/2",
+        "name must be DiT-S, B, L or XL, a slash, and 2, 4 or 8, such as DiT-XL/2",
         lambda name: re.fullmatch("(DiT-)?(S|B|L|XL)/[248]", name),
     ),
     rule("image_size must divide by 8", lambda image_size: image_size % REDUCTION == 0),
 )
 def dit_config(name: str = "DiT-XL/2", image_size: Count = 256) -> DiTConfig:
-    """The configuration of a published transformer. Weights were released of DiT-XL/2, at 256 and at 512.
+    """The configuration of a published transformer. Weights were released for DiT-XL/2, at 256 and 512 pixels.
 
     Args:
       name: DiT-S, B, L or XL, and the side of its patches, 2, 4 or 8.
-      image_size: The side of the images, in pixels, eight times that of the latents.
+      image_size: The side of the images, in pixels: eight times that of the latents.
 
     Raises:
       ValueError: If there is no such transformer, or the latents do not divide into its patches.
@@ -106,13 +108,13 @@ def dit_config(name: str = "DiT-XL/2", image_size: Count = 256) -> DiTConfig:
 
 
 def averaged(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The averaged weights, `ema.`, of a file that holds those in training too; a released file, of one set, as it is.
+    """The averaged weights, `ema.`, of a file that also holds the trained ones. A file with one set is returned as it is.
 
-    The checkpoints of the published training script hold the script's arguments besides, and are refused when they are
-    opened: in PyTorch, save their "ema" alone.
+    The checkpoints of the published training script also hold the script's arguments, so `open_weights` refuses them. In
+    PyTorch, save only their "ema".
 
     Args:
-      tensors: As `open_weights` gives them.
+      tensors: The result of `open_weights`.
 
     Returns:
       The tensors of one set, by the names of the network.
@@ -129,18 +131,19 @@ def averaged(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 class DiT(nnx.Module):
-    """Noisy latents, the time and a label to the noise, and to the reverse step's variance in as many channels again.
+    """Maps noisy latents, the time and a label to the noise, and to the variance of the reverse step in as many further
+    channels.
 
-    It computes in the dtype of its parameters and answers in it. Its outputs are those of `denoisers.learned_variance` with
-    `predicts="eps"` on `schedules.ddpm_linear()`. The published sampling guides the first three of the four channels alone,
-    `on_channels(cfg(4.0), 3)`; plain `cfg` guides all of them.
+    Computation and output have the dtype of the parameters. The outputs are those of `denoisers.learned_variance` with
+    `predicts="eps"` on `schedules.ddpm_linear()`. The published sampling guides only the first three of the four channels,
+    `on_channels(cfg(4.0), 3)`. Plain `cfg` guides all of them.
 
     Args:
-      config: Its sizes.
-      rngs: For the parameters.
+      config: The sizes of the network.
+      rngs: The random keys that initialise the parameters.
 
     Raises:
-      ValueError: When called, if latents are not of the config's size, or a label is outside.
+      ValueError: When called, if latents do not have the config's size, or a label is out of range.
 
     Example:
       >>> config = gj.pretrained.dit.DiTConfig(input_size=8, hidden_size=16, depth=1, num_heads=2, num_classes=10)
@@ -168,8 +171,8 @@ class DiT(nnx.Module):
         check_batch(x, (config.input_size, config.input_size, config.in_channels))
         position = self.pos_embed[...]
         h = self.x_embedder(x.astype(position.dtype)) + position
-        told = self.t_embedder(waves(t, WAVES).astype(position.dtype)) + self.y_embedder(labels)
-        c = jax.nn.silu(told)
+        embedded = self.t_embedder(waves(t, WAVES).astype(position.dtype)) + self.y_embedder(labels)
+        c = jax.nn.silu(embedded)
         for block in self.blocks:
             h = block(h, c)
         out = self.final_layer(h, c)
@@ -177,7 +180,7 @@ class DiT(nnx.Module):
 
 
 class PatchEmbedder(nnx.Module):
-    """Squares of pixels as tokens."""
+    """Turns squares of pixels into tokens."""
 
     def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
         patch = config.patch_size
@@ -189,7 +192,7 @@ class PatchEmbedder(nnx.Module):
 
 
 class TimeEmbedder(nnx.Module):
-    """Two dense layers, of sinusoids of the time."""
+    """Two dense layers on sinusoids of the time."""
 
     def __init__(self, width: int, *, rngs: nnx.Rngs):
         self.mlp = nnx.List([Dense(WAVES, width, rngs=rngs), jax.nn.silu, Dense(width, width, rngs=rngs)])
@@ -201,7 +204,7 @@ class TimeEmbedder(nnx.Module):
 
 
 class LabelEmbedder(nnx.Module):
-    """A table of the classes and the null label. A label outside gives NaN; where labels are known it raises."""
+    """A table of the classes and the null label. A label outside raises if it is known, and gives NaN if it is traced."""
 
     def __init__(self, classes: int, width: int, *, rngs: nnx.Rngs):
         self.classes = classes
@@ -212,7 +215,7 @@ class LabelEmbedder(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Attention, then two dense layers; before each a norm shifted and scaled by the condition, after it a gate by it."""
+    """Attention, then two dense layers. The condition shifts and scales the norm before each, and gates the output of each."""
 
     def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
         width = config.hidden_size
@@ -222,7 +225,7 @@ class Block(nnx.Module):
         self.adaLN_modulation = nnx.List([jax.nn.silu, Dense(width, 6 * width, rngs=rngs)])
 
     def __call__(self, h: Float[Array, "b n d"], c: Float[Array, "b d"]) -> Float[Array, "b n d"]:
-        """The condition is activated already, as it is alike for every block."""
+        """The condition already has its activation, which all blocks share."""
         parts = jnp.split(self.adaLN_modulation[1](c)[:, None], 6, axis=2)
         shift_attention, scale_attention, gate_attention, shift, scale, gate = parts
         h = h + gate_attention * self.attn(modulated(self.norm(h), shift_attention, scale_attention))
@@ -230,7 +233,7 @@ class Block(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Of every token to every other; queries, keys and values by one layer."""
+    """Attention over all tokens. One layer computes queries, keys and values."""
 
     def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs):
         self.heads = heads
@@ -244,7 +247,7 @@ class Attention(nnx.Module):
 
 
 class MLP(nnx.Module):
-    """Two dense layers with a GELU between them, by its approximation with tanh."""
+    """Two dense layers with a GELU between them, in its tanh approximation."""
 
     def __init__(self, width: int, inner: int, *, rngs: nnx.Rngs):
         self.fc1 = Dense(width, inner, rngs=rngs)
@@ -255,7 +258,7 @@ class MLP(nnx.Module):
 
 
 class FinalLayer(nnx.Module):
-    """Tokens to the pixels of their squares."""
+    """Turns tokens into the pixels of their squares."""
 
     def __init__(self, width: int, out: int, *, rngs: nnx.Rngs):
         self.norm = LayerNorm(width, rngs=rngs)
@@ -268,12 +271,12 @@ class FinalLayer(nnx.Module):
 
 
 def modulated(h: Float[Array, "b n d"], shift: Float[Array, "b 1 d"], scale: Float[Array, "b 1 d"]) -> Float[Array, "b n d"]:
-    """Scaled from 1 and shifted, in the dtype of the shift."""
+    """`h * (1 + scale) + shift`, in the dtype of the shift."""
     return h.astype(shift.dtype) * (1 + scale) + shift
 
 
 def positions(grid: int, width: int) -> Float[Array, "1 n d"]:
-    """What the tokens are told of their places before a file tells them: sinusoids of the column, then of the row."""
+    """The initial position embedding of the tokens: sinusoids of the column, then of the row. A file replaces it."""
     quarter = width // 4
     frequencies = jnp.exp(-math.log(10_000) * jnp.arange(quarter, dtype=jnp.float32) / quarter)
     angles = jnp.arange(grid, dtype=jnp.float32)[:, None] * frequencies[None]

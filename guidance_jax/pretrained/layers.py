@@ -1,4 +1,4 @@
-"""What the published networks share beside `networks.layers`: layers that compute in the dtype of their parameters."""
+"""Layers that the published networks share beside `networks.layers`. They compute in the dtype of their parameters."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -8,15 +8,15 @@ from guidance_jax.networks.convolution import conv_general_dilated
 
 
 class Conv(nnx.Conv):
-    """A convolution of images, padded as PyTorch does it: `padding` pixels on every side, half the kernel if not told.
+    """A convolution of images with the padding of PyTorch: `padding` pixels on every side, by default half the kernel.
 
     Args:
-      width: Of the input, in channels.
-      out: Of the output, in channels.
+      width: The channels of the input.
+      out: The channels of the output.
       kernel: The side of the kernel.
-      stride: Of the output's pixels.
-      padding: On all sides, or `((above, below), (left, right))`.
-      rngs: For the parameters.
+      stride: The stride of the output.
+      padding: The padding on all sides, or `((above, below), (left, right))`.
+      rngs: The random keys that initialise the parameters.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Conv(nnx.Conv):
 
 
 class LayerNorm(nnx.LayerNorm):
-    """A norm of the last axis, in float32, given back in the input's dtype."""
+    """A layer norm over the last axis, in float32. Its output has the input's dtype."""
 
     def __init__(self, width: int, epsilon: float = 1e-5, *, rngs: nnx.Rngs):
         super().__init__(width, epsilon=epsilon, dtype=jnp.float32, rngs=rngs)
@@ -46,5 +46,5 @@ class LayerNorm(nnx.LayerNorm):
 
 
 def upsampled(h: Float[Array, "b r s w"]) -> Float[Array, "b 2*r 2*s w"]:
-    """Every pixel four times."""
+    """Each pixel repeated as a square of 2 x 2."""
     return h.repeat(2, axis=1).repeat(2, axis=2)

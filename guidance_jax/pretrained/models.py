@@ -1,4 +1,4 @@
-"""A text-to-image model as pure functions: texts to conditions, latents to images, and back."""
+"""A text-to-image model as pure functions: texts to conditions, latents to images, and images to latents."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -35,19 +35,25 @@ from guidance_jax.schedules.spacings import Spacing
 class Prompts(NamedTuple):
     """Texts as the encoders take them.
 
+    Args:
+      ids: `[B, L]` token ids per encoder.
+      given: `[B]`, False for a prompt that is None.
+
     Example:
       >>> gj.pretrained.text_to_image.Prompts((jnp.zeros((2, 77), int),), jnp.array([True, False])).ids[0].shape
       (2, 77)
     """
 
     ids: tuple[Int[Array, "b l"], ...]
-    """For each encoder."""
     given: Bool[Array, "b"]
-    """False where there is no text at all."""
 
 
 class Condition(NamedTuple):
-    """What the network is told of a sample.
+    """The condition of the network.
+
+    Args:
+      text: The states of the texts, and for XL its other conditions.
+      channels: `[B, h, w, C]`, the channels beside the latents of an inpainting network, from `Model.painted`; otherwise None.
 
     Example:
       >>> text = gj.pretrained.unet.Text(jnp.ones((2, 77, 768)))
@@ -56,13 +62,11 @@ class Condition(NamedTuple):
     """
 
     text: unet.Text
-    """The texts' states, and for XL what it is told besides."""
     channels: Float[Array, "b h w c"] | None = None
-    """What an inpainting network takes beside the latents: `Model.painted`."""
 
 
 CLASSES[Prompts] = class_kind(Prompts, "use model.tokenize([...]).")
-CLASSES[Condition] = class_kind(Condition, "model.encode(params, prompts) makes it.")
+CLASSES[Condition] = class_kind(Condition, "use model.encode(params, prompts).")
 
 LATENTS = also(lambda self, x: check_latents(x, self.latent.latent_channels))
 IMAGES = also(lambda self, images, keys: check_images(images, self.latent.in_channels, keys))
@@ -70,52 +74,56 @@ IMAGE_SIDES = also(lambda self, images: check_sides(self.size, self.factor, *ima
 
 
 class Model(NamedTuple):
-    """A text-to-image model: pure functions, and their parameters.
+    """A text-to-image model: pure functions and their parameters.
 
-    Each function takes the parameters, so that they are arguments of the caller's jitted program and not its constants.
+    Each function takes the parameters, so that they are arguments of the caller's jitted program and not constants in it.
+
+    Args:
+      params: The parameters by part: unet, vae, text_encoder, text_encoder_2.
+      unet: The network, `(params["unet"], x [B, h, w, C], t [B], Text) -> [B, h, w, 4]`.
+      encoders: The text encoders by the names of their parameters, `(params, ids [B, L]) -> Encoded`.
+      vae: The encoder and the decoder of the autoencoder, `(params["vae"], images) -> (mean, log variance)` and
+        `(params["vae"], z) -> images`.
+      tokenizers: One tokeniser per encoder.
+      scheduling: The schedule, the network's prediction, and the published spacing.
+      latent: The configuration of the autoencoder.
+      added: The number of channels that the network takes beside the latents: 5 for inpainting networks, otherwise 0.
+      size: The height and width of the training images, in pixels; None if the files do not state them.
+      sizes: The number of values that describe the size of an image: 6 for XL, 5 for its refiner, otherwise 0.
+      zeros: Whether a prompt that is None has states of zeros, as in XL. Otherwise it is the empty text.
 
     Raises:
-      ValueError: Of its methods, if sides do not divide into the latents' pixels, images are not in [-1, 1], shapes do not fit,
-        a network of inpainting is told nothing of what to paint, or another one is.
-      TypeError: Of its methods, if something is of another kind than it must be: one string for a list of prompts, say.
+      ValueError: From its methods, if a side does not divide into the latents' pixels, images are not in [-1, 1], shapes do not
+        fit, an inpainting network gets no channels from `painted`, or another network gets some.
+      TypeError: From its methods, if an argument has the wrong type, such as one string for a list of prompts.
     """
 
     params: dict[str, Any]
-    """Of the parts: unet, vae, text_encoder, text_encoder_2."""
     unet: Callable[..., Array]
-    """`(params["unet"], x [B, h, w, C], t [B], Text) -> [B, h, w, 4]`."""
     encoders: Mapping[str, Callable[..., clip.Encoded]]
-    """By the names of their parameters: `(params, ids [B, L]) -> Encoded`."""
     vae: tuple[Callable[..., Any], Callable[..., Array]]
-    """The autoencoder's two ways: `(params["vae"], images) -> (mean, log variance)`, `(params["vae"], z) -> images`."""
     tokenizers: tuple[Tokenize, ...]
-    """One for each encoder."""
     scheduling: Scheduling
-    """The schedule, what the network predicts, the published spacing."""
     latent: AutoencoderConfig
-    """The autoencoder's configuration."""
     added: int
-    """How many channels the network takes beside the latents: 5 for inpainting networks, otherwise 0."""
     size: tuple[int, int] | None
-    """Height and width of the images that it was trained for, in pixels; None where its files do not tell."""
     sizes: int
-    """How many numbers tell the size of an image: 6 for XL, 5 for its refiner, otherwise 0."""
     zeros: bool
-    """Whether no text at all is told as zeros (XL), not as the empty text."""
 
     @door()
     def tokenize(self, texts: Texts, *, whole: bool = False) -> Prompts:
-        """The tokens of texts: call it outside of jit, and give the program what it gives.
+        """The tokens of texts. Call it outside of jit, and pass the result to the jitted program.
 
         Args:
-          texts: Prompts. None is no text at all, as the published pipelines take it where no negative prompt is given: zeros
-            for XL, and otherwise the same as the empty text.
-          whole: Whether a text longer than the encoders' window, 77 tokens, is refused; otherwise its end is cut off, with a
-            warning that says what.
+          texts: Prompts. None is no text, as in the published pipelines without a negative prompt: zeros for XL, and the empty
+            text otherwise.
+          whole: Whether a text longer than the encoders' window of 77 tokens raises. Otherwise its end is cut off, and a
+            warning shows what was cut.
 
         Raises:
-          TypeError: If it is no list of strings and None: one prompt is a list of one, since each is a sample's own.
-          ValueError: If there is none, or a text is too long and `whole`.
+          TypeError: If texts are not a list of strings and None. Write one prompt as a list of one, because each sample has its
+            own.
+          ValueError: If there is no text, or `whole` is True and a text is too long.
         """
         texts = [text if text is None else str(text) for text in texts]
         ids = tuple(jnp.asarray(tokenize(texts, whole=whole)) for tokenize in self.tokenizers)
@@ -137,20 +145,20 @@ class Model(NamedTuple):
         sizes: Numbers | None = None,
         channels: Float[Array, "b h w c"] | None = None,
     ) -> Condition:
-        """What the network is told of texts: a condition of `branches`.
+        """The condition of texts, for `branches`.
 
         Args:
-          params: Of the model.
-          prompts: As `tokenize` gives them.
-          height: Of the images in pixels, which XL is told; the model's own where None.
-          width: Of the images, likewise.
-          sizes: XL: `[6]` or `[B, 6]`, height and width of the original, top and left of the crop, height and width of the
-            result, instead of `(height, width, 0, 0, height, width)`. For the refiner `[5]`: height and width, top and left,
-            and the aesthetic score, 6 where not told; it was published with 2.5 for negative prompts.
-          channels: What an inpainting network takes beside the latents, as `painted` gives it.
+          params: The parameters of the model.
+          prompts: The result of `tokenize`.
+          height: The height of the images in pixels, a condition of XL. The default is the model's own.
+          width: The width of the images in pixels, a condition of XL. The default is the model's own.
+          sizes: For XL, `[6]` or `[B, 6]`: height and width of the original, top and left of the crop, height and width of the
+            result. The default is `(height, width, 0, 0, height, width)`. For the refiner `[5]`: height and width, top and
+            left, and the aesthetic score, 6 by default. It was published with 2.5 for negative prompts.
+          channels: The channels that an inpainting network takes beside the latents, from `painted`.
 
         Raises:
-          TypeError: If prompts are not what `tokenize` gives.
+          TypeError: If prompts are not the result of `tokenize`.
           ValueError: If a side, sizes or channels are not what the network takes.
         """
         encoded = [
@@ -166,18 +174,18 @@ class Model(NamedTuple):
         if sizes is None:
             rows, columns = (side * self.factor for side in self.latents(height, width)[:2])
             sizes = (rows, columns, 0, 0, *((rows, columns) if self.sizes == 6 else (6,)))
-        told = jnp.broadcast_to(jnp.asarray(sizes, jnp.float32), (len(pooled), self.sizes))
-        return Condition(unet.Text(states, pooled, told), channels)
+        values = jnp.broadcast_to(jnp.asarray(sizes, jnp.float32), (len(pooled), self.sizes))
+        return Condition(unet.Text(states, pooled, values), channels)
 
     def denoiser(self, params: Any) -> Denoiser:
         """The denoiser of latents, `(x [B, h, w, 4], level, Condition) -> Prediction`.
 
         Args:
-          params: Of the model.
+          params: The parameters of the model.
 
         Raises:
-          TypeError: If params are not the model's; when called, if the condition is not what `encode` gives.
-          ValueError: When called, if x are no latents, or the condition has other channels beside them than the network takes.
+          TypeError: If params are not the model's; when called, if the condition is not a result of `encode`.
+          ValueError: When called, if x are not latents, or the channels beside them are not those that the network takes.
         """
         params = params_of(params, "unet")
 
@@ -195,8 +203,8 @@ class Model(NamedTuple):
         """The path of a run, by the published spacing or another one.
 
         Args:
-          steps: Of the sampler.
-          spacing: One of `spacings`; the published one where None.
+          steps: The number of steps of the sampler.
+          spacing: One of `spacings`. The default is the published spacing.
         """
         return self.scheduling.levels(steps, spacing)
 
@@ -205,13 +213,13 @@ class Model(NamedTuple):
         """The shape of the latents of an image.
 
         Args:
-          height: Of the image in pixels; that which the model was trained for where None.
-          width: Likewise.
+          height: The height of the image in pixels. The default is the model's training size.
+          width: The width of the image in pixels. The default is the model's training size.
 
         Raises:
-          TypeError: If a side is no integer.
-          ValueError: If a side is below 1, or does not divide into the latents' pixels, or none is given and the model's files
-            do not tell.
+          TypeError: If a side is not an integer.
+          ValueError: If a side is below 1 or does not divide into the latents' pixels, or is None and the model's files do not
+            state a size.
         """
         sides = zip((height, width), self.size or (0, 0), strict=True)
         rows, columns = (int(own if side is None else side) // self.factor for side, own in sides)
@@ -219,7 +227,7 @@ class Model(NamedTuple):
 
     @property
     def factor(self) -> int:
-        """How many pixels a pixel of the latents is wide."""
+        """The side of an image in pixels, per pixel of the latents."""
         return self.latent.factor
 
     @door(LATENTS)
@@ -227,13 +235,13 @@ class Model(NamedTuple):
         """The images of latents, in [-1, 1], float32.
 
         Args:
-          params: Of the model.
-          x: Latents, as the denoiser knows them.
-          tile: The side of overlapping tiles, in pixels of the latents, for images too large to be decoded whole.
+          params: The parameters of the model.
+          x: The latents of a sample.
+          tile: The side of overlapping tiles, in pixels of the latents, for images too large to decode whole.
 
         Raises:
-          TypeError: If x is no array of floating numbers, or tile no integer.
-          ValueError: If x are no latents, or tile is below 1.
+          TypeError: If x is not an array of floating numbers, or tile is not an integer.
+          ValueError: If x are not latents, or tile is below 1.
         """
         decode = functools.partial(self.vae[1], params_of(params, "vae"))
         z = x / self.latent.scaling_factor + self.latent.shift_factor
@@ -241,15 +249,15 @@ class Model(NamedTuple):
 
     @door(IMAGES, IMAGE_SIDES)
     def encode_image(self, params: Any, images: Float[Array, "b H W c"], keys: Keys | None = None) -> Float[Array, "b h w l"]:
-        """The latents of images in [-1, 1], float32: where image-to-image starts, or what `inpaint` keeps.
+        """The latents of images in [-1, 1], float32: the start of image-to-image, or the known part for `inpaint`.
 
         Args:
-          params: Of the model.
-          images: Their sides as `latents` takes them.
-          keys: `[B]` PRNG keys, to draw from the autoencoder's law of the latents; its mean where None.
+          params: The parameters of the model.
+          images: The images, with sides that `latents` accepts.
+          keys: `[B]` PRNG keys, to draw the latents from the autoencoder's distribution. None takes its mean.
 
         Raises:
-          TypeError: If images are of whole numbers, 0..255 say, or keys are none.
+          TypeError: If images are integers, such as 0..255, or keys are not PRNG keys.
           ValueError: If images are not in [-1, 1], have other channels, or a side does not divide into the latents' pixels.
         """
         mean, log_variance = (moment.astype(jnp.float32) for moment in self.vae[0](params_of(params, "vae"), images))
@@ -258,16 +266,16 @@ class Model(NamedTuple):
 
     @door(also(lambda known: check_known(known)))
     def mask(self, known: Numbers) -> Float[Array, "b h w 1"]:
-        """A mask of images, `[B, H, W, 1]`, as one of latents, `[B, h, w, 1]`: 1 where they are known, for `inpaint`.
+        """The mask `[B, h, w, 1]` of latents from a mask `[B, H, W, 1]` of images, for `inpaint`: 1 where the image is known.
 
-        A pixel of the latents is known if all of its pixels of the image are.
+        A pixel of the latents is known if all of its pixels of the image are known.
 
         Args:
           known: `[B, H, W, 1]`, 1 or True where the image is kept.
 
         Raises:
-          TypeError: If it is no array of numbers.
-          ValueError: If it holds others than 0 and 1, or a side does not divide into the latents' pixels.
+          TypeError: If known is not an array of numbers.
+          ValueError: If it holds values other than 0 and 1, or a side does not divide into the latents' pixels.
         """
         known = jnp.asarray(known, jnp.float32)
         rows, columns, _ = self.latents(*known.shape[1:3])
@@ -277,18 +285,18 @@ class Model(NamedTuple):
     def painted(
         self, params: Any, images: Float[Array, "b H W c"], known: Numbers, keys: Keys | None = None
     ) -> Float[Array, "b h w d"]:
-        """What an inpainting network takes beside the latents: where to paint, and the latents of the rest.
+        """The channels that an inpainting network takes beside the latents: the region to paint, and the latents of the rest.
 
         Args:
-          params: Of the model.
+          params: The parameters of the model.
           images: `[B, H, W, 3]` in [-1, 1].
-          known: `[B, H, W, 1]`, 1 or True where the image is kept, 0 where it is painted anew.
-          keys: As of `encode_image`.
+          known: `[B, H, W, 1]`, 1 or True where the image is kept, 0 where it is painted.
+          keys: `[B]` PRNG keys, to draw the latents from the autoencoder's distribution. None takes its mean.
 
         Raises:
-          TypeError: If images are of whole numbers, or known no array of numbers.
-          ValueError: If images are not in [-1, 1], known holds others than 0 and 1, their sizes differ, or a side does not
-            divide into the latents' pixels.
+          TypeError: If images are integers, or known is not an array of numbers.
+          ValueError: If images are not in [-1, 1], known holds values other than 0 and 1, their sizes differ, or a side does
+            not divide into the latents' pixels.
         """
         known = jnp.asarray(known, jnp.float32)
         kept = self.encode_image(params, images * known, keys)

@@ -1,7 +1,7 @@
-"""The instructions of a pickle, followed one by one: tensors, and what stands beside them, without any call of what it names.
+"""An interpreter for pickles of tensors that calls nothing the pickle names.
 
-Python's own unpickler calls, imports and allocates as the file says. This one knows a few names, of which none is called, and
-holds no more objects than a file of its size can need.
+Python's own unpickler calls, imports and allocates whatever a file asks for. This one accepts only a few names and calls none
+of them. It makes no more objects than a file of that size can need.
 """
 
 import pickle
@@ -36,19 +36,29 @@ BESIDE = {
         for name in ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
     ),
 }
-"""What stands beside the tensors of checkpoints, and is read past: it is never made."""
+"""Names that occur beside the tensors of checkpoints. They are skipped, and their objects are never made."""
 FREE, EACH = 4096, 4
-"""How many objects a pickle may hold: so many, and one for so many bytes of the file."""
+"""The limit on the objects of a pickle: FREE, plus one per EACH bytes of the file."""
 
 
 class Global(NamedTuple):
-    """A name that the pickle asks for."""
+    """A name in the pickle.
+
+    Args:
+      name: The module and the name, joined by a dot.
+    """
 
     name: str
 
 
 class Storage(NamedTuple):
-    """Numbers of one kind, in a file."""
+    """Numbers of one dtype in a file.
+
+    Args:
+      key: The name of the file.
+      dtype: The dtype of the numbers.
+      size: The number of values.
+    """
 
     key: str
     dtype: np.dtype
@@ -56,7 +66,14 @@ class Storage(NamedTuple):
 
 
 class Strided(NamedTuple):
-    """A tensor: where its numbers lie in a storage."""
+    """A tensor as a view of a storage.
+
+    Args:
+      storage: The storage with the numbers.
+      offset: The index of the first number.
+      shape: The shape.
+      strides: The stride of each axis, in numbers.
+    """
 
     storage: Storage
     offset: int
@@ -65,25 +82,29 @@ class Strided(NamedTuple):
 
 
 class Beside(NamedTuple):
-    """Something that is no tensor and is not made."""
+    """An object that is not a tensor and is not made.
+
+    Args:
+      name: The name of its class or function.
+    """
 
     name: str
 
 
 MARK = object()
-"""Where what belongs together begins on the stack."""
+"""The marker on the stack where a group of values begins."""
 
 
 def followed(pickled: bytes, size: int) -> Any:
-    """What a pickle describes, of dictionaries, lists, tuples, `Strided`, scalars, strings and `Beside`.
+    """The content of a pickle, made of dictionaries, lists, tuples, `Strided`, scalars, strings and `Beside`.
 
     Args:
       pickled: The instructions.
-      size: Of the whole file, in bytes.
+      size: The size of the whole file, in bytes.
 
     Raises:
-      pickle.UnpicklingError: if it asks for another name, or is no pickle.
-      ValueError: Likewise, by an instruction that is damaged.
+      pickle.UnpicklingError: If it asks for any other name, or is not a pickle.
+      ValueError: If an instruction is damaged.
     """
     stack: list[Any] = []
     memo: dict[int, Any] = {}
@@ -106,7 +127,7 @@ def followed(pickled: bytes, size: int) -> Any:
             memo[len(memo) if argument is None else argument] = _last(stack)
         elif name in FETCHING:
             if argument not in memo:
-                raise pickle.UnpicklingError(f"it refers to its object {argument}, which it does not have")
+                raise pickle.UnpicklingError(f"it refers to its object {argument}, which does not exist")
             stack.append(memo[argument])
         elif name in WITH_MARK:
             WITH_MARK[name](stack, _since_mark(stack))
@@ -114,7 +135,7 @@ def followed(pickled: bytes, size: int) -> Any:
             count, make = TAKING[name]
             values = stack[-count:]
             if len(values) < count or MARK in values:
-                raise pickle.UnpicklingError(f"its instruction {name} lacks what it is for")
+                raise pickle.UnpicklingError(f"its instruction {name} lacks its operands")
             del stack[-count:]
             make(stack, *values)
         elif name == "GLOBAL":
@@ -126,7 +147,7 @@ def followed(pickled: bytes, size: int) -> Any:
 
 def _last(stack: list[Any]) -> Any:
     if not stack or stack[-1] is MARK:
-        raise pickle.UnpicklingError("it is damaged: an instruction lacks what it is for")
+        raise pickle.UnpicklingError("it is damaged: an instruction lacks its operands")
     return stack[-1]
 
 
@@ -136,14 +157,14 @@ def _since_mark(stack: list[Any]) -> list[Any]:
             values = stack[i + 1 :]
             del stack[i:]
             return values
-    raise pickle.UnpicklingError("it is damaged: an instruction lacks its beginning")
+    raise pickle.UnpicklingError("it is damaged: an instruction lacks its mark")
 
 
 def _named(module: str, name: str) -> Global:
     whole = f"{module}.{name}"
     if whole in (DICTIONARY, TENSOR, PARAMETER) or whole in BESIDE or (module == "torch" and name in DTYPES):
         return Global(whole)
-    hint = ", for float8 or another kind of number that is not read: save it in float16 or float32" if whole == OTHER else ""
+    hint = ", for float8 or another unsupported dtype: save it in float16 or float32" if whole == OTHER else ""
     raise pickle.UnpicklingError(f"it asks for {whole:.200}{hint}")
 
 
@@ -153,12 +174,12 @@ def _by_stack(stack: list[Any], module: Any, name: Any) -> None:
 
 def _text(value: Any) -> str:
     if type(value) is not str:
-        raise pickle.UnpicklingError(f"it has a {type(value).__name__} for a name")
+        raise pickle.UnpicklingError(f"it has a {type(value).__name__} as a name")
     return value
 
 
 def _called(stack: list[Any], function: Any, arguments: Any) -> None:
-    """What a known name would make, made here."""
+    """The result of a call in the pickle, made here without the call."""
     if type(function) is not Global or type(arguments) is not tuple:
         raise pickle.UnpicklingError(f"it calls a {type(function).__name__}")
     if function.name == DICTIONARY:
@@ -175,7 +196,7 @@ def _called(stack: list[Any], function: Any, arguments: Any) -> None:
         stack.append(_strided(*arguments[:4]) if len(arguments) > 3 else _refuse("a tensor without its shape"))
     elif function.name == PARAMETER:
         found = arguments[0] if arguments else None
-        stack.append(found if type(found) is Strided else _refuse("a parameter that is no tensor"))
+        stack.append(found if type(found) is Strided else _refuse("a parameter that is not a tensor"))
     elif function.name in BESIDE:
         stack.append(Beside(function.name))
     else:
@@ -191,15 +212,15 @@ def _strided(storage: Any, offset: Any, shape: Any, strides: Any) -> Strided:
         _refuse("a tensor that is not in a storage")
     known = all(type(number) is int and abs(number) < 2**63 for number in (offset, *shape, *strides))
     if len(shape) != len(strides) or len(shape) > 32 or not known:
-        _refuse("a tensor whose shape is not of at most 32 whole numbers, one stride each")
+        _refuse("a tensor whose shape is not at most 32 whole numbers with one stride each")
     return Strided(storage, offset, shape, strides)
 
 
-def _stored(stack: list[Any], told: Any) -> None:
-    known: list[Any] = list(told[:5]) if type(told) is tuple and len(told) > 4 else [None] * 5
+def _stored(stack: list[Any], reference: Any) -> None:
+    known: list[Any] = list(reference[:5]) if type(reference) is tuple and len(reference) > 4 else [None] * 5
     kind, dtype, key, _, size = known
     if type(kind) is not str or kind != "storage":
-        _refuse("a reference that is no storage")
+        _refuse("a reference that is not a storage")
     name = dtype.name.removeprefix("torch.") if type(dtype) is Global else ""
     if name not in DTYPES or type(key) is not str:
         _refuse("a storage of an unknown kind")
@@ -211,10 +232,10 @@ def _stored(stack: list[Any], told: Any) -> None:
 def _set(stack: list[Any], values: list[Any]) -> None:
     target = _last(stack)
     if type(target) is not dict or len(values) % 2:
-        _refuse(f"names to set of a {type(target).__name__}")
+        _refuse(f"items for a {type(target).__name__}")
     for name, value in zip(values[::2], values[1::2], strict=True):
         if type(name) not in (str, int, float, bool, type(None)):
-            _refuse(f"a dictionary with a {type(name).__name__} for a name")
+            _refuse(f"a dictionary with a {type(name).__name__} as a name")
         if name in target:
             _refuse(f"a dictionary with {name!r:.100} twice")
         target[name] = value
@@ -223,12 +244,12 @@ def _set(stack: list[Any], values: list[Any]) -> None:
 def _add(stack: list[Any], values: Iterable[Any]) -> None:
     target = _last(stack)
     if type(target) is not list:
-        _refuse(f"values to add to a {type(target).__name__}")
+        _refuse(f"values for a {type(target).__name__}")
     target.extend(values)
 
 
 def _built(stack: list[Any], _: Any) -> None:
-    """The state of an object, as `_metadata` of a state dict: nothing here has any."""
+    """Skips the state of an object, such as `_metadata` of a state dict. No object here has a state."""
     if type(target := _last(stack)) not in (dict, Beside):
         _refuse(f"a state of a {type(target).__name__}")
 
@@ -271,4 +292,4 @@ TAKING: dict[str, tuple[int, Callable[..., None]]] = {
 }
 MAKING = KEEPING | (EMPTY.keys() - {"EMPTY_TUPLE"}) | (WITH_MARK.keys() & {"LIST", "TUPLE", "FROZENSET", "DICT"})
 MAKING |= {"TUPLE1", "TUPLE2", "TUPLE3", "REDUCE", "BINPERSID", "GLOBAL", "STACK_GLOBAL"}
-"""What takes memory."""
+"""The instructions that take memory."""

@@ -1,8 +1,8 @@
-"""PyTorch's `.pt` files, read without PyTorch and without running what they hold: a pickle of tensors is a zip of arrays.
+"""PyTorch's `.pt` files, read without PyTorch and without running code: a zip of a pickle and arrays.
 
-The pickle may describe dictionaries, lists, scalars and tensors. Every other name that it asks for is refused, and none is
-called. What a file declares is held against its size before anything is made, and what is read of it against the zip's
-checksums.
+The pickle may describe dictionaries, lists, scalars and tensors. Any other name is refused, and no name is called. The declared
+sizes are compared with the file's size before anything is made. The bytes of a tensor are compared with the zip's checksum when
+it is read.
 """
 
 import math
@@ -20,33 +20,37 @@ from guidance_jax.pretrained.opcodes import Storage, Strided, followed
 
 LOCAL_HEADER = 30
 DEEPEST = 32
-"""How deep dictionaries and lists may lie within each other."""
+"""The maximum depth of nested dictionaries and lists."""
 VISITS, NAMES = 4, 8
-"""In lengths of the pickle: how many objects are seen, one that is held twice counted twice; how long all names are."""
+"""Limits in units of the pickle's length: visits of objects, repeated ones included, and letters of all names."""
 ENCRYPTED = 1
 LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-"""How files of PyTorch before 1.6 begin."""
+"""The first bytes of a file of PyTorch before 1.6."""
 
 
 class Stored(NamedTuple):
-    """A tensor of the file."""
+    """A tensor of the file.
+
+    Args:
+      shape: The shape of the tensor.
+      read: Reads a part of it, given a tuple of slices. The first read compares the storage with its checksum.
+    """
 
     shape: tuple[int, ...]
     read: Callable[[Any], np.ndarray]
-    """A part of it, by a tuple of slices. What it was made of is held against its checksum the first time."""
 
 
 def open_pickle(path: str | Path) -> dict[str, Stored]:
-    """The tensors of a `.pt` file by their names, mapped from the file; names in dictionaries and lists are joined by dots.
+    """The tensors of a `.pt` file by name, mapped from the file. Names in dictionaries and lists are joined by dots.
 
-    Opening a file never runs code. Scalars and strings beside the tensors are read past.
+    Opening a file never runs code. Scalars and strings beside the tensors are skipped.
 
     Args:
-      path: Of a file that `torch.save` wrote, since PyTorch 1.6.
+      path: A file that `torch.save` of PyTorch 1.6 or later wrote.
 
     Raises:
-      ValueError: If the file is damaged, of PyTorch's format before 1.6, or asks for anything but tensors; when a tensor is
-        read, if its bytes are not those of the file's checksum.
+      ValueError: If the file is damaged, has PyTorch's format before 1.6, or asks for anything but tensors; when a tensor is
+        read, if its bytes do not match the file's checksum.
 
     Reference: PyTorch's torch/serialization.py, for the format alone.
     """
@@ -54,7 +58,7 @@ def open_pickle(path: str | Path) -> dict[str, Stored]:
     content = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.zeros(0, np.uint8)
     if bytes(content[: len(LEGACY)]) == LEGACY:
         raise ValueError(
-            f"{path} is of PyTorch's format before 1.6, and that since 1.6 is read. In PyTorch, load it, and save it anew with "
+            f"{path} has PyTorch's format before 1.6, expected that since 1.6. In PyTorch, load it and save it again with "
             "torch.save."
         )
     try:
@@ -65,62 +69,62 @@ def open_pickle(path: str | Path) -> dict[str, Stored]:
             raise zipfile.BadZipFile(f"it has {len(roots) or 'no'} data.pkl")
         root = roots[0]
         if root + "byteorder" in records and _whole(records, root + "byteorder") != b"little":
-            raise ValueError("it was written on a big-endian machine, which is not read here")
+            raise ValueError("it was written on a big-endian machine, which is not supported")
         pickled = _whole(records, root + "data.pkl")
     except (zipfile.BadZipFile, ValueError, RuntimeError, NotImplementedError, OSError, OverflowError, struct.error) as error:
         raise ValueError(
             f"{path} is truncated or damaged, or not of PyTorch's format since 1.6: {error}. Download it again, or save it "
-            "anew with torch.save."
+            "again with torch.save."
         ) from error
     try:
         found = dict[str, Stored]()
         for name, tensor in _flat(followed(pickled, len(content)), len(pickled)):
             if name in found:
-                raise pickle.UnpicklingError(f"the name {name!r:.200} is there twice")
+                raise pickle.UnpicklingError(f"the name {name!r:.200} occurs twice")
             found[name] = _stored(tensor, root, records, path)
         if not found:
-            raise pickle.UnpicklingError("it holds no tensors by names")
+            raise pickle.UnpicklingError("it holds no tensors with names")
     except (pickle.UnpicklingError, ValueError, OverflowError, Warning) as error:
         raise ValueError(
-            f"{path} is refused: {error}. Only tensors, dictionaries and lists of them, and scalars beside them are read, "
+            f"{path} is refused: {error}. Only tensors, dictionaries and lists of them, and scalars are read, "
             "and no code is run."
         ) from error
     return found
 
 
 class _Record:
-    """A member of the zip, as it is stored."""
+    """A member of the zip, as stored."""
 
     def __init__(self, info: zipfile.ZipInfo, content: np.ndarray):
         self.info, self.content, self.whole = info, content, False
 
     def checked(self) -> np.ndarray:
-        """Its bytes, mapped, held against the checksum once."""
+        """Its bytes, mapped, and compared with the checksum once."""
         if not self.whole:
             if zlib.crc32(self.content.data) != self.info.CRC:
-                raise ValueError(f"{self.info.filename!r:.200} is damaged: its checksum is another")
+                raise ValueError(f"{self.info.filename!r:.200} is damaged: its checksum does not match")
             self.whole = True
         return self.content
 
 
 def _records(archive: zipfile.ZipFile, content: np.ndarray) -> dict[str, _Record]:
-    """Every member's place, as both the zip's directory and the member itself tell it."""
+    """The place of each member, on which the zip's directory and the member itself must agree."""
     records = dict[str, _Record]()
     for info in archive.infolist():
-        told = f"{info.filename!r:.200}"
+        member = f"{info.filename!r:.200}"
         if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size or info.flag_bits & ENCRYPTED:
-            raise zipfile.BadZipFile(f"{told} is compressed or encrypted, which PyTorch does not do")
+            raise zipfile.BadZipFile(f"{member} is compressed or encrypted, which PyTorch does not do")
         begin = info.header_offset
         header = bytes(content[begin : begin + LOCAL_HEADER]) if 0 <= begin < len(content) else b""
         if len(header) < LOCAL_HEADER or header[:4] != b"PK\3\4":
-            raise zipfile.BadZipFile(f"{told} does not begin where the directory says")
+            raise zipfile.BadZipFile(f"{member} does not begin where the directory states")
         length, extra = struct.unpack("<HH", header[26:])
         start = begin + LOCAL_HEADER + length + extra
         if start + info.file_size > len(content):
-            raise zipfile.BadZipFile(f"{told} ends beyond the file")
+            raise zipfile.BadZipFile(f"{member} ends beyond the file")
         own = bytes(content[begin + LOCAL_HEADER : begin + LOCAL_HEADER + length])
         if own != info.orig_filename.encode("utf-8" if info.flag_bits & 0x800 else "cp437") or info.filename in records:
-            raise zipfile.BadZipFile(f"{told} has two names, or is there twice")
+            raise zipfile.BadZipFile(f"{member} has two names, or occurs twice")
         records[info.filename] = _Record(info, content[start : start + info.file_size])
     return records
 
@@ -130,9 +134,9 @@ def _whole(records: dict[str, _Record], name: str) -> bytes:
 
 
 def _flat(found: Any, size: int) -> Iterator[tuple[str, Strided]]:
-    """The tensors by their names. Each visit of an object is counted, for one may be held often, or hold itself."""
+    """The tensors by name. Each visit of an object counts, because an object can occur often or contain itself."""
     if not isinstance(found, dict):
-        raise pickle.UnpicklingError(f"it holds {_kind(found)}, not tensors by their names")
+        raise pickle.UnpicklingError(f"it holds {_kind(found)}, not tensors by name")
     visits, letters = VISITS * size, NAMES * size
 
     def walk(value: Any, path: tuple[Any, ...]) -> Iterator[tuple[str, Strided]]:

@@ -1,12 +1,14 @@
-"""From a published `scheduler_config.json` to a schedule, what the network predicts, and the levels of a run.
+"""From a published `scheduler_config.json` to a schedule, the network's prediction, and the levels of a run.
 
-The sampler is the caller's: what a file says of solvers, orders and variances has no effect.
+The caller chooses the sampler: the file's settings of solvers, orders and variances have no effect.
 
-Times and noise levels are diffusers', with these differences. With `use_karras_sigmas` and `use_exponential_sigmas` the
-levels are the same, but the network is told the time between two training steps that belongs to each, as diffusers' Euler,
-Heun and LMS schedulers tell it; its DPM-Solver, UniPC, DEIS and KDPM2 schedulers round it to a whole step. With `linspace` the
-Euler, Heun, LMS, KDPM2 and DPM-Solver-SDE schedulers visit fractional steps, whose sigma / alpha they interpolate linearly:
-that is kept, and the time told is the one whose level it is, less than .01 of a step away.
+Times and noise levels are those of diffusers, with two differences. With `use_karras_sigmas` and `use_exponential_sigmas` the
+levels are the same. The network receives the fractional time of each level, as in diffusers' Euler, Heun and LMS schedulers.
+Its DPM-Solver, UniPC, DEIS and KDPM2 schedulers round this time to a whole step.
+
+With `linspace` the Euler, Heun, LMS, KDPM2 and DPM-Solver-SDE schedulers visit fractional steps and interpolate sigma / alpha
+linearly between whole ones. These levels are the same here. The network receives the time that belongs to each level, less than
+.01 of a step from theirs.
 """
 
 from collections.abc import Mapping
@@ -30,46 +32,48 @@ from guidance_jax.schedules.spacings import Spacing
 __all__ = ["Scheduling", "scheduling"]
 
 MOST = 100_000
-"""Training steps that a schedule may have."""
+"""The maximum number of training steps of a schedule."""
 
 
 class Scheduling(NamedTuple):
-    """What a scheduler's file says of a network's training, and of the runs that it was published with.
+    """The schedule of a network's training, and the runs that it was published with.
+
+    Args:
+      schedule: The schedule of the training.
+      predicts: The network's prediction: "eps", "v" or "x0".
+      spacing: The training steps that a run visits. They are whole unless the spacing is even in the noise.
+      clean: Whether a run ends in clean data. Otherwise it ends at the noise of training step 0.
 
     Raises:
-      ValueError: Of `levels`, if they do not decrease, or steps are too many for the schedule.
+      ValueError: From `levels`, if they do not decrease, or steps exceed those of the schedule.
 
     Example:
-      >>> told = gj.pretrained.schedulers.Scheduling(gj.schedules.scaled_linear(), "eps", gj.spacings.trailing(), clean=True)
-      >>> print(told.levels(2).sigma.round(1))
+      >>> found = gj.pretrained.schedulers.Scheduling(gj.schedules.scaled_linear(), "eps", gj.spacings.trailing(), clean=True)
+      >>> print(found.levels(2).sigma.round(1))
       [1.  0.8 0. ]
     """
 
     schedule: Schedule
-    """Of the network's training."""
     predicts: str
-    """"eps", "v" or "x0"."""
     spacing: Spacing
-    """Which training steps a run visits, whole ones but where it is even in the noise."""
     clean: bool
-    """Whether a run ends in clean data; otherwise at the noise of training step 0."""
 
     @door()
     def levels(self, steps: Count, spacing: Spacing | None = None) -> NoiseLevel:
         """The path of a run.
 
         Args:
-          steps: Of the sampler. Where a run visits training step 0 and ends there, the last step would do nothing, and is
-            left out.
-          spacing: Another one than the published, from `spacings`; the run then ends in clean data.
+          steps: The number of steps of the sampler. If a run visits training step 0 and also ends there, the last step would do
+            nothing, so it is omitted.
+          spacing: A spacing from `spacings` in place of the published one. The run then ends in clean data.
 
         Raises:
-          TypeError: If steps is no integer.
-          ValueError: If it is below 1, the levels do not decrease, or steps are too many for the schedule.
+          TypeError: If steps is not an integer.
+          ValueError: If steps is below 1 or exceeds those of the schedule, or the levels do not decrease.
         """
         if spacing is not None or self.clean:
             return schedules.levels(self.schedule, steps, spacing or self.spacing)
-        # Known numbers, within jit too.
+        # Computes concrete numbers, also within jit.
         with jax.ensure_compile_time_eval():
             visited = self.spacing(self.schedule, steps)
             path = self.schedule(jnp.concatenate([visited[visited > 0], jnp.zeros(1)]))
@@ -86,7 +90,7 @@ KINDS = {
     "steps_offset": whole(0, MOST),
     "trained_betas": either(NULL, several(between(0.0, 1.0), MOST)),
 }
-"""Of what settings must be."""
+"""The kind of each setting."""
 PREDICTS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 BETAS: dict[str, Any] = {
     "num_train_timesteps": 1000,
@@ -118,13 +122,13 @@ SCHEDULERS: dict[str, dict[str, Any]] = {
     "UniPCMultistepScheduler": LINSPACE | RESCALED | SIGMAS | ENDING,
     "DEISMultistepScheduler": LINSPACE | SIGMAS,
 }
-"""The settings that each of diffusers' schedulers heeds here, and what it takes where the file leaves one out."""
+"""The settings that have an effect here, per scheduler of diffusers, and their defaults."""
 HEEDED = set[str]().union(*SCHEDULERS.values())
 LINEAR = spacings.uniform()
 FRACTIONAL = ("Euler", "LMS", "Heun", "KDPM2", "DPMSolverSDE")
-"""Those whose linspace is not rounded to whole steps."""
+"""Schedulers whose linspace is not rounded to whole steps."""
 STRIDING = ("DPMSolverMultistep", "DPMSolverSinglestep", "UniPC", "DEIS")
-"""Those which space one step more than they take, and leave out the last."""
+"""Schedulers that space one more step than they take, and omit the last."""
 ONLY: dict[str, tuple[Any, ...]] = {
     "thresholding": (False,),
     "use_beta_sigmas": (False, None),
@@ -144,7 +148,7 @@ ONLY: dict[str, tuple[Any, ...]] = {
     "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
     "predict_epsilon": (True, None),
 }
-"""The values that are supported of some settings."""
+"""The supported values of settings that do not support all."""
 OF_SAMPLERS = {
     "algorithm_type",
     "clip_sample_range",
@@ -165,17 +169,17 @@ OF_SAMPLERS = {
     "time_shift_type",
     "timestep_values",
 }
-"""Settings of the sampler, or without effect on what is supported; of files before version 0.5 too."""
+"""Settings of the sampler, or without effect here. Some are of files before version 0.5."""
 
 
 def scheduling(config: Mapping[str, Any]) -> Scheduling:
-    """What a `scheduler_config.json` says.
+    """The schedule and spacing that a `scheduler_config.json` describes.
 
     Args:
-      config: The file, parsed.
+      config: The parsed file.
 
     Raises:
-      ValueError: Naming the scheduler, or each setting, that is not known or not supported.
+      ValueError: If the scheduler or a setting is unknown or not supported. The error names it.
 
     Example:
       >>> config = {"_class_name": "PNDMScheduler", "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -188,17 +192,17 @@ def scheduling(config: Mapping[str, Any]) -> Scheduling:
     check_settings(config, KINDS)
     name = config.get("_class_name")
     if name not in SCHEDULERS:
-        raise ValueError(f"the scheduler {name} is not known, only {', '.join(SCHEDULERS)}.")
+        raise ValueError(f"the scheduler {name} is unknown, expected one of {', '.join(SCHEDULERS)}.")
     known = HEEDED | OF_SAMPLERS | ONLY.keys()
     unknown = [setting for setting in config if setting not in known and not setting.startswith("_")]
     if unknown:
-        raise ValueError(f"the settings {', '.join(unknown)} of a {name} are not known.")
+        raise ValueError(f"the settings {', '.join(unknown)} of a {name} are unknown.")
     heeded = SCHEDULERS[name] | {setting: value for setting, value in config.items() if setting in SCHEDULERS[name]}
-    told = {setting: value for setting, value in config.items() if setting not in HEEDED} | heeded
+    settings = {setting: value for setting, value in config.items() if setting not in HEEDED} | heeded
     for setting, supported in ONLY.items():
-        value = told.get(setting, supported[0])
+        value = settings.get(setting, supported[0])
         if value not in supported:
-            raise ValueError(f"{setting}={value!r} of a {name} is not supported, only {' or '.join(map(repr, supported))}.")
+            raise ValueError(f"{setting}={value!r} of a {name} is not supported, expected {' or '.join(map(repr, supported))}.")
     schedule = _schedule(heeded)
     if heeded.get("rescale_betas_zero_snr"):
         schedule = schedules.zero_terminal_snr(schedule)
@@ -236,7 +240,7 @@ def _spacing(name: str, config: Mapping[str, Any]) -> Spacing:
 
 
 def _fractional() -> Spacing:
-    """Evenly over the training steps and between them, where sigma / alpha, and not its logarithm, is linear."""
+    """Evenly spaced fractional training steps. sigma / alpha, and not its logarithm, is linear between whole steps."""
 
     def spacing(schedule: Schedule, steps: int) -> Array:
         assert schedule.steps is not None
@@ -246,7 +250,7 @@ def _fractional() -> Spacing:
             alpha, sigma = map(np.asarray, schedule.alpha_sigma(jnp.asarray(whole)))
             ratio = np.interp(t, whole, sigma / alpha)
             between = np.asarray(schedule.inverse(jnp.asarray(np.where(np.isfinite(ratio), ratio, 1))))
-        # A whole step is itself, whatever the rounding; so is one beside pure noise, whose ratio is infinite.
+        # Whole steps stay exact. So do steps next to pure noise, whose ratio is infinite.
         return jnp.asarray(np.where((t == np.round(t)) | ~np.isfinite(ratio), t, between), jnp.result_type(float))
 
     return spacing
@@ -260,7 +264,7 @@ def _striding(spaced: Spacing) -> Spacing:
 
 
 def _between(spaced: Spacing | None, even: Any) -> Spacing:
-    """Evenly in some measure between the ends of a spacing, or of the schedule."""
+    """Evenly spaced, in some measure, between the ends of a spacing or of the schedule."""
 
     def spacing(schedule: Schedule, steps: int) -> Array:
         if spaced is None:

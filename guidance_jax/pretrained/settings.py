@@ -1,4 +1,4 @@
-"""JSON files of settings: read in bounded time and memory, each setting of the kind that it must have."""
+"""JSON files of settings, read in bounded time and memory, and the kind of each setting."""
 
 import json
 import math
@@ -8,28 +8,28 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 DEEPEST = 64
-"""How deep objects and lists may lie within each other."""
+"""The maximum depth of nested objects and lists."""
 DIGITS = 32
-"""Of the largest whole numbers: 10^30 stands in tokenisers' files for no window."""
+"""The maximum number of digits of an integer. Tokenisers' files write 10^30 for an unlimited window."""
 
 
 def read_json(path: Path, what: str, most: int = 2**24) -> dict[str, Any]:
-    """A file of settings.
+    """The settings in a file.
 
     Args:
-      path: Of the file.
-      what: It is, for the error.
-      most: Bytes that it may have.
+      path: The file.
+      what: Its description in errors.
+      most: The maximum size in bytes.
 
     Raises:
-      FileNotFoundError: If it is not there.
-      ValueError: If it is larger, or no JSON object in UTF-8 with each name once and finite numbers. Only -Infinity may stand
-        there, as diffusers writes it for `lambda_min_clipped`.
+      FileNotFoundError: If there is no such file.
+      ValueError: If it is larger, or is not a JSON object in UTF-8 with unique names and finite numbers. -Infinity is allowed,
+        because diffusers writes it for `lambda_min_clipped`.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no {path}, {what}.")
     if (size := path.stat().st_size) > most:
-        raise ValueError(f"{path}, {what}, has {size:,} bytes, and at most {most:,} are read.")
+        raise ValueError(f"{path}, {what}, has {size:,} bytes, expected at most {most:,}.")
     try:
         return parsed(path.read_bytes())
     except ValueError as error:
@@ -40,10 +40,10 @@ def parsed(content: bytes) -> dict[str, Any]:
     """A JSON object, as `read_json` reads it.
 
     Args:
-      content: Its text, in UTF-8.
+      content: The text in UTF-8.
 
     Raises:
-      ValueError: As `read_json` does.
+      ValueError: If it is not a JSON object in UTF-8 with unique names and finite numbers.
     """
     try:
         settings = json.loads(
@@ -57,7 +57,7 @@ def parsed(content: bytes) -> dict[str, Any]:
         raise ValueError(f"it is nested deeper than {DEEPEST}") from error
     _check_depth(settings)
     if not isinstance(settings, dict):
-        raise ValueError(f"it must hold a JSON object, and holds {type(settings).__name__}")
+        raise ValueError(f"it must hold a JSON object, got {type(settings).__name__}")
     return settings
 
 
@@ -66,25 +66,25 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         names = set[str]()
         twice = next(name for name, _ in pairs if name in names or names.add(name))
-        raise ValueError(f"{reprlib.repr(twice)} is there twice")
+        raise ValueError(f"{reprlib.repr(twice)} occurs twice")
     return found
 
 
 def _whole(text: str) -> int:
     if len(text.removeprefix("-")) > DIGITS:
-        raise ValueError(f"a whole number of {len(text)} digits")
+        raise ValueError(f"it has an integer of {len(text)} digits, expected at most {DIGITS}")
     return int(text)
 
 
 def _finite(text: str) -> float:
     if not math.isfinite(value := float(text)):
-        raise ValueError(f"{reprlib.repr(text)} is beyond all numbers")
+        raise ValueError(f"{reprlib.repr(text)} exceeds the range of numbers")
     return value
 
 
 def _constant(text: str) -> float:
     if text != "-Infinity":
-        raise ValueError(f"{text} is no number")
+        raise ValueError(f"{text} is not a number")
     return -math.inf
 
 
@@ -99,37 +99,40 @@ def _check_depth(value: Any) -> None:
 
 
 class Kind(NamedTuple):
-    """What a setting must be."""
+    """The kind of a setting.
 
-    told: str
-    """In words."""
+    Args:
+      words: The description in errors.
+      fits: Whether a value is of the kind.
+    """
+
+    words: str
     fits: Callable[[Any], bool]
-    """Whether a value is one."""
 
 
 def whole(low: int, high: int) -> Kind:
-    """A whole number, its bounds included."""
-    return Kind(f"a whole number of {low:,} to {high:,}", lambda value: type(value) is int and low <= value <= high)
+    """An integer from `low` to `high`, both included."""
+    return Kind(f"an integer from {low:,} to {high:,}", lambda value: type(value) is int and low <= value <= high)
 
 
 def between(low: float, high: float) -> Kind:
-    """A number, its bounds included."""
-    return Kind(f"a number of {low:g} to {high:g}", lambda value: type(value) in (int, float) and low <= value <= high)
+    """A number from `low` to `high`, both included."""
+    return Kind(f"a number from {low:g} to {high:g}", lambda value: type(value) in (int, float) and low <= value <= high)
 
 
 def several(kind: Kind, most: int = 16) -> Kind:
-    """A list."""
+    """A list of 1 to `most` values of one kind."""
     fits = lambda value: isinstance(value, list | tuple) and 1 <= len(value) <= most and all(map(kind.fits, value))
-    return Kind(f"a list of 1 to {most:,}, each {kind.told}", fits)
+    return Kind(f"a list of 1 to {most:,}, each {kind.words}", fits)
 
 
 def either(*kinds: Kind) -> Kind:
-    """One of several."""
-    return Kind(" or ".join(kind.told for kind in kinds), lambda value: any(kind.fits(value) for kind in kinds))
+    """A value of one of several kinds."""
+    return Kind(" or ".join(kind.words for kind in kinds), lambda value: any(kind.fits(value) for kind in kinds))
 
 
 SIZE = whole(1, 2**20)
-"""A width, or how many tokens there are."""
+"""A width, or a number of tokens."""
 LAYERS = whole(1, 128)
 NUMBER = between(-1e6, 1e6)
 POSITIVE = between(1e-12, 1e6)
@@ -139,15 +142,15 @@ NULL = Kind("null", lambda value: value is None)
 
 
 def check_settings(settings: Mapping[str, Any], kinds: Mapping[str, Kind]) -> None:
-    """Each setting that is there and has a kind is of it.
+    """Raises unless each setting with a known kind is of that kind.
 
     Args:
-      settings: A file's, parsed.
-      kinds: By the names of settings.
+      settings: The parsed file.
+      kinds: The kinds by the names of settings.
 
     Raises:
-      ValueError: Naming the first that is of another kind, and its value.
+      ValueError: If a setting is of another kind. The error names the first one and its value.
     """
     for name, kind in kinds.items():
         if name in settings and not kind.fits(settings[name]):
-            raise ValueError(f"{name} must be {kind.told}, got {reprlib.repr(settings[name])}.")
+            raise ValueError(f"{name} must be {kind.words}, got {reprlib.repr(settings[name])}.")

@@ -1,4 +1,4 @@
-"""Text-to-image: Stable Diffusion 1, 2 and XL, read from a model directory."""
+"""Text-to-image models, Stable Diffusion 1, 2 and XL, from a model directory."""
 
 import contextlib
 import functools
@@ -44,22 +44,24 @@ def load(
 ) -> Model:
     """A text-to-image model from a directory in the Hugging Face layout: Stable Diffusion 1.x, 2.x, XL, and inpainting.
 
-    Nothing is fetched, and nothing that a file holds is run: safetensors and JSON are read, and of pickles tensors alone. The
-    weights go from the files straight to the devices, one at a time. A safety checker in the directory is not read. What older
-    directories of Stable Diffusion 1 and 2 have is put right as diffusers' pipelines do it: a scheduler's `steps_offset` is 1,
-    its `clip_sample` false (not for inpainting), and the U-Net's `sample_size` of versions before 0.9 at least 64.
+    Nothing is downloaded, and no code in a file is run: only safetensors, JSON and the tensors of pickles are read. The weights
+    go from the files to the devices, one at a time. A safety checker in the directory is not read.
+
+    Settings of older directories of Stable Diffusion 1 and 2 are corrected as in diffusers' pipelines. A scheduler's
+    `steps_offset` becomes 1, and its `clip_sample` False, except for inpainting. The U-Net's `sample_size` of versions before
+    0.9 becomes at least 64.
 
     Args:
-      directory: With `model_index.json`, and `unet/`, `vae/`, `text_encoder/`, `tokenizer/`, `scheduler/`; for XL
-        `text_encoder_2/` and `tokenizer_2/` too.
-      dtype: Of the parameters, and of what the networks compute: float32 or bfloat16.
-      sharding: Where the weights go, as of `pretrained.load`.
-      variant: "fp16" for files `*.fp16.safetensors`, where a part has one.
+      directory: The directory with `model_index.json`, `unet/`, `vae/`, `text_encoder/`, `tokenizer/` and `scheduler/`; for XL
+        also `text_encoder_2/` and `tokenizer_2/`.
+      dtype: The dtype of the parameters and of the computation, float32 or bfloat16.
+      sharding: The placement of the weights, as for `pretrained.load`.
+      variant: "fp16" for files `*.fp16.safetensors`, if a part has one.
 
     Raises:
-      FileNotFoundError: If a file is missing, naming it.
-      ValueError: If a file is damaged, or a part or a setting is not supported, naming it.
-      TypeError: If directory is no path, or dtype none.
+      FileNotFoundError: If a file is missing. The error names it.
+      ValueError: If a file is damaged, or a part or a setting is not supported. The error names it.
+      TypeError: If directory is not a path, or dtype is not a dtype.
       ImportError: If the packages safetensors or tokenizers are not installed.
 
     Example:
@@ -83,7 +85,7 @@ def load(
     index = read_json(directory / "model_index.json", "which a directory in the Hugging Face layout of diffusers has")
     kind = index.get("_class_name")
     if kind not in PIPELINES:
-        raise ValueError(f"{directory} holds a {kind}, and only these are known: {', '.join(PIPELINES)}.")
+        raise ValueError(f"{directory} holds a {kind}, expected one of {', '.join(PIPELINES)}.")
     with _naming(directory / "model_index.json"):
         classes = {name: _class_of(index, name) for name in (*PARTS, "scheduler")}
     names = [name for name in ENCODERS if classes[name] is not None]
@@ -92,7 +94,7 @@ def load(
     parts = [name for name in PARTS if name in ("unet", "vae", *names)]
     for name in parts:
         if classes[name] not in PARTS[name].split(" or "):
-            raise ValueError(f"{directory}'s {name} is a {classes[name]}, and only {PARTS[name]} is known.")
+            raise ValueError(f"{directory}'s {name} is a {classes[name]}, expected {PARTS[name]}.")
     check_variant([directory / name for name in parts], variant)
     settings = {name: read_json(directory / name / "config.json", f"the configuration of the {name}") for name in parts}
     planned = read_json(directory / "scheduler" / "scheduler_config.json", "the configuration of the scheduler")
@@ -121,7 +123,7 @@ def load(
     xl, added = "XL" in kind, config.in_channels - latent.latent_channels
     if added not in (0, 1 + latent.latent_channels):
         raise ValueError(
-            f"{directory / 'unet'}: a network of {config.in_channels} channels is not supported, only one of "
+            f"{directory / 'unet'}: a network of {config.in_channels} channels is not supported, expected "
             f"{latent.latent_channels} or, for inpainting, {2 * latent.latent_channels + 1}."
         )
     return Model(
@@ -140,17 +142,17 @@ def load(
 
 
 def _class_of(index: Mapping[str, Any], name: str) -> str | None:
-    """The class of a part, None where the pipeline is without."""
+    """The class of a part, None if the pipeline has no such part."""
     part = index.get(name)
     if part is None:
         return None
     if not (isinstance(part, list) and len(part) == 2 and all(word is None or isinstance(word, str) for word in part)):
-        raise ValueError(f"{name} must be a library and a class, got {part!r:.80}.")
+        raise ValueError(f"{name} must be [library, class], got {part!r:.80}.")
     return part[1]
 
 
 def _in_pipeline(config: Mapping[str, Any], kind: str, named: str | None) -> dict[str, Any]:
-    """A scheduler's settings as diffusers' pipeline of this kind changes them: the index names the class."""
+    """A scheduler's settings after the changes of diffusers' pipeline. The index names the class."""
     config = dict(config) | ({} if named is None else {"_class_name": named})
     if "XL" in kind:
         return config
@@ -158,13 +160,13 @@ def _in_pipeline(config: Mapping[str, Any], kind: str, named: str | None) -> dic
 
 
 def _size(config: Mapping[str, Any], kind: str) -> tuple[int, int] | None:
-    """Height and width that a U-Net was trained for, in pixels of the latents; None where its file does not tell."""
+    """The height and width of the U-Net's training, in pixels of the latents; None if its file does not state them."""
     size = config.get("sample_size")
     if size is None:
         return None
     sides = size if isinstance(size, list) else [size, size]
     if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
-        raise ValueError(f"sample_size must be a side, [height, width] or null, got {size!r:.80}.")
+        raise ValueError(f"sample_size must be one side, [height, width] or null, got {size!r:.80}.")
     version = re.match(r"v?(\d+)(?:\.(\d+))?", str(config.get("_diffusers_version", "")))
     old = version is not None and (int(version[1]), int(version[2] or 0)) < (0, 9)
     if old and isinstance(size, int) and size < 64 and "XL" not in kind:
@@ -174,7 +176,7 @@ def _size(config: Mapping[str, Any], kind: str) -> tuple[int, int] | None:
 
 @contextlib.contextmanager
 def _naming(place: Path) -> Iterator[None]:
-    """Errors of values name the place."""
+    """Adds the place to a ValueError."""
     try:
         yield
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""From texts to the ids of CLIP's tokens, by the files that a model was published with."""
+"""CLIP's tokenisers, from a model's files: texts to token ids."""
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -23,42 +23,44 @@ SPECIAL = {
     "cls_token": None,
     "mask_token": None,
 }
-"""The tokens that stand for no text, and what they are where the files do not say."""
+"""The special tokens, and their defaults."""
 OTHERS = {"extra_special_tokens", "additional_special_tokens"}
 PIECES = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-"""What is encoded by itself: words, single digits, runs of other signs."""
+"""A piece of text that is encoded by itself: a word, a single digit, or a run of other characters."""
 SIDES = ("right", "left")
 LONGEST = 100_000
-"""A window beyond this, 10^30 say, stands for none."""
+"""The maximum window. A larger number, such as 10^30, means that the file sets none."""
 EXCERPT = 60
-"""How many characters of a prompt are told."""
+"""The maximum number of characters of a prompt in an error."""
 
 
 Tokenize = Callable[..., np.ndarray]
-"""`(texts, *, whole=False) -> ids [B, window]`, int32: what starts a text, its tokens, what ends it, padding; None is the empty
-text. Where `whole`, a text longer than the window is refused; otherwise its end is cut off, and a warning says what."""
+"""`(texts, *, whole=False) -> ids [B, window]`, int32: the start token, the text's tokens, the end token, and padding.
+
+None is the empty text. With `whole`, a text longer than the window raises. Otherwise its end is cut off, with a warning.
+"""
 
 
 @door()
 def open_tokenizer(directory: FilePath, encoder: CLIPTextConfig | None = None) -> Tokenize:
-    """The tokeniser of a model, from its `tokenizer.json`, or its `vocab.json` and `merges.txt`: what transformers' is.
+    """A model's tokeniser, as in transformers, from `tokenizer.json`, or from `vocab.json` and `merges.txt`.
 
-    Byte pairs of the lower-case text. The files beside them say what a text is padded with ("!" in Stable Diffusion 2 and for
-    XL's second encoder), how long the window is, and which tokens were added, of textual inversion say:
-    `special_tokens_map.json` and `added_tokens.json` where `tokenizer_config.json` has no `added_tokens_decoder`, and otherwise
-    that file alone. A token `<cat>` that has `<cat>_1` beside it stands for both, as in diffusers' pipelines.
+    It encodes byte pairs of the lower-case text. Other files in the directory set the padding token ("!" in Stable Diffusion 2
+    and XL's second encoder), the window, and added tokens, such as those of textual inversion. Added tokens come from
+    `added_tokens_decoder` of `tokenizer_config.json` if it exists, and otherwise from `special_tokens_map.json` and
+    `added_tokens.json`. If `<cat>_1` exists beside a token `<cat>`, then `<cat>` stands for both, as in diffusers' pipelines.
 
     Args:
-      directory: With these files.
-      encoder: What the ids are for: its positions are the window where the files do not say, 77 without it; its vocabulary
-        bounds the ids.
+      directory: The directory with these files.
+      encoder: The configuration of the text encoder. Its positions are the default window, 77 without it. Its vocabulary bounds
+        the ids.
 
     Raises:
-      FileNotFoundError: If they are not there.
-      ValueError: If they cannot be read, or are of another kind of tokeniser, or do not fit the encoder; when the tokeniser is
-        called, if a token has no place in the encoder's vocabulary.
+      FileNotFoundError: If the files do not exist.
+      ValueError: If the files are damaged, are of another tokeniser, or do not fit the encoder; when called, if the encoder's
+        vocabulary has no place for a token.
       ImportError: If the package tokenizers is not installed.
-      TypeError: When the tokeniser is called, if texts are no list of strings.
+      TypeError: When called, if texts are not a list of strings.
 
     Reference: Radford et al. 2021, arXiv:2103.00020; transformers 5, models/clip/tokenization_clip.py and
     tokenization_utils_base.py.
@@ -74,7 +76,7 @@ def open_tokenizer(directory: FilePath, encoder: CLIPTextConfig | None = None) -
     config = _optional(directory / "tokenizer_config.json")
     kind = config.get("tokenizer_class") or "CLIPTokenizer"
     if kind not in ("CLIPTokenizer", "CLIPTokenizerFast"):
-        raise ValueError(f"{directory} is of a {kind}, and only CLIPTokenizer is known.")
+        raise ValueError(f"{directory} holds a {kind}, expected CLIPTokenizer.")
     published = _optional(whole)
     try:
         named, others, listed = _special(directory, config, published)
@@ -83,7 +85,7 @@ def open_tokenizer(directory: FilePath, encoder: CLIPTextConfig | None = None) -
         tokenizer.encode_special_tokens = bool(config.get("split_special_tokens", False))
         start, end, padding, unknown = (str(named[f"{name}_token"]) for name in ("bos", "eos", "pad", "unk"))
         sides = [_side(config, published, of) for of in ("padding", "truncation")]
-    except Exception as error:  # The package raises nothing narrower.
+    except Exception as error:  # The package raises only Exception.
         raise ValueError(f"the tokeniser's files in {directory} are damaged: {error}. Download them again.") from error
     ids = [_id(tokenizer, content, unknown) for content in (start, end, padding)]
     rows = encoder.vocab_size if encoder else None
@@ -104,12 +106,12 @@ def open_tokenizer(directory: FilePath, encoder: CLIPTextConfig | None = None) -
                 after = sides[1] == "right"
                 kept = kept[:-cut] if after else kept[cut:]
                 place = encoding.offsets[window - 2 if after else cut][0]
-                _tell(given, text[place:] if after else text[:place], window, whole)
+                _report(given, text[place:] if after else text[:place], window, whole)
             if rows and max(kept, default=0) >= rows:
                 token = tokenizer.id_to_token(max(kept))
                 raise ValueError(f"{given[:EXCERPT]!r} has the token {token!r}, for which the encoder has no row.")
-            told = [ids[0], *kept, ids[1]]
-            row[slice(len(told)) if sides[0] == "right" else slice(window - len(told), window)] = told
+            wrapped = [ids[0], *kept, ids[1]]
+            row[slice(len(wrapped)) if sides[0] == "right" else slice(window - len(wrapped), window)] = wrapped
         return out
 
     return tokenize
@@ -118,7 +120,7 @@ def open_tokenizer(directory: FilePath, encoder: CLIPTextConfig | None = None) -
 def _special(
     directory: Path, config: Mapping[str, Any], published: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[Any], dict[int, Any]]:
-    """The special tokens by name, those without a name, and all that were added by their numbers: what transformers finds."""
+    """The special tokens by name, those without a name, and all added tokens by id, as transformers finds them."""
     named = {name: token for name, token in config.items() if name in SPECIAL}
     others = config.get("extra_special_tokens") or config.get("additional_special_tokens")
     if others is None and OTHERS & config.keys():
@@ -132,10 +134,10 @@ def _special(
         listed = {int(number): _token(token) for number, token in decoder.items()}
     else:
         mapped = _optional(directory / "special_tokens_map.json")
-        told = {name: _token(token, special=True) for name, token in mapped.items() if isinstance(token, str | dict)}
-        told.pop("extra_special_tokens", None)
-        named |= {name: token for name, token in told.items() if name in SPECIAL}
-        further |= {name: token for name, token in told.items() if name not in SPECIAL and name.endswith("_token")}
+        tokens = {name: _token(token, special=True) for name, token in mapped.items() if isinstance(token, str | dict)}
+        tokens.pop("extra_special_tokens", None)
+        named |= {name: token for name, token in tokens.items() if name in SPECIAL}
+        further |= {name: token for name, token in tokens.items() if name not in SPECIAL and name.endswith("_token")}
         more = mapped.get("extra_special_tokens")
         if isinstance(more, dict):
             others, later = None, later | more
@@ -155,13 +157,13 @@ def _special(
     named = {name: _token(token) for name, token in (SPECIAL | named).items()}
     named = {name: by_content.get(str(token), token) if token else token for name, token in named.items()}
     if missing := [name for name, token in SPECIAL.items() if token and named[name] is None]:
-        raise ValueError(f"{' and '.join(missing)} must be told, got null")
+        raise ValueError(f"{' and '.join(missing)} must be strings, got null")
     named |= {name: _token(token) for name, token in (further | later).items()}
     return named, [_token(token) for token in others or []], listed
 
 
 def _built(model: Any, vocabulary: Path, merges: Path, unknown: str) -> Any:
-    """The byte pairs as transformers builds them, whatever a `tokenizer.json` says of how the text is cleaned and cut."""
+    """The byte pairs as transformers builds them. The normaliser and pre-tokeniser of a `tokenizer.json` have no effect."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
     options: dict[str, Any] = {"unk_token": unknown, "continuing_subword_prefix": "", "end_of_word_suffix": "</w>"}
@@ -169,7 +171,7 @@ def _built(model: Any, vocabulary: Path, merges: Path, unknown: str) -> Any:
         bpe = models.BPE.from_file(str(vocabulary), str(merges), **options)
     else:
         if model.get("type", "BPE") != "BPE":
-            raise ValueError(f"a model of the type {model['type']} is none of byte pairs")
+            raise ValueError(f"a model of the type {model['type']} is not BPE")
         pairs: Any = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in model["merges"]]
         bpe = models.BPE(vocab=model["vocab"], merges=pairs, **options)
     tokenizer = Tokenizer(bpe)
@@ -181,8 +183,10 @@ def _built(model: Any, vocabulary: Path, merges: Path, unknown: str) -> Any:
 
 
 def _add(tokenizer: Any, named: Mapping[str, Any], others: Iterable[Any], listed: Mapping[int, Any]) -> None:
-    """Adds what is found whole in a text, in transformers' order: what the vocabulary lacks is numbered by it, and of two with
-    one content the later has its flags."""
+    """Adds the tokens that are matched whole in a text, in the order of transformers.
+
+    A token that the vocabulary lacks gets the next id. If two have one content, the flags of the later one count.
+    """
     from tokenizers import AddedToken
 
     adding = [listed[number] for number in sorted(listed)]
@@ -197,13 +201,13 @@ def _add(tokenizer: Any, named: Mapping[str, Any], others: Iterable[Any], listed
     tokenizer.add_tokens(adding)
 
 
-def _token(told: Any, **flags: bool) -> Any:
-    """A token as the package has it where a file tells its flags; a string as it is."""
+def _token(given: Any, **flags: bool) -> Any:
+    """A token of the package if a file gives its flags; a string is returned as it is."""
     from tokenizers import AddedToken
 
-    if not isinstance(told, dict):
-        return told
-    options: dict[str, Any] = {name: value for name, value in told.items() if name != "__type"} | flags
+    if not isinstance(given, dict):
+        return given
+    options: dict[str, Any] = {name: value for name, value in given.items() if name != "__type"} | flags
     return AddedToken(**options)
 
 
@@ -225,12 +229,14 @@ def _window(path: Path, config: Mapping[str, Any], encoder: CLIPTextConfig | Non
     if window is None or (isinstance(window, int | float) and window > LONGEST):
         return positions
     if not isinstance(window, int) or not 2 < window <= (positions if encoder else LONGEST):
-        raise ValueError(f"{path} has model_max_length={window!r}, which is no window of an encoder of {positions} positions.")
+        raise ValueError(
+            f"{path} has model_max_length={window!r}, which is not a window of an encoder of {positions} positions."
+        )
     return window
 
 
 def _encoded(tokenizer: Any, text: str, added: set[str]) -> tuple[Any, str]:
-    """The tokens, and the text in which a token of several vectors is written out: `<cat>` as `<cat> <cat>_1 <cat>_2`."""
+    """The tokens, and the text with each token of several vectors written out: `<cat>` becomes `<cat> <cat>_1 <cat>_2`."""
     encoding = tokenizer.encode(text, add_special_tokens=False)
     written = text
     for token in dict.fromkeys(encoding.tokens):
@@ -242,12 +248,12 @@ def _encoded(tokenizer: Any, text: str, added: set[str]) -> tuple[Any, str]:
     return (encoding if written == text else tokenizer.encode(written, add_special_tokens=False)), written
 
 
-def _tell(text: str, cut: str, window: int, whole: bool) -> None:
-    told = f"{text[:40]!r}... is longer than the window of {window} tokens"
+def _report(text: str, cut: str, window: int, whole: bool) -> None:
+    message = f"{text[:40]!r}... is longer than the window of {window} tokens"
     rest = f"{cut[:EXCERPT]!r}" + (f"... of {len(cut):,} characters" if len(cut) > EXCERPT else "")
     if whole:
-        raise ValueError(f"{told}; too long by {rest}.")
-    warnings.warn(f"{told}; cut off: {rest}.", stacklevel=3)
+        raise ValueError(f"{message}; too long by {rest}.")
+    warnings.warn(f"{message}; cut off: {rest}.", stacklevel=3)
 
 
 def _optional(path: Path) -> dict[str, Any]:

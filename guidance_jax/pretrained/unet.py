@@ -1,4 +1,4 @@
-"""The U-Net of Stable Diffusion 1, 2 and XL: diffusers' UNet2DConditionModel, its weights by their published names."""
+"""The U-Net of Stable Diffusion 1, 2 and XL: diffusers' UNet2DConditionModel, with its published names."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -22,7 +22,13 @@ __all__ = ["Text", "UNet2DCondition", "UNetConditionConfig", "unet_condition_con
 
 
 class Text(NamedTuple):
-    """What the U-Net is told of a text.
+    """The conditions of the U-Net from a text.
+
+    Args:
+      states: `[B, L, D]`, the states of the text encoder, one per token.
+      pooled: `[B, P]`, for XL: the second encoder's projected embedding of the whole text.
+      sizes: `[B, N]`, for XL: height and width of the original, top and left of the crop, height and width of the result, in
+        pixels. `text_to_image.Model.encode` has those of the refiner.
 
     Example:
       >>> gj.pretrained.unet.Text(jnp.ones((2, 77, 768))).pooled is None
@@ -30,16 +36,13 @@ class Text(NamedTuple):
     """
 
     states: Float[Array, "b l d"]
-    """The text encoder's states, one a token."""
     pooled: Float[Array, "b p"] | None = None
-    """XL: the second encoder's projected embedding of the whole text."""
     sizes: Float[Array, "b n"] | None = None
-    """XL: height and width of the original, top and left of the crop, height and width of the result, in pixels."""
 
 
 @door(
     rule(
-        "widths, depths and heads must hold a number for each level",
+        "widths, depths and heads must hold one number per level",
         lambda widths, depths, heads: len(widths) == len(depths) == len(heads) > 0,
     ),
     rule("widths must divide into groups", lambda widths, groups: all(width % groups == 0 for width in widths)),
@@ -55,7 +58,23 @@ class Text(NamedTuple):
 )
 @dataclasses.dataclass(frozen=True)
 class UNetConditionConfig:
-    """The sizes of a U-Net, those of Stable Diffusion 1.5 where not told.
+    """The sizes of a U-Net. The defaults are Stable Diffusion 1.5's.
+
+    Args:
+      in_channels: The channels of the latents, plus those that inpainting adds.
+      out_channels: The channels of the output.
+      widths: The channels at each level, the finest level first.
+      depths: The number of transformer blocks after each residual block, per level; 0 for none.
+      middle: The number of transformer blocks in the middle.
+      heads: The number of attention heads per level.
+      blocks: The number of residual blocks per level on the way down; one more on the way up.
+      text: The width of the text's states.
+      added: The width of XL's additional conditions, the pooled text and the waves of the sizes together; 0 for none.
+      size_waves: The width of the waves of each number in `Text.sizes`.
+      groups: The number of groups of channels in each norm.
+      epsilon: The number added to the variances of the group norms outside of transformers.
+      sin_first: Whether the sines of the time's waves come before the cosines.
+      shift: The shift of the waves' frequencies, as in `networks.embeddings.waves`.
 
     Raises:
       ValueError: If the levels' numbers do not fit each other, or a width does not divide into groups or heads.
@@ -69,40 +88,26 @@ class UNetConditionConfig:
     """
 
     in_channels: Count = 4
-    """Channels of the latents, and of what inpainting adds to them."""
     out_channels: Count = 4
-    """Channels of the output."""
     widths: Sizes = (320, 640, 1280, 1280)
-    """The channels at each level, the finest first."""
     depths: Places = (1, 1, 1, 0)
-    """Transformer blocks after each residual block of each level; 0 for none."""
     middle: CountFromZero = 1
-    """Transformer blocks of the middle."""
     heads: Sizes = (8, 8, 8, 8)
-    """Attention heads at each level."""
     blocks: Count = 2
-    """Residual blocks at each level on the way down; one more on the way up."""
     text: Count = 768
-    """The width of the text's states."""
     added: CountFromZero = 0
-    """The width of what else is told (XL), the pooled text and the sizes' waves together; 0 for none."""
     size_waves: CountFromZero = 256
-    """The width of the waves of each of the sizes."""
     groups: Count = 32
-    """Groups of channels that are normalised together."""
     epsilon: float = 1e-5
-    """Added to the variances of the group norms outside transformers."""
     sin_first: bool = False
-    """Whether the sines of the time's waves come first."""
     shift: float = 0.0
-    """Of the frequencies of the waves: see `networks.embeddings.waves`."""
 
     def __post_init__(self) -> None:
         for name in ("widths", "depths", "heads"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
 
 
-CLASSES[UNetConditionConfig] = class_kind(UNetConditionConfig, "gj.pretrained.unet.UNetConditionConfig() is one.")
+CLASSES[UNetConditionConfig] = class_kind(UNetConditionConfig, "use gj.pretrained.unet.UNetConditionConfig().")
 
 PLAIN, WITH_TEXT = ("DownBlock2D", "UpBlock2D"), ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D")
 READ: dict[str, Any] = {
@@ -123,7 +128,7 @@ READ: dict[str, Any] = {
     "transformer_layers_per_block": 1,
     "up_block_types": (PLAIN[1], WITH_TEXT[1], WITH_TEXT[1], WITH_TEXT[1]),
 }
-"""The settings that are read, and what diffusers takes where a file does not tell."""
+"""The settings that are read, and the defaults of diffusers."""
 KINDS = {
     **dict.fromkeys(("in_channels", "out_channels", "norm_num_groups", "cross_attention_dim"), SIZE),
     **dict.fromkeys(("addition_time_embed_dim", "projection_class_embeddings_input_dim"), SIZE),
@@ -137,7 +142,7 @@ KINDS = {
     "layers_per_block": either(LAYERS, several(LAYERS)),
     "transformer_layers_per_block": either(LAYERS, several(LAYERS)),
 }
-"""Of what they must be."""
+"""The kind of each setting."""
 ONLY: dict[str, Any] = {
     "act_fn": "silu",
     "attention_type": "default",
@@ -156,19 +161,19 @@ ONLY: dict[str, Any] = {
     "resnet_time_scale_shift": "default",
     "time_embedding_type": "positional",
 }
-"""Settings that are supported with this value alone; those that are named nowhere here, with null alone."""
+"""Settings that must have this value. A setting in none of these tables must be null."""
 WITHOUT_EFFECT = {"addition_embed_type_num_heads", "dropout", "sample_size", "upcast_attention", "use_linear_projection"}
-"""One-pixel convolutions are dense layers and the softmax is in float32 here, whatever the file says of them."""
+"""Settings without effect: here one-pixel convolutions are always dense layers, and the softmax is always in float32."""
 
 
 def unet_condition_config(published: Mapping[str, Any]) -> UNetConditionConfig:
     """The sizes of a published U-Net: Stable Diffusion 1.x, 2.x, XL and its refiner, and their inpainting variants.
 
     Args:
-      published: The content of `unet/config.json`; what it leaves out is as diffusers has it.
+      published: The parsed `unet/config.json`. Settings that it omits have the defaults of diffusers.
 
     Raises:
-      ValueError: Naming the settings that are not supported, with their values.
+      ValueError: If settings are not supported. The error names them and their values.
 
     Example:
       >>> published = {"cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20], "use_linear_projection": True}
@@ -178,49 +183,49 @@ def unet_condition_config(published: Mapping[str, Any]) -> UNetConditionConfig:
     Reference: diffusers 0.42, "models/unets/unet_2d_condition.py". What it calls attention_head_dim is the number of heads.
     """
     check_settings({name: value for name, value in published.items() if value is not None}, KINDS)
-    told = READ | ONLY | {name: _fixed(value) for name, value in published.items() if name[:1] != "_" and value is not None}
-    down, levels = told["down_block_types"], len(told["block_out_channels"])
-    heads, depths = (_each(told[name], levels) for name in ("attention_head_dim", "transformer_layers_per_block"))
-    added = told["addition_embed_type"] is not None
+    settings = READ | ONLY | {name: _fixed(value) for name, value in published.items() if name[:1] != "_" and value is not None}
+    down, levels = settings["down_block_types"], len(settings["block_out_channels"])
+    heads, depths = (_each(settings[name], levels) for name in ("attention_head_dim", "transformer_layers_per_block"))
+    added = settings["addition_embed_type"] is not None
     blocks = dict(zip((PLAIN[0], WITH_TEXT[0]), (PLAIN[1], WITH_TEXT[1]), strict=True))
     supported = {
-        **{name: told[name] == value for name, value in ONLY.items()},
-        **{name: isinstance(told[name], int) for name in ("layers_per_block", "cross_attention_dim", "norm_num_groups")},
+        **{name: settings[name] == value for name, value in ONLY.items()},
+        **{name: isinstance(settings[name], int) for name in ("layers_per_block", "cross_attention_dim", "norm_num_groups")},
         "attention_head_dim": all(isinstance(count, int) for count in heads),
         "transformer_layers_per_block": all(isinstance(depth, int) for depth in depths),
         "down_block_types": set(down) <= blocks.keys() and len(down) == levels,
-        "up_block_types": told["up_block_types"] == tuple(blocks.get(kind) for kind in reversed(down)),
-        "addition_embed_type": told["addition_embed_type"] in (None, "text_time"),
-        "addition_time_embed_dim": (told["addition_time_embed_dim"] is not None) == added,
-        "projection_class_embeddings_input_dim": (told["projection_class_embeddings_input_dim"] is not None) == added,
-        **dict.fromkeys(told.keys() - READ.keys() - ONLY.keys() - WITHOUT_EFFECT, False),
+        "up_block_types": settings["up_block_types"] == tuple(blocks.get(kind) for kind in reversed(down)),
+        "addition_embed_type": settings["addition_embed_type"] in (None, "text_time"),
+        "addition_time_embed_dim": (settings["addition_time_embed_dim"] is not None) == added,
+        "projection_class_embeddings_input_dim": (settings["projection_class_embeddings_input_dim"] is not None) == added,
+        **dict.fromkeys(settings.keys() - READ.keys() - ONLY.keys() - WITHOUT_EFFECT, False),
     }
     if not all(supported.values()):
-        refused = ", ".join(f"{name}={told[name]!r}" for name, fine in sorted(supported.items()) if not fine)
+        refused = ", ".join(f"{name}={settings[name]!r}" for name, fine in sorted(supported.items()) if not fine)
         raise ValueError(
-            f"these settings of the U-Net's configuration are not supported: {refused}. Those of Stable Diffusion 1.x, 2.x "
-            "and XL are, without other conditions than text."
+            f"these settings of the U-Net's configuration are not supported: {refused}. Use those of Stable Diffusion "
+            "1.x, 2.x or XL, with text as the only condition."
         )
     return UNetConditionConfig(
-        in_channels=told["in_channels"],
-        out_channels=told["out_channels"],
-        widths=told["block_out_channels"],
+        in_channels=settings["in_channels"],
+        out_channels=settings["out_channels"],
+        widths=settings["block_out_channels"],
         depths=[depth if kind == WITH_TEXT[0] else 0 for depth, kind in zip(depths, down, strict=True)],
         middle=depths[-1],
         heads=heads,
-        blocks=told["layers_per_block"],
-        text=told["cross_attention_dim"],
-        added=told["projection_class_embeddings_input_dim"] or 0,
-        size_waves=told["addition_time_embed_dim"] or 0,
-        groups=told["norm_num_groups"],
-        epsilon=float(told["norm_eps"]),
-        sin_first=not told["flip_sin_to_cos"],
-        shift=float(told["freq_shift"]),
+        blocks=settings["layers_per_block"],
+        text=settings["cross_attention_dim"],
+        added=settings["projection_class_embeddings_input_dim"] or 0,
+        size_waves=settings["addition_time_embed_dim"] or 0,
+        groups=settings["norm_num_groups"],
+        epsilon=float(settings["norm_eps"]),
+        sin_first=not settings["flip_sin_to_cos"],
+        shift=float(settings["freq_shift"]),
     )
 
 
 def _fixed(value: Any) -> Any:
-    """JSON's lists as tuples."""
+    """A tuple for a list of JSON."""
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -229,7 +234,7 @@ def _each(value: Any, levels: int) -> tuple[Any, ...]:
 
 
 class Embedding(nnx.Module):
-    """Two dense layers, SiLU between them."""
+    """Two dense layers with SiLU between them."""
 
     def __init__(self, width: int, out: int, *, rngs: nnx.Rngs):
         self.linear_1 = Dense(width, out, rngs=rngs)
@@ -243,12 +248,12 @@ class UNet2DCondition(nnx.Module):
     """The U-Net of latent text-to-image models, for latents `[B, h, w, C]` of any size.
 
     Args:
-      config: Its sizes.
-      rngs: For the parameters.
+      config: The sizes of the network.
+      rngs: The random keys that initialise the parameters.
 
     Raises:
-      ValueError: When called, if the latents have other channels, the text another width, or what XL is told besides is
-        missing, of another width, or not asked for.
+      ValueError: When called, if the latents have other channels, the text has another width, or XL's additional conditions are
+        missing, have another width, or are given to a network without them.
 
     Example:
       >>> sizes = dict(widths=(8, 16), depths=(1, 0), heads=(2, 2), text=6, groups=4)
@@ -298,7 +303,7 @@ class UNet2DCondition(nnx.Module):
     def __call__(self, x: Float[Array, "b h w c"], t: Float[Array, "b"], text: Text) -> Float[Array, "b h w o"]:
         check_text(x, text, self.config)
         dtype = self.conv_in.kernel[...].dtype
-        c = jax.nn.silu(self._told(t, text, dtype))
+        c = jax.nn.silu(self._embedded(t, text, dtype))
         states = text.states.astype(dtype)
         h = self.conv_in(x.astype(dtype))
         kept = [h]
@@ -309,7 +314,7 @@ class UNet2DCondition(nnx.Module):
             h = up(h, c, states, kept)
         return self.conv_out(jax.nn.silu(self.conv_norm_out(h)))
 
-    def _told(self, t: Float[Array, "b"], text: Text, dtype: Any) -> Float[Array, "b e"]:
+    def _embedded(self, t: Float[Array, "b"], text: Text, dtype: Any) -> Float[Array, "b e"]:
         """The embedding of the time, and of XL's pooled text and sizes."""
         waved = lambda values, width: waves(values, width, sin_first=self.config.sin_first, shift=self.config.shift).astype(
             dtype

@@ -1,6 +1,6 @@
-"""The blocks of UNet2DCondition: residuals, transformers over the pixels, and the levels made of them.
+"""The blocks of UNet2DCondition: residual blocks, transformers over the pixels, and levels made of them.
 
-Attributes bear the names of diffusers' weights. Where a published convolution has one pixel, a dense layer reads it.
+Attributes have the names of diffusers' weights. Where a published convolution has one pixel, a dense layer reads its weights.
 """
 
 import jax
@@ -13,7 +13,7 @@ from guidance_jax.pretrained.layers import Conv, LayerNorm, upsampled
 
 
 class Residual(nnx.Module):
-    """Two convolutions around a residual, the time's projection added between them."""
+    """Two convolutions with a residual connection. A projection of the time is added between them."""
 
     def __init__(self, width: int, out: int, time: int, groups: int, epsilon: float, *, rngs: nnx.Rngs):
         self.norm1 = GroupNorm(width, groups, epsilon, rngs=rngs)
@@ -30,7 +30,7 @@ class Residual(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Attention of `h` to `states`, in heads."""
+    """Attention from `h` to `states`, in heads."""
 
     def __init__(self, width: int, states: int, heads: int, *, rngs: nnx.Rngs):
         self.heads = heads
@@ -45,7 +45,7 @@ class Attention(nnx.Module):
 
 
 class GEGLU(nnx.Module):
-    """A dense layer gated by the exact GELU of another.
+    """A dense layer, gated by the exact GELU of another.
 
     Reference: Shazeer 2020, arXiv:2002.05202.
     """
@@ -59,7 +59,7 @@ class GEGLU(nnx.Module):
 
 
 class FeedForward(nnx.Module):
-    """GEGLU four times as wide, and back."""
+    """GEGLU to four times the width, then a dense layer back."""
 
     def __init__(self, width: int, *, rngs: nnx.Rngs):
         self.net = nnx.List([GEGLU(width, 4 * width, rngs=rngs), nnx.Dropout(0), Dense(4 * width, width, rngs=rngs)])
@@ -71,7 +71,7 @@ class FeedForward(nnx.Module):
 
 
 class TransformerBlock(nnx.Module):
-    """Attention among the pixels, then to the text, then a feed-forward, each around a residual."""
+    """Attention over the pixels, attention to the text, and a feed-forward network, each with a residual connection."""
 
     def __init__(self, width: int, text: int, heads: int, *, rngs: nnx.Rngs):
         self.norm1 = LayerNorm(width, rngs=rngs)
@@ -89,7 +89,7 @@ class TransformerBlock(nnx.Module):
 
 
 class Transformer(nnx.Module):
-    """Transformer blocks over the pixels of an image, around a residual."""
+    """Transformer blocks over the pixels of an image, with a residual connection."""
 
     def __init__(self, width: int, depth: int, text: int, heads: int, groups: int, *, rngs: nnx.Rngs):
         self.norm = GroupNorm(width, groups, 1e-6, rngs=rngs)
@@ -105,7 +105,7 @@ class Transformer(nnx.Module):
 
 
 class Resampling(nnx.Module):
-    """The convolution that halves an image, or that follows its doubling."""
+    """The convolution that halves an image, or that follows its upsampling."""
 
     def __init__(self, width: int, stride: int = 1, *, rngs: nnx.Rngs):
         self.conv = Conv(width, width, stride=stride, rngs=rngs)
@@ -115,7 +115,7 @@ class Resampling(nnx.Module):
 
 
 class Level(nnx.Module):
-    """Residuals, each followed by a transformer where there are any: the way down, up or the middle at one size of image."""
+    """The blocks of one level: residual blocks, each followed by a transformer if the level has them."""
 
     def __init__(self, resnets: list[Residual], attentions: list[Transformer]):
         self.resnets = nnx.List(resnets)
@@ -129,7 +129,7 @@ class Level(nnx.Module):
 
 
 class Down(Level):
-    """A level on the way down, and a halving at its end but for the last."""
+    """A level on the way down. It ends with a halving, except for the last level."""
 
     def __init__(self, resnets: list[Residual], attentions: list[Transformer], halving: list[Resampling]):
         super().__init__(resnets, attentions)
@@ -138,7 +138,7 @@ class Down(Level):
     def __call__(
         self, h: Float[Array, "b r s i"], c: Float[Array, "b e"], text: Float[Array, "b m d"]
     ) -> list[Float[Array, "b _ _ o"]]:
-        """What each block and the halving give."""
+        """The outputs of each block and of the halving."""
         kept = []
         for i in range(len(self.resnets)):
             h = self.block(i, h, c, text)
@@ -149,7 +149,7 @@ class Down(Level):
 
 
 class Middle(Level):
-    """The coarsest level: a residual, a transformer, a residual."""
+    """The coarsest level: a residual block, a transformer, a residual block."""
 
     def __call__(
         self, h: Float[Array, "b r s w"], c: Float[Array, "b e"], text: Float[Array, "b m d"]
@@ -158,7 +158,7 @@ class Middle(Level):
 
 
 class Up(Level):
-    """A level on the way up: each block takes what one gave on the way down, `kept`, the last first."""
+    """A level on the way up. Each block also takes the last output in `kept`, from the way down."""
 
     def __init__(self, resnets: list[Residual], attentions: list[Transformer], doubling: list[Resampling]):
         super().__init__(resnets, attentions)
@@ -171,7 +171,7 @@ class Up(Level):
         text: Float[Array, "b m d"],
         kept: list[Float[Array, "b _ _ _"]],
     ) -> Float[Array, "b rr ss o"]:
-        """The doubled image has the size of what is left of `kept`, which is one less where that is odd."""
+        """The upsampled image is cut to the size of the last output in `kept`, which is one pixel less if that side is odd."""
         for i in range(len(self.resnets)):
             h = self.block(i, jnp.concatenate([h, kept.pop()], axis=3), c, text)
         for after in self.upsamplers:

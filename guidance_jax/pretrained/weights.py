@@ -1,7 +1,7 @@
-"""From files of published weights to modules: every weight used once, read straight to where it will lie.
+"""From files of published weights to modules. Each weight is used exactly once, and read directly to its device.
 
-A module is written with the published names as its attributes, so its weights find themselves: `down.0.conv.weight` of a file
-is `down[0].conv.kernel` of the module. Only orders of axes differ, and the last part of the name.
+The attributes of a module have the published names: `down.0.conv.weight` of a file is `down[0].conv.kernel` of the module. Only
+the order of axes differs, and the last part of the name.
 """
 
 import itertools
@@ -22,23 +22,23 @@ Module = TypeVar("Module", bound=nnx.Module)
 Place = Sharding | Callable[[str, tuple[int, ...]], Sharding] | None
 
 WEIGHTS = {"kernel": "weight", "scale": "weight", "gain": "weight", "embedding": "weight"}
-"""What Flax calls the weight of a dense layer or a convolution, a norm, our norm, a table."""
+"""Flax's names for the weight of a dense layer or convolution, a norm, our norm, and a table."""
 ORDERS = {2: (1, 0), 3: (2, 1, 0), 4: (2, 3, 1, 0)}
-"""A kernel's axes, among those of PyTorch's weight `[out, in, ...]`."""
+"""The axes of a kernel as indices of PyTorch's weight `[out, in, ...]`."""
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-"""What PyTorch puts into names when it compiles a module or shards it, anywhere in them."""
+"""Parts that PyTorch inserts into names when it compiles or shards a module."""
 CONTAINERS = {
     *("state_dict", "model_state_dict", "model", "module", "net", "network", "params", "params_ema"),
     *("ema", "ema_state_dict", "ema_model", "model_ema", "shadow_params"),
 }
-"""What training scripts call a network's weights, within each other: `state_dict.module`."""
+"""The names of a network's weights in checkpoints of training. They may be nested: `state_dict.module`."""
 COMPANIONS = CONTAINERS | {
     *("optimizer", "optimizer_state_dict", "optimizer_states", "optim", "opt", "optimizers"),
     *("scheduler", "lr_scheduler", "lr_schedulers", "scaler", "callbacks", "loops", "rng_state", "rng", "step", "epoch"),
 }
-"""What lies beside them, and is not read."""
+"""The names of other entries of such checkpoints, which are not read."""
 SINGLE_FILE = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.", "conditioner.embedders.")
-"""How the names in one file of a whole Stable Diffusion begin."""
+"""The first parts of names in a single-file Stable Diffusion checkpoint."""
 
 
 def load(
@@ -50,26 +50,27 @@ def load(
     dtype: Any = jnp.float32,
     sharding: Place = None,
 ) -> Module:
-    """A module with published weights, each of them used exactly once.
+    """A module with published weights, each used exactly once.
 
-    Each weight is read from the file to the devices by itself, on each device the part that lies there: the host holds one at
-    a time.
+    Each weight is read from the file to the devices separately, and each device reads only its own part. The host holds one
+    weight at a time.
 
-    Of a training's checkpoint, `{"state_dict": weights, "epoch": 3}`, `{"ema": weights, "optimizer": ...}`, the network's are
-    read and what lies beside them is not. What PyTorch adds to names, `module.` and `_orig_mod.`, is taken away.
+    From a checkpoint of training, such as `{"state_dict": weights, "epoch": 3}` or `{"ema": weights, "optimizer": ...}`, only
+    the network's weights are read. Parts that PyTorch adds to names, `module.` and `_orig_mod.`, are removed.
 
     Args:
-      build: Makes the module, `lambda rngs: UNet(config, rngs=rngs)`; it is traced only, so nothing is initialised.
-      tensors: The weights by their published names, as `open_weights` gives them.
-      rename: From a name in the file to the module's: for older files.
-      ignored: Names that a file may hold beside weights, such as tables of positions 0, 1, 2.
-      dtype: Of the parameters, float32 or bfloat16. The networks of this package compute in that of their parameters.
-      sharding: Where they go: one sharding for all (replicated), or `(name, shape) -> sharding`, as `fully_sharded` makes it;
-        None for the default device.
+      build: A function that makes the module, `lambda rngs: UNet(config, rngs=rngs)`. It is only traced, so nothing is
+        initialised.
+      tensors: The weights by their published names, from `open_weights`.
+      rename: A function from a name in the file to the module's name, for older files.
+      ignored: Names in the file that are not weights, such as tables of positions 0, 1, 2.
+      dtype: The dtype of the parameters, float32 or bfloat16. The networks of this package compute in it.
+      sharding: The placement of the weights: one (replicated) sharding for all, or `(name, shape) -> sharding`, as from
+        `fully_sharded`. None is the default device.
 
     Raises:
-      ValueError: Naming what is missing, left over, of another shape or there twice; or if a checkpoint holds the network's
-        weights several times, or is one file of a whole Stable Diffusion.
+      ValueError: If a weight is missing, left over, of another shape, or there twice; the error names it. Also if a checkpoint
+        holds the network's weights several times, or is a single-file Stable Diffusion checkpoint.
 
     Example:
       >>> values = {"weight": np.ones((3, 2), np.float32), "bias": np.zeros(3, np.float32)}
@@ -80,7 +81,7 @@ def load(
     """
     graph, params, rest = nnx.split(abstract(build), nnx.Param, ...)
     if jax.tree.leaves(rest):
-        raise ValueError(f"a module to load holds parameters alone, and this one also {rest}.")
+        raise ValueError(f"the module must hold only parameters, got also {rest}.")
     wanted = {_published(path): (path, variable) for path, variable in nnx.to_flat_state(params)}
     given = _renamed(_unwrapped(tensors, wanted, rename), rename, ignored)
     _check(wanted, given)
@@ -92,16 +93,16 @@ def load(
 
 
 def abstract(build: Callable[..., Module]) -> Module:
-    """A module of shapes and dtypes alone, its parameters not initialised: a second for the U-Net of SDXL.
+    """A module of shapes and dtypes only, without initialised parameters. This takes a second for the U-Net of SDXL.
 
-    The random keys that it draws are all one, for counting them would look, at each, through all that was traced before: a
-    minute and more.
+    All random keys that it draws are the same key. Counting them would search everything traced before, which takes a minute or
+    more.
 
     Args:
-      build: Makes the module, as of `load`.
+      build: A function that makes the module, as for `load`.
 
     Returns:
-      The module, its parameters `jax.ShapeDtypeStruct`s: for `parameter_count`, or to see what a file must hold.
+      The module, with `jax.ShapeDtypeStruct`s as parameters. Use it with `parameter_count`, or to see what a file must hold.
 
     Example:
       >>> print(gj.pretrained.weights.abstract(lambda rngs: nnx.Linear(20_000, 50_000, rngs=rngs)).kernel.shape)
@@ -111,17 +112,19 @@ def abstract(build: Callable[..., Module]) -> Module:
 
 
 class _OneKey(nnx.Rngs):
-    """Random keys of which each is the same."""
+    """Random keys that are all the same."""
 
     def params(self) -> jax.Array:
         return jax.random.key(0)
 
 
 def fully_sharded(mesh: Mesh) -> Callable[[str, tuple[int, ...]], Sharding]:
-    """Each weight split over all devices of a mesh, along its largest axis that divides evenly; whole where none does.
+    """A sharding that splits each weight over all devices of a mesh, along its largest axis that divides evenly.
+
+    A weight without such an axis is replicated.
 
     Args:
-      mesh: Of devices, with any number of axes.
+      mesh: The mesh of devices, with any number of axes.
 
     Example:
       >>> mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -140,16 +143,16 @@ def fully_sharded(mesh: Mesh) -> Callable[[str, tuple[int, ...]], Sharding]:
 
 
 def published(module: nnx.Module) -> dict[str, Any]:
-    """A module's parameters by their published names, in the published order of axes: `load` the other way.
+    """A module's parameters by their published names, with the published order of axes: the inverse of `load`.
 
-    So a network that was trained further is saved for others to read. A convolution of one pixel that is a dense layer here has
-    no axes for that pixel.
+    Use it to save a network that was trained further. A dense layer that was published as a convolution of one pixel has no
+    axes for that pixel.
 
     Args:
-      module: Of Flax NNX, abstract or not.
+      module: A module of Flax NNX, abstract or not.
 
     Returns:
-      Arrays of NumPy; of an abstract module `jax.ShapeDtypeStruct`s: what a file must hold.
+      NumPy arrays, or `jax.ShapeDtypeStruct`s if the module is abstract: what a file must hold.
 
     Example:
       >>> import functools, pathlib, safetensors.numpy, tempfile
@@ -172,10 +175,10 @@ def published(module: nnx.Module) -> dict[str, Any]:
 
 
 def parameter_count(module: nnx.Module) -> int:
-    """How many parameters a module has, abstract (`nnx.eval_shape`) or not.
+    """The number of parameters of a module, abstract (`nnx.eval_shape`) or not.
 
     Args:
-      module: Of Flax NNX.
+      module: A module of Flax NNX.
 
     Example:
       >>> gj.pretrained.parameter_count(nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
@@ -195,7 +198,7 @@ def _unwrapped(tensors: Mapping[str, Tensor], wanted: Collection[str], rename: C
     for name, tensor in tensors.items():
         plain = ".".join(part for part in name.split(".") if part not in WRAPPERS)
         if plain in kept:
-            raise ValueError(f"the weight {plain} is there twice, the second time as {name}.")
+            raise ValueError(f"the weight {plain} occurs twice, the second time as {name}.")
         kept[plain] = tensor
     found = Counter(prefix for name in kept for prefix in _prefixes(name) if rename(name.removeprefix(prefix)) in wanted)
     best = min(found, key=lambda prefix: (-found[prefix], len(prefix)), default="")
@@ -203,13 +206,13 @@ def _unwrapped(tensors: Mapping[str, Tensor], wanted: Collection[str], rename: C
     if others:
         places = ", ".join(sorted(prefix.removesuffix(".") for prefix in (best, *others)))
         raise ValueError(
-            f"the file holds the network's weights several times, as {places}. Give those of one alone: "
+            f"the file holds the network's weights several times, as {places}. Give one set: "
             f'{{name: tensor for name, tensor in tensors.items() if name.startswith("{best}")}}.'
         )
     if not found[best] and (whole := {start for start in SINGLE_FILE for name in kept if name.startswith(start)}):
         raise ValueError(
             f"it is a single-file checkpoint of a whole Stable Diffusion (names begin with {', '.join(sorted(whole))})"
-            ", and the weights of one network are wanted. In diffusers, StableDiffusionPipeline.from_single_file(file)"
+            ", expected the weights of one network. In diffusers, StableDiffusionPipeline.from_single_file(file)"
             ".save_pretrained(directory) makes the directory that text_to_image.load reads."
         )
     beside = lambda name, tensor: not name.startswith(best) and (name.split(".")[0] in COMPANIONS or tensor.shape == ())
@@ -217,7 +220,7 @@ def _unwrapped(tensors: Mapping[str, Tensor], wanted: Collection[str], rename: C
 
 
 def _prefixes(name: str) -> list[str]:
-    """Each beginning of a name that is made of containers alone."""
+    """Each prefix of a name that consists of containers only."""
     parts = itertools.takewhile(CONTAINERS.__contains__, name.split(".")[:-1])
     return list(itertools.accumulate((f"{part}." for part in parts), initial=""))
 
@@ -228,7 +231,7 @@ def _renamed(tensors: Mapping[str, Tensor], rename: Callable[[str], str], ignore
         if name in ignored:
             continue
         if rename(name) in given:
-            raise ValueError(f"the weight {rename(name)} is there twice, the second time as {name}.")
+            raise ValueError(f"the weight {rename(name)} occurs twice, the second time as {name}.")
         given[rename(name)] = tensor
     return given
 
@@ -242,11 +245,11 @@ def _check(wanted: Mapping[str, tuple[Any, Any]], given: Mapping[str, Tensor]) -
     faults = [
         _listed("missing", sorted(wanted.keys() - given.keys())),
         _listed("left over", sorted(given.keys() - wanted.keys())),
-        _listed("of another shape", [f"{name} {told}" for name, told in wrong.items()]),
+        _listed("of another shape", [f"{name} {shapes}" for name, shapes in wrong.items()]),
     ]
     if any(faults):
         raise ValueError(
-            f"the weights are not of this network, which has {len(wanted)}: {'; '.join(filter(None, faults))}. "
+            f"the weights are not those of this network, which has {len(wanted)}: {'; '.join(filter(None, faults))}. "
             "Check that the file belongs to this configuration."
         )
 
@@ -265,7 +268,7 @@ def _published_shape(path: Sequence[Any], shape: tuple[int, ...]) -> tuple[int, 
 
 
 def _fits(shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:
-    """A convolution of one pixel is a dense layer."""
+    """Whether a shape is the expected one, or that of a convolution of one pixel for a dense layer."""
     return shape[: len(expected)] == expected and all(size == 1 for size in shape[len(expected) :])
 
 
@@ -275,7 +278,7 @@ def _array(tensor: Tensor, kernel: bool, shape: tuple[int, ...], dtype: Any, pla
 
     def part(index: Any) -> np.ndarray:
         source = tuple(index[order.index(axis)] for axis in range(len(shape)))
-        # Always a copy: where an array goes by a sharding, JAX takes its memory, which may be the file's.
+        # Always a copy: with a sharding, JAX uses the array's own memory, which may be the file's.
         return tensor.read(source + pixel).transpose(order).astype(dtype, order="C")
 
     if place is None:

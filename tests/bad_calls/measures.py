@@ -184,7 +184,7 @@ ROWS: dict[str, Row] = {
     "covariances of another width": (
         lambda: gj.metrics.frechet_distance(jnp.zeros(2), jnp.eye(2), jnp.zeros(2), jnp.eye(3)),
         ValueError,
-        r"cov_b must be \(2, 2\), as mean_a.*got \(3, 3\)",
+        r"cov_b must have the shape \(2, 2\), as mean_a.*got \(3, 3\)",
     ),
     "merged arrays": (lambda: gj.metrics.merge(MANY, MANY), TypeError, r"a Moments, got float32\[4,2\].*metrics\.moments"),
     "a KID of one subset": (
@@ -226,7 +226,7 @@ ROWS: dict[str, Row] = {
     "more neighbours than were found": (
         lambda: gj.metrics.precision_recall(MANY, gj.metrics.neighbours(MANY, 2)),
         ValueError,
-        r"k=3 asks for more than fake's 2 neighbours; use gj\.metrics\.neighbours\(x, 3\)",
+        r"fake has 2 neighbours per point, fewer than k=3; use gj\.metrics\.neighbours\(x, 3\)",
     ),
     "a KID of neighbours": (
         lambda: gj.metrics.kid(gj.metrics.neighbours(MANY, 2), MANY),
@@ -253,7 +253,7 @@ ROWS: dict[str, Row] = {
     "labels of another number": (
         lambda: gj.metrics.accuracy(X, jnp.zeros(3, int)),
         ValueError,
-        r"labels must be \(2,\), one for each row of the logits, got \(3,\)",
+        r"labels must be \(2,\), one per row of the logits, got \(3,\)",
     ),
     "logits in lists": (
         lambda: gj.metrics.accuracy([[1.0, 2.0]] * B, LABELS),

@@ -193,9 +193,9 @@ ROWS: dict[str, Row] = {
     "images of another size": (
         lambda: ask(gj.networks.UNet, SMALL, jnp.ones((B, 4, 4, 1))),
         ValueError,
-        r"samples of \(8, 8, 1\) got x of shape \(2, 4, 4, 1\)",
+        r"samples of \(8, 8, 1\), got x of shape \(2, 4, 4, 1\)",
     ),
-    "points of another size": (lambda: mlp(jnp.ones((B, 3))), ValueError, r"samples of 2 numbers got x of shape \(2, 3\)"),
+    "points of another size": (lambda: mlp(jnp.ones((B, 3))), ValueError, r"samples of 2 numbers, got x of shape \(2, 3\)"),
     "a label beyond the null": (lambda: mlp(labels=jnp.array([0, 4])), ValueError, r"label 4.*0\.\.3"),
     "a negative label": (lambda: mlp(labels=NULL), ValueError, r"label -1.*0\.\.3"),
     "float labels of a network": (lambda: mlp(labels=jnp.ones(B)), TypeError, r"integer labels.*float32"),
@@ -210,7 +210,7 @@ ROWS: dict[str, Row] = {
     "a U-Net of one axis": (lambda: unet(shape=(8,)), ValueError, r"\(height, width, channels\).*\(8,\)"),
     "a U-Net that does not halve": (lambda: unet(shape=(9, 9, 1)), ValueError, r"halve evenly.*shape \(9, 9, 1\)"),
     "a U-Net of odd groups": (lambda: unet(widths=(12,)), ValueError, r"multiples of groups.*\(12,\).*8"),
-    "a U-Net of no levels": (lambda: unet(widths=()), ValueError, r"widths.*one level at least"),
+    "a U-Net of no levels": (lambda: unet(widths=()), ValueError, r"widths.*at least one level"),
     "attention at no level": (lambda: unet(attention=(2,)), ValueError, r"attention must name levels.*\(2,\)"),
     "heads that do not divide": (lambda: unet(attention=(0,), heads=3), ValueError, r"divide into heads.*8.*heads 3"),
     "a U-Net of half precision": (lambda: unet(dtype="float16"), ValueError, r"'float32' or 'bfloat16', got 'float16'"),
@@ -226,7 +226,7 @@ ROWS: dict[str, Row] = {
     "tokens of another width": (
         lambda: ask(gj.networks.DiT, dit(tokens=8), jnp.ones((B, 8, 8, 1)), TOKENS),
         ValueError,
-        r"width 8 got.*width 4",
+        r"width 8, got.*width 4",
     ),
     "sizes for a config": (
         lambda: gj.networks.UNet((8, 8, 1), rngs=nnx.Rngs(0)),
@@ -243,7 +243,7 @@ ROWS: dict[str, Row] = {
     "a method that is not there": (
         lambda: gj.networks.from_nnx(nnx.Linear(1, 1, rngs=nnx.Rngs(0)), "encode"),
         ValueError,
-        r"method must be one of the module's.*a Linear.*'encode'",
+        r"method must name a method of the module.*a Linear.*'encode'",
     ),
     "Linen without variables": (
         lambda: gj.networks.from_linen(linen.Dense(2), {"kernel": X}),

@@ -188,7 +188,7 @@ def test_bad_input_is_told(unchecked):
         "subsets must be an integer, at least 2, got 1": lambda: metrics.kid_subsets(x, x, key, subsets=1, size=3),
         "real and fake must have at least 2 points, got 9 and 1": lambda: metrics.fid(x, x[:1]),
         "different sizes D, 2 and 3": lambda: metrics.fid(x, jnp.ones((9, 3))),
-        "x is all zero, and has no direction, in 1 of 3 rows, the first is 1": lambda: metrics.vendi(
+        "x is all zero and has no direction in 1 of 3 rows, the first is 1": lambda: metrics.vendi(
             jnp.ones((3, 2)).at[1].set(0)
         ),
         "vendi: order must be a number above 0, got 0": lambda: metrics.vendi(x, order=0.0),

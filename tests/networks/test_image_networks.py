@@ -154,7 +154,7 @@ def test_tokens_join_a_perturbed_condition_and_wrong_ones_are_told():
     out = jax.jit(apply)(params, X, T, asked)
     np.testing.assert_allclose(out[::2], output("dit")[::2], rtol=1e-4, atol=1e-5)
     assert np.abs(out[1] - output("dit")[1]).max() > 1e-3
-    with pytest.raises(ValueError, match="width 5 got tokens of width 6"):
+    with pytest.raises(ValueError, match="width 5, got tokens of width 6"):
         apply(params, X, T, TOKENS._replace(tokens=jnp.ones((B, 4, 6))))
     with pytest.raises(ValueError, match="takes no tokens"):
         DiT(dataclasses.replace(DIT, tokens=0, blocks=1), rngs=nnx.Rngs(0))(X, T, TOKENS)

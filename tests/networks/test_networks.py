@@ -171,7 +171,7 @@ def test_bad_input_is_told():
             r"halve evenly.*shape \(28, 28, 1\) and patch 4 and widths \(8, 8\)",
         ),
         (lambda: unet(widths=(8, 12)), r"multiples of groups, got widths \(8, 12\) and groups 8"),
-        (lambda: unet(widths=()), r"one level at least, got widths \(\)"),
+        (lambda: unet(widths=()), r"at least one level, got widths \(\)"),
         (lambda: unet(attention=(2,)), r"attention must name levels.*got attention \(2,\) and widths"),
         (lambda: unet(attention=(0,), heads=3), "must divide into heads, got widths .* and heads 3"),
         (lambda: unet(classes=0), "UNetConfig: classes must be an integer, at least 1, got 0"),
@@ -183,11 +183,11 @@ def test_bad_input_is_told():
         ),
         (
             lambda: awake("unet")[0](awake("unet")[1], jnp.ones((2, 4, 4, 1)), jnp.ones(2), jnp.zeros(2, int)),
-            r"samples of \(8, 8, 1\) got x of shape \(2, 4, 4, 1\)",
+            r"samples of \(8, 8, 1\), got x of shape \(2, 4, 4, 1\)",
         ),
         (
             lambda: awake("dit")[0](awake("dit")[1], jnp.ones((2, 4, 4, 1)), jnp.ones(2), jnp.zeros(2, int)),
-            r"samples of \(8, 8, 1\) got x of shape \(2, 4, 4, 1\)",
+            r"samples of \(8, 8, 1\), got x of shape \(2, 4, 4, 1\)",
         ),
         (lambda: gj.networks.from_linen(Dense(), {"batch_stats": {}}), 'collection "params"'),
     ]:

@@ -70,7 +70,7 @@ def test_levels_and_sizes_of_older_directories_agree(tmp_path, directories, kind
     size = pipeline.unet.config.sample_size
     if size is None:
         assert model.size is None
-        with pytest.raises(ValueError, match="do not tell the size"):
+        with pytest.raises(ValueError, match="do not state its training size"):
             model.latents()
         return
     assert model.latents() == (*(size if isinstance(size, list) else (size, size)), 4)

@@ -95,7 +95,7 @@ def test_calls_that_do_not_fit_are_told(network):
         apply(params, x, t, jnp.array([5, 0]))
     with pytest.raises(ValueError, match="num_classes=None got labels"):
         small(x, t, labels, num_classes=None)
-    with pytest.raises(ValueError, match=r"samples of \(16, 16, 3\) got x of shape \(2, 32, 8, 3\)"):
+    with pytest.raises(ValueError, match=r"samples of \(16, 16, 3\), got x of shape \(2, 32, 8, 3\)"):
         jax.eval_shape(lambda: build(SMALL, adm.ADMClassifier)()(jnp.zeros((2, 32, 8, 3)), t))
     for lost in ("num_classes", "num_head_channels"):
         with pytest.raises(ValueError, match="ADMClassifier: config must have num_classes and num_head_channels"):

@@ -60,7 +60,7 @@ def test_it_computes_in_the_dtype_of_its_parameters():
         ({"architectures": ["T5EncoderModel"]}, "T5EncoderModel"),
         ({"hidden_act": "relu"}, "hidden_act must be 'quick_gelu' or 'gelu', got 'relu'"),
         ({"num_attention_heads": 5}, "must divide into num_attention_heads, got .* and num_attention_heads 5"),
-        ({"eos_token_id": [1, 2]}, "a whole number"),
+        ({"eos_token_id": [1, 2]}, "an integer"),
     ],
 )
 def test_what_is_not_supported_is_named(change, told):

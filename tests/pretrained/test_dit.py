@@ -116,7 +116,7 @@ def test_bfloat16_weights_compute_in_bfloat16():
 def test_latents_of_another_size_and_labels_outside_are_told():
     network, (x, t, labels) = load(pretrained.from_arrays(weights())), inputs()
     for wrong in (x[:, :4], x[..., :3], x[:, :, :2]):
-        with pytest.raises(ValueError, match=r"samples of \(6, 6, 4\) got x of shape"):
+        with pytest.raises(ValueError, match=r"samples of \(6, 6, 4\), got x of shape"):
             network(wrong, t, labels)
     with pytest.raises(ValueError, match="label 8 is outside"):
         network(x, t, labels + 1)

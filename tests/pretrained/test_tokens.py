@@ -41,12 +41,12 @@ def test_what_the_encoder_has_no_row_or_position_for_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"has no '<pad>', or the encoder has no row"):
         open_tokenizer(tmp_path, encoder)
     write_tokenizer(tmp_path, window=14)
-    with pytest.raises(ValueError, match=r"model_max_length=14, which is no window of an encoder of 13"):
+    with pytest.raises(ValueError, match=r"model_max_length=14, which is not a window of an encoder of 13"):
         open_tokenizer(tmp_path, encoder)
     wrongs: list[Any] = [True, 2, -5, "77", 13.0]
     for wrong in wrongs:
         write_tokenizer(tmp_path, window=wrong)
-        with pytest.raises(ValueError, match=f"model_max_length={wrong!r}, which is no window"):
+        with pytest.raises(ValueError, match=f"model_max_length={wrong!r}, which is not a window"):
             open_tokenizer(tmp_path)
     write_tokenizer(tmp_path, additional_special_tokens=["<dog>"])
     (tmp_path / "added_tokens.json").write_text(json.dumps({"Cat": 526}))
@@ -119,13 +119,13 @@ def test_a_missing_package_is_named(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "FlowMatchEulerDiscreteScheduler is not known"),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "FlowMatchEulerDiscreteScheduler is unknown"),
         ({"beta_schedule": "sigmoid"}, "beta_schedule='sigmoid'"),
         ({"prediction_type": "flow_prediction"}, "prediction_type='flow_prediction'"),
         ({"_class_name": "DDIMScheduler", "clip_sample": True}, "clip_sample=True"),
         ({"thresholding": True}, "thresholding=True"),
         ({"timestep_spacing": "cubic"}, "timestep_spacing='cubic'"),
-        ({"new": 1, "newer": 2}, "new, newer of a PNDMScheduler are not known"),
+        ({"new": 1, "newer": 2}, "new, newer of a PNDMScheduler are unknown"),
     ],
 )
 def test_what_a_scheduler_has_that_is_not_supported_is_named(change, told):

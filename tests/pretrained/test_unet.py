@@ -160,7 +160,7 @@ def test_settings_that_are_not_supported_are_named(base, name, value):
 def test_a_config_is_checked_and_can_be_a_key():
     assert hash(SMALL) == hash(dataclasses.replace(SMALL, widths=[8, 16]))
     for changes in ({"heads": (2,)}, {"widths": (8, 18)}, {"heads": (3, 4)}, {"heads": (2, 3)}):
-        with pytest.raises(ValueError, match=r"number for each level, got|must divide into (its heads|groups), got widths"):
+        with pytest.raises(ValueError, match=r"one number per level, got|must divide into (its heads|groups), got widths"):
             dataclasses.replace(SMALL, **changes)
 
 
@@ -212,7 +212,7 @@ def test_inputs_of_another_kind_are_refused(changes, message):
 def test_a_text_with_more_than_the_network_is_told_is_refused():
     config = dataclasses.replace(SMALL, added=0)
     network = UNet2DCondition(config, rngs=nnx.Rngs(0))
-    with pytest.raises(ValueError, match="= 0, or be None where that is 0, got float32"):
+    with pytest.raises(ValueError, match="= 0, or be None if that is 0, got float32"):
         network(*inputs())
 
 

@@ -56,7 +56,7 @@ def test_the_layouts_of_trainings_are_loaded(layout):
         (given(model=WEIGHTS) | {"extra": np.zeros(2)}, "1 left over: extra"),
         (given(model={"weight": WEIGHTS["weight"]}), "1 missing: bias"),
         (given(proj=WEIGHTS), "2 missing: bias, weight; 2 left over: proj.bias, proj.weight"),
-        (given(_orig_mod=WEIGHTS) | WEIGHTS, "weight is there twice"),
+        (given(_orig_mod=WEIGHTS) | WEIGHTS, "weight occurs twice"),
         (
             given(**{"model.diffusion_model": WEIGHTS, "first_stage_model": WEIGHTS}),
             "single-file checkpoint.*first_stage_model",
@@ -79,7 +79,7 @@ def test_scalars_and_lists_beside_tensors_are_read_past(tmp_path, file):
 
 def test_two_names_that_are_one_are_refused(tmp_path):
     both = lambda tensors: {"a.b": tensors["weight"], "a": {"b": tensors["bias"]}}
-    with pytest.raises(ValueError, match=r"w\.pt is refused: the name 'a\.b' is there twice"):
+    with pytest.raises(ValueError, match=r"w\.pt is refused: the name 'a\.b' occurs twice"):
         pretrained.open_weights(pickled(tmp_path / "w.pt", WEIGHTS, both))
 
 
@@ -91,7 +91,7 @@ def test_tensors_are_held_against_their_checksums(tmp_path):
     found = pretrained.open_weights(path)
     np.testing.assert_array_equal(found["weight"].read(...), WEIGHTS["weight"])
     for _ in range(2):
-        with pytest.raises(ValueError, match=r"w\.pt: 'archive/data/1' is damaged: its checksum is another"):
+        with pytest.raises(ValueError, match=r"w\.pt: 'archive/data/1' is damaged: its checksum does not match"):
             found["bias"].read((slice(0, 1),))
 
 

@@ -94,7 +94,7 @@ def test_a_convolution_of_one_pixel_may_be_a_dense_layer(arrays):
             lambda arrays: arrays.update({"last.weight": np.zeros((4, 6), np.float32)}),
             r"last.weight \(4, 6\), expected \(6, 4\)",
         ),
-        (lambda arrays: arrays.update({"old.bias": np.zeros(6, np.float32)}), "last.bias is there twice"),
+        (lambda arrays: arrays.update({"old.bias": np.zeros(6, np.float32)}), "last.bias occurs twice"),
     ],
 )
 def test_what_does_not_fit_is_named(arrays, change, told):
@@ -167,7 +167,7 @@ def test_a_wrong_path_is_told(tmp_path):
     with pytest.raises(FileNotFoundError, match="no file"):
         pretrained.open_weights(tmp_path)
     (tmp_path / "w.h5").write_bytes(b"")
-    with pytest.raises(ValueError, match="no file of weights"):
+    with pytest.raises(ValueError, match="not a file of weights"):
         pretrained.open_weights(tmp_path / "w.h5")
 
 

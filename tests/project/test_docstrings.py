@@ -174,6 +174,18 @@ def without(doc, part):
         ("sample", lambda doc: doc.replace("ImportError:", "If"), "Raises: ImportError"),
         ("run", lambda doc: without(doc, "Args"), "Args: keys"),
         ("networks.UNet", lambda doc: doc.replace("      config:", "      sizes:"), "Args: config"),
+        ("networks.UNetConfig", lambda doc: without(doc, "Args"), "Args: widths is not explained"),
+        ("networks.Tokens", lambda doc: doc.replace("      mask: ", "      seen: "), "Args: mask is not explained"),
+        (
+            "networks.MLPClassifier",
+            lambda doc: without(doc, "Args") + "Args:\n  The same as of `MLP`.",
+            "Args: width is not exp",
+        ),
+        (
+            "pretrained.clip.Encoded",
+            lambda doc: doc.replace("last: `[B, L, D]`, the", "last: the"),
+            "Args: last is no sentence",
+        ),
         ("oracles.GaussianMixture", lambda doc: doc.replace("      weights:", "      shares:"), "Args: weights"),
     ],
 )

@@ -17,7 +17,7 @@ from guidance_jax.checks.traced import demand, insist
 from guidance_jax.checks.words import noting, warn
 from guidance_jax.parts import calls
 
-STRAIGHT = "feynman_kac needs steps straight to the next level, not churn, recurrence, inpainting; use heun_sde(), ddpm(), ..."
+STRAIGHT = "feynman_kac needs steps straight to the next level, not churn, recurrence, restarts, inpainting; use heun_sde(), ddpm(), ..."
 ALIKE = "branches{path} differs within a group of {size} particles; repeat each condition: jnp.repeat(labels, {size}, axis=0)."
 START = (
     "exponents of sum {total}, not 1, have no drift at alpha = 0: end the schedule before, flow(t_max=0.99), or give a rest."
@@ -87,6 +87,11 @@ def only_where(right: Array, prediction: Prediction) -> Prediction:
 def unguided(*_: Any) -> NoReturn:
     """Raises in place of the base's prediction."""
     raise ValueError("feynman_kac: this sampler follows the base alone; use predictor_corrector(..., guided=True).")
+
+
+def not_straight(*_: Any) -> NoReturn:
+    """Raises where a sampler takes steps of its own, as `restart` does."""
+    raise ValueError(STRAIGHT)
 
 
 def check_draws(deviation: Any) -> None:

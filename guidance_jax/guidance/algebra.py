@@ -76,7 +76,7 @@ def during(guidance: Guidance, low: Ratio, high: Ratio = jnp.inf) -> Guidance:
 
     A step is inside if its noisier end is, where it begins (in inversion, where it ends), and all evaluations of a step are
     treated alike, so a run whose levels include `low` and `high` switches exactly there, at no loss of order but for multistep
-    samplers, which extrapolate across the jump: `samplers.restart` keeps theirs.
+    samplers, which extrapolate across the jump: `forget` keeps theirs.
 
     Args:
       guidance: What to confine.

@@ -387,8 +387,8 @@ class GuidedDenoiser(NamedTuple):
     base: Callable[[State, NoiseLevel], tuple[Prediction, State]]
     """The base's prediction alone, without guidance: no other branch is evaluated."""
     between: "Callable[[NoiseLevel, NoiseLevel], GuidedDenoiser]"
-    """The guided denoiser of another step, from one level to another, for samplers that take steps of their own. Where that step
-    begins decides what is guided in it."""
+    """The guided denoiser of another step, `(level, next)`, for samplers that take steps of their own. The level at which that
+    step begins decides what is guided in it."""
 
     def __call__(self, state: State, level: NoiseLevel) -> tuple[Prediction, State]:
         prediction, state, _ = self.look(state, level)

@@ -152,8 +152,8 @@ def feynman_kac(
     Raises:
       ValueError: As `sample`; and if B is no multiple of size, a condition differs within a group, kernels are needed and the
         sampler has none, its steps are no steps of the guided ODE or SDE (churn, recurrence, restarts), or exponents that do
-        not sum to 1 meet a start at alpha = 0. After the run, if a log_reward was NaN or inf, or is -inf for all of a group; within a
-        caller's jit such a group is NaN, its log_normaliser NaN or -inf, the others are right, and a warning tells.
+        not sum to 1 meet a start at alpha = 0. After the run, if a log_reward was NaN or inf, or is -inf for all of a group;
+        within a caller's jit such a group is NaN, its log_normaliser NaN or -inf, the others are right, and a warning tells.
 
     Example:
       >>> mixture = gj.oracles.GaussianMixture(jnp.array([[-1.0], [1.0]]), jnp.ones((2, 1, 1)), jnp.ones(2), jnp.arange(2))

@@ -66,36 +66,40 @@ def restart(
     Reference: Xu et al. 2023, arXiv:2306.14878, section 3.1, and the released code.
     """
 
-    def interval(next: NoiseLevel, inside: Array, most: Array) -> NoiseLevel:
-        """The levels from high down to the next, `[steps + 1]`; where there are no restarts, some that decrease."""
-        end = jnp.where(inside, next.ratio, most / 2)
-        first, last = most ** (1 / RHO), end ** (1 / RHO)
-        path = schedule.at((first + jnp.arange(steps + 1, dtype=end.dtype) / steps * (last - first)) ** RHO)
-        close = lambda path, next: path.astype(end.dtype).at[-1].set(jnp.where(inside, next, path[-1].astype(end.dtype)))
-        return NoiseLevel(**{name: close(field, getattr(next, name)) for name, field in vars(path).items()})
-
-    def step(denoise: GuidedDenoiser, state: State, level: NoiseLevel, next: NoiseLevel, keys: Array) -> State:
+    def path(level: NoiseLevel, next: NoiseLevel) -> tuple[NoiseLevel, NoiseLevel, Array]:
+        """Where the run's step and those of the restarts begin and end, `[1 + times steps]`, and whether there are restarts."""
         dtype = level.sigma.dtype
         bound, most = jnp.asarray(low, dtype) * (1 + NEAR), schedule.at(high).ratio.astype(dtype)
         inside = (level.ratio > bound) & (next.ratio <= bound) & (next.sigma > 0) & (most > next.ratio)
-        path = interval(next, inside, most)
-        start, end = path[0], path[steps]
+        # Without restarts these levels are not used. They end at half of high, so that gradients through them are finite.
+        first, last = most ** (1 / RHO), jnp.where(inside, next.ratio, most / 2) ** (1 / RHO)
+        down = schedule.at((first + jnp.arange(steps + 1, dtype=dtype) / steps * (last - first)) ** RHO)
+        begins, ends = {}, {}
+        for name, field in vars(down).items():
+            field = field.astype(dtype)
+            field = field.at[-1].set(jnp.where(inside, getattr(next, name), field[-1]))
+            begins[name] = jnp.append(getattr(level, name), jnp.tile(field[:-1], times))
+            ends[name] = jnp.append(getattr(next, name), jnp.tile(field[1:], times))
+        return NoiseLevel(**begins), NoiseLevel(**ends), inside
 
-        def again(i: Array | int, state: State) -> State:
-            mine = fold(keys, i)
-            noise = jnp.asarray(noise_scale, dtype) * start.sigma * sqrt(1 - contraction(start, end) ** 2)
-            x = start.alpha / end.alpha * state.x + noise * normal(fold(mine, 0), state.x)
+    def step(denoise: GuidedDenoiser, state: State, level: NoiseLevel, next: NoiseLevel, keys: Array) -> State:
+        begins, ends, inside = path(level, next)
+        start, end = begins[1], ends[-1]
 
-            def advance(j: Array | int, state: State) -> State:
-                now, after = path[j], path[j + 1]
-                return sampler.step(denoise.between(now, after), state, now, after, fold(mine, j + 1))
+        def raised(state: State, i: Array) -> State:
+            noise = jnp.asarray(noise_scale, state.x.dtype) * start.sigma * sqrt(1 - contraction(start, end) ** 2)
+            x = start.alpha / end.alpha * state.x + noise * normal(fold(keys, 2 * i + 1), state.x)
+            return state._replace(x=x, memory=sampler.init(x))
 
-            return jax.lax.fori_loop(0, steps, advance, state._replace(x=x, memory=sampler.init(x)))
+        def taken(state: State, i: Array) -> State:
+            state = jax.lax.cond((i > 0) & ((i - 1) % steps == 0), raised, lambda state, i: state, state, i)
+            now, after = begins[i], ends[i]
+            return sampler.step(denoise.between(now, after), state, now, after, fold(keys, 2 * i))
 
-        def several(state: State) -> State:
-            return jax.lax.fori_loop(1, times + 1, again, state)
+        def body(state: State, i: Array) -> tuple[State, None]:
+            return jax.lax.cond((i == 0) | inside, taken, lambda state, i: state, state, i), None
 
-        first = sampler.step(denoise, state, level, next, fold(keys, 0))
-        return jax.lax.cond(inside, several, lambda state: state, first)
+        # One loop that skips steps, so that a program of nested restarts has one copy of the network.
+        return jax.lax.scan(body, state, jnp.arange(1 + times * steps))[0]
 
     return Sampler(sampler.init, step, schedule=schedule)

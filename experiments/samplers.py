@@ -51,9 +51,9 @@ LOW, HIGH = 0.2, 2.0
 INTERVALS = {
     "heun, interval": Way(gj.heun(), "ODE", "interval"),
     "dpmpp_2m, interval": Way(gj.dpmpp_2m(), "ODE", "interval"),
-    "dpmpp_2m, interval, restarted at its ends": Way(gj.restart(gj.dpmpp_2m(), LOW, HIGH), "ODE", "interval"),
+    "dpmpp_2m, interval, forgetting at its ends": Way(gj.forget(gj.dpmpp_2m(), LOW, HIGH), "ODE", "interval"),
     "unipc, interval": Way(gj.unipc(), "ODE", "interval"),
-    "unipc, interval, restarted at its ends": Way(gj.restart(gj.unipc(), LOW, HIGH), "ODE", "interval"),
+    "unipc, interval, forgetting at its ends": Way(gj.forget(gj.unipc(), LOW, HIGH), "ODE", "interval"),
 }
 REMEDIES = {
     "heun, thresholded": Way(gj.heun(), "ODE", "thresholded"),

@@ -318,6 +318,9 @@ class GuidedDenoiser(NamedTuple):
     """The same, and all that the guidance read: for samplers that weigh their samples by the branches."""
     base: Callable[[State, NoiseLevel], tuple[Prediction, State]]
     """The base's prediction alone, without guidance: no other branch is evaluated."""
+    between: "Callable[[NoiseLevel, NoiseLevel], GuidedDenoiser]"
+    """The guided denoiser of another step, `(level, next)`, for samplers that take steps of their own. The level at which that
+    step begins decides what is guided in it."""
 
     def __call__(self, state: State, level: NoiseLevel) -> tuple[Prediction, State]:
         prediction, state, _ = self.look(state, level)

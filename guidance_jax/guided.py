@@ -175,7 +175,10 @@ def guide(branches: Networks, guidance: Guidance, step: Step) -> GuidedDenoiser:
         prediction = predictions[next(iter(networks[0].conds))]
         return prediction, state._replace(evaluations=state.evaluations + count, x0=prediction.x0)
 
-    return GuidedDenoiser(guided, unguided)
+    def between(level: NoiseLevel, next: NoiseLevel) -> GuidedDenoiser:
+        return guide(networks, guidance, step._replace(level=level, next=next))
+
+    return GuidedDenoiser(guided, unguided, between)
 
 
 @door()

@@ -251,10 +251,15 @@ def zero_padding(sampler: Sampler, mask: ArrayLike) -> Sampler:
     def zeroed(state: State) -> State:
         return state._replace(x=jnp.where(there, state.x, 0))
 
+    def inside(denoise: GuidedDenoiser) -> GuidedDenoiser:
+        return GuidedDenoiser(
+            lambda state, level: denoise.look(zeroed(state), level),
+            lambda state, level: denoise.base(zeroed(state), level),
+            lambda level, next: inside(denoise.between(level, next)),
+        )
+
     def step(denoise: GuidedDenoiser, state: State, level: NoiseLevel, next: NoiseLevel, keys: Array) -> State:
-        look = lambda state, level: denoise.look(zeroed(state), level)
-        base = lambda state, level: denoise.base(zeroed(state), level)
-        return zeroed(sampler.step(GuidedDenoiser(look, base), zeroed(state), level, next, keys))
+        return zeroed(sampler.step(inside(denoise), zeroed(state), level, next, keys))
 
     def kernel(prediction: Prediction, level: NoiseLevel, next: NoiseLevel) -> tuple[Array, Scalar]:
         mean, deviation = sampler.kernel(prediction, level, next)  # pyright: ignore[reportOptionalCall]

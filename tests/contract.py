@@ -9,7 +9,6 @@ import numpy as np
 from worlds import keys
 
 import guidance_jax as gj
-from guidance_jax import samplers
 
 B, SHAPE = 4, (8, 2)
 CONDS = ("cond", "uncond", "weak", "perturbed", "random", "retimed", "negative", "image")
@@ -115,6 +114,7 @@ SAMPLERS: dict[str, gj.Sampler] = {
     "churn(euler)": gj.churn(gj.euler(), COSINE, 0.2),
     "euler_ancestral": gj.euler_ancestral(),
     "flow_heun": gj.flow_heun(),
+    "forget": gj.forget(gj.dpmpp_2m(), 1.0),
     "heun": gj.heun(),
     "churn(heun)": gj.churn(gj.heun(), COSINE, 0.2),
     "heun_sde": gj.heun_sde(),
@@ -123,7 +123,7 @@ SAMPLERS: dict[str, gj.Sampler] = {
     "predictor_corrector": gj.predictor_corrector(gj.ddim()),
     "projected": gj.projected(gj.ddpm(), lambda x: x - x.mean(1, keepdims=True)),
     "recur": gj.recur(gj.ddim(), 2),
-    "restart": samplers.restart(gj.dpmpp_2m(), 1.0),
+    "restart": gj.restart(gj.dpmpp_2m(), COSINE, 2, 2, 0.5, 2.0),
     "unipc": gj.unipc(3),
 }
 

@@ -33,12 +33,13 @@ SAMPLERS = {
     "dpmpp_sde": lambda s: gj.dpmpp_sde(),
     "euler_ancestral": lambda s: gj.euler_ancestral(),
     "flow_heun": lambda s: gj.flow_heun(),
+    "forget": lambda s: gj.forget(gj.dpmpp_2m(), 1.0),
     "heun": lambda s: gj.churn(gj.heun(), s, 0.2),
     "heun_sde": lambda s: gj.heun_sde(),
     "inpaint": lambda s: gj.inpaint(gj.ddpm(), 0.5, jnp.arange(SHAPE[0])[:, None] < 2),
     "predictor_corrector": lambda s: gj.predictor_corrector(gj.ddim()),
     "recur": lambda s: gj.recur(gj.ddim(), 2),
-    "restart": lambda s: gj.restart(gj.dpmpp_2m(), 1.0),
+    "restart": lambda s: gj.restart(gj.dpmpp_2m(), s, 2, 2, 0.5, 2.0),
     "unipc": lambda s: gj.unipc(3),
 }
 

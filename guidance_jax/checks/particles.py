@@ -17,7 +17,7 @@ from guidance_jax.checks.words import noting, warn
 from guidance_jax.interfaces import Sampler
 from guidance_jax.programs.parts import calls
 
-STRAIGHT = "feynman_kac needs steps straight to the next level, not churn, recurrence, inpainting; use heun_sde(), ddpm(), ..."
+STRAIGHT = "feynman_kac needs steps straight to the next level, not churn, recurrence, restarts, inpainting; use heun_sde()."
 ALIKE = "branches{path} differs within a group of {size} particles; repeat each condition: jnp.repeat(labels, {size}, axis=0)."
 START = (
     "exponents of sum {total}, not 1, have no drift at alpha = 0: end the schedule before, flow(t_max=0.99), or give a rest."
@@ -59,7 +59,8 @@ def check_population(
             demand(alike, ALIKE, path=jax.tree_util.keystr(path), size=size, leaf=leaf)
     right = sampler.kernel is not None or not kernels
     demand(right, "feynman_kac: kernels, as a guided target needs, are of samplers that have them; use ddpm(), ddim(1.0), ...")
-    again = any(call.function.__name__ == "recur" and call.arguments["times"] > 1 for call in calls(sampler))
+    made = [(call.function.__name__, call.arguments) for call in calls(sampler)]
+    again = any(name == "restart" or (name == "recur" and arguments["times"] > 1) for name, arguments in made)
     demand(not again, STRAIGHT)
     check_levels(levels, sampler)
     check_start(keys, levels, start)
@@ -87,6 +88,11 @@ def only_where(right: Array, prediction: Prediction) -> Prediction:
 def unguided(*_: Any) -> NoReturn:
     """Raises in place of the base's prediction."""
     raise ValueError("feynman_kac: this sampler follows the base alone; use predictor_corrector(..., guided=True).")
+
+
+def not_straight(*_: Any) -> NoReturn:
+    """Raises where a sampler takes steps of its own."""
+    raise ValueError(STRAIGHT)
 
 
 def check_draws(deviation: Any) -> None:

@@ -79,7 +79,7 @@ def during(guidance: Guidance, low: Ratio, high: Ratio = jnp.inf) -> Guidance:
 
     The noisier end of a step decides for all evaluations of the step. This is the level where the step begins, or where it
     ends in inversion. If the run's levels include `low` and `high`, guidance switches exactly there. Single-step samplers then
-    keep their order. Multistep samplers extrapolate across the jump and lose theirs; `samplers.restart` restores it.
+    keep their order. Multistep samplers extrapolate across the jump and lose theirs; `forget` restores it.
 
     Args:
       guidance: The guidance to apply in the interval.

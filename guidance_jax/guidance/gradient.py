@@ -1,4 +1,4 @@
-"""Guidance by the gradient of a noise-aware log-probability `log_prob(x, level) -> [B]`: a classifier, an energy or a reward."""
+"""Guidance by the gradient of a noise-aware log-probability `log_prob(x, level) -> [B]`: a classifier, energy or reward."""
 
 from typing import Any
 
@@ -116,7 +116,7 @@ def _clipped(variance: str, share: Array | None, before: Array, level: NoiseLeve
 
 
 def add_score(d: Prediction, gradient: Array, level: NoiseLevel) -> Prediction:
-    """The prediction for the score plus a gradient g: `x0 + sigma^2 / alpha g`, `eps - sigma g`. At alpha = 0, x0 is unchanged."""
+    """The prediction for the score plus g: `x0 + sigma^2 / alpha g`, `eps - sigma g`. At alpha = 0, x0 is unchanged."""
     alpha, sigma = expand(level.alpha, gradient), expand(level.sigma, gradient)
     return d + Prediction(x0=divide(sigma, alpha) * sigma * gradient, eps=-sigma * gradient)
 

@@ -16,6 +16,7 @@ from guidance_jax.checks.particles import (
     check_first,
     check_particles,
     check_population,
+    not_straight,
     only_where,
     rewards,
     right_reward,
@@ -149,9 +150,9 @@ def feynman_kac(
 
     Raises:
       ValueError: As `sample`; and if B is no multiple of size, a condition differs within a group, kernels are needed and the
-        sampler has none, its steps are no steps of the guided ODE or SDE (churn, recurrence), or exponents that do not sum to
-        1 meet a start at alpha = 0. After the run, if a log_reward was NaN or inf, or is -inf for all of a group; within a
-        caller's jit such a group is NaN, its log_normaliser NaN or -inf, the others are right, and a warning tells.
+        sampler has none, its steps are no steps of the guided ODE or SDE (churn, recurrence, restarts), or exponents that do
+        not sum to 1 meet a start at alpha = 0. After the run, if a log_reward was NaN or inf, or is -inf for all of a group;
+        within a caller's jit such a group is NaN, its log_normaliser NaN or -inf, the others are right, and a warning tells.
 
     Example:
       >>> mixture = gj.oracles.GaussianMixture(jnp.array([[-1.0], [1.0]]), jnp.ones((2, 1, 1)), jnp.ones(2), jnp.arange(2))
@@ -274,7 +275,7 @@ def _known(denoise: GuidedDenoiser, prediction: Prediction, context: Context) ->
         other, state, read = denoise.look(state, at)
         return only_where(~here, other), state, read
 
-    return GuidedDenoiser(look, unguided)
+    return GuidedDenoiser(look, unguided, not_straight)
 
 
 def _rewarded(weights: Weights, reward: Array, x0: Array) -> Weights:

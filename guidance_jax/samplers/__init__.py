@@ -7,6 +7,7 @@ from guidance_jax.samplers.ddpm import ddpm
 from guidance_jax.samplers.dpmpp import dpmpp_2m, dpmpp_2s, dpmpp_3m
 from guidance_jax.samplers.dpmpp_sde import dpmpp_sde
 from guidance_jax.samplers.euler import euler, euler_ancestral
+from guidance_jax.samplers.forget import forget
 from guidance_jax.samplers.gaussian import gaussian
 from guidance_jax.samplers.heun import flow_heun, heun
 from guidance_jax.samplers.langevin import predictor_corrector
@@ -25,6 +26,7 @@ __all__ = [
     "euler",
     "euler_ancestral",
     "flow_heun",
+    "forget",
     "gaussian",
     "heun",
     "heun_sde",

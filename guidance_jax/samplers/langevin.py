@@ -21,6 +21,11 @@ class Base(GuidedDenoiser):
         return self.base(state, level)
 
 
+def unguided(denoise: GuidedDenoiser) -> Base:
+    """The same, guided by nothing, in this step and in others."""
+    return Base(denoise.look, denoise.base, lambda level, next: unguided(denoise.between(level, next)))
+
+
 @part()
 def predictor_corrector(
     predictor: Sampler, corrections: CountFromZero = 1, *, size: NonNegativePerSample = 1.0, guided: bool = False
@@ -53,7 +58,7 @@ def predictor_corrector(
     """
 
     def step(denoise: GuidedDenoiser, state: State, level: NoiseLevel, next: NoiseLevel, keys: Array) -> State:
-        state = predictor.step(denoise if guided else Base(*denoise), state, level, next, fold(keys, 0))
+        state = predictor.step(denoise if guided else unguided(denoise), state, level, next, fold(keys, 0))
         q = contraction(level, next)
         share = expand(jnp.asarray(size, state.x.dtype), state.x)
         # The predictor's step from alpha = 0 removes infinitely much noise: nothing of eps is kept.

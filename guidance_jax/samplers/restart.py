@@ -1,57 +1,107 @@
-"""Multistep samplers that begin anew where what they extrapolate jumps."""
-
-from typing import Annotated, Any
+"""The Restart sampler: an interval of the noise levels is sampled several times, each time from fresh noise."""
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
-from jaxtyping import ArrayLike
-from typing_extensions import TypeAliasType
 
+from guidance_jax.arrays import sqrt
 from guidance_jax.base import GuidedDenoiser, NoiseLevel, State
 from guidance_jax.checks.door import part, rule
-from guidance_jax.checks.numbers import number
+from guidance_jax.checks.kinds import AtLeastZero, Count, Positive
 from guidance_jax.interfaces import Sampler
+from guidance_jax.noise import contraction, fold, normal
+from guidance_jax.schedules.schedule import Schedule
 
-RatioFromZero = TypeAliasType("RatioFromZero", Annotated[ArrayLike, number("a noise level", 0, np.inf)])
-"""One `sigma / alpha`, possibly infinite."""
+RHO = 7.0
+"""That of the Karras spacing."""
+NEAR = 1e-3
+"""A level this close to low, relatively, has reached it: levels that are equal differ by rounding."""
 
 
-@part(rule("there must be at least one ratio, as in restart(dpmpp_2m(), 0.3, 5.0)", lambda ratios: len(ratios) > 0))
-def restart(sampler: Sampler, *ratios: RatioFromZero) -> Sampler:
-    """A sampler that forgets its past steps where the run passes given noise levels, and so falls to first order there.
+@part(rule("low must be below high", lambda low, high: low < high))
+def restart(
+    sampler: Sampler,
+    schedule: Schedule,
+    steps: Count,
+    times: Count,
+    low: Positive,
+    high: Positive,
+    *,
+    noise_scale: AtLeastZero = 1.0,
+) -> Sampler:
+    """The Restart sampler: at noise level low, x is raised to high by fresh noise and sampled down again, several times.
 
-    `memory <- init(x)` in the first step with `sigma / alpha <= ratio`, for each ratio.
+    `x' = alpha' (x / alpha + noise_scale sqrt(r'^2 - r^2) z)`, with z fresh noise, r = sigma / alpha and `r' = high`. Then
+    `steps` steps of the sampler lead back to r, at `r_i = (r'^(1/7) + i / steps (r^(1/7) - r'^(1/7)))^7`.
 
-    For multistep samplers where guidance switches on or off: `restart(dpmpp_2m(), low, high)` around `during(guidance, low,
-    high)`. The memory is made anew in the first step that begins at or below a ratio.
+    Fresh noise contracts the error that x has accumulated, and the few steps of an ODE sampler add little. The restarts follow
+    the first step that ends at or below low (to 0.1 %), and r is where that step ends. The released code takes the level
+    nearest to low: both agree if low is a level of the run. A step to sigma = 0 has no restarts. On a discrete schedule, high
+    is at most the largest `sigma / alpha`.
+
+    The sampler's memory begins anew in each restart. Guidance sees each step between r' and r as a step of its own, with the
+    number of the run's step.
+
+    For several intervals, nest: `restart(restart(heun(), schedule, 3, 2, 0.06, 0.3), schedule, 3, 1, 1.0, 2.0)`. Put the
+    interval of the larger low outside, so that no restart runs within another.
 
     Args:
-      sampler: A multistep sampler.
-      *ratios: The `sigma / alpha` at which it forgets, `()` each.
+      sampler: Whose steps are taken, an ODE sampler; `heun()` in the paper.
+      schedule: The noise schedule of the run's levels, for the levels in between.
+      steps: The steps from high down to low. The paper's N_Restart counts levels, and is `steps + 1`.
+      times: The number of restarts (K).
+      low: The `sigma / alpha` where x is raised, `()` (t_min).
+      high: The `sigma / alpha` to which x is raised, `()` (t_max).
+      noise_scale: The standard deviation of z, `()` (S_noise).
 
     Raises:
-      ValueError: If there is no ratio, or one is not a scalar.
+      ValueError: If steps or times is below 1, low is not below high, or a number is out of range or not a scalar.
 
     Example:
-      >>> one = gj.branches(gj.denoiser(lambda x, t, cond: x / 2, predicts="x0"), cond=None)
-      >>> path, keys = gj.levels(gj.schedules.edm(), 8, gj.spacings.karras()), jax.random.split(jax.random.key(0), 1)
-      >>> always = gj.restart(gj.dpmpp_2m(), *path.ratio)
-      >>> a, b = (gj.sample(keys, one, gj.chain(), sampler, path, (2,)) for sampler in (always, gj.ddim()))
-      >>> print(jnp.allclose(a, b))
-      True
+      >>> one = gj.branches(gj.denoiser(lambda x, t, cond: 0 * x + 3, predicts="x0"), cond=None)
+      >>> path, keys = gj.levels(gj.schedules.edm(), 18, gj.spacings.karras()), jax.random.split(jax.random.key(0), 1)
+      >>> sampler = gj.restart(gj.heun(), gj.schedules.edm(), 2, 2, 0.06, 0.3)
+      >>> run = keys, one, gj.chain(), sampler, path, (2,)
+      >>> print(gj.sample(*run), gj.evaluations(*run))
+      [[3. 3.]] 43
+
+    Reference: Xu et al. 2023, arXiv:2306.14878, section 3.1, and the released code.
     """
 
-    def init(x: Array) -> tuple[Any, Array]:
-        return sampler.init(x), jnp.full((), jnp.inf, x.dtype)
+    def path(level: NoiseLevel, next: NoiseLevel) -> tuple[NoiseLevel, NoiseLevel, Array]:
+        """Where the run's step and those of the restarts begin and end, `[1 + times steps]`, and whether there are restarts."""
+        dtype = level.sigma.dtype
+        bound, most = jnp.asarray(low, dtype) * (1 + NEAR), schedule.at(high).ratio.astype(dtype)
+        inside = (level.ratio > bound) & (next.ratio <= bound) & (next.sigma > 0) & (most > next.ratio)
+        # Without restarts these levels are not used. They end at half of high, so that gradients through them are finite.
+        first, last = most ** (1 / RHO), jnp.where(inside, next.ratio, most / 2) ** (1 / RHO)
+        down = schedule.at((first + jnp.arange(steps + 1, dtype=dtype) / steps * (last - first)) ** RHO)
+        begins, ends = {}, {}
+        for name, field in vars(down).items():
+            field = field.astype(dtype)
+            field = field.at[-1].set(jnp.where(inside, getattr(next, name), field[-1]))
+            begins[name] = jnp.append(getattr(level, name), jnp.tile(field[:-1], times))
+            ends[name] = jnp.append(getattr(next, name), jnp.tile(field[1:], times))
+        return NoiseLevel(**begins), NoiseLevel(**ends), inside
 
     def step(denoise: GuidedDenoiser, state: State, level: NoiseLevel, next: NoiseLevel, keys: Array) -> State:
-        memory, last = state.memory
-        bounds = jnp.stack([jnp.asarray(ratio, last.dtype) for ratio in ratios])
-        passed = ((last > bounds) & (level.ratio <= bounds)).any()
-        memory = jax.tree.map(lambda new, old: jnp.where(passed, new, old), sampler.init(state.x), memory)
-        state = sampler.step(denoise, state._replace(memory=memory), level, next, keys)
-        return state._replace(memory=(state.memory, level.ratio))
+        begins, ends, inside = path(level, next)
+        start, end = begins[1], ends[-1]
 
-    return Sampler(init, step, schedule=sampler.schedule)
+        def raised(state: State, i: Array) -> State:
+            noise = jnp.asarray(noise_scale, state.x.dtype) * start.sigma * sqrt(1 - contraction(start, end) ** 2)
+            x = start.alpha / end.alpha * state.x + noise * normal(fold(keys, 2 * i + 1), state.x)
+            return state._replace(x=x, memory=sampler.init(x))
+
+        def taken(state: State, i: Array) -> State:
+            state = jax.lax.cond((i > 0) & ((i - 1) % steps == 0), raised, lambda state, i: state, state, i)
+            now, after = begins[i], ends[i]
+            return sampler.step(denoise.between(now, after), state, now, after, fold(keys, 2 * i))
+
+        def body(state: State, i: Array) -> tuple[State, None]:
+            return jax.lax.cond((i == 0) | inside, taken, lambda state, i: state, state, i), None
+
+        # One loop that skips steps, so that a program of nested restarts has one copy of the network.
+        return jax.lax.scan(body, state, jnp.arange(1 + times * steps))[0]
+
+    return Sampler(sampler.init, step, schedule=schedule)

@@ -57,10 +57,11 @@ ARGUMENTS = {
     samplers: {
         "dpmpp_2s": {"schedule": COSINE, "eta": 0.5},
         "churn": {"sampler": gj.heun(), "schedule": COSINE, "amount": 0.1, "low": -1e30, "high": 1e30},
+        "forget": {"sampler": gj.dpmpp_2m()},
         "inpaint": {"sampler": gj.ddpm(), "known": lambda v: v, "mask": 1.0},
         "post_step": {"sampler": gj.ddim(), "log_prob": NOISY, "scale": 1.0},
         "predictor_corrector": {"predictor": gj.ddim()},
-        "restart": {"sampler": gj.dpmpp_2m()},
+        "restart": {"sampler": gj.heun(), "schedule": COSINE, "steps": 2, "times": 2, "low": 1e-9, "high": 1e30},
         "projected": {"sampler": gj.ddim(), "project": lambda x: x},
         "recur": {"sampler": gj.ddim(), "times": 2, "low": 0.1, "high": 1e30},
     },
@@ -103,7 +104,7 @@ OPEN = {
     ("churn", "low"): {"-inf"},
     ("churn", "high"): {"inf"},
     ("below", "ratio"): {"inf"},
-    ("restart", "ratios"): {"inf"},
+    ("forget", "ratios"): {"inf"},
     ("min_snr", "gamma"): {"inf"},
 }
 """Where an infinite number has a meaning: bounds."""

@@ -192,7 +192,8 @@ def test_a_ddpm_step_with_mean_shift_moves_by_w_sigma_g(x64, variance):
 
     def after(prediction):
         state = gj.State(jnp.asarray(x), (), (), jnp.int32(0), jnp.zeros_like(x))
-        told = GuidedDenoiser(lambda state, level: (prediction, state, context), lambda state, level: (plain, state))
+        look, base = lambda state, level: (prediction, state, context), lambda state, level: (plain, state)
+        told = GuidedDenoiser(look, base, lambda level, next: told)
         return gj.ddpm(variance).step(told, state, at.level, at.next, at.keys).x
 
     shift = after(guided) - after(plain)

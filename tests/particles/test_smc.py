@@ -161,6 +161,7 @@ def test_bad_input_is_told():
         (lambda: run(targets.annealed(2.0), levels=flow), "at alpha = 0"),
         (lambda: run(targets.rewarded(tilted, lambda x0, level: x0)), r"log_reward gives must be \[8\], got float32\[8,1\]"),
         (lambda: run(sampler=gj.recur(gj.ddpm(), 2)), "recurrence"),
+        (lambda: run(sampler=gj.restart(gj.heun(), schedule, 2, 1, 0.1, 1.0)), "restarts"),
         (lambda: run(sampler=gj.churn(gj.heun(), schedule, 0.2)), "churn"),
         (lambda: run(sampler=gj.predictor_corrector(gj.ddim())), "follows the base alone"),
         (lambda: run(branches=classes(m, jnp.arange(8) % 3)), r"branches\['cond'\] differs within a group of 4"),

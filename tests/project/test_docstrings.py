@@ -52,7 +52,7 @@ TEXTBOOK = (
 )
 HOUSE = (
     *("networks.MLP", "networks.MLPClassifier", "networks.conv_general_dilated", "networks.from_linen", "networks.from_nnx"),
-    *("post_step", "restart", "samplers.gaussian"),
+    *("forget", "post_step", "samplers.gaussian"),
 )
 FILES = tuple(
     f"pretrained.{name}"

@@ -105,4 +105,4 @@ def test_numbers_of_samplers_are_data_and_counts_are_not():
     assert shape(gj.ddim(0.5)) == shape(gj.ddim(0.6)) != shape(gj.ddim(0.0))
     assert shape(gj.unipc(2)) != shape(gj.unipc(3))
     assert repr(gj.churn(gj.heun(), gj.schedules.edm(), 0.2)) == "churn(heun(), edm(), amount=0.2)"
-    assert repr(gj.restart(gj.dpmpp_2m(), 0.5, 5.0)) == "restart(dpmpp_2m(), 0.5, 5.0)"
+    assert repr(gj.forget(gj.dpmpp_2m(), 0.5, 5.0)) == "forget(dpmpp_2m(), 0.5, 5.0)"

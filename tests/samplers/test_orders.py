@@ -118,7 +118,7 @@ def test_from_alpha_zero_halving_the_step_still_divides_the_error(x64):
 
 def test_an_interval_on_step_boundaries_keeps_the_order(x64):
     """Heun's corrector inherits its step's choice; one that chose by its own level would fall to first order here, as multistep
-    samplers do, which extrapolate across the jump, but for `restart`."""
+    samplers do, which extrapolate across the jump, but for `forget`."""
     m = mixture()
     schedule = gj.schedules.edm(LOW, HIGH)
     coarse = gj.levels(schedule, 41, gj.spacings.uniform()).ratio
@@ -132,6 +132,6 @@ def test_an_interval_on_step_boundaries_keeps_the_order(x64):
         return gj.sample(keys(8), classes(m, LABELS), guidance, sampler, levels.replace(sigma=ratio), start())
 
     exact, multistep = run(3200, gj.heun()), gj.dpmpp_2m()
-    for sampler, order in ((gj.heun(), 2), (gj.samplers.restart(multistep, low, high), 2), (multistep, 1)):
+    for sampler, order in ((gj.heun(), 2), (gj.forget(multistep, low, high), 2), (multistep, 1)):
         error = np.array([np.abs(run(n, sampler) - exact).max() for n in (200, 400)])
         assert abs(np.log2(error[0] / error[1]) - order) < 0.25, (order, error)

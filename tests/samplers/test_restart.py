@@ -1,0 +1,331 @@
+"""The Restart sampler against an independent NumPy reading of its paper, closed forms of a Gaussian, and an exact mixture."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import readings
+from worlds import classes, gaussians, keys, mixture
+
+import guidance_jax as gj
+from guidance_jax.noise import SAMPLER, at_level
+
+EDM = gj.schedules.edm()
+MEAN, VARIANCE = 1.3, 0.25
+SOLVERS = {"euler": (gj.euler, readings.edm(False), 1), "heun": (gj.heun, readings.edm(True), 2)}
+SCHEDULES = {
+    "edm": EDM,
+    "cosine": gj.schedules.cosine(),
+    "flow": gj.schedules.flow(t_max=0.99),
+    "ddpm_linear": gj.schedules.ddpm_linear(),
+}
+PAPERS = [(3, 1, 19.35, 40.79), (3, 1, 1.09, 1.92), (3, 5, 0.59, 1.09), (3, 5, 0.30, 0.59), (5, 6, 0.06, 0.30)]
+"""The steps, K, t_min and t_max of the released command for ImageNet, of 36 steps and 203 evaluations."""
+
+
+def denoise(x, alpha, sigma):
+    return MEAN + alpha * VARIANCE / (alpha**2 * VARIANCE + sigma**2) * (x - alpha * MEAN)
+
+
+def gaussian():
+    return gaussians(MEAN, VARIANCE, MEAN, VARIANCE)[0]
+
+
+def spaced(high, low, steps):
+    """Karras et al. 2022, equation 5, rho = 7."""
+    root = lambda value: value ** (1 / 7)
+    return (root(high) + np.arange(steps + 1) / steps * (root(low) - root(high))) ** 7
+
+
+def restarted(step, x, level, steps, high, scale, z):
+    """x after restarts from a level, in the paper's variables `x / alpha` and `sigma / alpha`. z holds the noise of each."""
+    y, low = x / level[0], level[1] / level[0]
+    for noise in z:
+        y = y + scale * np.sqrt(high**2 - low**2) * noise
+        for now, after in itertools.pairwise(spaced(high, low, steps)):
+            y, _ = step(denoise, y, None, (1.0, now), (1.0, after), 0.0)
+    return level[0] * y
+
+
+def drawn(n, level=None, steps=0, times=0):
+    """The normal numbers of a run's start, `[n]`, or of the restarts in the step that begins at a level, `[times, n]`."""
+    fold = lambda keys, number: jax.vmap(jax.random.fold_in, (0, None))(keys, number)
+    noise = lambda keys: np.asarray(jax.vmap(lambda key: jax.random.normal(key, (1,)))(keys)).ravel()
+    if level is None:
+        return noise(fold(keys(n), 0))
+    own = at_level(keys(n), level, SAMPLER)
+    return np.stack([noise(fold(own, 2 * (1 + k * steps) + 1)) for k in range(times)])
+
+
+@pytest.mark.parametrize(("solver", "name"), [("heun", "edm"), ("heun", "cosine"), ("heun", "flow"), ("euler", "ddpm_linear")])
+def test_samples_are_the_papers_given_the_same_noise(x64, solver, name):
+    make, step, cost = SOLVERS[solver]
+    n, steps, times, high, scale = 5, 3, 2, 4.0, 1.1
+    levels = gj.levels(SCHEDULES[name], 9, gj.spacings.karras())
+    pairs = [(float(a), float(s)) for a, s in zip(levels.alpha, levels.sigma, strict=True)]
+    traces = []
+
+    @jax.jit
+    def generate(low, high, scale):
+        traces.append(1)
+        sampler = gj.restart(make(), SCHEDULES[name], steps, times, low, high, noise_scale=scale)
+        state, _ = gj.run(keys(n), gaussian(), gj.chain(), sampler, levels, (1,))
+        return state.x.ravel(), state.evaluations
+
+    places = [i for i in range(1, len(levels) - 1) if levels.ratio[i] < high / 2]
+    assert len(places) >= 3
+    for place in places:
+        for low in (levels.ratio[place], 0.9995 * levels.ratio[place], 0.5 * levels.ratio[place - 1 : place + 1].sum()):
+            samples, evaluations = generate(jnp.minimum(low, 3.9), high, scale)
+            x = pairs[0][1] * drawn(n)
+            for i, (now, after) in enumerate(itertools.pairwise(pairs), start=1):
+                x, _ = step(denoise, x, None, now, after, 0.0)
+                if i == place:
+                    x = restarted(step, x, after, steps, high, scale, drawn(n, levels[i - 1], steps, times))
+            np.testing.assert_allclose(samples, x, rtol=1e-9, err_msg=f"{place} {low}")
+            assert evaluations == cost * (len(levels) - 2) + 1 + cost * steps * times
+    assert len(traces) == 1
+
+
+def two_levels(*sigma):
+    return gj.NoiseLevel(t=jnp.log(jnp.array(sigma)) / 4, alpha=jnp.ones(2), sigma=jnp.array(sigma))
+
+
+def slope(path):
+    """What Heun's steps along a path multiply `y - m` by: `dy / dr = r (y - m) / (v + r^2)`."""
+    product, rate = 1.0, lambda r: r / (VARIANCE + r**2)
+    for now, after in itertools.pairwise(path):
+        h = after - now
+        product *= 1 + h / 2 * (rate(now) + rate(after) * (1 + h * rate(now)))
+    return product
+
+
+def law(sampler, levels, mean, variance, steps, n=12):
+    """The mean and variance of x at the end, of Gaussian x of these at the start: exact, since the sampler is affine in the
+    start and in the noise of `times` = 3 restarts, whose coefficients are solved for."""
+    start = np.random.default_rng(0).normal(size=n)
+    x = jnp.asarray(mean + np.sqrt(variance) * start)[:, None]
+    found = np.asarray(gj.sample(keys(n), gaussian(), gj.chain(), sampler, levels, x)).ravel()
+    design = np.stack([np.ones(n), start, *drawn(n, levels[0], steps, 3)], axis=1)
+    coefficients, _, rank, _ = np.linalg.lstsq(design, found, rcond=None)
+    assert rank == 5
+    np.testing.assert_allclose(design @ coefficients, found, atol=1e-10)
+    return coefficients[0], np.sum(coefficients[1:] ** 2)
+
+
+def test_restarts_contract_the_error_of_a_wrong_start_by_the_closed_form(x64):
+    """Of data N(m, v), the exact ODE from R to r multiplies `x - m` by `g = sqrt((v + r^2) / (v + R^2))`. So K restarts leave
+    `g^K` of an error of the mean and `g^(2 K)` of an error of the variance; `N(m, v + r^2)` is the fixed point."""
+    low, high, offset = 0.3, 2.0, 5.0
+    levels = two_levels(1.01 * low, low)
+    exact, g = VARIANCE + low**2, np.sqrt((VARIANCE + low**2) / (VARIANCE + high**2))
+    for steps, within in ((1, None), (8, 2e-2), (64, 3e-4)):
+        sampler = gj.restart(gj.heun(), EDM, steps, 3, low, high)
+        mean, variance = law(sampler, levels, MEAN + offset, 9 * exact, steps)
+        # The recursion of this number of steps, exactly.
+        once, again = slope([1.01 * low, low]), slope(spaced(high, low, steps))
+        np.testing.assert_allclose(mean - MEAN, once * again**3 * offset, rtol=1e-9)
+        expected = once**2 * 9 * exact
+        for _ in range(3):
+            expected = again**2 * (expected + high**2 - low**2)
+        np.testing.assert_allclose(variance, expected, rtol=1e-9)
+        # That of the exact ODE, in the limit.
+        if within:
+            np.testing.assert_allclose(mean - MEAN, once * g**3 * offset, rtol=3 * within)
+            np.testing.assert_allclose(variance - exact, g**6 * (once**2 * 9 - 1) * exact, atol=within * exact)
+    kept = law(sampler, levels, MEAN, exact / once**2, steps)
+    np.testing.assert_allclose(kept, (MEAN, exact), rtol=3e-4)
+
+
+def test_restarts_keep_the_law_of_a_mixture_and_restore_it_from_one_class(x64):
+    """x stands at sigma = 0.5; its law is the exact one, or that of one class alone. Moments, each to 4.5 standard errors."""
+    m, n, low = mixture(2), 6000, 0.5
+    levels = two_levels(1.01 * low, low)
+    everything = jnp.full(n, -1)
+
+    def exact(seed, label, sigma=1.01 * low):
+        clean = m.sample(jax.random.key(seed), n, jnp.full(n, label))
+        return clean + sigma * jax.random.normal(jax.random.key(seed + 1), clean.shape)
+
+    def errors(x):
+        """Of the means and the second moments, in standard errors."""
+        features = lambda x: np.concatenate([x, x**2, x[:, :1] * x[:, 1:]], axis=1)
+        found, wanted = features(np.asarray(x)), features(np.asarray(exact(100, -1, low)))
+        deviation = np.sqrt((found.var(0) + wanted.var(0)) / n)
+        return np.abs(found.mean(0) - wanted.mean(0)) / deviation
+
+    one = gj.branches(m.denoise, cond=everything)
+    run = lambda x, **how: gj.sample(
+        keys(n, 3), one, gj.chain(), gj.restart(gj.heun(), EDM, 24, 3, low, 20.0, **how), levels, x
+    )
+    assert errors(run(exact(0, -1))).max() < 4.5
+    wrong = exact(0, 2)
+    assert errors(wrong).max() > 40
+    assert errors(run(wrong)).max() < 4.5
+    assert errors(run(wrong, noise_scale=0.0)).max() > 40
+
+
+def test_restarts_better_a_coarse_run(x64):
+    """The paper's claim: of a run of few steps, restarts contract the error. Here from too narrow noise, sigma 2 for 80."""
+    m, n = mixture(2), 4000
+    labels, levels = jnp.arange(n) % 3, gj.levels(EDM, 12, gj.spacings.karras())
+    truth = m.sample(jax.random.key(5), n, labels)
+    start = 10.0 * jax.random.normal(jax.random.key(6), (n, 2))
+
+    def distance(sampler):
+        x = gj.sample(keys(n), gj.branches(m.denoise, cond=labels), gj.chain(), sampler, levels, start)
+        return float(gj.metrics.sliced_wasserstein(x, truth, jax.random.key(7)))
+
+    plain, better = distance(gj.heun()), distance(gj.restart(gj.heun(), EDM, 12, 2, 0.5, 20.0))
+    assert better < 0.5 * plain, (plain, better)
+
+
+def test_evaluations_are_the_papers():
+    """43 on CIFAR-10 and 203 on ImageNet. Intervals that touch do not restart within each other, in either order."""
+    one = gj.branches(gj.denoiser(lambda x, t, cond: x / 2, predicts="x0"), cond=None)
+    count = lambda sampler, n: gj.evaluations(keys(1), one, gj.chain(), sampler, gj.levels(EDM, n, gj.spacings.karras()), (1,))
+    assert count(gj.restart(gj.heun(), EDM, 2, 2, 0.06, 0.3), 18) == 43
+    for intervals in (PAPERS, PAPERS[::-1]):
+        sampler = gj.heun()
+        for interval in intervals:
+            sampler = gj.restart(sampler, EDM, *interval)
+        assert count(sampler, 36) == 203
+
+
+@pytest.mark.parametrize(("low", "high"), [(1e-4, 1.0), (90.0, 100.0), (0.2, 0.21)])
+def test_without_restarts_it_is_the_sampler(x64, low, high):
+    """Below the last level above 0; above the first; with no level between: a step that goes past high has one, of no use."""
+    levels = gj.levels(EDM, 6, gj.spacings.karras(sigma_min=0.1))
+    run = lambda sampler: gj.run(keys(2), gaussian(), gj.chain(), sampler, levels, (1,))[0]
+    plain, found = run(gj.heun()), run(gj.restart(gj.heun(), EDM, 3, 2, low, high))
+    if low == 0.2:
+        assert found.evaluations == plain.evaluations + 12
+    else:
+        assert found.evaluations == plain.evaluations
+        np.testing.assert_allclose(found.x, plain.x, rtol=1e-12)
+
+
+def test_a_guidance_acts_in_the_steps_of_a_restart_that_begin_in_its_interval(x64):
+    """A bound within (0.1, 1): where a step of a restart begins decides, not where the run's step began."""
+    m, labels, bound = mixture(), jnp.array([0, 1]), 0.5
+    levels = gj.levels(EDM, 10, gj.spacings.karras())
+    place = int(np.flatnonzero(np.asarray(levels.ratio) < 0.3)[0])
+    low, high, steps, times = levels.ratio[place], 1.0, 6, 2
+    sampler = gj.restart(gj.ddim(), EDM, steps, times, low, high, noise_scale=0.0)
+    guidance = gj.during(gj.cfg(3.0), bound)
+    state, _ = gj.run(keys(2), classes(m, labels), guidance, sampler, levels, (3,))
+
+    between = spaced(high, float(low), steps)
+    above = int((np.asarray(levels.ratio)[:-1] > bound).sum()) + times * int((between[:-1] > bound).sum())
+    assert 0 < (between[:-1] > bound).sum() < steps
+    assert state.evaluations == len(levels) - 1 + steps * times + above
+
+    guided = gj.guided(classes(m, labels), gj.cfg(3.0))
+    plain = gj.guided(classes(m, labels), gj.chain())
+
+    def walk(x, path):
+        for now, after in itertools.pairwise(path):
+            x0 = (guided if now > bound else plain)(x, EDM.at(now)).x0
+            x = x0 + after / now * (x - x0)
+        return x
+
+    ratio = [float(r) for r in levels.ratio]
+    x = walk(gj.sample(keys(2), classes(m, labels), guidance, gj.ddim(), levels[: place + 1], (3,)), [])
+    for _ in range(times):
+        x = walk(x, between)
+    np.testing.assert_allclose(state.x, walk(x, ratio[place:]), rtol=1e-9)
+
+
+def test_a_multistep_sampler_begins_anew_and_goes_on_from_the_last_restart(x64):
+    levels = gj.levels(EDM, 10, gj.spacings.karras())
+    place, steps, high = 6, 4, 3.0
+    assert levels.ratio[place] < high
+    inside = jax.tree.map(
+        lambda field, end: jnp.asarray(field).at[-1].set(end),
+        EDM.at(spaced(high, float(levels.ratio[place]), steps)),
+        levels[place],
+    )
+    m, labels = mixture(), jnp.array([0, 1, 2])
+    go = lambda levels, x: gj.run(keys(3), classes(m, labels), gj.cfg(2.0), gj.dpmpp_2m(), levels, x)[0]
+    state = go(inside, go(levels[: place + 1], (3,)).x)
+    by_hand = go(levels[place:], state).x
+    sampler = gj.restart(gj.dpmpp_2m(), EDM, steps, 1, levels.ratio[place], high, noise_scale=0.0)
+    samples = gj.sample(keys(3), classes(m, labels), gj.cfg(2.0), sampler, levels, (3,))
+    np.testing.assert_allclose(samples, by_hand, rtol=1e-9)
+
+
+def test_a_sample_is_the_same_alone_and_each_restart_has_its_own_noise(x64):
+    m, levels = mixture(), gj.levels(EDM, 8, gj.spacings.karras())
+    sampler = gj.restart(gj.ddpm(), EDM, 2, 2, 0.5, 5.0)
+    labels = jnp.arange(4) % 3
+    run = lambda rows: gj.sample(keys(4)[rows], classes(m, labels[rows]), gj.cfg(2.0), sampler, levels, (3,))
+    together = run(slice(None))
+    for i in range(4):
+        np.testing.assert_allclose(run(slice(i, i + 1))[0], together[i], rtol=1e-10)
+    still = gj.branches(gj.denoiser(lambda x, t, cond: 0 * x, predicts="eps"), cond=None)
+    n, path = 2000, two_levels(1.01, 1.0)
+    for times in (1, 4):  # No step moves x, so the variances of the restarts' noise add up.
+        sampler = gj.restart(gj.ddim(), EDM, 1, times, 1.0, 2.0)
+        x = gj.sample(keys(n), still, gj.chain(), sampler, path, jnp.zeros((n, 1)))
+        assert abs(float(x.var()) / (3 * times) - 1) < 5 * np.sqrt(2 / n)
+
+
+def test_values_are_data_under_jit_vmap_and_grad_from_alpha_zero(x64):
+    flow, labels = gj.schedules.flow(), jnp.array([0, 1])
+    levels, m = gj.levels(flow, 6, gj.spacings.trailing()), mixture()
+    assert levels.alpha[0] == 0
+    traces = []
+
+    def summed(low, high, scale, levels=levels):
+        sampler = gj.restart(gj.heun(), flow, 2, 2, low, high, noise_scale=scale)
+        return gj.sample(keys(2), classes(m, labels), gj.cfg(2.0), sampler, levels, (3,)).sum()
+
+    @jax.jit
+    def generate(low, high, scale):
+        traces.append(1)
+        return jax.value_and_grad(summed, (0, 1, 2, 3))(low, high, scale, levels)
+
+    h = 1e-6
+    lows, highs = jnp.array([0.3, 0.6, 0.6, 0.6, 9.0]), jnp.array([2.0, 3.0, 3.0 - h, 3.0 + h, 20.0])
+    found = [generate(low, high, 1.1) for low, high in zip(lows, highs, strict=True)]
+    assert len(traces) == 1
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
+    sums = np.array([value for value, _ in found])
+    np.testing.assert_allclose(found[1][1][1], (sums[3] - sums[2]) / (2 * h), rtol=1e-5)
+    assert found[1][1][0] == 0
+    together = jax.vmap(jax.value_and_grad(summed, (0, 1)), (0, 0, None))(lows, highs, 1.1)
+    np.testing.assert_allclose(together[0], sums, rtol=1e-9)
+    np.testing.assert_allclose(together[1][1], [slopes[1] for _, slopes in found], rtol=1e-8, atol=1e-12)
+    first = summed(50.0, 60.0, 1.0, levels[:2])  # From alpha = 0 past both bounds at once.
+    assert np.isfinite(first)
+
+
+def test_within_other_samplers():
+    """The predictor's restarts are unguided as it is, and padding stays 0 in a restart."""
+    m, labels = mixture(), jnp.array([0, 1])
+    levels = gj.levels(EDM, 8, gj.spacings.karras())
+    inner = gj.restart(gj.ddim(), EDM, 2, 3, 0.5, 5.0)
+    count = lambda sampler: gj.evaluations(keys(2), classes(m, labels), gj.cfg(2.0), sampler, levels, (3,))
+    assert count(inner) == 2 * (8 + 6)
+    assert count(gj.predictor_corrector(inner)) == 8 + 6 + 2 * 7
+    seen = []
+
+    def network(x, t, cond):
+        seen.append(jax.debug.callback(lambda x: seen.append(np.abs(x).max()), x[:, 2]))
+        return x + 1
+
+    one = gj.branches(gj.denoiser(network, predicts="x0"), cond=None)
+    sampler = gj.trees.zero_padding(inner, jnp.array([[1, 1, 0]]))
+    x = gj.sample(keys(2), one, gj.chain(), sampler, levels, (3,))
+    jax.effects_barrier()
+    assert (x[:, 2] == 0).all()
+    assert {float(value) for value in seen if value is not None} == {0.0}
+
+
+def test_counts_are_structure_and_numbers_are_data():
+    sampler = gj.restart(gj.heun(), gj.schedules.edm(0.01, 50.0), 2, 3, 0.1, 1.0, noise_scale=1.003)
+    assert jax.tree.leaves(sampler) == [0.01, 50.0, 0.1, 1.0, 1.003]
+    assert repr(gj.restart(gj.heun(), EDM, 2, 3, 0.1, 1.0)) == "restart(heun(), edm(), steps=2, times=3, low=0.1, high=1.0)"
+    assert not sampler.reversible

@@ -1,4 +1,4 @@
-"""How guidances combine: one after another, side by side, in an interval, in another space, in a part of each sample."""
+"""Combinations of guidances: in sequence, in parallel, in an interval of noise levels, in another space, on a part of x."""
 
 import functools
 from collections.abc import Callable
@@ -21,10 +21,12 @@ from guidance_jax.interfaces import Guidance
 
 @part()
 def chain(*parts: Guidance) -> Guidance:
-    """One guidance after another: each acts on what those before it made of the base prediction. `chain()` guides nothing.
+    """Apply guidances in sequence: each one receives the prediction that the one before it returned.
+
+    The first one receives the base prediction. `chain()` returns it unchanged.
 
     Args:
-      *parts: Sources, which add to the prediction, and shapers, which change what is there so far.
+      *parts: Sources and shapers. A source adds to the prediction. A shaper changes what the parts before it added.
 
     Example:
       >>> denoise = gj.denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # it predicts its condition
@@ -47,12 +49,12 @@ def chain(*parts: Guidance) -> Guidance:
 
 @part()
 def add(*parts: Guidance) -> Guidance:
-    """Guidances side by side: each sees the same prediction, and what each of them changes is added up.
+    """Apply guidances in parallel: each one receives the same prediction, and their changes are summed.
 
-    Unlike in a `chain`, no part's shapers act on what another one added.
+    Unlike in a `chain`, the shapers of one part do not act on the changes of another part.
 
     Args:
-      *parts: Guidances, chains among them.
+      *parts: The guidances. A part may be a `chain`.
 
     Example:
       >>> guidance = gj.add(gj.cfg(2.0), gj.chain(gj.cfg(2.0, cond="style"), gj.rescale(0.7)))
@@ -73,14 +75,14 @@ def add(*parts: Guidance) -> Guidance:
 
 @part(rule("low must be below high, both in sigma / alpha: the interval is empty", lambda low, high: low < high))
 def during(guidance: Guidance, low: Ratio, high: Ratio = jnp.inf) -> Guidance:
-    """A guidance in the interval `low < sigma / alpha <= high` only; elsewhere its branches are not even evaluated.
+    """Apply a guidance only in the interval `low < sigma / alpha <= high`. Outside it, its branches are not evaluated.
 
-    A step is inside if its noisier end is, where it begins (in inversion, where it ends), and all evaluations of a step are
-    treated alike, so a run whose levels include `low` and `high` switches exactly there, at no loss of order but for multistep
-    samplers, which extrapolate across the jump: `samplers.restart` keeps theirs.
+    The noisier end of a step decides for all evaluations of the step. This is the level where the step begins, or where it
+    ends in inversion. If the run's levels include `low` and `high`, guidance switches exactly there. Single-step samplers then
+    keep their order. Multistep samplers extrapolate across the jump and lose theirs; `samplers.restart` restores it.
 
     Args:
-      guidance: What to confine.
+      guidance: The guidance to apply in the interval.
       low: The lower bound in `sigma / alpha`, excluded.
       high: The upper bound in `sigma / alpha`, included.
 
@@ -107,14 +109,15 @@ def during(guidance: Guidance, low: Ratio, high: Ratio = jnp.inf) -> Guidance:
 
 @part()
 def unless_one(guidance: Guidance, scale: Scale) -> Guidance:
-    """A guidance where its scale is not 1; elsewhere its branches are not even evaluated.
+    """Apply a guidance only where its scale is not 1. Its branches are not evaluated in steps where all scales are 1.
 
-    `D <- g(D) if scale != 1 else D`, of any sample in the batch, at the level where the step begins.
+    `D <- g(D) if scale != 1 else D`, with the scale at the level where the step begins.
 
-    `scales.calibrated(curve, w, threshold=0.05)` is 1 where it is near it. At 1 the conditional branch is left: it is the base.
+    `scales.calibrated(curve, w, threshold=0.05)` returns 1 where its scale is near 1. With the conditional branch as the base,
+    only that branch is then evaluated.
 
     Args:
-      guidance: At scale 1 it must be the base: `cfg(scale)` where the base is the conditional branch.
+      guidance: A guidance that equals the base at scale 1, such as `cfg(scale)` with the conditional branch as the base.
       scale: The scale of the guidance.
 
     Raises:
@@ -146,31 +149,31 @@ def unless_one(guidance: Guidance, scale: Scale) -> Guidance:
 
 @part(
     rule(
-        "the guidance has a space of its own; put it beside: chain(guidance, in_space(...))",
+        "guidance must not have its own space; use chain(guidance, in_space(...))",
         lambda guidance: guidance.own_space is None,
     )
 )
 def in_space(predicts: Predicts, guidance: Guidance) -> Guidance:
-    """A guidance that acts on another parameterisation in place of x0.
+    """Apply a guidance to another parameterisation in place of x0.
 
-    `x0 <- x0 + L(g(o) - o)`, o what a network of that kind would have said of x, L the linear map from a change of o to x0's.
+    `x0 <- x0 + L(g(o) - o)`. o is the prediction in that parameterisation. L is the linear map from a change of o to one of x0.
 
-    It finds o in the x0 of every prediction, and its change is turned back.
-    It matters to what is not linear: `rescale`, `project`, `momentum`, `apg`, `cfg_zero_star`.
+    Predictions are converted, guided, and converted back. The guidance finds o in the field `x0` of each prediction.
+    The space changes the result of nonlinear methods: `rescale`, `project`, `momentum`, `apg`, `cfg_zero_star`.
 
     Args:
-      predicts: "eps", "x0", "v", "score" or "velocity".
-      guidance: What acts there. It takes no gradients, and is in no space already.
+      predicts: The parameterisation: "eps", "x0", "v", "score" or "velocity".
+      guidance: The guidance to apply. It must take no gradients and must not have its own space.
 
     Raises:
-      ValueError: If `predicts` is none of these, or the guidance has a space of its own.
+      ValueError: If `predicts` is none of these, or the guidance has its own space.
 
     Example:
       >>> guidance = gj.in_space("v", gj.chain(gj.cfg(7.5), gj.rescale(0.7)))
       >>> sorted(guidance.needs)
       ['cond', 'uncond']
 
-    Reference: Lin et al. 2024, arXiv:2305.08891, whose rescaling acts on v.
+    Reference: Lin et al. 2024, arXiv:2305.08891. Its rescaling acts on v.
     """
 
     def update(prediction: Prediction, state: Any, context: Context) -> tuple[Prediction, Any]:
@@ -190,13 +193,14 @@ def in_space(predicts: Predicts, guidance: Guidance) -> Guidance:
 
 @part()
 def relative_to(branch: Branch, guidance: Guidance) -> Guidance:
-    """A guidance that starts from a branch of its own, whatever the base is and whatever guides before it.
+    """Apply a guidance to a named branch in place of the base, and add the change from the base.
 
-    Its shapers see the change from that branch, not what other parts of a chain added.
+    `D <- D + (g(branch) - base)`. The shapers inside it act on the change from that branch. They do not act on what other parts
+    of a chain added.
 
     Args:
       branch: The name of the branch.
-      guidance: What acts on it.
+      guidance: The guidance to apply to the branch.
 
     Example:
       >>> guidance = gj.relative_to("cond", gj.chain(gj.cfg(7.5), gj.rescale(0.7)))
@@ -210,7 +214,7 @@ def relative_to(branch: Branch, guidance: Guidance) -> Guidance:
         return prediction + (guided - base), state
 
     def wanted(state: Any, step: Step) -> dict[str, Any]:
-        # Where nothing within is wanted the base stands in for this branch too, so it is wanted always.
+        # A branch that is not wanted is replaced by the base, so this branch is always wanted.
         return wants(guidance, state, step) | {branch: True}
 
     return guidance.replace(needs=guidance.needs | {branch}, update=update, wants=wanted)
@@ -218,13 +222,13 @@ def relative_to(branch: Branch, guidance: Guidance) -> Guidance:
 
 @part()
 def on_channels(guidance: Guidance, channels: Count) -> Guidance:
-    """A guidance of the first channels alone, along the last axis; the others stay as they would be without it.
+    """Apply a guidance only to the first channels of the last axis. The other channels are unchanged.
 
-    `x0_c = guided_c` for c < channels, x0_c as before for the others, and eps alike. The guidance sees all channels: a norm or
-    a deviation that it takes is over all of them.
+    `x0_c = guided_c` for c < channels, and the same for eps. The guidance receives all channels. Its norms and standard
+    deviations are taken over all of them.
 
     Args:
-      guidance: What to confine.
+      guidance: The guidance to apply.
       channels: The number of channels that are guided.
 
     Raises:
@@ -238,7 +242,7 @@ def on_channels(guidance: Guidance, channels: Count) -> Guidance:
       >>> print(gj.sample(keys, two, gj.on_channels(gj.cfg(4.0), 1), gj.ddim(), path, (2,)))
       [[4. 1.]]
 
-    Reference: Peebles & Xie 2023, arXiv:2212.09748, whose released code guides 3 of the latents' 4 channels.
+    Reference: Peebles & Xie 2023, arXiv:2212.09748. Its released code guides 3 of the 4 channels of the latents.
     """
 
     def update(prediction: Prediction, state: Any, context: Context) -> tuple[Prediction, Any]:
@@ -252,14 +256,15 @@ def on_channels(guidance: Guidance, channels: Count) -> Guidance:
 
 @part()
 def masked(guidance: Guidance, mask: Mask) -> Guidance:
-    """A guidance of a part of each sample: regional prompts.
+    """Apply a guidance only to a part of each sample, such as for regional prompts.
 
-    `D <- D + mask (g(D) - D)`. The guidance sees the whole sample: a norm or a deviation that it takes is over all of it.
+    `D <- D + mask (g(D) - D)`. The guidance receives the whole sample. Its norms and standard deviations are taken over all
+    of it.
 
     Args:
-      guidance: What to confine.
-      mask: `[B, H, W, 1]`, or any shape that broadcasts against x: 1 where it guides, 0 where it does not, and fractions
-        in between.
+      guidance: The guidance to apply.
+      mask: `[B, H, W, 1]`, or any shape that broadcasts against x. 1 applies the guidance, 0 does not. A fraction applies that
+        fraction of the change.
 
     Raises:
       ValueError: If the mask has a value outside [0, 1]; when called, if it does not broadcast against x.
@@ -282,18 +287,18 @@ def masked(guidance: Guidance, mask: Mask) -> Guidance:
 
 
 def wants(guidance: Guidance, state: Any, step: Step) -> dict[str, Any]:
-    """Which of its branches a guidance wants in a step: `{name: True or a boolean scalar}`."""
+    """The branches that a guidance wants in a step: `{name: True or a boolean scalar}`."""
     return dict.fromkeys(guidance.needs, True) if guidance.wants is None else guidance.wants(state, step)
 
 
 def only(gate: Array, wanted: dict[str, Any]) -> dict[str, Any]:
-    """What is wanted where a gate is open too; branches that were wanted alike share one boolean."""
+    """The wanted branches, restricted to where the gate is True. Branches that shared one boolean share one again."""
     shared = {id(now): gate if now is True else gate & now for now in wanted.values()}
     return {name: shared[id(now)] for name, now in wanted.items()}
 
 
 def _where(inside: Callable[[Step], Array], guidance: Guidance) -> Guidance:
-    """A guidance in some steps only; its branches are wanted in these alone."""
+    """Apply a guidance only in the steps that `inside` selects. Its branches are wanted only in these steps."""
 
     def update(prediction: Prediction, state: Any, context: Context) -> tuple[Prediction, Any]:
         return jax.lax.cond(
@@ -311,7 +316,7 @@ def _where(inside: Callable[[Step], Array], guidance: Guidance) -> Guidance:
 
 
 def _together(parts: tuple[Guidance, ...], update: Callable[..., Any]) -> Guidance:
-    """Several guidances as one: the states side by side, a branch wanted where any part wants it."""
+    """Several guidances as one. Its state is the tuple of their states. It wants a branch where any part wants it."""
 
     def wanted(states: tuple[Any, ...], step: Step) -> dict[str, Any]:
         union: dict[str, Any] = {}

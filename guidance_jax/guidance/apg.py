@@ -1,4 +1,4 @@
-"""Methods that are chains of parts, or that act on more than a contrast: one function each, beside its paper."""
+"""Adaptive projected guidance, as a chain of shapers."""
 
 import jax.numpy as jnp
 
@@ -21,18 +21,18 @@ def apg(
     cond: Branch = "cond",
     uncond: Branch = "uncond",
 ) -> Guidance:
-    """Adaptive projected guidance: a difference with momentum, of bounded length, without its part along the prediction.
+    """Adaptive projected guidance: CFG whose difference has momentum, a bounded norm, and no component along the prediction.
 
     `m <- d + beta m`, `d' = m min(1, max_norm / |m|)`, `D = c + (scale - 1) (perp(d', c) + eta (d' - perp(d', c)))`
 
-    Here `d = c - u`, and `perp(d', c)` is the part of d' that is perpendicular to c. With beta 0, max_norm infinite and eta 1
-    this is CFG.
+    Here `d = c - u`, and `perp(d', c)` is the component of d' perpendicular to c. With beta 0, infinite max_norm and eta 1 this
+    is CFG.
 
     Args:
       scale: 1 is the conditional model.
       beta: The momentum. The paper uses -0.75 to -0.5.
-      max_norm: The greatest length, in the units of x0. The paper uses 2.5 to 15.
-      eta: The fraction of the parallel part that is kept. The paper uses 0.
+      max_norm: The maximum norm of d', in the units of x0. The paper uses 2.5 to 15.
+      eta: The fraction of the parallel component that is kept. The paper uses 0.
       cond: The branch to move towards.
       uncond: The branch to move away from.
 
@@ -46,8 +46,8 @@ def apg(
       >>> print(gj.sample(keys, two, gj.apg(4.0, beta=0.0, max_norm=0.5), gj.ddim(), path, (2,)))
       [[1.  1.5]]
 
-    Reference: Sadat et al. 2024, arXiv:2410.02416, algorithm 1, with x0 as the prediction. diffusers adds scale times to u
-    where this adds scale - 1 times to c.
+    Reference: Sadat et al. 2024, arXiv:2410.02416, algorithm 1, with x0 as the prediction. This adds `scale - 1` times the
+    difference to c. diffusers adds `scale` times the difference to u.
     """
     difference = cfg(2.0, cond=cond, uncond=uncond)
     more = amplify(lambda level: jnp.asarray(at_level(scale, level)) - 1)

@@ -1,4 +1,4 @@
-"""Conditions that are drawn anew in every step, and networks that read a perturbation from their condition."""
+"""Conditions that are drawn in every step, and denoisers that read a time offset from their condition."""
 
 from collections.abc import Callable
 
@@ -22,7 +22,7 @@ def random_labels(classes: Count) -> Callable[[Step], Array]:
     `p(y) = 1 / classes`
 
     Args:
-      classes: Labels are 0..classes - 1.
+      classes: The number of classes. Labels are 0..classes - 1.
 
     Raises:
       ValueError: If classes is below 1.
@@ -45,7 +45,7 @@ def random_labels(classes: Count) -> Callable[[Step], Array]:
 
 @part()
 def retimed(denoise: Denoise) -> Denoiser:
-    """A denoiser whose condition is `(cond, offset [B])`: the network receives the time plus the offset. For `tsg`.
+    """A denoiser for `tsg`: its condition is `(cond, offset [B])`, and the network receives the time plus the offset.
 
     `D'(x, t, (cond, offset)) = D(x, t + offset, cond)`
 
@@ -53,7 +53,7 @@ def retimed(denoise: Denoise) -> Denoiser:
       denoise: The denoiser.
 
     Raises:
-      TypeError: If denoise is not a function; when called, if the condition is not such a pair.
+      TypeError: If denoise is not a function. When called, if the condition is not such a pair.
 
     Example:
       >>> later = gj.conditions.retimed(gj.denoiser(lambda x, t, cond: x * t[:, None], predicts="x0"))
@@ -61,7 +61,7 @@ def retimed(denoise: Denoise) -> Denoiser:
       [[0.5 ]
        [0.75]]
 
-    Reference: Sadat et al. 2024, arXiv:2407.02687, section 5, which moves the time's embedding; this moves the time.
+    Reference: Sadat et al. 2024, arXiv:2407.02687, section 5. The paper perturbs the time embedding; this perturbs the time.
     """
 
     def later(x: Array, level: NoiseLevel, cond: tuple[Cond, Array]) -> Prediction:
@@ -79,10 +79,10 @@ def time_noise(spread: NonNegativeScale) -> Callable[[Step], Array]:
     `offset = spread z`, with z standard normal
 
     Args:
-      spread: The standard deviation in the network's time.
+      spread: The standard deviation, in units of the network's time.
 
     Raises:
-      ValueError: If spread is negative or not finite; when called, if it is neither `()` nor `[B]`.
+      ValueError: If spread is negative or not finite. When called, if it is neither `()` nor `[B]`.
 
     Example:
       >>> noise = gj.conditions.time_noise(lambda level: 0.1 * level.t)

@@ -1,4 +1,4 @@
-"""What a guidance scale is calibrated by: a number for each noise level, known or measured, and the sums that measure it."""
+"""Calibration curves: the ratio of posterior variances at each noise level, known or measured, and the sums behind it."""
 
 from typing import Annotated, NamedTuple
 
@@ -16,12 +16,18 @@ __all__ = ["Calibration", "Curve"]
 
 
 class Curve(NamedTuple):
-    """How narrow the posterior of x0 is under the condition, relative to without it, at each noise level.
+    """The variance of x0 given x and the condition, relative to the variance given x alone, at each noise level.
 
-    `rho = Cov(x0 | x, y) / Cov(x0 | x)` along what guidance adds: near 0 while the condition is open, 1 once x shows it.
+    `rho = Cov(x0 | x, y) / Cov(x0 | x)`, along the direction of guidance. rho is near 0 while x does not determine the
+    condition, and 1 once it does.
 
-    `calibrate` measures one, and `oracles.GaussianMixture.curve` knows its own. Where the covariances are known, so is the
-    curve, as here of N(0, v_c) and N(0, v_u).
+    `calibrate` measures a curve. `oracles.GaussianMixture.curve` computes the exact one. If the covariances are known, compute
+    it from them. The example does so for N(0, v_c) and N(0, v_u).
+
+    Args:
+      ratio: The noise levels as `sigma / alpha`, `[S]`, in any order.
+      rho: The ratio of variances, `[S]`. Measured values are in (0, 1].
+      error: The standard error of rho, `[S]`. 0 if rho is known exactly.
 
     Example:
       >>> ratio, v_c, v_u = jnp.geomspace(0.002, 80.0, 100), 1.0, 2.0
@@ -31,17 +37,14 @@ class Curve(NamedTuple):
     """
 
     ratio: Array
-    """The noise levels, `sigma / alpha`, `[S]`, in any order."""
     rho: Array
-    """`[S]`; what `calibrate` measures is in (0, 1]."""
     error: ArrayLike = 0.0
-    """The standard error of rho, `[S]`; 0 where it is known."""
 
     def over_plateau(self) -> "Curve":
-        """`rho / min(1, plateau)`, at most 1; the plateau is the largest mean of rho over three neighbouring levels.
+        """`rho / min(1, plateau)`, at most 1. The plateau is the maximum mean of rho over three neighbouring levels.
 
-        For ideal networks rho is 1 at little noise, and this changes nothing. A learned unconditional network has not quite
-        inferred there what x shows: the difference is its error, and rho stays below 1.
+        For exact networks rho is 1 at low noise, and this changes nothing. A trained unconditional network has an error at low
+        noise, which keeps rho below 1.
         """
         rho = self.rho[jnp.argsort(self.ratio)]
         width = min(3, len(rho))
@@ -51,7 +54,14 @@ class Curve(NamedTuple):
 
 
 class Residuals(NamedTuple):
-    """Squared residuals of two predictions, a of the conditional and b of the unconditional one, summed over samples.
+    """Sums over samples of squared residuals: a of the conditional prediction, b of the unconditional one.
+
+    Args:
+      cond: `sum a`, `[S]`.
+      uncond: `sum b`, `[S]`.
+      cond_squared: `sum a a`, `[S]`.
+      product: `sum a b`, `[S]`.
+      uncond_squared: `sum b b`, `[S]`.
 
     Example:
       >>> a, b = jnp.array([1.0, 2.0]), jnp.array([2.0, 4.0])
@@ -60,23 +70,18 @@ class Residuals(NamedTuple):
     """
 
     cond: Array
-    """`sum a`, `[S]`, and so are all of these."""
     uncond: Array
-    """`sum b`."""
     cond_squared: Array
-    """`sum a a`."""
     product: Array
-    """`sum a b`."""
     uncond_squared: Array
-    """`sum b b`."""
 
     @classmethod
     def of(cls, a: Float[Array, "b"], b: Float[Array, "b"]) -> "Residuals":
-        """The sums of one level."""
+        """The sums of one level, from the squared residuals a and b of its samples."""
         return cls(*(value.sum() for value in (a, b, a * a, a * b, b * b)))
 
     def curve(self, ratio: Array) -> Curve:
-        """`rho = sum a / sum b`, and its standard error, `sqrt(sum (a - rho b)^2) / sum b`."""
+        """The curve `rho = sum a / sum b`, with standard error `sqrt(sum (a - rho b)^2) / sum b`, at levels `ratio`."""
         known = self.uncond > 0
         below = jnp.where(known, self.uncond, 1)
         rho = jnp.where(known, self.cond / below, 1)
@@ -85,14 +90,20 @@ class Residuals(NamedTuple):
 
 
 class Calibration(NamedTuple):
-    """What `calibrate` measured: sums over samples alone, so that those of batches, devices and processes add up.
+    """The result of `calibrate`. Every field is a sum over samples, so results of batches, devices and processes can be added.
 
-    `a + b`, `jax.lax.psum(a, "data")`, and `jax.tree.map(lambda s: s.sum(0), several)` are all the calibration of all samples.
-    It is itself a curve, `for_classes`.
+    Add them with `a + b`, `jax.lax.psum(a, "data")` or `jax.tree.map(lambda s: s.sum(0), several)`. Its `ratio`, `rho` and
+    `error` are those of `for_classes`, so it can be used as a curve.
+
+    Args:
+      samples: The number of samples, `[S]`.
+      log_ratio: `log(sigma / alpha)`, `[S]`, summed over samples.
+      along: The residuals along the direction of guidance, weighted by its length.
+      entire: The residuals in all directions.
 
     Raises:
-      ValueError: When two are added that were measured at other levels.
-      TypeError: When something else is added.
+      ValueError: If two calibrations with different noise levels are added.
+      TypeError: If anything but a `Calibration` is added.
 
     Example:
       >>> sums = gj.guidance.curves.Residuals(*jnp.array([[1.0], [2.0], [1.0], [2.0], [4.0]]))
@@ -102,13 +113,9 @@ class Calibration(NamedTuple):
     """
 
     samples: Array
-    """How many, `[S]`."""
     log_ratio: Array
-    """`log(sigma / alpha)`, `[S]`, summed over samples like all else."""
     along: Residuals
-    """Residuals along what guidance adds, weighted by its length."""
     entire: Residuals
-    """Residuals in all directions."""
 
     def __add__(self, other: "Calibration") -> "Calibration":  # pyright: ignore[reportIncompatibleMethodOverride]
         check_addable(self, other)
@@ -116,7 +123,7 @@ class Calibration(NamedTuple):
 
     @property
     def ratio(self) -> Array:
-        """The noise levels, `sigma / alpha`, `[S]`."""
+        """The noise levels as `sigma / alpha`, `[S]`."""
         return jnp.exp(self.log_ratio / self.samples)
 
     @property
@@ -131,23 +138,26 @@ class Calibration(NamedTuple):
 
     @property
     def for_classes(self) -> Curve:
-        """Where the conditional network meets its condition and diversity counts: `projected`, over its plateau."""
+        """The curve for class labels: `projected`, divided by its plateau.
+
+        It suits conditional networks that follow their condition well, where diversity matters.
+        """
         return self.projected.over_plateau()
 
     @property
     def for_prompts(self) -> Curve:
-        """Where the condition has to be met: `whole`, at most 1. It guides more at much noise."""
+        """The curve for prompts: `whole`, at most 1. It guides more at high noise, to follow the condition."""
         curve = self.whole
         return curve._replace(rho=jnp.minimum(curve.rho, 1))
 
     @property
     def rho(self) -> Array:
-        """That of `for_classes`, `[S]`."""
+        """The rho of `for_classes`, `[S]`."""
         return self.for_classes.rho
 
     @property
     def error(self) -> Array:
-        """Its standard error, `[S]`."""
+        """The standard error of `rho`, `[S]`."""
         return jnp.asarray(self.for_classes.error)
 
 
@@ -156,4 +166,4 @@ _IS_CURVE = Kind(
     "a Calibration or a Curve", lambda v: isinstance(v, Calibration | Curve), hint=_MEASURED, also=check_form_of_curve
 )
 CurveLike = TypeAliasType("CurveLike", Annotated[Calibration | Curve, _IS_CURVE])
-"""Where guidance helps, measured or known."""
+"""A `Calibration`, or a `Curve`."""

@@ -1,4 +1,4 @@
-"""Feedback guidance: a scale per sample, estimated from the sample's own path."""
+"""Feedback guidance: one scale per sample, estimated from its path."""
 
 from typing import Annotated, NamedTuple
 
@@ -23,12 +23,19 @@ MaxScale = TypeAliasType("MaxScale", Annotated[ArrayLike | Level, scale_kind(abo
 
 
 class Track(NamedTuple):
-    """Where the path was last seen, what both branches predicted there, and the posterior of the condition."""
+    """The state of `feedback`: the last point of the path, both predictions there, and the posterior estimate.
+
+    Args:
+      log_q: The logarithm of q, `[B]`.
+      number: The number of the step; -1 before the first step.
+      level: The noise level of the point.
+      x: The point, `[B, ...]`.
+      cond: The conditional x0-prediction, `[B, ...]`.
+      uncond: The unconditional x0-prediction, `[B, ...]`.
+    """
 
     log_q: Array
-    """`[B]`."""
     number: Array
-    """Of the step; -1 before the first."""
     level: NoiseLevel
     x: Array
     cond: Array
@@ -45,20 +52,20 @@ def feedback(
     cond: Branch = "cond",
     uncond: Branch = "uncond",
 ) -> Guidance:
-    """Feedback guidance: a scale for each sample, from what its own path says of the condition.
+    """Feedback guidance: one scale per sample, from an estimate of how well its path fits the condition.
 
-    `D = u + w d`, `w = q / (q - (1 - prior))`, and after a step from x to x', whose kernels are N(mu_c, s^2) and N(mu_u, s^2),
-    `log q <- log q - temperature (|x' - mu_c|^2 - |x' - mu_u|^2) / (2 s^2) + offset`,
-    kept below 3 and where w is at most `max_scale`.
+    `D = u + w d`, `w = q / (q - (1 - prior))`. After a step from x to x', with kernels N(mu_c, s^2) and N(mu_u, s^2),
+    `log q <- log q - temperature (|x' - mu_c|^2 - |x' - mu_u|^2) / (2 s^2) + offset`.
+    log q is clipped to at most 3, and from below so that w is at most `max_scale`.
 
-    At temperature 1 and offset 0, q is the ratio p(x | y) / p(x) along the path of `ddpm`; elsewhere it is an estimate.
+    At temperature 1 and offset 0, q is the ratio p(x | y) / p(x) along the path of `ddpm`. Otherwise it is an estimate.
 
     Args:
-      prior: The share of p(x | y) in what the conditional model learnt, the rest being p(x), in (0, 1]; 1 is the conditional
-        model.
-      temperature: How much a step counts.
-      offset: What each step adds to log q; a negative number lets guidance grow with time.
-      max_scale: The largest w, above 1.
+      prior: The weight of p(x | y) in the mixture that the conditional model learned, in (0, 1]. The rest is p(x). 1 is the
+        conditional model.
+      temperature: The weight of each step in log q.
+      offset: The constant that each step adds to log q. A negative number makes guidance grow with time.
+      max_scale: The maximum w, above 1.
       cond: The branch to move towards.
       uncond: The branch to move away from.
 
@@ -81,9 +88,9 @@ def feedback(
         pi, tau, delta, top = (at(scale, context) for scale in (prior, temperature, offset, max_scale))
         before = expand(track.log_q, context.x)
         log_q = before - tau * _evidence(track, context) + delta
-        # At prior 1 w is 1 for every q, and exp(-log_q) has to stay finite.
+        # At prior 1, w is 1 for every q. The bound -80 keeps exp(-log_q) finite.
         lowest = jnp.maximum(jnp.log((1 - pi) * top / (top - 1)), -80)
-        # Only where a step has gone by: neither at the first evaluation nor at a corrector's.
+        # Update log q only after a step: not at the first evaluation, and not at a corrector's evaluation.
         stepped = (track.number >= 0) & (number > track.number)
         log_q = jnp.where(stepped, jnp.clip(log_q, lowest, 3), before)
         w = 1 / (1 - (1 - pi) * jnp.exp(-log_q))
@@ -96,11 +103,11 @@ def feedback(
 
 
 def _evidence(track: Track, context: Context) -> Array:
-    """`(|x' - mu_c|^2 - |x' - mu_u|^2) / (2 s^2)`, x' where the path is now, by the kernel of `ddpm` from where it was."""
+    """`(|x' - mu_c|^2 - |x' - mu_u|^2) / (2 s^2)` at the current point x', by the kernel of `ddpm` from the last point."""
     x, level = context.x, context.step.level
     q = contraction(track.level, level)
     move, variance = level.alpha * (1 - q**2), level.sigma**2 * (1 - q**2)
-    # q^2 alpha' / alpha, from alpha = 0 too.
+    # The factor is q^2 alpha' / alpha, in a form that is finite at alpha = 0.
     mu_u = q * (level.sigma / track.level.sigma) * track.x + move * track.uncond
     shift = move * (track.cond - track.uncond)
     # |x' - mu_c|^2 - |x' - mu_u|^2 = |shift|^2 - 2 <x' - mu_u, shift>.

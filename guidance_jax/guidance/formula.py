@@ -1,4 +1,4 @@
-"""A method is its formula: what it makes of the branches, as its paper writes it."""
+"""Guidance methods from their formulae: `source`, `direction` and `stateless`."""
 
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -22,7 +22,7 @@ Formula = TypeAliasType(
         Callable[..., Any], function_kind(hint="it takes the predictions of the branches, in order, and the scales, by name.")
     ],
 )
-"""The formula of a method: from predictions and scales to a prediction, or to the new x0."""
+"""A function of predictions and scales that returns a prediction or the new x0."""
 Update = TypeAliasType(
     "Update",
     Annotated[
@@ -42,19 +42,20 @@ def _takes(who: str) -> Rule:
 def source(formula: Formula, /, *branches: Branch, **scales: Scale) -> Guidance:
     """A guidance from its formula: write your own method in one line.
 
-    `D <- D + (formula - base)`: it adds what the formula changes, so guidances compose in a `chain`.
+    `D <- D + (formula - base)`. It adds the difference between the formula and the base, so guidances compose in a `chain`.
 
-    Predictions are vectors, and scales are numbers or one per sample: `u + w * (c - u)`. A formula that is not linear reads
-    `c.x0` and returns an array, the new x0, from which eps follows: `norm(c.x0 - u.x0)`.
+    A formula computes with predictions as vectors: `u + w * (c - u)`. A scale is one number, or one per sample. A nonlinear
+    formula reads the field `x0`, as in `norm(c.x0 - u.x0)`, and returns an array: the new x0. eps is then computed from x0
+    and x.
 
     Args:
-      formula: Takes the predictions of the branches, in order, and the scales, by name.
+      formula: A function of the predictions, in the order of the branches, and of the scales, by name.
       *branches: The names of the branches.
       **scales: The scales of the formula.
 
     Raises:
-      TypeError: If an argument is of another type; when called, if the formula returns something else.
-      ValueError: If a scale is not finite, or neither `()` nor `[B]`; when called, if the formula's value is not shaped as x.
+      TypeError: If an argument has the wrong type. When called, if the formula returns neither a prediction nor an array.
+      ValueError: If a scale is not finite, or neither `()` nor `[B]`. When called, if the result has another shape than x.
 
     Example:
       >>> mine = gj.source(lambda c, u, w: u + w * (c - u), "cond", "uncond", w=7.5)
@@ -73,16 +74,16 @@ def source(formula: Formula, /, *branches: Branch, **scales: Scale) -> Guidance:
 
 @part(_takes("direction"))
 def direction(formula: Formula, /, *branches: Branch, **scales: Scale) -> Guidance:
-    """A guidance from what it adds: `D <- D + formula`. Otherwise as `source`.
+    """A guidance that adds its formula to the prediction: `D <- D + formula`. Otherwise it is like `source`.
 
     Args:
-      formula: Takes the predictions of the branches, in order, and the scales, by name.
+      formula: A function of the predictions, in the order of the branches, and of the scales, by name.
       *branches: The names of the branches.
       **scales: The scales of the formula.
 
     Raises:
-      TypeError: If an argument is of another type; when called, if the formula returns something else.
-      ValueError: If a scale is not finite, or neither `()` nor `[B]`; when called, if the formula's value is not shaped as x.
+      TypeError: If an argument has the wrong type. When called, if the formula returns neither a prediction nor an array.
+      ValueError: If a scale is not finite, or neither `()` nor `[B]`. When called, if the result has another shape than x.
 
     Example:
       >>> mine = gj.direction(lambda c, p, k: k * (c - p), "cond", "perturbed", k=3.0)
@@ -98,7 +99,7 @@ def direction(formula: Formula, /, *branches: Branch, **scales: Scale) -> Guidan
 
 
 def _evaluated(formula: Formula, branches: tuple[str, ...], scales: dict[str, Scale], context: Context) -> Prediction | Array:
-    """The value of a formula at the predictions of the branches, checked."""
+    """The checked value of a formula at the predictions of the branches."""
     predictions = [context.branches[name] for name in branches]
     weights = {name: at(scale, context) for name, scale in scales.items()}
     with noting("the formula", predictions=predictions, scales=weights):
@@ -116,25 +117,25 @@ def stateless(
     own_space: str | None = None,
     shapes: bool = False,
 ) -> Guidance:
-    """A guidance that remembers nothing, from its update alone.
+    """A guidance without a state, from its update function.
 
-    An update that returns an array gives the new x0, and eps follows from x: `alpha x0 + sigma eps` stays what it was. One
-    that returns a `Prediction` gives both.
+    An update may return an array, the new x0. eps is then computed so that `alpha x0 + sigma eps` does not change. An update
+    may also return a `Prediction`, with its own eps.
 
     Args:
       update: `(prediction, context) -> ` the new x0, or a prediction.
-      needs: The names of the branches that it reads.
-      derivatives: The branches whose `context.pullback` or `context.jvp` it uses; None in it stands for the base.
-      own_space: The name of the method, if it has a space of its own and so no place inside `in_space`.
-      shapes: Whether it only changes what others have added.
+      needs: The names of the branches that `update` reads.
+      derivatives: The branches whose `context.pullback` or `context.jvp` it uses. None in it stands for the base.
+      own_space: The name of the method, if it fixes its own space and cannot be used inside `in_space`. Otherwise None.
+      shapes: Whether it only changes what other parts have added.
 
     Raises:
-      TypeError: If update is not a function of two arguments, or needs is a single string; when called, if update returns
-        something else.
-      ValueError: When called, if what update returns is not shaped as x.
+      TypeError: If update is not a function of two arguments, or needs is a single string. When called, if update returns
+        neither a prediction nor an array.
+      ValueError: When called, if the result of update has another shape than x.
 
     Example:
-      >>> halve = gj.stateless(lambda prediction, context: prediction.x0 / 2)  # eps follows
+      >>> halve = gj.stateless(lambda prediction, context: prediction.x0 / 2)  # eps is computed from x0
       >>> sorted(halve.needs)
       []
     """
@@ -148,7 +149,7 @@ def stateless(
 
 
 def follow(guided: Prediction | Array, before: Prediction, level: NoiseLevel) -> Prediction:
-    """A prediction, or that of another x0, whose eps moves along: `alpha x0 + sigma eps` stays what it was."""
+    """`guided` itself if it is a prediction. Otherwise the prediction with this x0, and eps such that x does not change."""
     if isinstance(guided, Prediction):
         return guided
     x0 = jnp.asarray(guided, before.x0.dtype)

@@ -1,4 +1,4 @@
-"""Guidance by the gradient of a noise-aware log-probability, `log_prob(x, level) -> [B]`: a classifier, an energy, a reward."""
+"""Guidance by the gradient of a noise-aware `log_prob(x, level) -> [B]`: of a classifier, an energy or a reward."""
 
 from typing import Any
 
@@ -18,20 +18,20 @@ from guidance_jax.noise import ancestral, contraction
 
 @part()
 def classifier(log_prob: LogProb, scale: Scale) -> Guidance:
-    """Classifier guidance in its score form, for any sampler.
+    """Classifier guidance in score form, for any sampler.
 
     `eps <- eps - scale sigma grad log p(y | x_t)`, `x0 <- x0 + scale sigma^2 / alpha grad log p(y | x_t)`
 
-    The gradient is taken at `(x_t, t)`. At alpha = 0 x_t holds nothing of y, and x0 stays as it is. Several classifiers are a
-    chain of them.
+    The gradient is taken at `(x_t, t)`. At alpha = 0, x_t does not depend on y, and x0 is unchanged. For several classifiers,
+    use a `chain` with one `classifier` for each.
 
     Args:
       log_prob: `(x, level) -> [B]`: `scores.class_log_prob(classify, labels)`, or any other log-probability or reward.
-      scale: 1 is Bayes' rule, 0 no guidance.
+      scale: 1 is Bayes' rule, 0 is no guidance.
 
     Raises:
-      TypeError: If log_prob is not a function of x and a level; when called, if it does not return floating numbers.
-      ValueError: If scale is neither `()` nor `[B]`; when called, if log_prob does not return `[B]`.
+      TypeError: If log_prob is not a function of x and a level. When called, if it does not return floating numbers.
+      ValueError: If scale is neither `()` nor `[B]`. When called, if log_prob does not return `[B]`.
 
     Example:
       >>> mixture = gj.oracles.GaussianMixture(jnp.array([[-2.0], [2.0]]), jnp.ones((2, 1, 1)), jnp.ones(2), jnp.arange(2))
@@ -55,29 +55,30 @@ def classifier(log_prob: LogProb, scale: Scale) -> Guidance:
 def mean_shift(
     log_prob: LogProb, scale: Scale, *, variance: ReverseVariance = "small", at_mean: bool = False, last: bool = False
 ) -> Guidance:
-    """Classifier guidance in its mean-shift form: the mean of the reverse step moves by its variance times the gradient.
+    """Classifier guidance in mean-shift form: the mean of the reverse step moves by its variance times the gradient.
 
     `mu <- mu + scale s^2 grad log p(y | x_t)`
 
-    s^2 is the variance of `ddpm(variance)`. It is exactly so with that sampler. With another it is the same shift of x0,
-    `scale s^2 / (alpha' (1 - q^2)) grad log p(y | x_t)`, and eps follows.
+    s^2 is the variance of `ddpm(variance)`. With that sampler the formula is exact. With another sampler, x0 shifts by the same
+    `scale s^2 / (alpha' (1 - q^2)) grad log p(y | x_t)`, and eps is computed from x0.
 
-    `ddpm` draws nothing in the step to sigma' = 0, and so nothing moves there. ADM's released code draws nothing either, but
-    moves the mean by the variance that it clips there: for "large" the small one of the step before, for "learned" between
-    that and sigma^2, for "small" 0. With `last` this does so too.
+    In the step to sigma' = 0, `ddpm` has variance 0, so the mean does not move. ADM's released code moves it by a clipped
+    variance, and so does this method with `last`. For "small" the clipped variance is 0. For "large" it is the small variance
+    of the step before. For "learned" it lies between that and sigma^2.
 
     Args:
       log_prob: `(x, level) -> [B]`.
       scale: 0 is no guidance.
-      variance: "small", "large" or "learned", as the sampler's; `ddpm("learned")` and this one make ADM-G.
-      at_mean: Whether to take the gradient at the unguided mean and the next level, as the paper derives it, and not at
-        `(x_t, t)`, as its released code does.
-      last: Whether the mean of the step to sigma' = 0 moves, as in the released code; not in a run of that step alone.
+      variance: "small", "large" or "learned", the same as the sampler's. With `ddpm("learned")` this method is ADM-G.
+      at_mean: True takes the gradient at the unguided mean and the next level, as the paper derives it. False takes it at
+        `(x_t, t)`, as the released code does.
+      last: Whether the mean moves in the step to sigma' = 0, as in the released code. It does not move in a run of only that
+        step.
 
     Raises:
-      TypeError: If log_prob is not a function of x and a level; when called, if it does not return floating numbers.
-      ValueError: If scale is neither `()` nor `[B]`, or variance is unknown; when called, if log_prob does not return `[B]`,
-        or variance is learned and the network predicts none.
+      TypeError: If log_prob is not a function of x and a level. When called, if it does not return floating numbers.
+      ValueError: If scale is neither `()` nor `[B]`, or variance is unknown. When called, if log_prob does not return `[B]`,
+        or variance is learned and the network does not predict one.
 
     Example:
       >>> print(gj.mean_shift(lambda x, level: -(x**2).sum(1), 1.0, variance="large").own_space)
@@ -92,7 +93,7 @@ def mean_shift(
         mean = after.alpha * base.x0 + q * after.sigma * base.eps
         where = (mean, after) if at_mean else (context.x, context.level)
         gradient = scores.classifier_score(log_prob, *where)
-        # s^2 / (1 - q^2), which is 0 to sigma' = 0.
+        # s^2 / (1 - q^2). It is 0 in the step to sigma' = 0.
         spread = ancestral(variance, base.variance, level, after) ** 2
         if last:
             spread = jnp.where(after.sigma > 0, spread, _clipped(variance, base.variance, before, level, after))
@@ -100,13 +101,13 @@ def mean_shift(
         shift = divide(spread, after.alpha) * at(scale, context) * gradient
         return follow(d.x0 + shift, d, context.level), before
 
-    # With `last` it remembers the small variance of the step before.
+    # With `last`, the state is the small variance of the step before.
     init = lambda x: jnp.zeros((), x.dtype) if last else ()
     return Guidance(frozenset(), init, update, own_space="mean_shift")
 
 
 def _clipped(variance: str, share: Array | None, before: Array, level: NoiseLevel, after: NoiseLevel) -> Array:
-    """ADM's variance of the step to sigma' = 0, from the small variance of the step before; 0 without one."""
+    """ADM's variance of the step to sigma' = 0, from the small variance of the step before; 0 if there was no such step."""
     if variance == "small":
         return jnp.zeros_like(before)
     large = (level.sigma * after.alpha) ** 2 / (level.alpha**2 + level.sigma**2)
@@ -115,19 +116,20 @@ def _clipped(variance: str, share: Array | None, before: Array, level: NoiseLeve
 
 
 def add_score(d: Prediction, gradient: Array, level: NoiseLevel) -> Prediction:
-    """The prediction under the score plus a gradient: `x0 + sigma^2 / alpha g`, `eps - sigma g`; x0 as it is at alpha = 0."""
+    """The prediction for the score plus g: `x0 + sigma^2 / alpha g`, `eps - sigma g`. At alpha = 0, x0 is unchanged."""
     alpha, sigma = expand(level.alpha, gradient), expand(level.sigma, gradient)
     return d + Prediction(x0=divide(sigma, alpha) * sigma * gradient, eps=-sigma * gradient)
 
 
 @part()
 def reg(guidance: Guidance) -> Guidance:
-    """Rectified gradient guidance: a guidance whose change is weighted by how much the base's x0 answers to x.
+    """Rectified gradient guidance: multiply the change of a guidance by the derivative of the base's x0 with respect to x.
 
-    `change <- change (1 - sigma d(sum eps)/dx)`, elementwise; the same factor is `alpha d(sum x0)/dx`, one pullback of ones.
+    `change <- change (1 - sigma d(sum eps)/dx)`, elementwise. The factor equals `alpha d(sum x0)/dx`. It takes one backward
+    pass through the network.
 
     Args:
-      guidance: Its change is weighted; `cfg(scale)` in the paper.
+      guidance: The guidance whose change is multiplied. The paper uses `cfg(scale)`.
 
     Raises:
       TypeError: If guidance is not a guidance.

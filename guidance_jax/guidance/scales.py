@@ -193,7 +193,7 @@ def calibrated(curve: CurveLike, scale: PerSample, *, threshold: NonNegative = 0
     Args:
       curve: The result of `calibrate` (for prompts, its `for_prompts`), or a known `Curve`.
       scale: The exponent of `p(x | y)` in the law, `()` or `[B]`.
-      threshold: w is set to 1 if `|w - 1|` is below this, `()`. `unless_one` then skips the unconditional branch.
+      threshold: The scale is 1 where `|w - 1|` is below this, `()`. `unless_one` then skips the unconditional branch.
 
     Raises:
       ValueError: If scale is not finite, threshold is negative, curve is not a valid curve, or `rho + scale (1 - rho)` is not

@@ -1,6 +1,6 @@
-"""The types that every layer shares, and nothing else.
+"""The types that all layers share.
 
-Every process is `x_t = alpha(t) x_0 + sigma(t) eps`. The leading axis of `x` is samples, and nothing ever reduces over it.
+Every process is `x_t = alpha(t) x_0 + sigma(t) eps`. The leading axis of `x` is samples. No operation reduces over it.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 def pytree(kind: type[T]) -> type[T]:
-    """Registers a dataclass whose fields are all children. Unflattening checks and computes nothing."""
+    """Register a dataclass as a pytree with all fields as children. Unflattening does not call its constructor."""
     names = tuple(field.name for field in dataclasses.fields(kind))  # pyright: ignore[reportArgumentType]
     keys = [jax.tree_util.GetAttrKey(name) for name in names]
 
@@ -39,30 +39,30 @@ def pytree(kind: type[T]) -> type[T]:
 
 
 class Replaceable:
-    """What all dataclasses here share."""
+    """The method `replace`, for the dataclasses of this module."""
 
     __slots__ = ()
 
     def replace(self: T, **changes: Any) -> T:
-        """The same with some fields changed."""
+        """A copy with the given fields changed."""
         return dataclasses.replace(self, **changes)  # pyright: ignore[reportArgumentType]
 
 
 @pytree
 @dataclasses.dataclass(frozen=True)
 class NoiseLevel(Replaceable):
-    """A point of the process, `x = alpha x_0 + sigma eps`.
+    """A noise level of the process `x = alpha x_0 + sigma eps`.
 
-    With a leading axis it is one level per sample, or a path: a sequence of levels, `path[3]`, `len(path)`,
+    With a leading axis it is one level per sample, or a path. A path is a sequence of levels: `path[3]`, `len(path)`,
     `for level in path`. A slice of a path is a path.
 
     Args:
-      t: What the network receives (0..999, `log(sigma) / 4`, `[0, 1]`), as in training.
-      alpha: The factor of the data.
-      sigma: The factor of the noise.
+      t: The time that the network receives, as in training: 0..999, `log(sigma) / 4` or [0, 1]. `()`, `[B]` or `[steps + 1]`.
+      alpha: The factor of the data, shaped as t.
+      sigma: The factor of the noise, shaped as t.
 
     Raises:
-      IndexError: From `path[place]`, if the place is beyond the path.
+      IndexError: From `path[place]`, if place is outside the path.
 
     Example:
       >>> print(gj.NoiseLevel(t=jnp.array(0.5), alpha=jnp.array(0.5), sigma=jnp.array(0.75)).ratio)
@@ -78,12 +78,12 @@ class NoiseLevel(Replaceable):
 
     @property
     def ratio(self) -> Array:
-        """`sigma / alpha`, the sigma of EDM: infinite where alpha = 0. Intervals are given in this unit."""
+        """`sigma / alpha`, the sigma of EDM, infinite at alpha = 0. Intervals of noise levels use this quantity."""
         signal = self.alpha > 0
         return jnp.where(signal, self.sigma / jnp.where(signal, self.alpha, 1), jnp.inf)
 
     def __getitem__(self: T, place: Any) -> T:
-        # JAX takes the last entry for a place beyond it.
+        # JAX itself returns the last entry for an index outside the array.
         if isinstance(place, int) and not -len(self) <= place < len(self):  # pyright: ignore[reportArgumentType]
             raise IndexError(f"levels[{place}] is beyond a path of {len(self)} levels.")  # pyright: ignore[reportArgumentType]
         return jax.tree.map(lambda field: field[place], self)
@@ -101,10 +101,10 @@ class NoiseLevel(Replaceable):
 @pytree
 @dataclasses.dataclass(frozen=True)
 class PathEnd(NoiseLevel):
-    """The end of a path, where a run starts from data: `schedules.strength` and `schedules.below` make it.
+    """The end of a path, for runs that start from data. `schedules.strength` and `schedules.below` make it.
 
-    Samplers and guidances treat it as any other path. What a run draws on it differs from what a run of the whole path
-    draws with the same keys, since that run may have made the data. A slice of it is one too.
+    Samplers and guidances treat it as any other path. A run on it draws other noise than a run of the whole path with the same
+    keys, since that run may have made the data. A slice of it is a `PathEnd` too. Its fields are those of `NoiseLevel`.
 
     Example:
       >>> path = gj.schedules.strength(gj.levels(gj.schedules.edm(), 10, gj.spacings.karras()), 0.5)
@@ -120,16 +120,17 @@ class PathEnd(NoiseLevel):
 @pytree
 @dataclasses.dataclass(frozen=True)
 class Prediction(Replaceable):
-    """What a denoiser predicts at `x`: both parts of `x = alpha x0 + sigma eps`, each `[B, ...]`.
+    """The prediction of a denoiser at `x`: the two terms of `x = alpha x0 + sigma eps`.
 
-    Predictions add, subtract and scale, so a guidance formula reads as in its paper: `u + w * (c - u)`.
-    `x0` and `eps` are kept apart because some methods renoise with a different `eps` than `x0` implies.
+    Predictions can be added, subtracted and scaled, so a guidance formula reads as in its paper: `u + w * (c - u)`.
+    `x0` and `eps` are separate fields because some methods renoise with a different `eps` than `x0` implies.
 
     Args:
-      x0: The clean data.
-      eps: The noise.
-      variance: For networks that learn the variance of the reverse step: where its logarithm lies between that of the
-        small variance (0) and that of the large one (1). Arithmetic keeps the left operand's.
+      x0: The clean data, `[B, ...]`.
+      eps: The noise, `[B, ...]`.
+      variance: The learned variance of the reverse step, `[B, ...]`: where its logarithm lies between those of the small
+        variance (0) and of the large variance (1). None if the network does not predict it. Arithmetic keeps that of the left
+        operand.
 
     Example:
       >>> c = gj.Prediction(x0=jnp.ones((2, 3)), eps=jnp.zeros((2, 3)))
@@ -152,7 +153,7 @@ class Prediction(Replaceable):
         return Prediction(self.x0 - other.x0, self.eps - other.eps, self.variance)
 
     def __rmul__(self, scale: ArrayLike) -> "Prediction":
-        """`scale * prediction`, with one scale for all samples, `()`, or one per sample, `[B]`."""
+        """`scale * prediction`, with one scale, `()`, or one scale per sample, `[B]`."""
         w = jnp.asarray(scale, self.x0.dtype)
         w = w.reshape(w.shape + (1,) * (self.x0.ndim - 1)) if w.ndim == 1 else w
         return Prediction(w * self.x0, w * self.eps, self.variance)
@@ -164,11 +165,19 @@ class Prediction(Replaceable):
 
 
 Denoiser = Callable[[Array, NoiseLevel, Cond], Prediction]
-"""`(x [B, ...], level, cond) -> Prediction`. `level` is scalar in sampling; one level per sample, `[B]`, also works."""
+"""`(x [B, ...], level, cond) -> Prediction`. In sampling, `level` is `()`. One level per sample, `[B]`, also works."""
 
 
 class Step(NamedTuple):
     """A step of the sampler.
+
+    Args:
+      number: The number of the step, counted from 0 at the start of the run. A run that continues from the `State` of another
+        run continues its count.
+      level: The level where the step begins.
+      next: The level where the step ends.
+      keys: The PRNG keys of the run, `[B]`, the same in every step. `step_keys(step)` makes keys of this step for a guidance.
+      drawn: The level that `step_keys` uses, if it is not `level`. An ODE uses it to guide with the same draws at all levels.
 
     Example:
       >>> level, after = gj.schedules.flow()(1.0), gj.schedules.flow()(0.5)
@@ -178,23 +187,23 @@ class Step(NamedTuple):
     """
 
     number: Array
-    """Counted from 0 at the start of the run, wherever among the noise levels that is. A run that goes on from the `State` of
-    another counts on."""
     level: NoiseLevel
-    """The level at which it begins."""
     next: NoiseLevel
-    """The level at which it ends."""
     keys: Array
-    """The run's PRNG keys, `[B]`, the same in every step: `step_keys(step)` makes keys of this step for a guidance."""
     drawn: NoiseLevel | None = None
-    """The level whose noise `step_keys` draws, if it is not `level`: an ODE is guided by the same draws everywhere."""
 
 
 class Branches(NamedTuple):
-    """One denoiser and the named conditions it is evaluated under, together, in one call.
+    """One denoiser and the named conditions under which it is evaluated, in one call.
 
     For several networks, use a tuple of `Branches`. The first branch is the base. It is used wherever guidance is off.
-    A condition that is a function is called with the `Step` and returns the condition of that step.
+    A condition may be a function. It is called with the `Step` and returns the condition of that step.
+
+    Args:
+      denoise: `(x [B, ...], level, cond) -> Prediction`.
+      conds: The conditions by name, the base's first. All have one structure, with `[B, ...]` leaves.
+      batched: Whether all conditions are evaluated in one batch. False evaluates them one after another, which needs less
+        memory.
 
     Example:
       >>> denoise = gj.denoiser(lambda x, t, y: 0 * x, predicts="x0")
@@ -204,11 +213,8 @@ class Branches(NamedTuple):
     """
 
     denoise: Denoiser
-    """`(x [B, ...], level, cond) -> Prediction`."""
     conds: dict[str, Cond]
-    """By name, the base's first; all of one structure, their leaves `[B, ...]`."""
     batched: bool = True
-    """False: one condition after another, for networks that do not fit into memory twice."""
 
 
 def _flattened(branches: Branches) -> tuple[tuple[Any, ...], tuple[tuple[str, ...], bool]]:
@@ -220,21 +226,33 @@ def _unflattened(static: tuple[tuple[str, ...], bool], children: tuple[Any, ...]
     return Branches(children[0], dict(zip(names, children[1:], strict=True)), batched)
 
 
-# As data the conditions keep their order, of which the base is the first: JAX sorts the keys of a dictionary.
+# JAX sorts the keys of a dictionary. This registration keeps the order of the conditions, since the first one is the base.
 jax.tree_util.register_pytree_node(Branches, _flattened, _unflattened)
 
 
 class Derivative(NamedTuple):
-    """The derivative of a branch's x0 in x, from the forward pass that made the prediction."""
+    """The derivative of a branch's x0 with respect to x, from the forward pass that made the prediction.
+
+    Args:
+      jvp: Maps a tangent of x, `[B, ...]`, to the tangent of x0.
+      pullback: Maps a cotangent of x0, `[B, ...]`, to the gradient in x.
+    """
 
     jvp: Callable[[Array], Array]
-    """A tangent of x, `[B, ...]`, to that of x0."""
     pullback: Callable[[Array], Array]
-    """A cotangent of x0, `[B, ...]`, to its gradient in x."""
 
 
 class Context(NamedTuple):
-    """All that a guidance may read.
+    """The data that a guidance may read.
+
+    Args:
+      x: The samples at which all predictions are made, `[B, ...]`.
+      level: The level of `x`. It is the step's, except in later evaluations of a step (Heun's corrector).
+      step: The step of the sampler.
+      base: The prediction of the first branch, before guidance.
+      branches: The prediction of each needed branch, by name. In steps that do not want a branch, it is the base's prediction.
+      derivatives: The derivatives of the branches that the guidance names in `derivatives`, by name. None stands for the base.
+      space: The parameterisation that the field `x0` of the predictions holds: "x0", or another one inside `in_space`.
 
     Example:
       >>> def update(prediction, context):
@@ -245,19 +263,12 @@ class Context(NamedTuple):
     """
 
     x: Float[Array, "b ..."]
-    """Where all the predictions are made."""
     level: NoiseLevel
-    """The level of `x`: the step's, except in the later evaluations of a step (Heun's corrector)."""
     step: Step
-    """The sampler's step."""
     base: Prediction
-    """The first branch's prediction, as the network made it."""
     branches: Mapping[str, Prediction]
-    """The prediction of each branch that a guidance needs. In steps that do not want it, this is the base's."""
     derivatives: Mapping[str | None, Derivative] = {}
-    """By the name of the branch, None for the base: of those that a guidance asks for."""
     space: str = "x0"
-    """What the x0 of the predictions holds: another parameterisation inside `in_space`."""
 
     def __getitem__(self, name: Any) -> Any:
         """The prediction of a branch, by name."""
@@ -265,15 +276,15 @@ class Context(NamedTuple):
 
     @property
     def next(self) -> NoiseLevel:
-        """The level at which the sampler's step ends."""
+        """The level where the sampler's step ends."""
         return self.step.next
 
     def pullback(self, cotangent: Array, branch: str | None = None) -> Array:
-        """The gradient in x of `<cotangent, x0>`: one backward pass.
+        """The gradient of `<cotangent, x0>` with respect to x, by one backward pass.
 
         Args:
-          cotangent: Shaped as x, `[B, ...]`.
-          branch: The branch whose x0 it is; None for the base.
+          cotangent: The cotangent of x0, `[B, ...]`.
+          branch: The branch of x0. None is the base.
         """
         return self.derivatives[branch].pullback(cotangent.astype(self.x.dtype))
 
@@ -281,14 +292,22 @@ class Context(NamedTuple):
         """The derivative of x0 along a tangent of x.
 
         Args:
-          tangent: Shaped as x, `[B, ...]`.
-          branch: The branch whose x0 it is; None for the base.
+          tangent: The tangent of x, `[B, ...]`.
+          branch: The branch of x0. None is the base.
         """
         return self.derivatives[branch].jvp(tangent.astype(self.x.dtype))
 
 
 class State(NamedTuple):
-    """What the loop carries from step to step, and what a run can go on from.
+    """The state of a run, which the loop carries from step to step. Another run can continue from it.
+
+    Args:
+      x: The samples at the current level, `[B, ...]`.
+      memory: The memory of the sampler.
+      guidance: The state of the guidance.
+      evaluations: The number of network evaluations so far, per sample.
+      x0: The last guided x0-prediction, `[B, ...]`.
+      number: The number of steps so far.
 
     Example:
       >>> state = gj.State(jnp.ones((1, 2)), memory=(), guidance=(), evaluations=jnp.int32(0), x0=jnp.zeros((1, 2)))
@@ -297,30 +316,27 @@ class State(NamedTuple):
     """
 
     x: Float[Array, "b ..."]
-    """The samples, at the level that the run has come to."""
     memory: Any
-    """The sampler's."""
     guidance: Any
-    """The guidance's."""
     evaluations: Array
-    """The number of network evaluations so far, per sample."""
     x0: Float[Array, "b ..."]
-    """The last x0-prediction, guided."""
     number: Array | int = 0
-    """The number of steps so far."""
 
 
 class GuidedDenoiser(NamedTuple):
-    """What a sampler calls: `denoise(state, level)` gives the guided prediction at `state.x`, which stands at that level, and
-    the state after it."""
+    """The function that a sampler calls: `denoise(state, level)` returns the guided prediction at `state.x` and the next state.
+
+    Args:
+      look: `(state, level) -> (prediction, state, context)`: also returns the context of the guidance. Samplers that weight
+        samples by the branches use it.
+      base: `(state, level) -> (prediction, state)`: the prediction of the base. No other branch is evaluated.
+      between: `(level, next) -> GuidedDenoiser`: the guided denoiser of another step, for samplers that take inner steps. The
+        level where that step begins decides which branches are evaluated in it.
+    """
 
     look: Callable[[State, NoiseLevel], tuple[Prediction, State, Context]]
-    """The same, and all that the guidance read: for samplers that weigh their samples by the branches."""
     base: Callable[[State, NoiseLevel], tuple[Prediction, State]]
-    """The base's prediction alone, without guidance: no other branch is evaluated."""
     between: "Callable[[NoiseLevel, NoiseLevel], GuidedDenoiser]"
-    """The guided denoiser of another step, `(level, next)`, for samplers that take steps of their own. The level at which that
-    step begins decides what is guided in it."""
 
     def __call__(self, state: State, level: NoiseLevel) -> tuple[Prediction, State]:
         prediction, state, _ = self.look(state, level)
@@ -328,4 +344,4 @@ class GuidedDenoiser(NamedTuple):
 
 
 Kernel = Callable[[Prediction, NoiseLevel, NoiseLevel], tuple[Array, Scalar]]
-"""`(prediction, level, next) -> mean [B, ...], deviation`: a step that is one draw from a Gaussian."""
+"""`(prediction, level, next) -> mean [B, ...], deviation`: the Gaussian from which a step draws."""

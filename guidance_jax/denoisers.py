@@ -1,8 +1,8 @@
-"""From a network to a denoiser: what the network predicts, its preconditioning, and clipping.
+"""Denoisers from networks: parameterisations, preconditioning, and clipping.
 
-A network is a pure function `(x [B, ...], t [B], cond) -> output [B, ...]`, its parameters bound by the caller. Each
-formula below solves `x = alpha x0 + sigma eps` and the definition of the output for `(x0, eps)`. Where a division has no
-answer (an eps-network at alpha = 0, an x0-network at sigma = 0) the part that nothing determines is 0.
+A network is a pure function `(x [B, ...], t [B], cond) -> output [B, ...]` with parameters bound by the caller. Each formula
+below solves `x = alpha x0 + sigma eps` and the definition of the output for `(x0, eps)`. An undetermined quantity is set to 0:
+x0 of an eps-network at alpha = 0, and eps of an x0-network at sigma = 0.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from guidance_jax.checks.paths import check_level
 __all__ = ["Network", "clip", "denoiser", "edm", "learned_variance"]
 
 Bound = TypeAliasType("Bound", Annotated[ArrayLike, number("a bound of the data", -np.inf, np.inf, scalar=False)])
-"""A bound of the data: one number, or an array that broadcasts against x, possibly infinite."""
+"""A bound of the data: one number, or an array that broadcasts against x. It may be infinite."""
 
 
 def from_eps(out: Array, x: Array, alpha: Array, sigma: Array) -> Prediction:
@@ -51,7 +51,7 @@ def from_score(out: Array, x: Array, alpha: Array, sigma: Array) -> Prediction:
 def from_velocity(out: Array, x: Array, alpha: Array, sigma: Array) -> Prediction:
     """The output is `u = eps - x0`: dx/dt of flow matching with noise at t = 1 (arXiv:2210.02747).
 
-    Networks trained with noise at t = 0 predict `x0 - eps`: negate them.
+    Networks trained with noise at t = 0 predict `x0 - eps`: negate their output.
     """
     total = alpha + sigma
     return Prediction((x - sigma * out) / total, (x + alpha * out) / total)
@@ -66,29 +66,29 @@ OUTPUTS: dict[str, Callable[[Array, Array, Array, Array], Array]] = {
     "score": lambda x0, eps, alpha, sigma: divide(-eps, sigma),
     "velocity": lambda x0, eps, alpha, sigma: eps - x0,
 }
-"""The inverse: the output of each network for `(x0, eps)`."""
+"""The inverse of `PREDICTS`: the output of each kind of network for `(x0, eps)`."""
 
 
 @part()
 def denoiser(network: Network, predicts: Predicts) -> Denoiser:
-    """The denoiser of a network that predicts eps, x0, v, the score or the flow's velocity.
+    """The denoiser of a network that predicts eps, x0, v, the score or the velocity of a flow.
 
-    It solves `x = alpha x0 + sigma eps` together with what the output is: `eps`, `x0`, `v = alpha eps - sigma x0`,
-    `score = -eps / sigma` or `velocity = eps - x0`.
+    It solves `x = alpha x0 + sigma eps` and the definition of the output for x0 and eps. The output is `eps`, `x0`,
+    `v = alpha eps - sigma x0`, `score = -eps / sigma` or `velocity = eps - x0`.
 
-    The parameters of a network that is a pytree are leaves of the denoiser, so other parameters compile nothing:
-    `jax.tree_util.Partial(apply, params)`, a Flax NNX module, an Equinox module.
+    If the network is a pytree, its parameters are leaves of the denoiser, and new parameters do not cause a new compilation.
+    Such networks are `jax.tree_util.Partial(apply, params)`, Flax NNX modules and Equinox modules.
 
     Args:
-      network: `(x [B, ...], t [B], cond) -> [B, ...]`; t is `level.t`, repeated for each sample.
-      predicts: "eps", "x0", "v", "score" or "velocity".
+      network: `(x [B, ...], t [B], cond) -> [B, ...]`. t is `level.t`, one per sample.
+      predicts: The output of the network: "eps", "x0", "v", "score" or "velocity".
 
     Returns:
-      `(x, level, cond) -> Prediction`, for `sample` or for use on its own.
+      `(x, level, cond) -> Prediction`. Use it in `branches`, or call it directly.
 
     Raises:
       TypeError: If the network is not a function of these arguments.
-      ValueError: If `predicts` is none of these; when called, if the network's output has another shape than x.
+      ValueError: If `predicts` is none of these. When called, if the network's output has another shape than x.
 
     Example:
       >>> denoise = gj.denoiser(lambda x, t, cond: jnp.zeros_like(x), predicts="eps")
@@ -96,8 +96,8 @@ def denoiser(network: Network, predicts: Predicts) -> Denoiser:
       >>> print(denoise(jnp.ones((1, 2)), level, None).x0.round(4))
       [[1.4142 1.4142]]
 
-    Reference: eps, Ho et al. 2020, arXiv:2006.11239; v, Salimans & Ho 2022, arXiv:2202.00512; the score, Song et al. 2021,
-    arXiv:2011.13456; the velocity, Lipman et al. 2023, arXiv:2210.02747.
+    Reference: For eps, Ho et al. 2020, arXiv:2006.11239. For v, Salimans & Ho 2022, arXiv:2202.00512. For the score, Song et
+    al. 2021, arXiv:2011.13456. For the velocity, Lipman et al. 2023, arXiv:2210.02747.
     """
 
     def denoise(x: Array, level: NoiseLevel, cond: Cond) -> Prediction:
@@ -109,21 +109,21 @@ def denoiser(network: Network, predicts: Predicts) -> Denoiser:
 
 @part()
 def learned_variance(network: Network, predicts: Predicts) -> Denoiser:
-    """The denoiser of a network that predicts the reverse step's variance too, in twice the channels: for `ddpm("learned")`.
+    """The denoiser of a network that also predicts the variance of the reverse step, for `ddpm("learned")`.
 
-    `variance = (v + 1) / 2`, v the second half of the output's last axis: at -1 the small variance, at 1 the large one, and
-    between them their logarithms are interpolated. The first half is as of `denoiser`.
+    `variance = (v + 1) / 2`, where v is the second half of the output's last axis. v = -1 is the small variance, v = 1 is the
+    large one. In between, their logarithms are interpolated. The first half of the output is that of `denoiser`.
 
     Args:
       network: `(x [B, ..., C], t [B], cond) -> [B, ..., 2 C]`, channels last.
-      predicts: "eps", "x0", "v", "score" or "velocity": what the first half is.
+      predicts: The first half of the output: "eps", "x0", "v", "score" or "velocity".
 
     Returns:
       `(x, level, cond) -> Prediction` with a variance.
 
     Raises:
       TypeError: If the network is not a function of these arguments.
-      ValueError: If `predicts` is none of these; when called, if the output does not have twice the channels of x.
+      ValueError: If `predicts` is none of these. When called, if the output does not have twice the channels of x.
 
     Example:
       >>> network = lambda x, t, cond: jnp.concatenate([jnp.zeros_like(x), jnp.full_like(x, -0.5)], -1)
@@ -131,7 +131,7 @@ def learned_variance(network: Network, predicts: Predicts) -> Denoiser:
       >>> print(denoise(jnp.ones((1, 2)), gj.schedules.cosine()(0.5), None).variance)
       [[0.25 0.25]]
 
-    Reference: Nichol & Dhariwal 2021, arXiv:2102.09672, equation 15; the range of v, in its released code.
+    Reference: Nichol & Dhariwal 2021, arXiv:2102.09672, equation 15. The range of v is that of the released code.
     """
 
     def denoise(x: Array, level: NoiseLevel, cond: Cond) -> Prediction:
@@ -144,11 +144,11 @@ def learned_variance(network: Network, predicts: Predicts) -> Denoiser:
 
 @part()
 def edm(network: Network, sigma_data: Positive = 0.5) -> Denoiser:
-    """The denoiser of a network F with EDM's preconditioning, on any process.
+    """The denoiser of a network F with EDM's preconditioning, for any noise schedule.
 
     With `s = sqrt(sigma^2 + alpha^2 sigma_data^2)`,
-    `x0 = (alpha sigma_data^2 / s^2) x + (sigma sigma_data / s) F(x / s, t)`; at alpha = 1 these are EDM's c_skip, c_out
-    and c_in. On `schedules.edm()` the network receives `t = c_noise = log(sigma) / 4`.
+    `x0 = (alpha sigma_data^2 / s^2) x + (sigma sigma_data / s) F(x / s, t)`. At alpha = 1 the coefficients are EDM's c_skip,
+    c_out and c_in. With `schedules.edm()` the network receives `t = c_noise = log(sigma) / 4`.
 
     Args:
       network: `(x [B, ...], t [B], cond) -> [B, ...]`.
@@ -156,7 +156,7 @@ def edm(network: Network, sigma_data: Positive = 0.5) -> Denoiser:
 
     Raises:
       TypeError: If the network is not a function of these arguments.
-      ValueError: If sigma_data is not positive; when called, if the network's output has another shape than x.
+      ValueError: If sigma_data is not positive. When called, if the network's output has another shape than x.
 
     Example:
       >>> denoise = gj.denoisers.edm(lambda x, t, cond: jnp.zeros_like(x), sigma_data=1.0)
@@ -175,25 +175,25 @@ def edm(network: Network, sigma_data: Positive = 0.5) -> Denoiser:
 
 
 def edm_coefficients(alpha: Array, sigma: Array, sigma_data: Array) -> tuple[Array, Array, Array]:
-    """EDM's c_skip, c_out and c_in, on any process: `alpha sigma_data^2 / s^2`, `sigma sigma_data / s` and `1 / s`."""
+    """EDM's c_skip, c_out and c_in for any schedule: `alpha sigma_data^2 / s^2`, `sigma sigma_data / s` and `1 / s`."""
     s = jnp.sqrt(sigma**2 + (alpha * sigma_data) ** 2)
     return alpha * (sigma_data / s) ** 2, sigma * sigma_data / s, 1 / s
 
 
 @part(rule("low must be below high", lambda low, high: low < high))
 def clip(denoise: Denoise, low: Bound = -1.0, high: Bound = 1.0) -> Denoiser:
-    """A denoiser whose x0 is clipped to the range of the data, before any guidance; eps follows.
+    """A denoiser whose x0 is clipped to the range of the data, before any guidance.
 
     `x0 <- min(max(x0, low), high)`, `eps <- (x - alpha x0) / sigma`.
 
     Args:
       denoise: The denoiser.
-      low: The least value of the data, one number or an array that broadcasts against x.
-      high: The greatest value of the data, likewise.
+      low: The minimum of the data: one number, or an array that broadcasts against x.
+      high: The maximum of the data: one number, or an array that broadcasts against x.
 
     Raises:
       TypeError: If denoise is not a function of `(x, level, cond)`.
-      ValueError: If low is not below high; when called, if the level is neither `()` nor `[B]`.
+      ValueError: If low is not below high. When called, if the level is neither `()` nor `[B]`.
 
     Example:
       >>> loud = gj.denoiser(lambda x, t, cond: 3 * x, predicts="x0")

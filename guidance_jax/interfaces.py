@@ -1,4 +1,4 @@
-"""Guidance and Sampler: the two interfaces that a method implements. Each is a pair of pure functions."""
+"""The two interfaces that a method implements: `Guidance` and `Sampler`. Each is a pair of pure functions."""
 
 import dataclasses
 from collections.abc import Callable
@@ -16,17 +16,17 @@ from guidance_jax.programs.parts import Part
 class Guidance(Part):
     """A pair of pure functions that turns branches into the one prediction that the sampler uses.
 
-    `update(prediction, state, context)` receives what earlier parts of a chain made of the base prediction. A source
-    adds to it, a shaper changes it. Neither may change it where no branch differs from the base.
+    `update(prediction, state, context)` receives the base prediction, or the result of the earlier parts of a chain. A source
+    adds to it. A shaper changes what others have added. Neither may change it where no branch differs from the base.
 
     Args:
       needs: The names of the branches that `update` reads, besides the base.
-      init: `x [B, ...] -> ` what it remembers at the start of a run: any pytree, `()` for nothing.
+      init: `x [B, ...] -> ` the state at the start of a run: any pytree, or `()` for no state.
       update: `(prediction, state, context) -> (prediction, state)`.
-      wants: `(state, step) -> {name: True, or a boolean scalar}`: a branch that is not wanted in this step is not
-        evaluated. None: every branch, always.
-      derivatives: The branches whose `context.pullback` and `context.jvp` it uses; None in it stands for the base.
-      own_space: The method that has a space of its own, and so has no place inside `in_space`; None if there is none.
+      wants: `(state, step) -> {name: True, or a boolean scalar}`. A branch that is not wanted in a step is not evaluated. None
+        wants every branch in every step.
+      derivatives: The branches whose `context.pullback` and `context.jvp` it uses. None in it stands for the base.
+      own_space: The name of the method, if it fixes its own space and cannot be used inside `in_space`. Otherwise None.
       shapes: Whether it only changes what others have added.
 
     Example:
@@ -48,19 +48,19 @@ class Guidance(Part):
 @jax.tree_util.register_pytree_node_class
 @dataclasses.dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Sampler(Part):
-    """A pair of pure functions that goes from one noise level to the next.
+    """A pair of pure functions that moves samples from one noise level to the next.
 
-    `step(denoise, state, level, next, keys)` moves `state.x` from `level` to `next`; `keys` holds one PRNG key per sample.
-    It calls `denoise` as often as it needs, and passes on the state that each call returns. Every leaf of what `init(x)`
-    makes is `[B, ...]`, one row per sample, or a scalar.
+    `step(denoise, state, level, next, keys)` moves `state.x` from `level` to `next`. `keys` holds one PRNG key per sample.
+    A step may call `denoise` several times, and passes on the state that each call returns. The leaves of the memory are
+    `[B, ...]`, one row per sample, or scalars.
 
     Args:
       init: `x [B, ...] -> ` the memory at the start of a run.
       step: `(denoise, state, level, next, keys) -> state`.
-      kernel: The Gaussian of a step, for samplers whose step is one evaluation and one draw: its deviation, `()` or
-        `[B, ...]`, is 0 where nothing is drawn.
-      schedule: That of the run's levels, for samplers that visit other levels than these.
-      reversible: Whether `step` also goes from less noise to more, and so can be run from data to noise.
+      kernel: `(prediction, level, next) -> (mean, deviation)`: the Gaussian of a step, for samplers with one evaluation and one
+        draw per step. The deviation is `()` or `[B, ...]`, and 0 where nothing is drawn. Otherwise None.
+      schedule: The schedule of the run, for samplers that visit levels outside the path. Otherwise None.
+      reversible: Whether `step` also works from less noise to more. Then it can run from data to noise.
 
     Example:
       >>> def step(denoise, state, level, next, keys):

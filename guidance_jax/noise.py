@@ -1,7 +1,7 @@
-"""Noise, each sample's from its own key, and from the level at which it is drawn.
+"""Gaussian noise and PRNG keys: each sample draws with its own key, at each noise level and for each purpose separately.
 
-A run draws its start by the key alone, and what it draws in a step by the key and the level at which the step begins, so that
-a run which is cut at any level and goes on there draws what the whole run does. Each purpose has a stream of its own.
+The initial noise depends only on the key. The noise of a step depends on the key and on the level where the step begins. So a
+run that is interrupted and continued draws the same noise as the whole run. Each purpose has a separate stream.
 """
 
 import math
@@ -22,13 +22,13 @@ from guidance_jax.checks.values import check_generator
 
 START = 0
 SAMPLER, GUIDANCE, DATA, IMAGE = (2**31 + i for i in range(4))
-"""The streams: what starts a run, moves it, guides it, noises data; and all of a run on the end of a path."""
+"""The streams: initial noise, samplers, guidances, noisy data, and everything in a run on a `PathEnd`."""
 
 
 def normal(keys: Array, x: Array | jax.ShapeDtypeStruct) -> Array:
-    """Standard normal noise shaped as x, each sample's from its own key, drawn in at least float32.
+    """Standard normal noise with the shape and dtype of x. Each sample draws with its own key, in at least float32.
 
-    Drawn flat: the numbers are the same, and compiling is up to four times as fast.
+    It is drawn as vectors. The numbers are the same, and compilation is up to four times as fast.
     """
     check_generator(keys)
     size, dtype = math.prod(x.shape[1:]), jax.dtypes.canonicalize_dtype(x.dtype)
@@ -38,17 +38,18 @@ def normal(keys: Array, x: Array | jax.ShapeDtypeStruct) -> Array:
 
 @door()
 def diffuse(keys: Keys, x0: Float[Array, "b ..."], level: NoiseLevel) -> Float[Array, "b ..."]:
-    """Data noised to a level, where an image-to-image run starts: `x = alpha x0 + sigma z`.
+    """Data noised to a level, the start of an image-to-image run: `x = alpha x0 + sigma z`.
 
-    Each sample's z comes from its own key and the level, and is none of the numbers that a run draws from these same keys. So a
-    run on the end of a path, as `schedules.strength` and `schedules.below` make it, may have them too, even where x0 is what a
-    run of the whole path made of them. Where x0 is what another run on such an end made, or the path was cut by hand, it needs
-    other keys: `jax.vmap(jax.random.fold_in, (0, None))(keys, 1)`.
+    z depends on the sample's key and on the level. It is independent of all numbers that a run draws with the same keys.
+
+    A run on the end of a path, from `schedules.strength` or `schedules.below`, may use the same keys. This holds even if a run
+    of the whole path with these keys made x0. If another run on such an end made x0, or the path was cut by hand, use new keys:
+    `jax.vmap(jax.random.fold_in, (0, None))(keys, 1)`.
 
     Args:
       keys: `[B]` PRNG keys, one per sample.
-      x0: `[B, ...]`, the data.
-      level: The level at which the run starts, scalar or `[B]`: `path[0]`.
+      x0: The data, `[B, ...]`.
+      level: The level at which the run starts, `()` or `[B]`: `path[0]`.
 
     Raises:
       ValueError: If x0 does not have one sample per key, or the level is neither `()` nor `[B]`.
@@ -73,18 +74,18 @@ def diffuse(keys: Keys, x0: Float[Array, "b ..."], level: NoiseLevel) -> Float[A
 
 
 def fold(keys: Array, number: ArrayLike) -> Array:
-    """Other keys, `[B]`, for each number, `()` or `[B]`."""
+    """New keys, `[B]`, from keys and a number, `()` or `[B]`."""
     data = jnp.asarray(number, jnp.uint32)
     return jax.vmap(jax.random.fold_in, in_axes=(0, 0 if data.ndim else None))(keys, data)
 
 
 def apart(keys: Array, number: int) -> Array:
-    """Keys, `[B]`, apart from those that a sampler folds with its small numbers."""
+    """New keys, `[B]`, that differ from those which samplers fold with small numbers."""
     return fold(keys, 2**32 - 1 - number)
 
 
 def at_level(keys: Array, level: NoiseLevel, stream: int) -> Array:
-    """The keys, `[B]`, by which a stream is drawn at a level, `()` or `[B]`; in float64 those of the level in float32."""
+    """The keys, `[B]`, of a stream at a level, `()` or `[B]`, rounded to float32, so that float64 gives the same keys."""
     keys = fold(keys, stream)
     for field in (level.alpha, level.sigma):
         known = jax.lax.stop_gradient(jnp.asarray(field).astype(jnp.float32))
@@ -93,15 +94,21 @@ def at_level(keys: Array, level: NoiseLevel, stream: int) -> Array:
 
 
 def contraction(level: NoiseLevel, next: NoiseLevel) -> Array:
-    """`q = (sigma' / alpha') / (sigma / alpha)`, in [0, 1): how far a step goes; 0 from alpha = 0 or to sigma' = 0."""
+    """The ratio `q = (sigma' / alpha') / (sigma / alpha)` of a step, in [0, 1). It is 0 from alpha = 0 and to sigma' = 0."""
     return (next.sigma * level.alpha) / (level.sigma * next.alpha)
 
 
 def ancestral(variance: str, share: Array | None, level: NoiseLevel, next: NoiseLevel) -> Array:
-    """`s / sqrt(1 - q^2)`, s the deviation of `ddpm(variance)`, whose docstring has the three; 0 where sigma' is.
+    """`s / sqrt(1 - q^2)`, where s is the standard deviation of `ddpm(variance)`. It is 0 where sigma' is 0.
+
+    Args:
+      variance: "small", "large" or "learned".
+      share: `prediction.variance`, `[B, ...]`: where log s lies between small (0) and large (1). Only "learned" needs it.
+      level: The level where the step begins.
+      next: The level where the step ends.
 
     Raises:
-      ValueError: If it is learned and no share of the logarithm between small and large is predicted.
+      ValueError: If variance is "learned" and share is None.
     """
     if variance == "small":
         return next.sigma
@@ -115,6 +122,6 @@ def ancestral(variance: str, share: Array | None, level: NoiseLevel, next: Noise
 
 
 def step_keys(step: Step) -> Array:
-    """Keys of this step, `[B]`, for a guidance that draws: the same in all evaluations of the step, and never the sampler's."""
+    """Keys of this step, `[B]`, for a guidance that draws. All evaluations of a step share them. The sampler's keys differ."""
     check_generator(step.keys)
     return at_level(step.keys, step.level if step.drawn is None else step.drawn, GUIDANCE)

@@ -1,5 +1,4 @@
-"""Distributions whose every noisy score, denoiser and class posterior is known exactly: the ground truth, for tests of
-the library and of one's own methods."""
+"""Distributions with exact scores, denoisers and class posteriors at every noise level: the ground truth for tests."""
 
 import functools
 import math
@@ -24,22 +23,22 @@ from guidance_jax.noise import apart, diffuse
 
 __all__ = ["GaussianMixture"]
 
-# Exact on every device: accelerators multiply matrices in less than float32 unless told otherwise.
+# Full float32 precision on every device: by default, accelerators multiply matrices in a lower one.
 _einsum = functools.partial(jnp.einsum, precision=Precision.HIGHEST)
 
 
 @jax.tree_util.register_pytree_node_class
 class GaussianMixture:
-    """A mixture of Gaussians with full covariances, each component of one class; a pytree.
+    """A mixture of Gaussians with full covariances. Each component belongs to one class. It is a pytree.
 
     `p(x_t | y) = sum over k of class y of w_k N(x_t; alpha mu_k, alpha^2 Sigma_k + sigma^2 I) / sum of those w_k`.
 
-    A label -1 stands for the unconditional distribution, all components.
+    The label -1 is the unconditional distribution, with all components.
 
     Args:
-      means: `[K, D]`.
-      covariances: `[K, D, D]`, symmetric and positive definite.
-      weights: `[K]`, positive. They are normalised here.
+      means: The means mu_k, `[K, D]`.
+      covariances: The covariances Sigma_k, `[K, D, D]`, symmetric and positive definite.
+      weights: The weights w_k, `[K]`, positive. They are normalised.
       labels: The class of each component, `[K]` integers from 0.
 
     Raises:
@@ -64,14 +63,14 @@ class GaussianMixture:
         means, covariances, weights = (
             jnp.asarray(value, at_least_float32(value.dtype)) for value in (means, covariances, weights)
         )
-        # Known covariances are decomposed now, not in the program that is being traced: it is smaller, and several batched
-        # decompositions in one program can deadlock the CPU's threads in jaxlib 0.10.
+        # Known covariances are decomposed now, and not in the program that is being traced. The program is then smaller, and
+        # several batched decompositions in one program can deadlock the threads of the CPU in jaxlib 0.10.
         with known_now(covariances):
             variances, axes = jnp.linalg.eigh(covariances)
         check_positive_definite(variances)
         self.means = means
         self.variances = variances
-        """The eigenvalues of the covariances, `[K, D]`: in the axes of a component every level is diagonal."""
+        """The eigenvalues of the covariances, `[K, D]`. In the eigenvectors of a component, `axes`, every level is diagonal."""
         self.axes = axes
         self.log_weights = jnp.log(weights) - jax.nn.logsumexp(jnp.log(weights))
         self.labels = jnp.asarray(labels)
@@ -88,16 +87,16 @@ class GaussianMixture:
     def denoise(self, x: Float[Array, "b d"], level: NoiseLevel, label: Int[Array, "b"]) -> Prediction:
         """`E[x_0 | x_t, y]` and `E[eps | x_t, y]`: a `Denoiser`.
 
-        Where there is little noise x0 follows from eps, where there is much eps from x0: `x = alpha x0 + sigma eps` holds to
-        rounding, so that no run drifts, in any number of steps.
+        At low noise x0 is computed from eps, and at high noise eps from x0. So `x = alpha x0 + sigma eps` holds up to rounding,
+        and errors do not accumulate over many steps.
 
         Args:
-          x: `[B, D]`.
-          level: Its level, scalar or one per sample.
-          label: `[B]`; -1 is unconditional.
+          x: The noisy samples, `[B, D]`.
+          level: The level of x, `()` or `[B]`.
+          label: The classes, `[B]`. -1 is unconditional.
 
         Raises:
-          ValueError: If a label names no component.
+          ValueError: If a label is not the class of any component.
         """
         log_joint, pull, alpha, sigma = self._components(x, level, label)
         responsibility = jax.nn.softmax(log_joint, axis=1)[:, :, None]
@@ -110,7 +109,7 @@ class GaussianMixture:
         return jax.tree.map(lambda a, b: jnp.where(little, a, b), from_eps(eps, x, alpha, sigma), from_x0(x0, x, alpha, sigma))
 
     def covariance(self, x: Float[Array, "b d"], level: NoiseLevel, label: Int[Array, "b"]) -> Float[Array, "b d d"]:
-        """`Cov(x_0 | x_t, y)`, `[B, D, D]`; arguments as for `denoise`."""
+        """`Cov(x_0 | x_t, y)`, `[B, D, D]`, with arguments as for `denoise`."""
         log_joint, pull, alpha, sigma = self._components(x, level, label)
         responsibility = jax.nn.softmax(log_joint, axis=1)
         spread = _einsum("kde,ke,kfe,bkf->bkd", self.axes, self.variances, self.axes, pull)
@@ -122,19 +121,19 @@ class GaussianMixture:
 
     @door()
     def curve(self, keys: Keys, labels: Labels, levels: NoiseLevel, *, power: NonNegative = 2.0) -> Curve:
-        """The curve that `calibrate` measures, its squared residuals in their exact expectations: only x_t is drawn.
+        """The curve that `calibrate` measures, with exact expectations of the squared residuals. Only x_t is random.
 
         `rho = sum |d|^p v / sum |d|^p (v + |d|^2)`, `v = d^ . Cov(x_0 | x_t, y) d^`, `d = c - u`, `d^ = d / |d|`.
 
         Args:
           keys: `[B]` PRNG keys, one per sample.
           labels: The classes of the samples.
-          levels: The path of noise levels, `[steps + 1]`. The last is left out.
+          levels: The path of noise levels, `[steps + 1]`. The last level is not used.
           power: The exponent p.
 
         Raises:
-          ValueError: If the arguments do not fit each other, or a label names no component.
-          TypeError: If keys are no PRNG keys, or levels no path.
+          ValueError: If the shapes of the arguments do not match, or a label is not the class of any component.
+          TypeError: If keys are not PRNG keys, or levels is not a path.
         """
         check_levels(levels)
         draw = lambda key, label: self.sample(key, 1, label)[0]
@@ -153,17 +152,17 @@ class GaussianMixture:
         return Curve(path.ratio, jnp.where(uncond > 0, divide(cond, uncond), 1))
 
     def score(self, x: Float[Array, "b d"], level: NoiseLevel, label: Int[Array, "b"]) -> Float[Array, "b d"]:
-        """`grad log p(x_t | y)`; arguments as for `denoise`."""
+        """`grad log p(x_t | y)`, `[B, D]`, with arguments as for `denoise`."""
         log_joint, pull, _, _ = self._components(x, level, label)
         return -(jax.nn.softmax(log_joint, axis=1)[:, :, None] * pull).sum(1)
 
     def log_prob(self, x: Float[Array, "b d"], level: NoiseLevel, label: Int[Array, "b"]) -> Float[Array, "b"]:
-        """`log p(x_t | y)`; arguments as for `denoise`."""
+        """`log p(x_t | y)`, `[B]`, with arguments as for `denoise`."""
         log_joint, _, _, _ = self._components(x, level, label)
         return jax.nn.logsumexp(log_joint, axis=1) - jax.nn.logsumexp(self._prior(label), axis=1)
 
     def class_log_prob(self, x: Float[Array, "b d"], level: NoiseLevel, label: Int[Array, "b"]) -> Float[Array, "b"]:
-        """`log p(y | x_t)`, the exact noise-aware classifier; arguments as for `denoise`."""
+        """`log p(y | x_t)`, `[B]`, the exact noise-aware classifier, with arguments as for `denoise`."""
         log_joint, _, _, _ = self._components(x, level, label)
         everything, _, _, _ = self._components(x, level, jnp.full_like(label, -1))
         return jax.nn.logsumexp(log_joint, axis=1) - jax.nn.logsumexp(everything, axis=1)
@@ -175,10 +174,10 @@ class GaussianMixture:
         Args:
           key: One PRNG key.
           n: The number of samples.
-          label: `()` or `[n]`; -1 is unconditional.
+          label: The classes, `()` or `[n]`. -1 is unconditional.
 
         Raises:
-          ValueError: If a label names no component.
+          ValueError: If a label is not the class of any component.
         """
         choose, draw = jax.random.split(key)
         prior = self._prior(jnp.broadcast_to(jnp.asarray(label), (n,)))
@@ -190,26 +189,29 @@ class GaussianMixture:
     def log_tilted(
         self, x: Float[Array, "b d"], level: NoiseLevel, label: Int[Array, "b"], scale: PerSample
     ) -> Float[Array, "b"]:
-        """`(1 - scale) log p(x_t) + scale log p(x_t | y)`, not normalised; arguments as for `denoise`, scale `()` or `[B]`."""
+        """`(1 - scale) log p(x_t) + scale log p(x_t | y)`, `[B]`, not normalised.
+
+        It has arguments as for `denoise`. scale is `()` or `[B]`.
+        """
         scale = jnp.asarray(scale, jnp.result_type(x))
         everything = self.log_prob(x, level, jnp.full_like(label, -1))
         return everything + scale * (self.log_prob(x, level, label) - everything)
 
     @door()
     def sample_tilted(self, key: Key, n: Count, label: ArrayLike, scale: AtLeastOne) -> Float[Array, "n d"]:
-        """Exact samples of `p(x)^(1 - scale) p(x | y)^scale`, `[n, D]`: the law that classifier-free guidance is named after.
+        """Exact samples of `p(x)^(1 - scale) p(x | y)^scale`, `[n, D]`: the law that motivates classifier-free guidance.
 
-        Drawn from p(x | y), accepted with probability `p(y | x)^(scale - 1)`, and drawn again until it is. What 10,000 draws
-        did not give is NaN.
+        Rejection sampling: draw from p(x | y), and accept with probability `p(y | x)^(scale - 1)`. A sample without an accepted
+        draw among 10,000 is NaN.
 
         Args:
           key: One PRNG key.
           n: The number of samples.
-          label: `()` or `[n]`; -1 is unconditional.
-          scale: At least 1. Below, that is no probability.
+          label: The classes, `()` or `[n]`. -1 is unconditional.
+          scale: The exponent, at least 1. Below 1 the acceptance probability would exceed 1.
 
         Raises:
-          ValueError: If a label names no component, or scale is below 1 or not a scalar.
+          ValueError: If a label is not the class of any component, or scale is below 1 or not a scalar.
         """
         labels = jnp.broadcast_to(jnp.asarray(label), (n,))
         power, first = jnp.asarray(scale, self.means.dtype) - 1, self.sample(key, n, labels)
@@ -226,20 +228,23 @@ class GaussianMixture:
         def unfinished(state: tuple[Array, Array, Array]) -> Array:
             return state[2].any() & (state[0] < 10_000) & (power >= 0)
 
-        # A label outside, where it is traced, has no sample to wait for.
+        # A traced label outside the range has no samples: do not wait for it.
         possible = (self._prior(labels) > -jnp.inf).any(1) & (first == first).any(1)
         return jax.lax.while_loop(unfinished, again, (jnp.int32(0), jnp.full_like(first, jnp.nan), possible))[1]
 
     def _prior(self, label: Array) -> Array:
-        """The log-weights of the components that a label leaves, `[B, K]`, not renormalised."""
+        """The log-weights of the components of a label, `[B, K]`, not renormalised; -inf for the other components."""
         check_prior(label, self.labels)
         label = label.astype(self.labels.dtype)[:, None]
         chosen = (label == -1) | (label == self.labels[None])
         return jnp.where(chosen, self.log_weights[None], -jnp.inf)
 
     def _components(self, x: Array, level: NoiseLevel, label: Array) -> tuple[Array, Array, Array, Array]:
-        """Of each component `log w_k N(x; ..)`, `[B, K]`, and its covariance's inverse times `x - alpha mu_k`, `[B, K, D]`; and
-        alpha and sigma, `[B]`."""
+        """The terms of all components, and the level of each sample.
+
+        Returns `log w_k N(x; ..)`, `[B, K]`, the inverse covariance times `x - alpha mu_k`, `[B, K, D]`, and alpha and sigma,
+        `[B]`.
+        """
         check_point(x, level, label, self.means.shape[1])
         x = jnp.asarray(x).astype(at_least_float32(x.dtype))
         alpha = jnp.broadcast_to(level.alpha, x.shape[:1]).astype(x.dtype)

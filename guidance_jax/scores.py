@@ -1,7 +1,7 @@
-"""Bayes' rule as functions: the formulae of guidance, readable beside the paper.
+"""Bayes' rule as functions: the formulae of guidance in terms of scores.
 
-`grad log p(x_t | y) = grad log p(x_t) + grad log p(y | x_t)`. Scores are arrays `[B, ...]`; a `log_prob` is a function
-`(x, level) -> [B]` such as `class_log_prob` makes of a classifier.
+`grad log p(x_t | y) = grad log p(x_t) + grad log p(y | x_t)`. Scores are arrays `[B, ...]`. A `log_prob` is a function
+`(x, level) -> [B]`. `class_log_prob` makes one from a classifier.
 """
 
 from typing import Annotated
@@ -27,19 +27,18 @@ OneLabelPerSample = TypeAliasType(
     Annotated[Int[Array, "b"], array_kind("integers, [B]", jnp.integer, hint="cast them with jnp.asarray(labels, int).")],
 )
 """Integer labels, `[B]`."""
-NOISY = "it is (x, level) -> [B], as gj.scores.class_log_prob(classify, labels) makes it."
 
 
 @door()
 def score(prediction: Prediction, level: AtLevel) -> Float[Array, "b ..."]:
-    """The score that a prediction implies, `grad log p(x_t) = -eps / sigma`; 0 where sigma is 0.
+    """The score of a prediction: `grad log p(x_t) = -eps / sigma`, and 0 where sigma is 0.
 
     Args:
-      prediction: Of a denoiser at x.
+      prediction: The prediction of a denoiser at x.
       level: The level of x.
 
     Raises:
-      TypeError: If prediction is not a `Prediction`, or level no `NoiseLevel`.
+      TypeError: If prediction is not a `Prediction`, or level is not a `NoiseLevel`.
 
     Example:
       >>> prediction = gj.Prediction(x0=jnp.zeros((1, 2)), eps=jnp.ones((1, 2)))
@@ -55,23 +54,24 @@ def score(prediction: Prediction, level: AtLevel) -> Float[Array, "b ..."]:
 def class_log_prob(
     classify: Classify, labels: OneLabelPerSample, classes: Count | None = None, *, temperature: PositivePerSample = 1.0
 ) -> LogProb:
-    """`log p(y | x_t)` of a noise-aware classifier: the log-softmax of its logits over the temperature, at the labels.
+    """`log p(y | x_t)` of a noise-aware classifier: the log-softmax of its logits, divided by the temperature, at the labels.
 
     `log p(y | x_t) = l_y - log sum_k exp(l_k)`, `l = classify(x_t, t) / temperature`
 
     Args:
-      classify: `(x [B, ...], t [B]) -> logits [B, C]`, trained on noisy inputs; t is the network's own time.
-      labels: `[B]`, each in 0..C - 1.
-      classes: The number of logits that the classifier must give; not checked where None.
-      temperature: Of the softmax; below 1 sharpens the classifier, above 1 softens it.
+      classify: `(x [B, ...], t [B]) -> logits [B, C]`, trained on noisy inputs. t is the time that the classifier was trained
+        with.
+      labels: The class of each sample, `[B]`, in 0..C - 1.
+      classes: The number of logits C that the classifier must return. None does not check it.
+      temperature: The temperature of the softmax. Below 1 it sharpens the classifier, above 1 it softens it.
 
     Returns:
       `(x, level) -> [B]`, for `classifier`.
 
     Raises:
       TypeError: If the labels are not an array of integers, or classify is not a function of x and t.
-      ValueError: If temperature is not positive; when called, if the logits are not `[B, C]`, C is not `classes`, or a label is
-        outside. A traced label that is outside gives NaN.
+      ValueError: If temperature is not positive. When called, if the logits are not `[B, C]`, C is not `classes`, or a label is
+        outside 0..C - 1. If the labels are traced, such a label returns NaN.
 
     Example:
       >>> log_prob = gj.scores.class_log_prob(lambda x, t: x, labels=jnp.array([0]))
@@ -86,7 +86,7 @@ def class_log_prob(
         logits = logits.astype(at_least_float32(logits.dtype))
         check_shape(temperature, logits, "class_log_prob: temperature")
         logits = logits / expand(jnp.asarray(temperature, logits.dtype), logits)
-        # A label outside that is traced: NaN in the gradient too, where the gather's would be 0 and guide nothing.
+        # A traced label outside the range makes the gradient NaN too. The gradient of the gather would be 0: no guidance.
         logits = logits * jnp.where((labels >= 0) & (labels < logits.shape[1]), 1, jnp.nan).astype(logits.dtype)[:, None]
         return jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)[:, 0]
 
@@ -95,16 +95,16 @@ def class_log_prob(
 
 @door()
 def classifier_score(log_prob: LogProb, x: Float[Array, "b ..."], level: AtLevel) -> Float[Array, "b ..."]:
-    """`grad_x log p(y | x_t)`, by `jax.grad`; a sum over the batch, so each sample has its own gradient, whatever B is.
+    """`grad_x log p(y | x_t)` of each sample, by `jax.grad` of the sum over the batch.
 
     Args:
       log_prob: `(x, level) -> [B]`.
-      x: `[B, ...]`.
+      x: The noisy samples, `[B, ...]`.
       level: The level of x.
 
     Raises:
       TypeError: If log_prob is not a function of x and a level, or does not return floating numbers.
-      ValueError: If log_prob does not give one number per sample.
+      ValueError: If log_prob does not return one number per sample.
 
     Example:
       >>> log_prob = lambda x, level: -0.5 * (x**2).sum(1)
@@ -120,12 +120,12 @@ def classifier_score(log_prob: LogProb, x: Float[Array, "b ..."], level: AtLevel
 def bayes(
     unconditional: Float[Array, "b ..."], classifier: Float[Array, "b ..."], scale: PerSample = 1.0
 ) -> Float[Array, "b ..."]:
-    """The score of classifier guidance: `s(x) + scale * grad log p(y | x_t)`; Bayes' rule at scale 1.
+    """The score of classifier guidance: `s(x) + scale * grad log p(y | x_t)`. At scale 1 it is Bayes' rule.
 
     Args:
-      unconditional: `s(x) = grad log p(x_t)`.
-      classifier: `grad log p(y | x_t)`.
-      scale: 1 is Bayes' rule, 0 no guidance.
+      unconditional: The unconditional score `s(x) = grad log p(x_t)`.
+      classifier: The gradient of the classifier, `grad log p(y | x_t)`.
+      scale: 1 is Bayes' rule, 0 is no guidance.
 
     Raises:
       ValueError: If the two differ in shape, or scale is neither `()` nor `[B]`.
@@ -142,11 +142,11 @@ def bayes(
 
 @door(also(lambda conditional, unconditional: check_scores(conditional, unconditional)))
 def implicit_classifier(conditional: Float[Array, "b ..."], unconditional: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
-    """The classifier's score that two models imply: `grad log p(y | x_t) = s(x | y) - s(x)`.
+    """The classifier gradient implied by two scores: `grad log p(y | x_t) = s(x | y) - s(x)`.
 
     Args:
-      conditional: `s(x | y)`.
-      unconditional: `s(x)`.
+      conditional: The conditional score `s(x | y)`.
+      unconditional: The unconditional score `s(x)`.
 
     Raises:
       ValueError: If the two scores differ in shape.
@@ -165,9 +165,9 @@ def guided(conditional: Float[Array, "b ..."], unconditional: Float[Array, "b ..
     """The score of classifier-free guidance: `s(x) + scale (s(x | y) - s(x))`.
 
     Args:
-      conditional: `s(x | y)`.
-      unconditional: `s(x)`.
-      scale: 1 is the conditional score, 0 the unconditional one.
+      conditional: The conditional score `s(x | y)`.
+      unconditional: The unconditional score `s(x)`.
+      scale: 1 is the conditional score, 0 is the unconditional one.
 
     Raises:
       ValueError: If the two scores differ in shape, or scale is neither `()` nor `[B]`.

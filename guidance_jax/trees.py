@@ -1,6 +1,6 @@
-"""States that are trees, such as coordinates with types or a dictionary of parameters, as vectors `[B, D]`.
+"""Samples that are pytrees, as vectors `[B, D]`: for example coordinates with types, or a dictionary of parameters.
 
-Guidances, samplers and schedules see the vectors alone, so their norms and inner products run over the whole state. Where
+Guidances, samplers and schedules receive only the vectors, so their norms and inner products are over the whole state. If
 samples are padded to one size, a mask keeps the padding at 0 in x, in the noise and in all predictions.
 """
 
@@ -24,7 +24,11 @@ __all__ = ["Flat", "flat", "on_vectors", "zero_padding"]
 
 
 class Padded(NamedTuple):
-    """A condition, and which entries of the samples are there.
+    """A condition for padded samples, with the mask of their valid entries.
+
+    Args:
+      cond: The condition, without the mask.
+      mask: The mask, in a form that `Flat.mask` accepts: True for a valid entry, False for padding.
 
     Example:
       >>> given = gj.trees.Padded(jnp.array([3, 1]), jnp.arange(4)[None] < jnp.array([[2], [4]]))
@@ -33,22 +37,20 @@ class Padded(NamedTuple):
     """
 
     cond: Cond
-    """The condition alone."""
     mask: Any
-    """As `Flat.mask` takes it: True where an entry is there, False where it is padding."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Flat:
-    """How the samples of one tree become vectors and back; `trees.flat` makes one.
+    """The conversion between trees of one structure and vectors. `trees.flat` makes one.
 
     Args:
-      structure: Of the tree.
-      shapes: Of its leaves, without the batch.
+      structure: The structure of the tree.
+      shapes: The shapes of its leaves, without the batch axis.
       points: Whether the entries are ordered point by point.
 
     Raises:
-      ValueError: By its methods, if a tree or x is not of these shapes.
+      ValueError: By its methods, if a tree or x does not have these shapes.
 
     Example:
       >>> flat = gj.trees.flat({"mean": jnp.zeros(2), "scale": jnp.zeros(())})
@@ -63,22 +65,22 @@ class Flat:
 
     @property
     def size(self) -> int:
-        """D, the number of all entries of a sample."""
+        """The number D of entries of a sample."""
         return sum(map(math.prod, self.shapes))
 
     @property
     def like(self) -> Any:
-        """A sample's tree of shapes."""
+        """The tree of the shapes of one sample."""
         return jax.tree.unflatten(self.structure, [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in self.shapes])
 
     def ravel(self, tree: Any) -> Float[Array, "b d"]:
-        """The vectors `[B, D]` of a tree of `[B, ...]` leaves, in the widest of their dtypes.
+        """The vectors `[B, D]` of a tree of `[B, ...]` leaves, in the promoted dtype of the leaves.
 
         Args:
-          tree: Of the structure and the shapes that this was made for, a batch of them.
+          tree: A batch of samples with the structure and shapes of this `Flat`.
 
         Raises:
-          ValueError: If it has another structure, or a leaf another shape.
+          ValueError: If the tree has another structure, or a leaf has another shape.
         """
         check_tree(tree, self.like)
         leaves = list(map(jnp.asarray, jax.tree.leaves(tree)))
@@ -87,13 +89,13 @@ class Flat:
         return jnp.concatenate(rows, axis=-1).reshape(batch, -1)
 
     def unravel(self, x: Float[Array, "b d"]) -> Any:
-        """The tree of `[B, ...]` leaves of vectors.
+        """The tree of `[B, ...]` leaves from vectors `[B, D]`, the inverse of `ravel`.
 
         Args:
           x: The vectors, `[B, D]`.
 
         Raises:
-          ValueError: If x is of another shape.
+          ValueError: If x has another shape.
         """
         check_vector(x, self.size)
         points = math.prod(self._rows)
@@ -105,18 +107,18 @@ class Flat:
 
     @property
     def _rows(self) -> tuple[int, ...]:
-        """The axis over which the entries are ordered first: `(N,)` where it is the points."""
+        """The leading axis of the order of the entries: `(N,)` if they are ordered by points, otherwise `()`."""
         return self.shapes[0][:1] if self.points else ()
 
     def mask(self, mask: Any) -> Bool[Array, "b d"]:
-        """Which entries of the vectors are there, `[B, D]`.
+        """The mask of the valid entries of the vectors, `[B, D]`.
 
         Args:
-          mask: A tree of the same structure, or one array for all its leaves: of the first axes of a leaf, `[B, N]` of points.
-            1 or True where an entry is there.
+          mask: A tree of the same structure, or one array for all leaves. It has the batch axis and the first axes of a leaf,
+            such as `[B, N]` for points. 1 or True marks a valid entry.
 
         Raises:
-          ValueError: If it has more axes than a leaf, or others.
+          ValueError: If the mask has more axes than a leaf, or its axes do not match those of the leaf.
 
         Example:
           >>> flat = gj.trees.flat({"position": jnp.zeros((3, 2)), "type": jnp.zeros((3, 1))}, points=True)
@@ -134,12 +136,12 @@ class Flat:
 
     @door()
     def network(self, network: TreeNetwork) -> Callable[[Array, Array, Cond], Array]:
-        """A network of trees as one of vectors, `(x [B, D], t [B], cond) -> [B, D]`, for `gj.denoiser`.
+        """Convert a network of trees to a network of vectors, `(x [B, D], t [B], cond) -> [B, D]`, for `gj.denoiser`.
 
-        Where the condition is `Padded`, the padding is 0 in what the network receives and in what it returns.
+        If the condition is `Padded`, the padding is set to 0 in the input and in the output of the network.
 
         Args:
-          network: `(tree of [B, ...], t [B], cond) -> tree`. It receives the condition as it is, `Padded` or not.
+          network: `(tree of [B, ...], t [B], cond) -> tree`. It receives the condition unchanged, `Padded` or not.
 
         Example:
           >>> flat = gj.trees.flat({"mean": jnp.zeros(2), "scale": jnp.zeros(())})
@@ -155,25 +157,25 @@ CLASSES[Flat] = class_kind(Flat, "gj.trees.flat(example) makes one.")
 
 @door()
 def flat(example: Any, *, points: bool = False) -> Flat:
-    """How samples of one tree become vectors `[B, D]` and back, and networks of trees become networks of vectors.
+    """The conversion between samples that are trees and vectors `[B, D]`. It also converts networks of trees.
 
-    `x = concatenate(leaves)`, so `|x|^2` is the sum over all leaves: norms and inner products run over the whole state. Scale
-    the leaves to one size first, as training data.
+    `x = concatenate(leaves)`, so norms and inner products are over all leaves. Scale the leaves to similar standard deviations
+    first, as for training data.
 
-    Means and standard deviations (`rescale`) count padding as entries of 0; norms and inner products do not notice it.
-    In the loss of training, padding adds no gradient.
+    Means and standard deviations (`rescale`) count padding as zeros. Norms and inner products do not depend on it. In training,
+    padding adds no gradient.
 
     Args:
       example: One sample, without the batch axis: any pytree of floating arrays or `jax.ShapeDtypeStruct`s.
-      points: Whether the first axis of each leaf counts the points of a cloud, `[N, ...]`. The entries are then ordered point
-        by point, and the noise of the points that are there does not depend on how many are padding.
+      points: Whether the first axis of each leaf is the points of a cloud, `[N, ...]`. The entries are then ordered point by
+        point, and the noise of the valid points does not depend on the amount of padding.
 
     Returns:
-      `Flat`, with `ravel`, `unravel`, `mask`, `network` and `size`.
+      A `Flat`, with `ravel`, `unravel`, `mask`, `network` and `size`.
 
     Raises:
       TypeError: If a leaf is not an array of floating numbers.
-      ValueError: If there is none, or the leaves differ in points.
+      ValueError: If there are no leaves, or the leaves differ in the number of points.
 
     Example:
       >>> flat = gj.trees.flat({"position": jnp.zeros((4, 3)), "type": jnp.zeros((4, 2))}, points=True)
@@ -196,20 +198,20 @@ def flat(example: Any, *, points: bool = False) -> Flat:
 
 @part()
 def on_vectors(flat: Flat, network: TreeNetwork) -> Callable[[Array, Array, Cond], Array]:
-    """A network of trees as one of vectors: `Flat.network`, as a function.
+    """Convert a network of trees to a network of vectors: `Flat.network`, as a function.
 
-    Its result is a pytree if the network is one, and the network's parameters are its leaves.
+    If the network is a pytree, the result is a pytree with the same parameters as leaves.
 
     Args:
-      flat: How trees become vectors.
+      flat: The conversion between trees and vectors.
       network: `(tree of [B, ...], t [B], cond) -> tree`.
 
     Returns:
       `(x [B, D], t [B], cond) -> [B, D]`.
 
     Raises:
-      TypeError: If flat is no `Flat`, or network no function.
-      ValueError: When called, if x or what the network returns is not of the shapes that flat was made for.
+      TypeError: If flat is not a `Flat`, or network is not a function.
+      ValueError: When called, if x or the output of the network does not have the shapes of flat.
 
     Example:
       >>> flat = gj.trees.flat({"mean": jnp.zeros(2), "scale": jnp.zeros(())})
@@ -229,15 +231,15 @@ def on_vectors(flat: Flat, network: TreeNetwork) -> Callable[[Array, Array, Cond
 
 @part()
 def zero_padding(sampler: Sampler, mask: ArrayLike) -> Sampler:
-    """A sampler of padded samples: the padding is 0 before and after each step, and wherever a step evaluates the network.
+    """A sampler for padded samples: it sets the padding to 0 before and after each step, and before each evaluation.
 
     `x' <- mask x'`
 
-    So x, its noise and all predictions are 0 there, whether the sampler draws noise or not.
+    x, its noise and all predictions are 0 in the padding, for deterministic and stochastic samplers.
 
     Args:
-      sampler: The sampler whose steps are so framed.
-      mask: `[B, D]`, or what broadcasts to x: 1 or True where an entry is there. `Flat.mask` makes it.
+      sampler: The sampler whose steps are wrapped.
+      mask: The mask, `[B, D]` or any shape that broadcasts to x. 1 or True marks a valid entry. `Flat.mask` makes it.
 
     Example:
       >>> path, keys = gj.levels(gj.schedules.flow(), 3, gj.spacings.uniform()), jax.random.split(jax.random.key(0), 1)

@@ -1,4 +1,4 @@
-"""Guidance methods. Each turns the predictions of several branches, or a gradient, into the one that the sampler uses."""
+"""Guidance methods. Each turns the predictions of branches, or a gradient, into the one prediction that the sampler uses."""
 
 from guidance_jax.guidance import conditions, curves, scales
 from guidance_jax.guidance.algebra import add, chain, during, in_space, masked, on_channels, relative_to, unless_one

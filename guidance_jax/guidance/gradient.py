@@ -1,4 +1,4 @@
-"""Guidance by the gradient of a noise-aware log-probability `log_prob(x, level) -> [B]`: a classifier, energy or reward."""
+"""Guidance by the gradient of a noise-aware `log_prob(x, level) -> [B]`: of a classifier, an energy or a reward."""
 
 from typing import Any
 

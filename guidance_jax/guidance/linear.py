@@ -1,6 +1,6 @@
 """Guidance by weighted sums of branches. Each formula is the same in every parameterisation.
 
-`c, u` in the formulae are the predictions of the branches `cond` and `uncond`.
+In the formulae, `c` and `u` are the predictions of the branches `cond` and `uncond`.
 """
 
 from collections.abc import Mapping
@@ -23,8 +23,8 @@ def cfg(scale: Scale, *, cond: Branch = "cond", uncond: Branch = "uncond") -> Gu
     For a negative prompt, use it as the condition of the `uncond` branch.
 
     Args:
-      scale: 1 is the conditional model, 0 the unconditional one; fractions and negative numbers work too. Text-to-image models
-        use about 7.5.
+      scale: 1 is the conditional model, 0 is the unconditional one. Fractions and negative numbers work too. Text-to-image
+        models use about 7.5.
       cond: The branch to move towards.
       uncond: The branch to move away from.
 
@@ -50,10 +50,10 @@ def autoguidance(scale: Scale, *, cond: Branch = "cond", weak: Branch = "weak") 
 
     `D = weak + scale (cond - weak)`
 
-    The weak network is smaller or trained for less long: `(branches(good, cond=y), branches(poor, weak=y))`.
+    The weak network is smaller, or trained for a shorter time: `(branches(good, cond=y), branches(poor, weak=y))`.
 
     Args:
-      scale: 1 is the good network alone.
+      scale: 1 is the good network.
       cond: The branch of the good network.
       weak: The branch of the weak network.
 
@@ -79,7 +79,7 @@ def autoguidance(scale: Scale, *, cond: Branch = "cond", weak: Branch = "weak") 
     )
 )
 def compose(scales: Mapping[Branch, Scale], *, uncond: Branch = "uncond") -> Guidance:
-    """Several conditions at once: AND with positive scales, NOT with negative ones.
+    """Compose several conditions: positive scales mean AND, negative scales mean NOT.
 
     `D = uncond + sum_i scale_i (cond_i - uncond)`
 
@@ -88,7 +88,7 @@ def compose(scales: Mapping[Branch, Scale], *, uncond: Branch = "uncond") -> Gui
       uncond: The branch to move away from.
 
     Raises:
-      ValueError: If there is no scale, or one is neither `()` nor `[B]`.
+      ValueError: If there is no scale, or a scale is neither `()` nor `[B]`.
 
     Example:
       >>> denoise = gj.denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # it predicts its condition
@@ -112,16 +112,16 @@ def compose(scales: Mapping[Branch, Scale], *, uncond: Branch = "uncond") -> Gui
 def dual_cfg(
     scale: Scale, middle_scale: Scale, *, cond: Branch = "cond", middle: Branch = "image", uncond: Branch = "uncond"
 ) -> Guidance:
-    """Guidance by two conditions in turn: first an image, then a text.
+    """Guidance by two conditions with one scale each, such as an image and a text.
 
     `D = uncond + middle_scale (middle - uncond) + scale (cond - middle)`
 
     Args:
-      scale: How strongly to follow the full condition, the text. The paper uses 7.5.
-      middle_scale: How strongly to follow the middle one, the image. The paper uses 1.5.
+      scale: The scale of the second condition, the text. The paper uses 7.5.
+      middle_scale: The scale of the first condition, the image. The paper uses 1.5.
       cond: The branch with both conditions.
-      middle: The branch with the first alone.
-      uncond: The branch with neither.
+      middle: The branch with only the first condition.
+      uncond: The branch with neither condition.
 
     Raises:
       ValueError: If a scale is neither `()` nor `[B]`, or not finite.
@@ -143,13 +143,13 @@ def dual_cfg(
 def perturbed(scale: Scale, *, cond: Branch = "cond", weak: Branch = "perturbed") -> Guidance:
     """Guidance away from a perturbed forward pass: PAG (identity attention), SEG (blurred queries), SLG (skipped layers).
 
-    `D <- D + scale (cond - weak)`, on top of any other guidance.
+    `D <- D + scale (cond - weak)`, added to any other guidance.
 
-    So `chain(cfg(w), perturbed(k))` is `cond + (w - 1) (cond - uncond) + k (cond - weak)`. The perturbation is a leaf of the
-    condition, one flag per sample, that the network reads: `networks.DiT` does.
+    `chain(cfg(w), perturbed(k))` is `cond + (w - 1) (cond - uncond) + k (cond - weak)`. The condition has a leaf with one flag
+    per sample that turns the perturbation on. `networks.DiT` reads it.
 
     Args:
-      scale: 0 is no guidance; 3 is usual.
+      scale: 0 is no guidance. 3 is usual.
       cond: The ordinary branch.
       weak: The perturbed branch.
 
@@ -171,16 +171,17 @@ def perturbed(scale: Scale, *, cond: Branch = "cond", weak: Branch = "perturbed"
 
 @part()
 def icg(scale: Scale, *, cond: Branch = "cond", random: Branch = "random") -> Guidance:
-    """Independent condition guidance: CFG whose unconditional branch has a random condition. No null label is trained.
+    """Independent condition guidance: CFG with a random condition in place of the unconditional branch.
 
     `D = random + scale (cond - random)`
 
-    `branches(denoise, cond=labels, random=conditions.random_labels(classes))` draws the condition anew in every step.
+    The network needs no null label. `branches(denoise, cond=labels, random=conditions.random_labels(classes))` draws a new
+    condition in every step.
 
     Args:
       scale: 1 is the conditional model.
       cond: The branch to move towards.
-      random: The branch under the random condition.
+      random: The branch with the random condition.
 
     Raises:
       ValueError: If scale is neither `()` nor `[B]`, or not finite.
@@ -203,9 +204,9 @@ def tsg(scale: Scale, *, cond: Branch = "cond", retimed: Branch = "retimed") -> 
     `conditions.retimed(denoise)` makes the offset of the time a part of the condition.
 
     Args:
-      scale: 1 is the model itself.
-      cond: The branch that receives the time.
-      retimed: The branch that receives another one.
+      scale: 1 is the unguided model.
+      cond: The branch that receives the true time.
+      retimed: The branch that receives the perturbed time.
 
     Raises:
       ValueError: If scale is neither `()` nor `[B]`, or not finite.
@@ -225,12 +226,12 @@ def cfg_pp(scale: Scale, *, cond: Branch = "cond", uncond: Branch = "uncond") ->
 
     `x0 = u + scale (c - u)`, `eps = eps_u`
 
-    With `ddim` and `ddpm` as published. `dpmpp_2m` and `heun` take their second-order term from the unconditional model, whose
-    ODE the method follows between its jumps; so does the authors' own 2M.
+    With `ddim` and `ddpm` it is the published method. `dpmpp_2m` and `heun` take their second-order term from the unconditional
+    model, as the authors' 2M does.
 
     Args:
-      scale: In [0, 1]; 0 is the unconditional model. With DDIM it is `cfg(w)` with `w = scale / (1 - q)`, q the ratio of the
-        step's two `sigma / alpha`.
+      scale: In [0, 1]. 0 is the unconditional model. With DDIM it is `cfg(w)` with `w = scale / (1 - q)`, where q is the final
+        `sigma / alpha` of the step divided by the initial one.
       cond: The branch to move towards.
       uncond: The branch to move away from.
 

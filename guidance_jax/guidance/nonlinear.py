@@ -1,7 +1,8 @@
-"""Guidance by the difference of two branches, weighted or projected by what they are.
+"""Guidance by nonlinear functions of two or more branches.
 
-`c, u` in the formulae are the x0 of the branches `cond` and `uncond`, `d = c - u`; sums are over one sample. Every function
-here is a source: what it adds to a prediction is its formula less the base. Not the same in every parameterisation: `in_space`.
+In the formulae, `c` and `u` are the x0 of the branches `cond` and `uncond`, and `d = c - u`. Sums are over one sample. Every
+function here is a source: it adds its formula minus the base to a prediction. The formulae depend on the parameterisation:
+`in_space` selects it.
 """
 
 from collections.abc import Callable, Mapping
@@ -28,15 +29,15 @@ Power = TypeAliasType("Power", Annotated[ArrayLike | Level, scale_kind(above=-1)
 
 @part()
 def perp_neg(scale: Scale, negatives: Mapping[Branch, Scale], *, cond: Branch = "cond", uncond: Branch = "uncond") -> Guidance:
-    """Negative conditions that take nothing from the positive one: only what is perpendicular to it is subtracted.
+    """CFG with negative conditions: subtract only their components perpendicular to the positive direction.
 
     `D = u + scale (d - sum_i w_i perp(n_i - u, d))`, `perp(a, d) = a - <a, d> / |d|^2 d`
 
-    Where d is no more than the rounding of c it has no direction, and nothing is projected away.
+    If d is zero up to the rounding of c, it has no direction, and `perp(a, d) = a`.
 
     Args:
       scale: 1 without negatives is the conditional model.
-      negatives: The weight w_i of each negative branch, positive, by the branch's name.
+      negatives: The weight w_i of each negative branch, by the name of the branch. Weights are positive.
       cond: The positive branch.
       uncond: The branch to move away from.
 
@@ -66,11 +67,11 @@ def perp_neg(scale: Scale, negatives: Mapping[Branch, Scale], *, cond: Branch = 
 
 @part()
 def tcfg(scale: Scale, *, cond: Branch = "cond", uncond: Branch = "uncond") -> Guidance:
-    """Tangential damping: CFG from the unconditional prediction's part along what both predictions share.
+    """Tangential damping: CFG with the unconditional prediction projected onto the main direction of both predictions.
 
-    `D = u' + scale (c - u')`, `u' = <u, v> v`, v the first right-singular vector of the two rows `[c; u]`.
+    `D = u' + scale (c - u')`, `u' = <u, v> v`, where v is the first right-singular vector of the two rows `[c; u]`.
 
-    With `(a, b)` the first left-singular vector, of the Gram matrix of c and u, `u' = b (a c + b u)`.
+    It is computed as `u' = b (a c + b u)`, where `(a, b)` is the first eigenvector of the Gram matrix of c and u.
 
     Args:
       scale: 1 is the conditional model.
@@ -84,7 +85,7 @@ def tcfg(scale: Scale, *, cond: Branch = "cond", uncond: Branch = "uncond") -> G
       >>> sorted(gj.tcfg(3.0).needs)
       ['cond', 'uncond']
 
-    Reference: Kwon et al. 2025, arXiv:2503.18137, algorithm 1, which acts on the network's own output: `in_space`.
+    Reference: Kwon et al. 2025, arXiv:2503.18137, algorithm 1. The paper acts on the output of the network: `in_space`.
     """
 
     def formula(c: Array, u: Array, w: Array) -> Array:
@@ -99,13 +100,13 @@ def tcfg(scale: Scale, *, cond: Branch = "cond", uncond: Branch = "uncond") -> G
 
 @part()
 def mambo_g(scale: Scale, damping: Scale = 8.0, *, cond: Branch = "cond", uncond: Branch = "uncond") -> Guidance:
-    """Magnitude-aware guidance: CFG whose scale is damped where the difference is large beside the prediction.
+    """Magnitude-aware guidance: CFG whose scale decreases where the difference is large relative to the prediction.
 
     `D = u + w d`, `w = 1 + (scale - 1) exp(-damping |d| / |u|)`
 
     Args:
       scale: 1 is the conditional model. The paper uses 10.
-      damping: 0 is CFG.
+      damping: The rate of the decrease. 0 is CFG.
       cond: The branch to move towards.
       uncond: The branch to move away from.
 
@@ -116,7 +117,7 @@ def mambo_g(scale: Scale, damping: Scale = 8.0, *, cond: Branch = "cond", uncond
       >>> sorted(gj.mambo_g(10.0).needs)
       ['cond', 'uncond']
 
-    Reference: Zhu et al. 2025, arXiv:2508.03442, which acts on the network's own output: `in_space`.
+    Reference: Zhu et al. 2025, arXiv:2508.03442. The paper acts on the output of the network: `in_space`.
     """
 
     def formula(c: Array, u: Array, w: Array, a: Array) -> Array:
@@ -128,13 +129,13 @@ def mambo_g(scale: Scale, damping: Scale = 8.0, *, cond: Branch = "cond", uncond
 
 @part()
 def power_law(scale: Scale, power: Power = 0.9, *, cond: Branch = "cond", uncond: Branch = "uncond") -> Guidance:
-    """Non-linear guidance: strong where the branches differ much, and gone where they agree.
+    """Power-law guidance: a scale that grows with the difference between the branches and vanishes where they agree.
 
     `D = c + (scale - 1) |d|^power d`
 
     Args:
       scale: 1 is the conditional model.
-      power: Above -1; 0 is CFG.
+      power: The exponent, above -1. 0 is CFG.
       cond: The branch to move towards.
       uncond: The branch to move away from.
 
@@ -145,20 +146,20 @@ def power_law(scale: Scale, power: Power = 0.9, *, cond: Branch = "cond", uncond
       >>> sorted(gj.power_law(2.0).needs)
       ['cond', 'uncond']
 
-    Reference: Pavasovic et al. 2025, arXiv:2502.07849, section 5, which acts on the score: `in_space`.
+    Reference: Pavasovic et al. 2025, arXiv:2502.07849, section 5. The paper acts on the score: `in_space`.
     """
     return _source(lambda c, u, w, a: c + (w - 1) * _power(norm(c - u), a) * (c - u), cond, uncond, w=scale, a=power)
 
 
 @part()
 def beta_cfg(scale: Scale, power: Scale = 1.0, *, cond: Branch = "cond", uncond: Branch = "uncond") -> Guidance:
-    """CFG by a difference of normalised length; its scale is meant to follow the curve of `scales.beta`.
+    """CFG with a normalised difference. Its scale is meant to follow the curve of `scales.beta`.
 
     `D = u + scale d / |d|^power`
 
     Args:
-      scale: In the units of x0 where power is 1.
-      power: 0 is CFG, 1 leaves the direction alone.
+      scale: The scale; at power 1 it has the units of x0.
+      power: 0 is CFG. 1 keeps only the direction of d.
       cond: The branch to move towards.
       uncond: The branch to move away from.
 
@@ -170,32 +171,32 @@ def beta_cfg(scale: Scale, power: Scale = 1.0, *, cond: Branch = "cond", uncond:
       >>> sorted(guidance.needs)
       ['cond', 'uncond']
 
-    Reference: Malarz et al. 2025, arXiv:2502.10574, which acts on eps: `in_space`.
+    Reference: Malarz et al. 2025, arXiv:2502.10574. The paper acts on eps: `in_space`.
     """
     return _source(lambda c, u, w, gamma: u + w * _power(norm(c - u), -gamma) * (c - u), cond, uncond, w=scale, gamma=power)
 
 
 @part()
 def recfg(scale: Scale, ratio: ElementScale, *, cond: Branch = "cond", uncond: Branch = "uncond") -> Guidance:
-    """Rectified CFG: coefficients that need not sum to one, so that guidance does not shift the mean.
+    """Rectified CFG: coefficients that do not sum to one, so that guidance does not shift the mean.
 
     `D = scale c + (1 - scale) ratio u`
 
     Args:
       scale: 1 is the conditional model.
-      ratio: `E[c u] / E[u^2]` over the data of a condition at the level. 1 is CFG.
+      ratio: `E[c u] / E[u^2]` at the noise level, over the data of a condition. 1 is CFG.
       cond: The branch to move towards.
       uncond: The branch to move away from.
 
     Raises:
-      ValueError: If scale is neither `()` nor `[B]`, or ratio is shaped neither so nor as x, or one is not finite.
+      ValueError: If scale is neither `()` nor `[B]`, ratio is neither of these nor shaped as x, or a value is not finite.
 
     Example:
       >>> guidance = gj.in_space("eps", gj.recfg(3.0, ratio=lambda level: 1 - 0.01 * level.sigma))
       >>> sorted(guidance.needs)
       ['cond', 'uncond']
 
-    Reference: Xia et al. 2024, arXiv:2410.18737, equation 15, which acts on eps: `in_space`.
+    Reference: Xia et al. 2024, arXiv:2410.18737, equation 15. The paper acts on eps: `in_space`.
     """
 
     def update(prediction: Prediction, context: Context) -> Array:
@@ -207,12 +208,12 @@ def recfg(scale: Scale, ratio: ElementScale, *, cond: Branch = "cond", uncond: B
 
 
 def _source(formula: Callable[..., Array], *branches: str, **scales: Scale) -> Guidance:
-    """A source from its formula in the x0 of its branches and scales by name; eps follows."""
+    """A source from its formula, a function of the x0 of its branches and of the scales, by name."""
     return source(lambda *given, **weights: formula(*(p.x0 for p in given), **weights), *branches, **scales)
 
 
 def _elementwise(ratio: ElementScale, context: Context) -> Array:
-    """A ratio at the level of x, broadcastable against x: of all samples, each sample, each element of one sample or of x."""
+    """A ratio at the level of x, broadcastable: one number, one per sample, or one per element of a sample or of x."""
     value = at_level(ratio, context.level)
     check_elements(value, context.x, "recfg: ratio")
     value = jnp.asarray(value, context.x.dtype)
@@ -220,14 +221,14 @@ def _elementwise(ratio: ElementScale, context: Context) -> Array:
 
 
 def _perp(a: Array, d: Array, c: Array) -> Array:
-    """The part of a that is perpendicular to d; a itself where d is no more than the rounding of c."""
+    """The component of a perpendicular to d; a itself where d is zero up to the rounding of c."""
     squared = inner(d, d)
     known = squared > (64 * jnp.finfo(d.dtype).eps) ** 2 * inner(c, c)
     return a - divide(inner(a, d), jnp.where(known, squared, 0)) * d
 
 
 def _power(length: Array, power: Array) -> Array:
-    """`length^power`, and 0 where there is no length; so are its gradients."""
+    """`length^power`, and 0 where the length is 0. Its gradients are 0 there too."""
     some = length > 0
     return jnp.where(some, jnp.where(some, length, 1) ** power, 0)
 
@@ -241,14 +242,15 @@ def cfg_zero_star(
     cond: Branch = "cond",
     uncond: Branch = "uncond",
 ) -> Guidance:
-    """CFG away from the multiple of the unconditional velocity that is nearest to the conditional one; 0 in the first steps.
+    """CFG-Zero*: CFG with an optimally scaled unconditional velocity, and a zero velocity in the first steps.
 
-    `s = <c, u> / |u|^2`, `D = s u + scale (c - s u)`; `D = 0` in the first `zero_steps` steps. c, u and D are velocities.
+    `s = <c, u> / |u|^2`, `D = s u + scale (c - s u)`, and `D = 0` in the first `zero_steps` steps. c, u and D are velocities.
+    The factor s minimises `|c - s u|`.
 
     Args:
       scale: 1 is the conditional model.
-      zero_steps: The number of steps of the run in which D is 0; the unconditional branch is not evaluated there.
-      predicts: The parameterisation that c, u and D are in.
+      zero_steps: The number of first steps in which D is 0. The unconditional branch is not evaluated in them.
+      predicts: The parameterisation of c, u and D.
       cond: The branch to move towards.
       uncond: The branch to move away from.
 

@@ -1,7 +1,8 @@
-"""Guidance without training: by a log-probability or a measurement of the clean data, at what the denoiser makes of x.
+"""Training-free guidance: by a log-probability or a measurement of the clean data, evaluated at the predicted x0.
 
-`x0` in the formulae is the base's x0-prediction at x, `grad` the gradient in x through it, by the one forward pass that gave
-it: such a step costs one forward and one backward pass. Sums are per sample; a `log_prob(x0)` gives `[B]`.
+In the formulae, `x0` is the base's x0-prediction at x, and `grad` is the gradient with respect to x through the network. It
+reuses the forward pass of the prediction, so a step costs one forward and one backward pass. Sums are over one sample.
+`log_prob(x0)` returns `[B]`.
 """
 
 from collections.abc import Callable
@@ -33,27 +34,27 @@ from guidance_jax.noise import normal, step_keys
 
 @part()
 def universal(log_prob: CleanLogProb, scale: Scale, *, inner_steps: CountFromZero = 0, rate: Scale = 0.1) -> Guidance:
-    """Universal guidance: the log-probability of the predicted x0 as if it were the classifier of x.
+    """Universal guidance: classifier guidance by the log-probability of the predicted x0.
 
-    `eps <- eps - scale sigma grad log_prob(x0(x))`; then, backward, `inner_steps` ascents `x0 <- x0 + rate grad_x0 log_prob`
+    `eps <- eps - scale sigma grad log_prob(x0(x))`, then `inner_steps` gradient ascents `x0 <- x0 + rate grad_x0 log_prob`
 
-    Its recurrence is `recur(sampler, times)`. Without inner steps this is the denoiser form of classifier guidance,
-    `x0 <- x0 + sigma^2 / alpha grad log_prob(x0(x))`.
+    For the paper's recurrence, use `recur(sampler, times)`. Without inner steps this is classifier guidance in denoiser form:
+    `x0 <- x0 + scale sigma^2 / alpha grad log_prob(x0(x))`.
 
     Args:
-      log_prob: `x0 [B, ...] -> [B]`: a classifier of clean data, a negative loss, a reward.
+      log_prob: `x0 [B, ...] -> [B]`: a classifier of clean data, a negative loss or a reward.
       scale: 0 is no guidance.
-      inner_steps: The number m of ascents in x0.
-      rate: The rate of an ascent.
+      inner_steps: The number of gradient ascents in x0, m in the paper.
+      rate: The step size of each ascent.
 
     Raises:
-      TypeError: If log_prob is not a function of x0; when called, if it does not return floating numbers.
-      ValueError: If scale or rate is neither `()` nor `[B]`, or inner_steps is below 0; when called, if log_prob does not
+      TypeError: If log_prob is not a function of x0. When called, if it does not return floating numbers.
+      ValueError: If scale or rate is neither `()` nor `[B]`, or inner_steps is below 0. When called, if log_prob does not
         return `[B]`.
 
     Example:
       >>> guidance = gj.universal(lambda x0: -(x0**2).sum(1), 1.0)
-      >>> guidance.derivatives == {None}  # it takes a backward pass through the network, of the base
+      >>> guidance.derivatives == {None}  # it differentiates through the network, in the base
       True
 
     Reference: Bansal et al. 2023, arXiv:2302.07121, algorithm 1.
@@ -74,21 +75,21 @@ def dps(measure: Measure, measurement: Measurement, rate: Scale) -> Guidance:
 
     `x' <- x' - rate grad |measurement - measure(x0(x))|`, the norm over all leaves of a sample's measurement
 
-    Written as `freedom` is: exact with a sampler of one evaluation a step, as the paper's, and not with others.
+    As with `freedom`, this is exact for samplers with one evaluation per step, such as the paper's, and inexact for others.
 
     Args:
       measure: `x0 [B, ...] -> ` any pytree of `[B, ...]` leaves.
-      measurement: The same pytree.
-      rate: The step zeta; 0 is no guidance.
+      measurement: The measured values, in the same pytree.
+      rate: The step size, zeta in the paper. 0 is no guidance.
 
     Raises:
       TypeError: If measure is not a function of x0.
-      ValueError: If rate is neither `()` nor `[B]`, or measurement is not finite; when called, if measure does not return a
+      ValueError: If rate is neither `()` nor `[B]`, or measurement is not finite. When called, if measure does not return a
         pytree like measurement.
 
     Example:
       >>> guidance = gj.dps(lambda x0: x0[:, :1], jnp.ones((4, 1)), 0.5)
-      >>> guidance.derivatives == {None}  # it takes a backward pass through the network, of the base
+      >>> guidance.derivatives == {None}  # it differentiates through the network, in the base
       True
 
     Reference: Chung et al. 2022, arXiv:2209.14687, algorithm 1 with the released code's step, zeta / |.|.
@@ -104,28 +105,31 @@ def dps(measure: Measure, measurement: Measurement, rate: Scale) -> Guidance:
 
 @part()
 def freedom(log_prob: CleanLogProb, rate: Scale) -> Guidance:
-    """FreeDoM: each step, taken as ever, is moved up the log-probability of the predicted x0.
+    """FreeDoM: move the end of each step along the gradient of the log-probability of the predicted x0.
 
     `x' <- x' + rate grad log_prob(x0(x))`
 
-    Written as `x0 + rate / alpha' grad`, eps left alone, which moves a step by exactly that where it asks once: `ddim`, `ddpm`,
-    `euler`, `euler_ancestral`, the multistep samplers, and `recur` in each repetition (with churn, by the gradient where churn
-    has put x). A step that asks again does so at a point that has moved, and moves by something else: on a mixture, in the step
-    from sigma / alpha = 1.4 of ten, off by .25 of it for `flow_heun`, .30 for `dpmpp_2s`, .37 for `heun`, and by 1.7 of it for
-    `heun_sde()` and `predictor_corrector`, which add the move of each evaluation. At alpha' = 0 nothing moves. Its time travel
-    is `recur(sampler, times, low, high)`.
+    It is implemented as `x0 <- x0 + rate / alpha' grad`, with eps unchanged. At alpha' = 0 nothing moves. For the paper's time
+    travel, use `recur(sampler, times, low, high)`.
+
+    The formula is exact for samplers with one evaluation per step: `ddim`, `ddpm`, `euler`, `euler_ancestral` and the multistep
+    samplers. It is exact for each repetition of `recur`, and for `churn` with the gradient at the raised level.
+
+    Samplers with two evaluations per step move x' by a different amount. On a mixture in 10 steps, the relative error in the
+    step from `sigma / alpha` = 1.4 is .25 for `flow_heun`, .30 for `dpmpp_2s` and .37 for `heun`. It is 1.7 for `heun_sde()`
+    and `predictor_corrector`, which add the move of each evaluation.
 
     Args:
       log_prob: `x0 [B, ...] -> [B]`: a negative energy.
-      rate: The step rho; 0 is no guidance.
+      rate: The step size, rho in the paper. 0 is no guidance.
 
     Raises:
-      TypeError: If log_prob is not a function of x0; when called, if it does not return floating numbers.
-      ValueError: If rate is neither `()` nor `[B]`; when called, if log_prob does not return `[B]`.
+      TypeError: If log_prob is not a function of x0. When called, if it does not return floating numbers.
+      ValueError: If rate is neither `()` nor `[B]`. When called, if log_prob does not return `[B]`.
 
     Example:
       >>> guidance = gj.freedom(lambda x0: -(x0**2).sum(1), lambda level: 0.1 * level.alpha)
-      >>> guidance.derivatives == {None}  # it takes a backward pass through the network, of the base
+      >>> guidance.derivatives == {None}  # it differentiates through the network, in the base
       True
 
     Reference: Yu et al. 2023, arXiv:2303.09833, algorithm 1.
@@ -140,21 +144,21 @@ def freedom(log_prob: CleanLogProb, rate: Scale) -> Guidance:
 
 @part()
 def mpgd(log_prob: CleanLogProb, rate: Scale) -> Guidance:
-    """Manifold-preserving guidance: up the log-probability in x0, and nothing through the network.
+    """Manifold-preserving guidance: one gradient ascent in x0, without a backward pass through the network.
 
-    `x0 <- x0 + rate grad_x0 log_prob(x0)`, eps left alone
+    `x0 <- x0 + rate grad_x0 log_prob(x0)`, with eps unchanged
 
     Args:
       log_prob: `x0 [B, ...] -> [B]`.
-      rate: 0 is no guidance.
+      rate: The step size. 0 is no guidance.
 
     Raises:
-      TypeError: If log_prob is not a function of x0; when called, if it does not return floating numbers.
-      ValueError: If rate is neither `()` nor `[B]`; when called, if log_prob does not return `[B]`.
+      TypeError: If log_prob is not a function of x0. When called, if it does not return floating numbers.
+      ValueError: If rate is neither `()` nor `[B]`. When called, if log_prob does not return `[B]`.
 
     Example:
       >>> guidance = gj.mpgd(lambda x0: -(x0**2).sum(1), 0.1)
-      >>> len(guidance.derivatives)  # it takes no backward pass through the network
+      >>> len(guidance.derivatives)  # it does not differentiate through the network
       0
 
     Reference: He et al. 2023, arXiv:2311.16424, algorithm 1.
@@ -177,19 +181,19 @@ def pigdm(
 ) -> Guidance:
     """Pseudoinverse guidance, for linear inverse problems without noise: `measurement = measure(x0)`.
 
-    `grad log p(y | x) = (d x0 / d x)^T A^+ (y - A x0) / r^2`, as a classifier's score
+    `grad log p(y | x) = (d x0 / d x)^T A^+ (y - A x0) / r^2`, used as the score of a classifier
 
     Args:
-      measure: A, `x0 [B, ...] -> ` any pytree.
-      pseudoinverse: A^+, from that pytree back to `[B, ...]`.
-      measurement: The measurement y, the same pytree.
+      measure: The linear map A, `x0 [B, ...] -> ` any pytree.
+      pseudoinverse: The pseudoinverse A^+, from that pytree to `[B, ...]`.
+      measurement: The measurement y, in the same pytree.
       scale: 0 is no guidance.
-      variance: The variance r^2 of x0 given x; None is `sigma^2 / (alpha^2 + sigma^2)`, which is exact for data N(0, I).
+      variance: The variance r^2 of x0 given x. None is `sigma^2 / (alpha^2 + sigma^2)`, which is exact for data N(0, I).
 
     Raises:
       TypeError: If measure or pseudoinverse is not a function.
-      ValueError: If scale or variance is neither `()` nor `[B]`, variance is negative, or measurement is not finite; when
-        called, if measure does not return a pytree like measurement, or pseudoinverse an array like x0.
+      ValueError: If scale or variance is neither `()` nor `[B]`, variance is negative, or measurement is not finite. When
+        called, if measure does not return a pytree like measurement, or pseudoinverse does not return an array like x0.
 
     Example:
       >>> embed = lambda y: jnp.pad(y, ((0, 0), (0, 1)))
@@ -201,7 +205,7 @@ def pigdm(
 
     def update(d: Prediction, context: Context) -> Prediction:
         x0 = context.base.x0
-        # A^+ (y - A x0), not A^+ y - A^+ A x0: a constant that A^+ adds counts once.
+        # A^+ (y - A x0), not A^+ y - A^+ A x0: a constant that A^+ adds would cancel in the latter.
         back = given_back(pseudoinverse, given_residual(measure, measurement, x0), x0)
         r2 = _variance(context) if variance is None else at(variance, context)
         return add_score(d, at(scale, context) * divide(context.pullback(back), r2), context.level)
@@ -211,24 +215,24 @@ def pigdm(
 
 @part()
 def lgd(log_prob: CleanLogProb, scale: Scale, *, draws: Count = 8, spread: Scale | None = None) -> Guidance:
-    """Loss-guided diffusion: the log-probability, averaged over what x0 may be around its prediction.
+    """Loss-guided diffusion: the probability averaged over Gaussian draws around the predicted x0.
 
-    `grad log (1/n) sum_i exp log_prob(x0(x) + r z_i)`, as a classifier's score, with n draws `z_i` of a Gaussian
+    `grad log (1/n) sum_i exp log_prob(x0(x) + r z_i)`, used as the score of a classifier, with n standard normal draws `z_i`
 
     Args:
       log_prob: `x0 [B, ...] -> [B]`.
       scale: 0 is no guidance.
       draws: The number n of draws.
-      spread: The deviation r of the draws; None is `sigma / sqrt(alpha^2 + sigma^2)`.
+      spread: The standard deviation r of the draws. None is `sigma / sqrt(alpha^2 + sigma^2)`.
 
     Raises:
-      TypeError: If log_prob is not a function of x0; when called, if it does not return floating numbers.
-      ValueError: If scale or spread is neither `()` nor `[B]`, or draws is below 1; when called, if log_prob does not
+      TypeError: If log_prob is not a function of x0. When called, if it does not return floating numbers.
+      ValueError: If scale or spread is neither `()` nor `[B]`, or draws is below 1. When called, if log_prob does not
         return `[B]`.
 
     Example:
       >>> guidance = gj.lgd(lambda x0: -(x0**2).sum(1), 1.0, draws=16)
-      >>> guidance.derivatives == {None}  # it takes a backward pass through the network, of the base
+      >>> guidance.derivatives == {None}  # it differentiates through the network, in the base
       True
 
     Reference: Song et al. 2023, ICML, "Loss-guided diffusion models for plug-and-play controllable generation", equation 8.
@@ -252,30 +256,30 @@ def tfg(
     smoothing: Scale = 0.0,
     draws: Count = 1,
 ) -> Guidance:
-    """Training-free guidance, one method that holds the others: a gradient in x through the network, and ascents in x0.
+    """Training-free guidance: a gradient in x through the network, and gradient ascents in x0. It unifies several methods.
 
-    `f(x0) = log (1/n) sum_i exp log_prob(x0 + gamma s z_i)`, `s^2 = sigma^2 / (alpha^2 + sigma^2)`, `dx = rho grad f(x0(x))`,
-    `dx0` of `inner_steps` ascents of rate mu, and `x' <- x' + (alpha' / alpha) dx + alpha' dx0`
+    `f(x0) = log (1/n) sum_i exp log_prob(x0 + gamma s z_i)`, `s^2 = sigma^2 / (alpha^2 + sigma^2)`, `dx = rho grad f(x0(x))`
+    and `x' <- x' + (alpha' / alpha) dx + alpha' dx0`. dx0 is the sum of `inner_steps` gradient ascents of f with rate mu.
 
-    Its recurrence is `recur(sampler, times)`. At alpha = 0 dx is 0. As with `freedom`, x' moves by exactly that with a sampler
-    of one evaluation a step; with others by what each evaluation adds, .09 to .6 of it off on the same mixture.
+    At alpha = 0, dx is 0. For the paper's recurrence, use `recur(sampler, times)`. As with `freedom`, the formula for x' is
+    exact for samplers with one evaluation per step. For the others the relative error is .09 to .6 on the same mixture.
 
     Args:
       log_prob: `x0 [B, ...] -> [B]`.
-      rho: The rate in x.
-      mu: The rate in x0; both 0 is no guidance.
+      rho: The step size in x. rho = mu = 0 is no guidance.
+      mu: The step size of each ascent in x0.
       inner_steps: The number of ascents.
-      smoothing: The deviation gamma of the draws, in units of s.
+      smoothing: The standard deviation gamma of the draws, in units of s.
       draws: The number n of draws.
 
     Raises:
-      TypeError: If log_prob is not a function of x0; when called, if it does not return floating numbers.
-      ValueError: If rho, mu or smoothing is neither `()` nor `[B]`, inner_steps is below 0, or draws below 1; when called, if
-        log_prob does not return `[B]`.
+      TypeError: If log_prob is not a function of x0. When called, if it does not return floating numbers.
+      ValueError: If rho, mu or smoothing is neither `()` nor `[B]`, inner_steps is below 0, or draws is below 1. When called,
+        if log_prob does not return `[B]`.
 
     Example:
       >>> guidance = gj.tfg(lambda x0: -(x0**2).sum(1), 0.5, 0.5)
-      >>> guidance.derivatives == {None}  # it takes a backward pass through the network, of the base
+      >>> guidance.derivatives == {None}  # it differentiates through the network, in the base
       True
 
     Reference: Ye et al. 2024, arXiv:2409.15761, algorithm 1.
@@ -292,18 +296,18 @@ def tfg(
 
 
 def gradient_of(log_prob: Callable[[Array], Array], x0: Array) -> Array:
-    """`grad_x0 log_prob`, each sample's own."""
+    """`grad_x0 log_prob` of each sample, `[B, ...]`."""
     return jax.grad(lambda x0: given_log_prob(log_prob, x0).sum())(x0)
 
 
 def ascent(log_prob: Callable[[Array], Array], x0: Array, rate: Array, steps: int) -> Array:
-    """What `steps` gradient ascents add to x0."""
+    """The total change of x0 in `steps` gradient ascents."""
     up = lambda _, change: change + rate * gradient_of(log_prob, x0 + change)
     return jax.lax.fori_loop(0, steps, up, jnp.zeros_like(x0)) if steps else jnp.zeros_like(x0)
 
 
 def smoothed(log_prob: Callable[[Array], Array], spread: Array, draws: int, context: Context) -> Callable[[Array], Array]:
-    """`log (1/n) sum_i exp log_prob(x0 + spread z_i)`, the draws of a sample from its own key."""
+    """`log (1/n) sum_i exp log_prob(x0 + spread z_i)`. Each sample draws with its own key."""
     z = normal(step_keys(context.step), jax.ShapeDtypeStruct((len(context.x), draws, *context.x.shape[1:]), context.x.dtype))
 
     def mean(x0: Array) -> Array:
@@ -315,6 +319,6 @@ def smoothed(log_prob: Callable[[Array], Array], spread: Array, draws: int, cont
 
 
 def _variance(context: Context) -> Array:
-    """Of x0 given x, were the data N(0, I)."""
+    """The variance of x0 given x for data N(0, I)."""
     alpha, sigma = expand(context.level.alpha, context.x), expand(context.level.sigma, context.x)
     return sigma**2 / (alpha**2 + sigma**2)

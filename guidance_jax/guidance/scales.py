@@ -1,7 +1,8 @@
-"""Guidance scales that depend on the noise level: functions of it that every method takes in place of a number.
+"""Guidance scales that depend on the noise level. Every method accepts such a function in place of a number.
 
-`calibrated` follows a measurement. Each of the others spends the same guidance as a constant would: over the run of the
-network's time, `w - 1` is the constant's on average. `progress` below is 0 at the most noise and 1 at the least, in that time.
+`calibrated` follows a measured curve. The others replace a constant scale. Over the network's time, their `w - 1` has the same
+mean as the constant's, unless the docstring says otherwise. In the formulae, `progress` is 0 at maximum noise and 1 at minimum
+noise, and linear in time.
 """
 
 from typing import Any
@@ -28,28 +29,30 @@ def at(scale: Scale, context: Context) -> Array:
 
 
 def per_sample(value: Any, x: Array, where: str) -> Array:
-    """One number, `()`, or one per sample, `[B]`, broadcastable against x."""
+    """One number, `()`, or one per sample, `[B]`, reshaped to broadcast against x."""
     check_shape(value, x, where)
     return expand(jnp.asarray(value, x.dtype), x)
 
 
 def at_level(scale: Any, level: NoiseLevel) -> Any:
-    """A scale, or its value at a level where it is a function."""
+    """The value of a scale at a level; the scale itself if it is not a function."""
     return scale(level) if callable(scale) else scale
 
 
 def progress(schedule: Schedule, level: NoiseLevel) -> Array:
-    """How much of the network's time is over: 0 at the schedule's most noise, 1 at its least."""
+    """The share of the network's time that has passed: 0 at the schedule's maximum noise, 1 at its minimum noise."""
     return 1 - (level.t - schedule.t_min) / (schedule.t_max - schedule.t_min)
 
 
 @part()
 def linear(schedule: Schedule, scale: PerSample) -> Level:
-    """Grows from no guidance to twice that of a constant: `w = 1 + (scale - 1) 2 progress`.
+    """A scale that increases linearly from 1, with twice the guidance of the constant at the end.
+
+    `w = 1 + (scale - 1) 2 progress`
 
     Args:
       schedule: The schedule of the network.
-      scale: The constant that it replaces, `()` or `[B]`.
+      scale: The constant scale that it replaces, `()` or `[B]`.
 
     Raises:
       ValueError: If scale is not finite.
@@ -59,18 +62,20 @@ def linear(schedule: Schedule, scale: PerSample) -> Level:
       >>> print(scales.linear(schedule, 3.0)(schedule(0.5)).round(2))
       3.0
 
-    Reference: Wang et al. 2024, arXiv:2404.13040, table 1; its omega is `scale - 1`.
+    Reference: Wang et al. 2024, arXiv:2404.13040, table 1. Its omega is `scale - 1`.
     """
     return lambda level: 1 + (jnp.asarray(scale, level.t.dtype) - 1) * 2 * progress(schedule, level)
 
 
 @part()
 def clamp_linear(schedule: Schedule, scale: PerSample, min: PerSample) -> Level:
-    """`linear`, but never below a least scale: `w = max(min, 1 + (scale - 1) 2 progress)`. The one that the paper recommends.
+    """The scale of `linear`, with a lower bound. The paper recommends this one.
+
+    `w = max(min, 1 + (scale - 1) 2 progress)`
 
     Args:
       schedule: The schedule of the network.
-      scale: The constant that `linear` replaces, `()` or `[B]`.
+      scale: The constant scale that `linear` replaces, `()` or `[B]`.
       min: The minimum scale, `()` or `[B]`.
 
     Raises:
@@ -89,11 +94,11 @@ def clamp_linear(schedule: Schedule, scale: PerSample, min: PerSample) -> Level:
 
 @part()
 def cosine(schedule: Schedule, scale: PerSample) -> Level:
-    """Grows along half a period: `w = 1 + (scale - 1) (1 - cos(pi progress))`.
+    """A scale that increases along half a period of a cosine: `w = 1 + (scale - 1) (1 - cos(pi progress))`.
 
     Args:
       schedule: The schedule of the network.
-      scale: The constant that it replaces, `()` or `[B]`.
+      scale: The constant scale that it replaces, `()` or `[B]`.
 
     Raises:
       ValueError: If scale is not finite.
@@ -110,14 +115,16 @@ def cosine(schedule: Schedule, scale: PerSample) -> Level:
 
 @part()
 def power_cosine(schedule: Schedule, scale: PerSample, power: NonNegative, *, normalise: Number = 1.0) -> Level:
-    """Guidance that comes late for a large power: `w = 1 + (scale - 1) normalise (1 - cos(pi progress^power)) / 2`.
+    """A cosine scale with an exponent: a larger power moves guidance to a later time.
 
-    As published it is not normalised: it ends at `scale`, and on average guides less.
+    `w = 1 + (scale - 1) normalise (1 - cos(pi progress^power)) / 2`
+
+    With the published `normalise = 1` it ends at `scale`, and the mean of `w - 1` is below the constant's.
 
     Args:
       schedule: The schedule of the network.
       scale: The scale at the minimum noise, `()` or `[B]`.
-      power: `()`; 4 in the paper's source.
+      power: The exponent, `()`. The paper's source code uses 4.
       normalise: A factor of `scale - 1`, `()`.
 
     Raises:
@@ -133,7 +140,7 @@ def power_cosine(schedule: Schedule, scale: PerSample, power: NonNegative, *, no
 
     def weight(level: NoiseLevel) -> Array:
         w, s, n = (jnp.asarray(value, level.t.dtype) for value in (scale, power, normalise))
-        # The power's gradient at 0 would be that of log 0.
+        # The gradient of the power at 0 contains log 0, so progress is bounded away from 0.
         late = jnp.where(progress(schedule, level) > 0, jnp.maximum(progress(schedule, level), 1e-12), 0) ** s
         return 1 + (w - 1) * n * (1 - jnp.cos(jnp.pi * late)) / 2
 
@@ -142,13 +149,15 @@ def power_cosine(schedule: Schedule, scale: PerSample, power: NonNegative, *, no
 
 @part()
 def beta(schedule: Schedule, scale: PerSample, a: AtLeastOne = 2.0, b: AtLeastOne = 2.0) -> Level:
-    """Most guidance in the middle: `w = 1 + (scale - 1) Beta(progress; a, b)`, a density, whose mean is 1.
+    """A scale with its maximum in the middle of the run: `w = 1 + (scale - 1) Beta(progress; a, b)`.
+
+    Beta is the probability density, which has mean 1 over `progress`.
 
     Args:
       schedule: The schedule of the network.
-      scale: The constant that it replaces, `()` or `[B]`.
-      a: The first parameter of the Beta density, above 1, `()`.
-      b: The second one; a = b is symmetric.
+      scale: The constant scale that it replaces, `()` or `[B]`.
+      a: The first parameter of the Beta density, at least 1, `()`.
+      b: The second parameter, at least 1, `()`. With a = b the density is symmetric.
 
     Raises:
       ValueError: If scale is not finite, or a or b is below 1.
@@ -170,32 +179,32 @@ def beta(schedule: Schedule, scale: PerSample, a: AtLeastOne = 2.0, b: AtLeastOn
 
 @part(also(check_curve))
 def calibrated(curve: CurveLike, scale: PerSample, *, threshold: NonNegative = 0.0) -> Level:
-    """The scale whose guidance samples, as far as posteriors are Gaussian, the law `p(x)^(1 - scale) p(x | y)^scale`.
+    """The scale that samples the law `p(x)^(1 - scale) p(x | y)^scale`, if the posteriors of x0 are Gaussian.
 
-    `w = scale / (rho + scale (1 - rho))`, which is `1 / w = 1 - rho + rho / scale`: 1 where rho is 0, and scale where rho is 1.
+    `w = scale / (rho + scale (1 - rho))`, or equally `1 / w = 1 - rho + rho / scale`. w is 1 at rho = 0, and scale at rho = 1.
 
-    It is the mean of a product of posteriors whose covariances are as rho to 1. Where the condition is open, rho is small and
-    guidance off; w is never above `1 / (1 - rho)`, so the result forgives large scales.
+    The guided x0 is then the mean of the product of two Gaussian posteriors whose covariances have the ratio rho. At high noise
+    rho is small, and w is near 1. For positive scales w is at most `1 / (1 - rho)`, so a large scale does less harm.
 
-    rho is linear in `log(sigma / alpha)` between the levels of the curve, and constant beyond them. A scale of 0 is the
-    unconditional model. A negative one needs `rho > scale / (scale - 1)` at every level, as the law does on Gaussians. A known
-    curve seldom has that: to go away from a condition, calibrate with `cond="uncond", uncond="cond"`, on unconditional samples.
+    rho is interpolated linearly in `log(sigma / alpha)`, and constant beyond the levels of the curve. A scale of 0 is the
+    unconditional model. A negative scale needs `rho > scale / (scale - 1)` at every level, which few curves meet. To guide away
+    from a condition, calibrate with `cond="uncond", uncond="cond"` on unconditional samples.
 
     Args:
-      curve: What `calibrate` measured, `curve.for_prompts` for prompts; or a `Curve` that is known.
-      scale: `()` or `[B]`.
-      threshold: The scale is 1 where it is this near to 1, `()`; `unless_one` then leaves out the unconditional branch.
+      curve: The result of `calibrate` (for prompts, its `for_prompts`), or a known `Curve`.
+      scale: The exponent of `p(x | y)` in the law, `()` or `[B]`.
+      threshold: The scale is 1 where `|w - 1|` is below this, `()`. `unless_one` then skips the unconditional branch.
 
     Raises:
-      ValueError: If scale is not finite, threshold is negative, the curve is known and no curve, or `rho + scale (1 - rho)` is
-        known and not positive; where it is traced, w is NaN.
+      ValueError: If scale is not finite, threshold is negative, curve is not a valid curve, or `rho + scale (1 - rho)` is not
+        positive. If these are traced, w is NaN where the latter is not positive.
 
     Example:
       >>> curve = Curve(ratio=jnp.array([0.1, 1.0, 10.0]), rho=jnp.array([1.0, 0.5, 0.0]))
       >>> print(scales.calibrated(curve, 4.0)(schedules.edm().at(jnp.array([0.01, 0.1, 1.0, 10.0]))))
       [4.  4.  1.6 1. ]
 
-    Reference: Derived here; no publication of this form is known to us. Near it are learned scales (arXiv:2510.00815), decaying
+    Reference: Derived here; no publication of this form is known to us. Related are learned scales (arXiv:2510.00815), decaying
     scales (arXiv:2603.08155), the interval (arXiv:2404.07724) and precision-weighted products (arXiv:2404.07593).
     """
     order = jnp.argsort(jnp.asarray(curve.ratio))
@@ -212,5 +221,5 @@ def calibrated(curve: CurveLike, scale: PerSample, *, threshold: NonNegative = 0
 
 
 def _log(ratio: Array) -> Array:
-    """Finite where there is no noise, and where there is nothing else."""
+    """`log(sigma / alpha)`, clipped to be finite at sigma = 0 and at alpha = 0."""
     return jnp.log(jnp.clip(ratio, 1e-9, 1e9))

@@ -1,6 +1,6 @@
-"""Shapers: they change what sources have made of the base, and nothing where nothing guides.
+"""Shapers: guidances that modify the change which the sources of a chain have made. Where guidance is off, they do nothing.
 
-`change` in the formulae is the prediction less the base, in x0. All sums are over one sample.
+In the formulae, `change` is the x0 of the prediction minus the x0 of the base. All sums are over one sample.
 """
 
 from collections.abc import Callable
@@ -23,24 +23,23 @@ from guidance_jax.interfaces import Guidance
 Percentile = TypeAliasType("Percentile", Annotated[ArrayLike | Level, scale_kind("a percentile", low=0, high=100)])
 """As `Scale`, in [0, 100]."""
 Limit = TypeAliasType("Limit", Annotated[ArrayLike | Level, scale_kind(low=0, high=jnp.inf, above=0)])
-"""As `Scale`, positive, and infinite for no limit."""
+"""As `Scale`, positive. Infinity means no limit."""
 
 
 @part()
 def rescale(fraction: FractionScale) -> Guidance:
-    """Bring the spread of a guided prediction back toward that of the base prediction.
+    """Rescale a guided prediction towards the standard deviation of the base prediction.
 
-    `x0 <- fraction x0 std(base) / std(x0) + (1 - fraction) x0`, std over all axes of one sample, with n - 1.
+    `x0 <- fraction x0 std(base) / std(x0) + (1 - fraction) x0`. std is over all axes of one sample, with n - 1.
 
-    It acts on x0; the paper acts on v, as `in_space("v", rescale(0.7))` does. It needs no branch: where nothing guides, nothing
-    changes.
+    It acts on x0. The paper acts on v: use `in_space("v", rescale(0.7))`. It needs no branch. Where guidance is off, it changes
+    nothing.
 
     Args:
-      fraction: 0 changes nothing, 1 restores the spread of the base fully. The paper uses 0.7.
+      fraction: 0 changes nothing. 1 fully restores the standard deviation of the base. The paper uses 0.7.
 
     Raises:
-      ValueError: If fraction is neither `()` nor `[B]`, or outside [0, 1]; when called, if a sample has one element only, which
-        has no spread.
+      ValueError: If fraction is neither `()` nor `[B]`, or outside [0, 1]. When called, if a sample has only one element.
 
     Example:
       >>> denoise = gj.denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # it predicts its condition
@@ -55,7 +54,7 @@ def rescale(fraction: FractionScale) -> Guidance:
     def update(d: Prediction, context: Context) -> Array:
         check_spread(d.x0)
         phi, spread = at(fraction, context), _std(d.x0)
-        # A sample without any spread has nothing to rescale.
+        # A constant sample cannot be rescaled.
         ratio = jnp.where(spread > 0, divide(_std(context.base.x0), spread), 1)
         return d.x0 * (phi * ratio + (1 - phi))
 
@@ -64,14 +63,14 @@ def rescale(fraction: FractionScale) -> Guidance:
 
 @part()
 def momentum(beta: Scale) -> Guidance:
-    """A running sum of changes, in place of the change.
+    """Replace the change by its weighted running sum.
 
     `m <- change + beta m`, `change <- m`
 
-    The sum starts at the first evaluation of a run, or of the interval that the guidance acts in.
+    The sum starts at the first evaluation of the run. Inside `during`, it starts at the first evaluation in the interval.
 
     Args:
-      beta: 0 changes nothing; a negative number damps what persists.
+      beta: The weight of the past. 0 changes nothing. A negative number damps persistent changes.
 
     Raises:
       ValueError: If beta is neither `()` nor `[B]`, or not finite.
@@ -93,12 +92,12 @@ def momentum(beta: Scale) -> Guidance:
 
 @part()
 def clip_norm(max_norm: BoundScale) -> Guidance:
-    """A change of bounded length.
+    """Clip the norm of the change.
 
     `change <- change min(1, max_norm / |change|)`
 
     Args:
-      max_norm: The bound, in the units of x0; infinity changes nothing.
+      max_norm: The maximum norm, in the units of x0. Infinity changes nothing.
 
     Raises:
       ValueError: If max_norm is neither `()` nor `[B]`, or negative.
@@ -122,12 +121,12 @@ def clip_norm(max_norm: BoundScale) -> Guidance:
 
 @part()
 def project(eta: Scale = 0.0) -> Guidance:
-    """The change without its part along the base.
+    """Remove the component of the change parallel to the base.
 
     `change <- change - (1 - eta) <change, base> / |base|^2 base`
 
     Args:
-      eta: The fraction of that part that is kept; 1 changes nothing.
+      eta: The fraction of the parallel component that is kept. 1 changes nothing.
 
     Raises:
       ValueError: If eta is neither `()` nor `[B]`, or not finite.
@@ -151,12 +150,12 @@ def project(eta: Scale = 0.0) -> Guidance:
 
 @part()
 def amplify(scale: Scale) -> Guidance:
-    """The change, times a number.
+    """Multiply the change by a number.
 
     `change <- scale change`
 
     Args:
-      scale: 1 changes nothing.
+      scale: The factor. 1 changes nothing.
 
     Raises:
       ValueError: If scale is neither `()` nor `[B]`, or not finite.
@@ -178,13 +177,14 @@ def amplify(scale: Scale) -> Guidance:
     )
 )
 def dynamic_threshold(percentile: Percentile = 99.5, limit: Limit = 1.0) -> Guidance:
-    """A guided x0, clipped to its own percentile and scaled back to the range of the data.
+    """Dynamic thresholding: clip x0 to a percentile of its absolute values, and rescale it to the range of the data.
 
-    `x0 <- clip(x0, -s, s) limit / s`, s the percentile of |x0|, or limit where that is more.
+    `x0 <- clip(x0, -s, s) limit / s`, where s is the maximum of limit and the percentile of |x0|. Where guidance is off, it
+    changes nothing.
 
     Args:
-      percentile: In 0..100.
-      limit: The largest |x0| of the data; infinity changes nothing.
+      percentile: The percentile, in 0..100.
+      limit: The maximum |x0| of the data. Infinity changes nothing.
 
     Raises:
       ValueError: If percentile or limit is neither `()` nor `[B]`, or out of range, or percentile is a number in (0, 1].
@@ -196,7 +196,7 @@ def dynamic_threshold(percentile: Percentile = 99.5, limit: Limit = 1.0) -> Guid
       >>> print(gj.sample(keys, two, gj.chain(gj.cfg(3.0), gj.dynamic_threshold(100.0)), gj.ddim(), path, (2,)))
       [[1.  0.5]]
 
-    Reference: Saharia et al. 2022, arXiv:2205.11487, section 2.3; it also thresholds where nothing guides.
+    Reference: Saharia et al. 2022, arXiv:2205.11487, section 2.3. The paper also thresholds where guidance is off.
     """
 
     def update(d: Prediction, context: Context) -> Array:
@@ -204,7 +204,7 @@ def dynamic_threshold(percentile: Percentile = 99.5, limit: Limit = 1.0) -> Guid
         s = jnp.maximum(_quantile(jnp.abs(d.x0), at(percentile, context) / 100), most)
         unlimited = jnp.isinf(s)
         bounded = jnp.clip(d.x0, -s, s) * jnp.where(unlimited, 1, most / jnp.where(unlimited, 1, s))
-        # Up to rounding: `cfg(1.0)` guides nothing.
+        # The comparison allows for rounding, so that `cfg(1.0)` counts as no guidance.
         guided = _largest(d.x0 - context.base.x0) > 64 * jnp.finfo(s.dtype).eps * _largest(context.base.x0)
         return jnp.where(guided, bounded, d.x0)
 
@@ -212,7 +212,7 @@ def dynamic_threshold(percentile: Percentile = 99.5, limit: Limit = 1.0) -> Guid
 
 
 def _shaper(formula: Callable[..., Array], **scales: Scale) -> Guidance:
-    """A shaper from its formula in the change of x0, the x0 of the base, and scales by name; eps follows."""
+    """A shaper from its formula, a function of the change of x0, the x0 of the base, and the scales, by name."""
 
     def update(d: Prediction, context: Context) -> Array:
         base, weights = context.base.x0, {name: at(scale, context) for name, scale in scales.items()}
@@ -222,7 +222,7 @@ def _shaper(formula: Callable[..., Array], **scales: Scale) -> Guidance:
 
 
 def _quantile(x: Array, share: Array) -> Array:
-    """The quantile of each sample, linear between its elements, broadcastable."""
+    """The quantile of each sample, interpolated linearly, broadcastable."""
     ranked = jnp.sort(x.reshape(len(x), -1), axis=1)
     place = jnp.broadcast_to(share.reshape(-1), len(x)) * (ranked.shape[1] - 1)
     below = jnp.clip(jnp.floor(place), 0, ranked.shape[1] - 1).astype(jnp.int32)
@@ -232,7 +232,7 @@ def _quantile(x: Array, share: Array) -> Array:
 
 
 def _largest(x: Array) -> Array:
-    """The largest |x| of each sample, broadcastable."""
+    """The maximum |x| of each sample, broadcastable."""
     return jnp.abs(x).max(tuple(range(1, x.ndim)), keepdims=True)
 
 

@@ -1,4 +1,4 @@
-"""Guidance that is asked for less often: its branches are not evaluated where they are not wanted."""
+"""Guidance that skips network evaluations: reuse of past changes, an adaptive end, and predicted unconditional branches."""
 
 from typing import Annotated, Any, NamedTuple
 
@@ -30,9 +30,13 @@ Recorded = TypeAliasType(
 
 
 class Cache(NamedTuple):
-    """What `reuse` remembers: the state within, the step that was evaluated last (-1: none), and its change of x0 and of eps.
+    """The state of `reuse`.
 
-    That of eps as the x0 that would move it, `-(sigma / alpha) change`, so that it holds at the next level too.
+    Args:
+      inner: The state of the guidance that is reused.
+      last: The number of the last evaluated step; -1 before the first.
+      x0: The change of x0 in that step, `[B, ...]`.
+      eps: The change of eps in that step, stored as `-(sigma / alpha) change`, so that it applies at other levels too.
     """
 
     inner: Any
@@ -43,18 +47,18 @@ class Cache(NamedTuple):
 
 @part()
 def reuse(guidance: Guidance, every: Period) -> Guidance:
-    """A guidance that is evaluated in every k-th step only; between, its last change is made again.
+    """Evaluate a guidance only in every k-th step, and reuse its last change in the other steps.
 
-    `D <- D + (g(D_j) - D_j)`, j the last step that was evaluated
+    `D <- D + (g(D_j) - D_j)`, where j is the last evaluated step
 
-    Its branches are not evaluated between. The first step that it meets is evaluated, wherever a run or an interval begins.
+    Its branches are not evaluated in the other steps. The first step of a run, or of an interval, is always evaluated.
 
     Args:
-      guidance: What to evaluate less often.
-      every: The period k; 1 changes nothing.
+      guidance: The guidance to evaluate less often.
+      every: The period k. 1 changes nothing.
 
     Raises:
-      TypeError: If guidance is not a `Guidance`, or every no integer.
+      TypeError: If guidance is not a `Guidance`, or every is not an integer.
       ValueError: If every is below 1.
 
     Example:
@@ -64,11 +68,11 @@ def reuse(guidance: Guidance, every: Period) -> Guidance:
       >>> print(gj.evaluations(keys, two, gj.reuse(gj.cfg(3.0), every=2), gj.ddim(), path, (2,)))
       6
 
-    Reference: The difference's slow change is measured in Castillo et al. 2023, arXiv:2312.12487, section 5.
+    Reference: Castillo et al. 2023, arXiv:2312.12487, section 5, measures how slowly the difference changes.
     """
 
     def fresh(cache: Cache, step: Step) -> Array:
-        # All evaluations of a step are treated alike: its corrector finds its own number in `last`.
+        # All evaluations of a step are treated alike: at the corrector, `last` is the number of the current step.
         due = step.number >= cache.last + jnp.asarray(every).astype(jnp.int32)
         return (cache.last < 0) | (step.number == cache.last) | due
 
@@ -96,9 +100,9 @@ def reuse(guidance: Guidance, every: Period) -> Guidance:
 
 @jax.custom_batching.custom_vmap
 def _anyone(waiting: Array) -> Array:
-    """Whether any sample waits; under `vmap`, whether any of the whole grid does, so that skipping stays a decision of one.
+    """Whether any sample still waits. Under `vmap` the answer covers all mapped samples, so it stays one unbatched boolean.
 
-    No sample's result depends on it: those that do not wait ignore what is evaluated for the others.
+    No result depends on other samples: samples that do not wait ignore the extra evaluations.
     """
     return waiting.any()
 
@@ -110,20 +114,20 @@ def _anyone_of_all(axis_size: int, in_batched: list[bool], waiting: Array) -> tu
 
 @part()
 def adaptive(guidance: Guidance, threshold: Cosine = 0.991, *, cond: Branch = "cond", uncond: Branch = "uncond") -> Guidance:
-    """A guidance that ends, for each sample, once the branches agree: from then on the conditional prediction is left.
+    """Stop a guidance for each sample once its branches agree. Afterwards only the conditional prediction is used.
 
-    `D <- g(D)` until after the first step in which `cos(c.eps, u.eps) > threshold`, then `D <- D + (c - base)`
+    `D <- g(D)` up to the first step with `cos(c.eps, u.eps) > threshold`, inclusive; afterwards `D <- D + (c - base)`
 
-    The branches are evaluated until it has ended for all samples, those of a `vmap` around included.
+    The unconditional branch is skipped once no sample of the batch, or of a surrounding `vmap`, needs it.
 
     Args:
-      guidance: What is to end.
-      threshold: Of the cosine; 1 or above for never.
-      cond: The conditional branch, the base best: another one is still evaluated beside the base after the end.
-      uncond: The branch that is saved.
+      guidance: The guidance to stop.
+      threshold: The threshold of the cosine. At 1 or above, guidance never stops.
+      cond: The conditional branch. Make it the base: otherwise it is evaluated in addition to the base after the stop.
+      uncond: The branch that is skipped after the stop.
 
     Raises:
-      TypeError: If guidance is not a `Guidance`, or threshold no number.
+      TypeError: If guidance is not a `Guidance`, or threshold is not a number.
       ValueError: If threshold is NaN, or not one number.
 
     Example:
@@ -137,7 +141,7 @@ def adaptive(guidance: Guidance, threshold: Cosine = 0.991, *, cond: Branch = "c
     """
 
     def goes_on(last: Array, step: Step) -> Array:
-        # A step is guided as a whole: its corrector too, where its first evaluation was the last.
+        # All evaluations of a step are guided alike: a corrector is still guided in the step where guidance stops.
         return (last < 0) | (last == step.number)
 
     def init(x: Array) -> tuple[Any, Array]:
@@ -146,12 +150,12 @@ def adaptive(guidance: Guidance, threshold: Cosine = 0.991, *, cond: Branch = "c
     def update(d: Prediction, state: tuple[Any, Array], context: Context) -> tuple[Prediction, tuple[Any, Array]]:
         inside, last = state
         c, u = context[cond], context[uncond]
-        # Rounding may put it above 1.
+        # Rounding may make the cosine larger than 1.
         cosine = jnp.minimum(divide(inner(c.eps, u.eps), norm(c.eps) * norm(u.eps)).reshape(-1), 1)
         guided, inside = guidance.update(d, inside, context)
         ended = d + (c - context.base)
         on = expand(goes_on(last, context.step), d.x0)
-        # A sample of NaN, which no branch can mend, keeps nobody's branches alive.
+        # A sample that is NaN must not keep the branches evaluated.
         agree = (last < 0) & ((cosine > jnp.asarray(threshold, cosine.dtype)) | jnp.isnan(cosine))
         after = d.replace(x0=jnp.where(on, guided.x0, ended.x0), eps=jnp.where(on, guided.eps, ended.eps))
         return after, (inside, jnp.where(agree, context.step.number, last))
@@ -164,49 +168,55 @@ def adaptive(guidance: Guidance, threshold: Cosine = 0.991, *, cond: Branch = "c
 
 
 class History(NamedTuple):
-    """The predictions of both branches in the last K steps and before them in this one, newest first, `[1 + K, B, ...]`."""
+    """The state of `linear_reuse`: the predictions of both branches in the current step and the last K steps, newest first.
+
+    Args:
+      cond: The conditional x0-predictions, `[1 + K, B, ...]`.
+      uncond: The unconditional x0-predictions, `[1 + K, B, ...]`.
+      known: The number of steps recorded so far.
+      number: The number of the newest step; -1 before the first.
+    """
 
     cond: Array
     uncond: Array
     known: Array
-    """How many steps there are."""
     number: Array
-    """Of the newest."""
 
 
 @part()
 def linear_reuse(
     scale: Scale, coefficients: Coefficients, every: Count = 2, *, cond: Branch = "cond", uncond: Branch = "uncond"
 ) -> Guidance:
-    """CFG whose unconditional prediction is, between, a linear function of past predictions.
+    """CFG whose unconditional prediction is replaced, in most steps, by a linear function of past predictions.
 
-    `u = a_0 c + sum_i (a_i c_i + b_i u_i)`, over the K last steps, newest first, each as its first evaluation was
+    `u = a_0 c + sum_i (a_i c_i + b_i u_i)`, a sum over the last K steps, newest first. Each past step counts by its first
+    evaluation.
 
-    The first K steps evaluate both branches, and so does every step whose number is divisible by k.
+    Both branches are evaluated in the first K steps, and in every step whose number is divisible by k.
 
     Args:
       scale: 1 is the conditional model.
-      coefficients: `[1 + 2 K]`: `a_0, a_1 .. a_K, b_1 .. b_K`, or such a row per step, `[steps, 1 + 2 K]`, as of `fit_linear`.
-      every: The period k; 1 is CFG.
+      coefficients: `a_0, a_1 .. a_K, b_1 .. b_K`, `[1 + 2 K]`; or one such row per step, `[steps, 1 + 2 K]`, from `fit_linear`.
+      every: The period k. 1 is CFG.
       cond: The branch to move towards.
       uncond: The branch to move away from.
 
     Raises:
-      TypeError: If coefficients are no numbers, or every is no integer.
+      TypeError: If coefficients are not numbers, or every is not an integer.
       ValueError: If scale is neither `()` nor `[B]`, coefficients has another shape, or every is below 1.
 
     Example:
-      >>> guidance = gj.linear_reuse(3.0, jnp.array([1.0, -1.0, 1.0]))  # the last difference once more
+      >>> guidance = gj.linear_reuse(3.0, jnp.array([1.0, -1.0, 1.0]))  # reuses the last difference
       >>> sorted(guidance.needs)
       ['cond', 'uncond']
 
-    Reference: Castillo et al. 2023, arXiv:2312.12487, section 5 (LinearAG), which acts on eps: `in_space`.
+    Reference: Castillo et al. 2023, arXiv:2312.12487, section 5 (LinearAG). The paper acts on eps: `in_space`.
     """
     rows = jnp.asarray(coefficients)
     past = rows.shape[-1] // 2
 
     def before(history: History, step: Step) -> tuple[Array, Array]:
-        """Whether this is the step's first evaluation, and how many steps are known before it."""
+        """Whether this is the first evaluation of the step, and the number of steps recorded before it."""
         first = history.number != step.number
         return first, jnp.where(first, history.known, history.known - 1)
 
@@ -238,21 +248,21 @@ def linear_reuse(
 
 @door(also(lambda cond, uncond, past: check_recorded(cond, uncond, past)))
 def fit_linear(cond: Recorded, uncond: Recorded, past: Count = 1) -> Array:
-    """The coefficients of `linear_reuse` by least squares, one row per step, from recorded runs of CFG.
+    """Fit the coefficients of `linear_reuse` to recorded runs of CFG by least squares, one row per step.
 
-    The minimum of `sum over samples of |u - a_0 c - sum_i (a_i c_i + b_i u_i)|^2`
+    They minimise `sum over samples of |u - a_0 c - sum_i (a_i c_i + b_i u_i)|^2`.
 
     Args:
-      cond: `[steps, N, ...]`, the conditional predictions of N samples along their paths.
-      uncond: `[steps, N, ...]`, the unconditional ones.
-      past: K, how many steps back to look.
+      cond: The conditional predictions of N samples along their paths, `[steps, N, ...]`.
+      uncond: The unconditional predictions, `[steps, N, ...]`.
+      past: The number K of past steps that are used.
 
     Returns:
-      `[steps, 1 + 2 K]`; the first K rows are zero, for these steps are evaluated.
+      `[steps, 1 + 2 K]`. The first K rows are zero, since both branches are evaluated in these steps.
 
     Raises:
-      TypeError: If cond or uncond is no array of floating numbers.
-      ValueError: If they were not recorded along one path, or are not finite, or past is below 1 or as many as the steps.
+      TypeError: If cond or uncond is not an array of floating numbers.
+      ValueError: If they differ in shape or are not finite, or past is below 1 or not below the number of steps.
 
     Example:
       >>> c = jax.random.normal(jax.random.key(0), (3, 8, 2))

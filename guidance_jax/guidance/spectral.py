@@ -1,4 +1,4 @@
-"""Guidance whose scale depends on the frequency: over the spatial axes of `[B, T, C]`, `[B, H, W, C]`, ..."""
+"""Guidance with scales that depend on the spatial frequency, for `[B, T, C]`, `[B, H, W, C]`, ..."""
 
 import functools
 from collections.abc import Sequence
@@ -26,21 +26,21 @@ Cutoff = TypeAliasType("Cutoff", Annotated[ArrayLike, number("a fraction of the 
 
 @part(rule("scales must hold at least one scale; one alone is CFG", lambda scales: len(scales) > 0))
 def fdg(scales: Sequence[Scale] = (10.0, 5.0), *, cond: Branch = "cond", uncond: Branch = "uncond") -> Guidance:
-    """Frequency-decoupled guidance: CFG with its own scale in each level of a Laplacian pyramid.
+    """Frequency-decoupled guidance: CFG with one scale per level of a Laplacian pyramid.
 
-    `D = c + sum_l (scale_l - 1) L_l(c - u)`, the bands `L_l` summing to the identity.
+    `D = c + sum_l (scale_l - 1) L_l(c - u)`. The sum of the bands `L_l` is the identity.
 
-    A level is halved by a 5-tap binomial filter, mirrored at the edges, and the mean of neighbours; doubled by linear
-    interpolation and the same filter.
+    Downsampling is a 5-tap binomial filter, mirrored at the edges, followed by the mean of neighbours. Upsampling is linear
+    interpolation, followed by the same filter.
 
     Args:
-      scales: One for each level, from the highest frequencies to the lowest; 1 is the conditional model.
+      scales: One scale per level, from the highest frequencies to the lowest. 1 is the conditional model.
       cond: The branch to move towards.
       uncond: The branch to move away from.
 
     Raises:
-      ValueError: If a scale is neither `()` nor `[B]`, or there is none; when called, if x has no spatial axes, or they do not
-        halve that often.
+      ValueError: If a scale is neither `()` nor `[B]`, or there is no scale. When called, if x has no spatial axes, or their
+        sizes cannot be halved once per level after the first.
       TypeError: If scales is neither a list nor a tuple.
 
     Example:
@@ -73,20 +73,21 @@ def fresca(
     cond: Branch = "cond",
     uncond: Branch = "uncond",
 ) -> Guidance:
-    """Frequency scaling: CFG by a difference whose low and high frequencies are scaled apart.
+    """Frequency scaling: CFG with separate factors for the low and high frequencies of the difference.
 
-    `D = u + scale (low P d + high (d - P d))`, P keeping the frequencies below the cutoff along every spatial axis.
+    `D = u + scale (low P d + high (d - P d))`. P keeps the frequencies below the cutoff along every spatial axis.
 
     Args:
-      scale: 1 is the conditional model where low and high are 1.
-      low: The factor of the low frequencies; with high = low = 1 this is CFG.
-      high: The factor of the others.
-      cutoff: As a fraction of the highest frequency, in (0, 1]; the released code counts 20 frequencies of 32 on either side.
+      scale: With low = high = 1, a scale of 1 is the conditional model.
+      low: The factor of the low frequencies. With low = high = 1 this is CFG.
+      high: The factor of the high frequencies.
+      cutoff: The cutoff as a fraction of the highest frequency, in (0, 1]. The released code keeps 20 of 32 frequencies on each
+        side.
       cond: The branch to move towards.
       uncond: The branch to move away from.
 
     Raises:
-      ValueError: If a scale is neither `()` nor `[B]`, or cutoff is outside (0, 1]; when called, if x has no spatial axes.
+      ValueError: If a scale is neither `()` nor `[B]`, or cutoff is outside (0, 1]. When called, if x has no spatial axes.
 
     Example:
       >>> sorted(gj.fresca(7.5).needs)
@@ -108,7 +109,7 @@ def fresca(
 
 
 def _low_pass(x: Array, cutoff: ArrayLike) -> Array:
-    """The frequencies below the cutoff, a fraction of the highest, along every spatial axis."""
+    """x with only the frequencies below the cutoff, a fraction of the highest frequency, along every spatial axis."""
     axes = _spatial(x)
     passed = jnp.fft.fftn(x, axes=axes)
     for axis in axes:

@@ -1,4 +1,4 @@
-"""Samplers: each goes from one noise level to the next. Every function here gives a `Sampler`."""
+"""Samplers, which move samples from one noise level to the next. Every function here returns a `Sampler`."""
 
 from guidance_jax.samplers.around import inpaint, post_step, projected, recur
 from guidance_jax.samplers.churn import churn

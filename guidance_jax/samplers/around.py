@@ -1,4 +1,4 @@
-"""Samplers around samplers."""
+"""Samplers that wrap another sampler: recurrence, inpainting, post-step guidance, and projection."""
 
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -30,21 +30,21 @@ Project = TypeAliasType(
 
 @part(rule("low must be below high", lambda low, high: low < high))
 def recur(sampler: Sampler, times: Count, low: Ratio = 0.0, high: Ratio = jnp.inf) -> Sampler:
-    """Recurrence, or time travel: a step is taken, undone by fresh noise, and taken again.
+    """Recurrence, or time travel: repeat each step after moving x back with fresh noise.
 
     `x <- (alpha / alpha') x' + sigma sqrt(1 - q^2) z`, with `q = (sigma' / alpha') / (sigma / alpha)`, between two repetitions.
 
-    It costs `times` steps' evaluations in every step inside the interval of `sigma / alpha`. A step from alpha = 0 or to
-    sigma' = 0 is taken once.
+    Every step inside the interval costs `times` times the evaluations of one step. A step from alpha = 0 or to sigma' = 0 is
+    not repeated.
 
     Args:
-      sampler: Whose steps are repeated; one that keeps no memory.
-      times: How often a step is taken; 1 changes nothing.
-      low: The least `sigma / alpha` at the step's beginning, `()`, excluded.
-      high: The largest, likewise, included.
+      sampler: The sampler whose steps are repeated. It must have no memory.
+      times: The number of times that each step is taken. 1 changes nothing.
+      low: The minimum `sigma / alpha` at the beginning of a repeated step, `()`, excluded.
+      high: The maximum `sigma / alpha` at the beginning of a repeated step, `()`, included.
 
     Raises:
-      ValueError: If times is below 1, low is not below high, or the sampler keeps a memory.
+      ValueError: If times is below 1, low is not below high, or the sampler has a memory.
 
     Example:
       >>> one = gj.branches(gj.denoiser(lambda x, t, cond: 0 * x + 3, predicts="x0"), cond=None)
@@ -67,7 +67,7 @@ def recur(sampler: Sampler, times: Count, low: Ratio = 0.0, high: Ratio = jnp.in
         inside = (level.ratio > jnp.asarray(low, q.dtype)) & (level.ratio <= jnp.asarray(high, q.dtype)) & (q > 0)
 
         def again(i: Array | int, state: State) -> State:
-            # Each repetition draws with two keys of its own: 2 i - 1 renoises, 2 i is the sampler's.
+            # Each repetition uses two keys: 2 i - 1 for the noise that moves x back, 2 i for the sampler.
             mine = [fold(keys, 2 * i - j) for j in (1, 0)]
             back = level.alpha / next.alpha * state.x + level.sigma * jnp.sqrt(1 - q**2) * normal(mine[0], state.x)
             return sampler.step(denoise, state._replace(x=back), level, next, mine[1])
@@ -83,24 +83,24 @@ def recur(sampler: Sampler, times: Count, low: Ratio = 0.0, high: Ratio = jnp.in
 
 @part(also(check_known))
 def inpaint(sampler: Sampler, known: Data, mask: Mask) -> Sampler:
-    """Inpainting by replacement: before and after every step, the known part of x is the known data, noised to the level.
+    """Inpainting by replacement: before and after each step, replace the known part of x by data noised to the same level.
 
-    `x' <- m (alpha' known + sigma' z) + (1 - m) x'`, z fresh noise at both ends of each step; at sigma' = 0 known itself.
+    `x' <- m (alpha' known + sigma' z) + (1 - m) x'`, where z is fresh noise, at both ends of each step. At sigma' = 0 the known
+    part is the known data.
 
-    The unknown part hears of the known one through the network alone, and is not drawn from the conditional law: `recur` it,
-    `recur(inpaint(ddpm("large"), known, mask), 10)`, and it comes near. The sampler's own
-    bias stays. Of data N(0, I) in 20 Karras steps of the cosine schedule, the unknown part has variance .59 by `ddpm()`, whose
-    small variance is right for data of no spread, and 1.00 by `ddpm("large")`.
+    The unknown part depends on the known part only through the network, so it is not an exact conditional sample. Recurrence
+    brings it closer: `recur(inpaint(ddpm("large"), known, mask), 10)`. The bias of the sampler remains. For data N(0, I), in 20
+    Karras steps of the cosine schedule, the variance of the unknown part is .59 with `ddpm()` and 1.00 with `ddpm("large")`.
 
     Args:
-      sampler: Whose steps are framed so.
-      known: The data, `[B, ...]` or broadcastable to that; what the mask leaves out is never read and may be NaN.
-      mask: `[B, ...]` or broadcastable to that: 1 or True where the data are known, 0 where they are not. A fraction blends
-        the two, for soft edges; its noise is then too small.
+      sampler: The sampler whose steps are wrapped.
+      known: The known data, broadcastable to `[B, ...]`. Values outside the mask are never read, and may be NaN.
+      mask: The mask, broadcastable to `[B, ...]`: 1 or True where the data are known, 0 where they are not. A fraction blends
+        both, for soft edges. The noise is too small there.
 
     Raises:
-      ValueError: If known or mask do not broadcast to x, or a mask's value is outside [0, 1].
-      TypeError: If known is an array that is not floating.
+      ValueError: If known or mask does not broadcast to x, or a value of the mask is outside [0, 1].
+      TypeError: If known is an array of numbers that are not floating.
 
     Example:
       >>> one = gj.branches(gj.denoiser(lambda x, t, cond: 0 * x + 3, predicts="x0"), cond=None)
@@ -129,14 +129,14 @@ def inpaint(sampler: Sampler, known: Data, mask: Mask) -> Sampler:
 
 @part()
 def post_step(sampler: Sampler, log_prob: LogProb, scale: PerSample) -> Sampler:
-    """Classifier guidance in its post-step form: after each step, x moves up the classifier's gradient there.
+    """Classifier guidance in post-step form: after each step, move x along the gradient of the classifier.
 
     `x' <- x' + scale grad log p(y | x')`, at the level where the step ends.
 
     Args:
-      sampler: Whose steps are followed.
-      log_prob: `(x, level) -> [B]`: `gj.scores.class_log_prob(classify, labels)`, or any other.
-      scale: `()` or `[B]`, in the units of x squared; 0 changes nothing.
+      sampler: The sampler whose steps are wrapped.
+      log_prob: `(x, level) -> [B]`: `gj.scores.class_log_prob(classify, labels)`, or any other log-probability.
+      scale: The step size, `()` or `[B]`, in the units of x squared. 0 changes nothing.
 
     Raises:
       ValueError: If scale is neither `()` nor `[B]`, or log_prob does not return `[B]`.
@@ -159,16 +159,16 @@ def post_step(sampler: Sampler, log_prob: LogProb, scale: PerSample) -> Sampler:
 
 @part()
 def projected(sampler: Sampler, project: Project) -> Sampler:
-    """A sampler whose samples stay in a subspace, such as point clouds with zero centre of mass.
+    """A sampler that keeps samples in a subspace, such as point clouds with zero centre of mass.
 
     `x <- project(x)` before and after each step.
 
-    So the noise at the start and the noise of each step lie in the subspace too, where they are standard normal if the
-    projection is orthogonal. A network that maps the subspace to itself keeps the evaluations within a step there.
+    The initial noise and the noise of each step are projected too. In the subspace they are standard normal if the projection
+    is orthogonal. If the network maps the subspace to itself, evaluations within a step stay in it.
 
     Args:
-      sampler: Whose steps are projected.
-      project: `x [B, ...] -> x [B, ...]`, each sample by itself; a second projection changes nothing.
+      sampler: The sampler whose steps are wrapped.
+      project: `x [B, ...] -> x [B, ...]`. It treats each sample separately. A second projection must change nothing.
 
     Raises:
       TypeError: If project is not a function of x, or returns another dtype.
@@ -181,7 +181,7 @@ def projected(sampler: Sampler, project: Project) -> Sampler:
       >>> print(gj.sample(keys, one, gj.chain(), gj.projected(gj.ddpm(), centred), path, (4, 3)).mean(1))
       [[0. 0. 0.]]
 
-    Reference: zero centre of mass, Hoogeboom et al. 2022, arXiv:2203.17003, section 3.1.
+    Reference: For zero centre of mass, Hoogeboom et al. 2022, arXiv:2203.17003, section 3.1.
     """
 
     def moved(state: State) -> State:

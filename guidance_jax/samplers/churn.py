@@ -1,4 +1,4 @@
-"""EDM's stochastic churn: before a step, x is raised to more noise."""
+"""EDM's stochastic churn, which adds noise to x before each step."""
 
 import jax.numpy as jnp
 from jax import Array
@@ -23,21 +23,21 @@ def churn(
     *,
     noise_scale: AtLeastZero = 1.0,
 ) -> Sampler:
-    """Churn: every step begins from more noise, `r^ = (1 + amount) r`, where r = sigma / alpha is in `[low, high]`.
+    """Churn: start each step from a raised noise level, `r^ = (1 + amount) r`, if r = sigma / alpha is in `[low, high]`.
 
-    `x^ = alpha^ (x / alpha + noise_scale sqrt(r^^2 - r^2) z)`, z fresh noise, at the level `schedule.at(r^)`.
+    `x^ = alpha^ (x / alpha + noise_scale sqrt(r^^2 - r^2) z)`, where z is fresh noise, at the level `schedule.at(r^)`.
 
-    A sampler does not know the number of its steps, so `amount` is that of one step: EDM's gamma, which is
-    `min(S_churn / steps, sqrt(2) - 1)` for their S_churn. x is raised no higher than the schedule goes, and not at alpha = 0.
-    `churn(heun(), schedule, ...)` is EDM's stochastic sampler.
+    `amount` is EDM's gamma, `min(S_churn / steps, sqrt(2) - 1)`. Compute it yourself, since a sampler does not know the number
+    of steps. The level is not raised at alpha = 0, nor beyond the maximum noise of the schedule. `churn(heun(), schedule, ...)`
+    is EDM's stochastic sampler.
 
     Args:
-      sampler: Whose steps begin there: `heun()`, `euler()`.
-      schedule: The noise schedule of the run's levels, which knows those in between.
-      amount: The share by which `sigma / alpha` is raised before each step, `()`. With a plain 0 this is the sampler itself.
-      low: The smallest `sigma / alpha` at which to churn, `()`, included (S_min).
-      high: The largest, likewise (S_max).
-      noise_scale: The deviation of z, `()` (S_noise).
+      sampler: The sampler that takes the steps: `heun()`, `euler()`.
+      schedule: The noise schedule of the run, which gives the raised levels.
+      amount: The relative increase of `sigma / alpha` before each step, `()`. A plain 0 returns the sampler unchanged.
+      low: The minimum `sigma / alpha` with churn, `()`, included (S_min).
+      high: The maximum `sigma / alpha` with churn, `()`, included (S_max).
+      noise_scale: The standard deviation of z, `()` (S_noise).
 
     Raises:
       TypeError: If there is no sampler or no schedule.
@@ -56,7 +56,7 @@ def churn(
         return sampler
 
     def raised(level: NoiseLevel) -> tuple[NoiseLevel, Array]:
-        """The level to begin from, and whether it is another."""
+        """The level where the step starts, and whether it is raised."""
         noisy, dtype = level.alpha > 0, level.sigma.dtype
         inside = noisy & (level.ratio >= jnp.asarray(low, dtype)) & (level.ratio <= jnp.asarray(high, dtype))
         above = schedule.at(jnp.where(noisy, level.ratio, 1) * (1 + jnp.asarray(amount, dtype)))

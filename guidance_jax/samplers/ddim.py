@@ -19,10 +19,10 @@ def ddim(eta: Fraction = 0.0) -> Sampler:
     `x' = alpha' x0 + sqrt(sigma'^2 - s^2) eps + s z`, `s = eta sigma' sqrt(1 - q^2)`, with z fresh noise and
     `q = (sigma' / alpha') / (sigma / alpha)`.
 
-    One evaluation a step; order 1.
+    One evaluation per step; order 1.
 
     Args:
-      eta: The share of fresh noise, `()`. A plain 0 draws none.
+      eta: The share of fresh noise, `()`. A plain 0 draws no noise.
 
     Raises:
       ValueError: If eta is outside [0, 1] or not a scalar.

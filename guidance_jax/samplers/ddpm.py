@@ -13,21 +13,23 @@ from guidance_jax.samplers.gaussian import from_kernel
 
 @part()
 def ddpm(variance: ReverseVariance = "small") -> Sampler:
-    """DDPM: a draw from the reverse step's Gaussian, with one of the paper's two variances or the network's own.
+    """DDPM: draw from the Gaussian of the reverse step, with one of the paper's two variances or a learned one.
 
-    `x' = alpha' x0 + q sigma' eps + s z`, `q = (sigma' / alpha') / (sigma / alpha)`, the mean of p(x' | x, x0), and
-    `s = sigma' sqrt(1 - q^2)`, the deviation of p(x' | x, x0) (small), or `s = (c' / c) sigma sqrt(1 - q^2)`, that of p(x' | x)
-    for data of unit variance, `c = sqrt(alpha^2 + sigma^2)` (large; c is 1 in the paper, and s there that of p(x | x')); or,
-    learned, `log s` between these two, at the share `prediction.variance`: 0 is small, 1 is large.
+    `x' = alpha' x0 + q sigma' eps + s z`, `q = (sigma' / alpha') / (sigma / alpha)`. The mean is that of p(x' | x, x0).
 
-    One evaluation a step. No noise is added on the way to sigma' = 0.
+    Small: `s = sigma' sqrt(1 - q^2)`, the standard deviation of p(x' | x, x0).
+    Large: `s = (c' / c) sigma sqrt(1 - q^2)`, `c = sqrt(alpha^2 + sigma^2)`, the standard deviation of p(x' | x) for data of
+    unit variance. In the paper c is 1, and s is the standard deviation of p(x | x').
+    Learned: `log s` is interpolated between these two by `prediction.variance`, where 0 is small and 1 is large.
+
+    One evaluation per step. The step to sigma' = 0 adds no noise.
 
     Args:
-      variance: "small" is right for data of no spread; "large" is right for data of unit variance; "learned" is
-        for networks that predict it.
+      variance: "small" is exact for data of zero variance, "large" for data of unit variance. "learned" is for networks that
+        predict the variance.
 
     Raises:
-      ValueError: If variance is none of these, or is "learned" and the network predicts none.
+      ValueError: If variance is none of these, or it is "learned" and the network predicts no variance.
 
     Example:
       >>> denoise = gj.denoiser(lambda x, t, cond: 0 * x + 3, predicts="x0")
@@ -35,7 +37,7 @@ def ddpm(variance: ReverseVariance = "small") -> Sampler:
       >>> print(gj.sample(keys, gj.branches(denoise, cond=None), gj.chain(), gj.ddpm(), path, (2,)))
       [[3. 3.]]
 
-    Reference: Ho et al. 2020, arXiv:2006.11239, equations 6 and 7, section 3.2; learned, Nichol & Dhariwal 2021,
+    Reference: Ho et al. 2020, arXiv:2006.11239, equations 6 and 7, section 3.2. For "learned", Nichol & Dhariwal 2021,
     arXiv:2102.09672, equation 15.
     """
 

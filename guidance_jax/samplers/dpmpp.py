@@ -1,4 +1,4 @@
-"""DPM-Solver++: exponential integration of the x0-prediction, whose linear part is solved exactly."""
+"""DPM-Solver++: exponential integrators of the x0-prediction, which solve the linear part of the ODE exactly."""
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +17,12 @@ from guidance_jax.schedules.schedule import Schedule
 
 @part()
 def dpmpp_2m() -> Sampler:
-    """DPM-Solver++(2M): the x0-prediction, extrapolated from the last two of them.
+    """DPM-Solver++(2M): extrapolate the x0-prediction linearly from the last two predictions.
 
     With `q = (sigma' / alpha') / (sigma / alpha)` and `h = -log q`, `D = x0 + h / (2 h_last) (x0 - x0_last)` and
-    `x' = (sigma' / sigma) x + alpha' (1 - q) D`. The first step and those of infinite length take D = x0.
+    `x' = (sigma' / sigma) x + alpha' (1 - q) D`. In the first step, and in steps of infinite h, D = x0.
 
-    One evaluation a step; order 2.
+    One evaluation per step; order 2.
 
     Example:
       >>> denoise = gj.denoiser(lambda x, t, cond: 0 * x + 3, predicts="x0")
@@ -47,21 +47,21 @@ def dpmpp_2m() -> Sampler:
 
 @part()
 def dpmpp_3m(*, curvature: AtLeastZero = 1.0) -> Sampler:
-    """DPM-Solver++(3M): the x0-prediction, extrapolated from the last three of them by a parabola.
+    """DPM-Solver++(3M): extrapolate the x0-prediction with a parabola through the last three predictions.
 
-    With h the step's length in `log(alpha / sigma)` and u in [0, 1] the way along it, s the slope at u = 0 of the parabola
-    through the last three predictions, c half its curvature, and `w_j = h * integral of e^(-h (1 - u)) u^j`,
-    `x' = (sigma' / sigma) x + alpha' (w_0 x0 + w_1 s + curvature w_2 c)`. The first step and those of infinite length are of
-    first order, the second step is that of 2M.
+    `x' = (sigma' / sigma) x + alpha' (w_0 x0 + w_1 s + curvature w_2 c)`, `w_j = h * integral of e^(-h (1 - u)) u^j`.
+    h is the length of the step in `log(alpha / sigma)`, and u in [0, 1] is the position in the step. s is the slope of the
+    parabola at u = 0, and c is half its curvature. The first step, and steps of infinite length, are of first order. The second
+    step is that of 2M.
 
-    The released code of DPM-Solver, and diffusers and k-diffusion after it, have half the last term: their 3M is
-    `curvature=0.5`, of order 2.
+    The released code of DPM-Solver halves the last term, and so do diffusers and k-diffusion. Their 3M is `curvature=0.5`, of
+    order 2.
 
-    One evaluation a step; order 3, if the first two steps are short enough for the low order that they have. In few steps of
-    strong guidance, 2M is the steadier.
+    One evaluation per step; order 3 if the first two steps are short, since these have a lower order. With few steps and strong
+    guidance, 2M is more stable.
 
     Args:
-      curvature: The share of the last term, `()`.
+      curvature: The factor of the last term, `()`.
 
     Raises:
       ValueError: If curvature is negative or not a scalar.
@@ -91,20 +91,21 @@ def dpmpp_3m(*, curvature: AtLeastZero = 1.0) -> Sampler:
 
 @part()
 def dpmpp_2s(schedule: Schedule, *, eta: NonNegative = 0.0, noise_scale: AtLeastZero = 1.0) -> Sampler:
-    """DPM-Solver++(2S): a step by the x0-prediction halfway in `log(alpha / sigma)`; with eta its ancestral form.
+    """DPM-Solver++(2S): a step with the x0-prediction at its midpoint in `log(alpha / sigma)`. With eta it is ancestral.
 
-    With `q = (sigma' / alpha') / (sigma / alpha)`, `s = eta sigma' sqrt(1 - q^2)` of the noise at the end fresh, and
-    `d = sqrt(sigma'^2 - s^2)` not, the level halfway has `sigma / alpha` of `sqrt(d sigma / (alpha' alpha))`, x0_half is the
-    prediction at the DDIM step's end there, and
-    `x' = (d / sigma) x + (alpha' - d alpha / sigma) x0_half + noise_scale s z`. It is written below as what that adds to the
-    DDIM step. Steps of infinite length are DDIM's.
+    `x' = (d / sigma) x + (alpha' - d alpha / sigma) x0_half + noise_scale s z`.
+    `s = eta sigma' sqrt(1 - q^2)` is the fresh noise, `d = sqrt(sigma'^2 - s^2)` is the rest, and
+    `q = (sigma' / alpha') / (sigma / alpha)`. The midpoint is the level with `sigma / alpha = sqrt(d sigma / (alpha' alpha))`.
+    A DDIM step leads there, and x0_half is the prediction at its end. Steps of infinite length are DDIM steps.
 
-    Two evaluations a step, one in a step of infinite length; order 2 at eta = 0.
+    The code computes the difference from a DDIM step.
+
+    Two evaluations per step, and one if the step has infinite length; order 2 at eta = 0.
 
     Args:
-      schedule: The noise schedule of the run's levels, which knows those halfway.
-      eta: The share of fresh noise, `()`, that of `ddim`; a plain 0 draws none.
-      noise_scale: The deviation of z, `()`.
+      schedule: The noise schedule of the run, which gives the levels of the midpoints.
+      eta: The share of fresh noise, `()`, as in `ddim`. A plain 0 draws no noise.
+      noise_scale: The standard deviation of z, `()`.
 
     Raises:
       ValueError: If a number is negative or not a scalar.
@@ -115,7 +116,7 @@ def dpmpp_2s(schedule: Schedule, *, eta: NonNegative = 0.0, noise_scale: AtLeast
       >>> print(gj.sample(keys, gj.branches(denoise, cond=None), gj.chain(), gj.dpmpp_2s(gj.schedules.cosine()), path, (2,)))
       [[3. 3.]]
 
-    Reference: Lu et al. 2022, arXiv:2211.01095, algorithm 1; ancestral as in the k-diffusion library.
+    Reference: Lu et al. 2022, arXiv:2211.01095, algorithm 1. The ancestral form is that of the k-diffusion library.
     """
     deterministic = is_zero(eta)
 

@@ -1,4 +1,4 @@
-"""DPM-Solver++ on the reverse SDE."""
+"""DPM-Solver++(2M) for the reverse SDE."""
 
 import jax.numpy as jnp
 from jax import Array
@@ -15,21 +15,22 @@ from guidance_jax.samplers.multistep import differences, finite, implied, length
 
 @part()
 def dpmpp_sde(eta: NonNegative = 1.0, *, noise_scale: AtLeastZero = 1.0) -> Sampler:
-    """SDE-DPM-Solver++(2M): 2M on the reverse SDE, whose noise within a step is drawn at once.
+    """SDE-DPM-Solver++(2M): 2M for the reverse SDE, with one draw of noise per step.
 
     With q, h and h_last of 2M, `D = x0 + h / (2 h_last) (x0 - x0_last)` and
-    `x' = (sigma' / sigma) q^eta x + alpha' (1 - q^(1 + eta)) D + noise_scale sigma' sqrt(1 - q^(2 eta)) z`. The first step and
-    those of infinite length take D = x0; with D = x0 always, eta = 1 is `ddpm("small")`.
+    `x' = (sigma' / sigma) q^eta x + alpha' (1 - q^(1 + eta)) D + noise_scale sigma' sqrt(1 - q^(2 eta)) z`. In the first step,
+    and in steps of infinite length, D = x0. With D = x0 in all steps, eta = 1 would be `ddpm("small")`.
 
-    It is what k-diffusion calls `sample_dpmpp_2m_sde` (solver_type "midpoint"), and diffusers "sde-dpmsolver++". k-diffusion's
-    `sample_dpmpp_sde`, of two evaluations a step, is another and not here: `dpmpp_2s(schedule, eta=1.0)` comes nearest, which
-    draws once a step where that draws halfway too.
+    k-diffusion calls it `sample_dpmpp_2m_sde` (solver_type "midpoint"), diffusers "sde-dpmsolver++". k-diffusion's
+    `sample_dpmpp_sde` is a different sampler, which this library does not have. It takes two evaluations per step, and draws at
+    the midpoint too. The nearest one here is `dpmpp_2s(schedule, eta=1.0)`, with one draw per step.
 
-    One evaluation a step; order 2 at eta = 0, which is `dpmpp_2m()`.
+    One evaluation per step; order 2 at eta = 0, where it is `dpmpp_2m()`.
 
     Args:
-      eta: The share of the SDE, `()`: 0 the ODE, 1 the reverse SDE, not the eta of `ddim` in between. A plain 0 draws nothing.
-      noise_scale: The deviation of z, `()`.
+      eta: The share of noise, `()`: 0 is the ODE, 1 is the reverse SDE. In between it differs from the eta of `ddim`. A plain 0
+        draws no noise.
+      noise_scale: The standard deviation of z, `()`.
 
     Raises:
       ValueError: If a number is negative or not a scalar.
@@ -40,12 +41,12 @@ def dpmpp_sde(eta: NonNegative = 1.0, *, noise_scale: AtLeastZero = 1.0) -> Samp
       >>> print(gj.sample(keys, gj.branches(denoise, cond=None), gj.chain(), gj.dpmpp_sde(), path, (2,)))
       [[3. 3.]]
 
-    Reference: Lu et al. 2022, arXiv:2211.01095, section 5; eta as in the k-diffusion library.
+    Reference: Lu et al. 2022, arXiv:2211.01095, section 5. eta is that of the k-diffusion library.
     """
     deterministic = is_zero(eta)
 
     def kept_and_fresh(h: Array) -> tuple[Array, Array]:
-        """`q^eta` and `sqrt(1 - q^(2 eta))`, the shares of the noise that stays and of the new."""
+        """`q^eta` and `sqrt(1 - q^(2 eta))`, the shares of kept and of fresh noise."""
         rate, endless = jnp.asarray(eta, h.dtype), jnp.isinf(h)
         kept = jnp.where(endless, jnp.where(rate > 0, 0, 1), jnp.exp(-rate * finite(h)))
         return kept, jnp.where(endless, 1 - kept, sqrt(-jnp.expm1(-2 * rate * finite(h))))

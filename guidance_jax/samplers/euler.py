@@ -1,4 +1,4 @@
-"""Euler's method on the probability-flow ODE, and its ancestral form."""
+"""Euler's method for the probability-flow ODE, and its ancestral form."""
 
 import jax.numpy as jnp
 from jax import Array
@@ -14,11 +14,11 @@ from guidance_jax.samplers.gaussian import from_kernel, is_zero
 
 @part()
 def euler() -> Sampler:
-    """Euler's method in `sigma / alpha`, which is the DDIM step.
+    """Euler's method in `sigma / alpha`. It is the same as DDIM.
 
     `x' = alpha' x0 + sigma' eps`
 
-    One evaluation a step; order 1. `churn(euler(), schedule, ...)` is EDM's stochastic sampler without its correction.
+    One evaluation per step; order 1. `churn(euler(), schedule, ...)` is EDM's stochastic sampler without its correction.
 
     Example:
       >>> denoise = gj.denoiser(lambda x, t, cond: 0 * x + 3, predicts="x0")
@@ -37,18 +37,18 @@ def euler() -> Sampler:
 
 @part()
 def euler_ancestral(eta: NonNegative = 1.0, *, noise_scale: AtLeastZero = 1.0) -> Sampler:
-    """Ancestral sampling by Euler's method: a step beyond the next level in `r = sigma / alpha`, and fresh noise up to it.
+    """Ancestral sampling by Euler's method: step to a level below the next one, then add fresh noise up to the next one.
 
-    `x' = alpha' (x0 + r_down eps + noise_scale r_up z)`, with `r_up = min(eta r' sqrt(1 - q^2), r')`, `q = r' / r` and
-    `r_down = sqrt(r'^2 - r_up^2)`.
+    `x' = alpha' (x0 + r_down eps + noise_scale r_up z)`, with `r = sigma / alpha`, `q = r' / r`,
+    `r_up = min(eta r' sqrt(1 - q^2), r')` and `r_down = sqrt(r'^2 - r_up^2)`.
 
-    At noise_scale 1 this is `ddim(eta)`, for every eta in [0, 1]; eta = 1 is also `ddpm("small")`.
+    At noise_scale 1 and eta in [0, 1] this is `ddim(eta)`. At eta = 1 it is also `ddpm("small")`.
 
-    One evaluation a step; order 1 at eta = 0.
+    One evaluation per step; order 1 at eta = 0.
 
     Args:
-      eta: The share of fresh noise, `()`; 0 is Euler's method, and a plain 0 draws none. It may exceed 1.
-      noise_scale: The deviation of z, `()`.
+      eta: The share of fresh noise, `()`. 0 is Euler's method. A plain 0 draws no noise. eta may exceed 1.
+      noise_scale: The standard deviation of z, `()`.
 
     Raises:
       ValueError: If a number is negative or not a scalar.
@@ -59,7 +59,7 @@ def euler_ancestral(eta: NonNegative = 1.0, *, noise_scale: AtLeastZero = 1.0) -
       >>> print(gj.sample(keys, gj.branches(denoise, cond=None), gj.chain(), gj.euler_ancestral(), path, (2,)))
       [[3. 3.]]
 
-    Reference: Karras et al. 2022, arXiv:2206.00364; the step is that of the k-diffusion library.
+    Reference: Karras et al. 2022, arXiv:2206.00364. The step is that of the k-diffusion library.
     """
     deterministic = is_zero(eta)
 

@@ -1,4 +1,4 @@
-"""Samplers whose step is one evaluation and one draw from a Gaussian."""
+"""Samplers with one evaluation and one Gaussian draw per step."""
 
 from typing import Annotated
 
@@ -27,12 +27,13 @@ def gaussian(kernel: Drawn, *, reversible: bool = False) -> Sampler:
     `x' = mean + deviation z`
 
     Args:
-      kernel: `(prediction, level, next) -> mean [B, ...], deviation`, the latter `()` or `[B, ...]`; a plain 0 draws nothing.
-      reversible: Whether the kernel also goes from less noise to more.
+      kernel: `(prediction, level, next) -> mean [B, ...], deviation`. The deviation is `()` or `[B, ...]`. A plain 0 draws no
+        noise.
+      reversible: Whether the kernel also works from less noise to more.
 
     Raises:
       TypeError: If kernel is not a function, or does not return a pair.
-      ValueError: In a step, if its keys are of a generator by which `jax.vmap` draws with the first of them alone.
+      ValueError: In a step, if `jax.vmap` would draw with only the first key of this kind of PRNG keys.
 
     Example:
       >>> euler = gj.samplers.gaussian(lambda p, level, next: (next.alpha * p.x0 + next.sigma * p.eps, 0.0))
@@ -45,12 +46,12 @@ def gaussian(kernel: Drawn, *, reversible: bool = False) -> Sampler:
 
 
 def from_kernel(kernel: Kernel, reversible: bool = False) -> Sampler:
-    """The sampler of a Gaussian kernel, for those of this room, whose kernels need no check."""
+    """The sampler of a Gaussian kernel, without checks of the arguments: for the samplers of this package."""
 
     def step(denoise: GuidedDenoiser, state: State, level: NoiseLevel, next: NoiseLevel, keys: Array) -> State:
         prediction, state = denoise(state, level)
         drawn = kernel(prediction, level, next)
-        check_pair(drawn, "what a kernel returns", "(mean, deviation), the latter 0.0 to draw nothing")
+        check_pair(drawn, "what a kernel returns", "(mean, deviation), with deviation 0.0 to draw nothing")
         mean, deviation = drawn
         return state._replace(x=mean if is_zero(deviation) else mean + deviation * normal(keys, state.x))
 
@@ -58,5 +59,5 @@ def from_kernel(kernel: Kernel, reversible: bool = False) -> Sampler:
 
 
 def is_zero(value: ArrayLike) -> bool:
-    """Whether it is a plain 0, which no tracing hides: then nothing needs to be drawn."""
+    """Whether a value is a Python 0, and not an array or a traced value. Then no noise needs to be drawn."""
     return isinstance(value, int | float) and value == 0

@@ -1,4 +1,4 @@
-"""Heun's method on the probability-flow ODE."""
+"""Heun's method for the probability-flow ODE."""
 
 from collections.abc import Callable
 
@@ -14,15 +14,15 @@ from guidance_jax.interfaces import Sampler
 
 @part()
 def heun() -> Sampler:
-    """EDM's sampler: a DDIM step, corrected by the mean of the slopes at both its ends.
+    """EDM's sampler: a DDIM step, corrected by the mean of the slopes at both ends.
 
-    `x' = (alpha' / alpha) x + (sigma' - sigma alpha' / alpha) (eps + eps') / 2`, eps' taken at the DDIM step's end.
+    `x' = (alpha' / alpha) x + (sigma' - sigma alpha' / alpha) (eps + eps') / 2`, with eps' at the end of the DDIM step.
 
-    From alpha = 0 that has no value, and the trapezoid on x0 takes its place:
-    `x' = (sigma' / sigma) x + (alpha' - alpha sigma' / sigma) (x0 + x0') / 2`. Both are written below as what they add to
-    the DDIM step. To sigma' = 0 it is the DDIM step alone.
+    From alpha = 0 this is undefined, and the trapezoidal rule in x0 is used:
+    `x' = (sigma' / sigma) x + (alpha' - alpha sigma' / sigma) (x0 + x0') / 2`. The code computes the difference of both from
+    the DDIM step. To sigma' = 0 the step is a DDIM step.
 
-    Two evaluations a step, one in a step to sigma' = 0; order 2. `churn(heun(), schedule, ...)` is EDM's stochastic sampler.
+    Two evaluations per step, and one if sigma' = 0; order 2. `churn(heun(), schedule, ...)` is EDM's stochastic sampler.
 
     Example:
       >>> denoise = gj.denoiser(lambda x, t, cond: 0 * x + 3, predicts="x0")
@@ -43,14 +43,14 @@ def heun() -> Sampler:
 
 @part()
 def flow_heun() -> Sampler:
-    """Heun's method on x itself, whose velocity along a step is `(alpha' - alpha) x0 + (sigma' - sigma) eps`.
+    """Heun's method in x, for flow models. `heun` is Heun's method in `x / alpha`.
 
-    `x' = x + (alpha' - alpha) (x0 + x0') / 2 + (sigma' - sigma) (eps + eps') / 2`, the primed ones at the DDIM step's end.
+    `x' = x + (alpha' - alpha) (x0 + x0') / 2 + (sigma' - sigma) (eps + eps') / 2`, with x0', eps' at the end of the DDIM step.
 
-    Under flow matching it is `x' = x + (t' - t) (v + v') / 2`, as flow models are sampled; `heun` is the same on `x / alpha`.
-    From alpha = 0 it needs no exception. To sigma' = 0 it is the DDIM step alone.
+    Under flow matching it is `x' = x + (t' - t) (v + v') / 2`. It is defined from alpha = 0 too. To sigma' = 0 the step is a
+    DDIM step.
 
-    Two evaluations a step, one in a step to sigma' = 0; order 2.
+    Two evaluations per step, and one if sigma' = 0; order 2.
 
     Example:
       >>> denoise = gj.denoiser(lambda x, t, cond: 0 * x + 3, predicts="x0")
@@ -69,7 +69,7 @@ def flow_heun() -> Sampler:
 
 
 def _corrected(correction: Callable[[Prediction, Prediction, NoiseLevel, NoiseLevel], Array]) -> Sampler:
-    """A DDIM step, and what the predictions at both its ends, `(first, second, level, next)`, add to it."""
+    """A DDIM step plus `correction(first, second, level, next)`, from the predictions at both ends."""
 
     def step(denoise: GuidedDenoiser, state: State, level: NoiseLevel, next: NoiseLevel, keys: Array) -> State:
         first, state = denoise(state, level)

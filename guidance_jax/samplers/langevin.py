@@ -1,4 +1,4 @@
-"""Langevin dynamics between the steps of another sampler."""
+"""Langevin steps between the steps of another sampler."""
 
 from typing import Any
 
@@ -15,7 +15,12 @@ from guidance_jax.noise import contraction, fold, normal
 
 
 class Base(GuidedDenoiser):
-    """Guided by nothing when it is called."""
+    """A `GuidedDenoiser` that returns the unguided prediction of the base.
+
+    Args:
+      look: The guided prediction, the next state and the context, as in `GuidedDenoiser`.
+      base: The unguided prediction of the base, and the next state. Calls use it.
+    """
 
     def __call__(self, state: State, level: NoiseLevel) -> tuple[Prediction, State]:
         return self.base(state, level)
@@ -30,20 +35,20 @@ def unguided(denoise: GuidedDenoiser) -> Base:
 def predictor_corrector(
     predictor: Sampler, corrections: CountFromZero = 1, *, size: NonNegativePerSample = 1.0, guided: bool = False
 ) -> Sampler:
-    """Predictor-corrector guidance: an unguided step, then Langevin steps by the guided score at the level where it ends.
+    """Predictor-corrector guidance: an unguided step, then Langevin steps with the guided score at the level where it ends.
 
-    A Langevin step of time `e = size (r^2 - r'^2)`, r = sigma / alpha, as exactly as one x0 allows:
-    `x <- alpha' x0 + sigma' (rho eps + sqrt(1 - rho^2) z)`, `rho = exp(-e / (2 r'^2))`. At sigma' = 0 there is none.
+    Each Langevin step is `x <- alpha' x0 + sigma' (rho eps + sqrt(1 - rho^2) z)`, `rho = exp(-e / (2 r'^2))`. Its duration is
+    `e = size (r^2 - r'^2)`, r = sigma / alpha. It is exact for constant x0. At sigma' = 0 there is no Langevin step.
 
-    The base, which the predictor follows, has to be the conditional branch. With `ddim()` and `cfg(w)`, one
-    correction of size 1 is DDPM with `cfg((w + 1) / 2)` in the limit of small steps; with more of them the samples
-    approach the density `p(x)^(1 - w) p(x | y)^w`.
+    The base must be the conditional branch, since the predictor follows it. With `ddim()` and `cfg(w)`, one correction of size
+    1 is DDPM with `cfg((w + 1) / 2)` in the limit of small steps. With more corrections the samples approach the density
+    `p(x)^(1 - w) p(x | y)^w`.
 
     Args:
-      predictor: Whose steps are followed; one evaluation of the base each, for `ddim`.
-      corrections: Langevin steps after each of its steps, each one guided evaluation.
-      size: Of a Langevin step, `()` or `[B]`, in units of the noise that the predictor's step removed; 0 changes nothing.
-      guided: Whether the predictor is guided too: the predictor-corrector sampler of Song et al.
+      predictor: The sampler that takes the unguided steps. `ddim` costs one evaluation of the base per step.
+      corrections: The number of Langevin steps after each step. Each costs one guided evaluation.
+      size: The size of a Langevin step, `()` or `[B]`, in units of the noise that the predictor removes. 0 changes nothing.
+      guided: Whether the predictor is guided too, as in the predictor-corrector sampler of Song et al.
 
     Raises:
       ValueError: If corrections is negative, or size is neither `()` nor `[B]`.
@@ -54,14 +59,15 @@ def predictor_corrector(
       >>> print(gj.sample(keys, gj.branches(denoise, cond=None), gj.chain(), gj.predictor_corrector(gj.ddim(), 2), path, (2,)))
       [[3. 3.]]
 
-    Reference: Bradley & Nakkiran 2024, arXiv:2408.09000, algorithm 2; guided, Song et al. 2021, arXiv:2011.13456, algorithm 1.
+    Reference: Bradley & Nakkiran 2024, arXiv:2408.09000, algorithm 2. For `guided`, Song et al. 2021, arXiv:2011.13456,
+    algorithm 1.
     """
 
     def step(denoise: GuidedDenoiser, state: State, level: NoiseLevel, next: NoiseLevel, keys: Array) -> State:
         state = predictor.step(denoise if guided else unguided(denoise), state, level, next, fold(keys, 0))
         q = contraction(level, next)
         share = expand(jnp.asarray(size, state.x.dtype), state.x)
-        # The predictor's step from alpha = 0 removes infinitely much noise: nothing of eps is kept.
+        # A step from alpha = 0 removes infinite noise, so no eps is kept.
         removed = 1 / jnp.where(q > 0, q, 1) ** 2 - 1
         kept = jnp.where(q > 0, jnp.exp(-share * removed / 2), (share == 0).astype(q.dtype))
         fresh = sqrt(1 - kept**2)

@@ -1,7 +1,7 @@
-"""What the multistep samplers share: the predictions that they remember, and integrals of the polynomial through those.
+"""Shared parts of the multistep samplers: past predictions, and integrals of the polynomial through them.
 
-Such a sampler integrates the x0-prediction, in `log(alpha / sigma)`, over a step of length h:
-`x' = (sigma' / sigma) x + alpha' h * integral over u in [0, 1] of e^(-h (1 - u)) x0(u)`, u being 0 at the step's beginning.
+Such a sampler integrates the x0-prediction over a step of length h in `log(alpha / sigma)`:
+`x' = (sigma' / sigma) x + alpha' h * integral over u in [0, 1] of e^(-h (1 - u)) x0(u)`, with u = 0 at the start of the step.
 """
 
 from typing import NamedTuple
@@ -15,15 +15,19 @@ from guidance_jax.noise import contraction
 
 
 class Past(NamedTuple):
-    """The steps before, the last first."""
+    """The past steps, newest first.
+
+    Args:
+      x0: The x0-predictions, each `[B, ...]`.
+      length: The lengths of the steps in `log(alpha / sigma)`, each `()`. Infinite if there was no such step.
+    """
 
     x0: tuple[Array, ...]
     length: tuple[Array, ...]
-    """In `log(alpha / sigma)`; infinite where there was no step."""
 
 
 def nothing(x: Array, steps: int) -> Past:
-    """The past of so many steps, before the first."""
+    """The empty past before the first step, with room for `steps` steps."""
     return Past((jnp.zeros_like(x),) * steps, (jnp.full((), jnp.inf, x.dtype),) * steps)
 
 
@@ -33,15 +37,15 @@ def remember(past: Past, x0: Array, length: Array) -> Past:
 
 
 def length(level: NoiseLevel, next: NoiseLevel) -> Array:
-    """The step's, in `log(alpha / sigma)`: infinite from alpha = 0 and to sigma' = 0."""
+    """The length of a step in `log(alpha / sigma)`. It is infinite from alpha = 0 and to sigma' = 0."""
     q = contraction(level, next)
     return jnp.where(q > 0, -jnp.log(jnp.where(q > 0, q, 1)), jnp.inf)
 
 
 def differences(x0: Array, past: Past, length: Array) -> list[Array]:
-    """Divided differences of x0 at u = 0 and ever more steps of the past, per `u`: the slope, half the curvature, and so on.
+    """Divided differences of x0 in u, at u = 0 and past steps: the slope, half the curvature, and so on.
 
-    Zero where the past, or the step, is infinitely long.
+    They are zero where a past step, or the current step, is infinitely long.
     """
     h, points, found = finite(length), [x0, *past.x0], []
     for k in range(1, len(points)):
@@ -52,7 +56,7 @@ def differences(x0: Array, past: Past, length: Array) -> list[Array]:
 
 
 def ages(past: Past, length: Array) -> list[Array]:
-    """How far behind u = 0 each step of the past began; one that there was not adds nothing."""
+    """The distance from u = 0 back to the start of each past step. A missing step counts as length 0."""
     lengths = [jnp.where(jnp.isfinite(one), one, 0) / finite(length) for one in past.length]
     return [sum(lengths[: k + 1], jnp.zeros_like(length)) for k in range(len(lengths))]
 
@@ -67,10 +71,10 @@ def integrals(length: Array) -> tuple[Array, Array, Array, Array]:
 
 
 def implied(prediction: Prediction, x: Array, level: NoiseLevel) -> Array:
-    """The x0 that eps implies, `(x - sigma eps) / alpha`; where that is x0 but for rounding, x0 itself, unmagnified.
+    """The x0 that eps implies, `(x - sigma eps) / alpha`. If it equals x0 up to rounding, x0 itself is returned.
 
-    It is another one than x0 only where a guidance renoises with another eps (CFG++). The samplers are the DDIM step and what
-    the past of this x0 adds to it, so that the step keeps both halves of such a guidance.
+    It differs from x0 only if a guidance renoises with another eps (CFG++). The multistep samplers take a DDIM step and add a
+    term from the past values of this x0, so that both x0 and eps of such a guidance are used.
     """
     signal, noise = level.alpha * prediction.x0, level.sigma * prediction.eps
     rounding = 32 * jnp.finfo(x.dtype).eps * (jnp.abs(x) + jnp.abs(signal) + jnp.abs(noise))
@@ -79,5 +83,5 @@ def implied(prediction: Prediction, x: Array, level: NoiseLevel) -> Array:
 
 
 def finite(length: Array) -> Array:
-    """The length of a finite step, and 1 for another, which no sum may take as it is."""
+    """The length of a step, with 1 in place of infinity, so that sums and their gradients stay finite."""
     return jnp.where(jnp.isfinite(length), length, 1)

@@ -1,4 +1,4 @@
-"""UniPC."""
+"""UniPC: a multistep predictor-corrector without additional evaluations."""
 
 from typing import Annotated, NamedTuple
 
@@ -15,9 +15,16 @@ from guidance_jax.samplers.multistep import Past, ages, differences, finite, imp
 
 
 class Memory(NamedTuple):
+    """The memory of `unipc`: past predictions, and the pending correction `weight x0 + offset` of the last step.
+
+    Args:
+      past: The predictions before the current step.
+      weight: The factor of the next x0-prediction in the correction, `()`.
+      offset: The constant term of the correction, `[B, ...]`.
+    """
+
     past: Past
     weight: Array
-    """`weight x0 + offset` is what the prediction at the end of the step before adds to x there: its correction."""
     offset: Array
 
 
@@ -29,24 +36,25 @@ Variant = TypeAliasType("Variant", Annotated[int, count(1, "1 or 2", high=2)])
 
 @part()
 def unipc(order: Order = 2, *, variant: Variant = 2) -> Sampler:
-    """UniPC: a multistep predictor, whose end is corrected by the prediction that the next step asks for there anyway.
+    """UniPC: a multistep predictor, and a corrector that reuses the prediction of the next step.
 
-    With h the step's length in `log(alpha / sigma)`, u in [0, 1] the way along it, and P the polynomial through the last
-    `order` predictions, the predictor is `x' = (sigma' / sigma) x + alpha' h * integral of e^(-h (1 - u)) P(u)`. Once x0' is
-    predicted there, the polynomial that goes through it too takes the place of P:
-    `x' <- x' + alpha' h * integral of e^(-h (1 - u)) N(u) / N(1) * (x0' - P(1))`, N the product of u's distances from the past
-    predictions. The network is not asked again at the corrected x'.
+    The predictor is `x' = (sigma' / sigma) x + alpha' h * integral of e^(-h (1 - u)) P(u)`. h is the length of the step in
+    `log(alpha / sigma)`, and u in [0, 1] is the position in the step. P is the polynomial through the last `order` predictions.
 
-    As in the paper, a predictor of order 2 and a corrector that knows one past prediction take `B(h) / 2` for the weight of u,
-    `h * integral of e^(-h (1 - u)) u`, with `B = 1 - e^-h` (variant 2, for guided sampling) or `B = h` (variant 1). The first
-    steps are of lower order, and those of infinite length of the first, uncorrected.
+    The next step evaluates the network at x', which gives x0'. The corrector replaces P by the polynomial that also passes
+    through x0': `x' <- x' + alpha' h * integral of e^(-h (1 - u)) N(u) / N(1) * (x0' - P(1))`. N(u) is the product of the
+    distances of u from the past predictions. The network is not evaluated again at the corrected x'.
 
-    One evaluation a step. It is of order `order + 1`: 3 for 2, and 4 for 3 if the first steps are short enough for the low
-    order that they have.
+    A predictor of order 2, and a corrector with one past prediction, use `B(h) / 2` in place of the integral
+    `h * integral of e^(-h (1 - u)) u`, as in the paper. `B = 1 - e^-h` is variant 2, for guided sampling. `B = h` is variant 1.
+    The first steps have a lower order. Steps of infinite length have order 1 and no correction.
+
+    One evaluation per step. The order of the method is `order + 1`. With `order=3` this needs short first steps, since these
+    have a lower order.
 
     Args:
-      order: Of the predictor: 1, 2 or 3. In few steps of strong guidance, 2 is steadier than 3.
-      variant: 1 or 2, the paper's B1 and B2.
+      order: The order of the predictor: 1, 2 or 3. With few steps and strong guidance, 2 is more stable than 3.
+      variant: 1 or 2, B1 and B2 in the paper.
 
     Raises:
       ValueError: If order or variant is none of these.
@@ -57,7 +65,7 @@ def unipc(order: Order = 2, *, variant: Variant = 2) -> Sampler:
       >>> print(gj.sample(keys, gj.branches(denoise, cond=None), gj.chain(), gj.unipc(), path, (2,)))
       [[3. 3.]]
 
-    Reference: Zhao et al. 2023, arXiv:2302.04867, algorithms 1 and 2, on the x0-prediction.
+    Reference: Zhao et al. 2023, arXiv:2302.04867, algorithms 1 and 2, for the x0-prediction.
     """
 
     def init(x: Array) -> Memory:
@@ -78,7 +86,7 @@ def unipc(order: Order = 2, *, variant: Variant = 2) -> Sampler:
         return state._replace(x=x, memory=Memory(remember(memory.past, x0, h), next.alpha * weight, next.alpha * offset))
 
     def foresee(x0: Array, past: Past, h: Array) -> tuple[Array, ...]:
-        """What the predictor adds to the DDIM step, and the weight and offset of its correction, but for alpha'."""
+        """The change that the predictor adds to the DDIM step, and the correction's weight and offset, each without alpha'."""
         w0, w1, w2, w3 = integrals(h)
         half = (w0 if variant == 2 else finite(h)) / 2
         first = jnp.zeros_like(x0), half, -half * x0

@@ -1,4 +1,4 @@
-"""Noise schedules, which map the network's own time to `(alpha, sigma)`, and the path of noise levels that a sampler walks."""
+"""Noise schedules, which map the network's time to `(alpha, sigma)`, and the paths of noise levels that samplers follow."""
 
 from guidance_jax.schedules import spacings
 from guidance_jax.schedules.continuous import cosine, edm, flow, linear, shift

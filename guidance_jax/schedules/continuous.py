@@ -1,5 +1,4 @@
-"""Schedules of a continuous time. Their defaults run from a `sigma / alpha` of about 0.002 to 80, the range of EDM
-(arXiv:2206.00364)."""
+"""Schedules with a continuous time. By default `sigma / alpha` is about 0.002 to 80, as in EDM (arXiv:2206.00364)."""
 
 from typing import Annotated
 
@@ -33,8 +32,8 @@ def cosine(t_min: Time = 1e-3, t_max: Time = 0.992) -> Schedule:
     `alpha = cos(pi t / 2)`, `sigma = sin(pi t / 2)`, t in [0, 1].
 
     Args:
-      t_min: The time of least noise; `sigma / alpha` is 0.0016 at the default.
-      t_max: The time of most noise; `sigma / alpha` is 79.6 at the default.
+      t_min: The time of minimum noise. At the default, `sigma / alpha` is 0.0016.
+      t_max: The time of maximum noise. At the default, `sigma / alpha` is 79.6.
 
     Raises:
       ValueError: If an end is outside [0, 1], or t_min is not below t_max.
@@ -49,7 +48,7 @@ def cosine(t_min: Time = 1e-3, t_max: Time = 0.992) -> Schedule:
 
     def alpha_sigma(t: Array) -> tuple[Array, Array]:
         angle = t * (jnp.pi / 2)
-        # Clipped for t = 1, where the cosine of a rounded pi / 2 is a little off zero, on either side.
+        # Set to 0 at t = 1, where the cosine of a rounded pi / 2 is a small number of either sign.
         return jnp.where(t < 1, jnp.cos(angle), 0), jnp.sin(angle)
 
     return Schedule(alpha_sigma, lambda ratio: jnp.arctan(ratio) * (2 / jnp.pi), t_min, t_max)
@@ -64,8 +63,8 @@ def linear(beta_min: Rate = 0.1, beta_max: Rate = 20.0, t_min: Rate = 1e-5, t_ma
     Args:
       beta_min: The rate at t = 0.
       beta_max: The rate at t = 1.
-      t_min: The time of least noise.
-      t_max: The time of most noise.
+      t_min: The time of minimum noise.
+      t_max: The time of maximum noise.
 
     Raises:
       ValueError: If a number is negative, or a minimum is not below its maximum.
@@ -83,7 +82,7 @@ def linear(beta_min: Rate = 0.1, beta_max: Rate = 20.0, t_min: Rate = 1e-5, t_ma
 
     def inverse(ratio: Array) -> Array:
         minus_log_alpha = 0.5 * jnp.log1p(ratio**2)
-        # The positive root of the quadratic, in the form that does not cancel for small t.
+        # The positive root of the quadratic, in a form without cancellation at small t.
         return divide(4 * minus_log_alpha, beta_min + jnp.sqrt(beta_min**2 + 4 * (beta_max - beta_min) * minus_log_alpha))
 
     return Schedule(alpha_sigma, inverse, t_min, t_max)
@@ -91,11 +90,11 @@ def linear(beta_min: Rate = 0.1, beta_max: Rate = 20.0, t_min: Rate = 1e-5, t_ma
 
 @part(rule("sigma_min must be below sigma_max", lambda sigma_min, sigma_max: sigma_min < sigma_max))
 def edm(sigma_min: Sigma = 0.002, sigma_max: Sigma = 80.0) -> Schedule:
-    """The variance-exploding process of EDM: `alpha = 1`; the network receives `t = log(sigma) / 4`.
+    """The variance-exploding process of EDM: `alpha = 1`. The network receives `t = log(sigma) / 4`.
 
     Args:
-      sigma_min: The smallest noise level before zero.
-      sigma_max: The largest noise level.
+      sigma_min: The minimum noise level before zero.
+      sigma_max: The maximum noise level.
 
     Raises:
       ValueError: If a sigma is not positive, or sigma_min is not below sigma_max.
@@ -118,13 +117,13 @@ def edm(sigma_min: Sigma = 0.002, sigma_max: Sigma = 80.0) -> Schedule:
 
 @part(ENDS)
 def flow(t_min: Time = 2e-3, t_max: Time = 1.0) -> Schedule:
-    """Flow matching, rectified flow: `alpha = 1 - t`, `sigma = t`, t in [0, 1], noise at t = 1.
+    """Flow matching and rectified flow: `alpha = 1 - t`, `sigma = t`, t in [0, 1], with noise at t = 1.
 
-    At t = 1 alpha is 0 and `sigma / alpha` infinite; spacings in `sigma / alpha` need a `t_max` below 1.
+    At t = 1, alpha is 0 and `sigma / alpha` is infinite. Spacings in `sigma / alpha` need a `t_max` below 1.
 
     Args:
-      t_min: The time of least noise.
-      t_max: The time of most noise.
+      t_min: The time of minimum noise.
+      t_max: The time of maximum noise.
 
     Raises:
       ValueError: If an end is outside [0, 1], or t_min is not below t_max.
@@ -143,22 +142,21 @@ def flow(t_min: Time = 2e-3, t_max: Time = 1.0) -> Schedule:
     return Schedule(lambda t: (1 - t, t), inverse, t_min, t_max)
 
 
-CONTINUOUS = "schedule must be continuous, since beyond a last step no noise is known; give discrete(betas) the shifted rates"
+CONTINUOUS = "schedule must be continuous; for a discrete one, use discrete(betas) with the shifted rates"
 
 
 @part(rule(CONTINUOUS, lambda schedule: schedule.steps is None))
 def shift(schedule: Schedule, factor: Positive) -> Schedule:
-    """A schedule moved to more noise, for larger images: every `sigma / alpha` times a factor.
+    """A schedule with more noise, for larger images: every `sigma / alpha` is multiplied by a factor.
 
-    `ratio'(t) = factor ratio(t)`: a log-SNR lower by `2 log(factor)` under any schedule, and under flow matching Stable
-    Diffusion 3's `t' = factor t / (1 + (factor - 1) t)`.
+    `ratio'(t) = factor ratio(t)`. The log-SNR decreases by `2 log(factor)`. Under flow matching this is Stable Diffusion 3's
+    `t' = factor t / (1 + (factor - 1) t)`.
 
-    The network receives the time that this level has in the schedule itself, `t'`, as in training. Spacings space `t`, and
-    training draws it evenly.
+    The network receives `t'`, the time of this level in the original schedule. Spacings and training use t.
 
     Args:
-      schedule: A continuous one.
-      factor: Above 1 for more noise, `()`; the ratio of the images' sides, or 3 for Stable Diffusion 3 at 1024.
+      schedule: A continuous schedule.
+      factor: The factor, `()`. Above 1 it adds noise. It is the ratio of the image widths, or 3 for Stable Diffusion 3 at 1024.
 
     Raises:
       ValueError: If the schedule is discrete, or factor is not a positive scalar.
@@ -172,11 +170,11 @@ def shift(schedule: Schedule, factor: Positive) -> Schedule:
     """
 
     def trained(t: Array) -> Array:
-        """The time in the schedule itself."""
+        """The time in the original schedule."""
         ratio = NoiseLevel(t, *schedule.alpha_sigma(t)).ratio
         finite = jnp.isfinite(ratio)
         moved = schedule.inverse(jnp.asarray(factor, t.dtype) * jnp.where(finite, ratio, 1))
-        # Pure noise stays where it is.
+        # Pure noise keeps its time.
         return jnp.where(finite, moved, t)
 
     def inverse(ratio: Array) -> Array:

@@ -1,4 +1,4 @@
-"""The path of noise levels that a sampler walks: of a whole run, of the end of one, or from data to noise."""
+"""Paths of noise levels that samplers follow: a whole run, the end of a run, or the reverse from data to noise."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -18,25 +18,24 @@ from guidance_jax.schedules.schedule import Schedule
 
 @door()
 def levels(schedule: Schedule, steps: Count, spacing: Spacing) -> NoiseLevel:
-    """The path of a run: `steps` noise levels by a spacing, from the most noise to the least, and then the clean data.
+    """The path of a run: `steps` noise levels from maximum to minimum noise, then the clean data.
 
-    `t_i = spacing(schedule, steps)_i`, `(alpha_i, sigma_i) = schedule(t_i)`; at the end `alpha = 1`, `sigma = 0`.
+    `t_i = spacing(schedule, steps)_i`, `(alpha_i, sigma_i) = schedule(t_i)`. The last level has `alpha = 1`, `sigma = 0`.
 
-    Where the spacing itself is known to end in clean data, at a `t_min` of sigma 0, it spaces all `steps + 1` levels:
-    `flow(t_min=0)` by `uniform()` visits `t_i = 1 - i / steps`.
+    If `t_min` is known to have sigma 0 and the spacing ends there, the spacing gives all `steps + 1` levels. For example,
+    `flow(t_min=0)` with `uniform()` visits `t_i = 1 - i / steps`.
 
     Args:
       schedule: The noise schedule.
       steps: The number of steps that the sampler takes.
-      spacing: One of `gj.spacings`; `(schedule, steps) -> t`, decreasing, `[steps]`.
+      spacing: One of `gj.spacings`, or any `(schedule, steps) -> t`, decreasing, `[steps]`.
 
     Returns:
-      A sequence of `steps + 1` noise levels, a `NoiseLevel` of arrays `[steps + 1]`; the last has alpha 1 and sigma 0.
+      A sequence of `steps + 1` noise levels: a `NoiseLevel` of arrays `[steps + 1]`. The last has alpha 1 and sigma 0.
 
     Raises:
       TypeError: If the spacing is missing, or is not a function.
-      ValueError: If the noise does not strictly decrease along the path, as when a discrete schedule is asked for more
-        steps than it has.
+      ValueError: If the noise does not strictly decrease along the path. One cause is more steps than a discrete schedule has.
 
     Example:
       >>> path = gj.levels(gj.schedules.edm(), 3, gj.spacings.karras())
@@ -58,7 +57,10 @@ def levels(schedule: Schedule, steps: Count, spacing: Spacing) -> NoiseLevel:
 
 @contextlib.contextmanager
 def _exactly() -> Iterator[None]:
-    """In float64 on the host: levels that are rounded after it have the same bits, by which noise is drawn, everywhere."""
+    """Compute in float64 on the host. The rounded levels then have the same bits on every device.
+
+    The bits matter because noise is drawn by them.
+    """
     try:
         host = jax.local_devices(backend="cpu")[0]
     except RuntimeError:
@@ -72,7 +74,7 @@ def _rounded(field: Array) -> Array:
 
 
 def _spaced(schedule: Schedule, count: int, spacing: Callable[[Schedule, int], Array]) -> NoiseLevel:
-    """The levels at so many times of a spacing."""
+    """The levels at `count` times of a spacing."""
     t = spacing(schedule, count)
     check_spaced(t, count, spacing)
     return schedule(t)
@@ -82,16 +84,16 @@ def _spaced(schedule: Schedule, count: int, spacing: Callable[[Schedule, int], A
 def reverse(path: Path) -> NoiseLevel:
     """The path from data to noise, for inversion: `path[::-1]`, without the clean end.
 
-    The run starts at its least noise and takes the data for what stands there. Only deterministic samplers go this way.
+    The run starts from the data at the minimum noise level. Only deterministic samplers can follow a reversed path.
 
     Args:
-      path: `[steps + 1]`, as `levels` makes it.
+      path: `[steps + 1]` noise levels, from `levels`.
 
     Returns:
-      The reversed path, `[steps]`; `[steps + 1]` where its last level is known to have some noise.
+      The reversed path, `[steps]`. It has `[steps + 1]` levels if the last level is known to have noise.
 
     Raises:
-      ValueError: If the path is not of `[steps + 1]` levels.
+      ValueError: If the path is not `[steps + 1]` levels.
 
     Example:
       >>> path = gj.schedules.reverse(gj.levels(gj.schedules.edm(), 3, gj.spacings.karras()))
@@ -108,25 +110,26 @@ def reverse(path: Path) -> NoiseLevel:
 def strength(path: Path, share: Share) -> NoiseLevel:
     """The end of a path, for image-to-image: its last `int(steps * share)` steps.
 
-    The run starts from the data, noised to the level at which they begin: `gj.diffuse`.
-    Both may have the keys of a run of the whole path that made the data, since what is drawn on a `PathEnd` is drawn apart. A
-    run from the result of another run on such an end, or on a path cut by hand, needs other keys:
-    `jax.vmap(jax.random.fold_in, (0, None))(keys, 1)`. To go on with a run, cut its path by hand, `path[3:]`: an end draws
-    otherwise.
+    Start the run from data noised to the first level of the end: `gj.diffuse(keys, x0, path[0])`.
+
+    Keys: the run draws other noise on a `PathEnd` than on a whole path. You can use the keys of the whole run that made the
+    data. If another run on such an end, or on a path cut by hand, made the data, use new keys:
+    `jax.vmap(jax.random.fold_in, (0, None))(keys, 1)`. To continue an interrupted run with the same noise, cut its path by
+    hand: `path[3:]`.
 
     Args:
-      path: `[steps + 1]`, as `levels` makes it.
-      share: In (0, 1]; the larger, the less of the data is kept.
+      path: `[steps + 1]` noise levels, from `levels`.
+      share: The share of the steps, in (0, 1]. A larger share keeps less of the data.
 
     Raises:
-      ValueError: If the share is outside of (0, 1], traced, or so small that no step is left.
+      ValueError: If the share is outside (0, 1], is traced, or leaves no step.
 
     Example:
       >>> path = gj.schedules.strength(gj.levels(gj.schedules.edm(), 10, gj.spacings.karras()), 0.35)
       >>> print(len(path))
       4
 
-    Reference: Meng et al. 2022, arXiv:2108.01073; counted as diffusers does.
+    Reference: Meng et al. 2022, arXiv:2108.01073. The number of steps is the same as in diffusers.
     """
     steps = int((len(path) - 1) * share)
     return _end(path, steps + 1)
@@ -134,13 +137,13 @@ def strength(path: Path, share: Share) -> NoiseLevel:
 
 @door(also(check_below))
 def below(path: Path, ratio: Ratio) -> NoiseLevel:
-    """The end of a path, for image-to-image: from its first level whose `sigma / alpha` is at most `ratio`.
+    """The end of a path, for image-to-image: from its first level with `sigma / alpha <= ratio`.
 
-    What `strength` says of keys holds here.
+    For keys, see `strength`.
 
     Args:
-      path: `[steps + 1]`, as `levels` makes it; its values known, as they decide how many steps are left.
-      ratio: `sigma / alpha`, the noise under which the data are hidden.
+      path: `[steps + 1]` noise levels, from `levels`. Its values must not be traced, since they decide the number of steps.
+      ratio: The maximum `sigma / alpha` of the first level.
 
     Raises:
       ValueError: If the path or ratio is traced, or no step is left.
@@ -158,5 +161,5 @@ def below(path: Path, ratio: Ratio) -> NoiseLevel:
 
 
 def _end(path: NoiseLevel, count: int) -> PathEnd:
-    """The last levels of a path, marked as the end of one."""
+    """The last `count` levels of a path, as a `PathEnd`."""
     return PathEnd(**vars(path[len(path) - count :]))

@@ -1,4 +1,4 @@
-"""What a noise schedule is."""
+"""The class of noise schedules."""
 
 import dataclasses
 from collections.abc import Callable
@@ -18,19 +18,19 @@ from guidance_jax.programs.parts import Part
 @jax.tree_util.register_pytree_node_class
 @dataclasses.dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Schedule(Part):
-    """A noise schedule: from the network's time `t` to a `NoiseLevel`, `schedule(t)`, and back from `sigma / alpha`.
+    """A noise schedule: `schedule(t)` is the `NoiseLevel` at time t, and `schedule.at(sigma / alpha)` is the level at a ratio.
 
     Args:
-      alpha_sigma: `t -> (alpha, sigma)`, of any shape.
+      alpha_sigma: `t -> (alpha, sigma)`, for t of any shape.
       inverse: `sigma / alpha -> t`.
-      t_min: The time of the least noise.
-      t_max: The time of the most noise.
-      steps: The number of training steps of a discrete schedule, whose `t` are 0..steps - 1; None if continuous.
-      network_time: What the network receives at t, if that is not t itself: under a `shift`.
+      t_min: The time of minimum noise.
+      t_max: The time of maximum noise.
+      steps: The number of training steps of a discrete schedule, whose times are 0..steps - 1. None if it is continuous.
+      network_time: `t -> ` the time that the network receives, if it is not t: for `shift`.
 
     Raises:
-      ValueError: When called with a known time that is not finite, or is far outside of `t_min..t_max`, as a sigma may be;
-        `at` takes any ratio.
+      ValueError: When called with a known time that is not finite, or far outside `t_min..t_max`. A common cause is a sigma in
+        place of a time: `at` takes any ratio.
 
     Example:
       >>> straight = gj.Schedule(lambda t: (1 - t, t), lambda ratio: ratio / (1 + ratio), t_min=0.0, t_max=1.0)

@@ -1,9 +1,11 @@
-"""Spacings: which times a run of so many steps visits. Each gives a function `(schedule, steps) -> t [steps]`, decreasing.
+"""Spacings: the times that a run visits. Each returns a function `(schedule, steps) -> t [steps]`, with decreasing t.
 
-On a discrete schedule the first four give whole training steps, as the released models were sampled; the others may
-fall between them, where the schedule interpolates. Known times are computed in float64, whatever the run's precision is.
-diffusers' Euler, Heun and LMS schedulers do not round `uniform`, and its DPM-Solver and UniPC schedulers round the times of
-`karras` and `exponential`: `pretrained.schedulers` has the former.
+On a discrete schedule, `uniform`, `leading`, `trailing` and `quadratic` give whole training steps, as in the released samplers.
+`karras` and `exponential` may give times between them, where the schedule interpolates. Times that are not traced are computed
+in float64.
+
+diffusers differs in two cases. Its Euler, Heun and LMS schedulers do not round `uniform`; `pretrained.schedulers` has this
+version. Its DPM-Solver and UniPC schedulers round the times of `karras` and `exponential`.
 """
 
 from typing import Any
@@ -24,12 +26,12 @@ __all__ = ["Spacing", "exponential", "karras", "leading", "quadratic", "trailing
 
 @part()
 def uniform() -> Spacing:
-    """Evenly from `t_max` to `t_min`, both visited ("linspace" elsewhere).
+    """Times evenly spaced from `t_max` to `t_min`, both included ("linspace" elsewhere).
 
-    `t_i = t_max - i (t_max - t_min) / (steps - 1)`, i from 0 to steps - 1; rounded on a discrete schedule.
+    `t_i = t_max - i (t_max - t_min) / (steps - 1)`, i from 0 to steps - 1. On a discrete schedule they are rounded.
 
     Raises:
-      ValueError: When called, if a discrete schedule has fewer steps than are asked for.
+      ValueError: When called, if steps is more than a discrete schedule has.
 
     Example:
       >>> print(gj.spacings.uniform()(gj.schedules.ddpm_linear(), 4))
@@ -48,18 +50,18 @@ def uniform() -> Spacing:
 
 @part()
 def leading(offset: CountFromZero = 0) -> Spacing:
-    """Evenly up from `t_min`, stopping a stride short of the end, as DDIM and Stable Diffusion 1 were sampled.
+    """Times evenly spaced from `t_min`, without `t_max`, as in DDIM and Stable Diffusion 1.
 
-    `t_i = t_min + i (t_max - t_min) / steps`, i from steps - 1 to 0; on a discrete schedule of T training steps
+    `t_i = t_min + i (t_max - t_min) / steps`, i from steps - 1 to 0. On a discrete schedule of T training steps,
     `t_i = i floor(T / steps) + offset`.
 
-    A run so spaced starts below the noise level of pure noise; the published samplers start from pure noise all the same.
+    The first level is below the noise level of pure noise. The published samplers nevertheless start from pure noise.
 
     Args:
-      offset: Added to every training step of a discrete schedule (1 for Stable Diffusion).
+      offset: The number added to every training step of a discrete schedule (1 for Stable Diffusion).
 
     Raises:
-      ValueError: When called, if a discrete schedule has fewer steps than are asked for.
+      ValueError: When called, if steps is more than a discrete schedule has.
 
     Example:
       >>> print(gj.spacings.leading()(gj.schedules.ddpm_linear(), 4))
@@ -80,13 +82,13 @@ def leading(offset: CountFromZero = 0) -> Spacing:
 
 @part()
 def trailing() -> Spacing:
-    """Evenly down from `t_max`, stopping a stride short of the end: the last step goes from there to the clean data.
+    """Times evenly spaced from `t_max`, without `t_min`. The last step goes from the last time to the clean data.
 
-    `t_i = t_max - i (t_max - t_min) / steps`, i from 0 to steps - 1; on a discrete schedule of T training steps
+    `t_i = t_max - i (t_max - t_min) / steps`, i from 0 to steps - 1. On a discrete schedule of T training steps,
     `t_i = round(T - i T / steps) - 1`.
 
     Raises:
-      ValueError: When called, if a discrete schedule has fewer steps than are asked for.
+      ValueError: When called, if steps is more than a discrete schedule has.
 
     Example:
       >>> print(gj.spacings.trailing()(gj.schedules.ddpm_linear(), 4))
@@ -99,7 +101,7 @@ def trailing() -> Spacing:
         check_steps(schedule, steps)
         if schedule.steps is None:
             return _evenly(*_ends(schedule), 1 - np.arange(steps) / steps)
-        # By the stride, as diffusers does: where a half is rounded, multiples of it decide.
+        # Computed by the stride, as in diffusers: multiples of the stride decide how halves are rounded.
         return _times(np.arange(schedule.steps, 0, -schedule.steps / steps)[:steps].round() - 1)
 
     return spacing
@@ -107,13 +109,13 @@ def trailing() -> Spacing:
 
 @part()
 def quadratic(reach: Share = 1.0) -> Spacing:
-    """Evenly in the square root of t, dense where there is little noise, as DDIM was sampled on CIFAR-10.
+    """Times evenly spaced in the square root of t, dense at low noise, as in DDIM on CIFAR-10.
 
-    `t_i = t_min + c i^2`, i from 0 to steps - 1; on a discrete schedule `t_i = floor(c i^2)`, but at least i, so that none
-    repeats.
+    `t_i = t_min + c i^2`, i from 0 to steps - 1. On a discrete schedule `t_i = max(i, floor(c i^2))`, so that no time repeats.
 
     Args:
-      reach: The share of `t_max` at which the run starts; DDIM's released code has 0.8, its paper a time close to the last.
+      reach: The share of `t_max` at which the run starts. DDIM's released code uses 0.8. Its paper starts close to the last
+        time.
 
     Raises:
       ValueError: If reach is outside (0, 1].
@@ -131,7 +133,7 @@ def quadratic(reach: Share = 1.0) -> Spacing:
         share = np.square(index / (steps - 1)) if steps > 1 else np.ones(1)
         if schedule.steps is None:
             return _evenly(*_ends(schedule), reach * share)
-        # A little above, for the whole numbers that rounding puts below themselves.
+        # The small constant corrects whole numbers that rounding has made slightly smaller.
         whole = np.floor(min(reach * schedule.steps, schedule.steps - 1) * share + 1e-9)
         return _times(np.maximum(whole, index))
 
@@ -140,17 +142,17 @@ def quadratic(reach: Share = 1.0) -> Spacing:
 
 @part()
 def karras(rho: Positive = 7.0, sigma_min: Positive | None = None, sigma_max: Positive | None = None) -> Spacing:
-    """Evenly in `(sigma / alpha)^(1 / rho)`, dense where there is little noise.
+    """Times evenly spaced in `(sigma / alpha)^(1 / rho)`, dense at low noise.
 
     `r_i = (r_max^(1/rho) + i / (steps - 1) (r_min^(1/rho) - r_max^(1/rho)))^rho`, r = sigma / alpha.
 
     Args:
-      rho: The larger, the denser near the data; 1 is even in `sigma / alpha`.
-      sigma_min: The smallest `sigma / alpha` visited; the schedule's own where None.
-      sigma_max: The largest `sigma / alpha` visited; the schedule's own where None.
+      rho: A larger rho is denser at low noise. 1 is even in `sigma / alpha`.
+      sigma_min: The minimum `sigma / alpha`. None is the schedule's minimum.
+      sigma_max: The maximum `sigma / alpha`. None is the schedule's maximum.
 
     Raises:
-      ValueError: If the schedule's largest `sigma / alpha` is infinite and none is given, or what is given is beyond the
+      ValueError: If `sigma_max` is None and the schedule's maximum `sigma / alpha` is infinite, or a bound is outside the
         levels of a discrete schedule.
 
     Example:
@@ -172,16 +174,16 @@ def karras(rho: Positive = 7.0, sigma_min: Positive | None = None, sigma_max: Po
 
 @part()
 def exponential(sigma_min: Positive | None = None, sigma_max: Positive | None = None) -> Spacing:
-    """Evenly in `log(sigma / alpha)`, and so in the log-SNR, whatever the schedule ("log-SNR" elsewhere).
+    """Times evenly spaced in `log(sigma / alpha)`, and so in the log-SNR ("log-SNR" elsewhere).
 
-    `r_i = r_max (r_min / r_max)^(i / (steps - 1))`, r = sigma / alpha: `karras` of an infinite rho.
+    `r_i = r_max (r_min / r_max)^(i / (steps - 1))`, r = sigma / alpha. It is the limit of `karras` for infinite rho.
 
     Args:
-      sigma_min: The smallest `sigma / alpha` visited; the schedule's own where None.
-      sigma_max: The largest `sigma / alpha` visited; the schedule's own where None.
+      sigma_min: The minimum `sigma / alpha`. None is the schedule's minimum.
+      sigma_max: The maximum `sigma / alpha`. None is the schedule's maximum.
 
     Raises:
-      ValueError: If the schedule's largest `sigma / alpha` is infinite and none is given, or what is given is beyond the
+      ValueError: If `sigma_max` is None and the schedule's maximum `sigma / alpha` is infinite, or a bound is outside the
         levels of a discrete schedule.
 
     Example:
@@ -200,7 +202,7 @@ def exponential(sigma_min: Positive | None = None, sigma_max: Positive | None = 
 
 
 def _bounds(schedule: Schedule, least: ArrayLike | None, most: ArrayLike | None, name: str) -> tuple[Any, Any]:
-    """The smallest and the largest `sigma / alpha` of a path."""
+    """The minimum and maximum `sigma / alpha` of a path."""
     low, high = (_exact(schedule(end).ratio) for end in (schedule.t_min, schedule.t_max))
     r_min, r_max = (own if given is None else _exact(given) for own, given in ((low, least), (high, most)))
     check_bounds(name, schedule, (low, high), (r_min, r_max))
@@ -208,17 +210,17 @@ def _bounds(schedule: Schedule, least: ArrayLike | None, most: ArrayLike | None,
 
 
 def _exact(value: ArrayLike) -> Any:
-    """A number as float64, where it is known; else traced, in the run's precision."""
+    """A known number as float64; a traced number in the default precision."""
     return np.asarray(value).astype(np.float64) if concrete(value) else jnp.asarray(value, jnp.result_type(float))
 
 
 def _ends(schedule: Schedule) -> tuple[Any, Any]:
-    """The times of least and of most noise."""
+    """The times of minimum and maximum noise."""
     return _exact(schedule.t_min), _exact(schedule.t_max)
 
 
 def _evenly(least: Any, most: Any, share: np.ndarray) -> Array:
-    """The times at these shares of the way from the least noise to the most."""
+    """The times at these shares of the way from minimum to maximum noise."""
     return _times((1 - share) * least + share * most)
 
 

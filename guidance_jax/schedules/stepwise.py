@@ -1,4 +1,4 @@
-"""Discrete schedules: those of networks of the DDPM family, trained at whole steps."""
+"""Discrete schedules of the DDPM family, whose networks are trained at whole steps."""
 
 from typing import cast
 
@@ -14,16 +14,16 @@ from guidance_jax.schedules.schedule import Schedule
 
 @part()
 def discrete(betas: Rates) -> Schedule:
-    """A schedule given by the noise rates of its training steps, as networks of the DDPM family were trained.
+    """A schedule from the noise rates of its training steps.
 
-    `alpha(t) = sqrt(prod over s <= t of (1 - beta_s))`, `sigma = sqrt(1 - alpha^2)`, t in 0..steps - 1. Between the
-    steps log(sigma / alpha) is interpolated, so that spacings may ask for fractional t, and no t comes twice.
+    `alpha(t) = sqrt(prod over s <= t of (1 - beta_s))`, `sigma = sqrt(1 - alpha^2)`, t in 0..steps - 1. Between the steps,
+    log(sigma / alpha) is interpolated linearly, so t may be fractional.
 
     Args:
-      betas: `[steps]`, each in (0, 1).
+      betas: The noise rates, `[steps]`, each in (0, 1).
 
     Raises:
-      ValueError: If betas is not one-dimensional or a rate is outside (0, 1).
+      ValueError: If betas is not one-dimensional, or a rate is outside (0, 1).
 
     Example:
       >>> gj.schedules.discrete(np.linspace(1e-4, 0.02, 1000)).steps
@@ -36,7 +36,7 @@ def discrete(betas: Rates) -> Schedule:
 
 
 def _interpolated(log_ratios: np.ndarray) -> Schedule:
-    """The discrete schedule of these `log(sigma / alpha)`, interpolated between its steps."""
+    """The discrete schedule with these values of `log(sigma / alpha)`, interpolated between its steps."""
     times = np.arange(len(log_ratios), dtype=np.float64)
 
     def alpha_sigma(t: Array) -> tuple[Array, Array]:
@@ -51,14 +51,14 @@ def _interpolated(log_ratios: np.ndarray) -> Schedule:
 
 @part()
 def ddpm_linear(steps: Count = 1000, beta_min: Known = 1e-4, beta_max: Known = 0.02) -> Schedule:
-    """The discrete schedule of DDPM and of ADM on ImageNet: `steps` rates from beta_min to beta_max, evenly.
+    """The discrete schedule of DDPM, and of ADM on ImageNet: rates evenly spaced from beta_min to beta_max.
 
     `beta_s = (beta_min + s / (steps - 1) (beta_max - beta_min)) 1000 / steps`, s from 0 to steps - 1, as in ADM.
 
     Args:
       steps: The number of training steps.
-      beta_min: The first rate, at 1,000 steps.
-      beta_max: The last rate, at 1,000 steps.
+      beta_min: The first rate of a schedule with 1,000 steps.
+      beta_max: The last rate of a schedule with 1,000 steps.
 
     Raises:
       ValueError: If a rate is outside (0, 1).
@@ -74,7 +74,7 @@ def ddpm_linear(steps: Count = 1000, beta_min: Known = 1e-4, beta_max: Known = 0
 
 @part()
 def scaled_linear(steps: Count = 1000, beta_min: Known = 0.00085, beta_max: Known = 0.012) -> Schedule:
-    """The discrete schedule of Stable Diffusion 1, 2 and XL: rates whose square roots are even, from beta_min to beta_max.
+    """The discrete schedule of Stable Diffusion 1, 2 and XL: rates from beta_min to beta_max with evenly spaced square roots.
 
     `beta_s = (sqrt(beta_min) + s / (steps - 1) (sqrt(beta_max) - sqrt(beta_min)))^2`, s from 0 to steps - 1.
 
@@ -104,8 +104,8 @@ def ddpm_cosine(steps: Count = 1000, offset: KnownFromZero = 0.008, beta_max: Kn
 
     Args:
       steps: The number of training steps.
-      offset: Keeps the first rates from vanishing.
-      beta_max: The largest rate.
+      offset: A small number that keeps the first rates above 0.
+      beta_max: The maximum rate.
 
     Raises:
       ValueError: If a rate is outside (0, 1).
@@ -121,20 +121,20 @@ def ddpm_cosine(steps: Count = 1000, offset: KnownFromZero = 0.008, beta_max: Kn
     return discrete(np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], beta_max))
 
 
-TWO_STEPS = "schedule must be discrete, of at least two steps; continuous, cosine(t_max=1.0) and flow() end in pure noise"
+TWO_STEPS = "schedule must be discrete, with at least two steps; use cosine(t_max=1.0) or flow() for continuous pure noise"
 
 
 @part(rule(TWO_STEPS, lambda schedule: schedule.steps is not None and schedule.steps >= 2))
 def zero_terminal_snr(schedule: Schedule) -> Schedule:
-    """A discrete schedule rescaled so that its last step is pure noise: alpha is 0 there, and unchanged at the first.
+    """A discrete schedule rescaled to zero terminal SNR: alpha is 0 at the last step, and unchanged at the first step.
 
     `alpha'(t) = (alpha(t) - alpha(T)) alpha(0) / (alpha(0) - alpha(T))`, T the last step, `sigma' = sqrt(1 - alpha'^2)`.
 
-    For networks trained so. An eps-network says nothing of x0 at alpha = 0: they predict v or x0. Between the last two steps
-    alpha / sigma is interpolated, since log(sigma / alpha) has no end there.
+    Use it with networks trained on it. They predict v or x0, since eps does not determine x0 at alpha = 0. Between the last two
+    steps alpha / sigma is interpolated, since log(sigma / alpha) is infinite at the last step.
 
     Args:
-      schedule: A discrete, variance-preserving one.
+      schedule: A discrete, variance-preserving schedule.
 
     Raises:
       ValueError: If the schedule is continuous, or has fewer than two steps.
@@ -147,10 +147,10 @@ def zero_terminal_snr(schedule: Schedule) -> Schedule:
     Reference: Lin et al. 2024, arXiv:2305.08891, algorithm 1.
     """
     last = cast(int, schedule.steps) - 1
-    # Known numbers, in float64 whatever the run's precision: near the data alpha alone would not tell sigma.
+    # Computed in float64 whatever the default precision: in float32, alpha near 1 does not determine sigma.
     with jax.ensure_compile_time_eval(), jax.enable_x64(True):
         alpha, sigma = map(np.asarray, schedule.alpha_sigma(jnp.arange(last + 1, dtype=jnp.float64)))
-    # 1 - alpha'^2 = sigma^2 + (alpha - alpha') (alpha + alpha'), and alpha - alpha' is this share of alpha(0) - alpha.
+    # 1 - alpha'^2 = sigma^2 + (alpha - alpha') (alpha + alpha'). `removed` below is alpha - alpha'.
     rescaled = (alpha - alpha[-1]) * (alpha[0] / (alpha[0] - alpha[-1]))
     removed = (alpha[0] - alpha) * (alpha[-1] / (alpha[0] - alpha[-1]))
     noise = np.sqrt(sigma**2 + removed * (alpha + rescaled))

@@ -1,6 +1,6 @@
-"""What training needs beside an optimiser: noise levels, losses, label dropout, averaged parameters.
+"""Parts of a training loop besides the optimiser: noise levels, losses, label dropout, averages of parameters.
 
-Losses are per sample, `[B]`; take their mean. Networks and classifiers are pure functions, parameters bound by the caller.
+Losses are per sample, `[B]`. Take their mean. Networks and classifiers are pure functions with parameters bound by the caller.
 """
 
 from guidance_jax.training.averages import ema

@@ -16,27 +16,27 @@ from guidance_jax.checks.training import check_average
 
 @door(also(check_average))
 def ema(average: Any, params: Any, step: NonNegative, decay: Fraction = 0.999) -> Any:
-    """The exponential moving average of parameters, its decay warming up: `min(decay, (1 + step) / (10 + step))`.
+    """The exponential moving average of parameters, with the warmed-up decay `min(decay, (1 + step) / (10 + step))`.
 
-    It is kept in at least float32, for in bfloat16 1 - .999 is 0 and it would stand still.
+    It is computed in at least float32. In bfloat16, .999 rounds to 1, and the average would not change.
 
     Args:
-      average: The average so far; at step 0 any parameters, in float32 for a `scan` over the steps.
+      average: The average so far. At step 0 it may be any parameters. In a `scan` over the steps it must start in float32.
       params: The parameters after this step.
-      step: Counts from 0, `()`.
+      step: The number of the step, from 0, `()`.
       decay: The final decay.
 
     Returns:
-      The average after this step, shaped as the parameters; cast it to their dtype for a network that asks for that.
+      The average after this step, shaped as the parameters. Cast it to their dtype if the network needs that.
 
     Raises:
-      ValueError: If average and params differ in structure, decay is outside [0, 1], or step is no whole number.
+      ValueError: If average and params differ in structure, decay is outside [0, 1], or step is not a whole number.
 
     Example:
       >>> print(training.ema(jnp.array(0.0), jnp.array(1.0), step=0))
       0.9
 
-    Reference: Polyak & Juditsky 1992, "Acceleration of stochastic approximation by averaging"; the warming up is that of
+    Reference: Polyak & Juditsky 1992, "Acceleration of stochastic approximation by averaging". The warm-up is that of
     TensorFlow's ExponentialMovingAverage.
     """
     step = jnp.asarray(step, jnp.result_type(float))

@@ -1,4 +1,4 @@
-"""Noise levels for training, and data noised to them."""
+"""Noise levels for training, and noisy data."""
 
 import jax
 import jax.numpy as jnp
@@ -22,18 +22,18 @@ from guidance_jax.schedules.schedule import Schedule
 
 @door()
 def noise_levels(key: Key, schedule: Schedule, n: Count) -> NoiseLevel:
-    """Noise levels for a batch: t uniform over the schedule, spread evenly within the batch to lower the loss's variance.
+    """Noise levels for a batch, with uniform t. They are stratified within the batch, to lower the variance of the loss.
 
     Args:
       key: One PRNG key.
-      schedule: Continuous, or discrete, whose whole training steps are drawn.
+      schedule: The noise schedule. From a discrete one, whole training steps are drawn.
       n: The number of levels, one per sample.
 
     Returns:
       A `NoiseLevel` of arrays `[n]`.
 
     Raises:
-      ValueError: If key is no single key, or n is below 1.
+      ValueError: If key is not a single key, or n is below 1.
 
     Example:
       >>> print(training.noise_levels(jax.random.key(0), schedules.cosine(), 4).t.shape)
@@ -51,20 +51,22 @@ def noise_levels(key: Key, schedule: Schedule, n: Count) -> NoiseLevel:
 def log_normal_levels(
     key: Key, schedule: Schedule, n: Count, *, mean: Number = -1.2, deviation: NonNegative = 1.2
 ) -> NoiseLevel:
-    """Noise levels for a batch: `log(sigma / alpha)` normal, spread evenly within the batch, and within the schedule's range.
+    """Noise levels for a batch, with normal `log(sigma / alpha)`.
+
+    They are stratified within the batch, and clipped to the range of the schedule.
 
     Args:
       key: One PRNG key.
       schedule: A continuous schedule.
       n: The number of levels, one per sample.
-      mean: The mean of the logarithm, `()`; EDM's is -1.2.
-      deviation: Its standard deviation, `()`; EDM's is 1.2.
+      mean: The mean of the logarithm, `()`. EDM uses -1.2.
+      deviation: The standard deviation of the logarithm, `()`. EDM uses 1.2.
 
     Returns:
       A `NoiseLevel` of arrays `[n]`.
 
     Raises:
-      ValueError: If the schedule is discrete: its network knows no levels between.
+      ValueError: If the schedule is discrete, since its network is not trained between the steps.
 
     Example:
       >>> level = training.log_normal_levels(jax.random.key(0), schedules.edm(), 1000)
@@ -81,18 +83,20 @@ def log_normal_levels(
 
 @door()
 def diffuse(key: Key, x0: Samples, level: AtLevel) -> tuple[Array, Array]:
-    """Noisy data and its noise, drawn in at least float32 and given in the dtype of x0: `x = alpha x0 + sigma eps`.
+    """Noisy data and the noise in it: `x = alpha x0 + sigma eps`.
+
+    The noise is drawn in at least float32. x and eps have the dtype of x0.
 
     Args:
       key: One PRNG key.
-      x0: `[B, ...]`, clean data.
-      level: Scalar or `[B]`.
+      x0: The clean data, `[B, ...]`.
+      level: The noise level, `()` or `[B]`.
 
     Returns:
       x and eps.
 
     Raises:
-      ValueError: If key is no single key, or the level is neither `()` nor `[B]`.
+      ValueError: If key is not a single key, or the level is neither `()` nor `[B]`.
 
     Example:
       >>> x, eps = training.diffuse(jax.random.key(0), jnp.zeros((1, 2)), schedules.edm()(0.0))
@@ -105,7 +109,7 @@ def diffuse(key: Key, x0: Samples, level: AtLevel) -> tuple[Array, Array]:
 
 
 def noised(key: Array, x0: Array, level: NoiseLevel) -> tuple[Array, Array, Array, Array, Array]:
-    """x, eps, x0, alpha and sigma, broadcastable against each other, in at least float32."""
+    """x, eps, x0, alpha and sigma, in shapes that broadcast, in at least float32."""
     check_level(level, x0)
     x0 = jnp.asarray(x0).astype(at_least_float32(x0.dtype))
     eps = jax.random.normal(key, x0.shape, x0.dtype)

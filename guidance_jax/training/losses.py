@@ -1,7 +1,4 @@
-"""What training needs beside an optimiser: noise levels, losses, label dropout, averaged parameters.
-
-Losses are per sample, `[B]`; take their mean. Networks and classifiers are pure functions, parameters bound by the caller.
-"""
+"""Losses of denoisers and classifiers, their weights, and label dropout. Losses are per sample, `[B]`."""
 
 from typing import Annotated, Any
 
@@ -33,27 +30,27 @@ from guidance_jax.denoisers import OUTPUTS, edm_coefficients
 from guidance_jax.training.levels import diffuse, noised
 
 Cutoff = TypeAliasType("Cutoff", Annotated[ArrayLike, number(low=0, high=np.inf, above=0)])
-"""A positive number, infinite for no cutoff."""
+"""A positive number. Infinity means no cutoff."""
 
 
 @door()
 def denoising_loss(
     network: Network, predicts: Predicts, key: Key, x0: Samples, level: AtLevel, cond: Cond
 ) -> Float[Array, "b"]:
-    """The mean squared error of what a network predicts, at noise drawn with `key`.
+    """The mean squared error of a network's prediction, with noise drawn with `key`.
 
     For a score it is weighted by `sigma^2`, which makes it the error in eps.
 
     Args:
       network: `(x, t, cond) -> output`.
-      predicts: "eps", "x0", "v", "score" or "velocity".
+      predicts: The quantity that the network predicts: "eps", "x0", "v", "score" or "velocity".
       key: One PRNG key.
-      x0: `[B, ...]`, clean data.
-      level: `[B]`, as `noise_levels` draws.
-      cond: What the network receives, after label dropout.
+      x0: The clean data, `[B, ...]`.
+      level: The noise levels, `[B]`, as from `noise_levels`.
+      cond: The condition that the network receives, after label dropout.
 
     Returns:
-      `[B]`.
+      The loss, `[B]`.
 
     Raises:
       ValueError: If `predicts` is none of these, or the output has another shape than x.
@@ -64,7 +61,7 @@ def denoising_loss(
       >>> print(training.denoising_loss(network, "x0", jax.random.key(1), jnp.ones((2, 3)), level, None))
       [1. 1.]
 
-    Reference: Ho et al. 2020, arXiv:2006.11239, equation 14; for v Salimans & Ho 2022, arXiv:2202.00512.
+    Reference: Ho et al. 2020, arXiv:2006.11239, equation 14. For v, Salimans & Ho 2022, arXiv:2202.00512.
     """
     x, eps, wide, alpha, sigma = noised(key, x0, level)
     given = x.astype(jax.dtypes.canonicalize_dtype(x0.dtype))
@@ -76,21 +73,21 @@ def denoising_loss(
 
 @door()
 def min_snr(level: AtLevel, predicts: Predicts, gamma: Cutoff = 5.0) -> Float[Array, "b"]:
-    """The weight that makes a `denoising_loss` the error in x0 times the signal-to-noise ratio, cut off at gamma.
+    """The min-SNR weight of a `denoising_loss`: it makes the loss the error in x0 times the clipped signal-to-noise ratio.
 
-    `min(SNR, gamma) |x0 error|^2`, `SNR = (alpha / sigma)^2`: for eps `min(SNR, gamma) / SNR`, for v of a
-    variance-preserving process `min(SNR, gamma) / (SNR + 1)`.
+    The weighted loss is `min(SNR, gamma) |x0 error|^2`, `SNR = (alpha / sigma)^2`. For eps the weight is
+    `min(SNR, gamma) / SNR`. For v of a variance-preserving process it is `min(SNR, gamma) / (SNR + 1)`.
 
     Args:
-      level: `[B]`.
-      predicts: What the network predicts, as `denoising_loss` is told.
-      gamma: `()`; 5 in the paper.
+      level: The noise levels, `[B]`.
+      predicts: The quantity that the network predicts, the same as in `denoising_loss`.
+      gamma: The maximum signal-to-noise ratio, `()`. The paper uses 5.
 
     Returns:
-      `[B]`, to be multiplied with the loss.
+      The weight, `[B]`. Multiply the loss by it.
 
     Raises:
-      ValueError: If `predicts` is none of the five.
+      ValueError: If `predicts` is none of the five parameterisations.
 
     Example:
       >>> level = schedules.cosine()(jnp.array([0.1, 0.5, 0.9]))
@@ -100,7 +97,7 @@ def min_snr(level: AtLevel, predicts: Predicts, gamma: Cutoff = 5.0) -> Float[Ar
     Reference: Hang et al. 2023, arXiv:2303.09556, section 3.4.
     """
     alpha, sigma = (jnp.asarray(field, at_least_float32(field.dtype)) for field in (level.alpha, level.sigma))
-    # What an error of 1 in the output is in eps, and in x0; a score's loss is already in eps.
+    # The error in eps, and in x0, for an error of 1 in the output. The loss of a score is already in eps.
     in_eps, in_x0 = {
         "eps": (jnp.ones_like(alpha), sigma / alpha),
         "x0": (alpha / sigma, jnp.ones_like(alpha)),
@@ -114,20 +111,20 @@ def min_snr(level: AtLevel, predicts: Predicts, gamma: Cutoff = 5.0) -> Float[Ar
 
 @door()
 def edm_loss(network: Network, sigma_data: Positive, key: Key, x0: Samples, level: AtLevel, cond: Cond) -> Float[Array, "b"]:
-    """The loss of a network under EDM's preconditioning: the error of its own output, of unit size at every level.
+    """The loss of a network F with EDM's preconditioning: the error of its raw output, whose target has unit variance.
 
-    `mean |F(c_in x) - (x0 - c_skip x) / c_out|^2`, the denoiser's squared error weighted by `1 / c_out^2`.
+    `mean |F(c_in x) - (x0 - c_skip x) / c_out|^2`. This is the squared error of the denoiser, weighted by `1 / c_out^2`.
 
     Args:
       network: `(x, t, cond) -> output`.
       sigma_data: The standard deviation of the data, `()`.
       key: One PRNG key.
-      x0: `[B, ...]`, clean data.
-      level: `[B]`.
-      cond: What the network receives, after label dropout.
+      x0: The clean data, `[B, ...]`.
+      level: The noise levels, `[B]`.
+      cond: The condition that the network receives, after label dropout.
 
     Returns:
-      `[B]`.
+      The loss, `[B]`.
 
     Raises:
       ValueError: If the output has another shape than x.
@@ -155,20 +152,20 @@ def classifier_loss(
     level: AtLevel,
     labels: Labels,
 ) -> Float[Array, "b"]:
-    """The cross-entropy of a noise-aware classifier on noisy data, at noise drawn with `key`.
+    """The cross-entropy of a noise-aware classifier on noisy data, with noise drawn with `key`.
 
     Args:
       classify: `(x, t) -> logits [B, C]`.
       key: One PRNG key.
-      x0: `[B, ...]`, clean data.
-      level: `[B]`, over all levels.
-      labels: `[B]`.
+      x0: The clean data, `[B, ...]`.
+      level: The noise levels, `[B]`. Draw them over the whole schedule.
+      labels: The classes, `[B]` integers in 0..C - 1.
 
     Returns:
-      `[B]`.
+      The loss, `[B]`.
 
     Raises:
-      ValueError: If a label has no logit.
+      ValueError: If a label is outside 0..C - 1.
       TypeError: If the labels are not integers.
 
     Example:
@@ -188,17 +185,19 @@ def classifier_loss(
 
 @door(also(check_null))
 def drop(key: Key, cond: Cond, null: Cond, rate: Fraction) -> Cond:
-    """Each sample's condition, or with probability `rate` the null condition: one network learns both.
+    """Label dropout: replace each sample's condition by the null condition with probability `rate`.
+
+    One network then learns the conditional and the unconditional model.
 
     Args:
       key: One PRNG key.
-      cond: Any pytree of `[B, ...]` leaves.
-      null: The same pytree, its leaves of a shape that broadcasts against one sample's.
+      cond: The conditions: any pytree of `[B, ...]` leaves.
+      null: The null condition: the same pytree, with leaves that broadcast against those of one sample.
       rate: The probability, usually 0.1 to 0.2.
 
     Raises:
-      ValueError: If null has another structure, or a leaf that does not broadcast, or rate is outside [0, 1].
-      TypeError: If a leaf of null is no number.
+      ValueError: If null has another structure, a leaf of it does not broadcast, or rate is outside [0, 1].
+      TypeError: If a leaf of null is not a number.
 
     Example:
       >>> print(training.drop(jax.random.key(0), jnp.array([3, 1]), 10, rate=1.0))

@@ -139,12 +139,12 @@ ROWS: dict[str, Row] = {
     "a space in a space": (
         lambda: guided(gj.in_space("v", gj.in_space("eps", GUIDED))),
         ValueError,
-        r"space of its own.*beside",
+        r"must not have its own space.*chain",
     ),
     "cfg_pp in a space": (
         lambda: guided(gj.in_space("v", gj.cfg_pp(0.5))),
         ValueError,
-        r"in_space.*space of its own.*beside.*cfg_pp",
+        r"in_space.*its own space.*chain.*cfg_pp",
     ),
     "a branch behind its guidance": (
         lambda: gj.relative_to(GUIDED, "cond"),
@@ -403,7 +403,7 @@ ROWS: dict[str, Row] = {
     "a classifier in a space": (
         lambda: guided(gj.in_space("eps", gj.classifier(log_prob, 1.0))),
         ValueError,
-        r"in_space: .*space of its own.*beside.*classifier\(",
+        r"in_space: .*its own space.*chain.*classifier\(",
     ),
     "a classifier of three scales": (lambda: guided(gj.classifier(log_prob, THREE)), ValueError, r"classifier: scale.*\(3,\)"),
     "mean_shift of an unknown variance": (

@@ -279,9 +279,9 @@ def test_a_period_that_is_no_integer_is_told():
         ((4, 6), lambda: gj.cfg(np.ones((4, 1))), "cfg: scale has shape"),
         ((4, 6), lambda: gj.perp_neg(2.0, {"bad": np.ones(5)}), r"perp_neg: negatives\['bad'\] has shape \(5,\)"),
         ((4, 6), lambda: gj.recfg(2.0, np.ones((2, 6))), r"recfg: ratio has shape \(2, 6\)"),
-        ((4, 6), lambda: gj.in_space("eps", gj.cfg_pp(0.5)), "space of its own"),
-        ((4, 6), lambda: gj.in_space("eps", gj.in_space("v", gj.cfg(2.0))), "space of its own"),
-        ((4, 6), lambda: gj.in_space("eps", gj.cfg_zero_star(2.0)), "space of its own"),
+        ((4, 6), lambda: gj.in_space("eps", gj.cfg_pp(0.5)), "its own space"),
+        ((4, 6), lambda: gj.in_space("eps", gj.in_space("v", gj.cfg(2.0))), "its own space"),
+        ((4, 6), lambda: gj.in_space("eps", gj.cfg_zero_star(2.0)), "its own space"),
     ],
 )
 def test_what_does_not_fit_x_is_told(shape, make, told):

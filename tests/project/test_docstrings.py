@@ -215,14 +215,15 @@ def test_a_section_or_parameter_that_is_gone_is_seen_in_every_name():
 def test_a_field_or_method_without_a_word_is_seen():
     record = type("Record", (), {"__doc__": "One. "})
     assert lacking(record, None) == ["a docstring"]
-    fields = docstrings.fields(gj.State)
-    assert fields["memory"] == "The sampler's."
+    fields = docstrings.entries(docstrings.sections(gj.State.__doc__)["Args"])
+    assert fields["memory"].strip() == "The memory of the sampler."
     assert set(docstrings.methods(gj.oracles.GaussianMixture)) >= {"denoise", "score", "log_prob", "sample", "sample_tilted"}
     assert docstrings.raised(gj.oracles.GaussianMixture.sample) == {"ValueError"}
 
 
 def test_the_types_of_the_core_tell_their_fields_under_args():
-    for kind in (gj.Guidance, gj.NoiseLevel, gj.Prediction, gj.Sampler, gj.Schedule):
+    data = (gj.Branches, gj.Context, gj.NoiseLevel, gj.Prediction, gj.State, gj.Step)
+    for kind in (*data, gj.Guidance, gj.Sampler, gj.Schedule):
         assert set(docstrings.entries(docstrings.sections(str(kind.__doc__))["Args"])) == set(docstrings.fields(kind)), kind
 
 

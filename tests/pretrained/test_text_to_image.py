@@ -276,7 +276,7 @@ def test_loading_holds_no_second_copy(first, tmp_path, dtype):
     wide = {"block_out_channels": [256, 512], "norm_num_groups": 32, "layers_per_block": 2, "attention_head_dim": 8}
     directory = write_model(tmp_path / "wide", unet=wide)
     command = [sys.executable, "-c", MEASURED, str(directory), str(first), dtype]
-    out = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1]).stdout
+    out = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]).stdout
     rise, size = json.loads(out.splitlines()[-1])
     assert size > (150e6 if dtype == "float32" else 75e6)
     assert rise < 1.2 * size + 80e6, f"{rise / 1e6:.0f} MB for {size / 1e6:.0f} MB of parameters"

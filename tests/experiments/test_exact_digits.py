@@ -3,6 +3,8 @@
 import gzip
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -68,3 +70,16 @@ def test_fashion_is_read_in_the_order_of_its_files(tmp_path):
     for split, order in zip(read, (1, -1), strict=True):
         np.testing.assert_allclose(split.images[::order, ..., 0], images / 127.5 - 1, atol=1e-6)
         np.testing.assert_array_equal(split.labels[::order], labels)
+
+
+def test_the_judges_program_holds_no_images_and_no_weights(no_constants):
+    from experiments import exact_digits
+    from experiments.tools import data
+
+    rng = np.random.default_rng(0)
+    images, labels = rng.normal(size=(40, 8, 8, 1)).astype(np.float32), np.arange(40, dtype=np.int32) % 10
+    config = exact_digits.Config(components=2, samples=2, steps=1)
+    many = data.Data(images.repeat(5, 0), labels.repeat(5), ("a",) * 10, "1")
+    world, _ = exact_digits.fit(config, many, many)
+    assert sum(part.nbytes for part in jax.tree.leaves(world.judge)) > 4000
+    exact_digits.measure(world, world.judge, jnp.asarray(rng.normal(size=(10, 3, 2)), jnp.float32))

@@ -64,23 +64,6 @@ def test_a_sample_is_its_own_prompts_and_scales(kind, request):
     assert jnp.abs(images).max() <= 1
 
 
-def test_a_scale_is_calibrated_on_the_prompts(first):
-    from experiments.text_to_image import Config, measured, program
-
-    model = text_to_image.load(first)
-    told = {"model": first, "prompts": ("a dog", "the cat"), "steps": 3, "batch": 2, "calibration": 4}
-    config, size = Config(guidance="calibrated", **told), (16, 24)
-    curve = measured(model, config, size)
-    np.testing.assert_allclose(curve.ratio, model.levels(3).ratio[:-1], rtol=1e-5)
-    assert ((curve.rho > 0) & (curve.rho <= 1)).all()
-    texts = model.tokenize(config.prompts), model.tokenize([None, None])
-    arguments = model.params, keys(2), *texts, jnp.full(2, 6.0), None, None
-    images = jax.jit(program(model, config, size))(*arguments, gj.Curve(curve.ratio, jnp.ones(3)))
-    np.testing.assert_allclose(images, jax.jit(program(model, Config(**told), size))(*arguments), atol=1e-5)  # CFG
-    with pytest.raises(ValueError, match="whole pictures"):
-        Config(first, ("a dog",), guidance="calibrated", image=first, mask=first)
-
-
 def test_no_text_at_all_is_zeros_for_xl_and_the_empty_text_for_others(first, xl):
     model = text_to_image.load(xl)
     cond = jax.jit(model.encode, static_argnums=(2, 3))(model.params, model.tokenize([None, "", "a dog"]), 16, 24)

@@ -1,0 +1,44 @@
+"""The digits job: its config, its judge."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"scales": (1.0, 2.0)}, "scales must hold 0.0"),
+        ({"samples": 0}, "at least 1"),
+        ({"drop_rate": 1.5}, "drop_rate"),
+    ],
+)
+def test_a_config_that_makes_no_sense_is_told(change, message):
+    from experiments.digits import Config
+
+    with pytest.raises(ValueError, match=message):
+        Config(**change)
+
+
+def test_the_judges_program_holds_no_images_and_no_weights(no_constants):
+    from flax import nnx
+
+    import guidance_jax as gj
+    from experiments import digits
+    from experiments.tools import data
+    from experiments.tools.evaluator import Evaluator
+
+    rng = np.random.default_rng(0)
+    real = data.Data(rng.normal(size=(40, 8, 8, 1)).astype(np.float32), np.arange(40, dtype=np.int32) % 10, ("a",) * 10, "1")
+    assert real.images.nbytes > 4000
+    evaluator = Evaluator((8, 8, 1), 10, 4, 2, rngs=nnx.Rngs(0))
+    apply, params = gj.networks.from_nnx(evaluator)
+    samples = rng.normal(size=(2, 10, 3, 8, 8, 1)).astype(np.float32)
+    rows = digits.judge({"evaluator": (apply, params)}, evaluator, jnp.asarray(samples), real, real)
+    flat = samples[1].reshape(30, 8, 8, 1)
+    features = evaluator.features(jnp.asarray(flat))
+    assert rows[1]["accuracy"] == pytest.approx(float((apply(params, flat).argmax(1) == np.repeat(np.arange(10), 3)).mean()))
+    found = [float(part) for part in gj.metrics.precision_recall(evaluator.features(jnp.asarray(real.images)), features)]
+    np.testing.assert_allclose([rows[1]["precision"], rows[1]["recall"]], found, rtol=1e-6)

@@ -1,0 +1,58 @@
+"""The closed forms of the Gaussian job."""
+
+import itertools
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+
+def test_closed_forms_of_the_gaussian_job():
+    from experiments.gaussians import closed_forms
+
+    for w in (0.0, 1.0):
+        forms = closed_forms(w, 0.5, 2.0)
+        assert {round(v, 12) for v in forms.values()} == {(2.0, 0.5)[int(w)]}
+    # The reverse SDE's variance, integrated numerically: dV/dr along r = sigma from infinity to 0.
+    w, v_c, v_u = 3.0, 0.5, 2.0
+    variance = 1e8
+    r = np.geomspace(1e4, 1e-4, 400_001)
+    for a, b in itertools.pairwise(r):
+        pull = w / (v_c + a * a) + (1 - w) / (v_u + a * a)
+        h = (a * a - b * b) / 2
+        variance = variance * (1 - 2 * h * pull) ** 2 + 2 * h
+    assert math.isclose(variance, closed_forms(w, v_c, v_u)["ddpm"], rel_tol=2e-3)
+    assert closed_forms(-1.0, 0.5, 2.0)["tilted"] == np.inf  # not a density
+
+
+def test_the_gaussian_jobs_tilted_table_is_of_the_exact_law():
+    import guidance_jax as gj
+    from experiments.gaussians import exact, pooled, statistics, two_modes
+
+    # At scale 1 the tilted density is p(x | y), of weights a half each: its moments are known.
+    form = exact(two_modes(), 1.0)
+    np.testing.assert_allclose([form["mean"], form["variance"]], [-0.25, 1.25**2 + 0.35], rtol=1e-5)
+    np.testing.assert_allclose(form["log_normaliser"], 0, atol=1e-5)
+    tail = [math.erfc((mean + 0.25) / math.sqrt(2 * v)) / 2 for mean, v in ((-1.5, 0.3), (1.0, 0.4))]
+    np.testing.assert_allclose(form["share"], np.mean(tail), rtol=1e-4)
+
+    log_weights = jnp.log(jnp.array([0.25, 0.75, 0.5, 0.5]))
+    x = jnp.array([[1.0, 9.0], [2.0, 9.0], [-1.0, 9.0], [3.0, 9.0]])
+    two = jnp.array([2.0, 2.0])
+    found = gj.particles.Particles(x, log_weights, jnp.log(jnp.array([1.0, 3.0])), two, two, two, two, two, jnp.int32(0))
+    means, errors = pooled(found, statistics(x, 1.0))
+    np.testing.assert_allclose(means, [0.25 * 1.75 + 0.75 * 1.0, 0.25 * 0.75 + 0.75 * 4.0, 0.75 * 0.5], rtol=1e-6)
+    np.testing.assert_allclose(errors[0], np.sqrt(2 * ((0.25 * 0.5625) ** 2 + (0.75 * 0.1875) ** 2)), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), [({"particles": 3000}, "two groups"), ({"tilted_scales": (0.5,)}, "at least 1")]
+)
+def test_a_gaussian_job_that_makes_no_sense_is_told(change, message):
+    from experiments.gaussians import Config
+
+    with pytest.raises(ValueError, match=message):
+        Config(**change)

@@ -392,9 +392,8 @@ def main(config: Config) -> list[dict[str, Any]]:
         )
     error = np.sqrt(2 / config.samples)
     print(f"The relative standard error of the sampled columns is {error:.1%}. Every scale uses the same noise.")
-    print(
-        f"The maximum relative standard error of the particles' column is {max(row['tilted_error'] / row['tilted'] for row in rows):.1%}."
-    )
+    worst = max(row["tilted_error"] / row["tilted"] for row in rows)
+    print(f"The maximum relative standard error of the particles' column is {worst:.1%}.")
     plot(config, rows)
 
     steps = errors_of_steps(config)
@@ -419,7 +418,7 @@ def main(config: Config) -> list[dict[str, Any]]:
     print(
         "of a group at the end of the run, and its minimum is over the run. Ancestors is the effective number of particles at"
     )
-    print("the start from which those at the end descend.")
+    print("the start from which those at the end descend. The column left mode has the weight of that mode.")
     headings = "mean            variance        left mode       log-normaliser   effective sample size  minimum  ancestors"
     print(f"  scale  {'':20s} {headings}")
     names = {"calibrated": "CFG, calibrated, ODE"}

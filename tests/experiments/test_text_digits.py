@@ -308,7 +308,7 @@ def test_padding_says_nothing_to_the_denoiser():
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"scales": (1.0, 2.0)}, "must hold 0 and 1"), ({"prompts": 0}, "at least 1"), ({"drop_rate": 2}, "drop")],
+    [({"scales": (1.0, 2.0)}, "must include 0 and 1"), ({"prompts": 0}, "at least 1"), ({"drop_rate": 2}, "drop")],
 )
 def test_a_config_that_makes_no_sense_is_told(change, message):
     from experiments.text_digits.study import Config

@@ -29,7 +29,7 @@ CLASSES = 10
 
 
 class Traces:
-    """The list of the network's traces. It is in a class because JAX does not compare classes when it looks up a program."""
+    """The list of the network's traces. It is in a class because `sample` would compare a list when it looks up a program."""
 
     seen: ClassVar[list[tuple[int, ...]]] = []
 
@@ -361,8 +361,8 @@ def main(config: Config) -> dict[str, Any]:
         results["programs"] = measure_programs(CASES["MLP, toy"], config)
     results["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(
-        f"\n{config.steps} DDIM steps on {results['device']}. The ratio is that of the guided run to the bare network, as the "
-        f"median of {config.pairs} pairs."
+        f"\n{config.steps} DDIM steps on {results['device']}. The ratio is the time of the guided run over that of the bare "
+        f"network, as the median of {config.pairs} pairs."
     )
     print(
         "  network    method               evaluations  network ms  bare s  guided s   ratio  memory MB"

@@ -65,7 +65,11 @@ ROWS: dict[str, Row] = {
         r"blur must be positive and below weak_blur.*9\.0",
     ),
     "a scale of no curve": (lambda: toy_2d.Config(scale=7.0), ValueError, r"scales must include scale, 7"),
-    "particles of no groups": (lambda: gaussians.Config(samples=3), ValueError, r"at least two groups of 2000 particles.*got 3"),
+    "particles of no groups": (
+        lambda: gaussians.Config(samples=3),
+        ValueError,
+        r"at least two groups of 2000 particles.*got 3",
+    ),
     # Runs and files.
     "an unknown way to guide": (lambda: generated(guidance="cgf"), ValueError, r"guidance must be one of.*cfg.*'cgf'"),
     "an unknown sampler": (lambda: generated(sampler="euler_a"), ValueError, r"sampler must be one of.*'euler_a'"),

@@ -198,7 +198,7 @@ def test_evaluations_are_the_papers():
 
 @pytest.mark.parametrize(("low", "high"), [(1e-4, 1.0), (90.0, 100.0), (0.2, 0.21)])
 def test_without_restarts_it_is_the_sampler(x64, low, high):
-    """No restart follows if low is below the last positive level, or above the first. An interval between two levels has one."""
+    """No restart follows if low is below the last positive level or above the first. Between two levels there is one."""
     levels = gj.levels(EDM, 6, gj.spacings.karras(sigma_min=0.1))
     run = lambda sampler: gj.run(keys(2), gaussian(), gj.chain(), sampler, levels, (1,))[0]
     plain, found = run(gj.heun()), run(gj.restart(gj.heun(), EDM, 3, 2, low, high))

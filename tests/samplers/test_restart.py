@@ -103,8 +103,10 @@ def slope(path):
 
 
 def law(sampler, levels, mean, variance, steps, n=12):
-    """The mean and variance of x at the end, of Gaussian x of these at the start: exact, since the sampler is affine in the
-    start and in the noise of `times` = 3 restarts, whose coefficients are solved for."""
+    """The mean and variance of the last x, for a Gaussian start of this mean and variance.
+
+    The sampler is affine in the start and in the noise of its 3 restarts. Their coefficients are solved for, so this is exact.
+    """
     start = np.random.default_rng(0).normal(size=n)
     x = jnp.asarray(mean + np.sqrt(variance) * start)[:, None]
     found = np.asarray(gj.sample(keys(n), gaussian(), gj.chain(), sampler, levels, x)).ravel()
@@ -150,7 +152,7 @@ def test_restarts_keep_the_law_of_a_mixture_and_restore_it_from_one_class(x64):
         return clean + sigma * jax.random.normal(jax.random.key(seed + 1), clean.shape)
 
     def errors(x):
-        """Of the means and the second moments, in standard errors."""
+        """How far the means and second moments are off, in standard errors."""
         features = lambda x: np.concatenate([x, x**2, x[:, :1] * x[:, 1:]], axis=1)
         found, wanted = features(np.asarray(x)), features(np.asarray(exact(100, -1, low)))
         deviation = np.sqrt((found.var(0) + wanted.var(0)) / n)
@@ -196,7 +198,7 @@ def test_evaluations_are_the_papers():
 
 @pytest.mark.parametrize(("low", "high"), [(1e-4, 1.0), (90.0, 100.0), (0.2, 0.21)])
 def test_without_restarts_it_is_the_sampler(x64, low, high):
-    """Below the last level above 0; above the first; with no level between: a step that goes past high has one, of no use."""
+    """No restart follows if low is below the last positive level or above the first. Between two levels there is one."""
     levels = gj.levels(EDM, 6, gj.spacings.karras(sigma_min=0.1))
     run = lambda sampler: gj.run(keys(2), gaussian(), gj.chain(), sampler, levels, (1,))[0]
     plain, found = run(gj.heun()), run(gj.restart(gj.heun(), EDM, 3, 2, low, high))

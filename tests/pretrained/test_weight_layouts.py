@@ -121,14 +121,14 @@ def test_pickles_in_several_files(tmp_path):
     found = pretrained.open_weights(index)
     assert all(np.array_equal(found[name].read(...), array) for name, array in WEIGHTS.items())
     index.write_text('{"weight_map": {"weight": "b.bin", "bias": "a.bin"}}')
-    with pytest.raises(ValueError, match=r"index\.json says of weights that they lie in other files.*bias, weight"):
+    with pytest.raises(ValueError, match=r"index\.json names the wrong files for weights.*bias, weight"):
         pretrained.open_weights(index)
 
 
 def test_float8_and_foreign_files_are_named(tmp_path):
     header = json.dumps({"a": {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}}).encode()
     (tmp_path / "w.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
-    with pytest.raises(ValueError, match=r"w\.safetensors .*'a' is of the dtype 'F8_E4M3'.*take the file in float16"):
+    with pytest.raises(ValueError, match=r"w\.safetensors .*'a' has the dtype 'F8_E4M3'.*take the file in float16"):
         pretrained.open_weights(tmp_path / "w.safetensors")
     with zipfile.ZipFile(tmp_path / "w.ckpt", "w") as archive:
         archive.writestr("model.h5", b"")

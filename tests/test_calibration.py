@@ -166,7 +166,7 @@ def test_batches_devices_and_processes_add_up(near):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0.02), near, other)
         np.testing.assert_allclose(near.rho, other.rho, rtol=1e-3)
         assert (np.asarray(other.samples) == N).all()
-    with pytest.raises(ValueError, match="other levels do not add up"):
+    with pytest.raises(ValueError, match="two calibrations must have the same levels"):
         _ = near + jax.tree.map(lambda s: s[:3], near)
 
 

@@ -142,7 +142,7 @@ def test_an_interval_needs_one_level_for_all_samples():
     """At one level per sample some are inside and others are not; one program under `vmap` tells them apart."""
     branches, schedule, x = world()
     guidance, ratios = gj.during(gj.cfg(3.0), 1.0, 4.0), jnp.array([0.5, 2.0, 8.0])
-    message = r"during: expected one level for all samples, got a level of shape \(3,\); use gj.sample, or jax.vmap over"
+    message = r"during: the level must be one for all samples, got a level of shape \(3,\); use gj.sample, or jax.vmap over"
     with pytest.raises(ValueError, match=message):
         gj.guided(branches, guidance)(x, schedule.at(ratios))
 

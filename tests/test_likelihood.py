@@ -208,16 +208,16 @@ def call(guidance, x=None, **keywords):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"guidance": gj.chain(gj.cfg(2.0), gj.momentum(-0.5))}, "remembers 1 arrays"),
-        ({"guidance": gj.reuse(gj.cfg(2.0), 2)}, "remembers"),
-        ({"guidance": gj.cfg(2.0), "probes": 4}, "keys to draw them"),
+        ({"guidance": gj.chain(gj.cfg(2.0), gj.momentum(-0.5))}, "keeps 1 arrays"),
+        ({"guidance": gj.reuse(gj.cfg(2.0), 2)}, "must have no memory"),
+        ({"guidance": gj.cfg(2.0), "probes": 4}, "needs keys"),
         ({"guidance": gj.cfg(2.0), "probes": 0, "keys": keys(3)}, "at least 1, got 0"),
         ({"guidance": gj.cfg(2.0), "keys": keys(2)}, r"B = 2 keys"),
         ({"guidance": gj.cfg(2.0, cond="cnd")}, "Did you mean 'cond'"),
         ({"guidance": gj.cfg(2.0), "x": jnp.full((3, 2), jnp.nan)}, "NaN or infinite"),
         (
             {"guidance": gj.icg(2.0), "conds": {"cond": jnp.arange(3), "random": gj.conditions.random_labels(3)}},
-            "drawn anew in every step",
+            "the same in every step",
         ),
     ],
 )

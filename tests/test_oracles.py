@@ -189,7 +189,7 @@ def test_bad_input_is_told():
         m.denoise(jnp.zeros((1, 2)), level, jnp.array([2]))
     with pytest.raises(ValueError, match="label -3"):
         m.sample(jax.random.key(0), 4, -3)
-    with pytest.raises(ValueError, match=r"lives in \[B, 2\]"):
+    with pytest.raises(ValueError, match=r"x must be \[B, 2\]"):
         m.log_prob(jnp.zeros((1, 3)), level, jnp.array([0]))
     with pytest.raises(ValueError, match="label 5"):
         gj.sample(keys(1), gj.branches(m.denoise, cond=jnp.array([5])), gj.chain(), gj.ddim(), _levels(), (2,))

@@ -188,15 +188,15 @@ WRONG = {
     "points of two lengths": (
         lambda: gj.trees.flat({"a": jnp.zeros((3, 2)), "b": jnp.zeros(2)}, points=True),
         ValueError,
-        r"same points, got \(3, 2\), \(2,\)",
+        r"one length, got shapes \(3, 2\), \(2,\)",
     ),
-    "a scalar among points": (lambda: gj.trees.flat({"a": jnp.zeros(())}, points=True), ValueError, "same points"),
+    "a scalar among points": (lambda: gj.trees.flat({"a": jnp.zeros(())}, points=True), ValueError, "one length"),
     "a sample without a batch": (
         lambda: gj.trees.flat(PARAMETERS).ravel(PARAMETERS),
         ValueError,
-        r"tree must be of shapes \{'mean': \('B', 2\), 'scale': \('B',\)\}, got \{'mean': \(2,\), 'scale': \(\)\}",
+        r"tree must have the shapes \{'mean': \('B', 2\), 'scale': \('B',\)\}, got \{'mean': \(2,\), 'scale': \(\)\}",
     ),
-    "another tree": (lambda: gj.trees.flat(PARAMETERS).ravel(drawn(CLOUD)), ValueError, "tree must be of shapes"),
+    "another tree": (lambda: gj.trees.flat(PARAMETERS).ravel(drawn(CLOUD)), ValueError, "tree must have the shapes"),
     "another vector": (lambda: gj.trees.flat(PARAMETERS).unravel(jnp.ones((2, 4))), ValueError, r"\[B, 3\].*float32\[2,4\]"),
     "no network": (lambda: gj.trees.flat(PARAMETERS).network(PARAMETERS), TypeError, r"network must be a function.*the dict"),  # pyright: ignore[reportArgumentType]
     "no sampler": (lambda: gj.trees.zero_padding(gj.ddim, 1.0), TypeError, r"sampler must be a Sampler.*call it, ddim"),  # pyright: ignore[reportArgumentType]

@@ -38,7 +38,7 @@ ROWS: dict[str, Row] = {
     "levels without a spacing": (
         lambda: gj.levels(EDM, 10),
         TypeError,
-        r"^levels: spacing is missing; gj\.spacings\.karras\(\) is one\.$",
+        r"^levels: spacing is missing; use gj\.spacings\.karras\(\)\.$",
     ),
     "rates that are traced": (
         lambda: jax.jit(lambda rates: gj.schedules.discrete(rates)(0).t)(THREE / 9),
@@ -74,12 +74,12 @@ ROWS: dict[str, Row] = {
     "karras to infinity": (
         lambda: gj.levels(gj.schedules.flow(), 5, KARRAS),
         ValueError,
-        r"karras: sigma_max must be finite, got the schedule's inf; give one",
+        r"karras: sigma_max must be finite, got the schedule's inf; use 80\.0",
     ),
     "exponential to infinity": (
         lambda: gj.levels(gj.schedules.flow(), 5, gj.spacings.exponential()),
         ValueError,
-        r"exponential: sigma_max must be finite, got the schedule's inf; give one",
+        r"exponential: sigma_max must be finite, got the schedule's inf; use 80\.0",
     ),
     "karras of no rho": (lambda: gj.spacings.karras(rho=0.0), ValueError, r"karras: rho.*positive.*0\.0"),
     "karras of a schedule": (lambda: gj.spacings.karras(EDM, 10), TypeError, r"karras: rho.*number.*the Schedule edm\(\)"),
@@ -212,18 +212,18 @@ ROWS: dict[str, Row] = {
     "a network of two outputs": (
         lambda: through(lambda x, t, y: (x, None)),
         TypeError,
-        r"network gives must be an array.*got the tuple",
+        r"network's output must be an array.*got the tuple",
     ),
-    "a network of nothing": (lambda: through(lambda x, t, y: None), TypeError, r"network gives must be an array.*got None"),
+    "a network of nothing": (lambda: through(lambda x, t, y: None), TypeError, r"network's output must be an array.*got None"),
     "a network of classes": (
         lambda: through(lambda x, t, y: x.astype(int)),
         TypeError,
-        r"network gives must be.*floating.*got int32\[\d,2\]",
+        r"network's output must be.*floating.*got int32\[\d,2\]",
     ),
     "a network of complex numbers": (
         lambda: through(lambda x, t, y: x * 1j),
         TypeError,
-        r"network gives must be.*floating.*got complex64\[\d,2\]",
+        r"network's output must be.*floating.*got complex64\[\d,2\]",
     ),
     "a network that takes no condition": (
         lambda: through(lambda x, t: x),
@@ -243,7 +243,7 @@ ROWS: dict[str, Row] = {
     "three levels for two samples": (
         lambda: gj.denoiser(lambda x, t, y: x, "x0")(X, EDM(THREE), None),
         ValueError,
-        r"level.*\(3,\).*\[B\] = \(2,\)",
+        r"level.*\[B\] = \(2,\).*\(3,\)",
     ),
     "a variance without channels": (
         lambda: sampled(

@@ -41,7 +41,7 @@ WRONG = {
         r"(?s)levels must decrease.*sigma .*9",
     ),
     "a level of NaN": ({"levels": PATH.replace(sigma=PATH.sigma.at[1].set(jnp.nan))}, r"(?s)levels must have finite.*nan"),
-    "x": ({"x": jnp.full((B, 3), jnp.inf)}, r"x has NaN or infinite values"),
+    "x": ({"x": jnp.full((B, 3), jnp.inf)}, r"x must be finite at the start of the run, got NaN"),
 }
 
 
@@ -62,11 +62,11 @@ MORE = {
         r"recur: low must be below high, got low 5.* and high 1",
     ),
     "a group": (grouped, jnp.array([0, 1, 0, 0]), r"branches\['cond'\] differs within a group of 2 particles"),
-    "a reward": (grouped, jnp.array([2, 2, 0, 0]), r"log_reward gave NaN or inf at sigma"),
+    "a reward": (grouped, jnp.array([2, 2, 0, 0]), r"log_reward returned NaN or inf at sigma"),
     "known data": (
         lambda known: generate(sampler=gj.inpaint(gj.ddpm(), known, 1)),
         jnp.nan,
-        r"inpaint: known must be finite where the mask has it, got NaN .* 1 places",
+        r"inpaint: known must be finite inside the mask, got NaN .* 1 places",
     ),
     "a beta": (lambda beta: gj.targets.annealed(beta).exponents, jnp.nan, r"annealed: beta must be a positive number, got nan"),
     "tiny levels": (

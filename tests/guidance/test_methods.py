@@ -271,9 +271,9 @@ def test_a_period_that_is_no_integer_is_told():
     [
         ((4, 6), lambda: gj.fdg(), "B, T, C"),
         ((4, 6), lambda: gj.fresca(2.0), "B, T, C"),
-        ((4, 7, 2), lambda: gj.fdg(), "halves every spatial axis 1 times"),
-        ((4, 12, 10, 2), lambda: gj.fdg((3.0, 2.0, 1.0)), "halves every spatial axis 2 times"),
-        ((4, 2, 2), lambda: gj.fdg(), "down to 2"),
+        ((4, 7, 2), lambda: gj.fdg(), "must halve 1 times"),
+        ((4, 12, 10, 2), lambda: gj.fdg((3.0, 2.0, 1.0)), "must halve 2 times"),
+        ((4, 2, 2), lambda: gj.fdg(), "to at least 2"),
         ((4, 1), lambda: gj.chain(gj.cfg(2.0), gj.rescale(0.7)), "two elements"),
         ((4, 6), lambda: gj.cfg(np.ones(3)), "cfg: scale has shape"),
         ((4, 6), lambda: gj.cfg(np.ones((4, 1))), "cfg: scale has shape"),

@@ -102,22 +102,22 @@ def test_a_reward_that_is_no_number_is_told_by_its_name(recwarn, value, noisy):
         return jnp.where(((level.sigma > 1) == noisy) & (jnp.arange(8) == 0), value, 0.0)
 
     mine = lambda x0, level: spike(level)
-    with pytest.raises(ValueError, match=r"log_reward \(.*<lambda>\) gave NaN or inf in 1 of 2 groups of 4"):
+    with pytest.raises(ValueError, match=r"log_reward \(.*<lambda>\) returned NaN or inf in 1 of 2 groups of 4"):
         rewarded(mine)
     found = jax.jit(lambda: rewarded(mine))()
     jax.effects_barrier()
-    assert ["gave NaN or inf" in str(w.message) for w in recwarn.list] == [True]
+    assert ["returned NaN or inf" in str(w.message) for w in recwarn.list] == [True]
     for field in (found.x[:4], found.log_weights[:4], found.log_normaliser[0], found.effective[0], found.ancestors[0]):
         assert np.isnan(field).all()
     assert np.isfinite(found.x[4:]).all()
     assert np.isfinite(found.log_normaliser[1])
-    with pytest.raises(checkify.JaxRuntimeError, match="log_reward gave NaN or inf at sigma"):
+    with pytest.raises(checkify.JaxRuntimeError, match="log_reward returned NaN or inf at sigma"):
         gj.checked(lambda: rewarded(mine))()
 
 
 @pytest.mark.filterwarnings("ignore:4 of 8 samples are not finite")
 def test_predictions_that_are_no_numbers_are_not_blamed_on_the_reward():
-    with pytest.warns(UserWarning, match="weights are NaN in 1 of 2 groups of 4 particles: x or a prediction is"):
+    with pytest.warns(UserWarning, match="weights are NaN in 1 of 2 groups of 4 particles: x or a prediction is NaN"):
         found = rewarded(above(-5.0), conditions=jnp.zeros(8).at[:4].set(jnp.nan))
     assert np.isfinite(found.x[4:]).all()
     assert np.isfinite(found.log_normaliser[1])

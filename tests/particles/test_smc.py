@@ -102,7 +102,9 @@ def tilt(sampler, steps, n, **how):
 
 def test_spread_sees_what_too_few_steps_do_to_the_law():
     """20 steps of `heun_sde(2.0)`, 23 % off; 80 of `heun_sde()`, as the README has them; and kernels in 20, a third off."""
-    with pytest.warns(UserWarning, match=r"are spread 0\.8\d ± 0\.0\d times as wide as the score of the target says"):
+    with pytest.warns(
+        UserWarning, match=r"the spread of the particles is 0\.8\d ± 0\.0\d times the spread that the target's score implies"
+    ):
         ratio, found = tilt(gj.heun_sde(2.0), 20, 8192)
     assert 0.74 < ratio < 0.80
     assert 0.78 < found.spread[0] < 0.87
@@ -111,7 +113,7 @@ def test_spread_sees_what_too_few_steps_do_to_the_law():
     assert abs(ratio - 1) < 0.05
     assert abs(found.spread[0] - 1) < 0.05
     assert found.spread_error[0] < 0.05
-    with pytest.warns(UserWarning, match=r"are spread 0\.[67]\d"):
+    with pytest.warns(UserWarning, match=r"the spread of the particles is 0\.[67]\d"):
         ratio, found = tilt(gj.ddim(1.0), 20, 8192, kernels=True)
     assert 0.6 < ratio < 0.8
 
@@ -159,7 +161,7 @@ def test_bad_input_is_told():
         (lambda: run(sampler=gj.ddim(), kernels=True), "draws nothing"),
         (lambda: run(targets.tilted(2.0, cond="conds")), "Did you mean 'cond'"),
         (lambda: run(targets.annealed(2.0), levels=flow), "at alpha = 0"),
-        (lambda: run(targets.rewarded(tilted, lambda x0, level: x0)), r"log_reward gives must be \[8\], got float32\[8,1\]"),
+        (lambda: run(targets.rewarded(tilted, lambda x0, level: x0)), r"log_reward returns must be \[8\], got float32\[8,1\]"),
         (lambda: run(sampler=gj.recur(gj.ddpm(), 2)), "recurrence"),
         (lambda: run(sampler=gj.restart(gj.heun(), schedule, 2, 1, 0.1, 1.0)), "restarts"),
         (lambda: run(sampler=gj.churn(gj.heun(), schedule, 0.2)), "churn"),
@@ -167,10 +169,10 @@ def test_bad_input_is_told():
         (lambda: run(branches=classes(m, jnp.arange(8) % 3)), r"branches\['cond'\] differs within a group of 4"),
         (lambda: targets.tilted(jnp.ones(2)), r"shape \(2,\)"),
         (lambda: targets.annealed(-1.0), "annealed: beta must be a positive number, got -1"),
-        (lambda: targets.product({}), "needs a branch"),
+        (lambda: targets.product({}), "at least one branch"),
         (lambda: targets.product({"a": 1.0}, rest="a"), "has an exponent already"),
     ]:
         with pytest.raises(ValueError, match=message):
             build()
-    with pytest.raises(TypeError, match="got the function <lambda>; it is one number for all levels"):
+    with pytest.raises(TypeError, match="got the function <lambda>; use one number for all levels"):
         targets.product({"cond": lambda level: 2.0})  # pyright: ignore[reportArgumentType]

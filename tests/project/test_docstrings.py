@@ -71,7 +71,7 @@ OURS = {*TYPES, *LOOP, *ALGEBRA, *TREES, *TEXTBOOK, *HOUSE, *FILES, *PUBLISHED}
 """What comes from no paper, and so needs neither a reference nor, of the algebra, an equation."""
 OF_FILES = {
     "pretrained.text_to_image.Model": "it is made of a directory of gigabytes",
-    "pretrained.text_to_image.load": "it reads a directory of gigabytes; tests/pretrained/test_text_to_image.py writes small ones",
+    "pretrained.text_to_image.load": "it reads a directory of gigabytes; tests/pretrained has tests with small ones",
     "pretrained.tokens.open_tokenizer": "it reads the files of a vocabulary; tests/pretrained/test_tokens.py writes small ones",
 }
 """What needs a file to be shown, and why: their examples may be lacking."""

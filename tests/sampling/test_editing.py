@@ -70,10 +70,10 @@ def test_a_path_is_cut_by_strength_or_by_noise():
         cut = gj.schedules.below(LEVELS, float(bound))
         np.testing.assert_array_equal(cut.ratio, ratio[ratio <= bound])
     for cut, message in (
-        (lambda: gj.schedules.strength(LEVELS, 0.09), "at least one step, but 0.09 of 10 steps is less"),
+        (lambda: gj.schedules.strength(LEVELS, 0.09), "at least one step, got 0.09 of 10 steps"),
         (lambda: gj.schedules.strength(LEVELS, 1.1), "above 0 and at most 1, got 1.1"),
-        (lambda: gj.schedules.below(LEVELS, 1e-3), "the last begins at sigma / alpha = 0.00157"),
-        (lambda: jax.jit(lambda levels: gj.schedules.below(levels, 1.0))(LEVELS), "must be known, got traced ones"),
+        (lambda: gj.schedules.below(LEVELS, 1e-3), "the last step begins at sigma / alpha = 0.00157"),
+        (lambda: jax.jit(lambda levels: gj.schedules.below(levels, 1.0))(LEVELS), "must be known, got traced values"),
     ):
         with pytest.raises(ValueError, match=message):
             cut()
@@ -308,13 +308,13 @@ def test_what_goes_from_data_to_noise_wrongly_is_told():
     data = jnp.ones((6, 3))
     clean = LEVELS[::-1]
     for sampler, levels, start, message in (
-        (gj.ddpm(), up, data, r"does not go; ddim\(\) and heun\(\) do"),
-        (gj.ddim(0.5), up, data, "does not go"),
-        (gj.dpmpp_2m(), up, data, "does not go"),
-        (gj.recur(gj.ddim(), 2), up, data, "does not go"),
-        (gj.inpaint(gj.ddim(), 0.0, 1.0), up, data, "does not go"),
-        (gj.heun(), up, (3,), r"starts at the data: give x, \[B, ...\]"),
-        (gj.ddim(), clean, data, r"starts with sigma > 0: gj.schedules.reverse"),
+        (gj.ddpm(), up, data, r"this sampler cannot; use ddim\(\) or heun\(\)"),
+        (gj.ddim(0.5), up, data, "this sampler cannot"),
+        (gj.dpmpp_2m(), up, data, "this sampler cannot"),
+        (gj.recur(gj.ddim(), 2), up, data, "this sampler cannot"),
+        (gj.inpaint(gj.ddim(), 0.0, 1.0), up, data, "this sampler cannot"),
+        (gj.heun(), up, (3,), r"starts from data: use x, \[B, ...\]"),
+        (gj.ddim(), clean, data, r"must start with sigma > 0; use gj.schedules.reverse"),
     ):
         with pytest.raises(ValueError, match=message):
             run(sampler, levels, start)

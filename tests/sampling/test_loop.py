@@ -183,7 +183,7 @@ def test_a_run_without_a_bar_has_nothing_of_it(bar, monkeypatch):
 def test_a_bar_over_several_devices_is_told():
     mesh = jax.make_mesh((4,), ("batch",), axis_types=(AxisType.Auto,), devices=jax.devices()[:4])
     spread = jax.device_put(keys(4), NamedSharding(mesh, PartitionSpec("batch")))
-    with pytest.raises(ValueError, match="progress is for runs on one device, but this batch lies on 4"):
+    with pytest.raises(ValueError, match="progress needs a run on one device, but this batch is on 4"):
         gj.sample(spread, *arguments()[1:], progress="drawing")
 
 

@@ -231,7 +231,7 @@ def test_schedules_and_spacings_remember_their_calls():
 @pytest.mark.parametrize(
     ("build", "error", "message"),
     [
-        (lambda: gj.levels(gj.schedules.edm(), 3), TypeError, r"^levels: spacing is missing; gj.spacings.karras\(\) is one.$"),  # pyright: ignore[reportCallIssue]
+        (lambda: gj.levels(gj.schedules.edm(), 3), TypeError, r"^levels: spacing is missing; use gj.spacings.karras\(\).$"),  # pyright: ignore[reportCallIssue]
         (lambda: gj.levels(gj.schedules.edm, 3, gj.spacings.karras()), TypeError, r"levels: schedule .*call it, edm\("),  # pyright: ignore[reportArgumentType]
         (lambda: gj.levels(gj.schedules.edm(), 3, gj.spacings.karras), TypeError, r"levels: spacing .*call it, karras\("),  # pyright: ignore[reportArgumentType]
         (lambda: jax.jit(gj.schedules.ddpm_linear)(4), TypeError, "steps must be an integer"),

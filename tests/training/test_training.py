@@ -161,7 +161,7 @@ def test_bad_input_is_told():
     x0, level = jnp.ones((2, 3)), gj.schedules.cosine()(jnp.array([0.5, 0.5]))
     with pytest.raises(ValueError, match=r"predicts must be 'eps' or .*got 'noise'"):
         gj.training.denoising_loss(lambda x, t, c: x, "noise", jax.random.key(0), x0, level, None)
-    with pytest.raises(ValueError, match=r"network gives must be \[2, 3\], got float32\[2,2\]"):
+    with pytest.raises(ValueError, match=r"network's output must be \[2, 3\], got float32\[2,2\]"):
         gj.training.denoising_loss(lambda x, t, c: x[:, :2], "eps", jax.random.key(0), x0, level, None)
     with pytest.raises(ValueError, match=r"label 7 is outside 0\.\.2"):
         gj.training.classifier_loss(lambda x, t: x, jax.random.key(0), x0, level, jnp.array([7, 0]))

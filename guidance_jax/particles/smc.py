@@ -173,8 +173,9 @@ def feynman_kac(
     Raises:
       ValueError: As `sample`. If B is not a multiple of size, or a condition differs within a group. If kernels are needed and
         the sampler has none. If its steps do not follow the guided ODE or SDE (churn, recurrence, restarts). If exponents
-        that do not sum to 1 start at alpha = 0. After the run, if a log_reward was NaN or inf, or is -inf for a whole group. Inside a
-        caller's jit there is a warning instead: x of that group is NaN, its log_normaliser NaN or -inf, other groups are right.
+        that do not sum to 1 start at alpha = 0. After the run, if a log_reward was NaN or inf, or is -inf for a whole group.
+        Inside a caller's jit there is a warning instead: x of that group is NaN, its log_normaliser NaN or -inf, and other
+        groups are right.
 
     Example:
       >>> mixture = gj.oracles.GaussianMixture(jnp.array([[-1.0], [1.0]]), jnp.ones((2, 1, 1)), jnp.ones(2), jnp.arange(2))

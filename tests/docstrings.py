@@ -16,7 +16,7 @@ EQUATIONS = (
     *("metrics", "targets", "particles", "likelihood"),
 )
 """The layers whose functions are formulae."""
-EXPLAINED = ("guidance_jax.metrics", "guidance_jax.networks", "guidance_jax.pretrained")
+EXPLAINED = ("guidance_jax",)
 """The packages whose public classes explain every field, or parameter of `__init__`, under Args. `("guidance_jax",)` is all."""
 SHAPE = re.compile(r"`\(\)`|\[[A-Za-z0-9 ,.+*/'\[\]-]+\]|PRNG key|likewise|the same|as (of|for) `|the shape of")
 EQUATION = re.compile(r"`[^`]*( = |<-|==| [-+*/<>] |\^|\||min\(|exp\(|mean of )[^`]*`|^ {4,}\S.* = ", re.MULTILINE)

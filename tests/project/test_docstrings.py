@@ -215,7 +215,7 @@ def test_a_section_or_parameter_that_is_gone_is_seen_in_every_name():
 def test_a_field_or_method_without_a_word_is_seen():
     record = type("Record", (), {"__doc__": "One. "})
     assert lacking(record, None) == ["a docstring"]
-    fields = docstrings.entries(docstrings.sections(gj.State.__doc__)["Args"])
+    fields = docstrings.entries(docstrings.sections(str(gj.State.__doc__))["Args"])
     assert fields["memory"].strip() == "The memory of the sampler."
     assert set(docstrings.methods(gj.oracles.GaussianMixture)) >= {"denoise", "score", "log_prob", "sample", "sample_tilted"}
     assert docstrings.raised(gj.oracles.GaussianMixture.sample) == {"ValueError"}

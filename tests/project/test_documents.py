@@ -115,5 +115,6 @@ def test_the_chinese_readme_says_what_the_other_says():
 def test_the_readme_names_every_method_and_sampler():
     """Its tables have every public name of `guidance` and of `samplers`, or they stand beside them."""
     readme = (ROOT / "README.md").read_text()
-    for name in (*guidance.__all__, *samplers.__all__):
+    public = {name: getattr(room, name) for room in (guidance, samplers) for name in room.__all__}
+    for name in (name for name, value in public.items() if callable(value)):
         assert re.search(rf"`[^`\n]*\b{name}\b[^`\n]*`", readme), name

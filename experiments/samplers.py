@@ -230,15 +230,15 @@ def picture(config: Config, at_usual: dict[str, Any], intervals: dict[str, Any],
                 axis.set_xticks(config.steps, [str(n) for n in config.steps])
                 axis.minorticks_off()
         usual.axhline(at_usual["floor"]["ODE"], color=MUTED, lw=1.2, ls=":", label="two long runs")
-        usual.set(title=f"CFG, scale {config.scale:g}", xlabel="network evaluations per sample")
-        large.set(title=f"CFG, scale {config.large:g}")
-        interval.set(title=f"CFG in the interval ({LOW:g}, {HIGH:g}], scale {config.scale:g}")
-        remedied.set(title=f"CFG with remedies, scale {config.large:g}")
+        usual.set(title=f"CFG, scale {config.scale:g}\n(solid: ODE, dashed: SDE)", xlabel="network evaluations per sample")
+        large.set(title=f"CFG, scale {config.large:g}\n(solid: ODE, dashed: SDE)")
+        interval.set(title=f"CFG, scale {config.scale:g},\nin the interval ({LOW:g}, {HIGH:g}]")
+        remedied.set(title=f"CFG, scale {config.large:g},\nwith remedies")
         for axis in axes.flat:
             axis.set_ylabel("sliced Wasserstein distance")
             if axis.lines:
                 pictures.legend_below(axis, 3 if len(axis.lines) > 6 else 1, fontsize=11.5)
-        figure.suptitle("Distance to a long run of the same law (solid: ODE, dashed: SDE)")
+        figure.suptitle("Distance of each sampler to a long run of the same law")
         pictures.save(figure, config.out / "samplers.png")
 
 

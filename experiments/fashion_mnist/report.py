@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import LogLocator, NullFormatter
 
 import guidance_jax as gj
 from experiments.fashion_mnist.sweep import Sweep
@@ -36,18 +37,20 @@ LABELLED = {
 def curve(path: Path, curves: Curves, x: str, y: str, labels: tuple[str, str], real: float | None = None) -> None:
     """One measure against another along the scales of every method, one panel for each model."""
     with plt.style.context(STYLE):
-        figure, axes = plt.subplot_mosaic("AB;AC", figsize=(11, 8.4), width_ratios=(1.25, 1))
+        figure, axes = plt.subplot_mosaic("AB;AC", figsize=(10.5, 8.4), width_ratios=(1.25, 1))
         for axis, (title, ways) in zip(axes.values(), CURVES.items(), strict=True):
             for way in ways:
                 xs, ys = ([row[key] for row in curves[way]] for key in (x, y))
                 axis.plot(xs, ys, "-o", color=METHODS[way.removeprefix("early_")], label=models.WAYS[way].title)
-            if real is not None:
-                axis.axhline(real, color=METHODS["real"], lw=1.2, ls=":", label="real images")
             if y == "fd":
                 axis.set_yscale("log")
+                axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
+                axis.yaxis.set_major_formatter("{x:g}")
+                axis.yaxis.set_minor_formatter(NullFormatter())
             axis.set(title=title, xlabel=labels[0], ylabel=labels[1])
             legend_below(axis, 2 if len(ways) > 2 else 1, down=0.12 if len(ways) > 2 else 0.25)
-        figure.suptitle(f"{labels[1].capitalize()} against {labels[0]}" + (" (labels: guidance scale)" if x != "scale" else ""))
+        note = f"(real images: {real:.2f})" if real is not None else "(labels: guidance scale)"
+        figure.suptitle(f"{labels[1].capitalize()} against {labels[0]} {note}")
         for axis, ways in zip(axes.values(), CURVES.values(), strict=True) if x != "scale" else ():
             rows = [(way, row) for way in ways for row in curves[way] if row["scale"] in LABELLED.get(way, ())]
             color = {way: METHODS[way.removeprefix("early_")] for way in ways}
@@ -79,15 +82,15 @@ def gradients(path: Path, run: models.Run, held_out: data.Data) -> None:
             gradient = np.asarray(gj.scores.classifier_score(log_prob, x, level))
             size = np.quantile(np.abs(gradient), 0.995, axis=(1, 2, 3), keepdims=True)
             rows[row].extend(gradient / np.maximum(size, 1e-12))
-    titles = ("noisy image", "gradient, noise-\naware classifier", "gradient, clean-\ntrained classifier")
+    titles = ("noisy image", "noise-aware\nclassifier", "clean-trained\nclassifier")
     with plt.style.context(STYLE):
-        figure, axes = plt.subplots(3, count * len(ratios), figsize=(11, 4.8))
+        figure, axes = plt.subplots(3, count * len(ratios), figsize=(10, 4.8))
         for row, (title, pictures) in enumerate(zip(titles, rows, strict=True)):
             for axis, picture in zip(axes[row], pictures, strict=True):
                 axis.imshow(picture.mean(2), cmap="RdBu_r" if row else "gray", vmin=-1, vmax=1)
                 axis.set(xticks=[], yticks=[])
                 axis.grid(visible=False)
-            axes[row][0].set_ylabel(title)
+            axes[row][0].set_ylabel(title, fontsize=12)
         for column, ratio in enumerate(np.repeat(ratios, count)):
             axes[0][column].set_title(rf"$\sigma / \alpha = {ratio:g}$", fontsize=12)
         figure.suptitle("Gradients of the classifiers at four noise levels (blue: darker, red: brighter)")

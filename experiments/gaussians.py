@@ -292,20 +292,26 @@ def picture(config: Config) -> dict[str, float]:
     distances = {}
     with plt.style.context(pictures.STYLE):
         figure, axes = plt.subplots(2, 3, figsize=(10, 7.6))
-        colors = [METHODS[way] for way in ("conditional", "cfg", "cfg_sde", "particles")]
-        for axis, color, (title, (samples, law)) in zip(axes.flat, colors, shown.items(), strict=False):
+        ways = {
+            "conditional": "no guidance\nsamples of p(x | y)",
+            "cfg": f"CFG by DDIM, scale {w:g}",
+            "cfg_sde": f"CFG by DDPM, scale {w:g}",
+            "particles": f"particles, scale {w:g}",
+        }
+        for axis, (way, caption), (title, (samples, law)) in zip(axes.flat, ways.items(), shown.items(), strict=False):
             points = np.asarray(samples)
-            axis.scatter(*points[:: max(1, len(points) // 3000)].T, s=2.5, color=color, alpha=0.4, linewidths=0)
+            axis.scatter(*points[:: max(1, len(points) // 1500)].T, s=4, color=METHODS[way], alpha=0.6, linewidths=0)
             axis.contour(side, side, law, levels=heights * law.max(), colors=INK, linewidths=0.9)
             histogram = np.histogram2d(points[:, 1], points[:, 0], bins=(edges, edges))[0] / len(points)
             if law is tilted:
                 distances[title] = float(np.abs(histogram - coarse).sum() / 2)
-                title += f"\ntotal variation: {distances[title]:.2f}"
-            axis.set_title(title.replace(": p(x | y)", "\nsamples of p(x | y)").replace(" at ", ", scale "))
+                caption += f"\ntotal variation: {distances[title]:.2f}"
+            axis.set_title(caption)
         axes[1, 1].contourf(side, side, tilted, levels=np.linspace(0.02, 1, 12) * tilted.max(), cmap="Greys")
-        axes[1, 1].set_title(f"tilted density\n$p(x)^{{{1 - w:g}}} p(x | y)^{{{w:g}}}$")
+        axes[1, 1].set_title(f"tilted density\n$p(x)^{{{1 - w:g}}} p(x \\mid y)^{{{w:g}}}$")
         for axis in axes.flat[:5]:
-            axis.contour(side, side, everything, levels=heights * everything.max(), colors="#aaaaaa", linewidths=0.5)
+            line: Any = {"colors": "#aaaaaa", "linewidths": 0.5, "zorder": 0.5}
+            axis.contour(side, side, everything, levels=heights * everything.max(), **line)
             axis.set(xlim=(-3.2, 3.4), ylim=(-3.3, 3.3), aspect="equal", xticks=[], yticks=[])
             axis.grid(visible=False)
             axis.spines[:].set_visible(False)
@@ -333,7 +339,8 @@ def plot(config: Config, rows: list[dict[str, Any]]) -> None:
         for law, (form, sampled, color, own) in names.items():
             axis.plot(w, [form[law] for form in forms], color=color, label=form)
             found = [row[f"{law}_measured"] for row in rows]
-            axis.plot(config.scales, found, "o", ms=8, mew=1.6, mfc="none", color=own, label=sampled)
+            size = 12 if law == "tilted" else 8
+            axis.plot(config.scales, found, "o", ms=size, mew=1.6, mfc="none", color=own, label=sampled)
         found = [row["calibrated_measured"] for row in rows]
         axis.plot(config.scales, found, "x", ms=8, mew=2, color=METHODS["calibrated"], label="calibrated CFG by DDIM, sampled")
         axis.set(yscale="log", xlabel="guidance scale", ylabel="variance of the samples")

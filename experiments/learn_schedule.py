@@ -278,15 +278,15 @@ def picture(
         for name, value in levels.items():
             training.axhline(np.sqrt(value), color=COLORS[name], ls="--", lw=1.5)
         training.set(xlabel="iteration", ylabel="sliced Wasserstein distance", ylim=(0, None))
-        training.set_title(f"Training\n(batches of {config.batch}, moving average)")
+        training.set_title(f"Training\n(batches of {config.batch})")
         names = ["exact samples", "best constant", "best interval", "learned"]
         means, errors = zip(*(mean_error(rows[name]["sliced"]) for name in names), strict=True)
         bars.bar(names, means, yerr=2 * np.array(errors), color=[COLORS[name] for name in names], width=0.65, label=names)
         for i, (mean, error) in enumerate(zip(means, errors, strict=True)):
             bars.text(i, mean + 2 * error + 0.02 * max(means), f"{mean:.3f}", ha="center", fontsize=12)
         bars.set(ylabel="sliced Wasserstein distance", ylim=(0, 1.2 * max(means)), xticks=[])
-        bars.set_title(f"Held-out sets of {config.judged}\n(error bars: 2 standard errors)")
-        figure.legend(*bars.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+        bars.set_title(f"Held-out sets of {config.judged}\n(2 standard errors)")
+        figure.legend(*bars.get_legend_handles_labels(), loc="outside upper center", ncols=4)
         for axis, name in zip(axes[1], ("best constant", "best interval", "learned"), strict=True):
             x, y = rows[name]["x"].T
             found = np.histogram2d(y, x, bins=edges[::-1])[0] / len(x) * cells**2
@@ -294,9 +294,8 @@ def picture(
             axis.contour(*centres, tilted, levels=np.array([0.05, 0.2, 0.5, 0.8]) * tilted.max(), colors=INK, linewidths=0.8)
             axis.set(title=f"{name}:\nsamples minus target", aspect="equal", xticks=[], yticks=[])
             axis.grid(visible=False)
-        axes[1, 1].set_xlabel("contours: target density")
-        bar = figure.colorbar(mesh, ax=axes[1], shrink=0.9, ticks=[-0.2, -0.1, 0, 0.1, 0.2])  # pyright: ignore
-        bar.set_label("density difference,\nrelative to the maximum")
+        bar = figure.colorbar(mesh, ax=axes[1], location="bottom", shrink=0.6, aspect=40)  # pyright: ignore
+        bar.set_label("density of the samples minus target density, divided by its maximum (contours: target density)")
         pictures.save(figure, config.out / "learn_schedule.png")
 
 

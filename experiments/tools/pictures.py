@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
+from PIL import Image
 
 import guidance_jax as gj
 
@@ -59,9 +60,12 @@ CURVES = (METHODS["cfg"], METHODS["interval"], METHODS["autoguidance"], METHODS[
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure and close it."""
-    figure.savefig(path, pil_kwargs={"optimize": True})
+    """Write a figure as a PNG of 256 colours, a third of the size, and close it."""
+    figure.savefig(path)
     plt.close(figure)
+    with Image.open(path) as image:
+        reduced = image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    reduced.save(path, optimize=True)
 
 
 def legend_below(axis: Axes, columns: int, down: float = 0.2, **options: Any) -> None:

@@ -1,8 +1,8 @@
-"""Guided handwritten digits: train a denoiser and a noise-aware classifier, then guide by both over a range of scales, and by
-a scale that is calibrated on the denoiser's own samples.
+"""Guided handwritten digits: classifier-free guidance, classifier guidance, and CFG with a calibrated scale.
 
-`python -m experiments.digits` trains in minutes on a CPU and leaves pictures, curves, `metrics.json` and checkpoints in
-`out/digits`. A second run goes straight to sampling.
+`python -m experiments.digits` trains a denoiser, a noise-aware classifier and a judge in minutes on a CPU. It samples each
+method over a range of scales. It writes pictures, curves, `metrics.json` and checkpoints to `out/digits`. A second run reads
+the checkpoints and only samples.
 """
 
 import dataclasses
@@ -27,7 +27,6 @@ from experiments.tools.evaluator import Evaluator, jitter
 from experiments.tools.fit import Training, fit
 
 SCHEDULE, SPACING = gj.schedules.cosine(), gj.spacings.karras(sigma_min=0.02, sigma_max=40.0)
-FIDELITY = "judged the right class by the evaluator"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,9 +34,9 @@ class Size:
     """The size of a network."""
 
     width: int = 256
-    """Of the hidden layers; of the first one, where it is convolutional."""
+    """Width of the hidden layers. In a convolutional network it is the width of the first layer."""
     blocks: int = 4
-    """Residual blocks, or convolutions."""
+    """Number of residual blocks. In a convolutional network it is the number of convolutions."""
 
     def __post_init__(self) -> None:
         if self.width < 1 or self.blocks < 1:
@@ -49,42 +48,45 @@ class Config:
     """Guided handwritten digits."""
 
     out: Path = Path("out/digits")
-    """Where pictures, metrics and checkpoints go."""
+    """The directory for pictures, metrics and checkpoints."""
     dataset: str = "digits"
-    """The TFDS name of a set of labelled images."""
+    """The name of a labelled image data set in TFDS."""
     seed: int = 0
-    """Of everything random."""
+    """The seed of all random numbers."""
     denoiser: Training = Training(steps=8000)
-    """The network to be guided: it predicts v, and its label is dropped in training."""
+    """Training of the denoiser that is guided. It predicts v, and labels are dropped in training."""
     classifier: Training = Training(steps=3000, weight_decay=0.05)
-    """The noise-aware classifier that guides."""
+    """Training of the noise-aware classifier that guides."""
     evaluator: Training = Training(steps=1500, batch=128, weight_decay=0.05)
-    """The convolutional classifier that judges; it sees clean images only, and no guidance sees it."""
+    """Training of the judge, a convolutional classifier of clean images that no guidance method uses."""
     denoiser_size: Size = Size()
-    """Of the denoiser."""
+    """The size of the denoiser."""
     classifier_size: Size = Size(blocks=3)
-    """Of the classifier."""
+    """The size of the classifier."""
     evaluator_size: Size = Size(width=32, blocks=2)
-    """Of the evaluator."""
+    """The size of the judge."""
     drop_rate: float = 0.15
     """The probability of dropping the label in training."""
     scales: tuple[float, ...] = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
-    """Guidance scales, for all ways; 1 is the conditional model, 0 the unconditional one."""
+    """Guidance scales of every method. In CFG, 1 is the conditional model and 0 the unconditional one."""
     samples: int = 1000
-    """Samples at each scale, in equal parts for each class."""
+    """Number of samples per scale, with equal numbers per class."""
     steps: int = 30
-    """Sampler steps."""
+    """Number of sampler steps."""
     calibrations: bool = False
-    """Also what the calibrated scale owes to its measurement: its samples, how many, their seed, real ones, fewer levels."""
+    """Also compare calibrations on other numbers of samples, another seed, real images and fewer noise levels."""
     smoke: bool = False
-    """A run of seconds, that shows the way but no result."""
+    """Check the job in seconds at toy size. The numbers of such a run mean nothing."""
 
     def __post_init__(self) -> None:
         for scale in (0.0, 1.0):
             if scale not in self.scales:
-                raise ValueError(f"scales must hold {scale}, the unguided models, got {self.scales}.")
+                raise ValueError(f"scales must include {scale}, an unguided model, got {self.scales}.")
         if self.samples < 1 or self.steps < 1 or not 0 <= self.drop_rate <= 1:
-            raise ValueError("samples and steps must be at least 1, drop_rate in [0, 1].")
+            raise ValueError(
+                "samples and steps must be at least 1 and drop_rate in [0, 1], got "
+                f"{self.samples}, {self.steps} and {self.drop_rate}."
+            )
 
 
 def train(config: Config, train_set: data.Data) -> dict[str, tuple[Any, Any]]:
@@ -134,7 +136,7 @@ def train(config: Config, train_set: data.Data) -> dict[str, tuple[Any, Any]]:
 def measure(
     config: Config, trained: dict[str, tuple[Any, Any]], shape: tuple[int, ...], classes: int, seed: int = 2, steps: int = 40
 ) -> Callable[..., gj.Calibration]:
-    """`(count) -> ` a calibration on so many of the network's own samples, drawn first; or `(count, real)`, on real ones."""
+    """A function `(count, real=None)` that calibrates on `count` samples of the network, or on `count` real images."""
     denoiser, params = trained["denoiser"]
     run = gj.levels(SCHEDULE, config.steps, SPACING)
     levels = gj.levels(SCHEDULE, steps, SPACING)
@@ -157,7 +159,7 @@ def measure(
 def generate(
     config: Config, trained: dict[str, tuple[Any, Any]], shape: tuple[int, ...], classes: int, curve: gj.Calibration
 ) -> dict[str, Any]:
-    """Samples of all ways of guidance, `[scales, classes, n, H, W, C]`, by one compiled program."""
+    """Samples of every method, `[scales, classes, n, H, W, C]`, by one compiled program."""
     denoiser, denoiser_params = trained["denoiser"]
     classifier, classifier_params = trained["classifier"]
     levels = gj.levels(SCHEDULE, config.steps, SPACING)
@@ -187,16 +189,17 @@ def generate(
     start = time.perf_counter()
     program = grid.lower(*arguments).compile()
     compiled = time.perf_counter()
-    print(f"sampling: 3 ways x {len(config.scales)} scales x {classes} labels x {each}, compiled in {compiled - start:.1f} s")
+    size = f"3 methods x {len(config.scales)} scales x {classes} classes x {each} samples"
+    print(f"sampling: {size}, compiled in {compiled - start:.1f} s")
     samples = jax.block_until_ready(program(*arguments))
-    print(f"sampling: {time.perf_counter() - compiled:.1f} s")
+    print(f"sampling took {time.perf_counter() - compiled:.1f} s")
     return jax.tree.map(np.asarray, samples)
 
 
 def by_measurement(
     config: Config, trained: dict[str, tuple[Any, Any]], evaluator: Evaluator, train_set: data.Data, test_set: data.Data
 ) -> list[dict[str, Any]]:
-    """What the calibrated scale owes to its measurement at scales 4, 8 and 12: a row per measurement, and a mean over seeds."""
+    """Samples by a calibrated scale at 4, 8 and 12: one row per way to calibrate, and the mean over ten seeds."""
     shape, classes, (denoiser, params) = train_set.images.shape[1:], train_set.classes, trained["denoiser"]
     labels = jnp.repeat(jnp.arange(classes), -(-config.samples // classes))
     levels, scales = gj.levels(SCHEDULE, config.steps, SPACING), (4.0, 8.0, 12.0)
@@ -222,7 +225,7 @@ def by_measurement(
         "1000 generated, ten levels": measured[2, 10](1000),
         f"{len(test_set)} real, held out": measured[2, 40](len(test_set), test_set),
     }
-    print("\n  measured on                      error of rho   accuracy, precision, recall, class-wise distance at 4, 8 and 12")
+    print("\n  measured on                             error   accuracy, precision, recall and distance at scales 4, 8 and 12")
     rows = []
     for name, curve in tried.items():
         found = judged(curve.for_classes, config.seed + 1)
@@ -236,13 +239,13 @@ def by_measurement(
     cells = "   ".join(
         " ".join(f"{m:.4f} ± {e:.4f}" for m, e in zip(*row, strict=True)) for row in zip(mean, error, strict=True)
     )
-    print(f"  {len(drawings)} seeds of curve and samples, mean and standard error: {cells}", flush=True)
+    print(f"  {len(drawings)} seeds of curve and samples, mean ± standard error: {cells}", flush=True)
     rows.append({"measured": f"{len(drawings)} seeds", "mean": mean.tolist(), "error": error.tolist()})
     return rows
 
 
 def components(real: data.Data, count: int = 16) -> tuple[Callable[[Array], Array], list[Any]]:
-    """The principal components of real images, and each class's moments there."""
+    """A projection to the principal components of real images, and the moments of each class there."""
     flat = lambda images: images.reshape(len(images), -1)
     mean, (_, _, axes) = flat(real.images).mean(0), np.linalg.svd(flat(real.images) - flat(real.images).mean(0))
     project = lambda images: (flat(images) - mean[None]) @ axes[:count].T
@@ -253,13 +256,13 @@ def components(real: data.Data, count: int = 16) -> tuple[Callable[[Array], Arra
 def judge(
     trained: dict[str, tuple[Any, Any]], evaluator: Evaluator, samples: Any, test_set: data.Data, train_set: data.Data
 ) -> list[Any]:
-    """Accuracy, precision and recall of the samples at each scale, and the mean over the classes of their Frechet distance."""
+    """Accuracy, precision and recall of the samples at each scale, and their Frechet distance, averaged over the classes."""
     _, params = trained["evaluator"]
     nnx.update(evaluator, params)
     graph, weights = nnx.split(evaluator)
     project, real = components(train_set)
 
-    # The weights and the held-out images are arguments: as constants, XLA would work their features out while it compiles.
+    # The weights and the held-out images are arguments. If they were constants, XLA would evaluate them while it compiles.
     @jax.jit
     def measure(weights: Any, real: Array, images: Array) -> tuple[Array, ...]:
         judged = nnx.merge(graph, weights)
@@ -281,7 +284,7 @@ def judge(
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Run it all; returns what `metrics.json` holds."""
+    """Run the job. Returns the contents of `metrics.json`."""
     start = time.perf_counter()
     if config.smoke:
         names = ("denoiser", "classifier", "evaluator")
@@ -301,9 +304,8 @@ def main(config: Config) -> dict[str, Any]:
     shape, classes = train_set.images.shape[1:], train_set.classes
     begin = time.perf_counter()
     curve = jax.block_until_ready(measure(config, trained, shape, classes)(config.samples))
-    print(
-        f"calibrated on {config.samples} samples of the network's own, which it drew first: {time.perf_counter() - begin:.1f} s"
-    )
+    took = time.perf_counter() - begin
+    print(f"calibrated on {config.samples} unguided samples of the denoiser in {took:.1f} s, sampling included")
     samples = generate(config, trained, shape, classes, curve)
 
     evaluator = Evaluator(shape, classes, **dataclasses.asdict(config.evaluator_size), rngs=nnx.Rngs(0))
@@ -325,20 +327,21 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def report(config: Config, metrics: dict[str, Any]) -> None:
-    """The table at the end."""
-    print(f"\nThe evaluator reads {metrics['evaluator_accuracy']:.1%} of the held-out real digits.\n")
-    print("          classifier-free guidance        classifier guidance, unconditional model")
+    """Print the tables."""
+    print(f"\nThe judge reads {metrics['evaluator_accuracy']:.1%} of the held-out digits.\n")
+    print("          CFG                             classifier, unconditional model")
     print("  scale   accuracy  precision  recall     accuracy  precision  recall")
     line = lambda row, names: "   ".join(f"{row[name]:8.3f}" for name in names)
     quality = ("accuracy", "precision", "recall")
     for scale, *rows in zip(metrics["scales"], metrics["cfg"], metrics["classifier"], strict=True):
         print(f"  {scale:5.1f} {'   '.join(line(row, quality) for row in rows)}")
-    print("\n          CFG by a calibrated scale        class-wise Frechet distance")
+    print("\n          CFG, calibrated                 distance")
     print("  scale   accuracy  precision  recall     calibrated  CFG     classifier")
     for scale, *rows in zip(metrics["scales"], *(metrics[way] for way in ("calibrated", "cfg", "classifier")), strict=True):
         print(f"  {scale:5.1f} {line(rows[0], quality)}   {'   '.join(line(row, ('class_fd',)) for row in rows)}")
-    print("\nScale 1 of CFG is the conditional model unguided; scale 0, either way, is the unconditional one.")
-    print(f"Pictures, metrics and checkpoints are in {config.out}; {metrics['seconds']:.0f} s in all.")
+    print("\nScale 1 of CFG is the conditional model. Scale 0 of every method is the unconditional model.")
+    print("The distance is the Frechet distance in principal components, averaged over the classes.")
+    print(f"Pictures, metrics and checkpoints are in {config.out}. The run took {metrics['seconds']:.0f} s.")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""Guided images without training: real digits in PCA space, one Gaussian a class, where scores and classifier are exact.
+"""Guided images without training: real digits in PCA space, one Gaussian per class, with exact scores and classifier.
 
-`python -m experiments.exact_digits` compares methods and scans their parameters in a minute on a CPU. What goes wrong here
-is the guidance's doing, and no network's.
+`python -m experiments.exact_digits` compares methods and scans their parameters in a minute on a CPU. No network is used, so
+every error comes from the guidance.
 
-The principal components are scaled to a mean variance of 0.25, that of EDM's data: levels and distances are in this unit. Two
-readers judge samples: "exact" is the mixture's own class posterior, which guidance climbs, and "judged" a kernel regression on
-held-out real images, which knows nothing of the mixture. Samples are compared to the mixture's exact moments, all classes
-together ("FD") and each by itself ("class FD", the mean), which sees a class lose or gain diversity. The table's first row is
-the floor of both for as many samples.
+The principal components are scaled to a mean variance of 0.25, which EDM assumes for its data. Noise levels and distances use
+this unit. Two classifiers judge the samples. "accuracy" is by a kernel regression on held-out images. "exact" is by the
+mixture's own posterior, which guidance follows. "FD" is the Frechet distance to the exact moments of all classes together.
+"class FD" is the mean of the distances of the single classes. It also shows whether a class loses or gains diversity. The first
+row of the table has exact samples. Their distances come from the finite number of samples.
 """
 
 import dataclasses
@@ -60,39 +60,42 @@ class Config:
     """Guided images without training."""
 
     out: Path = Path("out/exact_digits")
-    """Where pictures and `metrics.json` go."""
+    """The directory for pictures and `metrics.json`."""
     dataset: str = "digits"
-    """The TFDS name of a set of labelled images."""
+    """The name of a labelled image data set in TFDS."""
     fashion: Path | None = None
-    """A folder of Fashion-MNIST's four IDX files, as of Debian's dataset-fashion-mnist, in place of `dataset`."""
+    """A folder with the four IDX files of Fashion-MNIST, such as Debian's dataset-fashion-mnist. It replaces `dataset`."""
     components: int = 24
-    """Principal components."""
+    """Number of principal components."""
     underfit: float = 0.2
-    """The under-fitted model sees every class blurred: this squared is added to the variance of every component."""
+    """Blur of the under-fitted model: its square is added to the variance of every component."""
     weak: float = 0.4
-    """The same of the weaker model that autoguidance leads away from."""
+    """Blur of the weaker model of autoguidance."""
     scales: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
-    """Guidance scales; 1 is the unguided model."""
+    """Guidance scales. 1 is the unguided model."""
     shown: tuple[float, float] = (4.0, 2.0)
-    """The scales of pictures and summary: of the exact model, which the scans take too, and of the under-fitted one."""
+    """The scale of the exact model and of the under-fitted one, in pictures and summary. The scans use the first."""
     budget: float = 0.05
-    """What class FD the interval, and APG, may add: of all such parameters they take what the judge likes best."""
+    """Maximum increase of the class FD for the interval and for APG. Each scan chooses the highest accuracy within it."""
     samples: int = 300
-    """Samples of each class, at each setting."""
+    """Number of samples per class and setting."""
     steps: int = 32
-    """Sampler steps."""
+    """Number of sampler steps."""
     seed: int = 0
-    """Of the samples; the scans have their own."""
+    """The seed of the samples. The scans use other random numbers."""
     smoke: bool = False
-    """A run of seconds, that shows the way but no result."""
+    """Check the job in seconds at toy size. The numbers of such a run mean nothing."""
 
     def __post_init__(self) -> None:
         if not {1.0, *self.shown} <= set(self.scales):
-            raise ValueError(f"scales must hold 1 and those shown, {self.shown}, got {self.scales}.")
+            raise ValueError(f"scales must include 1 and those of shown, {self.shown}, got {self.scales}.")
         if not 0 < self.underfit < self.weak:
             raise ValueError(f"underfit must be positive and below weak, got {self.underfit} and {self.weak}.")
         if min(self.components, self.samples) < 2 or self.steps < 1:
-            raise ValueError("components and samples must be at least 2, steps at least 1.")
+            raise ValueError(
+                "components and samples must be at least 2 and steps at least 1, got "
+                f"{self.components}, {self.samples} and {self.steps}."
+            )
 
 
 def fashion(folder: Path, split: str) -> data.Data:
@@ -103,7 +106,7 @@ def fashion(folder: Path, split: str) -> data.Data:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class World:
-    """Classes of images as Gaussians in PCA space, their judge's logits, and the way back from PCA space to images."""
+    """Classes of images as Gaussians in PCA space, the judge's logits, and the map from PCA space to images."""
 
     moments: tuple[Array, Array]
     weights: Array
@@ -116,7 +119,7 @@ class World:
 
 
 def fit(config: Config, train: data.Data, test: data.Data) -> tuple[World, float]:
-    """The world, and the judge's accuracy on images that the mixture knows and the judge does not."""
+    """The world, and the judge's accuracy on the images that the mixture was fitted to."""
     flat, shape = lambda images: images.reshape(len(images), -1), train.images.shape[1:]
     pca = PCA(config.components, svd_solver="covariance_eigh").fit(flat(train.images))
     unit = 0.5 / np.sqrt(pca.explained_variance_.mean())
@@ -136,8 +139,8 @@ def fit(config: Config, train: data.Data, test: data.Data) -> tuple[World, float
 
 @functools.partial(jax.jit, static_argnums=0)
 def measure(world: World, judge: Callable[[Array], Array], samples: Array) -> dict[str, Array]:
-    """Accuracy and Frechet distance of samples `[classes, n, D]`; the judge's arrays are arguments, for they are large."""
-    with jax.ensure_compile_time_eval():  # no second decomposition in the program, see frechet_distance
+    """Accuracy and Frechet distance of samples `[classes, n, D]`. The judge's arrays are arguments because they are large."""
+    with jax.ensure_compile_time_eval():  # the program needs no second decomposition, see frechet_distance
         mixture = world.model()
     classes, x = jnp.arange(len(samples)), samples.reshape(-1, samples.shape[2])
     posterior = jax.vmap(lambda y: mixture.class_log_prob(x, CLEAN, jnp.full(len(x), y)), out_axes=1)(classes)
@@ -154,11 +157,11 @@ def measure(world: World, judge: Callable[[Array], Array], samples: Array) -> di
 
 
 def sweep(config: Config, world: World, make: Any, settings: Any, given: Any = (), seed: int = 0) -> tuple[Array, list[Any]]:
-    """Samples `[settings, classes, n, D]` and a row for each, by one program of `make(labels, *setting, *given)`."""
+    """Samples `[settings, classes, n, D]` and one row per setting. One program runs `make(labels, *setting, *given)`."""
     classes, size = world.moments[0].shape
     labels, settings = jnp.repeat(jnp.arange(classes), config.samples), jnp.asarray(settings, jnp.float32)
     levels = gj.levels(gj.schedules.edm(), config.steps, gj.spacings.karras(sigma_min=0.01, sigma_max=40.0))
-    # The start is given, for to draw it would be half of what there is to compile; the sampler draws nothing.
+    # The initial noise is an argument, because drawing it would double the time of compilation. The sampler draws nothing.
     x = levels.sigma[0] * np.random.default_rng((config.seed, seed)).standard_normal((len(labels), size), np.float32)
     keys = jax.random.split(jax.random.key(config.seed), len(labels))
     one = lambda run, setting, keys, x: run(keys, *make(labels, *setting, *given), gj.dpmpp_2m(), levels, x)
@@ -174,7 +177,7 @@ def sweep(config: Config, world: World, make: Any, settings: Any, given: Any = (
 
 
 def measured(config: Config, world: World, count: int, seed: int = 0, steps: int = 40) -> gj.Calibration:
-    """Where CFG helps the exact model, from so many of its own samples."""
+    """The calibration of CFG for the exact model, on `count` of its own samples."""
     model, levels = world.model(), gj.levels(gj.schedules.edm(), steps, gj.spacings.karras(sigma_min=0.01, sigma_max=40.0))
 
     @jax.jit
@@ -187,7 +190,7 @@ def measured(config: Config, world: World, count: int, seed: int = 0, steps: int
 
 
 def methods(config: Config, world: World) -> dict[str, Callable[..., Any]]:
-    """Of each method, what makes branches and a guidance of the labels, the scale and the method's parameters."""
+    """For each method, a function of the labels, the scale and the method's parameters that gives branches and guidance."""
     exact, blurred, weak = (world.model(blur) for blur in (0.0, config.underfit, config.weak))
     one = lambda model, **conds: gj.branches(model.denoise, **conds)
     two = lambda model, y: gj.branches(model.denoise, cond=y, uncond=jnp.full_like(y, -1))
@@ -207,12 +210,16 @@ def methods(config: Config, world: World) -> dict[str, Callable[..., Any]]:
 
 
 def scan(config: Config, world: World, name: str, make: Any, most: float) -> dict[str, Any]:
-    """The rows of a scan, and what is chosen: of class FD up to `most` the most accurate to 0.1 %, of those the cheapest."""
+    """The rows of a scan, and the chosen parameters.
+
+    Parameters with a class FD of at most `most` are compared by accuracy, rounded to 0.1 %, and then by cost.
+    """
     grid = [(config.shown[0], *pair) for pair in itertools.product(*SCANS[name].values())]
     _, rows = sweep(config, world, make, grid, seed=1)
     key = lambda row: (max(row["class_fd"], most), -round(row["judged"], 3), row["evaluations"], row["class_fd"])
     chosen = grid[rows.index(min(rows, key=key))][1:]
-    print(f"{name}: {', '.join(f'{axis} {value:g}' for axis, value in zip(SCANS[name], chosen, strict=True))}")
+    values = ", ".join(f"{axis} {value:g}" for axis, value in zip(SCANS[name], chosen, strict=True))
+    print(f"The scan of {name} chose {values}.")
     return {"rows": rows, "chosen": chosen}
 
 
@@ -263,8 +270,8 @@ def paint(config: Config, scans: dict[str, dict[str, Any]], results: dict[str, A
 
 
 def report(config: Config, results: dict[str, Any]) -> None:
-    """The table, and the shown scales beside the unguided models."""
-    print("\n  method                      scale   judged    exact       FD   class FD   evaluations   ms a sample")
+    """Print the table, and compare the shown scales with the unguided models."""
+    print("\n  method                      scale accuracy    exact       FD   class FD   evaluations ms per sample")
     notes = []
     for method, rows in results.items():
         under = method.startswith("under")
@@ -272,15 +279,20 @@ def report(config: Config, results: dict[str, Any]) -> None:
         for row in rows:
             quality = f"{row['judged']:8.3f} {row['exact']:8.3f} {row['fd']:8.3f} {row['class_fd']:10.3f}"
             print(f"  {method:26s} {row['scale']:6.1f} {quality} {row['evaluations']:13d} {row['milliseconds']:13.2f}")
-            times = f"FD x {row['fd'] / base['fd']:.2f}, class FD x {row['class_fd'] / base['class_fd']:.2f}"
+            times = f"{row['fd'] / base['fd']:.2f} times the FD, {row['class_fd'] / base['class_fd']:.2f} times the class FD"
             if row["scale"] == config.shown[under]:
-                notes.append(f"{method} at {row['scale']:g}: {100 * (row['judged'] - base['judged']):+.1f} points, {times}")
-    print("\nBeside the same model unguided:", *notes, sep="\n  ")
+                notes.append(
+                    f"{method} at {row['scale']:g}: {100 * (row['judged'] - base['judged']):+.1f} points of accuracy, {times}"
+                )
+    print("\nCompared with the same model without guidance:", *notes, sep="\n  ")
 
 
 def how_many(config: Config, world: World) -> list[dict[str, Any]]:
-    """A row a measurement, of fewer samples, other seeds, or ten levels in place of forty: how far rho is off and its standard
-    error, both the median over the levels, and the class FD at the scales 2, 4 and 8."""
+    """One row per calibration, on other numbers of samples, other seeds, or ten levels instead of forty.
+
+    A row has the deviation of rho and its standard error, both as medians over the levels. It also has the class FD at the
+    scales 2, 4 and 8.
+    """
     exact = world.model()
     truth, scales = measured(config, world, 20_000, seed=50), [[2.0], [4.0], [8.0]]
 
@@ -288,24 +300,25 @@ def how_many(config: Config, world: World) -> list[dict[str, Any]]:
         two = gj.branches(exact.denoise, cond=labels, uncond=jnp.full_like(labels, -1))
         return two, gj.cfg(gj.scales.calibrated(curve, scale))
 
-    print("\nA calibrated scale by what it was measured on: rho (medians), class FD at 2, 4 and 8")
+    print("\nCalibrated scales by the measurement: rho (medians over the levels), and class FD at scales 2, 4 and 8")
     rows = []
     tried = [(count, seed, 40) for count in (100, 300, 1000) for seed in (1, 2)] + [(1000, 1, 10)]
     for count, seed, levels in tried:
         found = measured(config, world, count, seed, levels)
         there = jnp.interp(jnp.log(found.ratio), jnp.log(truth.ratio[::-1]), truth.rho[::-1])
-        # At little noise the branches agree but for a few samples: there rho is rough, and of no effect.
+        # At low noise the branches differ for a few samples only. There rho is noisy, and has no effect.
         off, error = jnp.median(jnp.abs(found.rho - there)), jnp.median(found.error)
         _, judged = sweep(config, world, make, scales, (found.for_classes,))
         row = {"samples": count, "seed": seed, "levels": levels, "off": float(off), "error": float(error)}
         rows.append(row | {"class_fd": [each["class_fd"] for each in judged]})
         distances = "  ".join(f"{each['class_fd']:.3f}" for each in judged)
-        print(f"  {count:5d} samples, seed {seed}, {levels} levels: off by {off:.3f}, error {error:.3f}, class FD {distances}")
+        measurement = f"{count:5d} samples, seed {seed}, {levels} levels"
+        print(f"  {measurement}: deviation {off:.3f}, standard error {error:.3f}, class FD {distances}")
     return rows
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Run it all; returns what `metrics.json` holds."""
+    """Run the job. Returns the contents of `metrics.json`."""
     begin = time.perf_counter()
     if config.smoke:
         small: Any = {"components": 10, "scales": (1.0, *sorted(config.shown)), "samples": 20, "steps": 8}
@@ -314,7 +327,7 @@ def main(config: Config) -> dict[str, Any]:
     load, splits = lambda split: data.load(config.dataset, split, config.out / "data"), ("train", "test")
     train, test = (fashion(config.fashion, s) for s in splits) if config.fashion else map(load, splits)
     world, reading = fit(config, train, test)
-    print(f"{len(train.labels)} images fitted; the judge, which has not seen them, reads {reading:.1%} of them.")
+    print(f"The mixture was fitted to {len(train.labels)} images. The judge never saw them, and reads {reading:.1%} of them.")
     rng, laws = np.random.default_rng((config.seed, 2)), zip(*map(np.asarray, world.moments), strict=True)
     fresh = np.array([rng.multivariate_normal(mean, covariance, config.samples) for mean, covariance in laws])
     floor = jax.tree.map(float, measure(world, world.judge, jnp.asarray(fresh, jnp.float32)))
@@ -336,7 +349,7 @@ def main(config: Config) -> dict[str, Any]:
     report(config, results)
     counts = [] if config.smoke else how_many(config, world)
     apart = float(jnp.abs(samples["classifier"] - samples["CFG"]).max())
-    print(f"Guidance by the exact classifier is CFG: their samples differ by {apart:.0e} at most.")
+    print(f"The exact classifier guides as CFG does: the maximum difference of their samples is {apart:.0e}.")
     for name, model, columns in zip(("exact", "underfit"), ("Exact", "Under-fitted"), grids, strict=True):
         title = f"{model} model: one Gaussian per class in PCA space, one row per class"
         pictures.grids(config.out / f"samples_{name}.png", columns, train.names, title, labels=0.4)
@@ -344,7 +357,7 @@ def main(config: Config) -> dict[str, Any]:
     metrics = {"judge_on_real": reading, "scans": scans, "results": results, "apart": apart, "calibrations": counts}
     metrics["seconds"] = time.perf_counter() - begin
     (config.out / "metrics.json").write_text(json.dumps(metrics, indent=1))
-    print(f"Pictures and metrics are in {config.out}; {metrics['seconds']:.0f} s in all.")
+    print(f"Pictures and metrics are in {config.out}. The run took {metrics['seconds']:.0f} s.")
     return metrics
 
 

@@ -1,9 +1,10 @@
-"""What guidance really samples, where everything is known in closed form.
+"""The densities that guidance samples, on Gaussians with known closed forms.
 
-`python -m experiments.gaussians` compares the variance that DDIM and DDPM give with CFG on two Gaussians, p(x | y) = N(0,
-v_c) and p(x) = N(0, v_u), to their closed forms and to the tilted density p(x)^(1 - w) p(x | y)^w that CFG is often said
-to sample (Bradley & Nakkiran 2024, arXiv:2408.09000). Particles that carry weights (Feynman-Kac correctors, Skreta et al. 2025,
-arXiv:2503.02819) do sample it: shown there, and on mixtures in the plane. Nothing is trained.
+`python -m experiments.gaussians` uses two Gaussians, p(x | y) = N(0, v_c) and p(x) = N(0, v_u). It measures the variance of
+samples by CFG with DDIM and with DDPM. It compares them with their closed forms, and with the tilted density
+p(x)^(1 - w) p(x | y)^w. CFG is often said to sample that density, but does not (Bradley & Nakkiran 2024, arXiv:2408.09000).
+Weighted particles do sample it (Feynman-Kac correctors, Skreta et al. 2025, arXiv:2503.02819). The job shows this for the
+Gaussians and for mixtures in the plane. Nothing is trained.
 """
 
 import dataclasses
@@ -29,53 +30,55 @@ from experiments.tools.pictures import INK, METHODS, MUTED
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What guidance really samples."""
+    """The densities that guidance samples."""
 
     out: Path = Path("out/gaussians")
-    """Where the pictures and `metrics.json` go."""
+    """The directory for pictures and `metrics.json`."""
     conditional_variance: float = 0.5
-    """v_c."""
+    """v_c, the variance of p(x | y)."""
     unconditional_variance: float = 2.0
-    """v_u."""
+    """v_u, the variance of p(x)."""
     scales: tuple[float, ...] = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)
-    """Guidance scales of the table."""
+    """Guidance scales of the table of variances."""
     steps: int = 1000
-    """Sampler steps."""
+    """Number of sampler steps."""
     samples: int = 20_000
-    """Samples at each scale, for the measured columns, and in the picture's densities."""
+    """Number of samples per scale, in the tables and in the picture."""
     particles: int = 2000
-    """Particles of a group; a divisor of the samples."""
+    """Number of particles per group. It must divide the number of samples."""
     tilted_scales: tuple[float, ...] = (2.0, 3.0, 5.0)
-    """Guidance scales of the mixture's table, at least 1."""
+    """Guidance scales of the mixture's table. Each must be at least 1."""
     tilted_steps: int = 200
-    """Sampler steps of the particles, and in the mixture's table."""
+    """Number of sampler steps of the particles and in the mixture's table."""
     counts: tuple[int, ...] = (10, 20, 40, 80, 160)
-    """Numbers of steps of the particles, in the table of their errors; its scale is the first of `tilted_scales`."""
+    """Numbers of sampler steps in the table of the particles' errors. Its scale is the first of `tilted_scales`."""
     picture_scale: float = 3.0
     """The guidance scale of the picture."""
     seed: int = 0
-    """Of the samples."""
+    """The seed of the samples."""
     smoke: bool = False
-    """A run of seconds, that shows the way but no result."""
+    """Check the job in seconds at toy size. The numbers of such a run mean nothing."""
 
     def __post_init__(self) -> None:
         if not 0 < self.conditional_variance < self.unconditional_variance:
             raise ValueError(
-                "the conditional variance must be positive and below the unconditional one, got "
+                "conditional_variance must be positive and below unconditional_variance, got "
                 f"{self.conditional_variance} and {self.unconditional_variance}."
             )
         if self.steps < 1 or self.samples < 2:
             raise ValueError(f"steps must be at least 1 and samples at least 2, got {self.steps} and {self.samples}.")
         if self.particles < 2 or self.samples % self.particles or self.samples < 2 * self.particles:
-            raise ValueError(f"{self.samples} samples are no two groups or more of {self.particles} particles.")
+            raise ValueError(
+                f"samples must make at least two groups of {self.particles} particles, without remainder, got {self.samples}."
+            )
         if min(self.tilted_scales) < 1:
             raise ValueError(f"tilted_scales must be at least 1, got {self.tilted_scales}.")
 
 
 def closed_forms(w: float, v_c: float, v_u: float) -> dict[str, float]:
-    """The variances of the three laws; `tilted` is infinite where that density cannot be normalised."""
+    """The variances of the three densities. `tilted` is infinite if the tilted density cannot be normalised."""
     precision = w / v_c + (1 - w) / v_u
-    if w == 0.5:  # the limit, where numerator and denominator vanish
+    if w == 0.5:  # the limit: numerator and denominator vanish
         ddpm = v_c * v_u * np.log(v_u / v_c) / (v_u - v_c)
     else:
         ddpm = (v_c * v_u - v_c ** (2 * w) * v_u ** (2 - 2 * w)) / ((v_u - v_c) * (2 * w - 1))
@@ -87,13 +90,13 @@ def gaussian(variance: float) -> gj.oracles.GaussianMixture:
 
 
 def known(v_c: float, v_u: float) -> gj.Curve:
-    """The ratio of the posteriors' variances, `v s^2 / (v + s^2)` each."""
+    """The ratio of the variances of the two posteriors. That of N(0, v) is `v s^2 / (v + s^2)`."""
     ratio = jnp.geomspace(1e-3, 1e4, 200)
     return gj.Curve(ratio, v_c * (v_u + ratio**2) / (v_u * (v_c + ratio**2)))
 
 
 def measured(config: Config) -> dict[str, Array]:
-    """The variance of the samples of each sampler at each scale, and of particles; one program, vmapped over the scales."""
+    """The variance of samples and of particles at each scale, by one program that is vmapped over the scales."""
     levels = gj.levels(gj.schedules.edm(0.002, 200.0), config.steps, gj.spacings.karras())
     fewer = gj.levels(gj.schedules.edm(0.01, 40.0), config.tilted_steps, gj.spacings.karras())
     keys = jax.random.split(jax.random.key(config.seed), config.samples)
@@ -120,11 +123,11 @@ def measured(config: Config) -> dict[str, Array]:
 
 
 PARTICLES = gj.heun_sde(2.0)
-"""More noise than the reverse SDE's keeps the weights even."""
+"""The sampler of the particles. It adds more noise than the reverse SDE, which keeps the weights even."""
 
 
 def pooled(found: gj.particles.Particles, values: Array) -> tuple[Array, Array]:
-    """The means of `values [B, D]` under the weights of all groups, each group by its normaliser, and their standard errors."""
+    """The weighted means of `values [B, D]` and their standard errors. A group's weight is its normaliser."""
     groups = len(found.log_normaliser)
     each = (jnp.exp(found.log_weights)[:, None] * values).reshape(groups, -1, values.shape[1]).sum(1)
     share = jax.nn.softmax(found.log_normaliser)[:, None]
@@ -139,11 +142,11 @@ SAMPLERS = {
     'ddpm("small"), kernels': (gj.ddpm(), True),
     'ddpm("large"), kernels': (gj.ddpm("large"), True),
 }
-"""Of the table of steps: the sampler, and whether ratios of kernels weigh."""
+"""The samplers in the table of steps, and whether ratios of kernels give the weights."""
 
 
 def errors_of_steps(config: Config) -> list[dict[str, Any]]:
-    """A row a sampler and number of steps: variance and log-normaliser of the particles against the tilted Gaussian's."""
+    """The particles' variance and log-normaliser, relative to the tilted Gaussian's: one row per sampler and step count."""
     v_c, v_u, w = config.conditional_variance, config.unconditional_variance, config.tilted_scales[0]
     variance = closed_forms(w, v_c, v_u)["tilted"]
     log_normaliser = (np.log(variance) - w * np.log(v_c) - (1 - w) * np.log(v_u)) / 2
@@ -154,7 +157,7 @@ def errors_of_steps(config: Config) -> list[dict[str, Any]]:
         sampler, kernels = SAMPLERS[name]
         levels = gj.levels(gj.schedules.cosine(), steps, gj.spacings.karras())
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of too few steps, which are the subject
+            warnings.simplefilter("ignore")  # the warning of too few steps, which are tested here
             found = gj.feynman_kac(
                 keys, branches, gj.targets.tilted(w), sampler, levels, (1,), size=config.particles, kernels=kernels
             )
@@ -173,7 +176,7 @@ def errors_of_steps(config: Config) -> list[dict[str, Any]]:
 
 
 def two_modes() -> gj.oracles.GaussianMixture:
-    """A class of two modes in the plane, one of them near to the other class: the tilted density leaves it."""
+    """A class with two modes in the plane. One mode is near the other class, and the tilted density has less of it."""
     means = jnp.array([[-1.5, 0.0], [1.0, 0.8], [1.8, -0.6]])
     spreads = jnp.array([[0.3, 0.6], [0.4, 0.3], [0.5, 0.5]])
     return gj.oracles.GaussianMixture(means, jax.vmap(jnp.diag)(spreads), jnp.array([0.3, 0.3, 0.4]), jnp.array([0, 0, 1]))
@@ -184,7 +187,7 @@ MOMENTS = ("mean", "variance", "share")
 
 
 def statistics(x: Array, mean: ArrayLike) -> Array:
-    """What is averaged, `[B, 3]`: the first coordinate, its square about the mean, and whether x is in the left mode."""
+    """The values to average, `[B, 3]`: the first coordinate, its squared deviation, and whether x is in the left mode."""
     return jnp.stack([x[:, 0], (x[:, 0] - mean) ** 2, (x[:, 0] < -0.25).astype(x.dtype)], axis=1)
 
 
@@ -197,7 +200,7 @@ def named(means: ArrayLike, errors: ArrayLike | None = None) -> dict[str, float]
 
 
 def exact(mixture: gj.oracles.GaussianMixture, w: float) -> dict[str, float]:
-    """The tilted density's moments and log-normaliser, by the midpoint rule; the left mode ends where a cell does."""
+    """The tilted density's moments and log-normaliser, by the midpoint rule. The left mode ends at the edge of a cell."""
     side = (np.arange(240) + 0.5) / 20 - 6
     grid = jnp.asarray(np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2), jnp.float32)
     density = np.exp(np.asarray(mixture.log_tilted(grid, CLEAN, jnp.zeros(len(grid), int), w), np.float64))
@@ -207,7 +210,10 @@ def exact(mixture: gj.oracles.GaussianMixture, w: float) -> dict[str, float]:
 
 
 def tilted(config: Config) -> list[dict[str, Any]]:
-    """A row a scale and way: the tilted density, what CFG samples by ODE and by SDE, and particles, all of the same keys."""
+    """The moments of the tilted density, of CFG by ODE and SDE, and of particles: one row per scale and method.
+
+    All samples use the same keys.
+    """
     mixture, n = two_modes(), config.samples
     levels = gj.levels(gj.schedules.edm(0.01, 40.0), config.tilted_steps, gj.spacings.karras())
     keys, labels = jax.random.split(jax.random.key(config.seed), n), jnp.zeros(n, int)
@@ -248,7 +254,7 @@ def tilted(config: Config) -> list[dict[str, Any]]:
 
 
 def flower() -> gj.oracles.GaussianMixture:
-    """Three classes of two elongated, overlapping petals each, in the plane."""
+    """Three classes in the plane, each with two elongated, overlapping Gaussians."""
     angles = jnp.arange(6) * (jnp.pi / 3) + 0.3
     along = jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=1)
     across = jnp.stack([-jnp.sin(angles), jnp.cos(angles)], axis=1)
@@ -257,7 +263,7 @@ def flower() -> gj.oracles.GaussianMixture:
 
 
 def picture(config: Config) -> dict[str, float]:
-    """Samples of one class in the plane: unguided, guided by ODE and SDE, and the tilted density itself."""
+    """Draw samples of one class in the plane, unguided and guided, and the tilted density."""
     mixture, w = flower(), config.picture_scale
     n = config.samples
     levels = gj.levels(gj.schedules.edm(0.002, 80.0), min(config.steps, 200), gj.spacings.karras())
@@ -383,7 +389,7 @@ def plot_tilted(config: Config, rows: list[dict[str, Any]]) -> None:
 
 
 def main(config: Config) -> list[dict[str, Any]]:
-    """Print the table, paint the pictures; returns the table."""
+    """Print the tables and draw the pictures. Returns the table of variances."""
     if config.smoke:
         few = {"steps": 40, "samples": 500, "particles": 100, "tilted_steps": 40, "counts": (10, 40)}
         config = dataclasses.replace(config, **few, out=config.out / "smoke")
@@ -391,8 +397,8 @@ def main(config: Config) -> list[dict[str, Any]]:
     v_c, v_u = config.conditional_variance, config.unconditional_variance
     found = measured(config)
     rows = []
-    print(f"Variance with CFG, p(x|y) = N(0, {v_c:g}), p(x) = N(0, {v_u:g}), {config.steps} steps, {config.samples} samples")
-    print("  scale   tilted: closed   particles   DDIM: closed   sampled   DDPM: closed   sampled   calibrated DDIM")
+    print(f"Variance, p(x|y) = N(0, {v_c:g}), p(x) = N(0, {v_u:g}), {config.steps} steps, {config.samples} samples")
+    print("  scale   tilted: closed   particles   DDIM: closed   sampled   DDPM: closed   sampled   DDIM, calibrated")
     for i, w in enumerate(config.scales):
         forms = closed_forms(w, v_c, v_u)
         row = {
@@ -405,29 +411,40 @@ def main(config: Config) -> list[dict[str, Any]]:
         print(
             f"  {w:5.1f}   {row['tilted']:14.5f} {row['tilted_measured']:11.5f}"
             f"   {row['ddim']:12.5f} {row['ddim_measured']:9.5f}"
-            f"   {row['ddpm']:12.5f} {row['ddpm_measured']:9.5f}   {row['calibrated_measured']:15.5f}"
+            f"   {row['ddpm']:12.5f} {row['ddpm_measured']:9.5f}   {row['calibrated_measured']:16.5f}"
         )
     error = np.sqrt(2 / config.samples)
-    print(f"The sampled columns have a relative standard error of {error:.1%}; their noise is the same at every scale.")
-    print(f"That of the particles' column is {max(row['tilted_error'] / row['tilted'] for row in rows):.1%} at most.")
+    print(f"The relative standard error of the sampled columns is {error:.1%}. Every scale uses the same noise.")
+    worst = max(row["tilted_error"] / row["tilted"] for row in rows)
+    print(f"The maximum relative standard error of the particles' column is {worst:.1%}.")
     plot(config, rows)
 
     steps = errors_of_steps(config)
     print(
-        f"Errors of the steps at w = {config.tilted_scales[0]:g}: variance over the tilted law's, log-normaliser less its own"
+        f"Particles at w = {config.tilted_scales[0]:g} by the number of steps, ± two standard errors. The variance is relative"
     )
-    print("  sampler                  steps   variance          log-normaliser   spread   effective share")
+    print(
+        "to that of the tilted density, and the spread is the run's own estimate of it. The effective sample size is relative"
+    )
+    print("to the number of particles.")
+    print("  sampler                  steps   variance         error of the log-normaliser   spread   effective sample size")
     for row in steps:
         print(
             f"  {row['sampler']:23s}  {row['steps']:5d}   {row['variance']:.3f} ±{2 * row['variance_error']:.3f}"
-            f"   {row['log_normaliser']:14.3f}   {row['spread']:6.3f}   {row['effective']:.2f}"
+            f"   {row['log_normaliser']:27.3f}   {row['spread']:6.3f}   {row['effective']:21.2f}"
         )
 
     mixed = tilted(config)
     groups = config.samples // config.particles
-    told = f"A class of two modes, {config.tilted_steps} steps, {groups} groups of {config.particles} particles"
-    print(f"{told}, ± two standard errors")
-    print("  scale  way         mean            variance        left mode       log-normaliser   effective  least  ancestors")
+    size = f"{config.tilted_steps} steps, {groups} groups of {config.particles} particles"
+    print(f"A class of two modes, {size}, ± two standard errors. The effective sample size is that")
+    print(
+        "of a group at the end of the run, and its minimum is over the run. Ancestors is the effective number of particles at"
+    )
+    print("the start from which those at the end descend. The column left mode has the weight of that mode.")
+    headings = "mean            variance        left mode       log-normaliser   effective sample size  minimum  ancestors"
+    print(f"  scale  {'':20s} {headings}")
+    names = {"calibrated": "CFG, calibrated, ODE"}
     for row in mixed:
         cells = [
             f"{row[name]:7.3f}" + (f" ±{2 * row[name + '_error']:.3f}" if name + "_error" in row else " " * 7)
@@ -435,14 +452,13 @@ def main(config: Config) -> list[dict[str, Any]]:
         ]
         end = f"{row['log_normaliser']:7.3f}" if "log_normaliser" in row else ""
         if "effective" in row:
-            end += (
-                f" ±{2 * row['log_normaliser_error']:.3f}  {row['effective']:9.0f} {row['least']:6.0f} {row['ancestors']:10.0f}"
-            )
-        print(" ".join([f"  {row['scale']:5.1f}  {row['way']:10s}", "  ".join(cells), "", end]).rstrip())
+            end += f" ±{2 * row['log_normaliser_error']:.3f}  {row['effective']:21.0f}"
+            end += f"  {row['least']:7.0f}  {row['ancestors']:9.0f}"
+        print(" ".join([f"  {row['scale']:5.1f}  {names.get(row['way'], row['way']):20s}", "  ".join(cells), "", end]).rstrip())
     plot_tilted(config, mixed)
     distances = picture(config)
     for title, distance in distances.items():
-        print(f"{title}: total variation distance to the tilted density {distance:.2f}")
+        print(f"{title}: total variation distance to the tilted density: {distance:.2f}")
     (config.out / "metrics.json").write_text(
         json.dumps({"variances": rows, "steps": steps, "tilted": mixed, "mixture": distances}, indent=1)
     )

@@ -1,12 +1,13 @@
 """ImageNet by the released networks, as published: ADM with its noise-aware classifier, and DiT with classifier-free guidance.
 
 `python -m experiments.imagenet --model adm-256 --weights models --scale 1.0 --samples 50000` reads `256x256_diffusion.pt` and
-`256x256_classifier.pt` from `models`, draws the images over all devices of all processes, and leaves one `.npz` that OpenAI's
-evaluator reads, and a picture. A run that was killed is started again by the same command. Where a file of weights is
-missing, the error tells where to get it.
+`256x256_classifier.pt` from `models`. It samples on all devices of all processes. It writes one `.npz` that OpenAI's evaluator
+reads, and a picture. The same command continues a run that was killed. If a file of weights is missing, the error says where
+to download it.
 
-ADM moves the mean of each reverse step by its learned variance times the classifier's gradient (ADM-G), x0 clipped before, and
-DDIM takes the gradient as a score. DiT guides three of the four channels of its latents; `--guided-channels 4` guides all.
+With the DDPM sampler, the mean of each reverse step of ADM moves by the learned variance times the classifier's gradient
+(ADM-G). x0 is clipped before. With DDIM the gradient is added to the score. DiT guides three of the four channels of its
+latents, and `--guided-channels 4` guides all of them.
 """
 
 import dataclasses
@@ -37,7 +38,7 @@ META = "https://dl.fbaipublicfiles.com/DiT/models/"
 STABILITY = "https://huggingface.co/stabilityai/sd-vae-ft-ema/resolve/main/"
 AUTOENCODER = "diffusion_pytorch_model.safetensors"
 TRAINED = 1000
-"""Steps that all of them were trained with."""
+"""The number of noise levels that all networks were trained with."""
 
 
 class ADM(NamedTuple):
@@ -47,7 +48,7 @@ class ADM(NamedTuple):
     classifier: adm.ADMConfig
     files: tuple[str, str]
     scale: float
-    """As published, for 250 steps of DDPM."""
+    """The published guidance scale for 250 steps of DDPM."""
     schedule: Callable[[], Schedule] = gj.schedules.ddpm_linear
 
 
@@ -83,7 +84,7 @@ MODELS: dict[str, ADM | DiT] = {
 
 
 class Way(NamedTuple):
-    """How the released code samples."""
+    """A sampler with the spacing and the number of steps of the released code."""
 
     sampler: gj.Sampler
     spacing: Any
@@ -103,57 +104,57 @@ class Config:
     model: str = "adm-256"
     """adm-64, adm-128, adm-256, adm-256-uncond, adm-512, dit-256 or dit-512."""
     weights: Path = Path("models")
-    """The directory with the released files, under their own names."""
+    """The directory with the released files under their original names."""
     out: Path | None = None
-    """A directory for this set alone; unless given, one in out/imagenet that is named by model, sampler and scale."""
+    """The directory of this set of samples. The default is named by model, sampler and scale, in out/imagenet."""
     scale: float | None = None
-    """Of the guidance; the published one unless given. A classifier of scale 0 is not asked."""
+    """The guidance scale. The default is the published one. At scale 0 ADM's classifier is neither read nor evaluated."""
     samples: int = 50_000
-    """How many. A larger number later lets the set grow."""
+    """Number of samples. A later run with a larger number extends the set."""
     labels: tuple[int, ...] = ()
-    """The classes to draw, in turn; none means all of them."""
+    """The classes to sample in turn. The default is all classes."""
     sampler: str = "ddpm"
-    """ddpm, of the learned variance, or ddim."""
+    """ddpm, with the learned variance, or ddim."""
     steps: int | None = None
-    """Sampler steps: 250 of ddpm and 25 of ddim, unless given; a divisor of 1,000 for ddim."""
+    """Number of sampler steps. The default is 250 for ddpm and 25 for ddim. For ddim it must divide 1,000."""
     guided_channels: int = 3
-    """Of DiT, how many of the latents' 4 channels are guided: 3 as published, or 4."""
+    """Number of guided channels of DiT's four latent channels: 3 as published, or 4."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the weights, and so of the networks' arithmetic; the samplers' is float32."""
+    """The data type of the weights and of the networks' arithmetic. Samplers always use float32."""
     seed: int = 0
-    """Of the samples: sample i depends on it and on i."""
+    """The seed. Sample i depends on the seed and on i only."""
     batch: int = 32
-    """Samples at a time on all devices of a process."""
+    """Number of samples per batch on all devices of a process."""
     shard: int = 512
-    """Samples a file, a multiple of the batch: the most that a kill costs."""
+    """Samples per file, a multiple of the batch. A killed run loses at most one unfinished file."""
     coordinator: str | None = None
-    """Of several processes: host:port of process 0, or "auto" where the cluster tells it."""
+    """For several processes: host:port of process 0, or "auto" on a cluster that JAX detects."""
     processes: int | None = None
-    """How many they are."""
+    """The number of processes."""
     process: int | None = None
-    """Which one this is, from 0."""
+    """The number of this process, from 0."""
 
     def __post_init__(self) -> None:
         for name, names in (("model", MODELS), ("sampler", WAYS)):
             if getattr(self, name) not in names:
                 raise ValueError(f"{name} must be one of {', '.join(names)}, got {getattr(self, name)!r}.")
         if self.samples < 1 or (self.steps is not None and not 1 <= self.steps <= TRAINED):
-            raise ValueError(f"samples must be at least 1 and steps from 1 to {TRAINED}.")
+            raise ValueError(f"samples must be at least 1 and steps from 1 to {TRAINED}, got {self.samples} and {self.steps}.")
         if self.sampler == "ddim" and TRAINED % (self.steps or WAYS["ddim"].steps):
-            raise ValueError(f"ddim's steps must divide {TRAINED}, got {self.steps}.")
+            raise ValueError(f"steps of ddim must divide {TRAINED}, got {self.steps}.")
         if self.guided_channels not in (3, 4):
             raise ValueError(f"guided_channels must be 3 or 4, got {self.guided_channels}.")
 
 
 class Reader:
-    """Networks from a directory of released files, their weights on every device of this process."""
+    """Reads networks from a directory of released files, and puts their weights on every device of this process."""
 
     def __init__(self, config: Config):
         self.directory, self.dtype = config.weights, jnp.dtype(config.dtype)
         several = jax.local_device_count() > 1
         self.place = local.replicated(local.mesh(jax.local_devices())) if several else None
         self.digests: dict[str, str] = {}
-        """Of the files that were read."""
+        """SHA-256 of each file that was read."""
 
     def __call__(
         self, build: Callable[..., nnx.Module], file: str, source: str, method: str = "__call__", **options: Any
@@ -161,8 +162,8 @@ class Reader:
         """The network as a pure function, and its weights.
 
         Raises:
-          FileNotFoundError: if the file is not there, with where to get it.
-          ValueError: if it is damaged, or of another network.
+          FileNotFoundError: if the file is missing. The message says where to download it.
+          ValueError: if the file is damaged or belongs to another network.
         """
         path = self.directory / file
         if not path.is_file():
@@ -182,15 +183,15 @@ class Reader:
 
 
 def start(keys: Array, shape: tuple[int, ...]) -> Array:
-    """Pure noise of unit variance, where the released samplers start at whatever level."""
+    """Noise of unit variance. The released samplers start from it at every initial noise level."""
     folded = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, 0)
     return normal(folded, jax.ShapeDtypeStruct((len(keys), *shape), jnp.float32))
 
 
 def by_adm(model: ADM, read: Reader, way: Way, steps: int, guided: bool) -> tuple[Program, Any]:
-    """`program((params, scale), keys, labels) -> images`, and its params, by a U-Net and, where it guides, a classifier.
+    """`program((params, scale), keys, labels) -> images` and its params, by a U-Net and, if `guided`, a classifier.
 
-    The released script cuts off what is between two bytes, so the images lie on bytes already.
+    The images are rounded down to whole bytes, as in the released script.
     """
     denoise, of_network = read(lambda rngs: adm.ADM(model.network, rngs=rngs), model.files[0], OPENAI)
     classify, of_classifier = None, None
@@ -217,7 +218,7 @@ def by_adm(model: ADM, read: Reader, way: Way, steps: int, guided: bool) -> tupl
 
 
 def by_dit(model: DiT, read: Reader, way: Way, steps: int, channels: int) -> tuple[Program, Any]:
-    """`program((params, scale), keys, labels) -> images`, and its params, by a transformer guided on the first channels."""
+    """`program((params, scale), keys, labels) -> images` and its params, by a transformer guided on the first channels."""
     denoise, of_network = read(lambda rngs: dit.DiT(model.network, rngs=rngs), model.files[0], META)
     sizes = model.autoencoder
     build = lambda rngs: autoencoder.AutoencoderKL(sizes, rngs=rngs)
@@ -238,7 +239,7 @@ def by_dit(model: DiT, read: Reader, way: Way, steps: int, channels: int) -> tup
 
 
 def main(config: Config) -> Shards:
-    """Draw the set, and on process 0 assemble it and paint its grid."""
+    """Sample the set. Process 0 assembles it and draws a grid."""
     local.start(config.coordinator, config.processes, config.process)
     model, way, read = MODELS[config.model], WAYS[config.sampler], Reader(config)
     scale = model.scale if config.scale is None else config.scale

@@ -1,13 +1,14 @@
-"""A guidance scale for each noise level, learned by gradient through the sampler.
+"""A guidance scale per noise level, learned by gradients through the sampler.
 
-`python -m experiments.learn_schedule` takes classifier-free guidance by a sampler of few steps, and asks it for the density
-that guidance is often said to sample, p(x)^(1 - w) p(x | y)^w, of a mixture in the plane whose every score is exact. No
-constant scale gives it, nor does an interval of noise levels (Kynkaanniemi et al. 2024, arXiv:2404.07724), but the scale may be
-any function of the level. Here it is piecewise linear in log(sigma / alpha), and Adam moves its knots along the gradient of a
-sliced Wasserstein distance between the samples and exact ones, through every step (`gj.sample(..., remat=True)`).
+`python -m experiments.learn_schedule` uses classifier-free guidance on a mixture in the plane with exact scores, and a sampler
+with few steps. The target is the tilted density p(x)^(1 - w) p(x | y)^w. CFG is often said to sample it. Neither a constant
+scale nor an interval of noise levels (Kynkaanniemi et al. 2024, arXiv:2404.07724) samples it. The job learns the scale as a
+function of the noise level. The function is piecewise linear in log(sigma / alpha). Adam moves its knots along the gradient of
+the sliced Wasserstein distance between samples and exact samples. The gradient goes through every step
+(`gj.sample(..., remat=True)`).
 
-The best constant and the best interval are searched for over a grid by the same criterion, and every interval that the steps
-can tell apart is tried. All are judged on noise and exact samples that neither saw.
+A grid search by the same criterion finds the best constant and the best interval. It tries every interval that makes a
+difference for these steps. All methods are judged on new noise and new exact samples.
 """
 
 import dataclasses
@@ -41,45 +42,45 @@ COLORS = {
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """A guidance scale for each noise level, learned."""
+    """A guidance scale per noise level, learned by gradients."""
 
     out: Path = Path("out/learn_schedule")
-    """Where the picture and `metrics.json` go."""
+    """The directory for the picture and `metrics.json`."""
     target: float = 3.0
-    """w of the density asked for, at least 1."""
+    """w of the tilted density that is the target, at least 1."""
     steps: int = 10
-    """Sampler steps."""
+    """Number of sampler steps."""
     knots: int = 6
-    """Knots of the learned scale, evenly in log(sigma / alpha) over the sampler's levels."""
+    """Number of knots of the learned scale. They are uniform in log(sigma / alpha) over the sampler's levels."""
     iterations: int = 400
-    """Steps of Adam."""
+    """Number of training iterations of Adam."""
     rate: float = 0.1
-    """Its first rate; it falls to 0 along a cosine."""
+    """The initial learning rate. It falls to 0 along a cosine."""
     roughness: float = 2e-4
-    """Weight of the mean squared difference of neighbouring knots, for levels at which the scale hardly matters."""
+    """Weight of the mean squared difference of neighbouring knots. It smooths the scale at levels where it has no effect."""
     batch: int = 1500
-    """Samples, and exact ones, in an iteration and in an evaluation of the search."""
+    """Number of samples, and of exact samples, per training iteration and per evaluation of the search."""
     repeats: int = 8
-    """Independent pairs of sets on which all are judged; their spread gives the error bars."""
+    """Number of independent test sets of samples and exact samples. Their spread gives the error bars."""
     judged: int = 8000
-    """Samples, and exact ones, in each of them."""
+    """Number of samples, and of exact samples, per test set."""
     seed: int = 0
-    """Of everything drawn."""
+    """The seed of all random numbers."""
     smoke: bool = False
-    """A run of seconds, that shows the way but no result."""
+    """Check the job in seconds at toy size. The numbers of such a run mean nothing."""
 
     def __post_init__(self) -> None:
         if self.target < 1:
-            raise ValueError(f"target must be at least 1, where rejection from p(x | y) is exact, got {self.target}.")
+            raise ValueError(f"target must be at least 1, where rejection sampling is exact, got {self.target}.")
         if self.steps < 2 or self.knots < 2 or self.iterations < 1 or self.repeats < 2:
             raise ValueError(
-                "steps, knots and repeats must be at least 2, iterations at least 1, got "
+                "steps, knots and repeats must be at least 2 and iterations at least 1, got "
                 f"{self.steps}, {self.knots}, {self.repeats} and {self.iterations}."
             )
 
 
 class World(NamedTuple):
-    """What is sampled, by which steps, and the knots of the scale, in log(sigma / alpha)."""
+    """The mixture, the sampler's noise levels, and the knots of the scale in log(sigma / alpha)."""
 
     mixture: gj.oracles.GaussianMixture
     levels: gj.NoiseLevel
@@ -87,7 +88,7 @@ class World(NamedTuple):
 
 
 def grow(config: Config) -> World:
-    """Two overlapping classes of two components each, class 1 much the wider and more frequent."""
+    """Two overlapping classes with two components each. Class 1 is much wider and more frequent."""
     mixture = gj.oracles.GaussianMixture(
         jnp.array([[0.9, -0.4], [0.3, 0.5], [-0.5, 0.2], [-1.5, 1.0]]),
         jnp.array([0.5, 0.5, 2.5, 1.5])[:, None, None] * jnp.eye(2)[None],
@@ -95,23 +96,23 @@ def grow(config: Config) -> World:
         jnp.array([0, 0, 1, 1]),
     )
     levels = gj.levels(gj.schedules.edm(0.02, 40.0), config.steps, gj.spacings.karras())
-    least, most = jnp.log(levels.ratio[-2]), jnp.log(levels.ratio[0])
-    return World(mixture, levels, jnp.linspace(least, most, config.knots))
+    low, high = jnp.log(levels.ratio[-2]), jnp.log(levels.ratio[0])
+    return World(mixture, levels, jnp.linspace(low, high, config.knots))
 
 
 def clean_log_prob(world: World, x: Array, label: int) -> Array:
-    """Of the data; label -1 stands for all of it."""
+    """The log-density of the data in class `label`. Label -1 means all classes."""
     clean = world.levels[-1]
     return world.mixture.log_prob(x, clean, jnp.full(len(x), label))
 
 
 def exact(config: Config, world: World, key: Array, n: int) -> Array:
-    """Samples of the target, `[n, 2]`."""
+    """Exact samples of the target density, `[n, 2]`."""
     return jax.jit(lambda key: world.mixture.sample_tilted(key, n, 0, config.target))(key)
 
 
 def run(world: World, guidance: gj.Guidance, key: Array, n: int) -> tuple[Any, ...]:
-    """The arguments of `gj.sample`: class 0, n samples."""
+    """The arguments of `gj.sample` for n samples of class 0."""
     labels = jnp.zeros(n, int)
     branches = gj.branches(world.mixture.denoise, cond=labels, uncond=jnp.full(n, -1))
     return jax.random.split(key, n), branches, guidance, gj.dpmpp_2m(), world.levels, (2,)
@@ -122,14 +123,14 @@ def learned(world: World, values: Array) -> gj.Guidance:
 
 
 def criterion(world: World, guidance: gj.Guidance, target: Array, key: Array, remat: bool = False) -> Array:
-    """The squared sliced Wasserstein distance of as many samples as the target has."""
+    """The squared sliced Wasserstein distance between the target's samples and as many guided samples."""
     draw, lines = jax.random.split(key)
     x = gj.sample(*run(world, guidance, draw, len(target)), remat=remat)
     return gj.metrics.sliced_wasserstein(x, target, lines, projections=32) ** 2
 
 
 class Found(NamedTuple):
-    """A constant scale, or an interval with its scale, and the criterion there."""
+    """An interval, its scale, and the value of the criterion. A constant scale has the interval (0, infinity]."""
 
     low: float
     high: float
@@ -138,10 +139,10 @@ class Found(NamedTuple):
 
 
 def search(config: Config, world: World, bank: Array, scales: np.ndarray) -> tuple[Found, Found]:
-    """The best constant and the best interval.
+    """The best constant scale and the best interval.
 
-    Every pair of switches between the sampler's levels at every scale; then, on four times as many samples, the best five pairs
-    at scales around their best, ten times as fine.
+    The first search tries all intervals with ends between the sampler's levels, at every scale. The second search uses four
+    times as many samples and a grid ten times as fine, around the best scales of the best five intervals.
     """
     ratio = np.asarray(world.levels.ratio[:-1], np.float64)
     edges = [0.0, *np.sqrt(ratio[1:] * ratio[:-1])[::-1], np.inf]
@@ -166,7 +167,7 @@ def search(config: Config, world: World, bank: Array, scales: np.ndarray) -> tup
 
 
 def train(config: Config, world: World, bank: Array, start: float) -> tuple[Array, np.ndarray]:
-    """The learned knots, and the criterion in each iteration."""
+    """The learned values at the knots, and the criterion per iteration."""
     optimizer = optax.adam(optax.cosine_decay_schedule(config.rate, config.iterations), b2=0.99)
 
     @jax.jit
@@ -193,7 +194,7 @@ def train(config: Config, world: World, bank: Array, start: float) -> tuple[Arra
 
 
 def references(config: Config, world: World, bank: Array, guidances: dict[str, gj.Guidance]) -> dict[str, float]:
-    """The criterion of guidances, and of exact samples, at the size of a training batch: the mean over sixteen of them."""
+    """The criterion of guidances and of exact samples, as the mean over sixteen sets of the size of a training batch."""
     keys = jax.random.split(jax.random.key(config.seed + 6), 16)
 
     def mean(guidance: gj.Guidance | None) -> float:
@@ -214,7 +215,7 @@ def mean_error(values: np.ndarray) -> tuple[float, float]:
 
 
 def memory(config: Config, world: World, steps: int, remat: bool) -> int:
-    """The bytes that the gradient's program asks for beside its arguments and its result."""
+    """The bytes of temporary memory of the gradient's program."""
     world = grow(dataclasses.replace(config, steps=steps))
     target = jnp.zeros((config.batch, 2))
     loss = lambda values: criterion(world, learned(world, values), target, jax.random.key(0), remat)
@@ -223,7 +224,7 @@ def memory(config: Config, world: World, steps: int, remat: bool) -> int:
 
 
 def judge(config: Config, world: World, guidances: dict[str, gj.Guidance]) -> dict[str, dict[str, Any]]:
-    """Both distances to exact samples, `[repeats]`, on noise and exact samples seen nowhere else; and the network calls."""
+    """Both distances to exact samples, `[repeats]`, on new noise and new exact samples; and the network calls."""
     n, repeats = config.judged, config.repeats
     fresh = exact(config, world, jax.random.key(config.seed + 3), 2 * n * repeats).reshape(2, repeats, n, 2)
 
@@ -253,7 +254,7 @@ def picture(
     history: np.ndarray,
     levels: dict[str, float],
 ) -> None:
-    """The scales over the level, the training, the distances, and where there are too many samples or too few."""
+    """Draw the scales over the noise level, the training, the distances, and the errors of the sampled density."""
     cells, sub, limits = 36, 4, ((-1.3, 2.7), (-2.2, 1.8))
     edges = [np.linspace(*limit, cells + 1) for limit in limits]
     centres = [(fine := np.linspace(*limit, cells * sub + 1))[:-1] + (fine[1] - fine[0]) / 2 for limit in limits]
@@ -300,7 +301,7 @@ def picture(
 
 
 def main(config: Config) -> dict[str, dict[str, Any]]:
-    """Search, train, judge; print the table, paint the picture; returns the table, a row a method."""
+    """Search, train and judge. Print the table and draw the picture. Returns the table with one row per method."""
     scales = np.arange(0.5, 8.01, 0.5)
     if config.smoke:
         small = {"steps": 4, "iterations": 3, "batch": 100, "judged": 100, "repeats": 2, "out": config.out / "smoke"}
@@ -323,26 +324,25 @@ def main(config: Config) -> dict[str, dict[str, Any]]:
         "best interval": lambda r: np.where((r > interval.low) & (r <= interval.high), interval.scale, 1.0),
         "learned": lambda r: np.interp(np.log(r), np.asarray(world.knots), np.asarray(values)),
     }
-    print(
-        f"Samples of p(x)^{1 - config.target:g} p(x | y)^{config.target:g} by CFG and {config.steps} steps of DPM-Solver++ 2M"
-    )
-    print("                   network calls   sliced Wasserstein      energy distance")
+    print(f"Target p(x)^{1 - config.target:g} p(x | y)^{config.target:g}, by CFG with {config.steps} steps of DPM-Solver++ 2M")
+    print("                   network calls   sliced Wasserstein   energy distance")
     for name, row in rows.items():
-        sliced, energy = ("{:8.4f} +- {:.4f}".format(*mean_error(row[key])) for key in ("sliced", "energy"))
+        sliced, energy = ("{:8.4f} ± {:.4f}".format(*mean_error(row[key])) for key in ("sliced", "energy"))
         print(f"  {name:15s}  {row['calls']:13d}   {sliced}   {energy}")
     gain = mean_error(rows["best interval"]["sliced"] - rows["learned"]["sliced"])
-    print("Set by set, the best interval's sliced Wasserstein less the learned's: {:.4f} +- {:.4f}.".format(*gain))
+    difference = "sliced Wasserstein distance of the best interval minus that of the learned scale"
+    print("The {}, on the same sets, is {:.4f} ± {:.4f}.".format(difference, *gain))
     print(
-        f"The best constant is {constant.scale:.2f}; the best interval has {interval.scale:.2f} in "
-        f"({interval.low:.3g}, {interval.high:.3g}]."
+        f"The best constant is {constant.scale:.2f}. The best interval is ({interval.low:.3g}, {interval.high:.3g}] with scale "
+        f"{interval.scale:.2f}."
     )
     knots = ", ".join(f"{v:.2f} at {r:.3g}" for v, r in zip(values, np.exp(world.knots), strict=True))
-    print(f"The learned scale: {knots}; linear in log(sigma / alpha) between.")
+    print(f"The learned scale is {knots}, and linear in log(sigma / alpha) between these levels.")
     sizes = {
         f"{n} steps": [memory(config, world, n, remat) for remat in (False, True)] for n in (config.steps, 4 * config.steps)
     }
     for name, (plain, remat) in sizes.items():
-        print(f"Memory of the gradient at {name}: {plain / 2**20:.1f} MiB, with remat {remat / 2**20:.1f} MiB.")
+        print(f"The gradient through {name} takes {plain / 2**20:.1f} MiB, and {remat / 2**20:.1f} MiB with remat=True.")
     picture(config, world, rows, lines, history, references(config, world, bank, guidances))
     numbers = {
         name: {key: np.asarray(value).tolist() for key, value in row.items() if key != "x"} for name, row in rows.items()

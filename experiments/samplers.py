@@ -1,10 +1,10 @@
-"""What each sampler costs, and which of them stand a large guidance scale, where the law that they approach is known.
+"""The cost of each sampler at a given accuracy, and its stability at a large guidance scale.
 
-`python -m experiments.samplers` guides a correlated mixture of three classes in several dimensions by CFG, with exact scores:
-what is wrong with a sample is the sampler's step. Deterministic samplers approach the law of the guided ODE and stochastic
-ones that of the guided SDE, which differ (Bradley & Nakkiran 2024, arXiv:2408.09000); each is compared to a long second-order
-run of its own, from other noise, by the sliced Wasserstein distance. The floor is the distance of two such runs. Nothing is
-trained.
+`python -m experiments.samplers` samples a correlated mixture of three classes in several dimensions, by CFG with exact scores.
+All errors come from the sampler's steps. Deterministic samplers converge to the law of the guided ODE, and stochastic ones to
+that of the guided SDE. The two laws differ (Bradley & Nakkiran 2024, arXiv:2408.09000). Each sampler is compared with a long
+second-order run to the same law, from other noise. The measure is the sliced Wasserstein distance. The distance of two such
+long runs is the floor. Nothing is trained.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ SCHEDULE = gj.schedules.edm()
 
 
 class Way(NamedTuple):
-    """A sampler, the law that it approaches, and what guides."""
+    """A sampler, the law to which it converges, and the kind of guidance."""
 
     sampler: gj.Sampler
     law: str = "ODE"
@@ -47,7 +47,7 @@ WAYS = {
     "heun_sde": Way(gj.heun_sde(), "SDE"),
 }
 LOW, HIGH = 0.2, 2.0
-"""The interval of `sigma / alpha`; its ends are made levels of the run."""
+"""The interval of `sigma / alpha`. Its ends become noise levels of the run."""
 INTERVALS = {
     "heun, interval": Way(gj.heun(), "ODE", "interval"),
     "dpmpp_2m, interval": Way(gj.dpmpp_2m(), "ODE", "interval"),
@@ -73,47 +73,50 @@ STYLES = {
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What each sampler costs, and which of them stand a large guidance scale."""
+    """The cost of each sampler, and its stability at a large guidance scale."""
 
     out: Path = Path("out/samplers")
-    """Where the picture and `metrics.json` go."""
+    """The directory for the picture and `metrics.json`."""
     dimension: int = 8
-    """Of the mixture."""
+    """The dimension of the mixture."""
     samples: int = 16_384
-    """Samples of each run, of all classes together."""
+    """Number of samples per run, over all classes."""
     scale: float = 3.0
-    """The usual guidance scale."""
+    """The usual guidance scale, for the table of costs and for the interval."""
     large: float = 15.0
-    """The large one."""
+    """The large guidance scale, for the table of stability."""
     targets: tuple[float, ...] = (0.05, 0.02)
-    """Sliced Wasserstein distances to reach at the usual scale, the largest first; the data's deviation is about 0.6."""
+    """Sliced Wasserstein distances to reach at the usual scale, in decreasing order. The data have a deviation of about 0.6."""
     most: int = 1024
-    """Network evaluations a sample beyond which a target counts as not reached."""
+    """Maximum number of network evaluations per sample to reach a target."""
     steps: tuple[int, ...] = (8, 12, 16, 24, 32)
-    """Sampler steps at the large scale."""
+    """Numbers of sampler steps in the tables by steps."""
     only: tuple[str, ...] = ()
-    """Rows to make; all where empty."""
+    """The rows to compute. The default is all rows."""
     exact: int = 250
-    """Steps of the long runs."""
+    """Number of steps of the long runs."""
     seed: int = 0
-    """Of mixture and samples."""
+    """The seed of mixture and samples."""
     smoke: bool = False
-    """A run of seconds, that shows the way but no result."""
+    """Check the job in seconds at toy size. The numbers of such a run mean nothing."""
 
     def __post_init__(self) -> None:
         if self.dimension < 1 or self.samples < 3 or min(self.steps) < 2 or self.exact < 2:
-            raise ValueError("dimension must be at least 1, samples 3, steps and exact 2.")
+            raise ValueError(
+                "dimension must be at least 1, samples at least 3, steps and exact at least 2, got "
+                f"{self.dimension}, {self.samples}, {self.steps} and {self.exact}."
+            )
         if not self.targets or list(self.targets) != sorted(self.targets, reverse=True):
-            raise ValueError(f"targets must be the largest first, got {self.targets}.")
+            raise ValueError(f"targets must be in decreasing order, the largest first, got {self.targets}.")
         if unknown := set(self.only) - {*WAYS, *INTERVALS, *REMEDIES}:
-            raise ValueError(f"only names {sorted(unknown)}, but the rows are {', '.join((*WAYS, *INTERVALS, *REMEDIES))}.")
+            raise ValueError(f"only names {sorted(unknown)}, expected some of {', '.join((*WAYS, *INTERVALS, *REMEDIES))}.")
 
     def chosen(self, ways: dict[str, Way]) -> dict[str, Way]:
         return {name: way for name, way in ways.items() if not self.only or name in self.only}
 
 
 def mixture(config: Config) -> gj.oracles.GaussianMixture:
-    """Six overlapping, correlated components of three classes, of unequal weight."""
+    """Three classes of six overlapping, correlated components with unequal weights."""
     rng, d = np.random.default_rng(config.seed), config.dimension
     means, roots = 0.5 * rng.normal(size=(6, d)), rng.normal(size=(6, d, d))
     covariances = 0.15 * np.einsum("kij,klj->kil", roots, roots) / d + 0.005 * np.eye(d)
@@ -122,7 +125,7 @@ def mixture(config: Config) -> gj.oracles.GaussianMixture:
 
 
 def path(steps: int, through: tuple[float, ...] = ()) -> gj.NoiseLevel:
-    """EDM's levels; the nearest ones moved to the levels that the run is to pass through."""
+    """EDM's noise levels. For each value of `through`, the nearest level is replaced by it."""
     levels = gj.levels(SCHEDULE, steps, gj.spacings.karras())
     ratio = np.asarray(levels.ratio).copy()
     for bound in through:
@@ -131,7 +134,7 @@ def path(steps: int, through: tuple[float, ...] = ()) -> gj.NoiseLevel:
 
 
 class World:
-    """The mixture's samples by any way; compiled anew for a way and a number of steps only."""
+    """Samples the mixture by any sampler and guidance. It compiles once per combination and number of steps."""
 
     def __init__(self, config: Config) -> None:
         self.config, self.truth = config, mixture(config)
@@ -140,7 +143,7 @@ class World:
         self.reach = float(jnp.abs(self.truth.sample(jax.random.key(config.seed + 2), 10_000)).max())
 
     def run(self, way: Way, scale: float, steps: int, seed: int) -> tuple[Array, int]:
-        """Samples `[n, D]`, and the evaluations that each took."""
+        """Samples `[n, D]`, and the number of evaluations per sample."""
         keys = jax.random.split(jax.random.key(self.config.seed + seed), len(self.labels))
 
         @jax.jit
@@ -161,7 +164,7 @@ class World:
         return x, int(evaluations)
 
     def exact(self, way: Way, scale: float, seed: int) -> Array:
-        """A long run to the same law."""
+        """Samples of a long run to the same law."""
         sampler = gj.heun() if way.law == "ODE" else gj.heun_sde()
         return self.run(way._replace(sampler=sampler), scale, self.config.exact, seed)[0]
 
@@ -170,7 +173,7 @@ class World:
 
 
 def usual(world: World) -> dict[str, Any]:
-    """The distance of each sampler over its evaluations, until the last target is reached."""
+    """The distance of each sampler over the number of evaluations, until the last target is reached."""
     config, found = world.config, {}
     exact = {law: [world.exact(Way(gj.ddim(), law), config.scale, seed) for seed in (10, 11)] for law in ("ODE", "SDE")}
     for name, way in tqdm(config.chosen(WAYS).items(), desc=f"scale {config.scale:g}"):
@@ -190,7 +193,7 @@ def usual(world: World) -> dict[str, Any]:
 
 
 def by_steps(world: World, ways: dict[str, Way], scale: float) -> dict[str, Any]:
-    """The distance of each way at each number of steps to its own law, and how far that law reaches."""
+    """The distance of each row to its own law by the number of steps, and the largest coordinate under that law."""
     config, found, exact = world.config, {}, {}
     for name, way in tqdm(config.chosen(ways).items(), desc=f"by steps, scale {scale:g}"):
         law = (way.law, way.guidance)
@@ -205,10 +208,10 @@ def by_steps(world: World, ways: dict[str, Way], scale: float) -> dict[str, Any]
 
 def show(config: Config, title: str, rows: dict[str, Any]) -> None:
     print(title)
-    print(f"  {'':44s}" + "".join(f"{n:>10d}" for n in config.steps) + f"{'floor':>10s}{'reach':>8s}")
+    print(f"  {'':44s}" + "".join(f"{n:>10d}" for n in config.steps) + f"{'floor':>10s}{'maximum':>9s}")
     for name, row in rows.items():
         numbers = "".join(f"{d:10.3f}" if d < 1e4 else f"{d:10.0e}" for d in row["distance"])
-        print(f"  {name:44s}{numbers}{row['floor']:10.3f}{row['reach']:8.1f}")
+        print(f"  {name:44s}{numbers}{row['floor']:10.3f}{row['reach']:9.1f}")
 
 
 def picture(config: Config, at_usual: dict[str, Any], intervals: dict[str, Any], at_large: dict[str, Any]) -> None:
@@ -243,7 +246,7 @@ def picture(config: Config, at_usual: dict[str, Any], intervals: dict[str, Any],
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Print the tables, paint the picture; returns the tables."""
+    """Print the tables and draw the picture. Returns the tables."""
     if config.smoke:
         only = ("ddim", "dpmpp_2m", "ddpm", "dpmpp_2m, interval", "dpmpp_2m, thresholded")
         small: Any = {"samples": 512, "steps": (8, 12), "targets": (0.5, 0.3), "exact": 30, "most": 64, "only": only}
@@ -254,18 +257,18 @@ def main(config: Config) -> dict[str, Any]:
     intervals = by_steps(world, INTERVALS, config.scale)
     at_large = by_steps(world, {**WAYS, **REMEDIES}, config.large)
     floors = ", ".join(f"{law} {floor:.3f}" for law, floor in at_usual["floor"].items())
-    print(f"CFG at {config.scale:g}: evaluations a sample to a sliced Wasserstein distance (floor: {floors})")
+    print(f"CFG at {config.scale:g}: evaluations per sample to reach a sliced Wasserstein distance (floors: {floors})")
     print("  " + "".join(f"{heading:>18s}" for heading in ("law", *(f"<= {target:g}" for target in config.targets))))
     for name, row in at_usual["samplers"].items():
         print(f"  {name:14s}{row['law']:>4s}" + "".join(f"{n or f'> {config.most}':>18}" for n in row["reached"]))
-    print(f"The laws of ODE and SDE are {at_usual['laws_apart']:.3f} apart.")
-    told = f"distance to its own law by steps, and how far that reaches (data: {world.reach:.1f})"
-    show(config, f"CFG at {config.scale:g} in the interval ({LOW:g}, {HIGH:g}]: {told}", intervals)
-    show(config, f"CFG at {config.large:g}: {told}", at_large)
+    print(f"The distance between the laws of ODE and SDE is {at_usual['laws_apart']:.3f}.")
+    contents = f"distance to its own law by steps, and its largest coordinate (data: {world.reach:.1f})"
+    show(config, f"CFG at {config.scale:g} in the interval ({LOW:g}, {HIGH:g}]: {contents}", intervals)
+    show(config, f"CFG at {config.large:g}: {contents}", at_large)
     picture(config, at_usual, intervals, at_large)
     results = {"usual": at_usual, "steps": config.steps, "interval": intervals, "large": at_large}
     (config.out / "metrics.json").write_text(json.dumps(results, indent=1))
-    print(f"Picture and metrics are in {config.out}.")
+    print(f"The picture and metrics are in {config.out}.")
     return results
 
 

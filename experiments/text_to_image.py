@@ -1,7 +1,7 @@
-"""Pictures from texts: a model directory and prompts in, PNGs and their grid out.
+"""Text to image: reads a model directory and prompts, and writes PNGs and a grid of them.
 
-`python -m experiments.text_to_image MODEL_DIR "a dog" --scale 7.5 --guidance apg`. With `--image` it starts from a picture,
-with `--mask` too it paints anew what is white there.
+`python -m experiments.text_to_image MODEL_DIR "a dog" --scale 7.5 --guidance apg`. With `--image` it starts from a picture.
+With `--mask` in addition it repaints the white part of the mask.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ WAYS: dict[str, Callable[[Any], gj.Guidance]] = {
     "cfg_zero_star": gj.cfg_zero_star,
     "tcfg": gj.tcfg,
 }
-"""Of the prompt against the negative one, on one scale: 1 is the conditional model. "calibrated" measures its scale first."""
+"""Guidance by the prompt against the negative prompt. Scale 1 is the conditional model. "calibrated" measures first."""
 SAMPLERS = {
     "dpmpp_2m": gj.dpmpp_2m,
     "dpmpp_sde": gj.dpmpp_sde,
@@ -44,69 +44,72 @@ SAMPLERS = {
     "euler_ancestral": gj.euler_ancestral,
 }
 MOST_PIXELS = 2**26
-"""Of a picture that is read."""
+"""Maximum number of pixels of an input picture."""
 SPACINGS = {"published": None, "karras": gj.spacings.karras(), "trailing": gj.spacings.trailing()}
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Pictures of prompts."""
+    """Pictures of prompts by a published text-to-image model."""
 
     model: tyro.conf.Positional[Path]
-    """A directory in the Hugging Face layout: Stable Diffusion 1.x, 2.x or XL."""
+    """A directory in the Hugging Face layout with Stable Diffusion 1.x, 2.x or XL."""
     prompts: tyro.conf.Positional[tuple[str, ...]]
-    """One or several."""
+    """One or several prompts."""
     negative: str | None = None
-    """What the pictures should not be; none at all as the model was published."""
+    """The negative prompt. The default is the unconditional input of the published model."""
     guidance: str = "cfg"
-    """none, cfg, calibrated, interval, rescale, apg, cfg_zero_star or tcfg."""
+    """The guidance method: none, cfg, calibrated, interval, rescale, apg, cfg_zero_star or tcfg."""
     scale: tuple[float, ...] = (7.5,)
-    """1 is the conditional model; one, or one a prompt."""
+    """One guidance scale, or one per prompt. Scale 1 is the conditional model."""
     sampler: str = "dpmpp_2m"
-    """dpmpp_2m, dpmpp_sde, unipc, ddim, ddpm or euler_ancestral."""
+    """The sampler: dpmpp_2m, dpmpp_sde, unipc, ddim, ddpm or euler_ancestral."""
     steps: int = 20
-    """Of the sampler."""
+    """Number of sampler steps."""
     spacing: str = "published"
-    """published, karras or trailing."""
+    """The spacing of the noise levels: published, karras or trailing."""
     height: int | None = None
-    """Of the pictures, in pixels; that of the model, or of the image, where not told."""
+    """Height of the pictures in pixels. The default is that of the image, or else of the model."""
     width: int | None = None
-    """Likewise."""
+    """Width of the pictures in pixels. The default is that of the image, or else of the model."""
     calibration: int = 64
-    """Unguided pictures of the prompts, without image and mask, on which a calibrated scale is measured."""
+    """Number of unguided pictures of the prompts on which a calibrated scale is measured. They ignore the image."""
     samples: int = 1
-    """Pictures of each prompt."""
+    """Number of pictures per prompt."""
     batch: int = 4
-    """Pictures at a time."""
+    """Number of pictures per batch."""
     seed: int = 0
-    """Picture i depends on it and on i."""
+    """The seed. The noise of picture i depends on the seed and on i only."""
     image: Path | None = None
-    """A picture to start from, turned as its EXIF says."""
+    """A picture to start from. It is rotated by its EXIF orientation."""
     strength: float | None = None
-    """How much of the way from noise is gone again; 0.8, or with a mask 1, where not told."""
+    """The fraction of the path from noise that is sampled. The default is 0.8, or 1 with a mask."""
     mask: Path | None = None
-    """A picture that is white where the image is painted anew."""
+    """A picture that is white where the image is repainted."""
     tile: int | None = None
-    """Decode in tiles of so many pixels of the latents, an eighth of the picture's."""
+    """Decode in tiles with this side in latent pixels. One latent pixel is eight pixels of the picture."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Of the networks."""
+    """The data type of the networks."""
     variant: str | None = None
-    """fp16 for files so named."""
+    """The variant in the names of the weight files, for example fp16."""
     out: Path = Path("out/text_to_image")
-    """A directory for the pictures."""
+    """The directory for the pictures."""
 
     def __post_init__(self) -> None:
         for name, names in (("guidance", WAYS), ("sampler", SAMPLERS), ("spacing", SPACINGS)):
             if getattr(self, name) not in names:
                 raise ValueError(f"{name} must be one of {', '.join(names)}, got {getattr(self, name)!r}.")
         if not self.prompts or min(self.samples, self.batch, self.steps, self.calibration) < 1:
-            raise ValueError("there must be a prompt, and samples, batch, steps and calibration must be at least 1.")
+            raise ValueError(
+                "prompts must not be empty, and samples, batch, steps and calibration must be at least 1, got "
+                f"{len(self.prompts)} prompts, and {self.samples}, {self.batch}, {self.steps} and {self.calibration}."
+            )
         if len(self.scale) not in (1, len(self.prompts)):
-            raise ValueError(f"one scale or one a prompt, got {len(self.scale)} for {len(self.prompts)} prompts.")
+            raise ValueError(f"expected one scale or one per prompt, got {len(self.scale)} for {len(self.prompts)} prompts.")
         if self.guidance == "calibrated" and self.mask is not None:
-            raise ValueError("a calibrated scale is measured on whole pictures; with a mask take another guidance.")
+            raise ValueError("a calibrated scale is measured on whole pictures. Use another guidance with a mask.")
         if self.image is None and (self.mask is not None or self.strength is not None):
-            raise ValueError("a mask and a strength need an image.")
+            raise ValueError("mask and strength need an image. Use --image.")
 
 
 def program(model: text_to_image.Model, config: Config, size: tuple[int, int]) -> Callable[..., Array]:
@@ -134,7 +137,7 @@ def program(model: text_to_image.Model, config: Config, size: tuple[int, int]) -
                 sampler = gj.inpaint(sampler, z, model.mask(known))
         if model.added:
             if image is None or known is None:
-                raise ValueError(f"{config.model} is an inpainting model: it needs --image and --mask.")
+                raise ValueError(f"{config.model} is an inpainting model. Use --image and --mask.")
             channels = model.painted(params, image, known)
         encode = functools.partial(model.encode, params, height=size[0], width=size[1], channels=channels)
         two = gj.branches(model.denoiser(params), cond=encode(prompts), uncond=encode(negative))
@@ -147,7 +150,7 @@ def program(model: text_to_image.Model, config: Config, size: tuple[int, int]) -
 
 
 def measured(model: text_to_image.Model, config: Config, size: tuple[int, int]) -> gj.Curve:
-    """Where guidance helps with these prompts, from pictures of them that are drawn unguided, a batch at a time."""
+    """The calibration for these prompts, on unguided pictures of them, one batch at a time."""
     path = model.levels(config.steps, SPACINGS[config.spacing])
 
     @jax.jit
@@ -166,23 +169,24 @@ def measured(model: text_to_image.Model, config: Config, size: tuple[int, int]) 
 
 
 def read(path: Path, size: tuple[int, int] | None = None, method: str = "lanczos3") -> Array:
-    """A picture, `[H, W, 3]` in [-1, 1], the way up that its camera noted, brought to a size.
+    """A picture, `[H, W, 3]` in [-1, 1], rotated by its EXIF orientation and resized to `size`.
 
     Raises:
-      ValueError: if it is damaged, larger than `MOST_PIXELS`, or no picture.
+      FileNotFoundError: if there is no such file.
+      ValueError: if the file is damaged, is no picture, or has more than `MOST_PIXELS` pixels.
     """
     try:
         with Image.open(path) as opened:
-            opened.verify()  # The checksums of a PNG; after it, a file is opened again.
+            opened.verify()  # It checks the checksums of a PNG. Afterwards the file must be opened again.
         with Image.open(path) as opened:
             if opened.width * opened.height > MOST_PIXELS:
-                raise ValueError(f"{opened.width} x {opened.height} pixels are more than {MOST_PIXELS:,}")
+                raise ValueError(f"it has {opened.width} x {opened.height} pixels, expected at most {MOST_PIXELS:,}")
             upright = ImageOps.exif_transpose(opened)
             deep = upright.mode.startswith("I")
             pixels = np.asarray(upright if deep else upright.convert("RGB"), np.float32) / np.float32(65535 if deep else 255)
     except FileNotFoundError:
         raise
-    except Exception as error:  # A damaged picture fails in a dozen ways.
+    except Exception as error:  # Damaged pictures raise many kinds of errors.
         raise ValueError(f"{path} is no picture that can be read: {error}.") from error
     pixels = np.repeat(pixels[..., None], 3, axis=2) if pixels.ndim == 2 else pixels
     image = jnp.asarray(2 * pixels - 1)
@@ -196,23 +200,23 @@ def timed(run: Callable[[], Any]) -> tuple[Any, float]:
 
 
 def main(config: Config) -> list[Path]:
-    """Draw the pictures; gives their paths."""
+    """Sample the pictures and write them. Returns their paths."""
     load = functools.partial(text_to_image.load, dtype=jnp.dtype(config.dtype), variant=config.variant)
     ((model, rise), loading) = timed(lambda: memory.peak(lambda: jax.block_until_ready(load(config.model))))
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
     beside = rise - (size if jax.default_backend() == "cpu" else 0)
     print(
-        f"loaded {size / 1e9:.2f} GB of parameters in {loading:.1f} s; the host held at most {beside / 1e9:.2f} GB beside them"
+        f"loaded {size / 1e9:.2f} GB of parameters in {loading:.1f} s, with at most {beside / 1e9:.2f} GB of other host memory"
     )
     image = None if config.image is None else read(config.image)
     like = model.size if image is None else tuple(n - n % model.factor for n in image.shape[:2])
     height, width = like or (None, None)
-    height, width = (own if told is None else told for told, own in ((config.height, height), (config.width, width)))
+    height, width = (own if given is None else given for given, own in ((config.height, height), (config.width, width)))
     rows, columns, _ = model.latents(height, width)
     pixels = (rows * model.factor, columns * model.factor)
     count = len(config.prompts) * config.samples
     batch = min(config.batch, count)
-    # Filled up to whole batches.
+    # Samples repeat to fill the last batch.
     index = np.resize(np.arange(count), -(-count // batch) * batch)
     texts = [config.prompts[i // config.samples] for i in range(count)]
     scales = np.resize(np.asarray(config.scale, np.float32), len(config.prompts)).repeat(config.samples)
@@ -227,8 +231,8 @@ def main(config: Config) -> list[Path]:
     curve = None
     if config.guidance == "calibrated":
         curve, measuring = timed(lambda: measured(model, config, pixels))
-        most, least = float(curve.rho[0]), float(curve.rho[-1])
-        print(f"calibrated in {measuring:.1f} s: rho is {most:.2f} at the most noise, {least:.2f} at the least")
+        first, last = float(curve.rho[0]), float(curve.rho[-1])
+        print(f"calibrated in {measuring:.1f} s: rho is {first:.2f} at the maximum noise level and {last:.2f} at the minimum")
 
     def arguments(part: np.ndarray) -> tuple[Any, ...]:
         prompts, negative = model.tokenize([texts[i] for i in part]), model.tokenize([config.negative] * batch)
@@ -238,7 +242,7 @@ def main(config: Config) -> list[Path]:
     compiled, compiling = timed(lambda: jax.jit(program(model, config, pixels)).lower(*arguments(parts[0])).compile())
     print(f"compiled in {compiling:.1f} s")
     drawn, drawing = timed(lambda: [np.asarray(compiled(*arguments(part))) for part in parts])
-    print(f"{drawing / index.size:.2f} s a picture of {pixels[0]} x {pixels[1]}, {config.steps} steps, {batch} at a time")
+    print(f"{drawing / index.size:.2f} s per picture of {pixels[0]} x {pixels[1]}, {config.steps} steps, batches of {batch}")
     images = np.concatenate(drawn)[:count]
     config.out.mkdir(parents=True, exist_ok=True)
     paths = [config.out / f"{i:04d}.png" for i in range(count)]

@@ -1,10 +1,10 @@
-"""Autoguidance repairs a weak model where classifier-free guidance only drops branches, in the plane, with exact numbers.
+"""Guidance of a weak model in the plane: autoguidance removes its blur, and classifier-free guidance drops branches.
 
-`python -m experiments.toy_2d` grows two trees, a class each, of small Gaussians (after the figure 1 of Karras et al. 2024,
-arXiv:2406.02507, with a shape of its own). The "network" is the exact denoiser of the trees blurred by a Gaussian, so its
-samples leak off the branches; the weaker guide of autoguidance is blurred more. Density, classes and branches of the truth
-are known, so every method is judged without an estimate but the samples' own noise. Nothing is trained. "calibrated" is CFG
-by a scale that is measured on the network's own samples, and "both" a chain of it and autoguidance at 3.
+`python -m experiments.toy_2d` makes two trees of small Gaussians, one per class (after figure 1 of Karras et al. 2024,
+arXiv:2406.02507, with another shape). The "network" is the exact denoiser of the trees, blurred by a Gaussian, so some of its
+samples lie outside of the branches. The weaker guide of autoguidance has more blur. Density, classes and branches are known
+exactly, so the only error of the numbers is sampling noise. Nothing is trained. "calibrated" is CFG with a scale that is
+calibrated on the network's own samples. "both" is a chain of it and autoguidance at 3.
 """
 
 import dataclasses
@@ -55,25 +55,25 @@ class Config:
     """Guidance of a weak model in the plane."""
 
     out: Path = Path("out/toy_2d")
-    """Where the pictures and `metrics.json` go."""
+    """The directory for pictures and `metrics.json`."""
     blur: float = 0.06
-    """Standard deviation of the Gaussian that blurs what the network knows; the branches are 0.03 wide and thinner."""
+    """Standard deviation of the network's blur. The branches have a standard deviation of at most 0.03 across."""
     weak_blur: float = 0.12
-    """The same of the weaker guide."""
+    """Standard deviation of the weaker guide's blur."""
     scale: float = 3.0
-    """Guidance scale of the table and the picture, of every method."""
+    """Guidance scale of every method in the table and in the picture."""
     scales: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0, 6.0)
-    """Guidance scales of the curves, that one among them."""
+    """Guidance scales of the curves. They must include `scale`."""
     interval: tuple[float, float] = (0.1, 0.3)
-    """Of `sigma / alpha`, in which the interval method guides."""
+    """The interval of `sigma / alpha` in which the method "interval" guides."""
     steps: int = 32
-    """Sampler steps."""
+    """Number of sampler steps."""
     samples: int = 2000
-    """Samples of each method at each scale, of both classes together."""
+    """Number of samples per method and scale, over both classes."""
     seed: int = 0
-    """Of the samples."""
+    """The seed of the samples."""
     smoke: bool = False
-    """A run of seconds, that shows the way but no result."""
+    """Check the job in seconds at toy size. The numbers of such a run mean nothing."""
 
     def __post_init__(self) -> None:
         if not 0 < self.blur < self.weak_blur:
@@ -81,26 +81,26 @@ class Config:
         if self.steps < 1 or self.samples < 2:
             raise ValueError(f"steps must be at least 1 and samples at least 2, got {self.steps} and {self.samples}.")
         if self.scale not in self.scales:
-            raise ValueError(f"scales must hold scale, {self.scale:g}, got {self.scales}.")
+            raise ValueError(f"scales must include scale, {self.scale:g}, got {self.scales}.")
 
 
 class World(NamedTuple):
-    """The trees, as they are and as the networks know them."""
+    """The exact trees, and the blurred trees of the networks."""
 
     truth: gj.oracles.GaussianMixture
     model: gj.oracles.GaussianMixture
     weaker: gj.oracles.GaussianMixture
     branches: Array
-    """Of each component `[K]`, the number of the branch that it is a part of."""
+    """The number of each component's branch, `[K]`."""
     shares: Array
-    """The probability of each branch, over both classes."""
+    """The weight of each branch, over both classes."""
     edge: Array
-    """The log-density that one exact sample in a hundred is below."""
+    """The log-density that 99 % of exact samples exceed."""
     clean: gj.NoiseLevel
 
 
 def grow(config: Config) -> World:
-    """Two classes of 15 bent branches in four generations, the one the other's image through the origin."""
+    """Two classes, each with 15 bent branches in four generations. They are point reflections of each other."""
     pieces, number, components = (6, 4, 3, 2), itertools.count(), []
 
     def bough(x: np.ndarray, angle: float, bend: float, length: float, weight: float, label: int, age: int = 0) -> None:
@@ -141,7 +141,7 @@ def classes(n: int) -> Array:
 
 
 def measured(config: Config, world: World) -> gj.Calibration:
-    """Where CFG helps this network, from as many of its own samples."""
+    """The calibration of CFG for this network, on as many of its own samples."""
     labels, keys = classes(config.samples), jax.random.split(jax.random.key(config.seed + 2), config.samples)
     both = gj.branches(world.model.denoise, cond=labels, uncond=jnp.full_like(labels, -1))
     levels = gj.levels(gj.schedules.edm(), 40, gj.spacings.karras())
@@ -150,10 +150,10 @@ def measured(config: Config, world: World) -> gj.Calibration:
 
 
 def arguments(config: Config, world: World, curve: gj.Calibration, name: str, keys: Array, scale: Array) -> tuple[Any, ...]:
-    """Those of `gj.sample` for a method, one sample a key.
+    """The arguments of `gj.sample` for a method, with one sample per key.
 
-    The classifier is the true posterior, better than a network of this strength would learn. With the model's own it would
-    be CFG, by Bayes' rule.
+    The classifier is the exact posterior, which is better than a learned one. With the network's own posterior, classifier
+    guidance would equal CFG by Bayes' rule.
     """
     labels = classes(len(keys))
     cond, weak = gj.branches(world.model.denoise, cond=labels), gj.branches(world.weaker.denoise, weak=labels)
@@ -177,8 +177,10 @@ def arguments(config: Config, world: World, curve: gj.Calibration, name: str, ke
 
 
 def worth(world: World, x: Array) -> dict[str, Array]:
-    """What samples are worth under the truth. `mode_distance` is the total variation between their shares of the branches, each
-    sample given to its most probable one, and the true shares."""
+    """The quality of samples under the exact density.
+
+    `mode_distance` is the total variation of the branch weights. A sample counts for its most probable branch.
+    """
     labels, truth, count = classes(len(x)), world.truth, len(world.shares)
     log_p = truth.log_prob(x, world.clean, labels)
     along = jnp.einsum("kde,bkd->bke", truth.axes, x[:, None] - truth.means[None])
@@ -193,9 +195,9 @@ def worth(world: World, x: Array) -> dict[str, Array]:
 
 
 def study(config: Config, world: World, names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    """Samples of each method at each scale, `x [S, n, 2]`, and what they are worth, `[S]`; one program for everything.
+    """Samples of each method at each scale, `x [S, n, 2]`, and their quality, `[S]`, by one program.
 
-    The first is the truth: as many exact samples, and with them what the samples' own noise does to the numbers.
+    The first row has as many exact samples. Their numbers show the sampling noise.
     """
     keys = jax.random.split(jax.random.key(config.seed), config.samples)
     curve = jax.jit(functools.partial(measured, config, world))()
@@ -274,7 +276,7 @@ def curves(config: Config, found: dict[str, dict[str, Any]]) -> None:
 
 
 def main(config: Config) -> dict[str, dict[str, Any]]:
-    """Print the table, paint the pictures; returns the table, a row a method."""
+    """Print the tables and draw the pictures. Returns the table with one row per method."""
     if config.smoke:
         out = config.out / "smoke"
         config = dataclasses.replace(config, steps=12, samples=200, scales=(1.0, config.scale), out=out)
@@ -282,17 +284,19 @@ def main(config: Config) -> dict[str, dict[str, Any]]:
     world = grow(config)
     found = study(config, world, (*UNGUIDED, *GUIDED))
     rows = {name: {key: value[config.scales.index(config.scale)] for key, value in row.items()} for name, row in found.items()}
-    print(f"Two trees, a network blurred by {config.blur:g} and a guide by {config.weak_blur:g}, scale {config.scale:g}")
-    print("                log-likelihood   off the tree   shares off by   class accuracy   network calls")
+    labels = {"truth": "exact samples", "calibrated": "CFG, calibrated", "both": "CFG, calibrated, and autoguidance at 3"}
+    print(f"Two trees, a network with blur {config.blur:g} and a guide with blur {config.weak_blur:g}, scale {config.scale:g},")
+    print(f"{config.steps} steps, {config.samples} samples. The total variation of exact samples is sampling noise.")
+    headings = "log-likelihood under the truth   outside of the tree   total variation of the branch weights"
+    print(f"  {'':38s} {headings}   class accuracy   network calls")
     for name, row in rows.items():
-        fidelity = f"{row['log_likelihood']:14.3f}   {row['off_tree']:12.3f}   {row['mode_distance']:13.3f}"
-        print(f"  {name:12s}  {fidelity}   {row['accuracy']:14.4f}   {row['evaluations']:13d}")
-    print(f"{config.steps} steps, {config.samples} samples of two classes; what the truth's shares are off by is their noise.")
-    print(f"Shares off by, at scales {', '.join(f'{scale:g}' for scale in config.scales)}:")
+        fidelity = f"{row['log_likelihood']:30.3f}   {row['off_tree']:19.3f}   {row['mode_distance']:37.3f}"
+        print(f"  {labels.get(name, name):38s} {fidelity}   {row['accuracy']:14.4f}   {row['evaluations']:13d}")
+    print(f"Total variation of the branch weights at scales {', '.join(f'{scale:g}' for scale in config.scales)}:")
     for name in ("CFG", "interval", "APG", "calibrated", "both"):
-        print(f"  {name:12s}  " + "  ".join(f"{value:6.3f}" for value in found[name]["mode_distance"]))
+        print(f"  {labels.get(name, name):38s} " + "  ".join(f"{value:6.3f}" for value in found[name]["mode_distance"]))
     fit = "  ".join(f"{value:6.3f}" for value in found["both"]["log_likelihood"])
-    print(f"and the log-likelihood of both: {fit}")
+    print(f"Log-likelihood of the calibrated scale with autoguidance at 3, at these scales: {fit}")
     picture(config, world, rows)
     curves(config, found)
     numbers = {name: {k: v.tolist() for k, v in row.items() if k != "x"} for name, row in found.items()}

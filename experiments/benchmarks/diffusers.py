@@ -1,9 +1,9 @@
-"""The speed of text-to-image beside diffusers' own pipeline, in one run: same network, weights, latents, texts and steps.
+"""The speed of text-to-image compared with diffusers' pipeline: same network, weights, latents, texts and steps.
 
-`python -m experiments.benchmarks.diffusers` needs PyTorch and diffusers, the extra `parity`. A U-Net of random weights runs
-DPM-Solver++ (2M) with classifier-free guidance, here as one compiled program and there as diffusers' StableDiffusionPipeline,
-in turn; the network alone, at the batch that guidance gives it, is timed beside them. The preset cpu takes a quarter of
-Stable Diffusion's widths in float32, gpu its full size in bfloat16, where diffusers runs under `torch.compile` too.
+`python -m experiments.benchmarks.diffusers` needs PyTorch and diffusers, which the extra `parity` installs. A U-Net with random
+weights runs DPM-Solver++ (2M) with classifier-free guidance. Ours is one compiled program. Theirs is StableDiffusionPipeline.
+Both run in turn, and so does the network alone, at the batch size of guidance. The preset cpu has a quarter of Stable
+Diffusion's width in float32. The preset gpu has its full size in bfloat16, and also runs diffusers under `torch.compile`.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-# PyTorch takes of the same memory.
+# PyTorch needs some of the same memory.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax
@@ -39,27 +39,27 @@ TOKENS = 77
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The speed of text-to-image beside diffusers' own pipeline."""
+    """The speed of text-to-image compared with diffusers' pipeline."""
 
     preset: Literal["cpu", "gpu"] = "cpu"
-    """A quarter of Stable Diffusion's widths at 32 x 32 latents, or all of it in bfloat16 at 64 x 64."""
+    """cpu: a quarter of Stable Diffusion's width at 32 x 32 latents. gpu: its full size in bfloat16 at 64 x 64 latents."""
     out: Path = Path("out/diffusers")
-    """Where `diffusers.json` goes."""
+    """The directory for `diffusers.json`."""
     batch: int = 1
-    """Images at a time; guidance doubles it for the network."""
+    """Number of images per batch. With guidance the network's batch has twice as many."""
     steps: int = 20
-    """Sampler steps."""
+    """Number of sampler steps."""
     scale: float = 7.5
-    """Of the guidance."""
+    """The guidance scale."""
     rounds: int = 10
-    """How often all are timed in turn."""
+    """Number of rounds. In each round every program is timed once."""
     smoke: bool = False
-    """A run of seconds, that shows the way but no result."""
+    """Check the job in seconds at toy size. The numbers of such a run mean nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """A network in diffusers' terms, and where it runs."""
+    """A network by diffusers' options, and the device on which it runs."""
 
     network: dict[str, Any]
     side: int
@@ -79,14 +79,14 @@ Run = Callable[[], Any]
 
 
 def published(preset: Preset) -> tuple[Any, Any]:
-    """diffusers' network and scheduler, of random weights."""
+    """diffusers' network with random weights, and its scheduler."""
     torch.manual_seed(0)
     unet = UNet2DConditionModel(sample_size=preset.side, **preset.network).eval()
     return unet, DPMSolverMultistepScheduler(**SCHEDULER)
 
 
 def inputs(preset: Preset, batch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Latents `[B, h, w, 4]`, and states of the prompt and of the empty text `[B, 77, d]`."""
+    """Latents `[B, h, w, 4]`, and the states of the prompt and of the empty text, `[B, 77, d]`."""
     rng = np.random.default_rng(0)
     text = (batch, TOKENS, preset.network["cross_attention_dim"])
     shapes = ((batch, preset.side, preset.side, 4), text, text)
@@ -95,7 +95,7 @@ def inputs(preset: Preset, batch: int) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 
 def ours(unet: Any, scheduler: Any, preset: Preset, config: Config) -> tuple[Run, Run, dict[str, float]]:
-    """The guided run; the calls of the network that it makes; the seconds of loading and of compiling the run."""
+    """The guided run, its calls of the network alone, and the seconds for loading and for compiling."""
     start = time.perf_counter()
     weights = pretrained.from_arrays({name: weight.float().numpy() for name, weight in unet.state_dict().items()})
     build = lambda rngs: UNet2DCondition(unet_condition_config(unet.config), rngs=rngs)
@@ -127,7 +127,7 @@ def ours(unet: Any, scheduler: Any, preset: Preset, config: Config) -> tuple[Run
 
 
 def theirs(unet: Any, scheduler: Any, preset: Preset, config: Config) -> Run:
-    """diffusers' pipeline on the same."""
+    """diffusers' pipeline on the same inputs."""
     dtype = getattr(torch, preset.dtype)
     pipe = StableDiffusionPipeline(
         vae=None,  # pyright: ignore[reportArgumentType]
@@ -164,7 +164,7 @@ def seconds(run: Run) -> float:
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Measure, print the table, write `diffusers.json`."""
+    """Measure, print the table and write `diffusers.json`."""
     if config.smoke:
         config = dataclasses.replace(config, steps=4, rounds=2, out=config.out / "smoke")
     preset = PRESETS["smoke" if config.smoke else config.preset]
@@ -198,15 +198,15 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def report(config: Config, preset: Preset, results: dict[str, Any]) -> None:
-    """The table."""
+    """Print the table."""
     times = results["seconds"]
     print(
         f"\nA U-Net of {results['parameters']:,} parameters in {preset.dtype} on {results['device']}, {config.steps} steps of "
         f"DPM-Solver++ (2M) with CFG at batch {config.batch}, {torch.get_num_threads()} threads of PyTorch. Ours loads in "
-        f"{results['load_s']:.1f} s and compiles in {results['compile_s']:.1f} s; the latents differ by "
-        f"{results['difference']:.1e} of their standard deviation at most. Medians of {config.rounds} rounds.\n"
+        f"{results['load_s']:.1f} s and compiles in {results['compile_s']:.1f} s. The latents differ by at most "
+        f"{results['difference']:.1e} of their standard deviation. Medians of {config.rounds} rounds.\n"
     )
-    print("| | seconds | quartiles | ours takes, of this |\n|---|---|---|---|")
+    print("| | seconds | quartiles | our time relative to this |\n|---|---|---|---|")
     for name, taken in times.items():
         low, middle, high = statistics.quantiles(taken, n=4, method="inclusive")
         ratio = statistics.median(our / their for our, their in zip(times["guidance_jax"], taken, strict=True))

@@ -1,8 +1,9 @@
-"""What reading published weights takes of the host: memory beyond the parameters, and time.
+"""Host memory and time for loading published weights.
 
 `python -m experiments.benchmarks.loading` writes the U-Net of Stable Diffusion 1.5 at full size with random weights, as float32
-and as float16. It loads each as float32 and as bfloat16, every time in a process of its own. A peak of 1 is the parameters
-alone; a second copy of them would make it 2. The files, 5.2 GB, are removed again. It needs the extra `pretrained`.
+and as float16. It loads each file as float32 and as bfloat16, each time in a separate process. A peak of 1 is the size of the
+parameters. With a second copy of them it would be 2. The files have 5.2 GB and are deleted at the end. The job needs the extra
+`pretrained`.
 """
 
 import dataclasses
@@ -33,12 +34,12 @@ SMOKE = {"block_out_channels": (8, 16, 16, 16), "cross_attention_dim": 12, "atte
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What reading published weights takes of the host."""
+    """Host memory and time for loading published weights."""
 
     out: Path = Path("out/loading")
-    """Where `loading.json` goes, and the files of weights while they are needed."""
+    """The directory for `loading.json`, and for the files of weights during the run."""
     smoke: bool = False
-    """A run of seconds, that shows the way but no result."""
+    """Check the job in seconds at toy size. The numbers of such a run mean nothing."""
 
     @property
     def network(self) -> dict[str, Any]:
@@ -50,15 +51,15 @@ def build(network: dict[str, Any]) -> functools.partial[UNet2DCondition]:
 
 
 def write(network: dict[str, Any], dtype: str, file: Path) -> None:
-    """A file of random weights."""
+    """Write a file of random weights."""
     rng = np.random.default_rng(0)
     shapes = pretrained.published(pretrained.abstract(build(network)))
     save_file({name: rng.random(leaf.shape, np.float32).astype(dtype) for name, leaf in shapes.items()}, file)
 
 
 def measure(network: dict[str, Any], dtype: str, file: Path) -> dict[str, float]:
-    """Of loading a file: the parameters' gigabytes, the peak of memory as a multiple of them, the seconds."""
-    pretrained.abstract(build(network))  # What tracing needs is no matter of the weights.
+    """Load a file. Returns the parameters' size in GB, the peak of host memory relative to it, and the seconds."""
+    pretrained.abstract(build(network))  # Memory for tracing must not count as memory for the weights.
     start = time.perf_counter()
     params, peak = memory.peak(
         lambda: jax.block_until_ready(
@@ -70,7 +71,7 @@ def measure(network: dict[str, Any], dtype: str, file: Path) -> dict[str, float]
 
 
 def main(config: Config) -> list[dict[str, Any]]:
-    """Write, load and measure; returns what `loading.json` holds."""
+    """Write, load and measure. Returns the contents of `loading.json`."""
     config.out.mkdir(parents=True, exist_ok=True)
     rows = []
     with (
@@ -89,10 +90,10 @@ def main(config: Config) -> list[dict[str, Any]]:
                 rows.append({"stored": stored, "loaded": loaded} | row)
                 bar.update()
     (config.out / "loading.json").write_text(json.dumps(rows, indent=1))
-    print("| file | parameters | GB | peak of host memory, of the parameters | seconds |\n|---|---|---|---|---|")
+    print("| file | parameters | GB | peak of host memory, relative to the parameters | seconds |\n|---|---|---|---|---|")
     for row in rows:
-        told = f"{row['gigabytes']:.2f} | {row['peak']:.2f} | {row['seconds']:.1f}"
-        print(f"| {row['stored']} | {row['loaded']} | {told} |")
+        cells = f"{row['gigabytes']:.2f} | {row['peak']:.2f} | {row['seconds']:.1f}"
+        print(f"| {row['stored']} | {row['loaded']} | {cells} |")
     return rows
 
 

@@ -1,10 +1,10 @@
-"""What guidance costs beyond the network: a guided run against the bare network, in one run and process.
+"""The cost of guidance beyond the network: the time of a guided run relative to the bare network.
 
-`python -m experiments.benchmarks.overhead`. The bare network is called, jitted, at the batch that guidance gives it, as often
-as the guided run evaluates it; both are timed in turn and the ratio is the median over the pairs. What an interval or a
-classifier needs besides, the network at the batch without guidance or the classifier's gradient, counts as work of the bare
-side, in running and in compiling. A second table has a row for every method, on the DiT. A third one is of `sample` outside of
-`jit`: what it compiles anew, and how often it traces the network under differently gated guidances.
+`python -m experiments.benchmarks.overhead` prints three tables. In the first, the bare network is jitted and called as often as
+in the guided run, at the same batch size. Both are timed in turn, and the ratio is the median over the pairs. For an interval,
+the bare side also calls the network at the batch size without guidance. For a classifier, it also calls the classifier's
+gradient. Compilation is compared in the same way. The second table has one row per method, on the DiT. The third table is for
+`sample` outside of `jit`. It counts how often the network is traced, for guidances in different intervals.
 """
 
 import dataclasses
@@ -29,29 +29,29 @@ CLASSES = 10
 
 
 class Traces:
-    """The network's traces. A list that it read would be a part of what it depends on; a class is not."""
+    """The list of the network's traces. It is in a class because `sample` would compare a list when it looks up a program."""
 
     seen: ClassVar[list[tuple[int, ...]]] = []
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What guidance costs beyond the network."""
+    """The cost of guidance beyond the network."""
 
     out: Path = Path("out/overhead")
-    """Where `overhead.json` goes."""
+    """The directory for `overhead.json`."""
     steps: int = 20
-    """Sampler steps."""
+    """Number of sampler steps."""
     pairs: int = 15
-    """Timed pairs of runs; the median ratio is reported."""
+    """Number of timed pairs of runs. The table has the median ratio."""
     networks: bool = True
-    """Whether to time every network with the four usual ways of guidance."""
+    """Time every network without guidance, with CFG, with CFG in an interval and with a classifier."""
     methods: bool = True
-    """Whether to time every method on the DiT, over half the steps."""
+    """Time every method on the DiT, with half the number of steps."""
     programs: bool = True
-    """Whether to count what `sample` outside of `jit` compiles, on the toy network."""
+    """Count the traces of `sample` outside of `jit`, on the toy network."""
     smoke: bool = False
-    """A run of seconds, that shows the way but no result."""
+    """Check the job in seconds at toy size. The numbers of such a run mean nothing."""
 
     def __post_init__(self) -> None:
         if self.steps < 4 or self.pairs < 1:
@@ -60,7 +60,7 @@ class Config:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A network and the batch it is guided at."""
+    """A network with its classifier, the shape of a sample and the batch size."""
 
     shape: tuple[int, ...]
     batch: int
@@ -100,13 +100,13 @@ def seconds(run: Callable[[], Any]) -> float:
 
 
 def memory(program: Any) -> int:
-    """The bytes of a program's arguments, results and intermediate values at their peak."""
+    """The peak memory of a program in bytes, with its arguments and results."""
     used = program.memory_analysis()
     return used.argument_size_in_bytes + used.output_size_in_bytes + used.temp_size_in_bytes
 
 
 def compiled(function: Callable[..., Any], *arguments: Any) -> tuple[Callable[..., Any], float]:
-    """The compiled program, and the seconds of tracing and compiling it, the least of two."""
+    """The compiled program, and the seconds for tracing and compiling it, as the minimum of two trials."""
 
     def once() -> tuple[Callable[..., Any], float]:
         jax.clear_caches()
@@ -117,7 +117,7 @@ def compiled(function: Callable[..., Any], *arguments: Any) -> tuple[Callable[..
 
 
 def measure(case: Case, config: Config) -> list[dict[str, Any]]:
-    """A row for each method."""
+    """One row per method."""
     apply, params = gj.networks.from_nnx(case.network(nnx.Rngs(0)))
     classify, weights = gj.networks.from_nnx(case.classifier(nnx.Rngs(1)))
     levels = gj.levels(gj.schedules.cosine(), config.steps, gj.spacings.karras())
@@ -155,7 +155,7 @@ def measure(case: Case, config: Config) -> list[dict[str, Any]]:
 
     single, double, pull = network_at(case.batch), network_at(2 * case.batch), gradient()
     n = config.steps
-    # Of each method: what the bare side calls, with its compile time and how often; and the evaluations per sample.
+    # For each method: the bare side's programs, with their compile times and numbers of calls, and the evaluations per sample.
     bare = {
         "no guidance": ([(*single, n)], n),
         "CFG": ([(*double, n)], 2 * n),
@@ -195,7 +195,7 @@ def measure(case: Case, config: Config) -> list[dict[str, Any]]:
 
 
 def every_method(scale: Array, labels: Array, shape: tuple[int, ...], log_prob: Any) -> dict[str, gj.Guidance]:
-    """A usual setting of every method, on images `[B, H, W, C]`."""
+    """Every method with usual parameters, for images `[B, H, W, C]`."""
     target = jnp.zeros((len(labels), *shape))
     near = lambda x0: -((x0 - target) ** 2).mean((1, 2, 3))
     left = lambda x0: x0[:, :, : shape[1] // 2]
@@ -239,14 +239,14 @@ def every_method(scale: Array, labels: Array, shape: tuple[int, ...], log_prob: 
 
 
 def measure_methods(case: Case, config: Config) -> list[dict[str, Any]]:
-    """A row for every method: its evaluations, and the time of a run against the bare calls that these are."""
+    """One row per method: its evaluations, and the time of a run relative to the same calls of the bare network."""
     apply, params = gj.networks.from_nnx(case.network(nnx.Rngs(0)))
     classify, weights = gj.networks.from_nnx(case.classifier(nnx.Rngs(1)))
     steps, b = max(config.steps // 2, 2), case.batch
     levels = gj.levels(gj.schedules.cosine(), steps, gj.spacings.karras())
     keys, labels = jax.random.split(jax.random.key(0), b), jnp.arange(b) % CLASSES
-    told = {name: (labels + i) % CLASSES for i, name in enumerate(("cond", "weak", "perturbed", "negative", "image"))}
-    conds: Any = told | {"uncond": jnp.full_like(labels, CLASSES), "random": gj.conditions.random_labels(CLASSES)}
+    given = {name: (labels + i) % CLASSES for i, name in enumerate(("cond", "weak", "perturbed", "negative", "image"))}
+    conds: Any = given | {"uncond": jnp.full_like(labels, CLASSES), "random": gj.conditions.random_labels(CLASSES)}
 
     def log_prob(weights: Any) -> Callable[..., Array]:
         return gj.scores.class_log_prob(lambda x, t: classify(weights, x, t), labels, CLASSES)
@@ -279,7 +279,7 @@ def measure_methods(case: Case, config: Config) -> list[dict[str, Any]]:
         guidance = arguments(params, weights, scale, method)[2]
         evaluations = int(gj.evaluations(*arguments(params, weights, scale, method)))
         n = len(guidance.needs | {"cond"})
-        # In how many steps all branches were asked for; in the others the base alone was.
+        # The number of steps that evaluate all branches. The other steps evaluate only the base.
         full = (evaluations - steps) // (n - 1) if n > 1 else 0
         calls = [(forward[n], full), (forward[1], steps - full)]
         if guidance.derivatives:
@@ -312,7 +312,7 @@ def measure_methods(case: Case, config: Config) -> list[dict[str, Any]]:
 
 
 def measure_programs(case: Case, config: Config, gates: int = 7) -> list[dict[str, Any]]:
-    """Seconds and traces of the network for calls of `sample` outside of `jit`, one after another."""
+    """The seconds and the traces of the network for successive calls of `sample` outside of `jit`."""
     apply, params = gj.networks.from_nnx(case.network(nnx.Rngs(0)))
     levels = gj.levels(gj.schedules.cosine(), config.steps, gj.spacings.karras())
     labels, rows = jnp.arange(case.batch) % CLASSES, []
@@ -347,7 +347,7 @@ def measure_programs(case: Case, config: Config, gates: int = 7) -> list[dict[st
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Measure, print the table, write `overhead.json`."""
+    """Measure, print the tables and write `overhead.json`."""
     if config.smoke:
         config = dataclasses.replace(config, steps=4, pairs=2, out=config.out / "smoke")
     config.out.mkdir(parents=True, exist_ok=True)
@@ -361,7 +361,8 @@ def main(config: Config) -> dict[str, Any]:
         results["programs"] = measure_programs(CASES["MLP, toy"], config)
     results["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(
-        f"\n{config.steps} DDIM steps on {results['device']}; ratio: guided run / bare network, median of {config.pairs} pairs"
+        f"\n{config.steps} DDIM steps on {results['device']}. The ratio is the time of the guided run over that of the bare "
+        f"network, as the median of {config.pairs} pairs."
     )
     print(
         "  network    method               evaluations  network ms  bare s  guided s   ratio  memory MB"
@@ -384,11 +385,11 @@ def main(config: Config) -> dict[str, Any]:
                 f" {row['guided_s']:9.3f} {row['ratio']:7.3f}"
             )
     if config.programs:
-        print("\nsample outside of jit, on the toy network; how often the network is traced")
+        print("\n`sample` outside of `jit`, on the toy network, and how often the network is traced")
         print("  call                           seconds  traces")
         for row in results["programs"]:
             print(f"  {row['call']:28} {row['seconds']:9.4f} {row['traces']:7d}")
-    print(f"Peak memory of the process: {results['peak_memory_mb']:.0f} MB.")
+    print(f"The peak memory of the process is {results['peak_memory_mb']:.0f} MB.")
     (config.out / "overhead.json").write_text(json.dumps(results, indent=1))
     return results
 

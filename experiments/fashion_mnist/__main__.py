@@ -1,4 +1,4 @@
-"""The command `python -m experiments.fashion_mnist`: a preset by its name, "default" unless given, and its flags."""
+"""The command `python -m experiments.fashion_mnist`: the name of a preset ("default" if omitted), then options."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The report of the study of Fashion-MNIST: its figures and its words, all from what was measured."""
+"""The report of the study of Fashion-MNIST: figures, tables and text from the measurements."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,7 +65,7 @@ def by_class(shown: tuple[np.ndarray, np.ndarray], classes: int, each: int) -> n
 
 
 def gradients(path: Path, run: models.Run, held_out: data.Data) -> None:
-    """What each classifier would change in a noisy image to make it more of its class, from little noise to much."""
+    """Draw the gradients of both classifiers' log-probability on noisy images, from low to high noise."""
     ratios, count = jnp.array([0.1, 0.3, 1.0, 3.0]), 2
     x0, labels = jnp.asarray(held_out.images[:count]), jnp.asarray(held_out.labels[:count])
     noise = jax.random.normal(jax.random.key(0), x0.shape)
@@ -109,8 +109,8 @@ COLUMNS = {
 
 
 def table(rows: dict[str, dict[str, Any]]) -> Iterator[str]:
-    """Rows of measures in Markdown."""
-    heads = ["", "scale", *(name.replace("fd", "FD") for name in COLUMNS), "KID", "Vendi", "evaluations", "ms a sample"]
+    """The table of measures in Markdown."""
+    heads = ["", "scale", *(name.replace("fd", "FD") for name in COLUMNS), "KID", "Vendi", "evaluations", "ms per sample"]
     yield f"| {' | '.join(heads)} |"
     yield "|---|" + "---:|" * (len(heads) - 1)
     for name, row in rows.items():
@@ -122,54 +122,55 @@ def table(rows: dict[str, dict[str, Any]]) -> Iterator[str]:
 
 
 def findings(metrics: dict[str, Any]) -> Iterator[str]:
-    """What the numbers say, whichever way they fall."""
+    """Sentences that describe the numbers. They are true for any outcome."""
     rows, curves = metrics["headlines"], metrics["curves"]
     plain, free = rows["conditional"], rows["unconditional"]
     yield (
-        f"The judge reads {metrics['evaluator_accuracy']:.1%} of the held-out real images. Real training images have an FD of "
-        f"{metrics['real']['fd']:.2f}, the conditional model {plain['fd']:.2f}, the unconditional one {free['fd']:.2f}: "
-        f"{plain['fd'] / free['fd']:.2f} of it for the former."
+        f"The judge reads {metrics['evaluator_accuracy']:.1%} of the held-out images. The FD of real training images is "
+        f"{metrics['real']['fd']:.2f}. That of the conditional model is {plain['fd']:.2f}, which is "
+        f"{plain['fd'] / free['fd']:.2f} of the unconditional model's {free['fd']:.2f}."
     )
     cfg = curves["cfg"]
     first, last = cfg[0], cfg[-1]
     best = min(cfg, key=lambda row: row["fd"])
     yield (
-        f"Fidelity up, diversity down: from scale {first['scale']:g} to {last['scale']:g} of CFG the accuracy goes from "
-        f"{first['accuracy']:.3f} to {last['accuracy']:.3f} (highest {max(row['accuracy'] for row in cfg):.3f}), recall from "
-        f"{first['recall']:.3f} to {last['recall']:.3f}, coverage from {first['coverage']:.3f} to {last['coverage']:.3f}. "
-        f"The FD is lowest at scale {best['scale']:g}, {best['fd']:.2f} against {first['fd']:.2f} without guidance."
+        f"From scale {first['scale']:g} to {last['scale']:g} of CFG, accuracy goes from {first['accuracy']:.3f} to "
+        f"{last['accuracy']:.3f} (maximum {max(row['accuracy'] for row in cfg):.3f}), recall from {first['recall']:.3f} to "
+        f"{last['recall']:.3f}, and coverage from {first['coverage']:.3f} to {last['coverage']:.3f}. "
+        f"The minimum of the FD is {best['fd']:.2f}, at scale {best['scale']:g}. Without guidance it is {first['fd']:.2f}."
     )
     equal = [(name, row) for name, row in rows.items() if "at accuracy" in name]
     if len(equal) > 1:
-        told = "; ".join(
-            f"{row['fd']:.2f} ({row['way']}, scale {row['scale']:g}, measured {row['accuracy']:.3f})" for _, row in equal
+        each = "; ".join(
+            f"{row['fd']:.2f} for {models.WAYS[row['way']].title} at scale {row['scale']:g} (accuracy {row['accuracy']:.3f})"
+            for _, row in equal
         )
-        yield f"Ways at equal accuracy: FD {told}."
+        yield f"The FD of methods at nearly equal accuracy: {each}."
     if (found := rows.get("CFG, calibrated, lowest FD")) and (plainest := rows.get("CFG, lowest FD")):
         yield (
-            f"By a calibrated scale the lowest FD is {found['fd']:.2f} (scale {found['scale']:g}, accuracy "
-            f"{found['accuracy']:.3f}), {found['fd'] / plainest['fd']:.2f} of CFG's lowest."
+            f"The minimum FD of the calibrated scale is {found['fd']:.2f} (scale {found['scale']:g}, accuracy "
+            f"{found['accuracy']:.3f}). This is {found['fd'] / plainest['fd']:.2f} of CFG's minimum."
         )
     early, weak = rows["under-trained, conditional"], rows["under-trained, autoguidance, lowest FD"]
     text = (
-        f"Autoguidance takes the under-trained FD from {early['fd']:.2f} to {weak['fd']:.2f}, accuracy {weak['accuracy']:.3f}"
+        f"Autoguidance changes the FD of the under-trained model from {early['fd']:.2f} to {weak['fd']:.2f}, at accuracy "
+        f"{weak['accuracy']:.3f}."
     )
     other = rows.get("under-trained, CFG, at its accuracy")
     yield text + (
-        f"; CFG of that accuracy ({other['accuracy']:.3f}) has {other['fd']:.2f}."
+        f" CFG at that accuracy ({other['accuracy']:.3f}) has {other['fd']:.2f}."
         if other
-        else "; CFG reaches no such accuracy."
+        else " CFG does not reach that accuracy."
     )
     aware, clean = (next(row for row in rows.values() if row["way"] == way) for way in ("classifier", "clean_classifier"))
     yield (
-        f"Why a classifier must know noise: at scale {aware['scale']:g} the noise-aware one gives accuracy "
-        f"{aware['accuracy']:.3f} and FD {aware['fd']:.2f}, the one trained on clean images {clean['accuracy']:.3f} and "
-        f"{clean['fd']:.2f}."
+        f"At scale {aware['scale']:g} the noise-aware classifier has accuracy {aware['accuracy']:.3f} and FD {aware['fd']:.2f}."
+        f" The classifier trained on clean images has accuracy {clean['accuracy']:.3f} and FD {clean['fd']:.2f}."
     )
 
 
 def write(config: Any, metrics: dict[str, Any], sweep: Sweep, held_out: data.Data) -> None:
-    """`report.md` and its figures, in `config.out`."""
+    """Write `report.md` and its figures to `config.out`."""
     out, curves, names = config.out, metrics["curves"], sweep.run.names
     classes, real = len(names), metrics["real"]
     curve(out / "accuracy_coverage.png", curves, "coverage", "accuracy", ("coverage", "accuracy"))
@@ -190,7 +191,7 @@ def write(config: Any, metrics: dict[str, Any], sweep: Sweep, held_out: data.Dat
         grids(out / f"classes_{way}.png", points, names, f"Samples by {models.WAYS[way].title}, one row per class", labels=1.2)
     gradients(out / "gradients.png", sweep.run, held_out)
     (out / "report.md").write_text("\n".join(text(metrics)) + "\n")
-    print(f"\n{out / 'report.md'} has the whole table and the pictures.\n")
+    print(f"\n{out / 'report.md'} has all tables and pictures.\n")
     print("\n".join(table(metrics["headlines"])), "\n")
     print("\n".join(findings(metrics)))
 
@@ -200,22 +201,22 @@ def text(metrics: dict[str, Any]) -> Iterator[str]:
     seconds = metrics["seconds"]
     yield from ("# Guidance on Fashion-MNIST", "")
     yield from (
-        "Features and accuracy are those of a classifier trained on clean images, which no guidance sees; distances are to "
-        "the held-out images. FD is the Frechet distance of these features, an FID but for the network.",
+        "The judge is a classifier of clean images that no guidance method uses. It gives accuracy and features. All distances "
+        "are to the held-out images. FD is the Frechet distance of these features. It is not FID, which uses Inception.",
         "",
-        f"Training took {seconds['training'] / 60:.1f} minutes in this run, all of it {seconds['all'] / 60:.1f}.",
+        f"This run took {seconds['all'] / 60:.1f} minutes, {seconds['training'] / 60:.1f} of them for training.",
     )
     yield from ("", "![Samples of each method, one row per class](overview.png)", "", "## What was found", "")
     for sentence in findings(metrics):
         yield from (sentence, "")
     yield from (*table({"real training images": metrics["real"], **metrics["headlines"]}), "")
-    yield from ("## Accuracy against coverage, every method", "", "![](accuracy_coverage.png)", "")
-    yield from ("## The distance over the scale", "", "![](fd.png)", "", "![](fd_accuracy.png)", "")
+    yield from ("## Accuracy and coverage of every method", "", "![](accuracy_coverage.png)", "")
+    yield from ("## Frechet distance over the scale", "", "![](fd.png)", "", "![](fd_accuracy.png)", "")
     yield from ("## Precision and recall", "", "![](precision_recall.png)", "")
     yield from (
-        "## The two classifiers' gradients",
+        "## Gradients of the two classifiers",
         "",
-        "Each gradient is scaled by its own size.",
+        "Each gradient is divided by its own magnitude.",
         "",
         "![](gradients.png)",
         "",

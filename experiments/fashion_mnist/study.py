@@ -1,11 +1,12 @@
-"""The guidance table of a paper, on Fashion-MNIST: train, sweep every method's scale, judge, report.
+"""The guidance table of a paper on Fashion-MNIST: training, a sweep of every method's scale, judgement, and a report.
 
-`python -m experiments.fashion_mnist` is planned for an hour on 2 CPU cores, `... small` about ten minutes, `... gpu` has
-networks and sample sizes of a paper. Every stage goes on where it was stopped; all of it lies in `out/fashion_mnist`, and
-`report.md` is what to read.
+`python -m experiments.fashion_mnist` takes about an hour on 2 CPU cores, and `... small` about ten minutes. `... gpu` has the
+networks and sample sizes of a paper. Every stage continues where it was stopped. All files are in `out/fashion_mnist`. Read
+`report.md` first.
 
-The judge is a classifier of clean images that no guidance sees. Its features give the Frechet distance (here called FD, not
-FID: that is Inception's), precision, recall, density and coverage, all against the 10,000 held-out images.
+The judge is a classifier of clean images that no guidance method uses. Its features give the Frechet distance, precision,
+recall, density and coverage, all against the 10,000 held-out images. The Frechet distance is called FD. It is not FID, which
+uses Inception.
 """
 
 import contextlib
@@ -39,50 +40,55 @@ class Config:
     """Guidance on Fashion-MNIST, from the data to the report."""
 
     out: Path = Path("out/fashion_mnist")
-    """Where data, checkpoints, samples and the report go."""
+    """The directory for data, checkpoints, samples and the report."""
     dataset: str = "fashion_mnist"
-    """The TFDS name of a set of labelled images."""
+    """The name of a labelled image data set in TFDS."""
     manual_dir: Path | None = None
-    """A folder of the set's four IDX files, where it is not to be downloaded: Debian's package dataset-fashion-mnist puts them
-    in /usr/share/datasets/fashion-mnist."""
+    """A folder with the four IDX files of the data set, to use without a download. Debian's package dataset-fashion-mnist
+    installs them in /usr/share/datasets/fashion-mnist."""
     seed: int = 0
-    """Of everything random."""
+    """The seed of all random numbers."""
     network: gj.networks.UNetConfig = gj.networks.UNetConfig((28, 28, 1), 10, widths=(32, 64), patch=2)
-    """The network to be guided. Shape and classes are those of the data."""
+    """The denoiser that is guided. Its shape and classes are replaced by those of the data."""
     classifier_network: gj.networks.UNetConfig = gj.networks.UNetConfig((28, 28, 1), 10, widths=(32, 64), patch=2)
-    """The classifiers that guide, one trained on noisy images and one on clean ones."""
+    """The network of both classifiers that guide. One is trained on noisy images, the other on clean images."""
     evaluator_width: int = 32
-    """Channels of the judge's first convolution; there are three."""
+    """Number of channels of the judge's first convolution. The judge has three convolutions."""
     denoiser: Training = Training(steps=7000, batch=64, learning_rate=2e-3, snapshots=(300, 1000))
-    """Its averaged parameters at the second snapshot are the under-trained model, at the first the one that guides it."""
+    """Training of the denoiser. The under-trained model is its second snapshot, and the weaker guide is its first snapshot."""
     classifier: Training = Training(steps=3500, batch=64, weight_decay=0.05)
-    """Of both classifiers that guide."""
+    """Training of both classifiers that guide."""
     evaluator: Training = Training(steps=5000, batch=64, learning_rate=2e-3, weight_decay=0.05)
-    """Of the judge."""
+    """Training of the judge."""
     loss: Literal["v", "min_snr", "edm"] = "v"
-    """Of the denoiser: the error in v, that weighted by min-SNR, or EDM's preconditioning, weight and noise levels."""
+    """The denoiser's loss: the error of v, the same with min-SNR weights, or EDM's loss with its preconditioning."""
     drop_rate: float = 0.1
     """The probability of dropping the label in training."""
     steps: int = 12
-    """Steps of DPM-Solver++ 2M, on Karras' levels."""
+    """Number of steps of DPM-Solver++ 2M, on Karras' noise levels."""
     samples: int = 2000
-    """Samples a point of the sweeps, in equal parts for each class."""
+    """Number of samples per point of the sweeps, with equal numbers per class."""
     headline: int = 5000
-    """Samples of each row of the headline table."""
+    """Number of samples per row of the main table."""
     calibration: int = 1000
-    """Samples on which the calibrated scale is measured."""
+    """Number of samples on which the calibrated scale is measured."""
     batch: int = 250
-    """Samples at once."""
+    """Number of samples per batch."""
     coordinator: str | None = None
-    """Of several processes, as `jax.distributed` takes it: host:port."""
+    """For several processes: host:port of process 0, as `jax.distributed` takes it."""
     processes: int | None = None
+    """The number of processes."""
     process: int | None = None
+    """The number of this process, from 0."""
 
     def __post_init__(self) -> None:
         if len(self.denoiser.snapshots) != 2:
             raise ValueError(f"denoiser.snapshots must be two steps, weak and under-trained, got {self.denoiser.snapshots}.")
         if not 1 <= self.samples <= self.headline or self.steps < 1 or not 0 <= self.drop_rate <= 1:
-            raise ValueError("samples and steps must be at least 1, headline at least samples, drop_rate in [0, 1].")
+            raise ValueError(
+                "samples and steps must be at least 1, headline at least samples, and drop_rate in [0, 1], got "
+                f"{self.samples}, {self.steps}, {self.headline} and {self.drop_rate}."
+            )
 
 
 PRESETS: dict[str, tuple[str, Config]] = {
@@ -117,7 +123,7 @@ PRESETS: dict[str, tuple[str, Config]] = {
         ),
     ),
     "smoke": (
-        "Seconds, that show the way but no result.",
+        "A check of the job in seconds at toy size. The numbers of such a run mean nothing.",
         Config(
             out=Path("out/fashion_mnist_smoke"),
             dataset="digits",
@@ -168,7 +174,7 @@ def losses(config: Config, apply: dict[str, Callable[..., Array]], null: int) ->
 
 
 def plan(config: Config, networks: dict[str, models.Trained], shape: tuple[int, ...]) -> None:
-    """Print how many operations the run will take, counted by the compiler."""
+    """Print the number of operations of the run, as counted by the compiler."""
     x, t, labels = jnp.zeros((1, *shape)), jnp.zeros(1), jnp.zeros(1, jnp.int32)
     inputs = {"denoiser": (x, t, labels), "classifier": (x, t), "clean": (x, t), "evaluator": (x,)}
     one = {}
@@ -177,19 +183,19 @@ def plan(config: Config, networks: dict[str, models.Trained], shape: tuple[int, 
         one[name] = counted["flops"]
     trainings = {"denoiser": config.denoiser, "clean": config.classifier, "classifier": config.classifier}
     trainings["evaluator"] = config.evaluator
-    # A gradient is worth two forward passes.
+    # A gradient costs as much as two forward passes.
     training = sum(3 * one[name] * each.steps * each.batch for name, each in trainings.items())
     contrasts = sum(len(scales) for way, scales in SCALES.items() if "classifier" not in way)
     steered = sum(len(scales) for way, scales in SCALES.items() if "classifier" in way)
-    # Three models without guidance, and sixteen headlines, most of them of two branches.
+    # Three models without guidance, and sixteen rows of the main table, most of them with two branches.
     passes = config.samples * (2 * contrasts + steered + 3) + config.headline * 27
     sampling = config.steps * (passes * one["denoiser"] + steered * config.samples * 3 * one["classifier"])
-    told = f"training {training / 1e12:.1f} TFLOP, sampling {sampling / 1e12:.1f}"
-    print(f"plan: {told}; at 100 GFLOP/s that is {(training + sampling) / 6e12:.0f} minutes")
+    work = f"training takes {training / 1e12:.1f} TFLOP and sampling {sampling / 1e12:.1f} TFLOP"
+    print(f"plan: {work}, together {(training + sampling) / 6e12:.0f} minutes at 100 GFLOP/s")
 
 
 def train(config: Config, train_set: data.Data, held_out: data.Data) -> tuple[models.Run, Judge, str]:
-    """The networks, the judge, and a digest of all that they depend on."""
+    """The networks, the judge, and a digest of everything that the networks depend on."""
     shape, classes = train_set.images.shape[1:], train_set.classes
     sized = lambda network: dataclasses.replace(network, shape=shape, classes=classes)
     described = {
@@ -198,7 +204,7 @@ def train(config: Config, train_set: data.Data, held_out: data.Data) -> tuple[mo
         "clean": models.describe("UNetClassifier", sized(config.classifier_network)),
     }
     judge = Evaluator(shape, classes, config.evaluator_width, 3, rngs=nnx.Rngs(config.seed))
-    networks = {name: models.build(told, config.seed) for name, told in described.items()}
+    networks = {name: models.build(entry, config.seed) for name, entry in described.items()}
     networks["evaluator"] = models.Trained(*gj.networks.from_nnx(judge))
     described["evaluator"] = {"kind": "Evaluator", "config": {"width": config.evaluator_width, "jitter": "a pixel"}}
     wanted = losses(config, {name: network.apply for name, network in networks.items()}, classes)
@@ -226,7 +232,7 @@ def train(config: Config, train_set: data.Data, held_out: data.Data) -> tuple[mo
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Run it all; returns what `metrics.json` holds."""
+    """Run the study. Returns the contents of `metrics.json`."""
     devices.start(config.coordinator, config.processes, config.process)
     start = time.perf_counter()
     config.out.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The sweeps of a study: every way to guide at its scales, judged, and the rows that its comparisons stand on."""
+"""The sweeps of the study: every guidance method at its scales, judged, and the rows of the main table."""
 
 import itertools
 import time
@@ -25,7 +25,7 @@ ACCURATE = 0.98
 
 
 class Sweep:
-    """Samples of any way at any scale, kept in shards, and what the judge says of them."""
+    """Samples of any method at any scale, stored in shards, and the judge's measures of them."""
 
     def __init__(self, run: models.Run, judge: Judge, directory: Path, digest: str, *, steps: int, batch: int, seed: int):
         self.run, self.judge, self.directory, self.digest, self.batch, self.seed = run, judge, directory, digest, batch, seed
@@ -34,15 +34,16 @@ class Sweep:
         self.costs: dict[str, dict[str, float]] = {}
 
     def row(self, way: str, scale: float, count: int) -> dict[str, Any]:
-        """A row of the table: what was sampled, its measures and its cost."""
+        """A row of the table: the method and scale, the measures and the cost."""
         images, labels = self.images(way, scale, count)
         row = {"way": way, "scale": scale} | self.judge(images, labels) | self.cost(way)
-        told = ", ".join(f"{name} {row[name]:.3f}" for name in ("accuracy", "fd", "precision", "recall", "coverage"))
-        print(f"{models.WAYS[way].title}, scale {scale:g}, {count} samples: {told}", flush=True)
+        names = {"accuracy": "accuracy", "fd": "FD", "precision": "precision", "recall": "recall", "coverage": "coverage"}
+        measures = ", ".join(f"{name} {row[key]:.3f}" for key, name in names.items())
+        print(f"{models.WAYS[way].title}, scale {scale:g}, {count} samples: {measures}", flush=True)
         return row
 
     def images(self, way: str, scale: float, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """The first `count` samples, in bytes, and their labels."""
+        """The first `count` samples in bytes, and their labels."""
         program, params = self.program(way)
         labels = np.arange(count, dtype=np.int32) % len(self.run.names)
         directory = self.directory / self.digest / f"{way}_{scale:g}"
@@ -63,7 +64,7 @@ class Sweep:
         return self.programs[way]
 
     def cost(self, way: str) -> dict[str, float]:
-        """Network evaluations a sample, without those of classifiers, and seconds a sample in one batch."""
+        """Network evaluations per sample, without those of classifiers, and seconds per sample in one batch."""
         if way not in self.costs:
             program, params = self.program(way)
             count, _ = models.program(self.run, models.WAYS[way], gj.dpmpp_2m(), self.levels, gj.evaluations)
@@ -78,8 +79,10 @@ class Sweep:
 
 
 def scale_at(rows: list[dict[str, Any]], value: float, measure: str = "accuracy") -> float | None:
-    """The smallest scale at which a sweep's accuracy rises to a value, or another measure falls to it, linear between points;
-    None where it never does."""
+    """The smallest scale at which a sweep reaches a value, by linear interpolation, or None if it never does.
+
+    Accuracy must rise to the value. Other measures must fall to it.
+    """
     for low, high in itertools.pairwise(rows):
         first, last = low[measure], high[measure]
         if (first <= value <= last) if measure == "accuracy" else (first >= value >= last):
@@ -89,7 +92,7 @@ def scale_at(rows: list[dict[str, Any]], value: float, measure: str = "accuracy"
 
 
 def headlines(curves: dict[str, list[dict[str, Any]]]) -> dict[str, tuple[str, float]]:
-    """`{row: (way, scale)}`: what the comparisons of the report stand on, chosen by the sweeps."""
+    """`{row: (method, scale)}` of the main table. The sweeps determine the scales."""
     best = lambda way: min(curves[way], key=lambda row: row["fd"])
     reach = lambda *ways: min(max(row["accuracy"] for row in curves[way]) for way in ways)
     rows: dict[str, tuple[str, float | None]] = {

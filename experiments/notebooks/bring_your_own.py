@@ -18,8 +18,8 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/guidance_jax/blob/main/experiments/notebooks/bring_your_own.ipynb)
 #
-# A network is any pure function $(x\,[B, \dots],\; t\,[B],\; y) \mapsto$ output, a guidance method and a sampler are
-# one function each, and a classifier is any $\log p(y \mid x_t)$ that can be differentiated.
+# A network is any pure function $(x\,[B, \dots],\; t\,[B],\; y) \mapsto$ output. A guidance method is one function, and
+# so is a sampler. A classifier is any differentiable $\log p(y \mid x_t)$.
 
 # %%
 import importlib.metadata
@@ -29,14 +29,14 @@ import sys
 
 if importlib.util.find_spec("guidance_jax") is None:
     source = "guidance_jax[experiments] @ git+https://github.com/OWNER/guidance_jax"
-    own = [f"{name}=={importlib.metadata.version(name)}" for name in ("jax", "jaxlib")]  # the machine's JAX stays as it is
+    own = [f"{name}=={importlib.metadata.version(name)}" for name in ("jax", "jaxlib")]  # keeps the installed JAX
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", source, "equinox", *own], check=True)
     importlib.invalidate_caches()
 
 # %% tags=["parameters"]
 import os
 
-TOY = "GUIDANCE_JAX_TOY" in os.environ  # a run of seconds, for the tests
+TOY = "GUIDANCE_JAX_TOY" in os.environ  # runs in seconds, for the tests
 TRAINING, SAMPLES, STEPS = (20, 40, 4) if TOY else (4000, 2000, 30)
 
 # %%
@@ -61,7 +61,7 @@ print(f"{jax.device_count()} {jax.devices()[0].device_kind}")
 # %% [markdown]
 # ## Data
 #
-# A pinwheel of five arms, a class each. The label 5 stands for no condition.
+# A pinwheel of five arms, with one class per arm. The label 5 means no condition.
 
 # %%
 CLASSES = 5
@@ -80,15 +80,15 @@ def pinwheel(key, n):
 # %% [markdown]
 # ## Four networks
 #
-# All see the same features of $(x, t, y)$ and predict $v = \alpha \epsilon - \sigma x_0$. What the library takes of
-# each is a pair: `apply(params, x, t, y)` and `params`.
+# All networks use the same features of $(x, t, y)$ and predict $v = \alpha \epsilon - \sigma x_0$. The library needs two
+# things of a network: `apply(params, x, t, y)` and `params`.
 
 # %%
 WIDTH = 128
 
 
 def features(x, t, labels):
-    """`[B, 32]`: waves of x and t, and the label."""
+    """Features `[B, 32]`: sines and cosines of x and t, and the one-hot label."""
     inputs = jnp.concatenate([x, 2 * t[:, None]], axis=1)
     waves = (inputs[:, :, None] * 2.0 ** jnp.arange(4)[None, None]).reshape(len(x), -1)
     return jnp.concatenate([x, jnp.sin(waves), jnp.cos(waves), jax.nn.one_hot(labels, CLASSES + 1)], axis=1)
@@ -114,7 +114,7 @@ plain_params = [(draw(key, shape), jnp.zeros(shape[1])) for key, shape in zip(ke
 
 
 # %% [markdown]
-# **Flax NNX**, by `gj.networks.from_nnx`:
+# **Flax NNX**, with `gj.networks.from_nnx`:
 
 
 # %%
@@ -133,7 +133,7 @@ nnx_apply, nnx_params = gj.networks.from_nnx(Nnx(rngs=nnx.Rngs(0)))
 
 
 # %% [markdown]
-# **Flax Linen**, by `gj.networks.from_linen`:
+# **Flax Linen**, with `gj.networks.from_linen`:
 
 
 # %%
@@ -150,7 +150,7 @@ variables = dict(Linen().init(jax.random.key(0), jnp.ones((1, 2)), jnp.ones(1), 
 linen_apply, linen_params = gj.networks.from_linen(Linen(), variables)
 
 # %% [markdown]
-# **Equinox**, whose modules see one sample: `vmap` gives them the batch.
+# **Equinox**. Its modules take one sample, so `vmap` adds the batch.
 
 # %%
 module = eqx.nn.MLP(32, 2, WIDTH, 3, jax.nn.silu, key=jax.random.key(0))
@@ -164,8 +164,8 @@ def equinox_apply(params, x, t, labels):
 # %% [markdown]
 # ## Training
 #
-# One loop for all of them: the label is dropped in a fifth of the samples, so that each network is conditional and
-# unconditional. The batch is sharded over the devices, the parameters are on each of them.
+# One loop trains all networks. It drops the label of a fifth of the samples, so each network learns the conditional and
+# the unconditional prediction. The batch is sharded over the devices, and every device has all parameters.
 
 # %%
 BATCH = 512 + -512 % jax.device_count()
@@ -205,10 +205,10 @@ for name, (apply, params) in NETWORKS.items():
     print(f"{name:15s} loss {losses[0]:.3f} -> {losses[-100:].mean():.3f}")
 
 # %% [markdown]
-# ## Guide them
+# ## Guidance
 #
-# Parameters, keys, labels and the scale are arguments: changing their values never compiles again. Below, the
-# conditional models and, under them, the same noise by CFG at scale 2, $D = u + w\,(c - u)$.
+# Parameters, keys, labels and the scale are arguments, so other values do not compile again. The first row has samples
+# of the conditional models. The second row has the same noise with CFG at scale 2, $D = u + w\,(c - u)$.
 
 # %%
 n = SAMPLES + -SAMPLES % jax.device_count()
@@ -246,7 +246,7 @@ plt.show()
 # %% [markdown]
 # ## A guidance method in one line, or in six
 #
-# A method is its formula. The predictions of the branches are vectors, so CFG is one line:
+# A method is a formula of the branches' predictions. Predictions are vectors, so CFG is one line:
 
 
 # %%
@@ -255,8 +255,8 @@ def contrast(scale):
 
 
 # %% [markdown]
-# A formula that is not linear returns an array, the new $x_0$; $\epsilon$ follows from $x = \alpha x_0 + \sigma \epsilon$.
-# This one is CFG whose push on $x_0$ is never longer than `bound`:
+# A nonlinear formula returns an array, the new $x_0$. The library computes $\epsilon$ from
+# $x = \alpha x_0 + \sigma \epsilon$. This method is CFG that changes $x_0$ by at most `bound`:
 
 
 # %%
@@ -271,12 +271,12 @@ def bounded_cfg(scale, bound):
 # %% [markdown]
 # ## A sampler in eight lines
 #
-# A sampler calls the guided denoiser and moves $x$ to the next noise level. This one is DDIM with a share $s$ of fresh
-# noise in every step,
+# A sampler calls the guided denoiser and moves $x$ to the next noise level. This sampler is DDIM that adds a share $s$ of
+# new noise in every step,
 #
-# $$x' = \alpha' x_0 + \sigma' \left(\sqrt{1 - s^2}\; \epsilon + s\, z\right), \qquad z \sim \mathcal{N}(0, I),$$
+# $$x' = \alpha' x_0 + \sigma' \left(\sqrt{1 - s^2}\; \epsilon + s\, z\right), \qquad z \sim \mathcal{N}(0, I).$$
 #
-# drawn from a key of each sample, so that a sample is the same in a batch of 1 and of 1,000.
+# The noise comes from each sample's own key, so a sample does not depend on the size of the batch.
 
 
 # %%
@@ -291,7 +291,7 @@ def noisy_ddim(share):
 
 
 # %% [markdown]
-# They run, compile and combine as the library's own do:
+# Both work like the library's own methods and samplers, and combine with them:
 
 # %%
 apply, params = trained["Flax NNX"]
@@ -311,13 +311,14 @@ plt.show()
 # %% [markdown]
 # ## Classifier guidance with your own log-probability
 #
-# $\hat\epsilon = \epsilon - w\, \sigma\, \nabla_x \log p(y \mid x_t)$, the network unconditional. Here $y$ is "on the
-# right of the line $x_1 = 0$". Were the data $\mathcal{N}(0, s^2)$, it would have the probability
-# $\Phi\big(\alpha s\, x_{t, 1} / (\sigma \sqrt{\alpha^2 s^2 + \sigma^2})\big)$ at every noise level, and nothing needs
-# to be trained.
+# Classifier guidance uses the unconditional network,
+# $\hat\epsilon = \epsilon - w\, \sigma\, \nabla_x \log p(y \mid x_t)$. Here $y$ means "on the right of the line
+# $x_1 = 0$". For data from $\mathcal{N}(0, s^2)$ its probability is
+# $\Phi\big(\alpha s\, x_{t, 1} / (\sigma \sqrt{\alpha^2 s^2 + \sigma^2})\big)$ at every noise level. We use this formula
+# for the pinwheel, so nothing needs to be trained.
 #
-# A log-probability of clean data goes through the denoiser: `gj.freedom` moves every step by
-# $\rho\, \nabla_{x_t} \log p(y \mid x_0(x_t))$. Here it draws to the circle of radius 1.
+# A log-probability of clean data needs the denoiser. `gj.freedom` moves every step by
+# $\rho\, \nabla_{x_t} \log p(y \mid x_0(x_t))$. Here it pulls samples to the circle of radius 1.
 
 
 # %%

@@ -18,10 +18,10 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/guidance_jax/blob/main/experiments/notebooks/every_method.ipynb)
 #
-# Three bent arms of Gaussians in the plane, a class each. Their denoiser, $\mathbb{E}[x_0 \mid x_t, y]$, and their
-# posterior, $p(y \mid x_t)$, are known exactly at every noise level, so nothing is trained and nothing below is a
-# network's mistake. Every guidance method of the library is asked for the same class from the same noise, and stands
-# beside the law that classifier-free guidance is named after,
+# The data are three bent arms of Gaussians in the plane, with one class per arm. Their denoiser,
+# $\mathbb{E}[x_0 \mid x_t, y]$, and their posterior, $p(y \mid x_t)$, are known exactly at every noise level. Nothing is
+# trained, so there are no errors of a network. Every guidance method of the library samples the same class from the same
+# noise. Its samples are compared with the tilted law, which classifier-free guidance is often said to sample,
 #
 # $$p_w(x) \propto p(x)^{1-w}\, p(x \mid y)^{w}.$$
 
@@ -33,14 +33,14 @@ import sys
 
 if importlib.util.find_spec("guidance_jax") is None:
     source = "guidance_jax[experiments] @ git+https://github.com/OWNER/guidance_jax"
-    own = [f"{name}=={importlib.metadata.version(name)}" for name in ("jax", "jaxlib")]  # the machine's JAX stays as it is
+    own = [f"{name}=={importlib.metadata.version(name)}" for name in ("jax", "jaxlib")]  # keeps the installed JAX
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", source, *own], check=True)
     importlib.invalidate_caches()
 
 # %% tags=["parameters"]
 import os
 
-TOY = "GUIDANCE_JAX_TOY" in os.environ  # a run of seconds, for the tests
+TOY = "GUIDANCE_JAX_TOY" in os.environ  # runs in seconds, for the tests
 SCALE = 3.0
 SAMPLES, STEPS = (64, 4) if TOY else (2048, 32)
 
@@ -56,14 +56,14 @@ import guidance_jax as gj
 
 mesh = jax.make_mesh((jax.device_count(),), ("samples",), axis_types=(AxisType.Auto,))
 over_devices = NamedSharding(mesh, PartitionSpec("samples"))
-jax.config.update("jax_default_matmul_precision", "highest")  # TPUs and GPUs multiply in less than float32 unless told
+jax.config.update("jax_default_matmul_precision", "highest")  # TPUs and GPUs use less than float32 by default
 print(f"{jax.device_count()} {jax.devices()[0].device_kind}")
 
 # %% [markdown]
 # ## The world
 #
-# `gj.oracles.GaussianMixture` is the denoiser. The weaker guide of autoguidance knows the arms blurred, and `coarse`
-# knows two classes only: the arm that is asked for together with its neighbour, and the third.
+# `gj.oracles.GaussianMixture` is the denoiser. The weaker guide of autoguidance has blurred arms. `coarse` has two classes
+# only: the class that is sampled together with its neighbour, and the third class.
 
 
 # %%
@@ -89,20 +89,20 @@ labels = jax.device_put(jnp.zeros(n, int), over_devices)
 # %% [markdown]
 # ## The methods
 #
-# The first branch is the base, what a method starts from: the conditional model, and the unconditional one where a
-# gradient supplies the class. Points that are measured in frequencies are signals of four pixels,
-# $x = \tfrac{a}{2} (1, 1, 1, 1) + \tfrac{b}{2} (1, -1, 1, -1)$: across is the lowest frequency, up the highest. The two
-# inverse problems know the height of $x_0$ and not its class.
+# The first branch is the base, from which a method starts. It is the conditional model, or the unconditional one if a
+# gradient gives the class. For the methods that use frequencies, a point is a signal of four pixels,
+# $x = \tfrac{a}{2} (1, 1, 1, 1) + \tfrac{b}{2} (1, -1, 1, -1)$. The horizontal coordinate $a$ is the lowest frequency, and
+# the vertical coordinate $b$ is the highest. The two inverse problems use the height of $x_0$ and not its class.
 
 
 # %%
 def noisy(x, level):
-    """log p(y | x_t), exactly."""
+    """The exact log p(y | x_t)."""
     return world.class_log_prob(x, level, labels)
 
 
 def clean(x0):
-    """log p(y | x0), of a point a little blurred, so that it has a gradient far from the arms."""
+    """log p(y | x0) with a little blur, which gives a gradient far from the arms."""
     return world.class_log_prob(x0, schedule.at(0.3), labels)
 
 
@@ -172,10 +172,10 @@ assert set(METHODS) == set(gj.guidance.__all__) - PARTS, "a public method has no
 print(f"{len(METHODS)} methods")
 
 # %% [markdown]
-# ## One run a method
+# ## One run per method
 #
-# Keys and labels are sharded over all devices, and every sample is its own: nothing is communicated. Of the branches
-# only those are evaluated that the method reads.
+# Keys and labels are sharded over all devices. Samples do not depend on each other, so devices do not communicate. Each
+# method evaluates only the branches that it needs.
 
 # %%
 UNCONDITIONAL = {"cfg_pp", *FAMILIES["gradients"], *FAMILIES["inverse problems"]}
@@ -208,12 +208,13 @@ assert all(np.isfinite(x).all() for x in samples.values())
 # %% [markdown]
 # ## The picture
 #
-# Of each method the samples, on the outline of the class that is asked for (dark) and of the two others (light), and
-# their sliced Wasserstein distance to a set of the tilted law. Between two sets of that law it is what its own panel
-# says. The scale is 3, but for methods whose parameter is another one, or that would leave the picture.
+# Each panel has the samples of one method, on the outline of the class that is sampled (dark) and of the two others
+# (light). The number is the sliced Wasserstein distance to samples of the tilted law. The first panel has the distance
+# between two sets of exact samples. The scale is 3, except for methods with other parameters, or with samples that would
+# lie outside of the picture.
 #
-# CFG is not the tilted law, which only leaves out the middle, where the classes meet: CFG drives the samples to the tip
-# and to the outer edge.
+# CFG does not sample the tilted law. The tilted law only has less mass in the middle, where the classes meet. CFG moves the
+# samples to the tip and to the outer edge.
 
 # %%
 COLORS = dict(zip(FAMILIES, ("#1f6fb4", "#2b8a3e", "#7b4fa3", "#b8860b", "#c2410c", "#a61e4d"), strict=True))

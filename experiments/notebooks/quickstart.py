@@ -18,9 +18,8 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/guidance_jax/blob/main/experiments/notebooks/quickstart.ipynb)
 #
-# Train a small diffusion model and a noise-aware classifier on 8 x 8 digits, guide by both, and sweep the guidance
-# scale in one compiled program. It takes minutes on a CPU and less on a GPU or TPU; nothing has to be changed for any
-# of them.
+# Train a small diffusion model and a noise-aware classifier on 8 x 8 digits, guide with both, and sweep the guidance
+# scale in one compiled program. It takes minutes on a CPU and less on a GPU or TPU. The code is the same for all of them.
 
 # %%
 import importlib.metadata
@@ -30,14 +29,14 @@ import sys
 
 if importlib.util.find_spec("guidance_jax") is None:
     source = "guidance_jax[experiments] @ git+https://github.com/OWNER/guidance_jax"
-    own = [f"{name}=={importlib.metadata.version(name)}" for name in ("jax", "jaxlib")]  # the machine's JAX stays as it is
+    own = [f"{name}=={importlib.metadata.version(name)}" for name in ("jax", "jaxlib")]  # keeps the installed JAX
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", source, *own], check=True)
     importlib.invalidate_caches()
 
 # %% tags=["parameters"]
 import os
 
-TOY = "GUIDANCE_JAX_TOY" in os.environ  # a run of seconds, for the tests
+TOY = "GUIDANCE_JAX_TOY" in os.environ  # runs in seconds, for the tests
 TRAINING, BATCH, WIDTH, STEPS = (20, 32, 16, 4) if TOY else (5000, 256, 256, 30)
 SCALES = [0.0, 1.0, 2.0, 4.0] if TOY else [0.0, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0]
 
@@ -64,8 +63,8 @@ print(f"{jax.device_count()} {jax.devices()[0].device_kind}")
 # %% [markdown]
 # ## Data and networks
 #
-# Images lie in $[-1, 1]$, and the label 10 stands for no condition. A network becomes a pure function of its parameters
-# by `from_nnx`.
+# Pixels lie in $[-1, 1]$, and the label 10 means no condition. `from_nnx` turns a network into a pure function of its
+# parameters.
 
 # %%
 pixels, classes = load_digits(return_X_y=True)
@@ -79,9 +78,9 @@ classifier, classifier_params = gj.networks.from_nnx(gj.networks.MLPClassifier(S
 # %% [markdown]
 # ## Training
 #
-# Everything is $x_t = \alpha_t x_0 + \sigma_t \epsilon$. The denoiser predicts $v = \alpha \epsilon - \sigma x_0$ and
-# is told "no condition" one time in seven; the classifier learns $p(y \mid x_t)$ at every noise level. The whole of a
-# training is one `lax.scan`; batches are sharded over the devices, the averaged parameters are kept.
+# Noisy images are $x_t = \alpha_t x_0 + \sigma_t \epsilon$. The denoiser predicts $v = \alpha \epsilon - \sigma x_0$. For one
+# sample in seven its label is replaced by "no condition". The classifier learns $p(y \mid x_t)$ at every noise level. The
+# whole training is one `lax.scan`. Batches are sharded over the devices, and the result is the averaged parameters.
 
 # %%
 SCHEDULE = gj.schedules.cosine()
@@ -129,14 +128,14 @@ for name in ("denoiser", "classifier"):
     print(f"{name}: loss {losses[:10].mean():.3f} -> {losses[-100:].mean():.3f}, {time.perf_counter() - began:.0f} s")
 
 # %% [markdown]
-# ## Guide
+# ## Guidance
 #
 # **Classifier-free guidance** contrasts two branches of one network, $D = u + w\,(c - u)$. **Classifier guidance** adds
-# a classifier's gradient to the unconditional one,
-# $\hat\epsilon = \epsilon - w\, \sigma\, \nabla_x \log p(y \mid x_t)$. Either way $w = 1$ is Bayes' rule without more,
-# and $w = 0$ forgets the condition.
+# a classifier's gradient to the unconditional prediction,
+# $\hat\epsilon = \epsilon - w\, \sigma\, \nabla_x \log p(y \mid x_t)$. In both, $w = 1$ is Bayes' rule, and $w = 0$ ignores
+# the condition.
 #
-# The loop is the same, and the scale is an argument.
+# Both use the same sampling loop, and the scale is an argument.
 
 # %%
 levels = gj.levels(SCHEDULE, STEPS, gj.spacings.karras(sigma_min=0.02, sigma_max=40.0))
@@ -158,8 +157,8 @@ def by_classifier(params, keys, y, scale):
 # %% [markdown]
 # ## Sweep the scale in one compile
 #
-# `vmap` over the scale makes one program of the whole sweep, both ways together. Samples, a key each, are sharded over
-# the devices.
+# `vmap` over the scale gives one program for the whole sweep and for both methods. Each sample has its own key, and the
+# samples are sharded over the devices.
 
 
 # %%
@@ -173,7 +172,7 @@ def sweep(params, keys, y, scales):
     return [jax.vmap(way, in_axes=(None, None, None, 0))(params, keys, y, scales) for way in WAYS.values()]
 
 
-each = (2 if TOY else 40) * jax.device_count()  # a class
+each = (2 if TOY else 40) * jax.device_count()  # samples per class
 asked = jax.device_put(jnp.arange(CLASSES * each) % CLASSES, over_devices)
 keys = jax.device_put(jax.random.split(jax.random.key(2), CLASSES * each), over_devices)
 params = denoiser_params, classifier_params
@@ -184,15 +183,15 @@ first = time.perf_counter() - began
 began = time.perf_counter()
 jax.block_until_ready(sweep(params, keys, asked, jnp.array(SCALES) + 0.1))
 again = time.perf_counter() - began
-print(f"{len(SCALES)} scales x 2 ways x {len(keys)} samples: {first:.1f} s with compiling, {again:.1f} s at other scales")
-print(f"traced and compiled {len(traces)} time")
+print(f"{len(SCALES)} scales x 2 methods x {len(keys)} samples: {first:.1f} s with compilation, {again:.1f} s at other scales")
+print(f"number of traces and compilations: {len(traces)}")
 
 # %%
 shown = SCALES if TOY else [0.0, 1.0, 2.0, 4.0, 8.0]
 
 
 def tiles(x, rows=10, columns=6):
-    """Images `[n, 8, 8, 1]` that cycle through the classes, as one picture with a row a class."""
+    """Images `[n, 8, 8, 1]` that cycle through the classes, as one picture with one row per class."""
     grid = np.pad(x.reshape(-1, CLASSES, 8, 8)[:columns].clip(-1, 1), ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=1)
     return grid.transpose(1, 2, 0, 3).reshape(10 * rows, -1)
 
@@ -208,11 +207,12 @@ for row, (way, x) in zip(axes, samples.items(), strict=True):
 plt.show()
 
 # %% [markdown]
-# ## What the scale buys, and what it costs
+# ## Accuracy, precision and recall over the scale
 #
-# A judge that no guidance sees, a support-vector machine on real digits, says whether a sample is of the class that was
-# asked for. Precision is the share of samples that lie among the real digits, recall the share of real digits that lie
-# among the samples. Some guidance buys precision with recall; too much costs precision as well.
+# The judge is a support-vector machine that is trained on real digits and not used by guidance. Accuracy is the share of
+# samples that it assigns to the class of their label. Precision is the share of samples that lie among the real digits.
+# Recall is the share of real digits that lie among the samples. Moderate guidance increases precision and lowers recall.
+# Too much guidance lowers precision, too.
 
 # %%
 real = images.reshape(len(images), -1)
@@ -233,12 +233,12 @@ axes[0].legend(frameon=False, fontsize=9, loc="lower right")
 plt.show()
 
 # %% [markdown]
-# ## A scale that forgives
+# ## A calibrated scale
 #
-# Where guidance helps can be measured, in seconds, from the network's own unguided samples: noise them, and see how far the
-# conditional prediction is from them, along what guidance adds, and how far the unconditional one. Their ratio is $\rho$:
-# small while the class is still open, 1 once it is settled. The scale of a noise level follows from it,
-# $1 / w(\rho) = 1 - \rho + \rho / w$. It is CFG's two evaluations as before.
+# The noise levels where guidance helps can be measured in seconds, on the network's own unguided samples. Add noise to the
+# samples, and predict them from the result. Measure the error of the conditional and of the unconditional prediction along
+# the direction of guidance. The ratio of the two errors is $\rho$. It is small while the class is undetermined, and 1 once
+# the class is determined. The scale at a noise level is $1 / w(\rho) = 1 - \rho + \rho / w$. The cost is that of CFG.
 
 # %%
 pair = jnp.arange(CLASSES * (2 if TOY else 40)) % CLASSES
@@ -265,7 +265,8 @@ curve = jax.block_until_ready(measure(denoiser_params, own, pair))
 STRONG = [2.0, 4.0, 8.0, 16.0]
 forgiving = [np.asarray(by_calibrated(denoiser_params, curve, own, pair, scale)) for scale in STRONG]
 plain = [np.asarray(jax.jit(by_cfg)(params, own, pair, scale)) for scale in STRONG]
-print(f"measured on {len(pair)} samples and sampled at {len(STRONG)} scales, twice: {time.perf_counter() - began:.1f} s")
+took = time.perf_counter() - began
+print(f"measured on {len(pair)} samples, then sampled at {len(STRONG)} scales by two methods: {took:.1f} s")
 
 _, axes = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
 axes[0].errorbar(curve.ratio, curve.rho, curve.error, fmt="o-", markersize=3, linewidth=1)
@@ -291,9 +292,9 @@ for row, (way, some) in zip(axes, {"CFG": plain, "CFG, calibrated": forgiving}.i
 plt.show()
 
 # %% [markdown]
-# ## From here
+# ## Next steps
 #
-# - *every_method* has all methods of the library in one picture, with the law that they are after.
-# - *bring_your_own* guides your network, and writes a method, a sampler and a classifier of your own.
+# - *every_method* shows all methods of the library in one picture, and compares them with the tilted law.
+# - *bring_your_own* guides your own network. It also shows how to write a method, a sampler and a classifier.
 # - Replace `gj.cfg(scale)` by `gj.apg(scale, max_norm=2.5)` or `gj.during(gj.cfg(scale), 0.2, 5.0)`, and `gj.dpmpp_2m()` by
 #   any other sampler.

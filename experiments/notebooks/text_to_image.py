@@ -24,8 +24,8 @@
 # hf download stable-diffusion-v1-5/stable-diffusion-v1-5 --local-dir stable-diffusion-v1-5
 # ```
 #
-# Name that directory below. Where there is none, a small text-to-image model is trained instead, in minutes on a CPU:
-# captions over scenes of two handwritten digits. Everything after loading is the same for both.
+# Name that directory below. If it does not exist, a small text-to-image model is trained instead, in minutes on a CPU. Its
+# captions describe scenes of two handwritten digits. All code after loading is the same for both models.
 
 # %%
 import importlib.metadata
@@ -35,7 +35,7 @@ import sys
 
 if importlib.util.find_spec("guidance_jax") is None:
     subprocess.run(["git", "clone", "-q", "--depth", "1", "https://github.com/OWNER/guidance_jax", "clone"], check=True)
-    own = [f"{name}=={importlib.metadata.version(name)}" for name in ("jax", "jaxlib")]  # the machine's JAX stays as it is
+    own = [f"{name}=={importlib.metadata.version(name)}" for name in ("jax", "jaxlib")]  # keeps the installed JAX
     source = "./clone[experiments,pretrained]"
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", source, *own], check=True)
     importlib.invalidate_caches()
@@ -46,8 +46,8 @@ if importlib.util.find_spec("experiments") is None:
 import os
 
 DIRECTORY = os.environ.get("GUIDANCE_JAX_MODEL", "stable-diffusion-v1-5")
-TOY = "GUIDANCE_JAX_TOY" in os.environ  # a run of seconds, for the tests
-STEPS, EACH = (3, 1) if TOY else (20, 4)  # images of each prompt
+TOY = "GUIDANCE_JAX_TOY" in os.environ  # runs in seconds, for the tests
+STEPS, EACH = (3, 1) if TOY else (20, 4)  # EACH: images per prompt
 
 # %%
 import dataclasses
@@ -74,8 +74,9 @@ print(f"{jax.device_count()} {jax.devices()[0].device_kind}, {DIRECTORY if publi
 # %% [markdown]
 # ## The model
 #
-# A text-to-image model is pure functions and their parameters: texts to tokens, tokens to conditions, a denoiser that
-# is told a condition, and for latents the way back to pixels. The weights go from the files straight to the devices.
+# A text-to-image model consists of pure functions and their parameters. The functions map texts to tokens and tokens to
+# conditions. The denoiser takes a condition. A decoder maps latents to pixels. The weights are read from the files directly
+# to the devices.
 
 # %%
 if published:
@@ -106,32 +107,32 @@ else:
 # %% [markdown]
 # ## Sweep the scale
 #
-# $D = u + w\,(c - u)$, $u$ the prediction under the empty text. The scale is one number a sample, so that prompts and
-# scales share a batch, sharded over the devices, and a program.
+# CFG is $D = u + w\,(c - u)$, where $u$ is the prediction for the empty text. Each sample has its own scale, so one program
+# and one batch have several prompts and scales. The batch is sharded over the devices.
 
 
 # %%
 @functools.partial(jax.jit, static_argnums=0)
 def generate(guide, params, keys, texts, scale):
-    """Images of the texts of each branch; of branches in alphabetical order the first is the base."""
+    """Images for the texts of each branch. The first branch in alphabetical order is the base."""
     conds: dict[str, Any] = {name: encode(params, tokens) for name, tokens in texts.items()}
     branches = gj.branches(denoiser(params), **conds)
     return decode(params, gj.sample(keys, branches, guide(scale), gj.dpmpp_2m(), levels, shape))
 
 
 def pictures(guide, scales, **texts):
-    """`[n, H, W, C]`, an image a text, in batches of one size; the i-th image of every prompt starts from the same noise."""
+    """Images `[n, H, W, C]`, one per text, in batches of one size. The i-th images of all prompts start from the same noise."""
     n, parts = len(scales), []
     keys, scales = jax.random.split(jax.random.key(0), EACH), np.asarray(scales, np.float32)
     for rows in (np.arange(n + -n % BATCH) % n).reshape(-1, BATCH):
-        told = {name: tokenize([some[i] for i in rows]) for name, some in texts.items()}
-        batch = jax.device_put((keys[rows % EACH], told, jnp.asarray(scales[rows])), over_devices)
+        tokens = {name: tokenize([some[i] for i in rows]) for name, some in texts.items()}
+        batch = jax.device_put((keys[rows % EACH], tokens, jnp.asarray(scales[rows])), over_devices)
         parts.append(np.asarray(generate(guide, params, *batch)))
     return np.concatenate(parts)[:n]
 
 
 def show(columns, rows):
-    """Images `[rows, EACH, H, W, C]` of each column, side by side."""
+    """Show the images `[rows, EACH, H, W, C]` of all columns side by side."""
     height, width = next(iter(columns.values())).shape[2:4]
     wide = 11 / len(columns)
     size = 11.5, 0.5 + wide * height * len(rows) / (width * EACH)
@@ -156,8 +157,8 @@ show({f"w = {scale:g}": some for scale, some in zip(SCALES, images, strict=True)
 # %% [markdown]
 # ## Other methods
 #
-# The same noise, the same prompts, another guidance: an interval of $\sigma / \alpha$, adaptive projection, CFG from
-# zero.
+# The noise and the prompts are the same, with other guidance methods: CFG in an interval of $\sigma / \alpha$, adaptive
+# projected guidance (APG), and CFG-Zero*.
 
 # %%
 WAYS = {
@@ -176,7 +177,7 @@ show(columns, PROMPTS)
 # %% [markdown]
 # ## Negative prompts and compositions
 #
-# A negative prompt takes the empty text's place in $u$. Two prompts at once are the sum of two contrasts,
+# A negative prompt replaces the empty text in $u$. Two prompts are composed by the sum of two contrasts,
 # $D = u + w\,(c_1 - u) + w\,(c_2 - u)$.
 
 # %%

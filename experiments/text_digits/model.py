@@ -1,9 +1,9 @@
-"""The text-to-image model of our own: CLIP's encoder in small, a transformer that attends to its words, trained together.
+"""A small text-to-image model: CLIP's text encoder and a transformer that attends to its words, trained together.
 
-The loss is the denoiser's and CLIP's: beside telling the denoiser what to draw, texts are to find their images in the batch.
-Without that the order of two digits, "a three to the left of a seven" or of two that change places, is not learnt for long.
+The loss is the denoiser's plus CLIP's contrastive loss, by which each text must find its image in the batch. Without CLIP's
+loss, the model needs very long to learn the order of the digits, as in "a three to the left of a seven".
 
-`trained()` takes minutes on a CPU at the first call, and reads a checkpoint at every other.
+The first call of `trained()` takes minutes on a CPU. Later calls read a checkpoint.
 """
 
 import dataclasses
@@ -31,15 +31,15 @@ from guidance_jax.networks import DiT, DiTConfig, Tokens
 from guidance_jax.pretrained.clip import CLIPText, CLIPTextConfig
 
 EMBEDDED = 64
-"""The width of the embeddings that the contrast compares."""
+"""The width of the embeddings in CLIP's loss."""
 CONTRAST = 0.1
-"""The weight of CLIP's loss beside the denoiser's."""
+"""The weight of CLIP's loss, relative to the denoiser's."""
 LEVELS = {"mean": 1.0, "deviation": 1.1}
-"""Of `log(sigma / alpha)` in training: most where it is decided which digits a scene has."""
+"""Mean and deviation of `log(sigma / alpha)` in training. Most levels are near those that determine the digits."""
 OUT = Path("out/text_digits")
 TRAINING = Training(steps=4000, batch=128, learning_rate=2e-3, ema=0.998)
 PAINTED = "train[:50%]"
-"""The digits that scenes are made of; the judge learns from the other half."""
+"""The digits of which scenes are made. The judge is trained on the other half."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,35 +47,35 @@ class Size:
     """The sizes of the text encoder and of the denoiser."""
 
     width: int = 192
-    """Of the denoiser's tokens."""
+    """Width of the denoiser's tokens."""
     blocks: int = 4
-    """Of the denoiser."""
+    """Number of blocks of the denoiser."""
     heads: int = 4
-    """Attention heads of the denoiser."""
+    """Number of attention heads of the denoiser."""
     patch: int = 8
-    """The side of the square of pixels that makes a token: 8 is a whole digit."""
+    """Side of the square of pixels that makes one token. At 8 a token is a whole digit."""
     text_width: int = 64
-    """Of the text's tokens."""
+    """Width of the text's tokens."""
     text_blocks: int = 2
-    """Of the text encoder."""
+    """Number of blocks of the text encoder."""
     text_heads: int = 4
-    """Attention heads of the text encoder."""
+    """Number of attention heads of the text encoder."""
 
 
 SIZE = Size()
 
 
 class TextToScene(nnx.Module):
-    """The text encoder, the denoiser that attends to its words, and what looks at images for the contrast in training.
+    """The text encoder, the denoiser that attends to its words, and the image encoder of CLIP's loss.
 
     Args:
-      size: of text encoder and denoiser.
-      rngs: for the parameters.
+      size: the sizes of the text encoder and of the denoiser.
+      rngs: the random numbers of the parameters.
     """
 
     def __init__(self, size: Size, *, rngs: nnx.Rngs):
         width = size.text_width
-        told = CLIPTextConfig(
+        config = CLIPTextConfig(
             vocab_size=len(scenes.VOCABULARY),
             hidden_size=width,
             intermediate_size=4 * width,
@@ -85,19 +85,22 @@ class TextToScene(nnx.Module):
             eos_token_id=scenes.END,
             projection_dim=EMBEDDED,
         )
-        self.text = CLIPText(told, rngs=rngs)
+        self.text = CLIPText(config, rngs=rngs)
         self.denoiser = DiT(DiTConfig(scenes.SHAPE, 0, size.width, size.blocks, size.heads, size.patch, width), rngs=rngs)
         widths = (math.prod(scenes.SHAPE), 256, 256, EMBEDDED)
         self.sight = nnx.List([nnx.Linear(i, o, rngs=rngs) for i, o in itertools.pairwise(widths)])
         self.sharpness = nnx.Param(jnp.array(2.0))
 
     def read(self, ids: Array) -> tuple[Tokens, Array]:
-        """Of texts `[B, LENGTH]`, what the denoiser is told, the states of all words but the padding, and the embedding."""
+        """The denoiser's condition and the embeddings `[B, P]` of texts `[B, LENGTH]`.
+
+        The condition has the states of all words. Padding is masked.
+        """
         text = self.text(ids)
         return Tokens(jnp.zeros(len(ids), jnp.int32), text.last, ids > 0), text.pooled
 
     def contrast(self, images: Array, texts: Array) -> Array:
-        """CLIP's loss of images `[B, 8, 16, 1]` and of their texts' embeddings `[B, P]`."""
+        """CLIP's loss of images `[B, 8, 16, 1]` and the embeddings of their texts `[B, P]`."""
         h = images.reshape(len(images), -1)
         for layer in self.sight[:-1]:
             h = jax.nn.relu(layer(h))
@@ -108,9 +111,9 @@ class TextToScene(nnx.Module):
 
 
 def contrast(texts: Array, images: Array, sharpness: Array) -> Array:
-    """CLIP's loss of embeddings `[B, P]`: each text is to find its image in the batch, and each image its text.
+    """CLIP's loss of embeddings `[B, P]`, by which each text must find its image in the batch, and each image its text.
 
-    The mean of both cross-entropies of `exp(sharpness) cos(text, image)` (Radford et al. 2021, arXiv:2103.00020, figure 3).
+    It is the mean of both cross-entropies of `exp(sharpness) cos(text, image)` (Radford et al. 2021, arXiv:2103.00020).
     """
     unit = lambda v: v / jnp.linalg.norm(v, axis=1, keepdims=True)
     logits = jnp.exp(sharpness) * unit(texts) @ unit(images).T
@@ -118,9 +121,9 @@ def contrast(texts: Array, images: Array, sharpness: Array) -> Array:
 
 
 class Model(NamedTuple):
-    """A text-to-image model: what texts say to it, and a denoiser that listens.
+    """A text-to-image model: a text encoder, and a denoiser that it conditions.
 
-    Example, of a trained model:
+    Example:
       model = trained()
       cond, uncond = model.encode(["a three to the left of a seven"] * 8), model.encode([""] * 8)
       levels = gj.levels(SCHEDULE, 12, gj.spacings.karras(sigma_min=0.02, sigma_max=60.0))
@@ -131,22 +134,23 @@ class Model(NamedTuple):
     apply: Callable[..., Array]
     """`(params, x, t, text)` to v."""
     read: Callable[..., tuple[Tokens, Array]]
-    """`(params, ids)` to what the denoiser is told, and the texts' embeddings."""
+    """`(params, ids)` to the denoiser's condition and the embeddings of the texts."""
     contrast: Callable[..., Array]
     """`(params, images, embeddings)` to CLIP's loss."""
     params: Any
+    """The parameters of all parts."""
 
     def encode(self, texts: Sequence[str], params: Any = None) -> Tokens:
-        """What the denoiser is told of texts; the empty text is the unconditional model."""
+        """The denoiser's condition for texts. The empty text gives the unconditional model."""
         return self.read(self.params if params is None else params, jnp.asarray(scenes.tokenise(texts)))[0]
 
     def denoiser(self, params: Any = None) -> Denoiser:
-        """The denoiser, with parameters that are an argument of your jitted function, or with the model's own."""
+        """The denoiser with the given parameters, which may be an argument of a jitted function, or with the model's own."""
         return gj.denoiser(functools.partial(self.apply, self.params if params is None else params), predicts="v")
 
 
 def untrained(size: Size, seed: int = 0) -> Model:
-    """The model with new parameters."""
+    """The model with random parameters."""
     module = TextToScene(size, rngs=nnx.Rngs(seed))
     (apply, params), (read, _), (contrast, _) = (
         gj.networks.from_nnx(module, name) for name in ("__call__", "read", "contrast")
@@ -157,14 +161,14 @@ def untrained(size: Size, seed: int = 0) -> Model:
 def trained(
     out: Path = OUT, *, size: Size = SIZE, training: Training = TRAINING, drop_rate: float = 0.1, seed: int = 0
 ) -> Model:
-    """The trained model: from its checkpoint in `out`, or trained first, in minutes.
+    """The trained model, from its checkpoint in `out`. If there is none, it is trained first, in minutes.
 
     Args:
-      out: where data and checkpoints are kept.
-      size: of the networks.
-      training: how long, how fast.
+      out: the directory for data and checkpoints.
+      size: the sizes of the networks.
+      training: number of steps, batch size and learning rate.
       drop_rate: the probability of an empty text in training.
-      seed: of everything random.
+      seed: the seed of all random numbers.
     """
     new = untrained(size, seed)
     digits = data.load("digits", PAINTED, out / "data")
@@ -197,7 +201,7 @@ def trained(
 
 
 class Painter:
-    """Samples of prompts under any guidance; a program a guidance, whatever the scale and the texts."""
+    """Samples of prompts under any guidance. It compiles once per guidance, for all scales and texts."""
 
     def __init__(self, model: Model, steps: int = 12, batch: int = 128):
         self.model, self.batch = model, batch
@@ -213,11 +217,11 @@ class Painter:
         return self.programs.setdefault(guide, jax.jit(paint))
 
     def __call__(self, guide: Callable[[Any], gj.Guidance], scale: float, seed: int, **texts: Sequence[str]) -> np.ndarray:
-        """Images `[N, 8, 16, 1]`, the i-th of `seed` and the i-th text of each branch; `uncond` is empty if not told."""
+        """Images `[N, 8, 16, 1]`. The i-th depends on `seed`, i, and its text of each branch. `uncond` is empty by default."""
         program, size = self.program(guide), self.batch
         count = len(next(iter(texts.values())))
         texts = {"uncond": [""] * count, **texts}
-        # The base is what is sampled where nothing guides, so the conditions come first.
+        # The first branch is the base. It is used wherever guidance is off, so it must be a condition.
         ids = {name: scenes.tokenise(texts[name]) for name in sorted(texts, key="uncond".__eq__)}
         keys = jax.random.split(jax.random.key(seed), count)
         parts = []
@@ -229,7 +233,7 @@ class Painter:
         return np.concatenate(parts)
 
     def calibrate(self, texts: Sequence[str], seed: int) -> gj.Calibration:
-        """Where guidance helps, measured on a sample of each text, drawn unguided; whole batches of them."""
+        """The calibration on one unguided sample per text. Texts that do not fill a batch are left out."""
 
         @jax.jit
         def part(params: Any, keys: Array, ids: Array, empty: Array) -> gj.Calibration:

@@ -1,4 +1,4 @@
-"""The report of the text-to-image study: its pictures and its words, all from what was measured."""
+"""The report of the text-to-image study: pictures, tables and text from the measurements."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -35,18 +35,18 @@ SHOWN = (
     "a one or a six",
     "an empty scene",
 )
-"""Prompts of the picture; four and seven are a pair that training never has."""
+"""Prompts of the picture. Four and seven are a pair that is never in training."""
 UNSEEN = " *"
-"""Marks what is of such a pair."""
+"""The mark of such a pair."""
 
 
 def best(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The row of the most prompts met."""
+    """The row with the maximum share of prompts followed."""
     return max(rows, key=lambda row: row["accuracy"])
 
 
 def by_prompt(images: np.ndarray, rows: int) -> np.ndarray:
-    """Images of prompts that are each given several times in a row."""
+    """Group images by prompt. Each prompt occurs several times in a row."""
     return images.reshape(rows, -1, *images.shape[1:])
 
 
@@ -139,41 +139,42 @@ def compositions_picture(path: Path, painter: Painter, both: Callable[[Any], gj.
 
 
 def findings(metrics: dict[str, Any]) -> Iterator[str]:
-    """What the numbers say, whichever way they fall."""
+    """Sentences that describe the numbers. They are true for any outcome."""
     cfg, real = metrics["ways"]["CFG"], metrics["real"]
     at = {row["scale"]: row for row in cfg}
     top, worst = best(cfg), min((name for name in best(cfg)["kinds"]), key=best(cfg)["kinds"].__getitem__)
     yield (
-        f"The judge reads {metrics['evaluator_accuracy']:.1%} of the held-out digits, and finds "
-        f"{real['accuracy']:.1%} of real scenes to be what their captions say."
+        f"The judge reads {metrics['evaluator_accuracy']:.1%} of the held-out digits. By its reading, "
+        f"{real['accuracy']:.1%} of real scenes agree with their captions."
     )
     yield (
-        f"Prompts met: {at[0.0]['accuracy']:.3f} at scale 0 (no text, so by chance), {at[1.0]['accuracy']:.3f} at scale 1 (no "
-        f"guidance), {top['accuracy']:.3f} at scale {top['scale']:g}. The worst kind there is {worst!r}, "
-        f"{top['kinds'][worst]:.3f}. Pairs of digits that training never has: {at[1.0]['held_out']:.3f} at scale 1, "
+        f"The share of prompts followed is {at[0.0]['accuracy']:.3f} at scale 0 (no text), {at[1.0]['accuracy']:.3f} at scale "
+        f"1 (no guidance), and {top['accuracy']:.3f} at scale {top['scale']:g}. The worst kind there is {worst!r} with "
+        f"{top['kinds'][worst]:.3f}. For pairs never seen in training it is {at[1.0]['held_out']:.3f} at scale 1 and "
         f"{top['held_out']:.3f} at scale {top['scale']:g}."
     )
     for text, row in metrics["negatives"].items():
         yield (
-            f"Negative prompts, {text!r} with 'a seven' as the negative and all other pairs: the named digit is in "
-            f"{row['named_before']:.1%} of the scenes without, in {row['named_after']:.1%} with it. Of the scenes that hold it "
-            f"without, {row['removed']:.1%} lose it (drawn anew without a negative prompt, {row['removed_by_chance']:.1%}); "
-            f"{row['wanted_after']:.1%} of all hold the digit that was asked for."
+            f"The prompt {text!r} has the negative prompt 'a seven', and likewise for all pairs of digits. Without it, "
+            f"{row['named_before']:.1%} of the scenes have the digit of the negative prompt. With it, {row['named_after']:.1%} "
+            f"do. The negative prompt removes this digit from {row['removed']:.1%} of the scenes that had it. Drawing again "
+            f"without a negative prompt removes it from {row['removed_by_chance']:.1%}. With the negative prompt, "
+            f"{row['wanted_after']:.1%} of all scenes have the first digit of the prompt."
         )
     rows = metrics["compositions"]
-    for way, told in (("placed", "'a three on the left' AND 'a seven on the right'"), ("anywhere", "'a three' AND 'a seven'")):
+    for way, pair in (("placed", "'a three on the left' AND 'a seven on the right'"), ("anywhere", "'a three' AND 'a seven'")):
         row = max(rows, key=lambda row: row[way])
         yield (
-            f"{told}, by the sum of their scores: {row[way]:.3f} of the scenes are both at scale {row['scale']:g} each, "
-            f"{row[f'{way}_held_out']:.3f} for pairs never seen. The caption 'a three and a seven' by CFG of that scale: "
-            f"{row['caption']:.3f} and {row['caption_held_out']:.3f}."
+            f"The sum of the scores of {pair} gives both digits in {row[way]:.3f} of the scenes at scale {row['scale']:g}, "
+            f"and in {row[f'{way}_held_out']:.3f} for pairs never seen. One caption, 'a three and a seven', with CFG at that "
+            f"scale gives them in {row['caption']:.3f} and {row['caption_held_out']:.3f}."
         )
 
 
 def kinds(cfg: list[dict[str, Any]], real: dict[str, Any]) -> Iterator[str]:
-    """Prompts met by kind and scale, in Markdown."""
+    """The table of prompts followed by kind and scale, in Markdown."""
     heads = " | ".join(f"scale {row['scale']:g}" for row in cfg)
-    yield f"| prompts met | {heads} | real scenes |"
+    yield f"| prompts followed | {heads} | real scenes |"
     yield "|---|" + "---:|" * (len(cfg) + 1)
     for name in cfg[0]["kinds"]:
         form, *_ = name.split(",")
@@ -185,8 +186,8 @@ def kinds(cfg: list[dict[str, Any]], real: dict[str, Any]) -> Iterator[str]:
 
 
 def methods(ways: Ways) -> Iterator[str]:
-    """Every method at its scales, in Markdown."""
-    yield "| method | scale | prompts met | pairs never seen | precision | recall |"
+    """The table of every method at its scales, in Markdown."""
+    yield "| method | scale | prompts followed | pairs never seen | precision | recall |"
     yield "|---|---:|---:|---:|---:|---:|"
     for way, rows in ways.items():
         for row in rows:
@@ -195,8 +196,9 @@ def methods(ways: Ways) -> Iterator[str]:
 
 
 def rest(metrics: dict[str, Any]) -> Iterator[str]:
-    """Negative prompts and compositions, in Markdown."""
-    yield "| prompt, negative 'a seven' | named, before | named, after | removed | by drawing anew | wanted, after |"
+    """The tables of negative prompts and compositions, in Markdown."""
+    removed = "removed | removed by drawing again"
+    yield f"| prompt (negative prompt 'a seven') | seven in scene, without | seven in scene, with | {removed} | three, with |"
     yield "|---|---:|---:|---:|---:|---:|"
     for text, row in metrics["negatives"].items():
         keys = ("named_before", "named_after", "removed", "removed_by_chance", "wanted_after")
@@ -214,19 +216,19 @@ def text(metrics: dict[str, Any]) -> Iterator[str]:
     """The report in Markdown."""
     seconds = metrics["seconds"]
     yield from ("# Text to image on scenes of two digits", "")
-    yield f"Training took {seconds['training'] / 60:.1f} minutes in this run, all of it {seconds['all'] / 60:.1f}."
-    yield from ("", "![Prompts and scales](prompts.png)", "")
+    yield f"This run took {seconds['all'] / 60:.1f} minutes, {seconds['training'] / 60:.1f} of them for training."
+    yield from ("", "![Samples of prompts at each scale](prompts.png)", "")
     for sentence in findings(metrics):
         yield from (sentence, "")
-    yield from ("## Prompt accuracy against scale", "", "![](accuracy.png)", "")
+    yield from ("## Prompts followed by scale", "", "![](accuracy.png)", "")
     yield from (*kinds(metrics["ways"]["CFG"], metrics["real"]), "")
     yield from ("## Methods", "", *methods(metrics["ways"]), "")
-    yield from ("## Negative prompts and composition", "", "![](negatives.png)", "", "![](compositions.png)", "")
+    yield from ("## Negative prompts and compositions", "", "![](negatives.png)", "", "![](compositions.png)", "")
     yield from rest(metrics)
 
 
 def write(out: Path, metrics: dict[str, Any], painter: Painter, scale: float, both: Callable[[Any], gj.Guidance]) -> None:
-    """`report.md` and its pictures."""
+    """Write `report.md` and its pictures."""
     scales = [row["scale"] for row in metrics["ways"]["CFG"]]
     prompts_picture(out / "prompts.png", painter, [s for s in (0.0, 1.0, 2.0, 4.0, 8.0) if s in scales] or scales)
     accuracy(out / "accuracy.png", metrics)
@@ -235,4 +237,4 @@ def write(out: Path, metrics: dict[str, Any], painter: Painter, scale: float, bo
     (out / "report.md").write_text("\n".join(text(metrics)) + "\n")
     print("", *kinds(metrics["ways"]["CFG"], metrics["real"]), "", *methods(metrics["ways"]), "", *rest(metrics), "", sep="\n")
     print("\n".join(findings(metrics)))
-    print(f"\n{out / 'report.md'} has it all, with pictures.")
+    print(f"\n{out / 'report.md'} has all tables and pictures.")

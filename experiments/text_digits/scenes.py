@@ -1,7 +1,7 @@
-"""Scenes of two digits side by side, a small language about them, and what its captions ask.
+"""Scenes of two digits side by side, captions of them, and the scenes that agree with each caption.
 
-A scene is a pair, left and right, of digits 0 to 9 or `EMPTY`. There are 121 of them, so what a caption asks is a table: the
-scenes that it is true of. What a caption leaves open is left to chance.
+A scene is a pair, left and right, of digits 0 to 9 or `EMPTY`. There are 121 scenes. So the meaning of a caption is a table of
+the scenes that agree with it.
 """
 
 import dataclasses
@@ -16,11 +16,11 @@ from experiments.tools import data
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 EMPTY = 10
-"""The cell without a digit, as the judge's class too."""
+"""The cell without a digit, also as a class of the judge."""
 SIDE = 8
 SHAPE = (SIDE, 2 * SIDE, 1)
 LENGTH = 10
-"""Of every caption in tokens, with a start and an end."""
+"""The length of every caption in tokens, with a start and an end."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,15 +28,15 @@ class Form:
     """One kind of caption."""
 
     template: str
-    """With "{a}" and "{b}" for two different digits, with their article, and "{a:bare}" without it."""
+    """The text. "{a}" and "{b}" are two different digits with their article, and "{a:bare}" is one without it."""
     true: Callable[[int, int, int, int], bool]
-    """Whether it is true of left and right, for a and b."""
+    """`(left, right, a, b)` to whether the caption agrees with the scene."""
     weight: int = 1
-    """How often training has it, of a scene that it can describe, beside the others."""
+    """Relative frequency in training, among the kinds that can describe a scene."""
 
     @property
     def digits(self) -> int:
-        """How many it names."""
+        """The number of digits that it names."""
         return sum(f"{{{name}" in self.template for name in "ab")
 
 
@@ -59,18 +59,18 @@ FORMS: dict[str, Form] = {
     "no digits": Form("no digits", lambda l, r, a, b: l == r == EMPTY),
     "empty": Form("an empty scene", lambda l, r, a, b: l == r == EMPTY),
 }
-"""Every kind of caption but the empty text, which asks nothing.
+"""Every kind of caption except the empty text, which agrees with every scene.
 
-Which digit is on the left is told by the word and by the order together, and by neither alone. Were "left of" and "right of" as
-frequent, a model would long have nothing to learn from; so the first is the more frequent, and order alone tells something.
+Only the preposition and the order of the digits together determine the left digit. "left of" is more frequent than "right of",
+so that the order alone carries information. With equal frequencies a model needs very long to learn either.
 """
 PAIRED = ("left of", "right of", "and")
-"""Those that name two digits of one scene."""
+"""The kinds that name both digits of a scene."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Noun:
-    """A digit, as a template spells it."""
+    """A digit that formats itself in a template."""
 
     digit: int
 
@@ -82,7 +82,7 @@ class Noun:
 
 
 def caption(form: str, a: int = 0, b: int = 0) -> str:
-    """A caption of a kind.
+    """The caption of a kind with digits a and b.
 
     Example:
       >>> caption("left of", 3, 8), caption("two", 6), caption("but no", 5, 2)
@@ -92,17 +92,17 @@ def caption(form: str, a: int = 0, b: int = 0) -> str:
 
 
 def arguments(form: str) -> Iterator[tuple[int, int]]:
-    """All pairs of digits that make different captions of this kind."""
+    """All pairs of digits that give different captions of a kind."""
     digits = FORMS[form].digits
     return itertools.permutations(range(10), 2) if digits == 2 else ((a, 0) for a in range(10 if digits else 1))
 
 
 @functools.cache
 def parse(text: str) -> tuple[str, int, int]:
-    """The kind of a caption and its digits, ("", 0, 0) of the empty text.
+    """The kind of a caption and its digits. The empty text gives ("", 0, 0).
 
     Raises:
-      ValueError: if it is no caption of the language.
+      ValueError: if the text is no caption.
 
     Example:
       >>> parse("a three to the left of an eight")
@@ -111,7 +111,7 @@ def parse(text: str) -> tuple[str, int, int]:
     if not text:
         return "", 0, 0
     if text not in _language():
-        raise ValueError(f"{text!r} is no caption; such as these are: {', '.join(caption(form, 3, 7) for form in FORMS)}.")
+        raise ValueError(f"{text!r} is no caption, expected one like {', '.join(caption(form, 3, 7) for form in FORMS)}.")
     return _language()[text]
 
 
@@ -122,10 +122,10 @@ def _language() -> dict[str, tuple[str, int, int]]:
 
 @functools.cache
 def asked(text: str) -> np.ndarray:
-    """The table `[11, 11]` of what a caption asks: True at `[left, right]` where it is true of that scene.
+    """A table `[11, 11]` that is True at `[left, right]` if the caption agrees with that scene.
 
     Raises:
-      ValueError: if it is no caption of the language.
+      ValueError: if the text is no caption.
 
     Example:
       >>> int(asked("a three").sum()), bool(asked("a three to the left of a seven")[3, 7])
@@ -138,12 +138,12 @@ def asked(text: str) -> np.ndarray:
 
 
 def met(texts: Sequence[str], scenes: np.ndarray) -> np.ndarray:
-    """Whether each scene `[N, 2]` is what its caption asks, `[N]`."""
+    """Whether each scene `[N, 2]` agrees with its caption, `[N]`."""
     return np.array([asked(text)[left, right] for text, (left, right) in zip(texts, scenes, strict=True)], bool)
 
 
 def held_out(a: Any, b: Any) -> Any:
-    """Whether no scene of training has these two digits, in any order: 10 pairs of 45, each digit in two of them."""
+    """Whether these two digits, in any order, are never in training. This holds for 10 of 45 pairs."""
     return ((a - b) % 10 == 3) | ((a - b) % 10 == 7)
 
 
@@ -152,10 +152,10 @@ START, END = len(VOCABULARY) - 2, len(VOCABULARY) - 1
 
 
 def tokenise(texts: Sequence[str]) -> np.ndarray:
-    """Captions as `[N, LENGTH]` numbers of words: the start, the words, the end, then padding, 0.
+    """Captions as token numbers `[N, LENGTH]`: the start, the words, the end, and padding with 0.
 
     Raises:
-      ValueError: if a word is unknown, or a text too long.
+      ValueError: if a word is unknown, or if a text is too long.
 
     Example:
       >>> [VOCABULARY[number] for number in tokenise(["two sixes"])[0, :5]]
@@ -168,19 +168,19 @@ def tokenise(texts: Sequence[str]) -> np.ndarray:
 def _tokens(text: str) -> tuple[int, ...]:
     words = text.split()
     if unknown := [word for word in words if word not in VOCABULARY[1:-2]]:
-        raise ValueError(f"{unknown[0]!r} of {text!r} is no word that the model knows: {', '.join(VOCABULARY[1:-2])}.")
+        raise ValueError(f"{unknown[0]!r} in {text!r} is an unknown word. The known words are {', '.join(VOCABULARY[1:-2])}.")
     if len(words) > LENGTH - 2:
-        raise ValueError(f"{text!r} has {len(words)} words; the longest text has {LENGTH - 2}.")
+        raise ValueError(f"{text!r} has {len(words)} words, expected at most {LENGTH - 2}.")
     return (START, *map(VOCABULARY.index, words), END, *[0] * (LENGTH - 2 - len(words)))
 
 
 SHARES = {"pair": 0.64, "alone": 0.2, "twins": 0.1, "empty": 0.06}
-"""How often a scene of training is of two different digits, of one, of two equal ones, of none."""
+"""The frequency in training of scenes with two different digits, with one, with two equal digits, and with none."""
 
 
 @functools.cache
 def prior() -> np.ndarray:
-    """The table `[11, 11]` of how often training has a scene, left and right; never one of the pairs held out."""
+    """The probability of each scene in training, `[11, 11]`. It is 0 for the pairs that are held out."""
     left, right = np.indices((11, 11))
     empty = (left == EMPTY).astype(int) + (right == EMPTY)
     kinds = {
@@ -194,7 +194,7 @@ def prior() -> np.ndarray:
 
 @functools.cache
 def captions(left: int, right: int) -> dict[str, list[str]]:
-    """All captions that are true of a scene, by kind."""
+    """All captions that agree with a scene, by kind."""
     kinds = {form: [caption(form, *digits) for digits in arguments(form)] for form in FORMS}
     true = {form: [text for text in texts if asked(text)[left, right]] for form, texts in kinds.items()}
     return {form: texts for form, texts in true.items() if texts}
@@ -202,19 +202,19 @@ def captions(left: int, right: int) -> dict[str, list[str]]:
 
 @functools.cache
 def _drawn(left: int, right: int) -> list[list[str]]:
-    """The same, each kind as often as it weighs."""
+    """The lists of `captions`, each repeated by the weight of its kind."""
     return [texts for form, texts in captions(left, right).items() for _ in range(FORMS[form].weight)]
 
 
 def describe(rng: np.random.Generator, left: int, right: int) -> str:
-    """A caption that is true of a scene: of the true kinds by their weights, then any of that kind."""
+    """A random caption that agrees with a scene. The kind is drawn by its weight, then a caption of that kind uniformly."""
     kinds = _drawn(left, right)
     texts = kinds[rng.integers(len(kinds))]
     return texts[rng.integers(len(texts))]
 
 
 class Cells:
-    """Images of single digits, to be put into scenes."""
+    """Images of single digits, from which scenes are made."""
 
     def __init__(self, digits: data.Data):
         blank = np.full((1, *digits.images.shape[1:]), -1, np.float32)
@@ -223,18 +223,20 @@ class Cells:
         self.starts = np.cumsum(self.counts) - self.counts
 
     def picture(self, rng: np.random.Generator, scenes: np.ndarray) -> np.ndarray:
-        """Images `[N, 8, 16, 1]` of scenes `[N, 2]`, any digit of that kind in each cell."""
+        """Images `[N, 8, 16, 1]` of scenes `[N, 2]`, with a random image of the digit in each cell."""
         at = self.starts[scenes] + (rng.random(scenes.shape) * self.counts[scenes]).astype(int)
         return np.concatenate([self.images[at[:, 0]], self.images[at[:, 1]]], axis=2)
 
 
 class Scenes:
-    """Batches without end, images `[B, 8, 16, 1]` and captions' tokens `[B, LENGTH]`; each depends on the seed and its number.
+    """Endless batches of images `[B, 8, 16, 1]` and tokens of captions `[B, LENGTH]`.
+
+    A batch depends on the seed and on its number only.
 
     Args:
-      cells: what the scenes are made of.
-      size: of a batch.
-      seed: of scenes, images and captions.
+      cells: the images of single digits.
+      size: the number of scenes per batch.
+      seed: the seed of scenes, images and captions.
     """
 
     def __init__(self, cells: Cells, size: int, seed: int):

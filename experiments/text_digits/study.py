@@ -1,8 +1,9 @@
-"""Text to image, trained here end to end: captions over scenes of two digits, a CLIP-style encoder, a denoiser that reads it.
+"""Text to image, trained end to end: captions of scenes with two digits, a small CLIP text encoder, and a denoiser.
 
-`python -m experiments.text_digits` trains in minutes on a CPU and leaves `report.md`, pictures, `metrics.json` and checkpoints
-in `out/text_digits`; a second run goes straight to sampling. The judge reads both cells of a sample, by a network that is
-trained on other digits and seen by no guidance, and the caption's own table says whether they are what was asked.
+`python -m experiments.text_digits` trains in minutes on a CPU. It writes `report.md`, pictures, `metrics.json` and checkpoints
+to `out/text_digits`. A second run reads the checkpoints and only samples. The judge is a network that reads both cells of a
+sample. It is trained on other digits, and no guidance method uses it. A prompt is followed if the digits that the judge reads
+agree with the caption.
 """
 
 import contextlib
@@ -29,7 +30,7 @@ from experiments.tools.evaluator import Evaluator, Judge, jitter
 from experiments.tools.fit import Training, fit
 
 READ, HELD_OUT = "train[50%:]", "test"
-"""The digits that teach the judge, of which no scene is made, and those that it is examined with."""
+"""The digits on which the judge is trained, which are in no scene, and those on which it is tested."""
 WAYS: dict[str, Callable[[Any], gj.Guidance]] = {
     "CFG": gj.cfg,
     "CFG in an interval": lambda scale: gj.during(gj.cfg(scale), 0.3, 8.0),
@@ -43,52 +44,55 @@ class Config:
     """Text to image on scenes of two digits."""
 
     out: Path = OUT
-    """Where pictures, metrics and checkpoints go."""
+    """The directory for pictures, metrics and checkpoints."""
     seed: int = 0
-    """Of everything random."""
+    """The seed of all random numbers."""
     model: Training = TRAINING
-    """The text encoder and the denoiser, together."""
+    """Training of the text encoder and of the denoiser, together."""
     evaluator: Training = Training(steps=1500, batch=128, weight_decay=0.05)
-    """The judge."""
+    """Training of the judge."""
     size: Size = SIZE
-    """Of the model."""
+    """The sizes of the text encoder and of the denoiser."""
     drop_rate: float = 0.1
     """The probability of an empty text in training."""
     scales: tuple[float, ...] = (0.0, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 16.0)
-    """Guidance scales; 1 is the conditional model, 0 the empty text."""
+    """Guidance scales of CFG. 1 is the conditional model, and 0 is the model with the empty text."""
     others: tuple[float, ...] = (2.0, 4.0, 8.0)
-    """Scales of the other methods."""
+    """Guidance scales of the other methods."""
     calibrated: tuple[float, ...] = (2.0, 4.0, 8.0, 16.0)
-    """Scales of CFG by a calibrated scale, in the form for prompts and in that for classes."""
+    """Guidance scales of both forms of the calibrated scale, for prompts and for classes."""
     scale: float = 5.0
-    """Of negative prompts."""
+    """The guidance scale of negative prompts."""
     prompts: int = 64
-    """Prompts of each kind, at each scale."""
+    """Number of prompts per kind and scale."""
     repeats: int = 6
-    """Samples of each pair of digits, of negative prompts and compositions."""
+    """Number of samples per pair of digits, for negative prompts and for compositions."""
     steps: int = 12
-    """Sampler steps."""
+    """Number of sampler steps."""
     batch: int = 128
-    """Samples at once."""
+    """Number of samples per batch."""
     smoke: bool = False
-    """A run of seconds, that shows the way but no result."""
+    """Check the job in seconds at toy size. The numbers of such a run mean nothing."""
 
     def __post_init__(self) -> None:
         if not {0.0, 1.0} <= set(self.scales):
-            raise ValueError(f"scales must hold 0 and 1, the unguided models, got {self.scales}.")
+            raise ValueError(f"scales must include 0 and 1, the unguided models, got {self.scales}.")
         if min(self.prompts, self.repeats, self.steps, self.batch) < 1 or not 0 <= self.drop_rate <= 1:
-            raise ValueError("prompts, repeats, steps and batch must be at least 1, drop_rate in [0, 1].")
+            raise ValueError(
+                "prompts, repeats, steps and batch must be at least 1 and drop_rate in [0, 1], got "
+                f"{self.prompts}, {self.repeats}, {self.steps}, {self.batch} and {self.drop_rate}."
+            )
 
 
 def with_blanks(digits: data.Data) -> data.Data:
-    """Digits, and a tenth as many cells without one, as a class of their own."""
+    """Digits, and a tenth as many empty cells as another class."""
     blanks = np.full((len(digits) // 10, *digits.images.shape[1:]), -1, np.float32)
     labels = np.append(digits.labels, np.full(len(blanks), scenes.EMPTY, np.int32))
     return data.Data(np.concatenate([digits.images, blanks]), labels, (*digits.names, "empty"), digits.version)
 
 
 def reader(config: Config) -> Judge:
-    """The judge: trained on cells that no scene is made of, examined with held-out digits."""
+    """The judge, trained on digits that are in no scene and tested on held-out digits."""
     train_set, held_out = (data.load("digits", split, config.out / "data") for split in (READ, HELD_OUT))
     cells, training, kept = with_blanks(train_set), config.evaluator, config.out / "checkpoints"
     module = Evaluator(cells.images.shape[1:], cells.classes, 32, 2, rngs=nnx.Rngs(config.seed))
@@ -104,23 +108,23 @@ def reader(config: Config) -> Judge:
 
 
 class Reading(NamedTuple):
-    """What the judge sees in samples."""
+    """The judge's reading of samples."""
 
     scenes: np.ndarray
-    """`[N, 2]`, left and right."""
+    """The digits `[N, 2]`, left and right."""
     features: np.ndarray
-    """`[N, 2, F]` of the cells."""
+    """The features of the cells, `[N, 2, F]`."""
 
 
 def read(judge: Judge, images: np.ndarray) -> Reading:
-    """Both cells of images `[N, 8, 16, 1]`."""
+    """The judge's reading of both cells of images `[N, 8, 16, 1]`."""
     cells = images.reshape(len(images), scenes.SIDE, 2, scenes.SIDE, 1).transpose(0, 2, 1, 3, 4).reshape(-1, 8, 8, 1)
     features, logits = map(np.asarray, judge.read(cells))
     return Reading(logits.argmax(1).reshape(-1, 2), features.reshape(len(images), 2, -1))
 
 
 def prompts(each: int, seed: int) -> dict[str, list[str]]:
-    """Captions of each kind, as evenly as may be; of the kinds that name a pair in one scene, those held out apart."""
+    """Captions per kind, as evenly over digits as possible. Pairs that are held out are kinds of their own."""
     rng, groups = np.random.default_rng(seed), {}
     for form in scenes.FORMS:
         digits = list(scenes.arguments(form))
@@ -133,7 +137,7 @@ def prompts(each: int, seed: int) -> dict[str, list[str]]:
 
 
 def judged(groups: dict[str, list[str]], seen: Reading, judge: Judge) -> dict[str, Any]:
-    """How many prompts are met, together and by kind, and how the cells with digits compare with the held-out digits."""
+    """The share of prompts followed, over all and by kind, and precision and recall of the digits."""
     kinds = np.repeat(list(groups), [len(texts) for texts in groups.values()])
     met = scenes.met([text for texts in groups.values() for text in texts], seen.scenes)
     apart = np.char.endswith(kinds, "held out")
@@ -149,7 +153,7 @@ def judged(groups: dict[str, list[str]], seen: Reading, judge: Judge) -> dict[st
 
 
 def calibrated(config: Config, painter: Painter) -> dict[str, Callable[[Any], gj.Guidance]]:
-    """CFG by a scale that is measured on the model's own samples of other prompts than those of the table."""
+    """CFG with a scale that is calibrated on the model's own samples of other prompts than those of the table."""
     texts = [text for some in prompts(-(-config.prompts // 2), config.seed + 5).values() for text in some]
     curve = painter.calibrate(texts, config.seed + 6)
     return {
@@ -159,7 +163,7 @@ def calibrated(config: Config, painter: Painter) -> dict[str, Callable[[Any], gj
 
 
 def sweep(config: Config, painter: Painter, judge: Judge) -> dict[str, list[dict[str, Any]]]:
-    """Every way at its scales, on the same prompts and noise."""
+    """Every method at its scales, on the same prompts and noise."""
     groups = prompts(config.prompts, config.seed)
     texts = [text for some in groups.values() for text in some]
     scales = {way: (config.scales if way == "CFG" else config.others) for way in WAYS}
@@ -169,13 +173,19 @@ def sweep(config: Config, painter: Painter, judge: Judge) -> dict[str, list[dict
         for scale in scales.get(way, config.calibrated):
             row = judged(groups, read(judge, painter(guide, scale, config.seed + 1, cond=texts)), judge)
             rows.setdefault(way, []).append({"scale": scale} | row)
-            told = ", ".join(f"{name} {row[name]:.3f}" for name in ("accuracy", "held_out", "precision", "recall"))
-            print(f"{way}, scale {scale:g}, {len(texts)} prompts: {told}", flush=True)
+            names = {
+                "accuracy": "prompts followed",
+                "held_out": "pairs never seen",
+                "precision": "precision",
+                "recall": "recall",
+            }
+            measures = ", ".join(f"{name} {row[key]:.3f}" for key, name in names.items())
+            print(f"{way}, scale {scale:g}, {len(texts)} prompts: {measures}", flush=True)
     return rows
 
 
 def real(config: Config, judge: Judge) -> dict[str, Any]:
-    """What the judge says of scenes that are what was asked, made of the held-out digits."""
+    """The judge's measures of scenes that agree with their captions, made of held-out digits."""
     groups, rng = prompts(config.prompts, config.seed), np.random.default_rng(config.seed)
     cells = scenes.Cells(data.load("digits", HELD_OUT, config.out / "data"))
     allowed = [np.argwhere(scenes.asked(text)) for texts in groups.values() for text in texts]
@@ -188,11 +198,11 @@ def _holds(seen: np.ndarray, digits: np.ndarray) -> np.ndarray:
 
 
 def negatives(config: Config, painter: Painter, judge: Judge) -> dict[str, dict[str, float]]:
-    """What a negative prompt, "a seven", takes out: of the same noise, with it and without, and with other noise without.
+    """The effect of a negative prompt, "a seven", on samples of "a three or a seven" and of "a three on the left".
 
-    "a three or a seven" is met without the seven, which is there about half the time; "a three on the left" leaves the right
-    to chance. The shares of scenes that lose the named digit are among those that hold it without the negative prompt, and the
-    last of them, for other noise, is what would be lost by drawing anew.
+    Scenes with and without the negative prompt use the same noise. `removed` is the share of scenes that lose the seven, among
+    those that have it without the negative prompt. `removed_by_chance` is the same for other noise without a negative prompt.
+    All other pairs of digits are treated alike.
     """
     pairs = [pair for pair in np.ndindex(10, 10) if pair[0] != pair[1]] * config.repeats
     named, wanted = np.array([b for _, b in pairs]), np.array([a for a, _ in pairs])
@@ -218,14 +228,15 @@ def negatives(config: Config, painter: Painter, judge: Judge) -> dict[str, dict[
 
 
 def both(scale: Any) -> gj.Guidance:
-    """Two prompts at once."""
+    """The sum of the guidance by two prompts."""
     return gj.compose({"first": scale, "second": scale})
 
 
 def compositions(config: Config, painter: Painter, judge: Judge) -> list[dict[str, float]]:
-    """Two prompts at once, by the sum of their scores, for every pair of digits: the share of scenes that are both.
+    """The share of scenes that follow two prompts together, for every pair of digits.
 
-    "a three" AND "a seven"; "a three on the left" AND "a seven on the right"; and the caption "a three and a seven" by CFG.
+    Two pairs of prompts are composed by the sum of their scores: "a three" AND "a seven", and "a three on the left" AND "a
+    seven on the right". They are compared with CFG by one caption, "a three and a seven".
     """
     pairs = [pair for pair in np.ndindex(10, 10) if pair[0] != pair[1]] * config.repeats
     apart = np.array([scenes.held_out(*pair) for pair in pairs])
@@ -245,7 +256,7 @@ def compositions(config: Config, painter: Painter, judge: Judge) -> list[dict[st
 
 
 def plan(config: Config, model: Model) -> None:
-    """Print how many operations training and sampling take, counted by the compiler."""
+    """Print the number of operations of training and sampling, as counted by the compiler."""
     x, ids = jnp.zeros((1, *scenes.SHAPE)), jnp.zeros((1, scenes.LENGTH), jnp.int32)
 
     def network(params: Any, x: Array, ids: Array) -> Array:
@@ -258,13 +269,13 @@ def plan(config: Config, model: Model) -> None:
     passes = 2 * points * count + 90 * config.repeats * (12 + 8 * (1 + len(config.others)))
     sampling = counted["flops"] * config.steps * passes
     print(
-        f"plan: {sum(leaf.size for leaf in jax.tree.leaves(model.params)):,} parameters, training {training / 1e12:.0f} TFLOP, "
-        f"sampling {sampling / 1e12:.0f}; at 100 GFLOP/s that is {(training + sampling) / 6e12:.0f} minutes"
+        f"plan: {sum(leaf.size for leaf in jax.tree.leaves(model.params)):,} parameters; training takes {training / 1e12:.0f} "
+        f"TFLOP and sampling {sampling / 1e12:.0f} TFLOP, together {(training + sampling) / 6e12:.0f} minutes at 100 GFLOP/s"
     )
 
 
 def small(config: Config) -> Config:
-    """The same in seconds."""
+    """The config of a check in seconds."""
     return dataclasses.replace(
         config,
         out=config.out / "smoke",
@@ -282,7 +293,7 @@ def small(config: Config) -> Config:
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Run it all; returns what `metrics.json` holds."""
+    """Run the study. Returns the contents of `metrics.json`."""
     start = time.perf_counter()
     config = small(config) if config.smoke else config
     config.out.mkdir(parents=True, exist_ok=True)

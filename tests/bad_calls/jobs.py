@@ -46,7 +46,7 @@ ROWS: dict[str, Row] = {
     "digits without their conditional model": (
         lambda: digits.Config(scales=(0.0, 2.0)),
         ValueError,
-        r"scales must hold 1\.0.*\(0\.0, 2\.0\)",
+        r"scales must include 1\.0.*\(0\.0, 2\.0\)",
     ),
     "a network of no width": (lambda: digits.Size(width=0), ValueError, r"width and blocks.*at least 1, got 0"),
     "no training": (lambda: Training(steps=0), ValueError, r"steps must be at least 1, got 0"),
@@ -64,8 +64,12 @@ ROWS: dict[str, Row] = {
         ValueError,
         r"blur must be positive and below weak_blur.*9\.0",
     ),
-    "a scale of no curve": (lambda: toy_2d.Config(scale=7.0), ValueError, r"scales must hold scale, 7"),
-    "particles of no groups": (lambda: gaussians.Config(samples=3), ValueError, r"3 samples are no two groups"),
+    "a scale of no curve": (lambda: toy_2d.Config(scale=7.0), ValueError, r"scales must include scale, 7"),
+    "particles of no groups": (
+        lambda: gaussians.Config(samples=3),
+        ValueError,
+        r"at least two groups of 2000 particles.*got 3",
+    ),
     # Runs and files.
     "an unknown way to guide": (lambda: generated(guidance="cgf"), ValueError, r"guidance must be one of.*cfg.*'cgf'"),
     "an unknown sampler": (lambda: generated(sampler="euler_a"), ValueError, r"sampler must be one of.*'euler_a'"),

@@ -10,7 +10,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"scales": (1.0, 2.0)}, "scales must hold 0.0"),
+        ({"scales": (1.0, 2.0)}, "scales must include 0.0"),
         ({"samples": 0}, "at least 1"),
         ({"drop_rate": 1.5}, "drop_rate"),
     ],

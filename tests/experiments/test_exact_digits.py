@@ -47,7 +47,7 @@ def test_the_science(tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"scales": (1.0, 2.0)}, "scales must hold"), ({"weak": 0.1}, "below weak"), ({"samples": 1}, "at least 2")],
+    [({"scales": (1.0, 2.0)}, "scales must include"), ({"weak": 0.1}, "below weak"), ({"samples": 1}, "at least 2")],
 )
 def test_a_config_that_makes_no_sense_is_told(change, message):
     from experiments.exact_digits import Config

@@ -98,7 +98,7 @@ def test_tokens_are_the_words_between_a_start_and_an_end():
     assert len({tuple(row) for row in ids.tolist()}) == len(ids)
 
 
-@pytest.mark.parametrize(("text", "message"), [("a dog", "'dog' of 'a dog'"), ("a " * 9, "has 9 words"), ("<pad>", "<pad>")])
+@pytest.mark.parametrize(("text", "message"), [("a dog", "'dog' in 'a dog'"), ("a " * 9, "has 9 words"), ("<pad>", "<pad>")])
 def test_a_text_that_has_no_tokens_is_told(text, message):
     with pytest.raises(ValueError, match=message):
         scenes.tokenise([text])
@@ -308,7 +308,7 @@ def test_padding_says_nothing_to_the_denoiser():
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"scales": (1.0, 2.0)}, "must hold 0 and 1"), ({"prompts": 0}, "at least 1"), ({"drop_rate": 2}, "drop")],
+    [({"scales": (1.0, 2.0)}, "must include 0 and 1"), ({"prompts": 0}, "at least 1"), ({"drop_rate": 2}, "drop")],
 )
 def test_a_config_that_makes_no_sense_is_told(change, message):
     from experiments.text_digits.study import Config

@@ -53,7 +53,7 @@ def test_a_smoke_run_writes_its_table_and_pictures(tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"blur": 0.2}, "below weak_blur"), ({"steps": 0}, "at least 1"), ({"scales": (1.0,)}, "must hold scale, 3")],
+    [({"blur": 0.2}, "below weak_blur"), ({"steps": 0}, "at least 1"), ({"scales": (1.0,)}, "must include scale, 3")],
 )
 def test_a_config_that_makes_no_sense_is_told(change, message):
     with pytest.raises(ValueError, match=message):

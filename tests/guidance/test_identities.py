@@ -85,7 +85,7 @@ def test_cfg_is_the_same_in_every_parameterisation(x64):
     np.testing.assert_allclose(a * guided.x0 + s * guided.eps, x, atol=1e-12)
 
 
-def test_parts_that_change_nothing(x64):
+def test_neutral_parts_change_nothing(x64):
     m = mixture()
     plain = run(classes(m, LABELS), gj.cfg(3.0))
     for same in (

@@ -229,7 +229,7 @@ def test_a_shaper_that_comes_first_in_a_chain_warns_once(shaper):
     assert not warned(lambda: run(gj.chain(gj.chain(gj.cfg(2.0), shaper), shaper)))
 
 
-def test_no_warning_inside_jit():
+def test_nothing_warns_inside_jit():
     assert not warned(lambda: jax.jit(lambda w: run(gj.chain(gj.rescale(w), gj.cfg(2.0))))(0.7))
     assert not warned(lambda: jax.jit(lambda w: run(gj.rescale(w)))(0.7))
 

@@ -65,7 +65,7 @@ def test_reuse_repeats_the_change_of_eps_too(x64):
 
 @pytest.mark.parametrize("over", ["scales", "labels and keys"])
 @pytest.mark.parametrize("wrap", [lambda g: gj.reuse(g, 3), lambda g: gj.adaptive(g, 0.9)])
-def test_skipped_branches_stay_conditional_under_vmap(wrap, over):
+def test_skipping_stays_a_conditional_under_vmap(wrap, over):
     counted = Counted(mixture().denoise)
 
     def generate(scale, labels, key):

@@ -119,7 +119,7 @@ def generate(key, labels, scale, levels=LEVELS):
     return gj.sample(key, classes(mixture(), labels), guidance, gj.dpmpp_2m(), levels, (3,))
 
 
-def test_eight_devices_are_one_device(x64):
+def test_eight_devices_give_the_samples_of_one(x64):
     """In float64, because strong guidance amplifies float32 roundings, which differ between batches of 2 and of 16."""
     assert len(jax.devices()) == 8
     arguments = keys(16), jnp.arange(16) % 3, jnp.linspace(0.0, 5.0, 16)

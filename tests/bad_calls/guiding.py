@@ -1,5 +1,5 @@
 # type: ignore  # every row is wrong, its types too
-"""Wrong guidances: scales, combinations, gradients, and parameters out of their range."""
+"""Wrong guidances: scales, combinations, gradients, and parameters outside their range."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -112,7 +112,7 @@ ROWS: dict[str, Row] = {
     "none to chain": (lambda: gj.chain(GUIDED, None), TypeError, r"chain: parts.*None"),
     "a number to add": (lambda: gj.add(GUIDED, 2.0), TypeError, r"add: parts.*the float 2\.0"),
     "a sampler during": (lambda: gj.during(gj.ddim(), 0.1, 1.0), TypeError, r"during.*a Guidance, got the Sampler ddim"),
-    "an interval turned round": (
+    "a reversed interval": (
         lambda: gj.during(GUIDED, 5.0, 0.2),
         ValueError,
         r"during: low must be below high.*empty.*5\.0.*0\.2",
@@ -232,7 +232,7 @@ ROWS: dict[str, Row] = {
         r"rescale: fraction.*\[0, 1\], got 70",
     ),
     "a percentile as a share": (lambda: gj.dynamic_threshold(0.995), ValueError, r"0\.\.100, 99\.5 and not 0\.995"),
-    # Methods of one's own.
+    # Custom methods.
     "an update that returns nothing": (
         lambda: guided(gj.stateless(lambda prediction, context: None)),
         TypeError,
@@ -469,7 +469,11 @@ ROWS: dict[str, Row] = {
         ValueError,
         r"measure\(x0\) must match the measurement, float32\[2,2\], .*got float32\[2,1\]",
     ),
-    "dps turned round": (lambda: gj.dps(X, lambda x0: x0, 0.5), TypeError, r"measure.*function, got float32\[2,2\]"),
+    "dps with its arguments swapped": (
+        lambda: gj.dps(X, lambda x0: x0, 0.5),
+        TypeError,
+        r"measure.*function, got float32\[2,2\]",
+    ),
     "freedom of an array": (lambda: gj.freedom(X, 0.1), TypeError, r"log_prob.*function, got float32"),
     "freedom of words": (lambda: guided(gj.freedom(clean, "fast")), TypeError, r"rate.*number.*'fast'"),
     "mpgd of a column": (
@@ -515,7 +519,7 @@ ROWS: dict[str, Row] = {
         TypeError,
         r"tfg: smoothing.*number.*'no'",
     ),
-    # What is remembered.
+    # Guidance with memory.
     "a state that init did not announce": (
         lambda: guided(gj.Guidance(frozenset(), lambda x: (), lambda prediction, state, context: (prediction, context.x))),
         ValueError,
@@ -531,7 +535,7 @@ ROWS: dict[str, Row] = {
         TypeError,
         r"guided: memory.*got the tuple \(\); use denoise\.init\(x\)",
     ),
-    # Drawn conditions.
+    # Random conditions.
     "random labels of no classes": (lambda: gj.conditions.random_labels(0), ValueError, r"classes.*at least 1.*0"),
     "random labels of labels": (lambda: gj.conditions.random_labels(LABELS), TypeError, r"classes.*integer.*int32\[2\]"),
     "a retimed network without an offset": (

@@ -20,7 +20,7 @@ NOWHERE = Path("/nowhere/at/all")
 
 
 def flags(config, *given):
-    """What the command line says of wrong flags, as an error."""
+    """The command line's message about wrong flags, raised as an error."""
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
@@ -34,7 +34,7 @@ def generated(**wrong):
 
 
 ROWS: dict[str, Row] = {
-    # Flags, as they are typed.
+    # Flags, as a user types them.
     "a flag that is not there": (
         lambda: flags(digits.Config, "--scale", "3"),
         ValueError,

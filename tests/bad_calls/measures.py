@@ -1,5 +1,5 @@
 # type: ignore  # every row is wrong, its types too
-"""Wrong training, metrics, oracles, particles and likelihoods."""
+"""Wrong calls of training, metrics, oracles, particles and likelihoods."""
 
 import jax
 import jax.numpy as jnp

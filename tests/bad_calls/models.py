@@ -88,7 +88,7 @@ ROWS: dict[str, Row] = {
         ValueError,
         r"karras: sigma_min.*positive.*-0\.1",
     ),
-    "karras turned round": (
+    "karras reversed": (
         lambda: gj.levels(EDM, 5, gj.spacings.karras(7.0, 80.0, 0.002)),
         ValueError,
         r"karras: sigma_min must be below sigma_max, got 80.*0\.002",
@@ -155,7 +155,7 @@ ROWS: dict[str, Row] = {
     "scaled_linear of half a step": (lambda: gj.schedules.scaled_linear(10.5), TypeError, r"steps.*integer.*10\.5"),
     "ddpm_cosine of fewer than no steps": (lambda: gj.schedules.ddpm_cosine(-1), ValueError, r"steps.*at least 1.*-1"),
     "cosine beyond its end": (lambda: gj.schedules.cosine(t_max=1.5), ValueError, r"cosine: t_max.*\[0, 1\].*1\.5"),
-    "cosine turned round": (
+    "cosine reversed": (
         lambda: gj.schedules.cosine(0.9, 0.1),
         ValueError,
         r"cosine: t_min must be below t_max, got t_min 0\.9 and t_max 0\.1",
@@ -168,7 +168,7 @@ ROWS: dict[str, Row] = {
         r"linear: beta_min must be below beta_max, got beta_min 20\.0 and beta_max 0\.1",
     ),
     "edm from no noise": (lambda: gj.schedules.edm(sigma_min=0.0), ValueError, r"edm: sigma_min.*positive.*0\.0"),
-    "edm turned round": (
+    "edm reversed": (
         lambda: gj.schedules.edm(80.0, 0.002),
         ValueError,
         r"edm: sigma_min must be below sigma_max, got sigma_min 80\.0 and sigma_max 0\.002",
@@ -258,7 +258,7 @@ ROWS: dict[str, Row] = {
         ValueError,
         r"edm: sigma_data.*\(2,\).*scalar",
     ),
-    "a range turned round": (
+    "a reversed range": (
         lambda: gj.denoisers.clip(MIXTURE.denoise, 1.0, -1.0),
         ValueError,
         r"clip: low must be below high, got low 1\.0 and high -1\.0",

@@ -1,5 +1,5 @@
 # type: ignore  # every row is wrong, its types too
-"""Wrong calls of the guided denoiser, in a loop of one's own and in a sampler's, known and inside `jit`."""
+"""Wrong calls of the guided denoiser in a custom loop and in a custom sampler, with known values and inside `jit`."""
 
 import jax
 import jax.numpy as jnp

@@ -1,5 +1,5 @@
 # type: ignore  # every row is wrong, its types too
-"""Wrong runs: keys, branches, conditions, levels, starts, and parts that are not what they should be."""
+"""Wrong runs: keys, branches, conditions, levels, starting points, and parts of the wrong type."""
 
 import jax
 import jax.numpy as jnp
@@ -96,7 +96,7 @@ ROWS: dict[str, Row] = {
         r"a Prediction, got float32\[2,2\].*gj\.denoiser",
     ),
     "a denoiser of x0 and eps, unnamed": (lambda: denoised(lambda x, t, y: (x, x)), TypeError, r"a Prediction, got the tuple"),
-    "a denoiser of one number a sample": (
+    "a denoiser of one number per sample": (
         lambda: denoised(lambda x, t, y: gj.Prediction(x.sum(1), x)),
         ValueError,
         r"x0 .*must be \[2, 2\], got float32\[2\]; .*shaped as x",
@@ -254,7 +254,7 @@ ROWS: dict[str, Row] = {
         ValueError,
         r"sigma > 0.*reverse",
     ),
-    # Starts.
+    # Starting points.
     "a shape in a list": (lambda: sampled(shape_or_x=[2]), TypeError, r"shape_or_x.*tuple.*\[2\]"),
     "a shape of one number": (lambda: sampled(shape_or_x=2), TypeError, r"shape_or_x.*tuple.*\b2\b"),
     "a shape of floats": (lambda: sampled(shape_or_x=(2.0,)), TypeError, r"integers.*got the tuple \(2\.0,\)"),
@@ -272,7 +272,7 @@ ROWS: dict[str, Row] = {
     "no start": (lambda: sampled(shape_or_x=None), TypeError, r"shape_or_x.*tuple.*None"),
     "x with NaN": (lambda: sampled(shape_or_x=X.at[1].set(jnp.nan)), ValueError, r"NaN or infinite.*1 of 2 samples: \[1\]"),
     "x without a batch": (lambda: sampled(shape_or_x=X[0]), ValueError, r"\[B, \.\.\.\].*\(2,\)"),
-    # What is asked beside.
+    # Other arguments.
     "a trace that is no function": (lambda: sampled(trace=True), TypeError, r"trace.*the bool True.*lambda state"),
     "a progress bar without a name": (lambda: sampled(progress=True), TypeError, r"progress.*name.*the bool True"),
     "an unknown branch to evaluate": (

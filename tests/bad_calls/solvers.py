@@ -100,7 +100,7 @@ ROWS: dict[str, Row] = {
     "recur one time and a half": (lambda: gj.recur(gj.ddim(), 1.5), TypeError, r"recur: times.*integer.*1\.5"),
     "recur what remembers": (lambda: stepped(gj.recur(gj.dpmpp_2m(), 2)), ValueError, r"remembers the step before.*ddim\(\)"),
     "recur a guidance": (lambda: gj.recur(gj.cfg(2.0), 2), TypeError, r"recur: sampler.*a Sampler, got the Guidance cfg"),
-    "recur in an interval turned round": (
+    "recur in a reversed interval": (
         lambda: gj.recur(gj.ddim(), 2, 5.0, 1.0),
         ValueError,
         r"recur: low must be below high, got low 5\.0 and high 1\.0",

@@ -1,4 +1,4 @@
-"""An error within a function of the user's own tells what the library called it with, and the usual mend."""
+"""An error inside a user's function gets a note that states the library's arguments and the usual fix."""
 
 import functools
 from typing import Any
@@ -33,7 +33,7 @@ def classify(x, t):
 
 
 def at_a_time(x, t: Any):
-    """A log_prob that takes its level for a time."""
+    """A log_prob that uses its level as a time."""
     return x * t[:, None]
 
 
@@ -92,7 +92,7 @@ CALLS = {
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_it_is_told(name):
+def test_the_error_has_its_note(name):
     call, words = CALLS[name]
     with pytest.raises(Exception) as raised:  # noqa: PT011
         call()

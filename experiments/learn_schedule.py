@@ -300,7 +300,7 @@ def picture(
 
 
 def main(config: Config) -> dict[str, dict[str, Any]]:
-    """Search, train, judge; print the table, paint the picture; returns the table, a row a method."""
+    """Search, train, judge; print the table, paint the picture; returns the table, one row per method."""
     scales = np.arange(0.5, 8.01, 0.5)
     if config.smoke:
         small = {"steps": 4, "iterations": 3, "batch": 100, "judged": 100, "repeats": 2, "out": config.out / "smoke"}

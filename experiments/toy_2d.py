@@ -274,7 +274,7 @@ def curves(config: Config, found: dict[str, dict[str, Any]]) -> None:
 
 
 def main(config: Config) -> dict[str, dict[str, Any]]:
-    """Print the table, paint the pictures; returns the table, a row a method."""
+    """Print the table, paint the pictures; returns the table, one row per method."""
     if config.smoke:
         out = config.out / "smoke"
         config = dataclasses.replace(config, steps=12, samples=200, scales=(1.0, config.scale), out=out)

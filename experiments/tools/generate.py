@@ -281,7 +281,7 @@ def balanced(samples: int, classes: Sequence[int]) -> np.ndarray:
 
 
 def grid(shards: Shards, rows: int = 20, columns: int = 10) -> Path:
-    """A picture of a finished set beside it, `grid.png`: a row a class, the first samples of each; reads these alone.
+    """A picture of a finished set beside it, `grid.png`: one row per class, the first samples of each; reads these alone.
 
     Raises:
       FileNotFoundError: if they are not there.

@@ -60,12 +60,13 @@ CURVES = (METHODS["cfg"], METHODS["interval"], METHODS["autoguidance"], METHODS[
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as a PNG of 256 colours, a third of the size, and close it."""
+    """Write a figure as a PNG, of 256 colours if it would be larger than 400 kB, and close it."""
     figure.savefig(path)
     plt.close(figure)
-    with Image.open(path) as image:
-        reduced = image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
-    reduced.save(path, optimize=True)
+    if path.stat().st_size > 400_000:
+        with Image.open(path) as image:
+            reduced = image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+        reduced.save(path, optimize=True)
 
 
 def legend_below(axis: Axes, columns: int, down: float = 0.2, **options: Any) -> None:
@@ -81,7 +82,7 @@ def label_points(axis: Axes, points: Iterable[tuple[float, float, str, Any]], si
     figure = axis.get_figure(root=True)
     assert figure is not None
     figure.canvas.draw()
-    pixels, box = figure.dpi / 72, axis.get_window_extent()
+    pixels, (low, high) = figure.dpi / 72, axis.get_window_extent().get_points()
     corners = [line.get_transform().transform(line.get_xydata()) for line in axis.lines]
     parts = [np.linspace(a, b, 40) for line in corners for a, b in itertools.pairwise(line)]
     taken = np.concatenate(parts or [np.empty((0, 2))])
@@ -92,7 +93,7 @@ def label_points(axis: Axes, points: Iterable[tuple[float, float, str, Any]], si
         candidates = np.concatenate([around * (shape + gap * pixels)[None] for gap in (5, 9)])
         at = axis.transData.transform((x, y)) + candidates
         apart = np.linalg.norm((at[:, None] - taken[None]) / shape[None, None], axis=2).min(1)
-        inside = ((at - shape[None] > box.min[None]) & (at + shape[None] < box.max[None])).all(1)
+        inside = ((at - shape[None] > low[None]) & (at + shape[None] < high[None])).all(1)
         best = (np.minimum(apart, 2.2) + inside - 0.02 * np.linalg.norm(candidates, axis=1) / pixels).argmax()
         taken = np.concatenate([taken, at[best] + shape[None] * np.array([[i, j] for i in (-1, 0, 1) for j in (-1, 0, 1)])])
         axis.annotate(

@@ -46,7 +46,9 @@ class Config:
     out: Path = Path("out/exact_digits")
     """Where pictures and `metrics.json` go."""
     dataset: str = "digits"
-    """The TFDS name of a set of labelled images."""
+    """A folder of PNG or JPEG files with one subfolder per class, or the TFDS name of a set of labelled images."""
+    size: int | None = None
+    """For a folder of images: crop the largest centred square of each, and resize it to this many pixels (Lanczos filter)."""
     fashion: Path | None = None
     """A folder of Fashion-MNIST's four IDX files, as of Debian's dataset-fashion-mnist, in place of `dataset`."""
     components: int = 24
@@ -283,7 +285,7 @@ def main(config: Config) -> dict[str, Any]:
         small: Any = {"components": 10, "scales": (1.0, *sorted(config.shown)), "samples": 20, "steps": 8}
         config = dataclasses.replace(config, **small, out=config.out / "smoke")
     config.out.mkdir(parents=True, exist_ok=True)
-    load, splits = lambda split: data.load(config.dataset, split, config.out / "data"), ("train", "test")
+    load, splits = lambda split: data.load(config.dataset, split, config.out / "data", size=config.size), ("train", "test")
     train, test = (fashion(config.fashion, s) for s in splits) if config.fashion else map(load, splits)
     world, reading = fit(config, train, test)
     print(f"{len(train.labels)} images fitted; the judge, which has not seen them, reads {reading:.1%} of them.")

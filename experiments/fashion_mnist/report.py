@@ -179,7 +179,7 @@ def write(config: Any, metrics: dict[str, Any], sweep: Sweep, held_out: data.Dat
     curve(out / "fd_accuracy.png", curves, "accuracy", "fd", ("accuracy", "Frechet distance"))
     curve(out / "precision_recall.png", curves, "recall", "precision", ("recall", "precision"))
     held = np.round((held_out.images + 1) * 127.5).astype(np.uint8)
-    each = min(5, config.samples // classes)
+    each = min(5, config.samples // classes, np.bincount(held_out.labels, minlength=classes).min())
     shown = {
         "real, held out": by_class((held, held_out.labels), classes, each),
         **{
@@ -195,16 +195,17 @@ def write(config: Any, metrics: dict[str, Any], sweep: Sweep, held_out: data.Dat
         points = {f"scale {scale:g}": by_class(sweep.images(way, scale, config.samples), classes, each) for scale in scales}
         grids(out / f"classes_{way}.png", points, models.WAYS[way].title, names)
     gradients(out / "gradients.png", sweep.run, held_out)
-    (out / "report.md").write_text("\n".join(text(metrics)) + "\n")
+    title = "Fashion-MNIST" if config.dataset == "fashion_mnist" else config.dataset
+    (out / "report.md").write_text("\n".join(text(metrics, title)) + "\n")
     print(f"\n{out / 'report.md'} has the whole table and the pictures.\n")
     print("\n".join(table(metrics["headlines"])), "\n")
     print("\n".join(findings(metrics)))
 
 
-def text(metrics: dict[str, Any]) -> Iterator[str]:
+def text(metrics: dict[str, Any], title: str) -> Iterator[str]:
     """The report in Markdown."""
     seconds = metrics["seconds"]
-    yield from ("# Guidance on Fashion-MNIST", "")
+    yield from (f"# Guidance on {title}", "")
     yield from (
         "Features and accuracy are those of a classifier trained on clean images, which no guidance sees; distances are to "
         "the held-out images. FD is the Frechet distance of these features, an FID but for the network.",

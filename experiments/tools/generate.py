@@ -304,13 +304,20 @@ def assembled(channels: int | None = None) -> Callable[[Shards], None]:
 
 
 def main(config: Config) -> Shards:
-    """Draw the set, and on process 0 assemble it and paint its grid."""
+    """Join the processes and draw the set."""
     local.start(config.coordinator, config.processes, config.process)
+    return draw(config)
+
+
+def draw(config: Config) -> Shards:
+    """Draw the set. Process 0 assembles it and writes its grid."""
     run, way = models.load(config.run), models.WAYS[config.guidance]
+    models.check(run, way)
     run = models.calibrated(run) if way.calibrated else run
-    classes = config.labels or range(len(run.names))
-    if not set(classes) <= set(range(len(run.names))):
-        raise ValueError(f"labels must be classes of the run, 0 to {len(run.names) - 1}, got {config.labels}.")
+    classes = config.labels or range(max(1, len(run.names)))
+    if config.labels and not set(classes) <= set(range(len(run.names))):
+        expected = f"classes of the run, 0 to {len(run.names) - 1}" if run.names else "empty: the run has no classes"
+        raise ValueError(f"labels must be {expected}, got {config.labels}.")
     levels = gj.levels(
         models.SCHEDULE, config.steps, gj.spacings.karras(sigma_min=config.sigma_min, sigma_max=config.sigma_max)
     )

@@ -125,7 +125,7 @@ def _told(run: Path) -> dict[str, Any]:
     shape, names, networks = (told.get(key) for key in ("shape", "names", "networks"))
     if not isinstance(shape, list) or len(shape) != 3 or not all(type(side) is int and side > 0 for side in shape):
         raise _damaged(run, f"its shape is {shape}, not that of an image")
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise _damaged(run, "its names are not those of classes")
     if not isinstance(networks, dict) or not all(isinstance(entry, dict) for entry in networks.values()):
         raise _damaged(run, "its networks are no dictionaries")
@@ -152,7 +152,9 @@ class Way(NamedTuple):
     guide: Callable[..., tuple[Any, gj.Guidance]]
     """`(*networks, labels, null, scale) -> branches, guidance`; the networks as `Trained.bind` gives them."""
     calibrated: bool = False
-    """Whether the scale that `guide` is given follows the run's curve."""
+    """Whether the scale follows the run's curve."""
+    labelled: bool = True
+    """Whether the way needs class labels."""
 
 
 Guided = tuple[Any, gj.Guidance]
@@ -188,14 +190,14 @@ def _clean(denoise: Denoiser, classify: Classify, labels: Array, null: Array, sc
 
 
 WAYS = {
-    "unconditional": Way("unconditional", ("denoiser",), _unconditional),
+    "unconditional": Way("unconditional", ("denoiser",), _unconditional, labelled=False),
     "conditional": Way("conditional", ("denoiser",), _conditional),
     "cfg": Way("CFG", ("denoiser",), _contrast(gj.cfg)),
     "interval": Way("CFG in an interval", ("denoiser",), _contrast(lambda w: gj.during(gj.cfg(w), *INTERVAL))),
     "rescale": Way("CFG, rescaled", ("denoiser",), _contrast(lambda w: gj.chain(gj.cfg(w), gj.rescale(0.7)))),
     "apg": Way("APG", ("denoiser",), _contrast(lambda w: gj.apg(w, max_norm=2.5))),
     "cfg_zero_star": Way("CFG-Zero*", ("denoiser",), _contrast(gj.cfg_zero_star)),
-    "autoguidance": Way("autoguidance", ("denoiser", "early"), _weaker),
+    "autoguidance": Way("autoguidance", ("denoiser", "early"), _weaker, labelled=False),
     "early": Way("under-trained", ("early",), _conditional),
     "early_cfg": Way("under-trained, CFG", ("early",), _contrast(gj.cfg)),
     "early_autoguidance": Way("under-trained, autoguidance", ("early", "weak"), _weaker),
@@ -224,6 +226,17 @@ def calibrated(run: Run, count: int = 1000, batch: int = 250, seed: int = 100) -
     return run._replace(curve=functools.reduce(operator.add, parts).for_classes)
 
 
+def check(run: Run, way: Way) -> None:
+    """Raises ValueError if the run lacks the labels or the networks that a way needs."""
+    if way.labelled and not run.names:
+        free = ", ".join(name for name, other in WAYS.items() if not other.labelled)
+        raise ValueError(
+            f"{way.title} needs class labels, but the run was trained on images without labels. Use one of: {free}."
+        )
+    if missing := [name for name in way.networks if name not in run.networks]:
+        raise ValueError(f"{way.title} needs the networks {', '.join(missing)}; the run has {', '.join(run.networks)}.")
+
+
 def program(
     run: Run, way: Way, sampler: gj.Sampler, levels: gj.NoiseLevel, loop: Callable[..., Array] = gj.sample
 ) -> tuple[Callable[[Any, Array, Array], Array], dict[str, Any]]:
@@ -234,10 +247,7 @@ def program(
     Raises:
       ValueError: if the run lacks a network that the way asks, or the curve.
     """
-    missing = [name for name in way.networks if name not in run.networks]
-    if missing:
-        raise ValueError(f"{way.title} needs the networks {', '.join(missing)}; the run has {', '.join(run.networks)}.")
-
+    check(run, way)
     if way.calibrated and run.curve is None:
         raise ValueError(f"{way.title} needs a run with its curve: models.calibrated(run).")
     curve = {"curve": run.curve} if way.calibrated else {}

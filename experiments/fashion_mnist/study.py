@@ -39,7 +39,7 @@ NEAREST = 5
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Guidance on Fashion-MNIST, from the data to the report."""
+    """Guidance on Fashion-MNIST or your own images, from the data to the report."""
 
     out: Path = Path("out/fashion_mnist")
     """Where data, checkpoints, samples and the report go."""
@@ -53,37 +53,39 @@ class Config:
     size: int | None = None
     """For a folder of images: crop the largest centred square of each, and resize it to this many pixels (Lanczos filter)."""
     seed: int = 0
-    """Of everything random."""
+    """The seed of everything random: initial parameters, batches, noise and samples."""
     network: gj.networks.UNetConfig = gj.networks.UNetConfig((28, 28, 1), 10, widths=(32, 64), patch=2)
-    """The network to be guided. Shape and classes are those of the data."""
+    """The denoiser. Its shape and classes are replaced by those of the data."""
     classifier_network: gj.networks.UNetConfig = gj.networks.UNetConfig((28, 28, 1), 10, widths=(32, 64), patch=2)
-    """The classifiers that guide, one trained on noisy images and one on clean ones."""
+    """The two classifiers that guide, one trained on noisy images and one on clean images."""
     evaluator_width: int = 32
-    """Channels of the judge's first convolution; there are three."""
+    """Channels of the first of the judge's three convolutions."""
     denoiser: Training = Training(steps=7000, batch=64, learning_rate=2e-3, snapshots=(300, 1000))
-    """Its averaged parameters at the second snapshot are the under-trained model, at the first the one that guides it."""
+    """Training of the denoiser. The second snapshot is the under-trained model, the first is the weaker one that guides it."""
     classifier: Training = Training(steps=3500, batch=64, weight_decay=0.05)
-    """Of both classifiers that guide."""
+    """Training of both classifiers that guide."""
     evaluator: Training = Training(steps=5000, batch=64, learning_rate=2e-3, weight_decay=0.05)
-    """Of the judge."""
+    """Training of the judge."""
     loss: Literal["v", "min_snr", "edm"] = "v"
-    """Of the denoiser: the error in v, that weighted by min-SNR, or EDM's preconditioning, weight and noise levels."""
+    """The denoiser's loss: the error in v, that error weighted by min-SNR, or EDM's loss with its preconditioning."""
     drop_rate: float = 0.1
     """The probability of dropping the label in training."""
     steps: int = 12
-    """Steps of DPM-Solver++ 2M, on Karras' levels."""
+    """Sampler steps of DPM-Solver++ 2M, on Karras' noise levels."""
     samples: int = 2000
-    """Samples a point of the sweeps, in equal parts for each class."""
+    """Samples at each scale of the sweeps, equally many per class."""
     headline: int = 5000
-    """Samples of each row of the headline table."""
+    """Samples for each row of the headline table."""
     calibration: int = 1000
-    """Samples on which the calibrated scale is measured."""
+    """Samples with which the calibrated scale is measured."""
     batch: int = 250
-    """Samples at once."""
+    """Samples at a time."""
     coordinator: str | None = None
-    """Of several processes, as `jax.distributed` takes it: host:port."""
+    """For several processes: host:port of process 0, or "auto" on a cluster that provides it. None: one process."""
     processes: int | None = None
+    """The number of processes."""
     process: int | None = None
+    """The number of this process, from 0."""
 
     def __post_init__(self) -> None:
         if len(self.denoiser.snapshots) != 2:

@@ -104,8 +104,8 @@ def load(
     """A split in memory: of a TFDS image classification set, of scikit-learn's digits, or of a folder of images.
 
     Args:
-      name: "digits"; a name of TFDS, such as "mnist", "cifar10" or "imagenet_resized/64x64"; or the path of a folder with PNG
-        or JPEG files, one subfolder per class (`folders` has the rules). Write "./digits" for a folder with TFDS' name.
+      name: "digits", a name of TFDS ("mnist", "cifar10", "imagenet_resized/64x64"), or the path of a folder with PNG or JPEG
+        files. A folder has one subfolder per class; `folders` has the rules. Write "./mnist" for a folder of that name.
       split: "train", "test", or a part in TFDS' notation, "train[:10%]".
       directory: Where prepared sets of TFDS are kept. A missing one is prepared there. Folders of images need no preparation.
       manual_dir: A folder with the four IDX files of "mnist", "fashion_mnist", "kmnist" or "emnist/...". They are prepared
@@ -114,8 +114,8 @@ def load(
       labelled: Whether labels are needed. If not, a folder without class folders is accepted; its labels are all 0.
 
     Raises:
-      ValueError: If the set does not hold uint8 images of one size with labels, has no such split, or the split is empty; if
-        IDX files or images are damaged or do not match each other; or if an argument does not apply to this kind of set.
+      ValueError: If the set does not hold uint8 images of one size with labels. If it has no such split, or an empty one. If
+        IDX files or images are damaged or do not match each other. If an argument does not apply to this kind of set.
       FileNotFoundError: If a folder or an IDX file is missing.
       ModuleNotFoundError: If TFDS needs TensorFlow to prepare the set, and it is not installed.
       RuntimeError: If TFDS could not prepare the set, or the prepared set is damaged.

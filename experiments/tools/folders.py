@@ -102,9 +102,9 @@ def splits(folder: Path, size: int | None = None) -> dict[str, Images]:
     Raises:
       FileNotFoundError: If there is no such folder.
       NotADirectoryError: If it is a file.
-      ValueError: If the folder or one of its class folders has no image, mixes images and folders, or has other files; if
-        `train` and `test` have different classes; if a file is damaged or has more than 8 bits per channel; or if sizes
-        differ and `size` is None.
+      ValueError: If the folder or one of its class folders has no image, mixes images and folders, or has other files. If
+        `train` and `test` have different classes. If a file is damaged or has more than 8 bits per channel. If sizes differ
+        and `size` is None.
     """
     if size is not None and size < 1:
         raise ValueError(f"size must be at least 1 pixel, got {size}.")
@@ -163,7 +163,7 @@ def _grouped(folder: Path) -> Groups:
         if len(paths) < 2:
             where = f"the class folder {folder / name}" if name else str(folder)
             raise ValueError(
-                f"{where} holds one image. Use at least two, one to train on and one to hold out; or make folders train and test."
+                f"{where} holds one image. Use at least two, one of them to hold out; or make folders train and test."
             )
         groups["test"][name] = paths[::HELD_OUT]
         groups["train"][name] = [path for i, path in enumerate(paths) if i % HELD_OUT]
@@ -212,14 +212,14 @@ def _header(path: Path) -> tuple[tuple[int, int], bool, str]:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         with Image.open(path, formats=FORMATS) as image:
-            size, mode = image.size, image.mode
+            (width, height), mode = image.size, image.mode
             if image.format != "PNG" and image.getexif().get(ExifTags.Base.Orientation, 1) >= TURNED:
-                size = size[::-1]
+                width, height = height, width
     except Exception as error:  # A damaged file fails in a dozen ways.
         raise _damaged(path, error) from error
     if mode not in GREY | COLOUR:
         raise ValueError(f"{path} has pixels of Pillow's mode {mode}. Use 8 bits per channel: convert the file.")
-    return size, mode in GREY, digest
+    return (width, height), mode in GREY, digest
 
 
 def _size(size: tuple[int, int]) -> str:

@@ -154,13 +154,13 @@ def test_what_tfds_has_prepared_by_itself_is_read_too(tmp_path, prepared):
 
 IMAGES, LABELS = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"
 DAMAGES = {
-    "cut gzip": (IMAGES, lambda raw: raw[:-9], "no whole gzip file"),
-    "flipped gzip": (IMAGES, lambda raw: raw[:500] + bytes(100) + raw[600:], "no whole gzip file"),
+    "cut gzip": (IMAGES, lambda raw: raw[:-9], "not a complete gzip file"),
+    "flipped gzip": (IMAGES, lambda raw: raw[:500] + bytes(100) + raw[600:], "not a complete gzip file"),
     "empty": (LABELS, lambda raw: b"", "is empty"),
     "empty within": (LABELS, lambda raw: gzip.compress(b""), "begins with b''"),
-    "no IDX": (LABELS, lambda raw: b"<html>not found</html>", "not as an IDX"),
-    "of floats": (LABELS, lambda raw: gzip.compress(b"\0\0\x0d\1" + bytes(8)), "not as an IDX"),
-    "cut header": (IMAGES, lambda raw: gzip.compress(header(47, 28, 28)[:9]), "ends within its header: 9 bytes"),
+    "no IDX": (LABELS, lambda raw: b"<html>not found</html>", "expected an IDX"),
+    "of floats": (LABELS, lambda raw: gzip.compress(b"\0\0\x0d\1" + bytes(8)), "expected an IDX"),
+    "cut header": (IMAGES, lambda raw: gzip.compress(header(47, 28, 28)[:9]), "ends within its header: got 9 bytes"),
     "cut body": (IMAGES, lambda raw: gzip.compress(gzip.decompress(raw)[:-1]), r"\(47, 28, 28\), 36848 bytes, but has 36847"),
     "extra bytes": (LABELS, lambda raw: gzip.compress(gzip.decompress(raw) + b"\0"), "47 bytes, but has 48"),
     "no records": (LABELS, lambda raw: gzip.compress(header(0)), "has 0"),
@@ -169,12 +169,16 @@ DAMAGES = {
         lambda raw: gzip.compress(content(np.zeros(46))),
         r"labels \(46,\) for the images \(47, 28, 28\)",
     ),
-    "labels for images": (IMAGES, lambda raw: gzip.compress(content(np.zeros(47))), r"\(47,\), not images of \(28, 28\)"),
-    "another size": (IMAGES, lambda raw: gzip.compress(content(np.zeros((47, 32, 32)))), r"\(47, 32, 32\), not images of \(28"),
+    "labels for images": (IMAGES, lambda raw: gzip.compress(content(np.zeros(47))), r"\(47,\), expected images of \(28, 28\)"),
+    "another size": (
+        IMAGES,
+        lambda raw: gzip.compress(content(np.zeros((47, 32, 32)))),
+        r"\(47, 32, 32\), expected images of \(28",
+    ),
     "label out of range": (
         LABELS,
         lambda raw: gzip.compress(content(np.full(47, 10))),
-        "label 10, where 10 classes end with 9",
+        "label 10, expected 0 to 9",
     ),
 }
 
@@ -200,7 +204,7 @@ def test_missing_files_are_named_with_the_package_that_has_them(tmp_path, prepar
         (files / name).unlink()
     with pytest.raises(FileNotFoundError, match=f"{files} lacks {LABELS}, t10k-images-idx3-ubyte.gz.*dataset-fashion-mnist"):
         load(files)
-    with pytest.raises(FileNotFoundError, match="nowhere is no directory"):
+    with pytest.raises(FileNotFoundError, match="nowhere is not a directory"):
         load(tmp_path / "nowhere")
     # Mended, it just goes on.
     for name in (LABELS, "t10k-images-idx3-ubyte.gz"):

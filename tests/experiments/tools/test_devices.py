@@ -26,7 +26,7 @@ def test_rows_are_split_in_order_and_parameters_are_everywhere():
 def test_a_mesh_of_some_devices():
     mesh = devices.mesh(jax.devices()[2:4])
     assert [device.id for device in mesh.devices] == [2, 3]
-    with pytest.raises(ValueError, match="3 rows do not go evenly onto 2 devices"):
+    with pytest.raises(ValueError, match="3 rows do not divide evenly among 2 devices"):
         devices.share(mesh, np.zeros((3, 1)))
 
 

@@ -142,7 +142,7 @@ def splits(folder: Path, size: int | None = None) -> dict[str, Images]:
 def _grouped(folder: Path) -> Groups:
     """The files of a folder by split and class."""
     if not folder.exists():
-        raise FileNotFoundError(f"there is no folder {folder}.")
+        raise FileNotFoundError(f"there is no folder {folder}. Use the path of a folder with PNG or JPEG files.")
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file. Use a folder of PNG or JPEG files.")
     if {path.name for path in _listed(folder)[0]} == SPLITS:

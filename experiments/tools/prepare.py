@@ -65,8 +65,8 @@ def prepare(name: str, directory: Path, manual_dir: Path | None = None) -> Any:
     except Exception as error:
         if isinstance(error, tfds.core.DatasetNotFoundError) or str(error).startswith("Parsing builder name"):
             near = re.search(r"Did you mean: [^\n]*", str(error))
-            told = f"{name!r} is neither a folder nor a data set of TFDS. {near.group() if near else ''}".strip()
-            raise tfds.core.DatasetNotFoundError(told) from None
+            text = f"{name!r} is neither a folder nor a data set of TFDS. {near.group() if near else ''}".strip()
+            raise tfds.core.DatasetNotFoundError(text) from None
         # TFDS also reads the description of a set that is prepared already. Name the one that is damaged.
         for info in sorted((directory / re.split("[:/]", name)[0]).rglob("dataset_info.json")):
             _read(info.parent)

@@ -309,7 +309,7 @@ def test_a_place_of_a_set_that_holds_none_is_told(tmp_path):
 def test_an_empty_split_is_told_and_not_called_damaged(prepared, split):
     from experiments.tools import data
 
-    with pytest.raises(ValueError, match=r"is empty; Its splits and their numbers of images: .*test 13"):
+    with pytest.raises(ValueError, match=r"is empty\. Its splits and their numbers of images: .*test 13"):
         data.load("fashion_mnist", split, prepared[0])
     with pytest.raises(ValueError, match="Unknown split 'tset'"):
         data.load("fashion_mnist", "tset", prepared[0])

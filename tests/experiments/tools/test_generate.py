@@ -243,7 +243,7 @@ def test_images_that_are_not_finite_are_named_and_never_saved(draw, tmp_path):
 
     with pytest.raises(FloatingPointError, match=r"of 2 samples .* 10 \(label 10\), 13 \(label 13\)\. shard-00001") as error:
         draw(program=program, batch=8)
-    assert "Try a smaller scale" in str(error.value)
+    assert "Use a smaller scale" in str(error.value)
     assert sorted(path.name for path in (tmp_path / "set").iterdir()) == ["identity.json", "shard-00000.npz"]
 
 

@@ -107,12 +107,12 @@ class Checkpoints:
             self.good = step
             self._set_aside(damaged)
             if lost := sorted({snapshot for snapshot in self.snapshots if snapshot <= step} - set(found)):
-                told = f"the snapshots {lost} are missing in {self.run}. The run continues from step {step} without them."
-                warnings.warn(f"{told} To restore them, {_again(self.run)}", stacklevel=3)
+                text = f"the snapshots {lost} are missing in {self.run}. The run continues from step {step} without them."
+                warnings.warn(f"{text} To restore them, {_again(self.run)}", stacklevel=3)
             return step, parts, about["iterators"]
         if found:
-            told = "; ".join(str(error) for error in damaged.values())
-            raise OSError(f"no checkpoint in {self.run} is good: {told}. To go on, {_again(self.run)}")
+            text = "; ".join(str(error) for error in damaged.values())
+            raise OSError(f"no checkpoint in {self.run} is good: {text}. To go on, {_again(self.run)}")
         return None
 
     def save(self, step: int, state: Mapping[str, Any], iterators: list[Any]) -> None:
@@ -161,11 +161,11 @@ class Checkpoints:
 
     def failed(self, what: str, error: Exception) -> OSError:
         """The error for a file that could not be written, with what to do."""
-        mend = "Fix that"
+        remedy = "Fix that"
         if disk.is_full(error):
             room = disk.room(self.run, "A checkpoint", self._size)
-            mend = f"Is the disk full? {room}. Make room"
-        return OSError(f"{what}: {error}. {mend} and start again. {self.last()}")
+            remedy = f"Is the disk full? {room}. Make room"
+        return OSError(f"{what}: {error}. {remedy} and start again. {self.last()}")
 
     def last(self) -> str:
         """A sentence about the last good checkpoint, for errors."""
@@ -218,10 +218,10 @@ def restore(run: Path, like: Any, step: int | None = None) -> Any:
     except DamagedError as error:
         if step is None and steps(run)[-1:] not in ([], [wanted]):
             return restore(run, like)  # A training that is running has replaced it with a newer one.
-        mend = "Call `fit`: it moves this one aside and continues from the newest good one."
+        remedy = "Call `fit`: it moves this one aside and continues from the newest good one."
         if later := [other for other in found if other > wanted]:
-            mend = f"There are later ones ({later}), and `fit` continues from those. To restore this one, {_again(run)}"
-        raise OSError(f"{error}. {mend}") from error
+            remedy = f"There are later ones ({later}), and `fit` continues from those. To restore this one, {_again(run)}"
+        raise OSError(f"{error}. {remedy}") from error
     return jax.tree.map(lambda leaf, one: jax.numpy.asarray(leaf, one.dtype), put(parts["average"], like), like)
 
 

@@ -57,7 +57,7 @@ class Data:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Records:
-    """A prepared TFDS set on disk, for sets that do not fit into memory. Records are read when they are asked for."""
+    """A prepared TFDS set on disk, for sets that do not fit into memory. Records are read on demand."""
 
     records: Any
     """The data source of TFDS."""

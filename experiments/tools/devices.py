@@ -100,12 +100,12 @@ def first(work: Callable[[], Any]) -> Any:
             said = {"value": work()}
         except Exception as caught:
             said, error = {"error": f"{type(caught).__name__}: {caught}"}, caught
-    told = json.loads(gather(json.dumps(said))[0])
+    received = json.loads(gather(json.dumps(said))[0])
     if error is not None:
         raise error
-    if "error" in told:
-        raise RuntimeError(f"process 0 stopped with {told['error']}")
-    return told["value"]
+    if "error" in received:
+        raise RuntimeError(f"process 0 stopped with {received['error']}")
+    return received["value"]
 
 
 def gather(text: str) -> list[str]:

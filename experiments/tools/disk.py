@@ -105,12 +105,12 @@ def read_json(path: Path) -> dict[str, Any]:
       DamagedError: If the file holds no dictionary.
     """
     try:
-        told = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise DamagedError(f"{path} is damaged ({error or type(error).__name__})") from error
-    if not isinstance(told, dict):
-        raise DamagedError(f"{path} is damaged (it holds a {type(told).__name__}, expected a dictionary)")
-    return told
+    if not isinstance(content, dict):
+        raise DamagedError(f"{path} is damaged (it holds a {type(content).__name__}, expected a dictionary)")
+    return content
 
 
 def is_full(error: BaseException) -> bool:

@@ -246,8 +246,8 @@ def _program(
         updates, moments = optimiser.update(gradient, state["optimiser"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         average = gj.training.ema(state["average"], params, number, training.ema)
-        told = {"loss": value, "gradient_norm": optax.tree.norm(gradient), "learning_rate": rate(number)}
-        return {"params": params, "average": average, "optimiser": moments}, told
+        logged = {"loss": value, "gradient_norm": optax.tree.norm(gradient), "learning_rate": rate(number)}
+        return {"params": params, "average": average, "optimiser": moments}, logged
 
     everywhere = devices.replicated(mesh)
     state = jax.jit(first, out_shardings=everywhere)(devices.replicate(mesh, params))
@@ -281,7 +281,7 @@ def _resume(run: _Run, state: Any, batches: Batches) -> tuple[Any, int]:
 
 
 def _train(run: _Run, step: Callable[..., Any], state: Any, start: int, batches: Batches) -> Any:
-    training, told, waiting = run.training, [], Waiting()
+    training, logged, waiting = run.training, [], Waiting()
     with contextlib.ExitStack() as stack:
         devices.first(lambda: run.tell(stack, start))
         hidden = run.store is None
@@ -289,12 +289,12 @@ def _train(run: _Run, step: Callable[..., Any], state: Any, start: int, batches:
         for done in range(start + 1, training.steps + 1):
             rows = _rows(waiting.next(batches), training.batch)
             state, new = step(state, np.int32(done - 1), *devices.share(run.mesh, rows))
-            told.append(new)
+            logged.append(new)
             saves = done % training.checkpoint_every == 0 or done in training.snapshots or done == training.steps
             if saves or done % LOG_EVERY == 0:
                 # Reading losses waits for the device, so they are read rarely and together.
-                _log(run, done, jax.device_get(told), waiting, bar)
-                told = []
+                _log(run, done, jax.device_get(logged), waiting, bar)
+                logged = []
             if saves:
                 _save(run, done, state, batches)
             if done == start + 1:
@@ -316,20 +316,20 @@ def _rows(batch: tuple[np.ndarray, np.ndarray], size: int) -> tuple[np.ndarray, 
     return batch
 
 
-def _log(run: _Run, done: int, told: list[dict[str, Any]], waiting: Waiting, bar: tqdm) -> None:
-    first = done - len(told)
-    for number, one in enumerate(told, first):
+def _log(run: _Run, done: int, logged: list[dict[str, Any]], waiting: Waiting, bar: tqdm) -> None:
+    first = done - len(logged)
+    for number, one in enumerate(logged, first):
         for what in ("loss", "gradient_norm"):
             if not math.isfinite(one[what]):
                 what, value = what.replace("_", "'s "), float(one[what])
                 raise FloatingPointError(f"the {what} of {run.name} is {value} at step {number}. {run.last()} {MEND}")
     rate, share = waiting.lap()
-    last = {key: float(told[-1][key]) for key in ("learning_rate", "gradient_norm")}
+    last = {key: float(logged[-1][key]) for key in ("learning_rate", "gradient_norm")}
     last |= {"samples_per_second": rate * run.training.batch, "share_waiting_for_data": share}
 
     def write() -> None:
         try:
-            for number, one in enumerate(told, first):
+            for number, one in enumerate(logged, first):
                 run.events.write(number, {"loss": float(one["loss"])})
             run.events.write(done - 1, last)
             run.events.flush()
@@ -338,7 +338,7 @@ def _log(run: _Run, done: int, told: list[dict[str, Any]], waiting: Waiting, bar
             raise run.store.failed(f"the log of step {done - 1} could not be written to {run.path}", error) from error
 
     devices.first(write)
-    bar.set_postfix(loss=f"{np.mean([one['loss'] for one in told]):.4f}")
+    bar.set_postfix(loss=f"{np.mean([one['loss'] for one in logged]):.4f}")
 
 
 def _save(run: _Run, done: int, state: Any, batches: Batches) -> None:

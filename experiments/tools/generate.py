@@ -272,9 +272,9 @@ def _ahead(draw: Draw, parts: list[np.ndarray]) -> Iterator[tuple[Array, Array]]
 
 
 def _not_finite(shards: Shards, number: int, bad: np.ndarray) -> str:
-    told = ", ".join(f"{i} (label {shards.labels[i]})" for i in bad[:10]) + (", ..." if len(bad) > 10 else "")
+    shown = ", ".join(f"{i} (label {shards.labels[i]})" for i in bad[:10]) + (", ..." if len(bad) > 10 else "")
     return (
-        f"the images of {len(bad)} samples are not finite: {told}. {shards.path(number).name} is not saved, finished shards"
+        f"the images of {len(bad)} samples are not finite: {shown}. {shards.path(number).name} is not saved, finished shards"
         " are kept. Use a smaller scale or more steps, or check the network's parameters; float16 overflows early."
     )
 
@@ -326,7 +326,7 @@ def draw(config: Config) -> Shards:
         models.SCHEDULE, config.steps, gj.spacings.karras(sigma_min=config.sigma_min, sigma_max=config.sigma_max)
     )
     program, params = models.program(run, way, SAMPLERS[config.sampler](), levels)
-    told = models.entries(config.run)
+    known = models.entries(config.run)
     identity = {name: getattr(config, name) for name in ("guidance", "scale", "sampler", "steps", "sigma_min", "sigma_max")}
     return generate(
         program,
@@ -334,7 +334,7 @@ def draw(config: Config) -> Shards:
         balanced(config.samples, classes),
         config.seed,
         config.out,
-        {**identity, "interval": models.INTERVAL, "networks": {name: told[name] for name in way.networks}},
+        {**identity, "interval": models.INTERVAL, "networks": {name: known[name] for name in way.networks}},
         batch=config.batch,
         shard=config.shard,
         finish=assembled(config.channels),

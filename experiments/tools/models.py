@@ -65,8 +65,8 @@ class Run(NamedTuple):
 
 def describe(kind: str, config: Any, predicts: str | None = None) -> dict[str, Any]:
     """A JSON-able description of a network, for `build`."""
-    told = {"kind": kind, "config": json.loads(json.dumps(dataclasses.asdict(config)))}
-    return told if predicts is None else told | {"predicts": predicts}
+    content = {"kind": kind, "config": json.loads(json.dumps(dataclasses.asdict(config)))}
+    return content if predicts is None else content | {"predicts": predicts}
 
 
 def build(described: Mapping[str, Any], seed: int = 0) -> Trained:
@@ -104,7 +104,7 @@ def load(run: Path) -> Run:
       OSError: If a checkpoint is damaged.
       ValueError: If `models.json` is damaged, or a checkpoint does not match its description.
     """
-    told = _told(run)
+    content = _entries(run)
 
     def trained(name: str, entry: dict[str, Any]) -> Trained:
         try:
@@ -114,24 +114,24 @@ def load(run: Path) -> Run:
             raise _damaged(run, f"its {name} cannot be built: {error}") from error
         return network._replace(params=restore(run / entry["checkpoint"], network.params, entry.get("step")))
 
-    networks = {name: trained(name, entry) for name, entry in told["networks"].items()}
-    return Run(tuple(told["shape"]), tuple(told["names"]), networks)
+    networks = {name: trained(name, entry) for name, entry in content["networks"].items()}
+    return Run(tuple(content["shape"]), tuple(content["names"]), networks)
 
 
 def entries(run: Path) -> dict[str, dict[str, Any]]:
     """The entry of each network in `models.json`. Raises as `load` does."""
-    return _told(run)["networks"]
+    return _entries(run)["networks"]
 
 
-def _told(run: Path) -> dict[str, Any]:
+def _entries(run: Path) -> dict[str, Any]:
     path = run / "models.json"
     if not path.exists():
         raise FileNotFoundError(f"{run} has no models.json. Use the output directory of a finished experiments.fashion_mnist.")
     try:
-        told = read_json(path)
+        content = read_json(path)
     except DamagedError as error:
         raise _damaged(run, str(error)) from error
-    shape, names, networks = (told.get(key) for key in ("shape", "names", "networks"))
+    shape, names, networks = (content.get(key) for key in ("shape", "names", "networks"))
     if not isinstance(shape, list) or len(shape) != 3 or not all(type(side) is int and side > 0 for side in shape):
         raise _damaged(run, f"its shape is {shape}, not that of an image")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -143,7 +143,7 @@ def _told(run: Path) -> dict[str, Any]:
         wrong = [field for field, kind in fields.items() if not isinstance(entry.get(field), kind)]
         if wrong or type(entry.get("step", 0)) is not int:
             raise _damaged(run, f"its {name} has no {wrong[0] if wrong else 'step'} that can be read")
-    return told
+    return content
 
 
 def _damaged(run: Path, why: str) -> DamagedError:

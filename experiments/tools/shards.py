@@ -47,14 +47,14 @@ class Shards:
         return -(-len(self.labels) // self.size)
 
     @functools.cached_property
-    def told(self) -> dict[str, Any]:
+    def stored(self) -> dict[str, Any]:
         """The identity and the shard size as JSON stores them. All shards of a directory share them."""
         return json.loads(json.dumps({"shard": self.size, "identity": self.identity}))
 
     @functools.cached_property
     def digest(self) -> str:
-        """A digest of `told`, which each shard stores."""
-        return hashlib.sha256(json.dumps(self.told, sort_keys=True).encode()).hexdigest()
+        """A digest of `stored`, which each shard stores."""
+        return hashlib.sha256(json.dumps(self.stored, sort_keys=True).encode()).hexdigest()
 
     def path(self, number: int) -> Path:
         """The file of a shard."""
@@ -81,7 +81,7 @@ class Shards:
         except DamagedError as error:
             self._recover(f"and {error}", "damaged")
         with replacing(path) as file:
-            file.write(json.dumps({**self.told, "labels": self.labels.tolist()}).encode())
+            file.write(json.dumps({**self.stored, "labels": self.labels.tolist()}).encode())
 
     def _recover(self, trouble: str, how: str) -> None:
         """Checks that all shards in a directory without a valid identity belong to this set."""
@@ -112,12 +112,14 @@ class Shards:
         there = _known(self.directory)
         both = min(len(there["labels"]), len(self.labels))
         labels = np.array(there.pop("labels")[:both])
-        told = list(_differences(there, self.told))
+        differences = list(_differences(there, self.stored))
         if (other := np.flatnonzero(labels != self.labels[:both])).size:
             i = other[0]
-            told.append(f"the label of sample {i} is {labels[i]} there, and {self.labels[i]} is requested")
-        if told:
-            raise ValueError(f"{self.directory} holds another set: {'; '.join(told)}. Nothing is changed there: {_ELSEWHERE}")
+            differences.append(f"the label of sample {i} is {labels[i]} there, and {self.labels[i]} is requested")
+        if differences:
+            raise ValueError(
+                f"{self.directory} holds another set: {'; '.join(differences)}. Nothing is changed there: {_ELSEWHERE}"
+            )
 
     def clean(self) -> None:
         """Removes the temporary files of interrupted writes."""
@@ -263,19 +265,19 @@ def _known(directory: Path) -> dict[str, Any]:
     path = directory / IDENTITY
     again = "Start the generation again with its own command: the file is written again, and finished shards are kept"
     try:
-        told = disk.read_json(path)
+        content = disk.read_json(path)
     except DamagedError as error:
         raise DamagedError(f"{error}. {again}") from error
-    if told and not {"shard", "labels"} & told.keys():
+    if content and not {"shard", "labels"} & content.keys():
         raise ValueError(
-            f"{path} is not of a generated set, perhaps of a training: it holds {', '.join(sorted(told))[:200]}."
+            f"{path} is not of a generated set, perhaps of a training: it holds {', '.join(sorted(content))[:200]}."
             " Nothing is changed there: use another directory."
         )
-    size, labels, identity = (told.get(name) for name in ("shard", "labels", "identity"))
+    size, labels, identity = (content.get(name) for name in ("shard", "labels", "identity"))
     numbers = isinstance(labels, list) and labels and all(type(label) is int and abs(label) < 2**31 for label in labels)
     if type(size) is not int or size < 1 or not numbers or not isinstance(identity, dict):
         raise DamagedError(f"{path} is damaged, or of another version (it needs shard, labels and identity). {again}")
-    return told
+    return content
 
 
 def _differences(there: Any, asked: Any, name: str = "") -> Iterator[str]:
@@ -296,11 +298,11 @@ def opened(directory: Path, count: int | None = None) -> Shards:
     """
     if not (directory / IDENTITY).exists():
         raise FileNotFoundError(f"{directory} holds no generated set: it has no {IDENTITY}.")
-    told = _known(directory)
-    labels = np.array(told["labels"], np.int32)
+    content = _known(directory)
+    labels = np.array(content["labels"], np.int32)
     if count is not None and not 1 <= count <= len(labels):
         raise FileNotFoundError(f"{directory} holds a set of {len(labels)} samples, and {count} are requested.")
-    return Shards(directory, labels[:count], told["shard"], told["identity"])
+    return Shards(directory, labels[:count], content["shard"], content["identity"])
 
 
 def samples(directory: Path, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:

@@ -62,7 +62,9 @@ class Config:
     out: Path = Path("out/exact_digits")
     """The directory for pictures and `metrics.json`."""
     dataset: str = "digits"
-    """The name of a labelled image data set in TFDS."""
+    """A folder of PNG or JPEG files with one subfolder per class, or the TFDS name of a set of labelled images."""
+    size: int | None = None
+    """For a folder of images: crop the largest centred square of each, and resize it to this many pixels (Lanczos filter)."""
     fashion: Path | None = None
     """A folder with the four IDX files of Fashion-MNIST, such as Debian's dataset-fashion-mnist. It replaces `dataset`."""
     components: int = 24
@@ -324,7 +326,7 @@ def main(config: Config) -> dict[str, Any]:
         small: Any = {"components": 10, "scales": (1.0, *sorted(config.shown)), "samples": 20, "steps": 8}
         config = dataclasses.replace(config, **small, out=config.out / "smoke")
     config.out.mkdir(parents=True, exist_ok=True)
-    load, splits = lambda split: data.load(config.dataset, split, config.out / "data"), ("train", "test")
+    load, splits = lambda split: data.load(config.dataset, split, config.out / "data", size=config.size), ("train", "test")
     train, test = (fashion(config.fashion, s) for s in splits) if config.fashion else map(load, splits)
     world, reading = fit(config, train, test)
     print(f"The mixture was fitted to {len(train.labels)} images. The judge never saw them, and reads {reading:.1%} of them.")

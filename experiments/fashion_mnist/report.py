@@ -178,7 +178,7 @@ def write(config: Any, metrics: dict[str, Any], sweep: Sweep, held_out: data.Dat
     curve(out / "fd_accuracy.png", curves, "accuracy", "fd", ("accuracy", "Frechet distance"))
     curve(out / "precision_recall.png", curves, "recall", "precision", ("recall", "precision"))
     held = np.round((held_out.images + 1) * 127.5).astype(np.uint8)
-    each = min(4, config.samples // classes)
+    each = min(4, config.samples // classes, np.bincount(held_out.labels, minlength=classes).min())
     ways = (("unconditional", 1.0), ("conditional", 1.0), ("cfg", 2.0), ("cfg", 5.0), ("classifier", 4.0))
     shown = {"held-out\nimages": by_class((held, held_out.labels), classes, each)}
     for way, scale in ways:
@@ -190,16 +190,17 @@ def write(config: Any, metrics: dict[str, Any], sweep: Sweep, held_out: data.Dat
         points = {f"scale {scale:g}": by_class(sweep.images(way, scale, config.samples), classes, each) for scale in scales}
         grids(out / f"classes_{way}.png", points, names, f"Samples by {models.WAYS[way].title}, one row per class", labels=1.2)
     gradients(out / "gradients.png", sweep.run, held_out)
-    (out / "report.md").write_text("\n".join(text(metrics)) + "\n")
+    title = "Fashion-MNIST" if config.dataset == "fashion_mnist" else config.dataset
+    (out / "report.md").write_text("\n".join(text(metrics, title)) + "\n")
     print(f"\n{out / 'report.md'} has all tables and pictures.\n")
     print("\n".join(table(metrics["headlines"])), "\n")
     print("\n".join(findings(metrics)))
 
 
-def text(metrics: dict[str, Any]) -> Iterator[str]:
+def text(metrics: dict[str, Any], title: str) -> Iterator[str]:
     """The report in Markdown."""
     seconds = metrics["seconds"]
-    yield from ("# Guidance on Fashion-MNIST", "")
+    yield from (f"# Guidance on {title}", "")
     yield from (
         "The judge is a classifier of clean images that no guidance method uses. It gives accuracy and features. All distances "
         "are to the held-out images. FD is the Frechet distance of these features. It is not FID, which uses Inception.",

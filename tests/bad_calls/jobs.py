@@ -84,7 +84,7 @@ ROWS: dict[str, Row] = {
     "IDX files that are nowhere": (
         lambda: idx.find(NOWHERE),
         FileNotFoundError,
-        r"/nowhere/at/all is no directory.*four IDX files",
+        r"/nowhere/at/all is not a directory.*four IDX files",
     ),
     "an IDX file that is none": (lambda: idx.read(Path(__file__)), ValueError, r"jobs\.py begins with.*IDX"),
     "batches that processes cannot share": (

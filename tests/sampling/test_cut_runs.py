@@ -132,7 +132,7 @@ def test_a_state_of_another_run_raises():
         (lambda: run(gj.cfg(2.0), gj.ddim(), state), r"memory must be \(\), .* got Past\(x0.*float32.*; .*use state.x"),
         (lambda: run(gj.apg(2.0), gj.dpmpp_2m(), state), r"guidance must be .*float32.*, got \(\)"),
         (lambda: run(gj.cfg(2.0), gj.dpmpp_3m(), state), "memory must be"),
-        (lambda: run(gj.cfg(2.0), gj.dpmpp_2m(), state._replace(memory=half)), r"memory must be .*for x \(4, 8, 2\), got"),
+        (lambda: run(gj.cfg(2.0), gj.dpmpp_2m(), state._replace(memory=half)), r"memory must be .* x \(4, 8, 2\), got"),
         (lambda: run(gj.cfg(2.0), gj.dpmpp_2m(), state, W.keys[:2]), r"B = 2.*\(4, 8, 2\)"),
         (lambda: run(gj.cfg(2.0), gj.dpmpp_2m(), state._replace(x=X.at[1].set(jnp.nan))), r"NaN .*1 of 4 samples: \[1\]"),
         (

@@ -50,7 +50,9 @@ class Config:
     out: Path = Path("out/digits")
     """The directory for pictures, metrics and checkpoints."""
     dataset: str = "digits"
-    """The name of a labelled image data set in TFDS."""
+    """A folder of PNG or JPEG files with one subfolder per class, or the TFDS name of a set of labelled images."""
+    size: int | None = None
+    """For a folder of images: crop the largest centred square of each, and resize it to this many pixels (Lanczos filter)."""
     seed: int = 0
     """The seed of all random numbers."""
     denoiser: Training = Training(steps=8000)
@@ -120,7 +122,7 @@ def train(config: Config, train_set: data.Data) -> dict[str, tuple[Any, Any]]:
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
     losses = {"denoiser": denoiser_loss, "classifier": classifier_loss, "evaluator": evaluator_loss}
-    identity = {"data": f"{config.dataset} {train_set.version}", "images": len(train_set.labels)}
+    identity = {"data": data.described(config.dataset, train_set.version), "images": len(train_set.labels)}
     trained = {}
     for name, (network, params) in networks.items():
         training = getattr(config, name)
@@ -299,7 +301,9 @@ def main(config: Config) -> dict[str, Any]:
         )
     config.out.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", str((config.out / "compilation_cache").absolute()))
-    train_set, test_set = (data.load(config.dataset, split, config.out / "data") for split in ("train", "test"))
+    train_set, test_set = (
+        data.load(config.dataset, split, config.out / "data", size=config.size) for split in ("train", "test")
+    )
     trained = train(config, train_set)
     shape, classes = train_set.images.shape[1:], train_set.classes
     begin = time.perf_counter()

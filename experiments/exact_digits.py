@@ -29,10 +29,26 @@ from sklearn.decomposition import PCA
 
 import guidance_jax as gj
 from experiments.tools import data, idx, pictures
-from experiments.tools.pictures import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE
+from experiments.tools.pictures import METHODS
 
 CLEAN = gj.NoiseLevel(*map(jnp.float32, (0.0, 1.0, 0.0)))
-COLOURS = {"CFG": BLUE, "classifier": MUTED, "interval": GREEN, "APG": ORANGE, "calibrated": PURPLE, "autoguidance": GREEN}
+COLOURED = {"CFG": "cfg", "APG": "apg"}
+SHOWN = {
+    "CFG": "CFG",
+    "classifier": "exact classifier",
+    "interval": "CFG in an interval",
+    "APG": "APG",
+    "calibrated": "CFG, calibrated",
+    "autoguidance": "autoguidance",
+}
+"""The names of the methods in the figures."""
+PARAMETERS = {
+    "low": "lower end (sigma / alpha)",
+    "high": "upper end (sigma / alpha)",
+    "beta": "momentum beta",
+    "max_norm": "maximum norm of the update",
+}
+"""The names of the parameters of the scans in the figures."""
 SCANS = {
     "interval": {"low": (0.0, 0.15, 0.3), "high": (0.4, 0.5, 0.7, 1.0, 1.5, 3.0)},  # sigma / alpha
     "APG": {"beta": (0.0, -0.5, -0.75), "max_norm": (0.1, 0.2, 0.35, 0.5)},
@@ -46,7 +62,9 @@ class Config:
     out: Path = Path("out/exact_digits")
     """The directory for pictures and `metrics.json`."""
     dataset: str = "digits"
-    """The name of a labelled image data set in TFDS."""
+    """A folder of PNG or JPEG files with one subfolder per class, or the TFDS name of a set of labelled images."""
+    size: int | None = None
+    """For a folder of images: crop the largest centred square of each, and resize it to this many pixels (Lanczos filter)."""
     fashion: Path | None = None
     """A folder with the four IDX files of Fashion-MNIST, such as Debian's dataset-fashion-mnist. It replaces `dataset`."""
     components: int = 24
@@ -208,37 +226,49 @@ def scan(config: Config, world: World, name: str, make: Any, most: float) -> dic
 
 
 def paint(config: Config, scans: dict[str, dict[str, Any]], results: dict[str, Any]) -> None:
-    """Draw the curves over the scale, and the scans."""
-    names = {"scale": "guidance scale", "judged": "accuracy, by the judge", "fd": "FD", "class_fd": "class FD"}
+    """The curves over the scale, and the scans of the parameters."""
+    names = {"scale": "guidance scale", "judged": "accuracy", "fd": "FD", "class_fd": "class FD"}
     kind = {"scale": "linear", "judged": "linear", "fd": "log", "class_fd": "log"}
-    plots = [("scale", "judged"), ("scale", "fd"), ("scale", "class_fd"), ("class_fd", "judged")]
-    with plt.rc_context(pictures.STYLE):
-        figure, axes = plt.subplots(2, 4, figsize=(14, 6.4), layout="constrained")
+    plots = {
+        "Accuracy by the judge": ("scale", "judged"),
+        "Frechet distance (FD)": ("scale", "fd"),
+        "Mean FD of the classes": ("scale", "class_fd"),
+        "Accuracy against class FD": ("class_fd", "judged"),
+    }
+    with plt.style.context(pictures.STYLE):
+        figure, axes = plt.subplots(2, 4, figsize=(12, 7))
         for method, rows in results.items():
             name = method.removeprefix("under-fitted, ")
-            style: Any = {"marker": "o"} | ({"ms": 8, "mfc": "none", "ls": "none"} if name == "classifier" else {"ms": 3})
-            for axis, (x, y) in zip(axes[int(name != method)], plots if len(rows) > 1 else (), strict=False):
-                axis.plot([row[x] for row in rows], [row[y] for row in rows], label=name, color=COLOURS[name], **style)
+            style: Any = {"marker": "o"} | ({"ms": 10, "mfc": "none", "ls": "none"} if name == "classifier" else {})
+            for axis, (x, y) in zip(axes[int(name != method)], plots.values() if len(rows) > 1 else (), strict=False):
+                line = {"label": SHOWN[name], "color": METHODS[COLOURED.get(name, name)]} | style
+                axis.plot([row[x] for row in rows], [row[y] for row in rows], **line)
         for line, model in zip(axes, ("exact model", "under-fitted model"), strict=True):
-            for axis, (x, y) in zip(line, plots, strict=True):
+            for axis, (title, (x, y)) in zip(line, plots.items(), strict=True):
                 floor = results["exact samples"][0]
-                axis.axhline(floor[y], color=MUTED, lw=0.8, ls="--", label="exact samples")
-                axis.plot(floor[x], floor[y], "*", color=INK)
-                axis.set(title=model, xlabel=names[x], ylabel=names[y], xscale=kind[x], yscale=kind[y])
-            line[0].legend(fontsize=8)
-        figure.savefig(config.out / "curves.png")
-        figure, axes = plt.subplots(1, 2, figsize=(11, 3), layout="constrained", width_ratios=(6, 4))
+                axis.axhline(floor[y], color=METHODS["exact"], lw=1.2, ls="--", label="exact samples")
+                axis.plot(floor[x], floor[y], "*", ms=11, color=METHODS["exact"])
+                axis.set(
+                    title=f"{title}\n{model}" if "\n" not in title else f"{title}, {model}", xscale=kind[x], yscale=kind[y]
+                )
+                axis.set(xlabel=names[x], ylabel=names[y])
+                axis.title.set_fontsize(13)
+        handles = {label: handle for line in axes for handle, label in zip(*line[0].get_legend_handles_labels(), strict=True)}
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4)
+        pictures.save(figure, config.out / "curves.png")
+        figure, axes = plt.subplots(1, 2, figsize=(10, 3.7), width_ratios=(6, 4))
         for axis, (name, found) in zip(axes, scans.items(), strict=True):
             (vertical, ys), (horizontal, xs) = SCANS[name].items()
             grid = np.reshape([row["judged"] for row in found["rows"]], (len(ys), len(xs)))
             axis.imshow(grid, cmap="Blues", aspect="auto", vmax=2 * grid.max() - grid.min())
             for (i, j), row in zip(np.ndindex(grid.shape), found["rows"], strict=True):
                 weight = "bold" if (ys[i], xs[j]) == found["chosen"] else "normal"
-                axis.text(j, i, f"{row['judged']:.3f}\n{row['class_fd']:.3f}", ha="center", va="center", size=8, weight=weight)
+                axis.text(j, i, f"{row['judged']:.3f}\n{row['class_fd']:.3f}", ha="center", va="center", size=12, weight=weight)
             axis.set(xticks=range(len(xs)), xticklabels=xs, yticks=range(len(ys)), yticklabels=ys)
-            axis.set(title=f"{name}: accuracy and class FD, chosen: bold", xlabel=horizontal, ylabel=vertical)
-        figure.savefig(config.out / "scans.png")
-        plt.close("all")
+            axis.set(title=SHOWN[name], xlabel=PARAMETERS[horizontal], ylabel=PARAMETERS[vertical])
+            axis.grid(visible=False)
+        figure.suptitle(f"Accuracy (above) and class FD (below) at scale {config.shown[0]:g}; bold: chosen", fontsize=14)
+        pictures.save(figure, config.out / "scans.png")
 
 
 def report(config: Config, results: dict[str, Any]) -> None:
@@ -296,7 +326,7 @@ def main(config: Config) -> dict[str, Any]:
         small: Any = {"components": 10, "scales": (1.0, *sorted(config.shown)), "samples": 20, "steps": 8}
         config = dataclasses.replace(config, **small, out=config.out / "smoke")
     config.out.mkdir(parents=True, exist_ok=True)
-    load, splits = lambda split: data.load(config.dataset, split, config.out / "data"), ("train", "test")
+    load, splits = lambda split: data.load(config.dataset, split, config.out / "data", size=config.size), ("train", "test")
     train, test = (fashion(config.fashion, s) for s in splits) if config.fashion else map(load, splits)
     world, reading = fit(config, train, test)
     print(f"The mixture was fitted to {len(train.labels)} images. The judge never saw them, and reads {reading:.1%} of them.")
@@ -304,8 +334,8 @@ def main(config: Config) -> dict[str, Any]:
     fresh = np.array([rng.multivariate_normal(mean, covariance, config.samples) for mean, covariance in laws])
     floor = jax.tree.map(float, measure(world, world.judge, jnp.asarray(fresh, jnp.float32)))
     results: dict[str, Any] = {"exact samples": [floor | {"scale": 1.0, "evaluations": 0, "milliseconds": 0.0}]}
-    real = np.stack([test.images[test.labels == y][:6] for y in range(train.classes)])
-    samples, scans, grids = {}, {}, [{"real, held out": real}, {"real, held out": real}]
+    real = np.stack([test.images[test.labels == y][:4] for y in range(train.classes)])
+    samples, scans, grids = {}, {}, [{"held-out\nimages": real}, {"held-out\nimages": real}]
     for name, make in methods(config, world).items():
         if name in SCANS:
             scans[name] = scan(config, world, name, make, results["no guidance"][0]["class_fd"] + config.budget)
@@ -314,13 +344,17 @@ def main(config: Config) -> dict[str, Any]:
         samples[name], rows = sweep(config, world, make, [[scale] for scale in scales], given)
         results[name] = [{"scale": scale} | row for scale, row in zip(scales, rows, strict=True)]
         shown = config.shown[under] if len(scales) > 1 else 1.0
-        grids[under][f"{name}, scale {shown:g}"] = world.images(samples[name][scales.index(shown), :, :6])
+        title = f"{SHOWN.get(name.removeprefix('under-fitted, '), 'no guidance')}\nscale {shown:g}".replace(
+            " in an ", "\nin an "
+        )
+        grids[under][title] = world.images(samples[name][scales.index(shown), :, :4])
     report(config, results)
     counts = [] if config.smoke else how_many(config, world)
     apart = float(jnp.abs(samples["classifier"] - samples["CFG"]).max())
     print(f"The exact classifier guides as CFG does: the maximum difference of their samples is {apart:.0e}.")
-    for name, panels in zip(("exact", "underfit"), grids, strict=True):
-        pictures.panels(config.out / f"samples_{name}.png", panels, "Nothing trained: a Gaussian a class in PCA space")
+    for name, model, columns in zip(("exact", "underfit"), ("Exact", "Under-fitted"), grids, strict=True):
+        title = f"{model} model: one Gaussian per class in PCA space, one row per class"
+        pictures.grids(config.out / f"samples_{name}.png", columns, train.names, title, labels=0.4)
     paint(config, scans, results)
     metrics = {"judge_on_real": reading, "scans": scans, "results": results, "apart": apart, "calibrations": counts}
     metrics["seconds"] = time.perf_counter() - begin

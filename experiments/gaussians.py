@@ -21,10 +21,11 @@ import numpy as np
 import tyro
 from jax import Array
 from jaxtyping import ArrayLike
+from matplotlib.lines import Line2D
 
 import guidance_jax as gj
 from experiments.tools import pictures
-from experiments.tools.pictures import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE
+from experiments.tools.pictures import INK, METHODS, MUTED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -295,25 +296,38 @@ def picture(config: Config) -> dict[str, float]:
     edges = np.linspace(-4.0, 4.0, 61)
     coarse = tilted.reshape(60, 4, 60, 4).sum((1, 3))
     distances = {}
-    with plt.rc_context(pictures.STYLE):
-        figure, axes = plt.subplots(1, 5, figsize=(16, 3.6), layout="constrained")
-        for axis, (title, (samples, law)) in zip(axes, shown.items(), strict=False):
+    with plt.style.context(pictures.STYLE):
+        figure, axes = plt.subplots(2, 3, figsize=(10, 7.6))
+        ways = {
+            "conditional": "no guidance\nsamples of p(x | y)",
+            "cfg": f"CFG by DDIM, scale {w:g}",
+            "cfg_sde": f"CFG by DDPM, scale {w:g}",
+            "particles": f"particles, scale {w:g}",
+        }
+        for axis, (way, caption), (title, (samples, law)) in zip(axes.flat, ways.items(), shown.items(), strict=False):
             points = np.asarray(samples)
-            axis.contour(side, side, everything, levels=heights * everything.max(), colors=MUTED, linewidths=0.4)
-            axis.scatter(*points[:: max(1, len(points) // 3000)].T, s=1.5, color=BLUE, alpha=0.35, linewidths=0)
-            axis.contour(side, side, law, levels=heights * law.max(), colors=ORANGE, linewidths=0.9)
+            axis.scatter(*points[:: max(1, len(points) // 1500)].T, s=4, color=METHODS[way], alpha=0.6, linewidths=0)
+            axis.contour(side, side, law, levels=heights * law.max(), colors=INK, linewidths=0.9)
             histogram = np.histogram2d(points[:, 1], points[:, 0], bins=(edges, edges))[0] / len(points)
             if law is tilted:
                 distances[title] = float(np.abs(histogram - coarse).sum() / 2)
-                title += f"\ntotal variation to the tilted law {distances[title]:.2f}"
-            axis.set_title(title)
-        axes[4].contour(side, side, everything, levels=heights * everything.max(), colors=MUTED, linewidths=0.4)
-        axes[4].imshow(tilted, extent=(-4, 4, -4, 4), origin="lower", cmap="Oranges")
-        axes[4].set_title(f"the tilted density\np(x)^{1 - w:g} p(x | y)^{w:g}")
-        for axis in axes:
-            axis.set(xlim=(-4, 4), ylim=(-4, 4), aspect="equal", xticks=[], yticks=[])
-        figure.savefig(config.out / "mixture.png")
-        plt.close(figure)
+                caption += f"\ntotal variation: {distances[title]:.2f}"
+            axis.set_title(caption)
+        axes[1, 1].contourf(side, side, tilted, levels=np.linspace(0.02, 1, 12) * tilted.max(), cmap="Greys")
+        axes[1, 1].set_title(f"tilted density\n$p(x)^{{{1 - w:g}}} p(x \\mid y)^{{{w:g}}}$")
+        for axis in axes.flat[:5]:
+            line: Any = {"colors": "#aaaaaa", "linewidths": 0.5, "zorder": 0.5}
+            axis.contour(side, side, everything, levels=heights * everything.max(), **line)
+            axis.set(xlim=(-3.2, 3.4), ylim=(-3.3, 3.3), aspect="equal", xticks=[], yticks=[])
+            axis.grid(visible=False)
+            axis.spines[:].set_visible(False)
+        axes[1, 2].axis("off")
+        lines = {"p(x), all classes": "#aaaaaa", "p(x | y) of the class (first panel),\ntilted density (other panels)": INK}
+        handles = [Line2D([], [], color=color, label=label) for label, color in lines.items()]
+        handles += [Line2D([], [], marker="o", ls="none", color=MUTED, label="samples")]
+        handles += [Line2D([], [], ls="none", label="total variation: distance to\nthe tilted density")]
+        axes[1, 2].legend(handles=handles, loc="center left", labelspacing=1.0, bbox_to_anchor=(-0.1, 0.5))
+        pictures.save(figure, config.out / "mixture.png")
     return distances
 
 
@@ -321,48 +335,57 @@ def plot(config: Config, rows: list[dict[str, Any]]) -> None:
     w = np.linspace(min(config.scales), max(config.scales), 401)
     w = w[np.abs(w - 0.5) > 1e-3]
     forms = [closed_forms(x, config.conditional_variance, config.unconditional_variance) for x in w]
-    with plt.rc_context(pictures.STYLE):
-        figure, axis = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
-        lines = {"tilted": ("the tilted density", GREEN), "ddim": ("DDIM", BLUE), "ddpm": ("DDPM", ORANGE)}
-        found = [row["calibrated_measured"] for row in rows]
-        axis.plot(config.scales, found, "x", ms=5, color=PURPLE, label="DDIM by the calibrated scale, sampled")
-        for law, (label, color) in lines.items():
-            axis.plot(w, [form[law] for form in forms], color=color, label=f"{label}, closed form")
+    with plt.style.context(pictures.STYLE):
+        figure, axis = plt.subplots(figsize=(9, 6.2))
+        names = {
+            "tilted": ("tilted density, closed form", "particles, sampled", METHODS["exact"], METHODS["particles"]),
+            "ddim": ("CFG by DDIM, closed form", "CFG by DDIM, sampled", METHODS["cfg"], METHODS["cfg"]),
+            "ddpm": ("CFG by DDPM, closed form", "CFG by DDPM, sampled", METHODS["cfg_sde"], METHODS["cfg_sde"]),
+        }
+        for law, (form, sampled, color, own) in names.items():
+            axis.plot(w, [form[law] for form in forms], color=color, label=form)
             found = [row[f"{law}_measured"] for row in rows]
-            how = "particles" if law == "tilted" else f"{label}, sampled"
-            axis.plot(config.scales, found, "o", ms=5, mfc="none", color=color, label=how)
-        axis.set(yscale="log", xlabel="guidance scale", ylabel="variance of the samples", title="What CFG samples")
-        axis.title.set_color(INK)
-        axis.legend(fontsize=8)
-        figure.savefig(config.out / "variance.png")
-        plt.close(figure)
+            size = 12 if law == "tilted" else 8
+            axis.plot(config.scales, found, "o", ms=size, mew=1.6, mfc="none", color=own, label=sampled)
+        found = [row["calibrated_measured"] for row in rows]
+        axis.plot(config.scales, found, "x", ms=8, mew=2, color=METHODS["calibrated"], label="calibrated CFG by DDIM, sampled")
+        axis.set(yscale="log", xlabel="guidance scale", ylabel="variance of the samples")
+        axis.set_title("Variance of the samples over the guidance scale")
+        figure.legend(loc="outside lower center", ncols=2)
+        pictures.save(figure, config.out / "variance.png")
 
 
 def plot_tilted(config: Config, rows: list[dict[str, Any]]) -> None:
     w = np.linspace(1.0, max(config.tilted_scales), 17)
     law = [exact(two_modes(), x) for x in w]
     names = {
-        "mean": "mean of the first coordinate",
-        "variance": "its variance",
-        "share": "share of the left mode",
-        "log_normaliser": "log-normaliser",
+        "mean": "Mean of the first coordinate",
+        "variance": "Variance of the first coordinate",
+        "share": "Weight of the left mode",
+        "log_normaliser": "Log-normaliser",
     }
-    ways = {"CFG, ODE": (BLUE, -0.06), "CFG, SDE": (ORANGE, 0.06), "calibrated": (PURPLE, 0.12), "particles": (GREEN, 0.0)}
-    with plt.rc_context(pictures.STYLE):
-        figure, axes = plt.subplots(1, 4, figsize=(13, 3.4), layout="constrained")
-        for axis, (name, title) in zip(axes, names.items(), strict=True):
-            axis.plot(w, [form[name] for form in law], color=GREEN, label="the tilted density")
-            for way, (color, shift) in ways.items():
+    ways = {
+        "CFG, ODE": ("cfg", "o", -0.1),
+        "CFG, SDE": ("cfg_sde", "s", 0.0),
+        "calibrated": ("calibrated", "D", 0.1),
+        "particles": ("particles", "^", 0.0),
+    }
+    with plt.style.context(pictures.STYLE):
+        figure, axes = plt.subplots(2, 2, figsize=(10, 8))
+        for axis, (name, title) in zip(axes.flat, names.items(), strict=True):
+            axis.plot(w, [form[name] for form in law], color=METHODS["exact"], label="tilted density")
+            for way, (method, marker, shift) in ways.items():
                 mine = [row for row in rows if row["way"] == way and name in row]
                 if mine:
                     at, values = [row["scale"] + shift for row in mine], [row[name] for row in mine]
                     errors = [2 * row[f"{name}_error"] for row in mine]
-                    axis.errorbar(at, values, errors, fmt="o", ms=5, mfc="none", capsize=2, color=color, label=way)
-            axis.set(title=title, xlabel="guidance scale")
-            axis.title.set_color(INK)
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=9)
-        figure.savefig(config.out / "tilted.png")
-        plt.close(figure)
+                    style: Any = {"fmt": marker, "ms": 7, "mfc": "none", "mew": 1.6, "capsize": 3}
+                    label = "CFG, calibrated, ODE" if way == "calibrated" else way
+                    axis.errorbar(at, values, errors, color=METHODS[method], label=label, **style)
+            axis.set(title=title, xlabel="guidance scale", ylabel=title.split()[0].lower())
+        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+        figure.suptitle("CFG and particles against the tilted density (bars: 2 standard errors)")
+        pictures.save(figure, config.out / "tilted.png")
 
 
 def main(config: Config) -> list[dict[str, Any]]:

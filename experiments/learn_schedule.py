@@ -30,9 +30,14 @@ from tqdm import tqdm
 
 import guidance_jax as gj
 from experiments.tools import pictures
-from experiments.tools.pictures import BLUE, GREEN, INK, ORANGE
+from experiments.tools.pictures import INK, METHODS
 
-COLORS = {"exact samples": INK, "best constant": BLUE, "best interval": GREEN, "learned": ORANGE}
+COLORS = {
+    "exact samples": METHODS["exact"],
+    "best constant": METHODS["constant"],
+    "best interval": METHODS["interval"],
+    "learned": METHODS["learned"],
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -258,44 +263,41 @@ def picture(
     tilted = np.exp(config.target * log_p + (1 - config.target) * log_q)
     coarse = tilted.reshape(cells, sub, cells, sub).mean((1, 3)) / tilted.mean((0, 1))
     ratio = np.asarray(world.levels.ratio[:-1])
-    with plt.rc_context(pictures.STYLE):
-        figure, axes = plt.subplots(2, 3, figsize=(12.5, 7.8), layout="constrained")
+    with plt.style.context(pictures.STYLE):
+        figure, axes = plt.subplots(2, 3, figsize=(11, 8), height_ratios=(1.15, 1))
         scale, training, bars = axes[0]
         r = np.geomspace(ratio[-1], ratio[0], 600)
         for name, line in lines.items():
             scale.plot(r, line(r), color=COLORS[name], label=name)
-            scale.plot(ratio, line(ratio), "o", ms=3.5, color=COLORS[name])
-        scale.set(
-            xscale="log", xlabel="sigma / alpha (dots: the sampler's levels)", ylabel="guidance scale", title="The scales"
-        )
-        scale.legend(fontsize=8, loc="lower left")
+            scale.plot(ratio, line(ratio), "o", color=COLORS[name])
+        scale.set(xscale="log", xlabel="noise level sigma / alpha", ylabel="guidance scale")
+        scale.set_title("Guidance scale\n(dots: the sampler's levels)")
         window = max(1, len(history) // 20)
         smooth = np.sqrt(np.convolve(history, np.ones(window) / window, mode="valid"))
         training.plot(np.sqrt(history), color=COLORS["learned"], lw=0.5, alpha=0.35)
-        training.plot(np.arange(len(smooth)) + window / 2, smooth, color=COLORS["learned"], label="learned, mean of neighbours")
+        training.plot(np.arange(len(smooth)) + window / 2, smooth, color=COLORS["learned"])
         for name, value in levels.items():
-            training.axhline(np.sqrt(value), color=COLORS[name], ls="--", lw=1, label=name)
+            training.axhline(np.sqrt(value), color=COLORS[name], ls="--", lw=1.5)
         training.set(xlabel="iteration", ylabel="sliced Wasserstein distance", ylim=(0, None))
-        training.set_title(f"Training, batches of {config.batch}")
-        training.legend(fontsize=8, loc="lower right")
+        training.set_title(f"Training\n(batches of {config.batch})")
         names = ["exact samples", "best constant", "best interval", "learned"]
         means, errors = zip(*(mean_error(rows[name]["sliced"]) for name in names), strict=True)
-        bars.barh(names, means, xerr=2 * np.array(errors), color=[COLORS[name] for name in names], height=0.65)
+        bars.bar(names, means, yerr=2 * np.array(errors), color=[COLORS[name] for name in names], width=0.65, label=names)
         for i, (mean, error) in enumerate(zip(means, errors, strict=True)):
-            bars.text(mean + 2 * error + 0.02 * max(means), i, f"{mean:.3f}", va="center", fontsize=9, color=INK)
-        bars.invert_yaxis()
-        bars.set(xlabel="sliced Wasserstein distance", xlim=(0, 1.2 * max(means)))
-        bars.set_title(f"Held out, sets of {config.judged} (bars: 2 standard errors)")
+            bars.text(i, mean + 2 * error + 0.02 * max(means), f"{mean:.3f}", ha="center", fontsize=12)
+        bars.set(ylabel="sliced Wasserstein distance", ylim=(0, 1.2 * max(means)), xticks=[])
+        bars.set_title(f"Held-out sets of {config.judged}\n(2 standard errors)")
+        figure.legend(*bars.get_legend_handles_labels(), loc="outside upper center", ncols=4)
         for axis, name in zip(axes[1], ("best constant", "best interval", "learned"), strict=True):
             x, y = rows[name]["x"].T
             found = np.histogram2d(y, x, bins=edges[::-1])[0] / len(x) * cells**2
             mesh = axis.pcolormesh(*edges, (found - coarse) / coarse.max(), cmap="PuOr_r", vmin=-0.2, vmax=0.2, rasterized=True)
-            axis.contour(*centres, tilted, levels=np.array([0.05, 0.2, 0.5, 0.8]) * tilted.max(), colors=INK, linewidths=0.7)
-            axis.set(title=f"{name}: samples less target", aspect="equal", xticks=[], yticks=[])
-        axes[1, 0].set_xlabel("contours: the target density")
-        figure.colorbar(mesh, ax=axes[1], shrink=0.8, label="difference, of the target's maximum")  # pyright: ignore
-        figure.savefig(config.out / "learn_schedule.png")
-        plt.close(figure)
+            axis.contour(*centres, tilted, levels=np.array([0.05, 0.2, 0.5, 0.8]) * tilted.max(), colors=INK, linewidths=0.8)
+            axis.set(title=f"{name}:\nsamples minus target", aspect="equal", xticks=[], yticks=[])
+            axis.grid(visible=False)
+        bar = figure.colorbar(mesh, ax=axes[1], location="bottom", shrink=0.6, aspect=40)  # pyright: ignore
+        bar.set_label("density of the samples minus target density, divided by its maximum (contours: target density)")
+        pictures.save(figure, config.out / "learn_schedule.png")
 
 
 def main(config: Config) -> dict[str, dict[str, Any]]:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 import guidance_jax as gj
 from experiments.tools import pictures
-from experiments.tools.pictures import MUTED
+from experiments.tools.pictures import MUTED, SAMPLERS
 
 SCHEDULE = gj.schedules.edm()
 
@@ -62,6 +62,13 @@ REMEDIES = {
     "dpmpp_2m, APG": Way(gj.dpmpp_2m(), "ODE", "APG"),
     "dpmpp_sde, thresholded": Way(gj.dpmpp_sde(), "SDE", "thresholded"),
 }
+STYLES = {
+    "restarted at its ends": ("--", "s"),
+    "thresholded": ("--", "s"),
+    "CFG rescaled": (":", "^"),
+    "APG": ("-.", "D"),
+}
+"""Line style and marker of a change to a sampler, in the figure."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,34 +215,34 @@ def show(config: Config, title: str, rows: dict[str, Any]) -> None:
 
 
 def picture(config: Config, at_usual: dict[str, Any], intervals: dict[str, Any], at_large: dict[str, Any]) -> None:
-    colours = [*plt.get_cmap("tab10").colors]  # pyright: ignore[reportAttributeAccessIssue]
+    """The distances over evaluations and steps: a colour for each sampler, a line style for each law, interval and remedy."""
     samplers = {name: row for name, row in at_large.items() if name in WAYS}
     remedies = {name: row for name, row in at_large.items() if name in REMEDIES or name == "dpmpp_2m"}
-    with plt.rc_context(pictures.STYLE):
-        figure, axes = plt.subplots(1, 4, figsize=(16, 4.6), layout="constrained")
-        for i, (name, row) in enumerate(at_usual["samplers"].items()):
-            dash = "-" if row["law"] == "ODE" else "--"
-            axes[0].loglog(row["evaluations"], row["distance"], dash, color=colours[i], marker="o", ms=3, label=name)
-        axes[0].axhline(at_usual["floor"]["ODE"], color=MUTED, lw=0.8, ls=":", label="two long runs")
-        axes[0].set(title=f"Scale {config.scale:g}", xlabel="network evaluations")
-        for axis, title, rows in (
-            (axes[1], f"Scale {config.scale:g}, in an interval", intervals),
-            (axes[2], f"Scale {config.large:g}", samplers),
-            (axes[3], f"Scale {config.large:g}, remedies", remedies),
-        ):
-            for i, (name, row) in enumerate(rows.items()):
-                dash = "-" if row["law"] == "ODE" else "--"
-                axis.loglog(config.steps, row["distance"], dash, color=colours[i], marker="o", ms=3, label=name)
-            axis.set(title=title, xlabel="steps")
-            axis.set_xticks(config.steps, [str(n) for n in config.steps])
-            axis.minorticks_off()
-        axes[0].set_ylabel("sliced Wasserstein distance to its own law")
-        for axis in axes:
-            columns = 2 if len(axis.lines) > 6 else 1
+    with plt.style.context(pictures.STYLE):
+        figure, axes = plt.subplots(2, 2, figsize=(10, 10.5))
+        usual, large, interval, remedied = axes.flat
+        for axis, rows in ((usual, at_usual["samplers"]), (large, samplers), (interval, intervals), (remedied, remedies)):
+            for name, row in rows.items():
+                sampler, _, change = name.partition(", ")
+                dash, marker = STYLES.get(change.removeprefix("interval, "), ("-" if row["law"] == "ODE" else "--", "o"))
+                costs = row["evaluations"] if axis is usual else config.steps
+                line: Any = {"label": name.replace(", interval", ""), "color": SAMPLERS[sampler], "marker": marker}
+                axis.loglog(costs, row["distance"], dash, **line)
+            if axis is not usual:
+                axis.set(xlabel="steps")
+                axis.set_xticks(config.steps, [str(n) for n in config.steps])
+                axis.minorticks_off()
+        usual.axhline(at_usual["floor"]["ODE"], color=MUTED, lw=1.2, ls=":", label="two long runs")
+        usual.set(title=f"CFG, scale {config.scale:g}\n(solid: ODE, dashed: SDE)", xlabel="network evaluations per sample")
+        large.set(title=f"CFG, scale {config.large:g}\n(solid: ODE, dashed: SDE)")
+        interval.set(title=f"CFG, scale {config.scale:g},\nin the interval ({LOW:g}, {HIGH:g}]")
+        remedied.set(title=f"CFG, scale {config.large:g},\nwith remedies")
+        for axis in axes.flat:
+            axis.set_ylabel("sliced Wasserstein distance")
             if axis.lines:
-                axis.legend(fontsize=7.5, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=columns)
-        figure.savefig(config.out / "samplers.png")
-        plt.close(figure)
+                pictures.legend_below(axis, 3 if len(axis.lines) > 6 else 1, fontsize=11.5)
+        figure.suptitle("Distance of each sampler to a long run of the same law")
+        pictures.save(figure, config.out / "samplers.png")
 
 
 def main(config: Config) -> dict[str, Any]:

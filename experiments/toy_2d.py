@@ -20,13 +20,34 @@ import matplotlib.pyplot as plt
 import numpy as np
 import tyro
 from jax import Array
+from matplotlib.lines import Line2D
 
 import guidance_jax as gj
 from experiments.tools import pictures
-from experiments.tools.pictures import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE
+from experiments.tools.pictures import INK, METHODS, MUTED
 
 UNGUIDED, GUIDED = ("unguided", "weaker guide"), ("autoguidance", "CFG", "classifier", "interval", "APG", "calibrated", "both")
-COLORS = {"CFG": BLUE, "interval": ORANGE, "autoguidance": GREEN, "APG": INK, "calibrated": PURPLE, "both": MUTED}
+
+
+class Shown(NamedTuple):
+    """How the figures name a method, and the method whose colour it has."""
+
+    title: str
+    method: str
+
+
+SHOWN = {
+    "truth": Shown("exact samples", "exact"),
+    "unguided": Shown("no guidance", "conditional"),
+    "weaker guide": Shown("weaker model", "weaker"),
+    "autoguidance": Shown("autoguidance", "autoguidance"),
+    "CFG": Shown("CFG", "cfg"),
+    "classifier": Shown("classifier", "classifier"),
+    "interval": Shown("CFG in an interval", "interval"),
+    "APG": Shown("APG", "apg"),
+    "calibrated": Shown("CFG, calibrated", "calibrated"),
+    "both": Shown("calibrated + autoguidance", "calibrated_autoguidance"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,48 +216,63 @@ def study(config: Config, world: World, names: tuple[str, ...]) -> dict[str, dic
 
 
 def picture(config: Config, world: World, rows: dict[str, dict[str, Any]]) -> None:
-    """Draw the samples of class 0 by every method, on outlines that contain 99 % of each class. The other class is grey."""
+    """The samples of class 0 of every method, on the outline of 99 % of the true density; in grey, the outline of class 1."""
     across, up = np.linspace(-1.8, 1.8, 360), np.linspace(-1.35, 1.35, 270)
     grid = jnp.asarray(np.stack(np.meshgrid(across, up), axis=-1).reshape(-1, 2), jnp.float32)
     density = jax.jit(lambda grid, y: world.truth.log_prob(grid, world.clean, jnp.full(len(grid), y)) - world.edge)
-    with plt.rc_context(pictures.STYLE):
-        figure, axes = plt.subplots(2, 5, figsize=(16, 5.9), layout="constrained")
+    with plt.style.context(pictures.STYLE):
+        figure, axes = plt.subplots(3, 4, figsize=(10, 8.4))
         own, other = (density(grid, y).reshape(len(up), len(across)) for y in (0, 1))
-        for axis, (name, row) in zip(axes.flat, rows.items(), strict=True):
-            axis.contour(across, up, other, levels=[0], colors=MUTED, linewidths=0.4)
-            axis.contour(across, up, own, levels=[0], colors=ORANGE, linewidths=0.7)
-            axis.scatter(*row["x"][::2].T, s=2.5, color=BLUE, alpha=0.45, linewidths=0)
-            axis.set_title(f"{name} at {config.scale:g}" if name in GUIDED else name, color=INK, pad=16)
-            numbers = f"log-likelihood {row['log_likelihood']:.2f}, shares off by {row['mode_distance']:.2f}"
-            axis.text(0.5, 1.02, numbers, transform=axis.transAxes, ha="center", va="bottom", fontsize=8.5, color=MUTED)
+        for axis, (name, row) in zip(axes.flat, rows.items(), strict=False):
+            axis.contour(across, up, other, levels=[0], colors=MUTED, linewidths=0.6)
+            axis.contour(across, up, own, levels=[0], colors=INK, linewidths=0.8)
+            axis.scatter(*row["x"][::2].T, s=3, color=METHODS[SHOWN[name].method], alpha=0.5, linewidths=0)
+            title = SHOWN[name].title + (f", scale {config.scale:g}" if name in GUIDED and name != "both" else "")
+            numbers = f"log-likelihood {row['log_likelihood']:.2f}\nTV of branch weights {row['mode_distance']:.2f}"
+            axis.set_title(title, fontsize=12.5, pad=34)
+            axis.text(0.5, 1.02, numbers, transform=axis.transAxes, ha="center", va="bottom", fontsize=11)
             axis.set(xlim=(-1.8, 1.8), ylim=(-1.35, 1.35), aspect="equal")
+        for axis in axes.flat:
             axis.axis("off")
-        figure.savefig(config.out / "overview.png")
-        plt.close(figure)
+        handles = [
+            Line2D([], [], color=INK, label="class 0, outline of 99 % of the true density"),
+            Line2D([], [], color=MUTED, label="class 1, the same"),
+            Line2D([], [], color=MUTED, marker="o", ls="none", label="samples of class 0"),
+            Line2D([], [], ls="none", label="TV: total variation distance to the\ntrue branch weights"),
+        ]
+        legend = axes[2, 2].legend(handles=handles, loc="upper left", bbox_to_anchor=(0, 1.1), labelspacing=0.9)
+        legend.set_in_layout(False)
+        figure.suptitle("Samples of a blurred network of two trees, guided by each method")
+        pictures.save(figure, config.out / "overview.png")
 
 
 def curves(config: Config, found: dict[str, dict[str, Any]]) -> None:
-    """Draw log-likelihood and total variation over the scale, and one against the other."""
-    with plt.rc_context(pictures.STYLE):
-        figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+    """Log-likelihood and total variation of the branch weights over the scale, and one against the other."""
+    with plt.style.context(pictures.STYLE):
+        figure, axes = plt.subplots(1, 3, figsize=(11, 5.2))
         fit, off = ({name: row[key] for name, row in found.items()} for key in ("log_likelihood", "mode_distance"))
-        for name, color in COLORS.items():
-            line: Any = {"color": color, "label": name, "marker": "o", "ms": 3}
+        for name in ("CFG", "interval", "APG", "autoguidance", "calibrated", "both"):
+            line: Any = {"color": METHODS[SHOWN[name].method], "label": SHOWN[name].title, "marker": "o"}
             axes[0].plot(config.scales, fit[name], **line)
             axes[1].plot(config.scales, off[name], **line)
             axes[2].plot(off[name], fit[name], **line)
-            for *at, scale in zip(off[name], fit[name], config.scales, strict=True):
-                if name in ("CFG", "autoguidance"):
-                    axes[2].annotate(f"{scale:g}", at, xytext=(4, 3), textcoords="offset points", color=color, fontsize=8)
         for axis, exact in zip(axes[:2], (fit["truth"][0], off["truth"][0]), strict=True):
-            axis.axhline(exact, color=MUTED, lw=0.8, ls=":", label="exact samples")
-        axes[2].plot(off["truth"][0], fit["truth"][0], "*", color=MUTED, ms=10)
-        axes[0].set(title="Fidelity", xlabel="guidance scale", ylabel="log-likelihood under the truth")
-        axes[1].set(title="Diversity lost", xlabel="guidance scale", ylabel="the branches' shares are off by")
-        axes[2].set(title="One against the other (numbers: scale)", xlabel=axes[1].get_ylabel(), ylabel=axes[0].get_ylabel())
-        axes[1].legend(fontsize=8)
-        figure.savefig(config.out / "curves.png")
-        plt.close(figure)
+            axis.axhline(exact, color=INK, lw=1.2, ls=":", label="exact samples")
+        axes[2].plot(off["truth"][0], fit["truth"][0], "*", color=INK, ms=12)
+        fidelity, diversity = "log-likelihood", "total variation"
+        axes[0].set(title="Log-likelihood of samples\nunder the true density", xlabel="guidance scale", ylabel=fidelity)
+        axes[1].set(title="Total variation of\nthe branch weights", xlabel="guidance scale", ylabel=diversity)
+        axes[2].set(title="Log-likelihood against\ntotal variation (labels: scale)", xlabel=diversity, ylabel=fidelity)
+        handles, labels = axes[0].get_legend_handles_labels()
+        handles.append(Line2D([], [], color=INK, marker="*", ms=12, ls="none"))
+        figure.legend(handles, [*labels, "exact samples (right panel)"], loc="outside lower center", ncols=3)
+        labelled = [
+            (name, i) for name in ("CFG", "autoguidance") for i, scale in enumerate(config.scales) if scale in (2, 4, 6)
+        ]
+        color = {name: METHODS[SHOWN[name].method] for name, _ in labelled}
+        points = [(off[name][i], fit[name][i], f"{config.scales[i]:g}", color[name]) for name, i in labelled]
+        pictures.label_points(axes[2], points)
+        pictures.save(figure, config.out / "curves.png")
 
 
 def main(config: Config) -> dict[str, dict[str, Any]]:

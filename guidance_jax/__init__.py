@@ -1,7 +1,7 @@
 """Guidance for diffusion models in JAX, as pure functions.
 
-A network becomes a denoiser, conditions become branches, a guidance makes one prediction of them, a sampler walks the
-noise levels, and `sample` owns the loop.
+A denoiser wraps a network. Branches evaluate the denoiser under several conditions. A guidance combines the branches into one
+prediction. A sampler goes from one noise level to the next. `sample` runs the loop over all levels.
 """
 
 import importlib
@@ -233,9 +233,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """`networks` and `pretrained`, imported when they are first asked for: flax.nnx takes longer than all the rest.
+    """Imports `networks` and `pretrained` at their first use, since flax.nnx takes longer to import than the rest.
 
-    `__version__` is that of the installed package.
+    `__version__` is the version of the installed package.
     """
     if name == "__version__":
         return importlib.metadata.version(__name__)

@@ -103,8 +103,8 @@ class NoiseLevel(Replaceable):
 class PathEnd(NoiseLevel):
     """The end of a path, for runs that start from data. `schedules.strength` and `schedules.below` make it.
 
-    Samplers and guidances treat it as any other path. A run on it draws other noise than a run of the whole path with the same
-    keys, since that run may have made the data. A slice of it is a `PathEnd` too. Its fields are those of `NoiseLevel`.
+    Samplers and guidances treat it as any other path. With the same keys, a run on it draws other noise than a run of the whole
+    path, which may have made the data. A slice of it is a `PathEnd` too. Its fields are those of `NoiseLevel`.
 
     Example:
       >>> path = gj.schedules.strength(gj.levels(gj.schedules.edm(), 10, gj.spacings.karras()), 0.5)

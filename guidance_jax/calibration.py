@@ -1,4 +1,4 @@
-"""Where guidance helps, measured: the residuals of two branches at every noise level, from samples with their conditions."""
+"""`calibrate`: measures where guidance helps, from the residuals of two branches at each noise level."""
 
 import jax
 import jax.numpy as jnp
@@ -27,29 +27,30 @@ def calibrate(
     cond: Branch = "cond",
     uncond: Branch = "uncond",
 ) -> Calibration:
-    """Measure where guidance helps, for `scales.calibrated`: noise samples, and see how far either branch is from them.
+    """Measures where guidance helps, for `scales.calibrated`: adds noise to samples and compares the errors of two branches.
 
     `rho = sum |d|^p (d^ . (c - x0))^2 / sum |d|^p (d^ . (u - x0))^2` over samples, at each level; `d = c - u`, `d^ = d / |d|`.
 
-    The squared error of a denoiser is the variance of x0 given x, so rho says how much narrower the condition makes it. The
-    samples are the network's own, conditional and unguided: no data are needed, and these same keys may draw them. Real ones
-    that it was not trained on do as well. A few hundred are enough; those of several batches add up, `a + b`.
+    The expected squared error of a denoiser is the variance of x0 given x. So rho says how much the condition narrows this
+    variance. Use samples of the network itself, conditional and unguided: no data are needed, and the same keys may draw them.
+    Real samples also work if the network was not trained on them. A few hundred samples are enough. Results of several batches
+    can be added, `a + b`.
 
     Args:
-      keys: `[B]` PRNG keys, one per sample. Each sample draws its noise from its own, at every level anew.
-      branches: What `gj.branches(...)` made, or a tuple of those, with the conditions of x0.
+      keys: `[B]` PRNG keys, one per sample. Each sample draws new noise from its own key at each level.
+      branches: The result of `gj.branches(...)`, or a tuple of these, with the conditions of x0.
       x0: Clean samples, `[B, ...]`.
       levels: The path of noise levels, `[steps + 1]`. All but the last are measured.
-      power: The exponent p. The larger, the more those samples count whose classes lie apart.
+      power: The exponent p. A larger p gives more weight to samples whose two predictions differ more.
       cond: The branch to move towards.
       uncond: The branch to move away from, `weak` for `autoguidance`.
 
     Returns:
-      A `Calibration`: `rho` and its standard error at each level, in the form `for_classes` and in that `for_prompts`.
+      A `Calibration`: `rho` and its standard error at each level, in the forms `for_classes` and `for_prompts`.
 
     Raises:
-      ValueError: If the arguments do not fit each other, there is no such branch, the levels do not decrease, power is
-        negative, or x0 has a value that is not finite.
+      ValueError: If the arguments do not match each other, a branch does not exist, the levels do not decrease, power is
+        negative, or x0 is not finite.
       TypeError: If an argument is of another type.
 
     Example:
@@ -63,7 +64,7 @@ def calibrate(
       0.2 0.2 0.2 0.2 0.2 1.0 0.9 1.0
       >>> guided = gj.sample(keys, two, gj.cfg(gj.scales.calibrated(curve, 4.0)), gj.dpmpp_2m(), path, (1,))
 
-    Reference: Derived here; no publication of this form is known to us. Near it are learned scales (arXiv:2510.00815), decaying
+    Reference: Derived here; we know no publication of this form. Related work: learned scales (arXiv:2510.00815), decaying
     scales (arXiv:2603.08155), the interval (arXiv:2404.07724) and precision-weighted products (arXiv:2404.07593).
     """
     networks, like = check_run(keys, branches, cfg(1.0, cond=cond, uncond=uncond), levels, x0)
@@ -74,7 +75,7 @@ def calibrate(
 def _measured(
     names: tuple[str, str], networks: tuple[Branches, ...], keys: Array, x0: Array, path: NoiseLevel, power: Array
 ) -> Calibration:
-    """The sums over samples, level by level."""
+    """The sums over samples at each level."""
 
     def at(inputs: tuple[Array, NoiseLevel, NoiseLevel]) -> Calibration:
         step = Step(*inputs, keys)

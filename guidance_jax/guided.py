@@ -1,4 +1,4 @@
-"""From branches and a guidance to one guided denoiser: for our samplers, and for loops of your own."""
+"""Evaluation of branches, and guided denoisers for samplers and for loops of your own."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -31,13 +31,13 @@ Derivatives = Mapping[str | None, Derivative]
 
 @door(also(check_conditions))
 def branches(denoise: Denoise, *, batched: bool = True, **conds: Cond) -> Branches:
-    """Named conditions of one denoiser, evaluated in one batched call. The first is the base.
+    """Named conditions of one denoiser, evaluated in one batched call. The first branch is the base.
 
     Args:
       denoise: `(x, level, cond) -> Prediction`.
-      batched: False evaluates one condition after the other, in the memory of one: for networks that do not fit twice.
-      **conds: The conditions by name, each any pytree of `[B, ...]` leaves, all of one structure; or a function of the `Step`
-        that returns it, for conditions drawn anew in every step.
+      batched: Whether one call evaluates all conditions. If False, each condition has its own call, which needs less memory.
+      **conds: The conditions by name. Each is a pytree of `[B, ...]` leaves, and all have the same structure. For conditions
+        that differ in every step, use a function of the `Step` that returns the condition.
 
     Raises:
       ValueError: If there is no condition.
@@ -53,27 +53,36 @@ def branches(denoise: Denoise, *, batched: bool = True, **conds: Cond) -> Branch
 
 
 class Memory(NamedTuple):
-    """What a guided denoiser remembers between its calls."""
+    """What a guided denoiser remembers between its calls.
+
+    Args:
+      guidance: The memory of the guidance, any pytree.
+      number: The number of calls so far, `()`. Each call counts as one step.
+    """
 
     guidance: Any
-    """The guidance's."""
     number: Array
-    """The number of calls so far. Each counts as one step."""
 
 
 class Guided(NamedTuple):
-    """A guided denoiser for a loop of your own: `(x, level) -> Prediction`."""
+    """A guided denoiser for a loop of your own: `(x, level) -> Prediction`.
+
+    Args:
+      branches: One `Branches`, or a tuple of them.
+      guidance: The guidance that combines the branches.
+      keys: `[B]` PRNG keys for a guidance that draws; fixed keys if None.
+    """
 
     branches: Networks
     guidance: Guidance
     keys: Array | None = None
 
     def init(self, x: Array) -> Memory:
-        """What it remembers before the first call."""
+        """The memory before the first call, for x `[B, ...]`."""
         return Memory(self.guidance.init(x), jnp.int32(0))
 
     def __call__(self, x: Array, level: NoiseLevel, memory: Memory | None = None, *, next: NoiseLevel | None = None) -> Any:
-        """The guided prediction at x; with a memory, `(prediction, the memory after it)`."""
+        """The guided prediction at x. With a memory, it returns `(prediction, next memory)`."""
         check_inputs(x, level, "guided")
         check_shapes(self.guidance, x)
         check_memory(self.guidance, x, memory)
@@ -88,23 +97,22 @@ class Guided(NamedTuple):
 def guided(branches: Networks, guidance: Guidance, keys: Array | None = None) -> Guided:
     """One guided denoiser, `(x, level) -> Prediction`, for a loop of your own: an ODE solver, another library's sampler.
 
-    A level is made from your own time: `schedule(t)`, or `schedule.at(sigma / alpha)`.
+    For the level at your own time, use `schedule(t)`, or `schedule.at(sigma / alpha)`.
 
-    A guidance that remembers (`momentum`, `reuse`, `adaptive`) is called with what it remembers, and returns it:
-    `memory = denoise.init(x)`, then `prediction, memory = denoise(x, level, memory)`. Each call counts as a step.
+    A guidance with a memory (`momentum`, `reuse`, `adaptive`) receives its memory and returns the next one:
+    `memory = denoise.init(x)`, then `prediction, memory = denoise(x, level, memory)`. Each call counts as one step.
 
     Args:
-      branches: What `gj.branches(...)` made, or a tuple of those for several networks.
+      branches: The result of `gj.branches(...)`, or a tuple of these for several networks.
       guidance: `cfg(scale)`, a `chain`, ...
-      keys: `[B]` PRNG keys, one per sample, for a guidance that draws (`lgd`, `icg`); fixed ones if None.
+      keys: `[B]` PRNG keys, one per sample, for a guidance that draws (`lgd`, `icg`); fixed keys if None.
 
     Returns:
-      `(x [B, ...], level, memory=None, *, next=None) -> Prediction`; `next`, the level at which the step ends, is for
-      `mean_shift`, `freedom` and `tfg`, and is `level` if None.
+      `(x [B, ...], level, memory=None, *, next=None) -> Prediction`. `next` is the level at which the step ends; if None, it
+      is `level`. `mean_shift`, `freedom` and `tfg` use it.
 
     Raises:
-      ValueError: If a branch is missing; when called, if the level does not fit x, or a guidance that remembers is called
-        without a memory.
+      ValueError: If a branch is missing. When called, if the level does not match x, or the memory of the guidance is missing.
 
     Example:
       >>> mixture = gj.oracles.GaussianMixture(jnp.array([[-2.0], [2.0]]), jnp.ones((2, 1, 1)), jnp.ones(2), jnp.arange(2))
@@ -125,7 +133,7 @@ def guided(branches: Networks, guidance: Guidance, keys: Array | None = None) ->
 def look(
     networks: tuple[Branches, ...], guidance: Guidance, step: Step, x: Array, level: NoiseLevel, remembered: Any
 ) -> tuple[Prediction, Any, Context, Array | int]:
-    """The guided prediction at x, what the guidance remembers after it, what it read, and the number of evaluations."""
+    """The guided prediction at x, the next memory of the guidance, its context, and the number of evaluations."""
     wanted = wants(guidance, remembered, step)
     predictions, count, derivatives = evaluate(networks, x, step, level, wanted, guidance.derivatives)
     base = predictions[next(iter(networks[0].conds))]
@@ -137,21 +145,21 @@ def look(
 
 @door()
 def guide(branches: Networks, guidance: Guidance, step: Step) -> GuidedDenoiser:
-    """The guided denoiser of one step of the sampler: what the sampler calls.
+    """The guided denoiser that a sampler calls in one step.
 
-    Which branches are wanted is decided for the step as a whole, by its number and the level at which it begins.
+    The number of the step and the level at its start decide which branches are evaluated. All evaluations in a step use them.
 
     Args:
       branches: One `Branches`, or a tuple of them.
-      guidance: What makes one prediction of them.
-      step: Its number, the levels at which it begins and ends, and the run's keys.
+      guidance: The guidance that combines the branches into one prediction.
+      step: The number of the step, the levels at which it starts and ends, and the keys of the run.
 
     Returns:
-      A `GuidedDenoiser`: `denoise(state, level of state.x) -> (prediction, state)`.
+      A `GuidedDenoiser`: `denoise(state, level) -> (prediction, state)`, with the level of `state.x`.
 
     Raises:
-      ValueError: If there is no branch; when called, as `evaluate` does, and if what the guidance returns is not shaped as x.
-      TypeError: When called with something else than a `State`; for x itself, use `gj.guided`.
+      ValueError: If there is no branch. When called, as `evaluate`, and if the result of the guidance is not shaped as x.
+      TypeError: When called, if the first argument is not a `State`. For x itself, use `gj.guided`.
 
     Example:
       >>> one = gj.branches(gj.denoiser(lambda x, t, cond: x / 2, predicts="x0"), cond=None)
@@ -197,18 +205,18 @@ def evaluate(
       x: `[B, ...]`.
       step: The step of the sampler, for conditions that are functions of it.
       level: The level of x: one for all samples, or one per sample.
-      wanted: `{name: True, or a boolean scalar}`. If the scalar is false the branch is not evaluated, and the base's
-        prediction stands in its place. Several different scalars compile three copies of a network at most: all branches
-        together, the base alone, and one branch at a time where they differ.
-      derivatives: The branches whose derivative in x is wanted, None for the base. Each is evaluated apart from the rest, in
-        every step.
+      wanted: `{name: True, or a boolean scalar}`. If the scalar is false, the branch is not evaluated, and its result is the
+        prediction of the base. Several different scalars compile at most three copies of a network: one for all branches
+        together, one for the base alone, and one for single branches if the scalars differ.
+      derivatives: The branches whose derivative in x is needed; None stands for the base. Each has its own evaluation in every
+        step.
 
     Returns:
-      `{name: Prediction}` of the base and of every name in `wanted`, the number of evaluations per sample, and the
-      derivatives, by name.
+      `{name: Prediction}` for the base and for each name in `wanted`, the number of evaluations per sample, and the
+      derivatives by name.
 
     Raises:
-      ValueError: If a name in `wanted` is of no branch, there is no branch, or a prediction is not shaped as x.
+      ValueError: If a name in `wanted` does not exist, there is no branch, or a prediction is not shaped as x.
       TypeError: If `wanted` is not a dictionary.
 
     Example:
@@ -245,13 +253,13 @@ def evaluate(
 def _gated(
     network: Branches, gates: dict[str, Any], base: Prediction | None, x: Array, step: Step, level: NoiseLevel
 ) -> tuple[dict[str, Prediction], Array | int]:
-    """The predictions of one network's branches, and how many were evaluated. Without a base, the first one is it."""
+    """The predictions of one network's branches, and the number of evaluations. By default, the first branch is the base."""
     conds = {name: cond(step) if callable(cond) else cond for name, cond in network.conds.items() if name in gates}
     always = [name for name, gate in gates.items() if gate is True]
     sometimes = {name: gate for name, gate in gates.items() if gate is not True}
 
     def together(names: list[str]) -> dict[str, Prediction]:
-        """The predictions of these branches, in one call, and the base's for the others."""
+        """The predictions of these branches, in one call. All other branches get the prediction of the base."""
         found = _together(network, x, level, {name: conds[name] for name in names}) if names else {}
         stand_in = base if base is not None else next(iter(found.values()))
         return {name: _alike(found.get(name, stand_in), stand_in) for name in gates}
@@ -276,7 +284,7 @@ def _gated(
 
 
 def _differentiated(network: Branches, name: str, x: Array, step: Step, level: NoiseLevel) -> tuple[Prediction, Derivative]:
-    """A branch's prediction and the derivative of its x0, by one forward pass."""
+    """The prediction of a branch and the derivative of its x0, from one forward pass."""
     cond = network.conds[name]
     cond = cond(step) if callable(cond) else cond
 
@@ -290,7 +298,7 @@ def _differentiated(network: Branches, name: str, x: Array, step: Step, level: N
 
 
 def _together(network: Branches, x: Array, level: NoiseLevel, conds: dict[str, Cond]) -> dict[str, Prediction]:
-    """One denoiser under several conditions, in one call. Stacked behind the batch axis, so that a sharded batch stays put."""
+    """One denoiser under several conditions, in one call. They are stacked after the batch axis, to keep its sharding."""
     count, batch, given = len(conds), x.shape[0], list(conds.values())
     if count == 1:
         return {name: predicted(network, x, level, given[0]) for name in conds}
@@ -303,13 +311,13 @@ def _together(network: Branches, x: Array, level: NoiseLevel, conds: dict[str, C
         stacked = jnp.stack(parts, axis=1)
         return stacked.reshape(batch * count, *stacked.shape[2:])
 
-    level = jax.tree.map(lambda field: merge(*[field] * count) if field.ndim else field, level)  # one per sample, or one
+    level = jax.tree.map(lambda field: merge(*[field] * count) if field.ndim else field, level)
     prediction = predicted(network, merge(*[x] * count), level, jax.tree.map(merge, *given))
     parts = jax.tree.map(lambda merged: merged.reshape(batch, count, *merged.shape[1:]), prediction)
     return {name: jax.tree.map(lambda part, i=i: part[:, i], parts) for i, name in enumerate(conds)}
 
 
 def _alike(prediction: Prediction, base: Prediction) -> Prediction:
-    """A prediction with a variance if the base has one: its own, or the base's if its network predicts none."""
+    """A prediction with a variance if the base has one. If its own network predicts none, it gets the variance of the base."""
     known = base.variance is not None and prediction.variance is not None
     return prediction if known else prediction.replace(variance=base.variance)

@@ -1,4 +1,4 @@
-"""The exact likelihood of data under a model's probability-flow ODE, guided or not."""
+"""The exact likelihood of data under a model's probability-flow ODE, with or without guidance."""
 
 import math
 from collections.abc import Sequence
@@ -36,17 +36,27 @@ Shape = TypeAliasType("Shape", Annotated[Sequence[int], SHAPE])
 
 
 class Carried(NamedTuple):
-    """What is solved for, of one sample."""
+    """The variables of the ODE for one sample.
+
+    Args:
+      u: The sample, `x / sqrt(alpha^2 + sigma^2)`, `[...]`.
+      volume: The integral of the divergence, `()`.
+      poison: Above 0 if a slope was not finite, `()`. Such a slope is replaced by 0, so that the other samples need no extra
+        steps, and the result is NaN.
+    """
 
     u: Array
     volume: Array
-    """The integral of the divergence."""
     poison: Array
-    """Above 0 once a slope was not finite: the solver took 0 for it, so that the others need not wait, and the end is NaN."""
 
 
 class Encoding(NamedTuple):
-    """Where the ODE takes data, and what it says of them.
+    """The latents and the log-likelihoods of data.
+
+    Args:
+      log_likelihood: `[B]`, in nats, for x in its original units.
+      latent: `[B, ...]`, x at the maximum noise of the schedule. A deterministic sampler from here returns to the data.
+      steps: `[B]`, the number of steps of the solver, including rejected ones.
 
     Example:
       >>> one = gj.branches(gj.denoiser(lambda x, t, cond: 0 * x, predicts="x0"), cond=None)
@@ -56,11 +66,8 @@ class Encoding(NamedTuple):
     """
 
     log_likelihood: Float[Array, "b"]
-    """In nats, of x as it was given."""
     latent: Float[Array, "b ..."]
-    """x at the schedule's most noise: a deterministic sampler that starts there comes back."""
     steps: Float[Array, "b"] | Any
-    """The solver's steps, rejected ones included, `[B]`."""
 
 
 @door()
@@ -76,43 +83,43 @@ def log_likelihood(
     solver: Any = None,
     max_steps: Count = 4096,
 ) -> Array:
-    """The log-density of data under what a deterministic sampler of infinitely many steps draws.
+    """The log-density of data under the distribution that a deterministic sampler with infinitely many steps draws from.
 
-    With `u = x / sqrt(alpha^2 + sigma^2)` and `angle = arctan(sigma / alpha)` every schedule's probability-flow ODE is
+    With `u = x / sqrt(alpha^2 + sigma^2)` and `angle = arctan(sigma / alpha)`, the probability-flow ODE of every schedule is
     `du / d angle = v = cos(angle) eps - sin(angle) x0`, and
     `log p(x) = log N(u_max; 0, sin(angle_max)^2 I) + integral of div v d angle - D/2 log(alpha^2 + sigma^2)`.
 
-    x is taken for what stands at the schedule's `t_min`; from there diffrax solves up to `t_max`. Each sample has steps of its
-    own, so no sample depends on its neighbours, and what guidance does at an interval's bounds is met to the tolerance.
+    x is the sample at the schedule's `t_min`, and diffrax solves the ODE from there to `t_max`. Each sample has its own steps,
+    so no sample depends on another one. At the bounds of a guidance interval, the solver keeps the tolerance.
 
-    This is the density of the samples and not of the data: a run that starts from N(0, sigma^2) at a finite sigma / alpha keeps
-    a bias of order `alpha / sigma`, none from infinity (`flow`). Nor does CFG sample `p(x)^(1 - w) p(x | y)^w`.
+    This is the density of the samples, not of the data. A run that starts from N(0, sigma^2) at a finite sigma / alpha has a
+    bias of order `alpha / sigma`; a run from infinity (`flow`) has none. CFG does not sample `p(x)^(1 - w) p(x | y)^w` either.
 
-    Samples are solved one by one (by `jax.vmap`), each with its own rows of the conditions. What else is one per sample, such
-    as scales `[B]` or a classifier's labels, has to go the same way: `jax.vmap` this function over them, with batches of one.
-    A sample that meets NaN, in x, in the network or of a label outside, is NaN, alone.
+    Samples are solved one by one with `jax.vmap`, each with its own rows of the conditions. For other arrays with one row per
+    sample, such as scales `[B]` or a classifier's labels, use `jax.vmap` over this function, with batches of one. If x or the
+    network's output is NaN, or a label is out of range, the result is NaN for that sample alone.
 
     Args:
-      branches: What `gj.branches(...)` made, or a tuple of those. No condition may be drawn anew in every step.
-      guidance: One that remembers nothing; `chain()` for none. One that draws sees the same draws at every level.
+      branches: The result of `gj.branches(...)`, or a tuple of these. No condition may be a function of the step.
+      guidance: A guidance without memory; `chain()` for none. A guidance that draws has the same draws at every level.
       x: The data, `[B, ...]`.
-      schedule: That of the network.
+      schedule: The schedule of the network.
       keys: `[B]` PRNG keys, one per sample, for the probes.
-      probes: None takes the exact divergence, by D derivatives of the model at once, D the size of a sample. A number takes
-        Hutchinson's estimate of it by as many random signs: the result is random, and right on average.
-      tolerance: That of each step of the solver, in u and in the log-density, relative and absolute.
-      solver: One of diffrax's; `diffrax.Tsit5()` if None. `Dopri8` pays for small tolerances, in float64.
-      max_steps: The largest number of steps for a sample.
+      probes: None computes the exact divergence, with D derivatives of the model at once, for samples of size D. A number uses
+        Hutchinson's unbiased estimate of the divergence with this number of random sign vectors.
+      tolerance: The tolerance of each step of the solver, in u and in the log-density, relative and absolute.
+      solver: A solver of diffrax; `diffrax.Tsit5()` if None. For small tolerances in float64, `diffrax.Dopri8()` is faster.
+      max_steps: The maximum number of steps per sample.
 
     Returns:
       `[B]`, in nats.
 
     Raises:
       ImportError: If diffrax is not installed.
-      ValueError: If the guidance remembers something, a condition is drawn anew in every step, probes come without keys, the
-        arguments do not fit each other, or within `jax.shard_map`, unless its `check_vma` is False.
-      RuntimeError: While it runs, if a sample needs more than `max_steps`, or the guidance renoises with another eps than its
-        x0 implies (CFG++), so that its small steps have no ODE for a limit.
+      ValueError: If the guidance has a memory, a condition is a function of the step, probes have no keys, or the arguments do
+        not match each other. Inside `jax.shard_map`, unless its `check_vma` is False.
+      RuntimeError: When the program runs, if a sample needs more than `max_steps`. If the eps of the guidance differs from the
+        eps that its x0 implies (CFG++), because small steps then do not converge to an ODE.
 
     Example:
       >>> mixture = gj.oracles.GaussianMixture(jnp.array([[-2.0], [2.0]]), jnp.ones((2, 1, 1)), jnp.ones(2), jnp.arange(2))
@@ -141,9 +148,9 @@ def encode(
     solver: Any = None,
     max_steps: Count = 4096,
 ) -> Encoding:
-    """`log_likelihood`, but for what it returns: the latents too, and how many steps they took.
+    """As `log_likelihood`, but also returns the latents and the number of steps.
 
-    `du / d angle = cos(angle) eps - sin(angle) x0`, `u = x / sqrt(alpha^2 + sigma^2)`, from the data to the most noise.
+    `du / d angle = cos(angle) eps - sin(angle) x0`, `u = x / sqrt(alpha^2 + sigma^2)`, from the data to the maximum noise.
 
     Args:
       The same as of `log_likelihood`.
@@ -179,14 +186,14 @@ def encode(
 
 @door()
 def bits_per_dimension(log_likelihood: Array, shape: Shape, *, width: Positive = 2 / 256) -> Array:
-    """A log-likelihood of discrete data, dequantised, in the unit that papers compare.
+    """The log-likelihood of dequantised discrete data in bits per dimension, the unit that papers compare.
 
-    `-(log p(x) + D log width) / (D log 2)`: the density times the volume of a sample's cell.
+    `-(log p(x) + D log width) / (D log 2)`: the density times the volume of the cell of one sample.
 
     Args:
-      log_likelihood: In nats, `[B]`, of data to which uniform noise of `width` was added.
-      shape: That of one sample.
-      width: The distance between two values of the data. The default is that of 8-bit images in [-1, 1].
+      log_likelihood: `[B]`, in nats, of data plus uniform noise of this `width`.
+      shape: The shape of one sample.
+      width: The distance between two values of the data. The default is for 8-bit images in [-1, 1].
 
     Returns:
       `[B]`.
@@ -205,7 +212,14 @@ def bits_per_dimension(log_likelihood: Array, shape: Shape, *, width: Positive =
 
 
 class Plan(NamedTuple):
-    """What of a likelihood is static."""
+    """The static arguments of a likelihood.
+
+    Args:
+      probes: As of `log_likelihood`.
+      max_steps: As of `log_likelihood`.
+      solver: As of `log_likelihood`.
+      dtype: The dtype of x in the solver, at least float32.
+    """
 
     probes: int | None
     max_steps: int
@@ -214,18 +228,25 @@ class Plan(NamedTuple):
 
 
 class Model(NamedTuple):
-    """What the ODE is of."""
+    """The guided model whose ODE is solved.
+
+    Args:
+      networks: The branches of each network.
+      guidance: The guidance.
+      schedule: The schedule.
+      low: The schedule's minimum noise level, the level of the data.
+      high: The schedule's maximum noise level, the level of the latents.
+    """
 
     networks: tuple[Branches, ...]
     guidance: Guidance
     schedule: Schedule
     low: NoiseLevel
-    """The schedule's least noise, where the data stand."""
     high: NoiseLevel
 
 
 def _encoded(plan: Plan, model: Model, x: Array, keys: Array, tolerance: Any) -> Encoding:
-    """Each sample by itself, in a batch of one."""
+    """Solves each sample on its own, in a batch of one."""
 
     def one(x: Array, conds: list[dict[str, Cond]], key: Array) -> Encoding:
         alone = [jax.tree.map(lambda leaf: leaf[None], cond) for cond in conds]
@@ -277,7 +298,7 @@ def _slope(model: Model, angle: Array, u: Array, key: Array) -> Array:
 
 
 def _predicted(model: Model, angle: Array, u: Array, key: Array) -> tuple[Prediction, Array, NoiseLevel]:
-    """The guided prediction of one sample, in a batch of one; its x, and the level of an angle."""
+    """The guided prediction of one sample, its x in a batch of one, and the level at this angle."""
     signal = jnp.cos(angle) > 0
     ratio = jnp.where(signal, jnp.sin(angle) / jnp.where(signal, jnp.cos(angle), 1), jnp.inf)
     ratio = jnp.clip(ratio, model.low.ratio.astype(ratio.dtype), model.high.ratio.astype(ratio.dtype))
@@ -289,7 +310,7 @@ def _predicted(model: Model, angle: Array, u: Array, key: Array) -> tuple[Predic
 
 
 def _directions(key: Array, x: Array, probes: int | None) -> Array:
-    """`d_i`, `[n, ...]`, such that `sum_i d_i d_i^T` is the identity, or is so on average."""
+    """`d_i`, `[n, ...]`, such that `sum_i d_i d_i^T` is the identity matrix, or has that expectation."""
     if probes is None:
         return jnp.eye(x.size, dtype=x.dtype).reshape(x.size, *x.shape)
     return jax.random.rademacher(key, (probes, *x.shape), x.dtype) / jnp.sqrt(jnp.asarray(probes, x.dtype))
@@ -300,5 +321,5 @@ def _size(level: NoiseLevel) -> Array:
 
 
 def _largest(error: Carried) -> Array:
-    """The error of u, by its root mean square, or that of the log-density: whichever is larger."""
+    """The maximum of two errors: the root mean square of u, and the log-density."""
     return jnp.maximum(jnp.sqrt((error.u**2).mean()), jnp.abs(error.volume))

@@ -1,4 +1,4 @@
-"""From branches, a guidance and a sampler to samples: the only loop."""
+"""The loop over the noise levels: `sample`, `run` and `evaluations`."""
 
 from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple
@@ -13,14 +13,16 @@ from guidance_jax.checks.door import Kind, also, door
 from guidance_jax.checks.kinds import Keys, function_kind
 from guidance_jax.checks.outcomes import check_step, warn_if_not_finite
 from guidance_jax.checks.running import check_progress, check_run
+from guidance_jax.guidance.algebra import during
 from guidance_jax.guided import Networks, guide
 from guidance_jax.interfaces import Guidance, Sampler
 from guidance_jax.noise import IMAGE, SAMPLER, START, at_level, fold, normal
 from guidance_jax.programs.compiled import compiled
+from guidance_jax.programs.parts import calls_of
 
-_RECORDS = function_kind("state", hint="lambda state: state.x records the path.")
+_RECORDS = function_kind("state", hint="for the path, use lambda state: state.x.")
 Trace = TypeAliasType("Trace", Annotated[Callable[[State], Any], _RECORDS])
-"""What to record of the state after each step."""
+"""A function of the state after each step. Its results are recorded."""
 _NAME = Kind("a str, the name that the bar shows", lambda value: isinstance(value, str))
 BarName = TypeAliasType("BarName", Annotated[str, _NAME])
 """The name of a progress bar."""
@@ -39,37 +41,38 @@ def sample(
     remat: bool = False,
     progress: BarName | None = None,
 ) -> Any:
-    """Draw samples: from noise at the first level to the last, one `lax.scan` over the steps.
+    """Draws samples, from noise at the first level to data at the last, in one `lax.scan` over the steps.
 
-    Call it inside your own `jax.jit`, parameters, keys, labels and scales as arguments: then none of them recompiles, and
-    `jax.vmap` over any of them is one program.
+    Call it inside your own `jax.jit`, with parameters, keys, labels and scales as arguments. Then other values do not
+    recompile, and `jax.vmap` over any of them is one program.
 
     Args:
-      keys: `[B]` PRNG keys, one a sample: `jax.random.split(jax.random.key(0), B)`. A sample depends on its own key alone. What
-        is drawn in a step is drawn by the key and the level at which the step begins.
-      branches: What `branches(...)` made, or a tuple of those for several networks.
+      keys: `[B]` PRNG keys, one per sample: `jax.random.split(jax.random.key(0), B)`. A sample depends on no other key. Each
+        step draws with this key and the level at which the step starts.
+      branches: The result of `branches(...)`, or a tuple of these for several networks.
       guidance: `cfg(scale)`, a `chain`, ...; `chain()` for none.
       sampler: `ddim()`, ...
-      levels: The path of noise levels, `[steps + 1]`, as `levels(...)` makes it; `schedules.reverse` of one for inversion.
-      shape_or_x: The shape of one sample, to start from pure noise; or x itself, `[B, ...]`, at the level `levels[0]`; or the
-        `State` that a `run` to there gave, to go on with all that its sampler and guidance remember. With the same keys, a
-        run in two parts is then the same as in one; without the `State`, if they remember nothing.
-      trace: What to record of the state after each step, `lambda state: (state.x, state.x0)` for the path and the predictions
-        along it.
-      remat: Whether gradients through the run compute each step again, in the memory of one step.
-      progress: The name of a progress bar, for long runs on one device; it needs `jax-tqdm`. A `vmap` has one bar for all its
-        runs, and a gradient one for the way forward.
+      levels: The path of noise levels, `[steps + 1]`, from `levels(...)`. For inversion, use `schedules.reverse`.
+      shape_or_x: The shape of one sample, to start from pure noise. Or x itself, `[B, ...]`, at the level `levels[0]`. Or the
+        last `State` of a `run` to this level, to continue with what its sampler and guidance remember. With the same keys, two
+        runs in sequence then equal one run. If nothing is remembered, x is enough.
+      trace: A function of the state after each step, whose results are recorded: `lambda state: (state.x, state.x0)` for the
+        path and its predictions.
+      remat: Whether gradients through the run compute each step again. They then need only the memory of one step.
+      progress: The name of a progress bar, for long runs on one device. It needs `jax-tqdm`. A `vmap` has one bar for all its
+        runs, and a gradient has one bar for its forward pass.
 
     Returns:
-      `[B, ...]`, in the dtype of x, or that of the levels. With `trace`, `(samples, trace)`, the latter `[steps, ...]`.
+      `[B, ...]`, in the dtype of x, or of the levels if there is no x. With `trace`, `(samples, trace)`, with the trace
+      `[steps, ...]`.
 
     Raises:
-      ValueError: Before anything is computed, if the arguments do not fit each other, a guidance reads a branch that is
-        not there, the levels do not decrease or are not of the sampler's schedule, x has a value that is not finite, or a
-        batch with a progress bar lies on several devices.
-      TypeError: Likewise, if an argument is no such thing, a guidance or a sampler that was not called say, keys are no PRNG
-        keys, or x or the levels are not floating.
-      ImportError: If progress is asked for and `jax-tqdm` is not installed.
+      ValueError: Before any computation, if the arguments do not match each other, or a guidance reads a branch that does not
+        exist. If the levels do not decrease, or do not match the sampler's schedule. If x is not finite, or a batch with a
+        progress bar is on several devices.
+      TypeError: Before any computation, if an argument has another type. Examples: a guidance that was not called, keys that
+        are not PRNG keys, or x or levels that are not floating.
+      ImportError: If progress is a name and `jax-tqdm` is not installed.
 
     Example:
       >>> mixture = oracles.GaussianMixture(jnp.array([[-2.0], [2.0]]), jnp.ones((2, 1, 1)), jnp.ones(2), jnp.arange(2))
@@ -96,15 +99,15 @@ def evaluations(
     levels: NoiseLevel,
     shape_or_x: tuple[int, ...] | Array | State,
 ) -> Array:
-    """How many network evaluations a sample costs in this very run: 2 a step for `cfg` with `ddim`, fewer in an interval.
+    """The number of network evaluations per sample in this run: 2 per step for `cfg` with `ddim`, fewer with an interval.
 
-    The loop counts as it runs, so skipped branches and correctors are seen as they happen. Classifiers are not counted.
+    The loop counts while it runs, so the number includes correctors and excludes skipped branches. Classifiers do not count.
 
     Args:
       The same as of `sample`.
 
     Returns:
-      An integer scalar; of a run that goes on from a `State`, those before it included.
+      An integer scalar. For a run that continues from a `State`, it includes the evaluations before that state.
 
     Raises:
       The same as of `sample`.
@@ -132,14 +135,14 @@ def run(
     remat: bool = False,
     progress: BarName | None = None,
 ) -> tuple[State, Any]:
-    """`sample`, but for what it returns: the last state whole, with what sampler and guidance remember, and the trace.
+    """As `sample`, but returns the last state, with what sampler and guidance remember, and the trace.
 
     Args:
       The same as of `sample`.
 
     Returns:
-      The last `State`, in at least float32, from which a run of the rest of a path can go on; and `trace` of the state after
-      each step, `[steps, ...]`, or None.
+      The last `State`, in at least float32. A run over the rest of a path can continue from it. And the trace, `[steps, ...]`,
+      or None.
 
     Raises:
       The same as of `sample`.
@@ -152,7 +155,7 @@ def run(
       >>> print(state.evaluations, along.shape)
       4 (4, 3, 2)
     """
-    networks, like = check_run(keys, branches, guidance, levels, shape_or_x, sampler)
+    networks, like = check_run(keys, branches, guidance, levels, shape_or_x, sampler, calls_of(during, guidance))
     path = jax.tree.map(lambda field: jnp.asarray(field, like.dtype), levels)
     shaped = isinstance(shape_or_x, tuple) and not isinstance(shape_or_x, State)
     start = None if shaped else shape_or_x
@@ -163,7 +166,14 @@ def run(
 
 
 class Plan(NamedTuple):
-    """What of a run is static."""
+    """The static arguments of a run.
+
+    Args:
+      shape: The shape of x, `[B, ...]`.
+      dtype: The dtype of x in the loop, at least float32.
+      remat: As of `sample`.
+      progress: As of `sample`.
+    """
 
     shape: tuple[int, ...]
     dtype: Any
@@ -181,12 +191,12 @@ def _loop(
     given: Array | State | None,
     trace: Trace | None,
 ) -> tuple[State, Any]:
-    # XLA takes a loop of one step apart, and rounds otherwise than in a longer run. So a second step is added and skipped, and
-    # the level is looked up, for XLA sees through two that are equal.
+    # XLA unrolls a loop of one step, which then rounds differently than a longer run. So a second step is added and skipped.
+    # The level is looked up by index, since XLA would simplify two equal steps.
     steps = len(path) - 1
     alone = steps == 1 and plan.progress is None
     state = _begun(plan, keys, guidance, sampler, path, given)
-    # A start is the same for any path. On the end of one, all else is drawn apart, and by plain levels.
+    # The start is drawn in the same way for all paths. On the end of a path, all other draws differ and use plain levels.
     own = fold(keys, IMAGE) if isinstance(path, PathEnd) else keys
     path = NoiseLevel(**vars(path))
 
@@ -218,8 +228,8 @@ def _loop(
 def _begun(
     plan: Plan, keys: Array, guidance: Guidance, sampler: Sampler, path: NoiseLevel, given: Array | State | None
 ) -> State:
-    """The state at the start of a run: given, or x given, or x of pure noise."""
-    # In shard_map the evaluations are each device's own, as x is: a guidance that ends by sample asks as often as its own need.
+    """The state at the start of a run: the given state, or one with the given x, or one with pure noise."""
+    # In shard_map each device counts its own evaluations, as each has its own x. A guidance that stops per sample may differ.
     none = lambda x: jnp.full_like(x, 0, jnp.int32, shape=())
     if isinstance(given, State):
         evaluations = given.evaluations + none(given.x)

@@ -86,7 +86,7 @@ def class_log_prob(
         logits = logits.astype(at_least_float32(logits.dtype))
         check_shape(temperature, logits, "class_log_prob: temperature")
         logits = logits / expand(jnp.asarray(temperature, logits.dtype), logits)
-        # A traced label outside the range makes the gradient NaN too. The gradient of the gather would be 0: no guidance.
+        # A traced label outside the range makes the gradient NaN too. The gather's gradient of 0 would silently stop guidance.
         logits = logits * jnp.where((labels >= 0) & (labels < logits.shape[1]), 1, jnp.nan).astype(logits.dtype)[:, None]
         return jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)[:, 0]
 

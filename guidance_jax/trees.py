@@ -152,7 +152,7 @@ class Flat:
         return on_vectors(self, network)
 
 
-CLASSES[Flat] = class_kind(Flat, "gj.trees.flat(example) makes one.")
+CLASSES[Flat] = class_kind(Flat, "use gj.trees.flat(example).")
 
 
 @door()

@@ -1,9 +1,9 @@
-"""Every test runs under strict dtypes, no rank promotion, warnings as errors, 8 CPU devices, and checked annotations."""
+"""Every test runs with strict dtypes, no rank promotion, warnings as errors, 8 CPU devices, and checked annotations."""
 
 import importlib.metadata
 import os
 
-# Quick to compile, for most of these tests is compiling. The last flag halves that; later versions abort where they find it.
+# Optimise for compile time, which is most of the time of these tests. The last flag halves it, but aborts in later versions.
 os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     + " --xla_cpu_use_fusion_emitters=false" * (tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 11))

@@ -1,4 +1,4 @@
-"""Every method and every sampler, as a user makes them, on one small world."""
+"""Every method and every sampler, called as a user would, on one small world."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ CONDS = ("cond", "uncond", "weak", "perturbed", "random", "retimed", "negative",
 
 
 class World(NamedTuple):
-    """All that belongs to a sample, a row each: its key, what its branches are told, what it is guided to."""
+    """The arrays of a batch, one row per sample: its key, the conditions of its branches, and the targets of its guidance."""
 
     keys: jax.Array
     conds: dict[str, Any]

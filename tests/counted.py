@@ -1,4 +1,4 @@
-"""A denoiser that counts what is evaluated."""
+"""A denoiser that counts its evaluations."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ LEVELS = gj.levels(gj.schedules.edm(), 20, gj.spacings.karras())
 
 
 class Counted:
-    """A denoiser that notes the batch of every call as it runs."""
+    """A denoiser that records the batch size of every call as it runs."""
 
     def __init__(self, denoise):
         self.inner, self.batches = denoise, []

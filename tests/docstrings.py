@@ -1,4 +1,4 @@
-"""What a docstring lacks, by comparison with the code it stands in: the house's rules, as far as a machine can read them."""
+"""What a docstring lacks compared with its code, by the project's rules, as far as a program can check them."""
 
 import ast
 import functools
@@ -16,7 +16,7 @@ EQUATIONS = (
     *("metrics", "targets", "particles", "likelihood"),
 )
 """The layers whose functions are formulae."""
-EXPLAINED = ("guidance_jax.metrics", "guidance_jax.networks", "guidance_jax.pretrained")
+EXPLAINED = ("guidance_jax",)
 """The packages whose public classes explain every field, or parameter of `__init__`, under Args. `("guidance_jax",)` is all."""
 SHAPE = re.compile(r"`\(\)`|\[[A-Za-z0-9 ,.+*/'\[\]-]+\]|PRNG key|likewise|the same|as (of|for) `|the shape of")
 EQUATION = re.compile(r"`[^`]*( = |<-|==| [-+*/<>] |\^|\||min\(|exp\(|mean of )[^`]*`|^ {4,}\S.* = ", re.MULTILINE)
@@ -24,15 +24,15 @@ SOURCE = re.compile(r'arXiv:\d{4}\.\d{4,5}|openreview \w+|doi:\S+|(19|20)\d\d, (
 SHOWN = re.compile(r">>> [^\n]*\n(  (>>>|\.\.\.)[^\n]*\n)*  (?!>>>|\.\.\.)\S")
 SENTENCE = re.compile(r"\.(\s|$)")
 ENTRY = re.compile(r"[^a-z].*\.\s*$", re.DOTALL)
-"""An entry of `Args` as a sentence: a capital letter, or code, and a full stop."""
+"""An entry of `Args` as a sentence: it begins with a capital letter or code, and ends with a full stop."""
 ARRAYS = re.compile(r"\b(Array|ArrayLike|Features)\b")
-"""Of what shape a `Scale` or `Labels` is stands once, where the kind is defined."""
+"""Annotations whose shape is documented once, where the kind is defined: `Scale`, `Labels`."""
 JAXTYPED = re.compile(r"\b(Float|Int|Bool|Integer|Shaped|Num)\[")
 BARE = re.compile(r"\b(Array|Any|tuple|dict|list)\b")
 
 
 def public() -> dict[str, Any]:
-    """Every public function and class, by its shortest name from `gj`: those of its `__all__`, and of the modules there."""
+    """Every public function and class, by its shortest name from `gj`: those of its `__all__`, and of its modules."""
     found: dict[int, tuple[str, Any]] = {}
 
     def walk(module: types.ModuleType, prefix: str) -> None:
@@ -50,25 +50,25 @@ def public() -> dict[str, Any]:
 
 
 def sections(doc: str) -> dict[str, str]:
-    """The parts of a docstring by their headings; what stands before them is `""`."""
+    """The sections of a docstring by their headings. The text before the first heading is `""`."""
     parts = re.split(rf"^({'|'.join(SECTIONS)}):", inspect.cleandoc(doc), flags=re.MULTILINE)
     return {"": parts[0]} | dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
 def entries(section: str) -> dict[str, str]:
-    """`name: what it is` of a section, by name."""
+    """The entries `name: description` of a section, by name."""
     parts = re.split(r"^  \*{0,2}([\w.]+): ", section, flags=re.MULTILINE)
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
 def same_as(section: str) -> Any:
-    """The function or class whose section stands for this one, "The same as of `sample`.", or None."""
+    """The function or class whose section applies to this one ("The same as of `sample`."), or None."""
     same = re.search(r"^  The same as of `([\w.]+)`", section, re.MULTILINE)
     return next(value for name, value in public().items() if same[1] in (name, name.rpartition(".")[2])) if same else None
 
 
 def errors(section: str) -> set[str]:
-    """The exceptions that a section `Raises` names, or the one that stands for it."""
+    """The exceptions that a section `Raises` names, or those of the section it refers to."""
     other = same_as(section)
     return set(entries(section)) | (errors(sections(other.__doc__)["Raises"]) if other else set())
 
@@ -79,7 +79,7 @@ def tree(value: Any) -> Any:
 
 
 def parameters(value: Any) -> dict[str, str]:
-    """Their annotations, by name; of a class those of its `__init__`."""
+    """The annotations of the parameters, by name. A class has those of its `__init__`."""
     node = tree(value)
     if isinstance(node, ast.ClassDef):
         node = next((part for part in node.body if isinstance(part, ast.FunctionDef) and part.name == "__init__"), None)
@@ -90,14 +90,14 @@ def parameters(value: Any) -> dict[str, str]:
 
 
 def fields(value: Any) -> dict[str, str]:
-    """The fields of a named tuple or dataclass, and the sentence that stands under each; nothing of what is neither."""
+    """The fields of a named tuple or dataclass with the sentence under each. Other classes have none."""
     if not inspect.isclass(value) or not (hasattr(value, "_fields") or hasattr(value, "__dataclass_fields__")):
         return {}
     found, body = {}, tree(value).body
     for part, after in zip(body, [*body[1:], None], strict=True):
         if isinstance(part, ast.AnnAssign):
-            told = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) and str(after.value.value)
-            found[ast.unparse(part.target)] = told or ""
+            sentence = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) and str(after.value.value)
+            found[ast.unparse(part.target)] = sentence or ""
     return found
 
 
@@ -114,7 +114,7 @@ def methods(value: Any) -> dict[str, Any]:
 def raised(value: Any, seen: frozenset[Any] = frozenset()) -> set[str]:
     """The exceptions that a function's statements raise and do not catch, and those of the library's functions that it calls.
 
-    A TypeError counts where its own statements raise it: an argument that is not of its annotation may raise one anywhere.
+    A TypeError counts only where its own statements raise it: any function with annotations may raise one for a wrong argument.
     """
     value = inspect.unwrap(value)
     if value in seen:
@@ -136,7 +136,7 @@ def raised(value: Any, seen: frozenset[Any] = frozenset()) -> set[str]:
             if isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name):
                 owner = value.__qualname__.partition(".")[0] if node.func.value.id == "self" else node.func.value.id
                 called = getattr(names.get(owner), node.func.attr, None)
-            # What is called, and what it is given to call.
+            # What it calls, and the functions that it passes as arguments.
             for one in (called, *(names.get(given.id) for given in node.args if isinstance(given, ast.Name))):
                 if inspect.isfunction(one) and inspect.unwrap(one).__module__.startswith("guidance_jax"):
                     found |= raised(one, seen | {value}) - {"TypeError"}
@@ -146,7 +146,7 @@ def raised(value: Any, seen: frozenset[Any] = frozenset()) -> set[str]:
 
 
 def at_the_door(value: Any) -> bool:
-    """Whether a function's arguments are checked by its annotations: whether `door` or `part` decorates it."""
+    """Whether a function's arguments are checked by its annotations, that is, whether `door` or `part` decorates it."""
     return inspect.isfunction(value) and hasattr(value, "__wrapped__") and bool(tree(value).decorator_list)
 
 
@@ -154,20 +154,20 @@ def lacking(value: Any, doc: str | None, ours: bool = False, silent: bool = Fals
     """What the docstring of a function or class lacks.
 
     Args:
-      value: the function or class.
-      doc: its docstring.
-      ours: whether it is of no paper, so that no reference is wanted.
-      silent: whether its example may be lacking.
+      value: The function or class.
+      doc: Its docstring.
+      ours: Whether it comes from no paper, so that it needs no reference.
+      silent: Whether it may lack an example.
     """
     if not doc:
         return ["a docstring"]
     parts, lacks = sections(doc), lacking_words(value, doc)
     code = " ".join(re.findall(r"`[^`]*`", parts[""]))
     kinds, given = parameters(value), entries(parts.get("Args", ""))
-    untold = [name for name, told in fields(value).items() if not told and name not in given]
-    lacks += [f"field {name}" for name in untold if "Args" in parts or not re.search(rf"\b{name}\b", code)]
+    undocumented = [name for name, sentence in fields(value).items() if not sentence and name not in given]
+    lacks += [f"field {name}" for name in undocumented if "Args" in parts or not re.search(rf"\b{name}\b", code)]
     lacks += unexplained(value, given)
-    lacks += [f"the shape of {name}" for name, told in given.items() if shapeless(kinds.get(name, ""), told)]
+    lacks += [f"the shape of {name}" for name, entry in given.items() if shapeless(kinds.get(name, ""), entry)]
     if not returned(value, parts):
         lacks.append("Returns")
     if not silent and not SHOWN.search(parts.get("Example", "") + "\n"):
@@ -183,7 +183,7 @@ def lacking(value: Any, doc: str | None, ours: bool = False, silent: bool = Fals
 
 
 def unexplained(value: Any, given: dict[str, str]) -> list[str]:
-    """What the Args of a class lack, in the packages of `EXPLAINED`: a sentence for every field or parameter of `__init__`."""
+    """The fields, or parameters of `__init__`, that the Args of a class do not explain, in the packages of `EXPLAINED`."""
     if not inspect.isclass(value) or not value.__module__.startswith(EXPLAINED):
         return []
     wanted, below = parameters(value) or fields(value), fields(value)
@@ -193,7 +193,7 @@ def unexplained(value: Any, given: dict[str, str]) -> list[str]:
 
 
 def lacking_words(value: Any, doc: str | None) -> list[str]:
-    """What a docstring lacks of the sentence, the parameters and the errors."""
+    """The sentence, parameters and errors that a docstring lacks."""
     if not doc:
         return ["a docstring"]
     parts = sections(doc)
@@ -201,22 +201,26 @@ def lacking_words(value: Any, doc: str | None) -> list[str]:
     if re.search(r"[Aa]rguments as for `", parts[""]):
         return lacks
     given, known, other = entries(parts.get("Args", "")), parameters(value), same_as(parts.get("Args", ""))
-    told = {*given, *(parameters(other) if other else ()), *(re.findall(r"`(\w+)`", parts[""]) if "Args" not in parts else ())}
-    lacks += [f"Args: {name}" for name in known if name not in told]
+    documented = {
+        *given,
+        *(parameters(other) if other else ()),
+        *(re.findall(r"`(\w+)`", parts[""]) if "Args" not in parts else ()),
+    }
+    lacks += [f"Args: {name}" for name in known if name not in documented]
     lacks += [f"Args: {name} is no parameter" for name in given if name not in known and name not in fields(value)]
     if at_the_door(value):
-        lacks += [f"Args: {name} is no sentence" for name, told in given.items() if not ENTRY.match(told)]
+        lacks += [f"Args: {name} is no sentence" for name, entry in given.items() if not ENTRY.match(entry)]
     return lacks + [f"Raises: {error}" for error in sorted(raised(value) - errors(parts.get("Raises", "")))]
 
 
-def shapeless(kind: str, told: str) -> bool:
-    """Whether an array is taken and neither its annotation nor its entry says of what shape."""
+def shapeless(kind: str, entry: str) -> bool:
+    """Whether the parameter is an array, and neither its annotation nor its entry states a shape."""
     arrays = ARRAYS.search(re.sub(r"Callable\[.*\]", "", kind))
-    return bool(arrays) and not JAXTYPED.search(kind) and not SHAPE.search(told)
+    return bool(arrays) and not JAXTYPED.search(kind) and not SHAPE.search(entry)
 
 
 def returned(value: Any, parts: dict[str, str]) -> bool:
-    """Whether it is told what comes back: by a section, by a type that has a name, or by a shape with its annotation."""
+    """Whether the result is documented: by a section, by a named type, or by an annotation with a shape."""
     node = tree(value)
     if isinstance(node, ast.ClassDef) or "Returns" in parts:
         return True
@@ -225,5 +229,5 @@ def returned(value: Any, parts: dict[str, str]) -> bool:
 
 
 def has_equation(text: str) -> bool:
-    """Whether there is any, beside shapes and the quantity `sigma / alpha` by itself."""
+    """Whether it has an equation. Shapes do not count, and neither does the quantity `sigma / alpha` alone."""
     return bool(EQUATION.search(re.sub(r"\[[^\]]*\]|`sigma / alpha`", "", text)))

@@ -1,4 +1,4 @@
-"""Small valid files of every kind that the library and the experiments read, and what each is read as."""
+"""Small valid files of every kind that the library and the experiments read, and the values read from each."""
 
 import dataclasses
 import gzip
@@ -26,7 +26,7 @@ from guidance_jax.pretrained.settings import read_json
 
 
 class Kind(NamedTuple):
-    """A kind of file, or of files that lie beside each other."""
+    """A kind of file, or a set of files in one directory."""
 
     write: Callable[[Path], Any]
     """Into a directory."""
@@ -89,22 +89,22 @@ def weights(name: str) -> Callable[[Path], Any]:
 
 
 def settings(
-    told: dict[str, Any], read: Callable[[dict[str, Any]], Any]
+    config: dict[str, Any], read: Callable[[dict[str, Any]], Any]
 ) -> tuple[Callable[[Path], Any], Callable[[Path], Any]]:
-    """A file of settings, and how the library reads it: with its place in every error."""
+    """A settings file and the function that reads it. Every error names the file's path."""
 
     def opened(directory: Path) -> Any:
         found = read_json(directory / "config.json", "a configuration")
         with text_to_image._naming(directory):
             return read(found)
 
-    return lambda place: (place / "config.json").write_text(json.dumps(told, indent=1)), opened
+    return lambda place: (place / "config.json").write_text(json.dumps(config, indent=1)), opened
 
 
 def scheduled(config: dict[str, Any]) -> Any:
-    told = schedulers.scheduling(config)
-    path = told.levels(4)
-    return told.predicts, told.clean, path.t, path.alpha, path.sigma
+    scheduling = schedulers.scheduling(config)
+    path = scheduling.levels(4)
+    return scheduling.predicts, scheduling.clean, path.t, path.alpha, path.sigma
 
 
 def sizes(config: Any) -> str:
@@ -175,9 +175,9 @@ KINDS = {
         f"a {name}'s settings": Kind(*settings({"_class_name": name} | more, scheduled), NONE)
         for name, more in SCHEDULERS.items()
     },
-    "a U-Net's settings": Kind(*settings(UNET | XL, lambda told: sizes(unet.unet_condition_config(told))), NONE),
-    "an autoencoder's settings": Kind(*settings(VAE, lambda told: sizes(autoencoder.autoencoder_config(told))), NONE),
-    "a text encoder's settings": Kind(*settings(TEXT, lambda told: sizes(clip.clip_text_config(told))), NONE),
+    "a U-Net's settings": Kind(*settings(UNET | XL, lambda config: sizes(unet.unet_condition_config(config))), NONE),
+    "an autoencoder's settings": Kind(*settings(VAE, lambda config: sizes(autoencoder.autoencoder_config(config))), NONE),
+    "a text encoder's settings": Kind(*settings(TEXT, lambda config: sizes(clip.clip_text_config(config))), NONE),
     "a tokeniser's files": Kind(write_tokenizer, tokenized, NONE),
     "gzipped IDX files": Kind(idx_files(True), lambda place: idx.pair(place / "images", place / "labels", (4, 5, 1), 10), ALL),
     "IDX files": Kind(idx_files(False), lambda place: idx.pair(place / "images", place / "labels", (4, 5, 1), 10), NONE),

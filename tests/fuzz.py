@@ -1,6 +1,7 @@
-"""Random chains of random guidances, with random sane parameters, on an exact world: what every one of them must satisfy.
+"""Random chains of random guidances with valid parameters on an exact world, and the properties that each must satisfy.
 
-`python -m tests.fuzz 1000` tries so many and prints how many were right. Nothing is compiled: `jax.disable_jit`.
+`python -m tests.fuzz 1000` tries 1,000 chains and prints how many passed. It runs under `jax.disable_jit`, so nothing is
+compiled.
 """
 
 import os
@@ -45,7 +46,7 @@ SAMPLERS = {
 
 
 class World:
-    """An exact mixture of points that stand for tiny images, some rows of a batch of three."""
+    """An exact mixture of points that represent tiny images, with some rows of a batch of three."""
 
     def __init__(self, dtype: Any, rows: Any = slice(None), same: bool = False):
         rng = np.random.default_rng(0)
@@ -73,7 +74,7 @@ class World:
         return self.log_prob(x) / (1 + level.sigma**2)
 
     def number(self, value: Any) -> Any:
-        """A drawn number for all, one a sample, or one that follows the level."""
+        """A random number: one for all samples, one per sample, or one that follows the level."""
         if isinstance(value, Follows):
             return lambda level: value.value * level.alpha
         return jnp.asarray(value, self.dtype)[self.rows] if isinstance(value, tuple) else value
@@ -86,7 +87,7 @@ class Follows(NamedTuple):
 
 
 class Recipe(NamedTuple):
-    """A guidance as data, so that a failure can be read, and made smaller."""
+    """A guidance as data, so that a failure can be read and reduced."""
 
     name: str
     values: tuple[Any, ...] = ()
@@ -135,7 +136,7 @@ METHODS: dict[str, tuple[Any, list[st.SearchStrategy[Any]]]] = {
     "amplify": (lambda w, v: gj.amplify(v), [number(-2.0, 3.0)]),
     "dynamic_threshold": (lambda w, a, b: gj.dynamic_threshold(a, b), [number(2.0, 100.0), known(0.25, 4.0)]),
 }
-"""At home in any space."""
+"""Guidances that work in any space."""
 OWN: dict[str, tuple[Any, list[st.SearchStrategy[Any]]]] = {
     "cfg_zero_star": (lambda w, a, n, p: gj.cfg_zero_star(a, n, predicts=p), [SCALE, st.integers(0, 2), SPACE]),
     "cfg_pp": (lambda w, v: gj.cfg_pp(v), [SHARE]),
@@ -153,7 +154,7 @@ OWN: dict[str, tuple[Any, list[st.SearchStrategy[Any]]]] = {
     "lgd": (lambda w, v, n: gj.lgd(w.log_prob, v, draws=n), [RATE, st.integers(1, 3)]),
     "tfg": (lambda w, a, b, s: gj.tfg(w.log_prob, a, b, inner_steps=2, smoothing=s), [RATE, RATE, SHARE]),
 }
-"""They have no place in `in_space`."""
+"""Guidances that `in_space` does not accept."""
 AROUND: dict[str, tuple[Any, list[st.SearchStrategy[Any]]]] = {
     "chain": (lambda w, *parts: gj.chain(*parts), []),
     "add": (lambda w, *parts: gj.add(*parts), []),
@@ -195,7 +196,7 @@ def built(recipe: Recipe, world: World) -> gj.Guidance:
 
 
 def step_is_finite(recipe: Recipe, schedule: gj.Schedule, world: World, place: int) -> None:
-    """One step in float32, from pure noise, between, or to the clean data."""
+    """One step in float32: from pure noise, between two noise levels, or to clean data."""
     path = gj.levels(schedule, 4, gj.spacings.uniform())
     level, after = path[place], path[place + 1]
     guidance = built(recipe, world)
@@ -210,7 +211,7 @@ def step_is_finite(recipe: Recipe, schedule: gj.Schedule, world: World, place: i
 
 
 def mates_do_nothing(recipe: Recipe, schedule: gj.Schedule, sampler: str, one: int, same: bool) -> None:
-    """A whole run, finite; and that of one sample alone, which is the same but for rounding."""
+    """A whole run is finite. A run of one sample alone gives that sample again, up to rounding."""
     found = []
     for rows in (slice(None), slice(one, one + 1)):
         world = World(jnp.float64, rows, same)
@@ -223,7 +224,7 @@ def mates_do_nothing(recipe: Recipe, schedule: gj.Schedule, sampler: str, one: i
 
 
 def tried(count: int, seen: Counter[str], **more: Any) -> Any:
-    """The property, tried so many times."""
+    """The property, tested on `count` chains."""
 
     everything: Any = list(HealthCheck)
 
@@ -240,7 +241,7 @@ def tried(count: int, seen: Counter[str], **more: Any) -> Any:
         recipe: Recipe, schedule: str, sampler: str, place: int, one: int, same: bool
     ) -> None:
         with jax.disable_jit(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # Of shapers that come first, and of intervals without a level.
+            warnings.simplefilter("ignore", UserWarning)  # They warn of leading shapers and of intervals without a level.
             step_is_finite(recipe, SCHEDULES[schedule], World(jnp.float32, same=same), place)
             with jax.enable_x64(True):
                 mates_do_nothing(recipe, SCHEDULES[schedule], sampler, one, same)
@@ -251,14 +252,14 @@ def tried(count: int, seen: Counter[str], **more: Any) -> Any:
 
 
 def part(number: int, count: int) -> Counter[str]:
-    """What `count` chains met, drawn from a seed."""
+    """Statistics of `count` chains, drawn from a seed."""
     met = Counter[str]()
     seed(number)(tried(count, met))()
     return met
 
 
 def main(count: int, most: int = 50) -> None:
-    """Try `count` chains, some at a time in a process for each core."""
+    """Try `count` chains, split over one process per core."""
     began, met = time.perf_counter(), Counter[str]()
     sizes = [min(most, count - start) for start in range(0, count, most)]
     with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as processes, tqdm(total=count, unit="chain") as bar:

@@ -1,10 +1,10 @@
-"""Valid files of every kind, changed at random and read: each is read the same, or refused by an error that names it.
+"""Valid files of every kind are changed at random and read. Each read gives the same values, or an error that names the file.
 
-`python -m tests.fuzz_files 4000` tries so many, and prints what became of them, the memory and the time that reading took.
+`python -m tests.fuzz_files 4000` tries 4,000 files. It prints the outcomes, and the memory and the time of reading.
 
-A change is *silent* where other values are read, without an error, of a file whose values a checksum in it covers: pickles of
-PyTorch's, gzipped IDX files, shards, PNGs, and an index, which names each weight that its files hold. JSON, safetensors, plain
-IDX files and JPEGs have no checksum, and what is read of them otherwise is counted as that.
+A change is *silent* if a file with a checksum over its values gives other values without an error. These files have checksums:
+PyTorch's pickles, gzipped IDX files, shards, PNGs, and an index, which names each weight that its files hold. JSON,
+safetensors, plain IDX files and JPEGs have none, so other values from them are counted separately.
 """
 
 import os
@@ -44,7 +44,7 @@ TEXTS = ("NaN", "Infinity", "-Infinity", "1e999", "9" * 5000, "[" * 3000, '{"a":
 
 
 def mutated(rng: random.Random, name: str, content: bytes, others: list[bytes]) -> tuple[bytes, bool]:
-    """Other content, and whether its checksums were made anew."""
+    """The changed content, and whether its checksums were recomputed."""
     ways: list[Callable[[], tuple[bytes, bool]]] = [lambda: (of_bytes(rng, content, others), False)]
     if name.endswith(".json"):
         ways += [lambda: (of_json(rng, content), False)] * 3
@@ -56,7 +56,7 @@ def mutated(rng: random.Random, name: str, content: bytes, others: list[bytes]) 
 
 
 def of_bytes(rng: random.Random, content: bytes, others: list[bytes]) -> bytes:
-    """Bits flipped, cut off, taken out, put in, numbers overwritten."""
+    """Flips bits, truncates, deletes, inserts, or overwrites numbers."""
     data, at = bytearray(content), rng.randrange(max(len(content), 1))
     size = rng.choice((1, 2, 4, 8, 16, 64, len(content) // 4 + 1))
     other = rng.choice(others)
@@ -82,7 +82,7 @@ def of_bytes(rng: random.Random, content: bytes, others: list[bytes]) -> bytes:
 
 
 def of_json(rng: random.Random, content: bytes) -> bytes:
-    """A value changed, a name taken out, doubled or renamed, or the text itself."""
+    """Changes a value, deletes, duplicates or renames a name, or changes the text itself."""
     tree = json.loads(content)
     places = []
 
@@ -116,14 +116,14 @@ def of_json(rng: random.Random, content: bytes) -> bytes:
 
 
 def of_header(rng: random.Random, content: bytes) -> bytes:
-    """The JSON of a safetensors file changed, its length told right."""
+    """Changes the JSON of a safetensors file and sets its length to match."""
     length = int.from_bytes(content[:8], "little")
     header = of_json(rng, content[8 : 8 + length])
     return len(header).to_bytes(8, "little") + header + content[8 + length :]
 
 
 def of_member(rng: random.Random, content: bytes, others: list[bytes]) -> bytes:
-    """A member of a zip changed, renamed, left out or doubled, and the zip written anew with its checksums."""
+    """Changes, renames, deletes or duplicates a member of a zip, and writes the zip with new checksums."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         files = {name: archive.read(name) for name in archive.namelist()}
     name = rng.choice([*files, *(name for name in files if name.endswith(".pkl"))])
@@ -140,7 +140,7 @@ def of_member(rng: random.Random, content: bytes, others: list[bytes]) -> bytes:
 
 
 def of_record(rng: random.Random, content: bytes) -> bytes:
-    """A flip or a number in the zip's directory, or flips in a member, its checksum left."""
+    """Flips a bit or overwrites a number in the zip's directory, or flips bits in a member and keeps its checksum."""
     data = bytearray(content)
     start = content.rfind(b"PK\1\2", 0, rng.randint(len(content) // 2, len(content)))
     if rng.random() < 0.5 and start > 0:
@@ -153,15 +153,15 @@ def of_record(rng: random.Random, content: bytes) -> bytes:
 
 
 class Run(NamedTuple):
-    """What became of one file."""
+    """The outcome of one file."""
 
     outcome: str
     seconds: float
     peak: int
     """Bytes that Python held beyond what it held before."""
     size: int
-    """Of the files, in bytes."""
-    told: str
+    """The size of the files, in bytes."""
+    message: str
     grown: int
     """How much more memory the process ever had after it than before, in bytes: what others than Python allocate, too."""
 
@@ -169,24 +169,24 @@ class Run(NamedTuple):
 def tried(
     read: Callable[[], Any], place: Path, size: int, expected: Any = None, checked: bool = True, anew: bool = False
 ) -> Run:
-    """Reads, and says what became of it."""
+    """Reads the file and reports the outcome."""
     most = held()
     tracemalloc.reset_peak()
     before, began = tracemalloc.get_traced_memory()[0], time.perf_counter()
     try:
-        found, told = read(), ""
+        found, message = read(), ""
         outcome = "read the same" if same(found, expected) else "SILENT"
         if outcome == "SILENT" and (anew or not checked):
             outcome = OUTCOMES[3] if anew else OUTCOMES[2]
     except Exception as error:
         named = isinstance(error, ValueError | FileNotFoundError) and str(place) in str(error)
-        outcome, told = "refused" if named else "RAW", f"{type(error).__name__}: {error}"
+        outcome, message = "refused" if named else "RAW", f"{type(error).__name__}: {error}"
     seconds, peak = time.perf_counter() - began, tracemalloc.get_traced_memory()[1] - before
-    return Run(outcome, seconds, peak, size, told, held() - most)
+    return Run(outcome, seconds, peak, size, message, held() - most)
 
 
 def held() -> int:
-    """The most memory that the process ever had."""
+    """The maximum memory of the process so far."""
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
@@ -200,7 +200,7 @@ def _bits(leaf: Any) -> Any:
 
 
 def fuzzed(count: int, seed: int = 0, rare: bool = True) -> dict[str, list[Run]]:
-    """`count` changed files, read: the same for the same seed."""
+    """Reads `count` changed files. The same seed gives the same changes."""
     runs, often = defaultdict(list), [name for name, kind in KINDS.items() if not kind.rare]
     with tempfile.TemporaryDirectory() as root:
         valid, expected = {}, {}
@@ -225,14 +225,14 @@ def fuzzed(count: int, seed: int = 0, rare: bool = True) -> dict[str, list[Run]]
             size = len(content) + sum(len(whole) for file, whole in valid[name].items() if file != path)
             read, checked = lambda kind=kind, place=place: kind.read(place), kind.checked(path.name)
             run = tried(read, place, size, expected[name], checked, anew)
-            runs[name].append(run._replace(told=f"run {i}, {path}: {run.told}"))
+            runs[name].append(run._replace(message=f"run {i}, {path}: {run.message}"))
             for file in valid[name]:
                 (place / file).unlink()
     return runs
 
 
 def hostile() -> dict[str, Run]:
-    """Files that declare more than they hold, hold themselves, or ask for calls: each must be refused."""
+    """Files that declare more than they hold, contain themselves, or ask for calls. Each must be refused."""
     runs = {}
     with tempfile.TemporaryDirectory() as root:
         for i, (name, (make, read)) in enumerate(HOSTILE.items()):
@@ -250,17 +250,17 @@ def main(count: int, seed: int = 0) -> None:
     runs = fuzzed(count, seed)
     for name, each in runs.items():
         counts = Counter(run.outcome for run in each)
-        told = ", ".join(f"{counts[outcome]} {outcome}" for outcome in OUTCOMES if counts[outcome])
+        summary = ", ".join(f"{counts[outcome]} {outcome}" for outcome in OUTCOMES if counts[outcome])
         peak, slowest = max(run.peak for run in each), max(run.seconds for run in each)
-        print(f"{name} ({each[0].size / 1e3:.1f} kB): {told}; at most {peak / 1e3:.0f} kB, {slowest:.2f} s")
+        print(f"{name} ({each[0].size / 1e3:.1f} kB): {summary}; at most {peak / 1e3:.0f} kB, {slowest:.2f} s")
     every = [run for each in runs.values() for run in each]
     bad = [run for run in every if run.outcome in ("RAW", "SILENT")]
     attacks = hostile()
     wrong = {name: run for name, run in attacks.items() if run.outcome != "refused"}
     for name, run in attacks.items():
         print(f"hostile, {name} ({run.size / 1e3:.1f} kB): {run.outcome}; {run.peak / 1e3:.0f} kB, {run.seconds:.2f} s")
-    for told in [*(f"{run.outcome} {run.told}" for run in bad), *(f"{name}: {run.told}" for name, run in wrong.items())]:
-        print(told[:500])
+    for line in [*(f"{run.outcome} {run.message}" for run in bad), *(f"{name}: {run.message}" for name, run in wrong.items())]:
+        print(line[:500])
     counts = Counter(run.outcome for run in every)
     print(f"{len(every)} changed files: " + ", ".join(f"{counts[outcome]} {outcome}" for outcome in OUTCOMES))
     for what, each in (("changed", every), ("hostile", list(attacks.values()))):

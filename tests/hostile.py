@@ -1,4 +1,4 @@
-"""Files made to harm a reader: they declare more than they hold, hold themselves, grow when unpacked, or ask for calls."""
+"""Files made to harm a reader: they declare more than they hold, contain themselves, grow when unpacked, or ask for calls."""
 
 import gzip
 import io

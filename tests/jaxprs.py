@@ -1,10 +1,10 @@
-"""What stands in a traced program."""
+"""Equations of traced programs."""
 
 import jax
 
 
 def equations(jaxpr):
-    """Those of a program and of all programs within."""
+    """The equations of a program and of all programs nested in it."""
     for e in jaxpr.eqns:
         yield e
         for value in jax.tree.leaves(list(e.params.values())):
@@ -14,6 +14,6 @@ def equations(jaxpr):
 
 
 def products(f, *given):
-    """The products of matrices and convolutions of a function."""
+    """The matrix products and convolutions of a function."""
     names = ("dot_general", "conv_general_dilated", "ragged_dot_general")
     return [e for e in equations(jax.make_jaxpr(f)(*given).jaxpr) if e.primitive.name in names]

@@ -1,4 +1,4 @@
-"""Runs of particles where the law of the target is known, and what is read off them."""
+"""Runs of particles for which the law of the target is known, and statistics of them."""
 
 import warnings
 from typing import Any
@@ -42,7 +42,7 @@ def same(found, log_weights, known=0.0):
 
 
 def exact_kernels(levels) -> Any:
-    """The two Gaussians, predicting the share of `ddpm("learned")` that makes its step their own reverse kernel."""
+    """The two Gaussians. Each predicts the variance fraction of `ddpm("learned")` that makes its step their reverse kernel."""
     ends: Any = [gj.ddpm(end).kernel for end in ("small", "large")]
 
     def one(name):
@@ -67,7 +67,7 @@ def reward(x0, level):
 
 
 def pooled(found, size, f):
-    """The mean of f under the weights of all groups together, each group by its normaliser, and its standard error."""
+    """The mean of f under the weights of all groups, with each group weighted by its normaliser, and its standard error."""
     normaliser = np.exp(np.asarray(found.log_normaliser, np.float64))
     w = np.exp(np.asarray(found.log_weights, np.float64)).reshape(-1, size)
     values = np.asarray(f(np.asarray(found.x))).reshape(-1, size)
@@ -78,7 +78,7 @@ def pooled(found, size, f):
 
 
 def crescent():
-    """Two modes of class 0, the second near to class 1, which the tilted law leaves."""
+    """Two modes of class 0. The second is near class 1, and the tilted law leaves it."""
     means = jnp.array([[-1.5, 0.0], [1.0, 0.8], [1.8, -0.6]])
     covariances = jnp.stack([jnp.diag(jnp.array(v)) for v in ([0.3, 0.6], [0.4, 0.3], [0.5, 0.5])])
     return gj.oracles.GaussianMixture(means, covariances, jnp.array([0.3, 0.3, 0.4]), jnp.array([0, 0, 1]))

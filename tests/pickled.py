@@ -1,4 +1,4 @@
-"""PyTorch's format, written here without PyTorch: tests/parity reads files that PyTorch itself wrote."""
+"""PyTorch's format, written without PyTorch. The files in tests/parity are written by PyTorch itself."""
 
 import io
 import pickle

@@ -1,4 +1,4 @@
-"""Tiny random models in the layout that text-to-image models are published in, written without PyTorch."""
+"""Tiny random models in the layout of published text-to-image models, written without PyTorch."""
 
 import functools
 import json
@@ -16,7 +16,7 @@ WORDS = ["<|startoftext|>", "<|endoftext|>"]
 
 
 def vocabulary():
-    """CLIP's: a sign for each byte, each at the end of a word, what is merged, and the two special tokens."""
+    """CLIP's vocabulary: a symbol per byte, each also at the end of a word, the merged symbols, and the two special tokens."""
     printed = [*range(33, 127), *range(161, 173), *range(174, 256)]
     rest = [byte for byte in range(256) if byte not in printed]
     signs = [chr(byte) for byte in printed] + [chr(256 + i) for i in range(len(rest))]
@@ -25,7 +25,7 @@ def vocabulary():
 
 
 def write_tokenizer(directory, pad=WORDS[1], window=13, **more):
-    """The files of a tokeniser as Stable Diffusion's directories have them."""
+    """The files of a tokeniser, as in the directories of Stable Diffusion."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "vocab.json").write_text(json.dumps(vocabulary()))
     (directory / "merges.txt").write_text("\n".join(["#version: 0.2", *MERGES, ""]))
@@ -39,7 +39,7 @@ def write_tokenizer(directory, pad=WORDS[1], window=13, **more):
 
 
 def random_arrays(module):
-    """Random weights of an abstract module by their published names."""
+    """Random weights of an abstract module under their published names."""
     arrays, rng = {}, np.random.default_rng(0)
     for name, leaf in pretrained.published(module).items():
         spread = np.prod(leaf.shape[1:]) ** 0.5 if len(leaf.shape) > 1 else 5
@@ -105,7 +105,7 @@ FILES = {
 
 
 def modules(settings):
-    """The modules of the parts, abstract."""
+    """The modules of the parts, without weights."""
     builds = {
         "unet": lambda s: functools.partial(unet.UNet2DCondition, unet.unet_condition_config(s)),
         "vae": lambda s: functools.partial(autoencoder.AutoencoderKL, autoencoder.autoencoder_config(s)),
@@ -116,7 +116,7 @@ def modules(settings):
 
 
 def write_model(directory, *, xl=False, **changes):
-    """A model like Stable Diffusion 1, or XL; `changes` are settings of parts, `unet={"in_channels": 9}`."""
+    """A model like Stable Diffusion 1, or XL. `changes` are settings of parts, such as `unet={"in_channels": 9}`."""
     settings = {"unet": UNET, "vae": VAE, "text_encoder": TEXT}
     kind = "StableDiffusionPipeline"
     if xl:

@@ -1,4 +1,4 @@
-"""Independent NumPy readings of the samplers' papers: `step(denoise, x, memory, now, after, z) -> x, memory`.
+"""Independent NumPy versions of the samplers, from their papers: `step(denoise, x, memory, now, after, z) -> x, memory`.
 
 `now` and `after` are pairs (alpha, sigma), `denoise(x, alpha, sigma)` gives x0, and z is the step's normal number. `memory` is
 None before the first step.
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def preserving(step):
-    """A reading for the variance-preserving process, on any: scaled there and back."""
+    """Applies a step for the variance-preserving process to any process, by scaling x there and back."""
 
     def scaled(denoise, x, memory, now, after, z):
         c, d = np.hypot(*now), np.hypot(*after)
@@ -19,7 +19,7 @@ def preserving(step):
 
 
 def ddim(eta):
-    """Song et al. 2021, equations 12 and 16, for the variance-preserving process, `a` being their alpha (our alpha^2)."""
+    """Song et al. 2021, equations 12 and 16, for the variance-preserving process. `a` is their alpha (our alpha^2)."""
 
     def step(denoise, x, memory, now, after, z):
         a, a_next = now[0] ** 2, after[0] ** 2
@@ -32,8 +32,9 @@ def ddim(eta):
 
 
 def ddpm(log_variance):
-    """Ho et al. 2020, equations 6 and 7, with alpha_bar = our alpha^2; `log_variance(beta, beta~)` of section 3.2, or of
-    equation 15 of Nichol & Dhariwal 2021."""
+    """Ho et al. 2020, equations 6 and 7, with alpha_bar = alpha^2 of this library. `log_variance(beta, beta~)` is that of
+    section 3.2, or of equation 15 of Nichol & Dhariwal 2021.
+    """
 
     def step(denoise, x, memory, now, after, z):
         bar, bar_next = now[0] ** 2, after[0] ** 2
@@ -67,7 +68,7 @@ def edm(second_order, s_churn=0.0, s_min=0.0, s_max=np.inf, s_noise=1.0, steps=1
 
 
 def flow_heun(denoise, x, memory, now, after, z):
-    """The trapezoid in x along the straight line from one (alpha, sigma) to the next."""
+    """The trapezoidal rule in x along the straight line from one (alpha, sigma) to the next."""
 
     def velocity(x, alpha, sigma):
         x0 = denoise(x, alpha, sigma)
@@ -80,7 +81,7 @@ def flow_heun(denoise, x, memory, now, after, z):
 
 
 def ancestral(t, t_next, eta):
-    """k-diffusion's: the level to step down to, and the noise from there up."""
+    """k-diffusion's ancestral step: the level to step down to, and the noise that leads up again."""
     up = min(t_next, eta * np.sqrt(t_next**2 * (t**2 - t_next**2) / t**2))
     return np.sqrt(t_next**2 - up**2), up
 
@@ -96,7 +97,7 @@ def euler_ancestral(eta, s_noise):
 
 
 def dpmpp_2s(eta=0.0, s_noise=1.0):
-    """Lu et al. 2022, algorithm 1 with r = 1/2, at sigma / alpha alone; ancestral as in k-diffusion."""
+    """Lu et al. 2022, algorithm 1 with r = 1/2, which uses only sigma / alpha. It is ancestral as in k-diffusion."""
 
     def step(denoise, x, memory, now, after, z):
         y, t = x / now[0], now[1] / now[0]
@@ -114,7 +115,7 @@ def dpmpp_2s(eta=0.0, s_noise=1.0):
 
 
 def dpmpp_2m(denoise, x, memory, now, after, z):
-    """Lu et al. 2022, algorithm 2; the first and the last step of first order."""
+    """Lu et al. 2022, algorithm 2. The first and the last step are of first order."""
     x0 = denoise(x, *now)
     lam = np.log(now[0] / now[1])
     if after[1] == 0:
@@ -129,8 +130,9 @@ def dpmpp_2m(denoise, x, memory, now, after, z):
 
 
 def dpmpp_3m(denoise, x, memory, now, after, z):
-    """The parabola through the last three predictions, by Lagrange, integrated numerically:
-    `x' = sigma' / sigma x + sigma' * integral of e^lambda x0(lambda)`; the second step as in 2M."""
+    """The parabola through the last three predictions, by Lagrange's formula, integrated numerically: `x' = sigma' / sigma x +
+    sigma' * integral of e^lambda x0(lambda)`. The second step is that of 2M.
+    """
     x0, lam = denoise(x, *now), np.log(now[0] / now[1])
     past = [*(memory or []), (x0, lam)]
     if after[1] == 0:
@@ -168,7 +170,7 @@ def unipc(order, variant):
     """Zhao et al. 2023, algorithms 1 and 2 on the x0-prediction, by their matrices R and vectors phi."""
 
     def solution(r, h, corrected):
-        """The a of equation 5 of the predictor, or of the corrector, whose last r is 1, times B(h)."""
+        """The a of equation 5, times B(h), of the predictor, or of the corrector, whose last r is 1."""
         b = -h if variant == 1 else np.expm1(-h)
         if len(r) == 0:
             return np.zeros(0)
@@ -182,7 +184,7 @@ def unipc(order, variant):
         return np.linalg.solve(np.vander(r, increasing=True).T, right)
 
     def along(x, past, now, after, new=None):
-        """From x at `now` by the past predictions (the last at `now`), and perhaps the new one at `after`."""
+        """From x at `now` by the past predictions (the last one at `now`), and optionally the new one at `after`."""
         (m0, lam0), h = past[-1], np.log(after[0] / after[1]) - np.log(now[0] / now[1])
         r = [(lam - lam0) / h for _, lam in past[-2::-1]] + ([] if new is None else [1.0])
         slopes = [(m - m0) / r_k for (m, _), r_k in zip(past[-2::-1], r, strict=False)] + [new - m0 for _ in r[len(past) - 1 :]]
@@ -207,8 +209,9 @@ def unipc(order, variant):
 
 
 def heun_sde(eta):
-    """The SDE `dy = c (x0 - y) / tau |dtau| + eta sqrt|dtau| z` in y = x / alpha and tau = (sigma / alpha)^2, with
-    c = (1 + eta^2) / 2, solved by quadrature: x0 a line in tau, to the x0 where the step with x0 standing still ends."""
+    """The SDE `dy = c (x0 - y) / tau |dtau| + eta sqrt|dtau| z` in y = x / alpha and tau = (sigma / alpha)^2, with c = (1 +
+    eta^2) / 2. It is solved by quadrature with x0 linear in tau, up to the x0 at the end of a step with constant x0.
+    """
     nodes, weights = np.polynomial.legendre.leggauss(60)
     c = (1 + eta**2) / 2
 
@@ -228,8 +231,10 @@ def heun_sde(eta):
 
 
 def predictor_corrector(size):
-    """Song et al. 2021, algorithm 1, in y = x / alpha: a step of the ODE, and Langevin dynamics for the time
-    `size (r^2 - r'^2)` in the Gaussian of mean x0 and deviation r' that the prediction there stands for, solved exactly."""
+    """Song et al. 2021, algorithm 1, in y = x / alpha: a step of the ODE, followed by Langevin dynamics. The dynamics run for
+    the time `size (r^2 - r'^2)` in the Gaussian of mean x0 and deviation r' that belongs to the prediction. They are solved
+    exactly.
+    """
 
     def step(denoise, x, memory, now, after, z):
         y, r, end = x / now[0], now[1] / now[0], after[1] / after[0]

@@ -1,4 +1,4 @@
-"""Every sampler with the independent reading of its paper, and two Gaussians to run it on."""
+"""Every sampler with the independent NumPy version from its paper, and two Gaussians for its runs."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -25,8 +25,9 @@ def guided(x, alpha, sigma):
 
 
 def two_gaussians(batch, schedule=None):
-    """The branches of which `guided` is the CFG; each predicts a variance between the small and the large one. Given a
-    schedule, they know their level by its t alone."""
+    """Branches whose CFG is `guided`. Each predicts a variance between the small and the large one. With a schedule, they
+    compute their level from t.
+    """
 
     def denoise(x, level, cond):
         known = level if schedule is None else schedule(level.t)

@@ -1,4 +1,4 @@
-"""Small networks of ADM, with random weights by their published names."""
+"""Small networks of ADM with random weights under their published names."""
 
 import dataclasses
 from typing import Any
@@ -15,7 +15,7 @@ CLASSIFIER = dataclasses.replace(TINY, model_channels=64, channel_mult=(0.5,), a
 
 
 def arrays(module, seed=0):
-    """Random weights by the published names and shapes, none of them 0."""
+    """Random weights of the published names and shapes, none of them 0."""
     rng, found = np.random.default_rng(seed), {}
     for name, leaf in pretrained.published(nnx.eval_shape(module)).items():
         dense = len(leaf.shape) > 1 and not name.endswith(("label_emb.weight", "positional_embedding"))

@@ -1,4 +1,4 @@
-"""The calibrated scale, on exact mixtures: what it samples, what its measurement adds up to, and what it costs."""
+"""The calibrated scale on exact mixtures: the law of its samples, the sums of its measurement, and its cost."""
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ LABELS = jnp.arange(N) % 2
 
 
 def moments(x, share=None, cut=-0.75):
-    """Mean, variance, and the share on the left, of points or of a density on a grid."""
+    """Mean, variance, and the weight of the left mode, of points or of a density on a grid."""
     x = np.asarray(x, np.float64).ravel()
     share = np.full(len(x), 1 / len(x)) if share is None else share / share.sum()
     mean = share @ x
@@ -53,7 +53,7 @@ def near():
 
 
 @pytest.mark.parametrize("name", WORLDS)
-def test_it_is_nearer_to_the_law_that_guidance_names_than_cfg_by_a_factor_of_three(name):
+def test_calibrated_samples_are_three_times_nearer_to_the_tilted_law_than_cfg(name):
     world = WORLDS[name]
 
     @jax.jit
@@ -67,7 +67,7 @@ def test_it_is_nearer_to_the_law_that_guidance_names_than_cfg_by_a_factor_of_thr
 
     for scale in (3.0, 8.0):
         law, plain, found = tilt(world, scale), *map(moments, both(scale))
-        compared = 3 if "modes" in name else 2  # the share of one mode is told by mean and variance
+        compared = 3 if "modes" in name else 2  # mean and variance determine the weight of one mode
         print(name, scale, law, plain, found)
         assert (abs(found - law)[:compared] < abs(plain - law)[:compared] / 3).all()
 
@@ -84,7 +84,7 @@ def test_the_curve_of_two_gaussians_samples_their_tilt():
         return gj.sample(keys(2), gaussians(m_c, v_c, m_u, v_u), guidance, gj.heun(), path, start)
 
     for scale in (-0.5, 0.0, 0.5, 1.0, 3.0, 8.0):
-        # Linear: two starts have all of the law. The start's own law is N(0, sigma^2).
+        # Linear, so two starts determine the law. The start's own law is N(0, sigma^2).
         low, high = np.asarray(sampled(scale, path.sigma[0] * jnp.array([[0.0], [1.0]])), np.float64).ravel()
         precision = scale / v_c + (1 - scale) / v_u
         np.testing.assert_allclose((high - low) ** 2, 1 / precision, rtol=0.01)
@@ -92,8 +92,8 @@ def test_the_curve_of_two_gaussians_samples_their_tilt():
         np.testing.assert_allclose(low, mean, rtol=0.01, atol=0.005)
 
 
-def test_residuals_are_the_posteriors_variances_and_keep_their_errors():
-    """By a level's closed form: of one class N(1, 1), without the condition the mixture of both."""
+def test_residuals_are_the_variances_of_the_posterior_and_have_their_standard_errors():
+    """By the closed form of a level: one class is N(1, 1), and without the condition it is the mixture of both."""
     level = gj.schedules.edm().at(1.0)
     path = jax.tree.map(lambda *f: jnp.stack(f), level, gj.schedules.edm().at(0.5))
     draw = lambda key, n: NEAR.sample(key, n, jnp.arange(n) % 2)
@@ -113,7 +113,7 @@ def test_residuals_are_the_posteriors_variances_and_keep_their_errors():
         assert abs(found.rho.mean(0) - truth.rho) < 4 * (truth.error + found.error.mean(0) / np.sqrt(200))
 
 
-def test_an_oracles_curve_is_what_is_measured_and_its_covariance_is_the_denoisers_derivative():
+def test_the_curve_of_an_oracle_is_the_measured_one_and_its_covariance_is_the_denoisers_derivative():
     world = correlated()
     labels, path = jnp.arange(4000) % 3, jax.tree.map(lambda field: field[::10], PATH)
 
@@ -134,7 +134,7 @@ def test_an_oracles_curve_is_what_is_measured_and_its_covariance_is_the_denoiser
 
 
 @pytest.mark.parametrize("power", [0.0, 2.0, 6.0])
-def test_the_projected_form_as_it_is_written(power):
+def test_the_projected_form_is_its_formula(power):
     rng = np.random.default_rng(0)
     x0, c, u = (jnp.asarray(rng.normal(size=(5, 3, 2)), jnp.float32) for _ in range(3))
     two = gj.branches(lambda x, level, cond: gj.Prediction(cond, 0 * x), cond=c, uncond=u)
@@ -166,11 +166,11 @@ def test_batches_devices_and_processes_add_up(near):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0.02), near, other)
         np.testing.assert_allclose(near.rho, other.rho, rtol=1e-3)
         assert (np.asarray(other.samples) == N).all()
-    with pytest.raises(ValueError, match="other levels do not add up"):
+    with pytest.raises(ValueError, match="two calibrations must have the same levels"):
         _ = near + jax.tree.map(lambda s: s[:3], near)
 
 
-def test_it_is_saved_as_its_arrays(near, tmp_path):
+def test_a_curve_is_saved_as_its_arrays(near, tmp_path):
     np.savez(tmp_path / "curve.npz", **near.for_prompts._asdict())
     with np.load(tmp_path / "curve.npz") as file:
         again = gj.Curve(**file)
@@ -209,7 +209,7 @@ def test_the_scale_is_the_formula_and_interpolates_in_log_ratio():
     np.testing.assert_allclose(jax.vmap(slope)(jnp.array([1.0, 0.0, 3.0])), [0.4, 2.5, 0.4 / (0.4 + 3 * 0.6) ** 2], rtol=1e-5)
 
 
-def test_a_negative_scale_is_right_where_the_law_is_and_told_where_it_is_not():
+def test_a_negative_scale_is_right_where_the_law_exists_and_nan_or_an_error_elsewhere():
     curve = gj.Curve(jnp.array([0.1, 10.0]), jnp.array([1.0, 0.3]))
     level = gj.schedules.edm().at(10.0)
     assert float(gj.scales.calibrated(curve, -0.25)(level)) == pytest.approx(-0.25 / (0.3 - 0.25 * 0.7), rel=1e-5)
@@ -220,7 +220,7 @@ def test_a_negative_scale_is_right_where_the_law_is_and_told_where_it_is_not():
     assert not np.isnan(traced(-0.25))
 
 
-def test_one_program_for_many_scales_and_curves(near):
+def test_many_scales_and_curves_share_one_program(near):
     traces = []
 
     @jax.jit
@@ -237,8 +237,8 @@ def test_one_program_for_many_scales_and_curves(near):
     np.testing.assert_allclose(grid[1], found[1], rtol=2e-5)
 
 
-def test_two_networks_and_conditions_of_the_step():
-    """Autoguidance's weak network, of variance 2 where there is 1; and a condition that is drawn anew at every level."""
+def test_two_networks_and_conditions_of_the_step_can_be_calibrated():
+    """Autoguidance's weak network has variance 2 instead of 1. The other case draws its condition at every level."""
     weak = mixture([1.0, -1.0], [2.0, 2.0], [1.0, 1.0], [0, 1])
     x0 = NEAR.sample(jax.random.key(1), N, LABELS)
     s = jnp.array([4.0, 1.0, 0.2])
@@ -250,11 +250,11 @@ def test_two_networks_and_conditions_of_the_step():
     drawn = gj.branches(NEAR.denoise, cond=LABELS, random=gj.conditions.random_labels(2))
     other = gj.calibrate(keys(N), drawn, x0, path, uncond="random")
     np.testing.assert_allclose(other.entire.cond, found.entire.cond, rtol=1e-5)
-    both = v / (1 + v)  # where the other class is told, its mean is 2 / (1 + v) * v away: half of the time
+    both = v / (1 + v)  # the other class, drawn half of the time, has its mean 2 / (1 + v) * v away
     np.testing.assert_allclose(other.whole.rho, both / (both + (2 * v / (1 + v)) ** 2 / 2), rtol=0.1)
 
 
-def test_where_the_branches_agree_there_is_nothing_to_calibrate_and_sums_are_float32():
+def test_equal_branches_need_no_calibration_and_sums_are_in_float32():
     two = gj.branches(lambda x, level, cond: gj.Prediction(0 * x, x), cond=jnp.zeros(8), uncond=jnp.zeros(8))
     found = gj.calibrate(keys(8), two, jnp.ones((8, 3), jnp.bfloat16), PATH)
     assert found.entire.cond.dtype == jnp.float32
@@ -263,7 +263,7 @@ def test_where_the_branches_agree_there_is_nothing_to_calibrate_and_sums_are_flo
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "heun"])
-def test_within_a_threshold_of_one_the_unconditional_branch_is_not_evaluated(near, sampler):
+def test_below_a_threshold_of_one_the_unconditional_branch_is_not_evaluated(near, sampler):
     sampler, two = getattr(gj, sampler)(), classes(NEAR, LABELS[:4])
     path = gj.levels(gj.schedules.edm(), 10, gj.spacings.karras())
 
@@ -280,10 +280,10 @@ def test_within_a_threshold_of_one_the_unconditional_branch_is_not_evaluated(nea
     far = np.abs(gj.scales.calibrated(near, 4.0)(path) - 1)[:-1]
     threshold = float(np.sort(far)[3:5].mean())
     x, fewer = counted(threshold, 4.0)
-    evaluated = np.full(10, every // 20 if every == 20 else 2)  # Heun's last step has no corrector
+    evaluated = np.full(10, every // 20 if every == 20 else 2)  # Heun's last step has no corrector.
     evaluated[-1] = 1
     assert every - fewer == evaluated[far < threshold].sum() >= 4
-    # Each sample as it is alone, whatever its neighbours' scales.
+    # Each sample is the same alone, for any scales of its batch.
     scales = jnp.array([1.0, 4.0, 4.0, 8.0])
     mixed, _ = counted(threshold, scales)
     np.testing.assert_allclose(mixed[1:3], x[1:3], rtol=1e-5)

@@ -1,4 +1,4 @@
-"""One table, every method with every sampler. A new public function of `guidance` has no row until it is given one here."""
+"""Every method with every sampler, from one table. A new public function of `guidance` fails until it has a row here."""
 
 import functools
 
@@ -22,7 +22,7 @@ def values(row):
 
 @functools.cache
 def program(name):
-    """The method's run with a value a sample, jitted, and how often it was traced."""
+    """The method's jitted run with one value per sample, and the number of its traces."""
     traces = []
 
     @jax.jit
@@ -44,14 +44,14 @@ def test_every_public_method_has_its_row():
 
 
 @pytest.mark.parametrize("name", TABLE)
-def test_neutral_is_the_base_and_usual_is_not(name):
+def test_the_neutral_value_is_the_base_and_the_usual_value_is_not(name):
     row, (generate, _) = TABLE[name], program(name)
     np.testing.assert_allclose(generate(row.neutral, world()), before(row.source), rtol=1e-5, atol=1e-5)
     assert np.abs(generate(row.usual, world()) - before(row.source)).max() > 1e-3
 
 
 @pytest.mark.parametrize("name", TABLE)
-def test_one_trace_for_many_values_by_sample_and_vmap_is_a_loop(name):
+def test_many_values_share_one_trace_per_sample_and_vmap_is_a_loop(name):
     w, (generate, traces) = world(), program(name)
     each = [generate(value, w) for value in values(TABLE[name])]
     by_sample = generate(values(TABLE[name]), w._replace())
@@ -65,7 +65,7 @@ def test_one_trace_for_many_values_by_sample_and_vmap_is_a_loop(name):
 
 
 @pytest.mark.parametrize("name", TABLE)
-def test_batch_mates_do_nothing(name):
+def test_a_sample_does_not_depend_on_its_batch(name):
     w, value, (generate, _) = world(), TABLE[name].usual, program(name)
     everyone = generate(value, w)
     order = jnp.array([2, 0, 3, 1])
@@ -78,8 +78,8 @@ def test_batch_mates_do_nothing(name):
 
 
 @pytest.mark.parametrize("name", TABLE)
-def test_jit_is_eager(name):
-    """`sample` always runs jitted; here a method's own update, of its state too, is run operation by operation."""
+def test_jit_gives_the_eager_result(name):
+    """`sample` always runs jitted. Here a method's own update, with its state, runs operation by operation."""
     w, level, after = world(), gj.schedules.cosine()(0.6), gj.schedules.cosine()(0.5)
     method = TABLE[name].make(jnp.float32(TABLE[name].usual), w)
     x, step = w.target, gj.Step(jnp.int32(0), level, after, w.keys)
@@ -98,7 +98,7 @@ def test_jit_is_eager(name):
 
 
 SEVERAL = {"beta_cfg", "compose", "dual_cfg", "perp_neg", "fdg", "fresca", "universal", "tfg", "clip_norm", "dynamic_threshold"}
-"""Their rows make several parameters of one value."""
+"""Methods whose rows set several parameters from one value."""
 
 
 @pytest.mark.parametrize("name", sorted(set(TABLE) - SEVERAL))
@@ -119,12 +119,12 @@ def test_a_value_that_follows_the_level_is_its_value_there():
 
 
 def flat(x, t, cond):
-    """Branches that agree, of no spread, and no answer to x."""
+    """Equal branches without spread and without dependence on x."""
     return jnp.zeros_like(x)
 
 
 @pytest.mark.parametrize("name", TABLE)
-def test_finite_with_finite_gradients_at_no_difference_and_no_spread(name):
+def test_results_and_gradients_are_finite_without_difference_and_without_spread(name):
     w, row = world(), TABLE[name]
 
     def total(value, target):
@@ -139,7 +139,7 @@ def test_finite_with_finite_gradients_at_no_difference_and_no_spread(name):
 
 
 @pytest.mark.parametrize("name", TABLE)
-def test_gradient_in_the_parameter_is_the_difference_quotient(x64, name):
+def test_the_gradient_in_the_parameter_is_the_difference_quotient(x64, name):
     w, h = world(), 1e-6
     total = lambda value: run(TABLE[name].make(value, w), w).sum()
     value = float(values(TABLE[name])[1])
@@ -149,11 +149,11 @@ def test_gradient_in_the_parameter_is_the_difference_quotient(x64, name):
 
 GRADIENTS = {"classifier", "mean_shift", "universal", "dps", "freedom", "mpgd", "pigdm", "lgd", "tfg", "reg"}
 OWN_SPACE = GRADIENTS | {"cfg_pp", "feedback", "beta_cfg", "recfg", "cfg_zero_star"}
-"""They have no space but x0's, or set another in their row."""
+"""Methods that accept only the space of x0, or set another in their row."""
 
 
 @pytest.mark.parametrize("name", TABLE)
-def test_composes_with_every_other_part(name):
+def test_a_method_composes_with_every_other_part(name):
     row, w = TABLE[name], world()
     method = row.make(row.usual, w)
     together = gj.chain(gj.during(method, 0.1, 20.0), gj.add(gj.reuse(method, 2), gj.cfg(2.0)), gj.rescale(0.5))
@@ -169,16 +169,16 @@ def test_composes_with_every_other_part(name):
 
 
 EVERY_METHOD = ("ddpm", "heun", "dpmpp_2m")
-"""A sampler that draws, one that asks twice a step, and one that remembers: with these every method is run, and with the
-others one method of each kind."""
+"""A sampler that draws, one with two evaluations per step, and one with memory. They run every method. Other samplers run one
+method of each kind."""
 KINDS = ("cfg", "cfg_pp", "apg", "adaptive", "feedback", "dps", "classifier", "reuse")
-"""A contrast, another eps, shaping with momentum, skipping, memory of its own, a gradient through the network, one beside it,
-and predictions that are used again."""
+"""A contrast, another eps, shaping with momentum, skipping, its own memory, a gradient through the network, one outside it,
+and reused predictions."""
 PAIRS = [(name, sampler) for sampler in SAMPLERS for name in (TABLE if sampler in EVERY_METHOD else KINDS) if sampler != "ddim"]
 
 
 @pytest.mark.parametrize(("name", "sampler"), PAIRS)
-def test_every_sampler_and_a_bfloat16_network_that_leaves_the_state_float32(name, sampler):
+def test_with_every_sampler_a_bfloat16_network_leaves_the_state_in_float32(name, sampler):
     w, row, seen = world(), TABLE[name], []
 
     def half(x, t, cond):
@@ -194,7 +194,7 @@ def test_every_sampler_and_a_bfloat16_network_that_leaves_the_state_float32(name
 
 @functools.cache
 def sharded(program):
-    """A program of a world, its rows split over devices by `shard_map`, with its default check."""
+    """A program of a world with its rows split over devices by `shard_map`, with its default check."""
     mesh = jax.make_mesh((2,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
     rows = jax.sharding.PartitionSpec("rows")
     return jax.jit(jax.shard_map(program, mesh=mesh, in_specs=rows, out_specs=rows))
@@ -209,14 +209,14 @@ def test_every_method_runs_in_shard_map_as_without(name):
 
 @pytest.mark.parametrize("sampler", sorted(set(SAMPLERS) - {"ddim"}))
 def test_every_sampler_runs_in_shard_map_as_without(sampler):
-    """With a guidance that remembers, skips, and is of one number a sample."""
+    """With a guidance that has memory, skips evaluations, and has one number per sample."""
     w = world()
     generate = lambda w: run(gj.adaptive(gj.cfg(2.0 + w.target[:, 0, 0]), 0.97), w, SAMPLERS[sampler])
     np.testing.assert_allclose(sharded(generate)(w), jax.jit(generate)(w), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:feynman_kac")
-def test_particles_run_in_shard_map_a_whole_group_on_a_device():
+def test_particles_run_in_shard_map_with_whole_groups_on_a_device():
     w = world()
     w = jax.tree.map(lambda leaf: jnp.repeat(leaf, 4, axis=0), w)._replace(keys=keys(4 * B))
 
@@ -257,7 +257,7 @@ def test_wrappers_and_the_exact_tilt_run_in_shard_map_as_without():
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_the_likelihood_tells_what_diffrax_does_not_pass_in_shard_map():
+def test_the_likelihood_in_shard_map_raises_because_of_diffrax():
     m = mixture(2)
     found = lambda given: gj.log_likelihood(gj.branches(m.denoise, cond=given[1]), gj.chain(), given[0], gj.schedules.flow())
     with pytest.raises(ValueError, match=r"check_vma=False"):

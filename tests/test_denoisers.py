@@ -10,7 +10,7 @@ import guidance_jax as gj
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_all_five_are_one_denoiser(x64, name):
+def test_all_five_parameterisations_are_one_denoiser(x64, name):
     m, schedule = mixture(), SCHEDULES[name](t_max=0.95) if name == "flow" else SCHEDULES[name]()
     level = gj.training.noise_levels(jax.random.key(0), schedule, 8)
     x = jax.random.normal(jax.random.key(1), (8, 3)) * level.sigma[:, None]
@@ -23,7 +23,7 @@ def test_all_five_are_one_denoiser(x64, name):
 
 
 @pytest.mark.parametrize("sampler", [gj.ddim(), gj.ddpm(), gj.heun(), gj.dpmpp_2m()])
-def test_all_five_give_one_sample(x64, sampler):
+def test_all_five_parameterisations_give_one_sample(x64, sampler):
     m, schedule = mixture(), gj.schedules.cosine()
     labels = jnp.arange(6) % 3
     path = gj.levels(schedule, 12, gj.spacings.karras())
@@ -38,7 +38,7 @@ def test_all_five_give_one_sample(x64, sampler):
         np.testing.assert_allclose(x, samples["x0"], rtol=1e-8, atol=1e-8, err_msg=predicts)
 
 
-def test_edm_is_the_papers(x64):
+def test_edm_is_the_formula_of_its_paper(x64):
     sigma, data = 1.7, 0.5
     x = jax.random.normal(jax.random.key(0), (2, 5)) * 2
     seen = {}
@@ -54,7 +54,7 @@ def test_edm_is_the_papers(x64):
     np.testing.assert_allclose(prediction.x0, c_skip * x + c_out * jnp.sin(3 * c_in * x), rtol=1e-12)
     np.testing.assert_allclose(seen["x"], c_in * x, rtol=1e-12)
     np.testing.assert_allclose(seen["t"], [c_noise] * 2, rtol=1e-12)
-    # On another process: the same denoiser of x / alpha at sigma / alpha.
+    # On another process it is the same denoiser of x / alpha at sigma / alpha.
     other = gj.NoiseLevel(level.t, jnp.asarray(0.6), jnp.asarray(0.6 * sigma))
     moved = gj.denoisers.edm(network, data)(0.6 * x, other, None)
     np.testing.assert_allclose(moved.x0, prediction.x0, rtol=1e-12)
@@ -62,7 +62,7 @@ def test_edm_is_the_papers(x64):
 
 
 @pytest.mark.parametrize("predicts", OUTPUTS)
-def test_finite_with_finite_gradients_at_both_ends(predicts):
+def test_predictions_and_gradients_are_finite_at_both_ends(predicts):
     denoise = gj.denoiser(lambda x, t, cond: jnp.cos(x), predicts=predicts)
     x = jnp.linspace(-2, 2, 6).reshape(2, 3)
     for alpha, sigma in [(0.0, 1.0), (1.0, 0.0)]:
@@ -85,13 +85,13 @@ def test_clip_bounds_x0_and_moves_eps(x64):
 
 
 def both_halves(x, t, cond):
-    """Of a network that predicts eps and, in as many channels again, a share of the variance that its condition moves."""
+    """A network that predicts eps and, in as many channels again, a variance fraction that depends on its condition."""
     eps = jnp.sin(x + cond[:, None, None]) + 0.001 * t[:, None, None]
     return jnp.concatenate([eps, jnp.tanh(2 * x[..., ::-1] + 3 * cond[:, None, None])], -1)
 
 
 def adm_step(x, w, cond, uncond, t, after, bar, z):
-    """Improved DDPM's learned range, and CFG of its eps: the variance is the conditional model's."""
+    """Improved DDPM's learned range, and CFG of its eps. The variance is the conditional model's."""
     out = [np.asarray(both_halves(jnp.asarray(x), jnp.full(len(x), t), c)) for c in (cond, uncond)]
     (eps_c, v), (eps_u, _) = (np.split(half, 2, axis=-1) for half in out)
     eps = eps_u + w * (eps_c - eps_u)
@@ -104,7 +104,7 @@ def adm_step(x, w, cond, uncond, t, after, bar, z):
 
 
 @pytest.mark.parametrize("together", [True, False], ids=["one call", "two calls"])
-def test_a_learned_variance_is_improved_ddpms_and_cfg_keeps_the_bases(x64, together):
+def test_a_learned_variance_is_that_of_improved_ddpm_and_cfg_keeps_the_bases(x64, together):
     cond, uncond, w = jnp.array([0.5, -1.0, 2.0]), jnp.zeros(3), 3.0
     schedule, times = gj.schedules.ddpm_linear(), (700, 400, 20)
     levels = schedule(jnp.array(times))
@@ -122,7 +122,7 @@ def test_a_learned_variance_is_improved_ddpms_and_cfg_keeps_the_bases(x64, toget
 
 @pytest.mark.parametrize("learned", ["cond", "uncond"])
 def test_networks_with_and_without_a_variance_guide_each_other_in_an_interval(learned):
-    """The base's variance is what counts: the other's is not read, nor missed."""
+    """Only the base's variance is used. That of the other branch is not read, and may be missing."""
     with_one = gj.denoisers.learned_variance(both_halves, predicts="eps")
     without = gj.denoiser(lambda x, t, cond: both_halves(x, t, cond)[..., :2], predicts="eps")
     conds = {"cond": jnp.array([0.5, -1.0]), "uncond": jnp.zeros(2)}
@@ -133,7 +133,7 @@ def test_networks_with_and_without_a_variance_guide_each_other_in_an_interval(le
     np.testing.assert_allclose(run(learned), run("both"), rtol=1e-5, atol=1e-5)
 
 
-def test_a_learned_variance_survives_clipping_and_comes_back_in_float32():
+def test_a_learned_variance_survives_clipping_and_is_returned_in_float32():
     half = lambda x, t, cond: both_halves(*(a.astype(jnp.bfloat16) for a in (x, t, cond)))
     denoise = gj.denoisers.clip(gj.denoisers.learned_variance(half, predicts="eps"))
     branches = gj.branches(denoise, cond=jnp.array([0.5, -1.0]), uncond=jnp.zeros(2))
@@ -147,7 +147,7 @@ def test_a_learned_variance_survives_clipping_and_comes_back_in_float32():
         np.testing.assert_allclose(variance, exact, atol=0.02)
 
 
-def test_bad_input_is_told():
+def test_bad_input_raises():
     narrow = gj.denoisers.learned_variance(lambda x, t, c: x, predicts="eps")
     with pytest.raises(ValueError, match=r"must be \[2, 6\], got float32\[2,3\]; .*twice the channels"):
         narrow(jnp.zeros((2, 3)), gj.schedules.cosine()(0.5), None)

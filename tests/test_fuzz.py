@@ -1,4 +1,4 @@
-"""Random chains of random guidances never crash, stay finite, and couple no samples; `python -m tests.fuzz 1000` tries more."""
+"""Random chains of guidances do not crash, stay finite, and couple no samples. `python -m tests.fuzz 1000` tries more."""
 
 from collections import Counter
 
@@ -10,11 +10,11 @@ from hypothesis import Phase
 from guidance_jax import guidance
 
 COMBINATORS = {"stateless", "fit_linear"}
-"""No guidances of their own."""
+"""Functions that are not guidances themselves."""
 CHAINS = 25
 
 
-def test_every_public_guidance_is_met():
+def test_every_public_guidance_can_be_drawn():
     assert set(guidance.__all__) - COMBINATORS == EVERY.keys()
 
 
@@ -28,11 +28,11 @@ FOUND = {
     "feedback from alpha = 0": (Recipe("feedback", (0.9, 1.0, 0.0)), "flow"),
     "feedback of the model itself, where the path speaks against it": (Recipe("feedback", (1.0, 1.0, -1000.0)), "edm"),
 }
-"""Chains that once were not finite, or coupled samples."""
+"""Chains that were once not finite, or coupled samples."""
 
 
 @pytest.mark.parametrize("name", FOUND)
-def test_what_was_found_stays_mended(name):
+def test_earlier_failures_stay_fixed(name):
     recipe, schedule = FOUND[name]
     with jax.disable_jit(), jax.enable_x64(True):
         mates_do_nothing(recipe, SCHEDULES[schedule], "ddim", 0, False)

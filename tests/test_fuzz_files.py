@@ -1,4 +1,4 @@
-"""Changed files are read the same or refused by name, in little memory; `python -m tests.fuzz_files 4000` tries more."""
+"""Changed files give the same values or raise by name, in little memory. `python -m tests.fuzz_files 4000` tries more."""
 
 import io
 import json
@@ -32,11 +32,11 @@ def test_changed_files_are_read_the_same_or_refused_by_name():
         warnings.simplefilter("ignore")
         runs = fuzzed(EACH * kinds, rare=False)
     every = [run for each in runs.values() for run in each]
-    bad = [run.told for run in every if run.outcome in ("RAW", "SILENT")]
+    bad = [run.message for run in every if run.outcome in ("RAW", "SILENT")]
     assert not bad, "\n".join(bad)
     assert {run.outcome for run in every} >= {"refused", "read the same", "other values, no checksum"}
     assert len(every) == EACH * kinds
-    # Compiling and the like, the first time, takes more than reading does.
+    # The first read compiles, which needs more memory than reading does.
     assert max(run.peak for run in every) < 20e6
 
 
@@ -44,20 +44,20 @@ def test_files_made_to_harm_are_refused_in_little_memory_and_time():
     runs = hostile()
     assert runs.keys() == HOSTILE.keys()
     for name, run in runs.items():
-        assert run.outcome == "refused", f"{name}: {run.told}"
+        assert run.outcome == "refused", f"{name}: {run.message}"
         assert run.peak < 1e6 + 25 * run.size, f"{name}: {run.peak} bytes for {run.size}"
         assert run.seconds < 60, name
     assert sum(run.grown for run in runs.values()) < 100e6
 
 
-def test_what_the_harmful_pickles_are_made_from_is_read(tmp_path):
+def test_the_harmless_originals_of_the_harmful_pickles_are_read(tmp_path):
     make, opened = pickles(tensors(4, FOUR, b"(K\x01t"), _0=np.arange(4, dtype=np.float32).tobytes())
     make(tmp_path)
     np.testing.assert_array_equal(opened(tmp_path)["w"], np.arange(4, dtype=np.float32))
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         (b'{"a": 1, "a": 2}', "'a' occurs twice"),
         (b'{"a": NaN}', "NaN is no number"),
@@ -72,24 +72,24 @@ def test_what_the_harmful_pickles_are_made_from_is_read(tmp_path):
         (b"", "Expecting value"),
     ],
 )
-def test_a_damaged_file_of_settings_is_named(tmp_path, text, told):
+def test_the_error_of_a_damaged_settings_file_names_it(tmp_path, text, message):
     (tmp_path / "config.json").write_bytes(text)
-    with pytest.raises(ValueError, match=rf"config\.json, the settings, is damaged: .*{told}"):
+    with pytest.raises(ValueError, match=rf"config\.json, the settings, is damaged: .*{message}"):
         read_json(tmp_path / "config.json", "the settings")
     with pytest.raises(ValueError, match=r"config\.json, the settings, (has [\d,]+ bytes|is damaged)"):
         read_json(tmp_path / "config.json", "the settings", 0)
 
 
-def test_what_published_files_have_is_read(tmp_path):
+def test_settings_of_published_files_are_read(tmp_path):
     held = {"lambda_min_clipped": -float("inf"), "model_max_length": int(1e30), "_name": "ä", "rate": 1e-5, "sizes": [1, 2]}
     (tmp_path / "config.json").write_text(json.dumps(held))
     assert read_json(tmp_path / "config.json", "the settings") == held
 
 
 @pytest.mark.parametrize("turn", range(1, 9))
-def test_a_picture_is_turned_as_its_camera_noted(tmp_path, turn):
+def test_a_picture_is_rotated_as_its_camera_recorded(tmp_path, turn):
     seen = np.random.default_rng(0).integers(256, size=(4, 6, 3), dtype=np.uint8)
-    # What the camera stored, so that the note brings back what it saw: EXIF 2.32, tag 274.
+    # The stored image for each orientation in EXIF 2.32, tag 274. Reading must restore the original image.
     stored = [seen, seen[:, ::-1], seen[::-1, ::-1], seen[::-1], *(seen.swapaxes(0, 1)[s] for s in SIDES)][turn - 1]
     image = Image.fromarray(np.ascontiguousarray(stored))
     exif = image.getexif()

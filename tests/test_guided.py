@@ -1,4 +1,4 @@
-"""`gj.guided`: the guided denoiser in loops of one's own gives what our samplers give."""
+"""`gj.guided`: the guided denoiser gives the same results in custom loops as in the library's samplers."""
 
 import itertools
 
@@ -21,12 +21,12 @@ def world():
 
 
 def levels(schedule, steps):
-    """A path to the schedule's least noise, and not to 0, where an ODE in sigma has no end."""
+    """A path to the schedule's minimum noise. It does not go to 0, where an ODE in sigma has no end."""
     return gj.levels(schedule, steps, gj.spacings.karras())[:-1]
 
 
 def solved(denoise, schedule, x, high, low):
-    """The ODE `dx / dsigma = eps` by diffrax, to a tolerance far below the test's."""
+    """The solution of the ODE `dx / dsigma = eps` by diffrax, to a tolerance far below the test's."""
     slope = diffrax.ODETerm(lambda sigma, x, args: denoise(x, schedule.at(sigma)).eps)
     control = diffrax.PIDController(rtol=1e-8, atol=1e-8)
     solution = diffrax.diffeqsolve(slope, diffrax.Dopri8(), high, low, None, x, stepsize_controller=control, max_steps=10_000)
@@ -40,7 +40,7 @@ GUIDANCES = {"nothing": gj.chain, "cfg": lambda: gj.cfg(3.0), "rescaled": lambda
 
 @pytest.mark.parametrize("sampler", SOLVERS)
 @pytest.mark.parametrize("guidance", GUIDANCES)
-def test_an_ode_solver_arrives_where_our_samplers_do(x64, sampler, guidance):
+def test_an_ode_solver_arrives_where_the_samplers_do(x64, sampler, guidance):
     branches, schedule, x = world()
     guidance, (make, steps) = GUIDANCES[guidance](), SOLVERS[sampler]
     path = levels(schedule, steps)
@@ -49,7 +49,7 @@ def test_an_ode_solver_arrives_where_our_samplers_do(x64, sampler, guidance):
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-def test_the_ode_in_a_time_of_its_own(x64):
+def test_the_ode_may_be_solved_in_another_time(x64):
     """Rectified flow by its velocity: `dx / dt = eps - x0`, from t = 1 to 0, is EDM's ODE in other coordinates."""
     branches, schedule, x = world()
     flow = gj.schedules.flow()
@@ -79,8 +79,8 @@ REMEMBERING = {
 
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("name", REMEMBERING)
-def test_what_remembers_does_in_our_own_loop_what_it_does_in_sample(x64, name, compiled):
-    """DDIM step by step, the memory passed in and out."""
+def test_guidance_with_memory_is_the_same_in_a_custom_loop_as_in_sample(x64, name, compiled):
+    """DDIM step by step, with the memory as input and output."""
     branches, schedule, x = world()
     guidance, path = REMEMBERING[name](), levels(schedule, 8)
     denoise = gj.guided(branches, guidance)
@@ -98,11 +98,11 @@ def test_what_remembers_does_in_our_own_loop_what_it_does_in_sample(x64, name, c
     assert int(memory.number) == len(path) - 1
     np.testing.assert_allclose(trace, jnp.stack(expected), rtol=1e-10, atol=1e-10)
     forgetful = [denoise(x, path[0], denoise.init(x))[0].x0, denoise(x, path[0], memory)[0].x0]
-    assert np.abs(forgetful[0] - forgetful[1]).max() > 1e-3, "the memory changes nothing, so that the test could not fail"
+    assert np.abs(forgetful[0] - forgetful[1]).max() > 1e-3, "the memory changes nothing, so the test proves nothing"
     np.testing.assert_allclose(ours, along, rtol=1e-10, atol=1e-10)
 
 
-def test_without_a_memory_where_nothing_is_remembered_and_with_one_too():
+def test_guidance_without_memory_works_with_and_without_a_memory():
     branches, schedule, x = world()
     denoise, level = gj.guided(branches, gj.cfg(3.0)), schedule.at(2.0)
     alone = denoise(x, level)
@@ -112,15 +112,15 @@ def test_without_a_memory_where_nothing_is_remembered_and_with_one_too():
     assert int(memory.number) == 1
 
 
-def test_a_level_for_every_sample():
+def test_every_sample_may_have_its_own_level():
     branches, schedule, x = world()
     denoise, ratios = gj.guided(branches, gj.cfg(3.0)), jnp.array([0.5, 2.0, 8.0])
     each = [denoise(x, schedule.at(ratio)).x0[i] for i, ratio in enumerate(ratios)]
     np.testing.assert_allclose(denoise(x, schedule.at(ratios)).x0, jnp.stack(each), rtol=1e-5, atol=1e-5)
 
 
-def test_parts_as_arguments_compute_outside_of_the_loop_that_first_reads_them():
-    """A scale with a table of its own, an argument of `jit`, read in a `cond` within a `scan` and then once more."""
+def test_parts_as_arguments_work_outside_the_loop_that_reads_them_first():
+    """A scale with its own table, as an argument of `jit`, is read in a `cond` within a `scan` and then once more."""
     branches, schedule, x = world()
     curve = gj.Curve(ratio=jnp.array([0.1, 1.0, 10.0]), rho=jnp.array([1.0, 0.5, 0.0]))
     scale = gj.scales.calibrated(curve, 3.0)
@@ -138,11 +138,11 @@ def test_parts_as_arguments_compute_outside_of_the_loop_that_first_reads_them():
     np.testing.assert_allclose(twice(guidance, x), by_hand, rtol=1e-5, atol=1e-5)
 
 
-def test_an_interval_needs_one_level_for_all_samples():
-    """At one level per sample some are inside and others are not; one program under `vmap` tells them apart."""
+def test_an_interval_requires_one_level_for_all_samples():
+    """With one level per sample, some are inside and others outside. Under `vmap`, one program separates them."""
     branches, schedule, x = world()
     guidance, ratios = gj.during(gj.cfg(3.0), 1.0, 4.0), jnp.array([0.5, 2.0, 8.0])
-    message = r"during: expected one level for all samples, got a level of shape \(3,\); use gj.sample, or jax.vmap over"
+    message = r"during: the level must be one for all samples, got a level of shape \(3,\); use gj.sample, or jax.vmap over"
     with pytest.raises(ValueError, match=message):
         gj.guided(branches, guidance)(x, schedule.at(ratios))
 
@@ -153,7 +153,7 @@ def test_an_interval_needs_one_level_for_all_samples():
     np.testing.assert_allclose(jax.vmap(one)(x, LABELS, ratios), jnp.stack(alone), rtol=1e-5, atol=1e-5)
 
 
-def test_a_guidance_that_draws_draws_by_the_keys_that_are_given():
+def test_a_guidance_that_draws_uses_the_given_keys():
     branches, schedule, x = world()
     guidance = gj.lgd(lambda x0: -(x0**2).sum(1), 0.1, draws=2)
     at = lambda *given: gj.guided(branches, guidance, *given)(x, schedule.at(2.0)).eps
@@ -162,7 +162,7 @@ def test_a_guidance_that_draws_draws_by_the_keys_that_are_given():
     assert np.abs(at() - at(keys(3, 5))).max() > 1e-6
 
 
-def test_it_is_differentiated_through():
+def test_gradients_pass_through_the_guided_denoiser():
     """The gradient of a run by Euler's method in the scale, against a difference quotient."""
     branches, schedule, x = world()
     path = gj.levels(schedule, 6, gj.spacings.karras())

@@ -1,4 +1,4 @@
-"""Likelihoods against densities that are known: of mixtures, of guided Gaussians, and of the ODE's own latents."""
+"""Likelihoods against known densities: of mixtures, of guided Gaussians, and of the ODE's own latents."""
 
 import functools
 import math
@@ -34,8 +34,8 @@ def normal_log_prob(x, mean, variance):
         (gj.schedules.flow, "velocity"),
     ],
 )
-def test_the_density_of_a_mixture(x64, make, predicts):
-    """Exact but for what the run starts from, N(0, sigma^2) in place of the mixture at that level: nothing where alpha is 0."""
+def test_the_density_of_a_mixture_is_exact(x64, make, predicts):
+    """It is exact except for the start, N(0, sigma^2) instead of the mixture at that level. Where alpha is 0 they are equal."""
     truth, schedule, labels = mixture(2), make(), jnp.array([-1, 0, 1, 2, -1])
 
     def network(x, t, y):
@@ -78,7 +78,7 @@ def guided_law(w, interval, low, high):
     return mean, high**2 * np.exp(-2 * growth(high))
 
 
-def test_guided_gaussians_in_intervals(x64):
+def test_guided_gaussians_in_intervals_have_their_exact_density(x64):
     """CFG of Gaussians in an interval is Gaussian, by an affine ODE. vmap over scales and intervals."""
     schedule = gj.schedules.edm(0.01, 50.0)
     x, branches = jnp.array([[0.3], [2.0]]), gaussians(M_C, V_C, M_U, V_U)
@@ -89,8 +89,10 @@ def test_guided_gaussians_in_intervals(x64):
         np.testing.assert_allclose(found, normal_log_prob(x[:, 0], mean, variance), rtol=1e-6, atol=1e-6)
 
 
-def test_closed_forms_from_infinite_noise_and_their_gradients(x64):
-    """From sigma / alpha = infinity: the variance `(v_c + s)^w (v_u + s)^(1 - w)`, s the square of the least sigma / alpha."""
+def test_densities_from_infinite_noise_and_their_gradients_are_the_closed_forms(x64):
+    """From sigma / alpha = infinity, the variance is `(v_c + s)^w (v_u + s)^(1 - w)`, with s the square of the minimum sigma /
+    alpha.
+    """
     schedule = gj.schedules.flow()
     s = float(schedule(schedule.t_min).ratio) ** 2
     level = schedule(schedule.t_min)
@@ -109,7 +111,7 @@ def test_closed_forms_from_infinite_noise_and_their_gradients(x64):
 
 
 def test_a_gradient_guidance_is_differentiated_through(x64):
-    """REG pulls back through the network, and the divergence differentiates that; the exact classifier is Bayes' rule."""
+    """REG pulls back through the network, and the divergence differentiates that. The exact classifier is Bayes' rule."""
     schedule = gj.schedules.edm(0.01, 50.0)
     found = TINY(gaussians(0.0, V_C, 0.0, V_U), gj.reg(gj.cfg(3.0)), jnp.array([[0.8]]), schedule).log_likelihood[0]
 
@@ -131,8 +133,8 @@ def test_a_gradient_guidance_is_differentiated_through(x64):
     np.testing.assert_allclose(jax.vmap(of_class)(x, labels), truth.log_prob(x, flow(flow.t_min), labels), atol=2e-7)
 
 
-def test_a_guided_mixture_on_the_line(x64):
-    """It integrates to one, its cumulative is that of the latents, and it is not the tilted density."""
+def test_the_density_of_a_guided_mixture_on_the_line_is_normalised_and_not_the_tilted_one(x64):
+    """It integrates to one, and its cumulative distribution is that of the latents."""
     truth, schedule, n = mixture(1), gj.schedules.flow(), 401
     x, labels, w = jnp.linspace(-9.0, 9.0, n), jnp.zeros(n, int), 3.0
     found = encode(classes(truth, labels), gj.cfg(w), x[:, None], schedule, tolerance=1e-8)
@@ -146,7 +148,7 @@ def test_a_guided_mixture_on_the_line(x64):
     assert np.trapezoid(np.abs(p - tilted), x) / 2 > 0.03
 
 
-def test_hutchinsons_estimate_is_right_on_average_and_narrows_with_probes(x64):
+def test_hutchinsons_estimate_is_unbiased_and_narrows_with_more_probes(x64):
     truth, schedule, n = mixture(3), gj.schedules.cosine(), 200
     x = jnp.broadcast_to(truth.sample(jax.random.key(3), 1, 1), (n, 3))
     branches = lambda n: classes(truth, jnp.ones(n, int))
@@ -170,7 +172,7 @@ def test_hutchinsons_estimate_is_exact_for_a_diagonal_jacobian(x64):
     np.testing.assert_allclose(found, one.log_prob(x, gj.schedules.flow()(2e-3), jnp.zeros(4, int)), atol=1e-6)
 
 
-def test_a_sample_does_not_depend_on_its_neighbours_and_its_latent_leads_back(x64):
+def test_a_sample_does_not_depend_on_its_batch_and_its_latent_leads_back(x64):
     truth, schedule, labels = mixture(2), gj.schedules.cosine(), jnp.array([0, 1, 2, 0])
     x = truth.sample(jax.random.key(4), 4, labels) * jnp.array([[1.0], [1.5], [3.0], [1.0]])
     together = encode(classes(truth, labels), gj.cfg(2.0), x, schedule, tolerance=1e-6)
@@ -183,7 +185,7 @@ def test_a_sample_does_not_depend_on_its_neighbours_and_its_latent_leads_back(x6
     np.testing.assert_allclose(back, x, rtol=1e-3, atol=1e-3)
 
 
-def test_float32_at_its_own_tolerance():
+def test_float32_is_accurate_to_its_own_tolerance():
     truth, schedule, labels = mixture(2), gj.schedules.flow(), jnp.array([0, 1, 2, -1])
     x = truth.sample(jax.random.key(5), 4, labels)
     found = jax.jit(lambda x: encode(classes(truth, labels), gj.chain(), x, schedule))(x)
@@ -192,8 +194,8 @@ def test_float32_at_its_own_tolerance():
     assert max(found.steps) < 40
 
 
-def test_bits_per_dimension_of_uniform_noise():
-    """Of a density that is uniform over 32 of the 256 values: 5 bits."""
+def test_bits_per_dimension_of_uniform_noise_are_exact():
+    """The density is uniform over 32 of the 256 values: 5 bits."""
     nats = jnp.array([3 * math.log(256 / 32 / 2)])
     np.testing.assert_allclose(gj.likelihood.bits_per_dimension(nats, (3,)), [5.0], rtol=1e-6)
 
@@ -208,20 +210,20 @@ def call(guidance, x=None, **keywords):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"guidance": gj.chain(gj.cfg(2.0), gj.momentum(-0.5))}, "remembers 1 arrays"),
-        ({"guidance": gj.reuse(gj.cfg(2.0), 2)}, "remembers"),
-        ({"guidance": gj.cfg(2.0), "probes": 4}, "keys to draw them"),
+        ({"guidance": gj.chain(gj.cfg(2.0), gj.momentum(-0.5))}, "keeps 1 arrays"),
+        ({"guidance": gj.reuse(gj.cfg(2.0), 2)}, "must have no memory"),
+        ({"guidance": gj.cfg(2.0), "probes": 4}, "needs keys"),
         ({"guidance": gj.cfg(2.0), "probes": 0, "keys": keys(3)}, "at least 1, got 0"),
         ({"guidance": gj.cfg(2.0), "keys": keys(2)}, r"B = 2 keys"),
         ({"guidance": gj.cfg(2.0, cond="cnd")}, "Did you mean 'cond'"),
         ({"guidance": gj.cfg(2.0), "x": jnp.full((3, 2), jnp.nan)}, "NaN or infinite"),
         (
             {"guidance": gj.icg(2.0), "conds": {"cond": jnp.arange(3), "random": gj.conditions.random_labels(3)}},
-            "drawn anew in every step",
+            "the same in every step",
         ),
     ],
 )
-def test_what_has_no_likelihood_is_told(arguments, message):
+def test_runs_without_a_likelihood_raise(arguments, message):
     with pytest.raises(ValueError, match=message):
         call(**arguments)
 
@@ -235,7 +237,7 @@ def test_what_has_no_likelihood_is_told(arguments, message):
     ],
     ids=["scale", "silent", "classifier"],
 )
-def test_what_is_one_a_sample_and_hidden_in_the_guidance_is_told(guidance):
+def test_one_number_per_sample_hidden_in_the_guidance_raises(guidance):
     with pytest.raises(ValueError, match=r"shape|must be \[1\], got float32\[3\]") as caught:
         call(guidance)
     assert any("vmap" in note for note in caught.value.__notes__)
@@ -248,7 +250,7 @@ def test_cfg_pp_has_no_ode():
 
 @functools.cache
 def poisoned():
-    """A program of x, labels and the noise from which class 0 is NaN."""
+    """A program of x, labels and noise that gives NaN for class 0."""
 
     def found(x, labels, above):
         def denoise(x, level, label):
@@ -261,7 +263,7 @@ def poisoned():
 
 
 @pytest.mark.parametrize("poison", ["x", "infinite x", "a label outside", "the network", "the network, later"])
-def test_a_poisoned_sample_is_nan_alone_and_keeps_nobody_waiting(poison):
+def test_a_poisoned_sample_is_nan_alone_and_delays_no_other(poison):
     x, labels, above = jnp.array([[0.3, -1.0], [1.0, 0.5], [-0.7, 2.0]]), jnp.array([1, 0, 2]), jnp.float32(2.0)
     right = poisoned()(x, labels, above)
     assert np.isfinite(right.log_likelihood).all()
@@ -276,24 +278,24 @@ def test_a_poisoned_sample_is_nan_alone_and_keeps_nobody_waiting(poison):
     assert found.steps[1] < 100
 
 
-def test_cfg_pp_beside_a_poisoned_sample_is_told_all_the_same():
+def test_cfg_pp_beside_a_poisoned_sample_still_raises():
     with pytest.raises(Exception, match="CFG\\+\\+"):
         jax.block_until_ready(jax.jit(lambda x: call(gj.cfg_pp(0.6), x))(jnp.ones((3, 2)).at[0].set(jnp.nan)))
 
 
-def test_too_few_steps_are_told():
+def test_too_few_steps_raise():
     with pytest.raises(Exception, match="maximum number of"):
         jax.block_until_ready(call(gj.cfg(2.0), max_steps=3))
 
 
-def test_diffrax_is_asked_for(monkeypatch):
+def test_a_missing_diffrax_raises(monkeypatch):
     monkeypatch.setitem(sys.modules, "diffrax", None)
     with pytest.raises(ImportError, match="pip install diffrax"):
         call(gj.cfg(2.0))
 
 
-def test_a_guidance_that_draws_sees_the_same_draws_at_every_level():
-    """Noise of each level's own would have no ODE: a solver goes on for ever."""
+def test_a_guidance_that_draws_receives_the_same_draws_at_every_level():
+    """With new noise at each level there would be no ODE, and a solver would not end."""
 
     def update(prediction, context):
         shift = 0.1 * normal(step_keys(context.step), context.x)

@@ -1,4 +1,4 @@
-"""The ground truth itself, against SciPy and against its own derivatives."""
+"""Tests of the exact mixtures against SciPy and against their own derivatives."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ import guidance_jax as gj
 
 @pytest.mark.parametrize("label", [-1, 0, 2])
 @pytest.mark.parametrize("schedule", ["cosine", "edm", "flow"])
-def test_log_prob_is_scipys(x64, schedule, label):
+def test_log_prob_is_that_of_scipy(x64, schedule, label):
     m = mixture()
     level = SCHEDULES[schedule]()(0.3)
     x = jax.random.normal(jax.random.key(1), (7, 3)) * 2
@@ -43,8 +43,8 @@ def test_score_and_denoiser_are_derivatives_of_log_prob(x64, schedule):
 
 
 @pytest.mark.parametrize("scale", [0.01, 1.0, 100.0])
-def test_both_halves_of_a_prediction_make_x_but_for_rounding(scale):
-    """In float32, from pure noise to clean data, whatever the size of the data."""
+def test_both_halves_of_a_prediction_add_up_to_x_except_for_rounding(scale):
+    """In float32, from pure noise to clean data, for data of any scale."""
     m = mixture()
     m = gj.oracles.GaussianMixture(
         scale * m.means, scale**2 * jnp.einsum("kde,ke,kfe->kdf", m.axes, m.variances, m.axes), jnp.exp(m.log_weights), m.labels
@@ -65,7 +65,7 @@ def test_both_halves_of_a_prediction_make_x_but_for_rounding(scale):
 
 
 def test_a_thousand_steps_of_ddim_do_not_drift():
-    """In float32 against float64: 1e-3 off where the halves are each right but for a rounding of their own."""
+    """In float32 against float64. The error would be 1e-3 if each half were rounded separately."""
 
     def run():
         m, labels = mixture(), jnp.arange(32) % 4 - 1
@@ -78,7 +78,7 @@ def test_a_thousand_steps_of_ddim_do_not_drift():
         assert np.abs(found - run()).max() < 5e-5
 
 
-def test_bayes_rule_and_the_posterior_sums_to_one(x64):
+def test_bayes_rule_holds_and_the_posterior_sums_to_one(x64):
     m = mixture()
     x = jax.random.normal(jax.random.key(1), (9, 3)) * 2
     uncond = jnp.full(9, -1)
@@ -96,7 +96,7 @@ def test_bayes_rule_and_the_posterior_sums_to_one(x64):
             np.testing.assert_allclose(guided, gj.scores.bayes(unconditional, pull, 3.0), atol=1e-9)
 
 
-def test_finite_at_both_ends(x64):
+def test_predictions_and_scores_are_finite_at_both_ends(x64):
     m = mixture()
     x = jax.random.normal(jax.random.key(1), (4, 3))
     labels = jnp.array([-1, 0, 1, 2])
@@ -126,8 +126,8 @@ def test_samples_have_the_mixtures_moments(x64):
 
 
 @pytest.mark.parametrize("scale", [1.0, 3.0, 6.0])
-def test_tilted_samples_are_those_of_the_density(scale):
-    """Moments and a mode's share by quadrature of `log_prob` itself; those of p(x | y) are far outside."""
+def test_tilted_samples_have_the_tilted_density(scale):
+    """Moments and the weight of a mode, by quadrature of `log_prob`. Those of p(x | y) differ far more than the tolerance."""
     means = jnp.array([[-1.5, 0.0], [1.0, 0.8], [1.8, -0.6]])
     spreads = jnp.array([[0.3, 0.6], [0.4, 0.3], [0.5, 0.5]])
     m = gj.oracles.GaussianMixture(means, jax.vmap(jnp.diag)(spreads), jnp.array([0.3, 0.3, 0.4]), jnp.array([0, 0, 1]))
@@ -149,18 +149,18 @@ def test_tilted_samples_are_those_of_the_density(scale):
         assert (errors < 4).all() if inside else errors.max() > 20, errors
 
 
-def test_tilted_samples_of_traced_scales_and_labels():
+def test_tilted_samples_accept_traced_scales_and_labels():
     m = mixture()
     run = jax.jit(lambda scale, labels: m.sample_tilted(jax.random.key(0), 6, labels, scale))
     labels = jnp.array([0, 1, 2, 0, 1, -1])
     np.testing.assert_allclose(run(3.0, labels), m.sample_tilted(jax.random.key(0), 6, labels, 3.0), rtol=1e-5)
-    # No bound on a traced scale is checked, so what is no law is NaN.
+    # A traced scale is not checked, so a scale without a law gives NaN.
     assert np.isnan(run(0.5, labels)).all()
     with pytest.raises(ValueError, match="scale"):
         m.sample_tilted(jax.random.key(0), 6, labels, 0.5)
 
 
-def test_is_a_pytree_and_takes_traced_parameters():
+def test_a_mixture_is_a_pytree_and_accepts_traced_parameters():
     m, level, x = mixture(), gj.schedules.edm()(0.1), jnp.ones((2, 3))
     labels = jnp.array([0, -1])
     through_jit = jax.jit(lambda m, x: m.denoise(x, level, labels).x0)(m, x)
@@ -173,7 +173,7 @@ def test_is_a_pytree_and_takes_traced_parameters():
     assert jnp.isfinite(jax.jit(jax.grad(log_prob))(jnp.ones((2, 3)))).all()
 
 
-def test_bad_input_is_told():
+def test_bad_input_raises():
     eye = jnp.stack([jnp.eye(2)] * 2)
     good = {"means": jnp.zeros((2, 2)), "covariances": eye, "weights": jnp.ones(2), "labels": jnp.arange(2)}
     for change, message in [
@@ -189,7 +189,7 @@ def test_bad_input_is_told():
         m.denoise(jnp.zeros((1, 2)), level, jnp.array([2]))
     with pytest.raises(ValueError, match="label -3"):
         m.sample(jax.random.key(0), 4, -3)
-    with pytest.raises(ValueError, match=r"lives in \[B, 2\]"):
+    with pytest.raises(ValueError, match=r"x must be \[B, 2\]"):
         m.log_prob(jnp.zeros((1, 3)), level, jnp.array([0]))
     with pytest.raises(ValueError, match="label 5"):
         gj.sample(keys(1), gj.branches(m.denoise, cond=jnp.array([5])), gj.chain(), gj.ddim(), _levels(), (2,))

@@ -19,7 +19,7 @@ PATH = gj.levels(gj.schedules.cosine(), 5, gj.spacings.trailing())
 
 
 def normed(prediction, context):
-    """A guidance of a norm over the whole state."""
+    """A guidance that takes a norm over the whole state."""
     gap = context["cond"].x0 - context["uncond"].x0
     return prediction.x0 + 2 * gap / jnp.linalg.norm(gap, axis=1, keepdims=True)
 
@@ -35,7 +35,7 @@ SAMPLERS = {"ddim": gj.ddim(), "ddpm": gj.ddpm(), "heun": gj.heun(), "dpmpp_sde"
 
 
 def drawn(like, seed=1, batch=B):
-    """A tree of numbers, a batch of them."""
+    """A tree of numbers with a batch of them."""
     leaves, structure = jax.tree.flatten(like)
     keys = jax.random.split(jax.random.key(seed), len(leaves))
     return jax.tree.unflatten(
@@ -44,7 +44,7 @@ def drawn(like, seed=1, batch=B):
 
 
 def attention(cloud, t, given):
-    """A network of clouds in which each point sees all points that are there, of either branch's condition."""
+    """A network of clouds in which each point attends to all points that exist, for either branch's condition."""
     mask = given.mask.astype(jnp.float32)[:, :, None]
     mean = jax.tree.map(lambda leaf: (mask * leaf).sum(1, keepdims=True) / mask.sum(1, keepdims=True), cloud)
     shift = given.cond[:, None, None]
@@ -75,7 +75,7 @@ def test_unravel_undoes_ravel(points):
     np.testing.assert_allclose((x**2).sum(1), sum((leaf**2).sum((1, 2)) for leaf in cloud.values()), rtol=1e-6)
 
 
-def test_the_points_of_a_cloud_stand_one_after_the_other():
+def test_the_points_of_a_cloud_follow_one_after_the_other():
     cloud = drawn(CLOUD)
     x = gj.trees.flat(CLOUD, points=True).ravel(cloud).reshape(B, N, 3 + K)
     np.testing.assert_array_equal(x, jnp.concatenate([cloud["position"], cloud["type"]], axis=2))
@@ -111,13 +111,13 @@ def test_cfg_of_a_cloud_is_cfg_leaf_by_leaf():
 
 
 @pytest.mark.parametrize("guidance", ["clip_norm", "apg"])
-def test_a_bounded_norm_is_over_all_entries_that_are_there(guidance):
-    """Of both leaves and all points of a cloud together, whatever the network gives for the padding."""
+def test_a_bounded_norm_is_over_all_entries_except_padding(guidance):
+    """The norm is over both leaves and all points of a cloud, for any output of the network in the padding."""
     flat, cloud, level, most = gj.trees.flat(CLOUD, points=True), drawn(CLOUD), PATH[2], 0.7
     mask = jnp.arange(N)[None] < COUNTS[:, None]
     given = [gj.trees.Padded(jnp.full(B, c), mask) for c in (1.0, 0.0)]
     two = gj.branches(gj.denoiser(flat.network(attention), predicts="x0"), cond=given[0], uncond=given[1])
-    # The change of either is 3 times a difference of bounded length, or one of bounded length.
+    # The change is 3 times a difference with bounded length, or a single such difference.
     bounded = {"clip_norm": gj.chain(gj.cfg(4.0), gj.clip_norm(3 * most)), "apg": gj.apg(4.0, beta=0.0, max_norm=most, eta=1.0)}
     denoise, x = gj.guided(two, bounded[guidance]), flat.ravel(cloud)
     found = flat.unravel(denoise(x, level, denoise.init(x))[0].x0)
@@ -145,7 +145,7 @@ def test_padding_stays_0_and_nothing_depends_on_it(guidance, sampler):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-5), flat.unravel(x), cut)
 
 
-def test_one_cloud_alone_is_the_cloud_among_padded_ones():
+def test_a_single_cloud_is_the_same_among_padded_ones():
     flat, _, x, _ = padded_run(N, gj.cfg(2.0), gj.ddpm())
     own = gj.trees.flat({"position": jnp.zeros((2, 3)), "type": jnp.zeros((2, K))}, points=True)
 
@@ -158,13 +158,13 @@ def test_one_cloud_alone_is_the_cloud_among_padded_ones():
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-5), alone, cut)
 
 
-def test_a_mask_of_each_leaf():
+def test_each_leaf_may_have_its_own_mask():
     flat = gj.trees.flat(PARAMETERS)
     mask = flat.mask({"mean": jnp.array([[True, False]] * B), "scale": jnp.array([1, 0, 1])})
     np.testing.assert_array_equal(mask, [[1, 0, 1], [1, 0, 0], [1, 0, 1]])
 
 
-def test_padding_draws_nothing_in_a_kernel():
+def test_padding_draws_no_noise_in_a_kernel():
     sampler = gj.trees.zero_padding(gj.ddpm(), jnp.array([[1, 1, 0]]))
     kernel: Any = sampler.kernel
     mean, deviation = kernel(gj.Prediction(jnp.ones((1, 3)), jnp.ones((1, 3))), PATH[1], PATH[2])
@@ -173,7 +173,7 @@ def test_padding_draws_nothing_in_a_kernel():
     assert deviation[0, 2] == 0
 
 
-def test_a_networks_parameters_are_leaves():
+def test_the_parameters_of_a_network_are_leaves():
     flat = gj.trees.flat(PARAMETERS)
     apply = lambda params, tree, t, cond: jax.tree.map(lambda leaf: params * leaf, tree)
     network = flat.network(jax.tree_util.Partial(apply, jnp.float32(2)))
@@ -188,15 +188,15 @@ WRONG = {
     "points of two lengths": (
         lambda: gj.trees.flat({"a": jnp.zeros((3, 2)), "b": jnp.zeros(2)}, points=True),
         ValueError,
-        r"same points, got \(3, 2\), \(2,\)",
+        r"one length, got shapes \(3, 2\), \(2,\)",
     ),
-    "a scalar among points": (lambda: gj.trees.flat({"a": jnp.zeros(())}, points=True), ValueError, "same points"),
+    "a scalar among points": (lambda: gj.trees.flat({"a": jnp.zeros(())}, points=True), ValueError, "one length"),
     "a sample without a batch": (
         lambda: gj.trees.flat(PARAMETERS).ravel(PARAMETERS),
         ValueError,
-        r"tree must be of shapes \{'mean': \('B', 2\), 'scale': \('B',\)\}, got \{'mean': \(2,\), 'scale': \(\)\}",
+        r"tree must have the shapes \{'mean': \('B', 2\), 'scale': \('B',\)\}, got \{'mean': \(2,\), 'scale': \(\)\}",
     ),
-    "another tree": (lambda: gj.trees.flat(PARAMETERS).ravel(drawn(CLOUD)), ValueError, "tree must be of shapes"),
+    "another tree": (lambda: gj.trees.flat(PARAMETERS).ravel(drawn(CLOUD)), ValueError, "tree must have the shapes"),
     "another vector": (lambda: gj.trees.flat(PARAMETERS).unravel(jnp.ones((2, 4))), ValueError, r"\[B, 3\].*float32\[2,4\]"),
     "no network": (lambda: gj.trees.flat(PARAMETERS).network(PARAMETERS), TypeError, r"network must be a function.*the dict"),  # pyright: ignore[reportArgumentType]
     "no sampler": (lambda: gj.trees.zero_padding(gj.ddim, 1.0), TypeError, r"sampler must be a Sampler.*call it, ddim"),  # pyright: ignore[reportArgumentType]
@@ -204,7 +204,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_what_does_not_fit_is_told(name):
+def test_a_tree_that_does_not_fit_raises(name):
     call, error, message = WRONG[name]
     with pytest.raises(error, match=message):
         call()

@@ -1,4 +1,4 @@
-"""What the tests of methods share: drawn predictions, a guidance that runs along them, formulae of several papers."""
+"""Shared by tests of methods: drawn predictions, a guidance applied along them, and formulae of several papers."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +8,7 @@ import guidance_jax as gj
 
 WORLDS = {"vector": ((4, 6), "cosine"), "sequence": ((4, 12, 3), "flow"), "image": ((4, 12, 16, 2), "edm")}
 NAMES = ("cond", "uncond", "weak", "image", "perturbed", "random", "retimed", "bad", "ugly")
-# Parameters, one a sample.
+# Parameters, one per sample.
 W = np.array([-0.7, 3.5, 1.0, 7.0])
 K = np.array([0.3, 0.0, 2.0, -1.0])
 SHARE = np.array([0.0, 0.4, 0.7, 1.0])
@@ -35,7 +35,7 @@ def context(x, x0, level, base="cond", number=0, start=None):
 
 
 def walk(guidance, contexts, asked=None):
-    """The prediction of each context in turn; `asked` collects whether the unconditional branch was wanted."""
+    """The prediction of each context in turn. `asked` records whether the unconditional branch was wanted."""
     state, predictions = guidance.init(contexts[0].x), []
     for here in contexts:
         if asked is not None:

@@ -1,4 +1,4 @@
-"""The exact worlds that tests stand on."""
+"""The exact worlds of the tests."""
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +50,7 @@ def gaussians(m_c: float, v_c: float, m_u: float, v_u: float) -> tuple[gj.Branch
 
 
 def network(m, schedule, predicts):
-    """A network whose output, of the kind asked for, is exact; it is told t alone."""
+    """A network with the exact output of the given kind. Besides x it receives only t."""
 
     def apply(x, t, cond):
         column = jax.tree.map(lambda field: field[:, None], schedule(t))
@@ -68,7 +68,7 @@ def classes(mixture: gj.oracles.GaussianMixture, labels: jax.Array) -> gj.Branch
 
 
 def sampler_noise(keys: jax.Array, levels: gj.NoiseLevel, number: int, x: jax.Array, fold: int | None = None) -> jax.Array:
-    """What a sampler draws in a step of a run, which may fold its keys."""
+    """The noise that a sampler draws in a step of a run. The sampler may fold its keys."""
     own = at_level(keys, path(levels, number), SAMPLER)
     return normal(own if fold is None else jax.vmap(jax.random.fold_in, (0, None))(own, fold), x)
 

@@ -8,63 +8,60 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import LogLocator, NullFormatter
 
 import guidance_jax as gj
 from experiments.fashion_mnist.sweep import Sweep
 from experiments.tools import data, models
-from experiments.tools.pictures import INK, MUTED, STYLE, montage
+from experiments.tools.pictures import METHODS, STYLE, grids, label_points, legend_below, save
 
-COLOURS = {way: plt.colormaps["tab20"]((2 * i) % 20 + i // 10) for i, way in enumerate(models.WAYS)}
 Curves = dict[str, list[dict[str, Any]]]
 CURVES = {
-    "Of the trained model": ("cfg", "interval", "rescale", "apg", "cfg_zero_star", "autoguidance", "calibrated"),
-    "Of the unconditional model, by classifiers": ("classifier", "clean_classifier"),
-    "Of the under-trained model": ("early_cfg", "early_autoguidance"),
+    "Conditional model": ("cfg", "interval", "rescale", "apg", "cfg_zero_star", "autoguidance", "calibrated"),
+    "Unconditional model with a classifier": ("classifier", "clean_classifier"),
+    "Under-trained conditional model": ("early_cfg", "early_autoguidance"),
 }
+LABELLED = {
+    "cfg": (1.5, 3.0, 5.0, 8.0),
+    "autoguidance": (2.0, 4.0),
+    "calibrated": (3.0, 12.0),
+    "interval": (8.0,),
+    "classifier": (1.0, 4.0, 16.0),
+    "clean_classifier": (1.0, 16.0),
+    "early_cfg": (1.5, 3.0, 8.0),
+    "early_autoguidance": (1.5, 2.0, 4.0),
+}
+"""The points of the curves that are labelled with their scale."""
 
 
 def curve(path: Path, curves: Curves, x: str, y: str, labels: tuple[str, str], real: float | None = None) -> None:
-    """Plot one measure against another over the scales of every method, with one panel per model."""
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, len(CURVES), figsize=(4.4 * len(CURVES), 3.8), layout="constrained")
-        for axis, (title, ways) in zip(axes, CURVES.items(), strict=True):
+    """One measure against another along the scales of every method, one panel for each model."""
+    with plt.style.context(STYLE):
+        figure, axes = plt.subplot_mosaic("AB;AC", figsize=(10.5, 8.4), width_ratios=(1.25, 1))
+        for axis, (title, ways) in zip(axes.values(), CURVES.items(), strict=True):
             for way in ways:
                 xs, ys = ([row[key] for row in curves[way]] for key in (x, y))
-                axis.plot(xs, ys, "-o", ms=3, color=COLOURS[way], label=models.WAYS[way].title)
-                if x != "scale":
-                    for row in curves[way][1:]:
-                        axis.annotate(f"{row['scale']:g}", (row[x], row[y]), fontsize=7, color=COLOURS[way])
-            if real is not None:
-                axis.axhline(real, color=MUTED, lw=0.8, ls=":", label="real images")
+                axis.plot(xs, ys, "-o", color=METHODS[way.removeprefix("early_")], label=models.WAYS[way].title)
             if y == "fd":
                 axis.set_yscale("log")
+                axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
+                axis.yaxis.set_major_formatter("{x:g}")
+                axis.yaxis.set_minor_formatter(NullFormatter())
             axis.set(title=title, xlabel=labels[0], ylabel=labels[1])
-            axis.legend(fontsize=7)
-        figure.savefig(path)
-        plt.close(figure)
-
-
-def grids(path: Path, pictures: dict[str, np.ndarray], title: str, names: tuple[str, ...]) -> None:
-    """Draw montages `[classes, n, H, W, C]` in bytes side by side, with one row per class."""
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, len(pictures), figsize=(2.6 * len(pictures), 5.4), squeeze=False, layout="constrained")
-        for axis, (name, grid) in zip(axes[0], pictures.items(), strict=True):
-            canvas = montage(grid.astype(np.float32) / 127.5 - 1, least=grid.shape[2])
-            axis.imshow(canvas if canvas.shape[2] == 3 else canvas[..., 0], cmap="gray", vmin=0, vmax=1)
-            axis.set_title(name, fontsize=9, color=INK)
-            axis.set(xticks=[], yticks=[])
-            axis.spines[:].set_visible(False)
-        bottom = axes[0][0].get_ylim()[0]
-        axes[0][0].set_yticks((np.arange(len(names)) + 0.5) * bottom / len(names), names, fontsize=7)
-        figure.suptitle(title, color=INK)
-        figure.savefig(path)
-        plt.close(figure)
+            legend_below(axis, 2 if len(ways) > 2 else 1, down=0.12 if len(ways) > 2 else 0.25)
+        note = f"(real images: {real:.2f})" if real is not None else "(labels: guidance scale)"
+        figure.suptitle(f"{labels[1].capitalize()} against {labels[0]} {note}")
+        for axis, ways in zip(axes.values(), CURVES.values(), strict=True) if x != "scale" else ():
+            rows = [(way, row) for way in ways for row in curves[way] if row["scale"] in LABELLED.get(way, ())]
+            color = {way: METHODS[way.removeprefix("early_")] for way in ways}
+            label_points(axis, [(row[x], row[y], f"{row['scale']:g}", color[way]) for way, row in rows])
+        save(figure, path)
 
 
 def by_class(shown: tuple[np.ndarray, np.ndarray], classes: int, each: int) -> np.ndarray:
-    """The first images of each class, `[classes, each, H, W, C]`."""
+    """The first images of each class, in bytes, as `[classes, each, H, W, C]` in [-1, 1]."""
     images, labels = shown
-    return np.stack([images[labels == y][:each] for y in range(classes)])
+    return np.stack([images[labels == y][:each] for y in range(classes)]).astype(np.float32) / 127.5 - 1
 
 
 def gradients(path: Path, run: models.Run, held_out: data.Data) -> None:
@@ -85,18 +82,19 @@ def gradients(path: Path, run: models.Run, held_out: data.Data) -> None:
             gradient = np.asarray(gj.scores.classifier_score(log_prob, x, level))
             size = np.quantile(np.abs(gradient), 0.995, axis=(1, 2, 3), keepdims=True)
             rows[row].extend(gradient / np.maximum(size, 1e-12))
-    titles = ("noisy image", "noise-aware classifier's gradient", "clean-trained classifier's gradient")
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(3, count * len(ratios), figsize=(1.5 * count * len(ratios), 5), layout="constrained")
+    titles = ("noisy image", "noise-aware\nclassifier", "clean-trained\nclassifier")
+    with plt.style.context(STYLE):
+        figure, axes = plt.subplots(3, count * len(ratios), figsize=(10, 4.8))
         for row, (title, pictures) in enumerate(zip(titles, rows, strict=True)):
             for axis, picture in zip(axes[row], pictures, strict=True):
                 axis.imshow(picture.mean(2), cmap="RdBu_r" if row else "gray", vmin=-1, vmax=1)
                 axis.set(xticks=[], yticks=[])
-            axes[row][0].set_ylabel(title.replace("'s ", "'s\n"), fontsize=8)
+                axis.grid(visible=False)
+            axes[row][0].set_ylabel(title, fontsize=12)
         for column, ratio in enumerate(np.repeat(ratios, count)):
-            axes[0][column].set_title(f"sigma / alpha {ratio:g}", fontsize=8)
-        figure.savefig(path)
-        plt.close(figure)
+            axes[0][column].set_title(rf"$\sigma / \alpha = {ratio:g}$", fontsize=12)
+        figure.suptitle("Gradients of the classifiers at four noise levels (blue: darker, red: brighter)")
+        save(figure, path)
 
 
 COLUMNS = {
@@ -180,39 +178,36 @@ def write(config: Any, metrics: dict[str, Any], sweep: Sweep, held_out: data.Dat
     curve(out / "fd_accuracy.png", curves, "accuracy", "fd", ("accuracy", "Frechet distance"))
     curve(out / "precision_recall.png", curves, "recall", "precision", ("recall", "precision"))
     held = np.round((held_out.images + 1) * 127.5).astype(np.uint8)
-    each = min(5, config.samples // classes)
-    shown = {
-        "real, held out": by_class((held, held_out.labels), classes, each),
-        **{
-            f"{models.WAYS[way].title}" + (f", {scale:g}" if scale != 1 else ""): by_class(
-                sweep.images(way, scale, config.samples), classes, each
-            )
-            for way, scale in (("unconditional", 1.0), ("conditional", 1.0), ("cfg", 2.0), ("cfg", 5.0), ("classifier", 4.0))
-        },
-    }
-    grids(out / "overview.png", shown, "A row a class", names)
+    each = min(4, config.samples // classes, np.bincount(held_out.labels, minlength=classes).min())
+    ways = (("unconditional", 1.0), ("conditional", 1.0), ("cfg", 2.0), ("cfg", 5.0), ("classifier", 4.0))
+    shown = {"held-out\nimages": by_class((held, held_out.labels), classes, each)}
+    for way, scale in ways:
+        title = models.WAYS[way].title.replace(" ", "\n") + (f"\nscale {scale:g}" if scale != 1 else "\nmodel")
+        shown[title] = by_class(sweep.images(way, scale, config.samples), classes, each)
+    grids(out / "overview.png", shown, names, "Samples of each method, one row per class", labels=1.2)
     for way, rows in curves.items():
         scales = [row["scale"] for row in rows[1:]]
         points = {f"scale {scale:g}": by_class(sweep.images(way, scale, config.samples), classes, each) for scale in scales}
-        grids(out / f"classes_{way}.png", points, models.WAYS[way].title, names)
+        grids(out / f"classes_{way}.png", points, names, f"Samples by {models.WAYS[way].title}, one row per class", labels=1.2)
     gradients(out / "gradients.png", sweep.run, held_out)
-    (out / "report.md").write_text("\n".join(text(metrics)) + "\n")
+    title = "Fashion-MNIST" if config.dataset == "fashion_mnist" else config.dataset
+    (out / "report.md").write_text("\n".join(text(metrics, title)) + "\n")
     print(f"\n{out / 'report.md'} has all tables and pictures.\n")
     print("\n".join(table(metrics["headlines"])), "\n")
     print("\n".join(findings(metrics)))
 
 
-def text(metrics: dict[str, Any]) -> Iterator[str]:
+def text(metrics: dict[str, Any], title: str) -> Iterator[str]:
     """The report in Markdown."""
     seconds = metrics["seconds"]
-    yield from ("# Guidance on Fashion-MNIST", "")
+    yield from (f"# Guidance on {title}", "")
     yield from (
         "The judge is a classifier of clean images that no guidance method uses. It gives accuracy and features. All distances "
         "are to the held-out images. FD is the Frechet distance of these features. It is not FID, which uses Inception.",
         "",
         f"This run took {seconds['all'] / 60:.1f} minutes, {seconds['training'] / 60:.1f} of them for training.",
     )
-    yield from ("", "![One row per class](overview.png)", "", "## Results", "")
+    yield from ("", "![Samples of each method, one row per class](overview.png)", "", "## What was found", "")
     for sentence in findings(metrics):
         yield from (sentence, "")
     yield from (*table({"real training images": metrics["real"], **metrics["headlines"]}), "")

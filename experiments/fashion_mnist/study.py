@@ -11,6 +11,7 @@ uses Inception.
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import time
@@ -28,24 +29,30 @@ from jax import Array
 import guidance_jax as gj
 from experiments.fashion_mnist import report
 from experiments.fashion_mnist.sweep import SCALES, Sweep, headlines
-from experiments.tools import data, devices, models
+from experiments.tools import data, devices, generate, models
 from experiments.tools.evaluator import Evaluator, Judge, jitter
 from experiments.tools.fit import Training, fit, run_directory
 
 CLEAN = 0.0
+NEAREST = 5
+"""Neighbours of each held-out image that the judge looks at."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Guidance on Fashion-MNIST, from the data to the report."""
+    """Guidance on Fashion-MNIST or your own images, from the data to the report."""
 
     out: Path = Path("out/fashion_mnist")
     """The directory for data, checkpoints, samples and the report."""
     dataset: str = "fashion_mnist"
-    """The name of a labelled image data set in TFDS."""
+    """A folder of PNG or JPEG files with one subfolder per class, or the TFDS name of a set of labelled images. Without
+    subfolders there are no labels: then only an unconditional model is trained and sampled. TFDS needs TensorFlow once to
+    prepare a set, unless `manual_dir` is given."""
     manual_dir: Path | None = None
-    """A folder with the four IDX files of the data set, to use without a download. Debian's package dataset-fashion-mnist
-    installs them in /usr/share/datasets/fashion-mnist."""
+    """A folder with the four IDX files of "fashion_mnist" or another set like MNIST. They need neither network nor TensorFlow.
+    Debian's package dataset-fashion-mnist puts them in /usr/share/datasets/fashion-mnist."""
+    size: int | None = None
+    """For a folder of images: crop the largest centred square of each, and resize it to this many pixels (Lanczos filter)."""
     seed: int = 0
     """The seed of all random numbers."""
     network: gj.networks.UNetConfig = gj.networks.UNetConfig((28, 28, 1), 10, widths=(32, 64), patch=2)
@@ -75,7 +82,7 @@ class Config:
     batch: int = 250
     """Number of samples per batch."""
     coordinator: str | None = None
-    """For several processes: host:port of process 0, as `jax.distributed` takes it."""
+    """For several processes: host:port of process 0, or "auto" on a cluster that provides it. None: one process."""
     processes: int | None = None
     """The number of processes."""
     process: int | None = None
@@ -194,27 +201,28 @@ def plan(config: Config, networks: dict[str, models.Trained], shape: tuple[int, 
     print(f"plan: {work}, together {(training + sampling) / 6e12:.0f} minutes at 100 GFLOP/s")
 
 
-def train(config: Config, train_set: data.Data, held_out: data.Data) -> tuple[models.Run, Judge, str]:
-    """The networks, the judge, and a digest of everything that the networks depend on."""
+def train(config: Config, train_set: data.Data, held_out: data.Data) -> tuple[models.Run, Judge | None, str]:
+    """The networks, the judge, and a digest of everything that they depend on. Without labels, the denoiser alone."""
     shape, classes = train_set.images.shape[1:], train_set.classes
-    sized = lambda network: dataclasses.replace(network, shape=shape, classes=classes)
-    described = {
-        "denoiser": models.describe("UNet", sized(config.network), "edm" if config.loss == "edm" else "v"),
-        "classifier": models.describe("UNetClassifier", sized(config.classifier_network)),
-        "clean": models.describe("UNetClassifier", sized(config.classifier_network)),
-    }
-    judge = Evaluator(shape, classes, config.evaluator_width, 3, rngs=nnx.Rngs(config.seed))
+    # A network without classes has one label: the null label, 0.
+    sized = lambda network: dataclasses.replace(network, shape=shape, classes=max(1, classes))
+    described = {"denoiser": models.describe("UNet", sized(config.network), "edm" if config.loss == "edm" else "v")}
+    if classes:
+        for name in ("classifier", "clean"):
+            described[name] = models.describe("UNetClassifier", sized(config.classifier_network))
     networks = {name: models.build(entry, config.seed) for name, entry in described.items()}
-    networks["evaluator"] = models.Trained(*gj.networks.from_nnx(judge))
-    described["evaluator"] = {"kind": "Evaluator", "config": {"width": config.evaluator_width, "jitter": "a pixel"}}
+    judge = Evaluator(shape, classes, config.evaluator_width, 3, rngs=nnx.Rngs(config.seed)) if classes else None
+    if judge is not None:
+        networks["evaluator"] = models.Trained(*gj.networks.from_nnx(judge))
+        described["evaluator"] = {"kind": "Evaluator", "config": {"width": config.evaluator_width, "jitter": "a pixel"}}
+        plan(config, networks, shape)
     wanted = losses(config, {name: network.apply for name, network in networks.items()}, classes)
-    plan(config, networks, shape)
     entries, checkpoints = {}, config.out / "checkpoints"
     for name, (_, params, _) in networks.items():
         training = config.classifier if name == "clean" else getattr(config, name)
         identity = {
             "network": described[name],
-            "data": f"{config.dataset} {train_set.version}, {len(train_set.labels)} images",
+            "data": f"{data.described(config.dataset, train_set.version)}, {len(train_set.labels)} images",
             **({"drop_rate": config.drop_rate, "loss": config.loss} if name == "denoiser" else {}),
         }
         with contextlib.closing(data.batches(train_set, training.batch, config.seed)) as batches:
@@ -224,23 +232,41 @@ def train(config: Config, train_set: data.Data, held_out: data.Data) -> tuple[mo
         networks[name] = networks[name]._replace(params=params)
     weak, early = config.denoiser.snapshots
     entries |= {"weak": entries["denoiser"] | {"step": weak}, "early": entries["denoiser"] | {"step": early}}
-    trained = Judge(judge, networks["evaluator"].params, held_out)
-    del entries["evaluator"]
+    trained = None
+    if judge is not None:
+        trained = Judge(judge, networks["evaluator"].params, held_out)
+        del entries["evaluator"]
     devices.first(lambda: models.save(config.out, shape, train_set.names, entries))
     digest = hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()[:12]
     return models.load(config.out), trained, digest
 
 
+def unconditional(config: Config, digest: str) -> dict[str, Any]:
+    """Samples of a denoiser that was trained without labels. Nothing is judged, since the judge is a classifier."""
+    print("The images have no labels: the denoiser is unconditional. Guidance by classes and the judge are left out.")
+    out = config.out / "samples" / digest / "unconditional"
+    size: Any = {"samples": config.samples, "steps": config.steps, "batch": config.batch, "shard": config.batch}
+    generate.draw(generate.Config(config.out, out, guidance="unconditional", scale=1.0, seed=config.seed + 1, **size))
+    more = f"python3 -m experiments.tools.generate {config.out} --guidance unconditional"
+    print(f"More samples: {more} --samples 50000 --out {config.out.with_name(config.out.name + '_samples')}")
+    return {"samples": str(out)}
+
+
 def main(config: Config) -> dict[str, Any]:
-    """Run the study. Returns the contents of `metrics.json`."""
+    """Run the study. Returns the contents of `metrics.json` or, without labels, the place of the samples."""
     devices.start(config.coordinator, config.processes, config.process)
     start = time.perf_counter()
     config.out.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", str((config.out / "compilation_cache").absolute()))
-    train_set, held_out = (
-        data.load(config.dataset, split, config.out / "data", config.manual_dir) for split in ("train", "test")
-    )
+    load = functools.partial(data.load, directory=config.out / "data", manual_dir=config.manual_dir, size=config.size)
+    train_set, held_out = (load(config.dataset, split, labelled=False) for split in ("train", "test"))
+    if train_set.names and len(held_out) <= NEAREST:
+        raise ValueError(
+            f"the test split of {config.dataset} has {len(held_out)} images, and the judge needs at least {NEAREST + 1}."
+        )
     run, judge, digest = train(config, train_set, held_out)
+    if judge is None:
+        return unconditional(config, digest)
     trained = time.perf_counter()
     run = models.calibrated(run, config.calibration, config.batch)
     assert run.curve is not None

@@ -220,13 +220,13 @@ judge = SVC().fit(np.asarray(real), classes)
 measure = jax.jit(gj.metrics.precision_recall)
 
 _, axes = plt.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
-for (way, x), color in zip(samples.items(), ("#1f6fb4", "#d9730d"), strict=True):
+for (way, x), color in zip(samples.items(), ("#1f6fb4", "#8c4b1f"), strict=True):
     flat = x.reshape(len(SCALES), len(keys), -1)
     accuracy = [(judge.predict(one) == np.asarray(asked)).mean() for one in flat]
     precision, recall = zip(*(map(float, measure(real[: len(keys)], jnp.asarray(one))) for one in flat), strict=True)
     for axis, values in zip(axes, (accuracy, precision, recall), strict=True):
         axis.plot(SCALES, values, "o-", color=color, markersize=3, label=way)
-for axis, title in zip(axes, ("of the class asked for", "precision", "recall"), strict=True):
+for axis, title in zip(axes, ("accuracy", "precision", "recall"), strict=True):
     axis.set(title=title, xlabel="guidance scale w", ylim=(0, 1.03))
     axis.spines[["top", "right"]].set_visible(False)
 axes[0].legend(frameon=False, fontsize=9, loc="lower right")
@@ -270,10 +270,10 @@ print(f"measured on {len(pair)} samples, then sampled at {len(STRONG)} scales by
 
 _, axes = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
 axes[0].errorbar(curve.ratio, curve.rho, curve.error, fmt="o-", markersize=3, linewidth=1)
-axes[0].set(title="where guidance helps", ylabel="rho", ylim=(0, 1.1))
+axes[0].set(title="calibration curve", ylabel="rho", ylim=(0, 1.1))
 for scale in STRONG:
     axes[1].plot(curve.ratio, gj.scales.calibrated(curve, scale)(SCHEDULE.at(curve.ratio)), label=f"w = {scale:g}")
-axes[1].set(title="the scale that follows")
+axes[1].set(title="calibrated guidance scale")
 axes[1].legend(frameon=False, fontsize=9)
 for axis in axes:
     axis.set(xscale="log", xlabel="sigma / alpha")

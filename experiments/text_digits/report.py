@@ -6,14 +6,23 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 import guidance_jax as gj
 from experiments.text_digits import scenes
 from experiments.text_digits.model import Painter
-from experiments.tools.pictures import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, STYLE, montage
+from experiments.tools.pictures import METHODS, STYLE, grids, label_points, legend_below, save
 
 Ways = dict[str, list[dict[str, Any]]]
-COLOURS = (BLUE, ORANGE, GREEN, PURPLE, INK, MUTED)
+COLOURED = {
+    "CFG": "cfg",
+    "CFG in an interval": "interval",
+    "APG": "apg",
+    "CFG-Zero*": "cfg_zero_star",
+    "CFG, calibrated for prompts": "calibrated_prompts",
+    "CFG, calibrated for classes": "calibrated",
+}
+"""The method whose colour each way has."""
 SHOWN = (
     "a three to the left of a seven",
     "a four to the left of a seven",
@@ -36,79 +45,58 @@ def best(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return max(rows, key=lambda row: row["accuracy"])
 
 
-def grid(path: Path, labels: Sequence[str], columns: dict[str, np.ndarray], title: str) -> None:
-    """Draw columns of images `[rows, n, H, W, C]`, with one label per row."""
-    rows, each = next(iter(columns.values())).shape[:2]
-    with plt.rc_context(STYLE):
-        size = (1.8 + 0.62 * each * len(columns), 0.8 + 0.37 * rows)
-        figure, axes = plt.subplots(1, len(columns), figsize=size, squeeze=False, layout="constrained")
-        for axis, (name, images) in zip(axes[0], columns.items(), strict=True):
-            axis.imshow(montage(images)[..., 0], cmap="gray", vmin=0, vmax=1)
-            axis.set_title(name, fontsize=9, color=INK)
-            axis.set(xticks=[], yticks=[])
-            axis.spines[:].set_visible(False)
-        bottom = axes[0][0].get_ylim()[0]
-        axes[0][0].set_yticks((np.arange(rows) + 0.5) * bottom / rows, labels, fontsize=9, color=INK)
-        axes[0][0].tick_params(length=0)
-        figure.suptitle(title, color=INK, fontsize=11)
-        figure.savefig(path)
-        plt.close(figure)
-
-
 def by_prompt(images: np.ndarray, rows: int) -> np.ndarray:
     """Group images by prompt. Each prompt occurs several times in a row."""
     return images.reshape(rows, -1, *images.shape[1:])
 
 
 def accuracy(path: Path, metrics: dict[str, Any]) -> None:
-    """Plot the share of prompts followed over the scale, by kind, by pairs seen and never seen, and by method."""
+    """Prompts met over the scale: by kind, by pairs that training has and has not, and of each method against recall."""
     ways, cfg, real = metrics["ways"], metrics["ways"]["CFG"], metrics["real"]
     scales = [row["scale"] for row in cfg]
     seen = [name for name in cfg[0]["kinds"] if not name.endswith("held out")]
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
-        for i, name in enumerate(seen):
-            colour = plt.colormaps["tab20"](i)
-            axes[0].plot(scales, [row["kinds"][name] for row in cfg], "-", lw=1, color=colour, label=name)
-        axes[0].plot(scales, [row["accuracy"] for row in cfg], "-o", ms=4, lw=2.5, color=INK, label="all kinds")
-        axes[0].legend(fontsize=7, ncols=2, loc="lower right")
-        for key, name, colour in (("accuracy", "all kinds", BLUE), ("held_out", "pairs never seen in training", ORANGE)):
-            axes[1].plot(scales, [row[key] for row in cfg], "-o", ms=4, color=colour, label=name)
-            axes[1].axhline(real[key], color=colour, lw=0.8, ls=":")
-        axes[1].plot([], [], color=MUTED, lw=0.8, ls=":", label="real scenes of held-out digits")
-        for colour, (way, rows) in zip(COLOURS, ways.items(), strict=True):
+    worst = min(seen, key=best(cfg)["kinds"].__getitem__)
+    with plt.style.context(STYLE):
+        figure, axes = plt.subplot_mosaic("AB;CC", figsize=(10, 10.4), height_ratios=(1, 1.15))
+        kinds, pairs, methods = axes.values()
+        for name in seen:
+            kinds.plot(scales, [row["kinds"][name] for row in cfg], lw=1, color="#aaaaaa")
+        kinds.lines[0].set_label("each other kind")
+        line: Any = {"color": METHODS["learned"], "label": f"weakest: {scenes.caption(worst, 3, 7)!r}"}
+        kinds.plot(scales, [row["kinds"][worst] for row in cfg], "-o", **line)
+        kinds.plot(scales, [row["accuracy"] for row in cfg], "-o", color=METHODS["cfg"], label="mean of all kinds")
+        for key, name, dash in (("accuracy", "all kinds", "-o"), ("held_out", "pairs never seen in training", "--s")):
+            pairs.plot(scales, [row[key] for row in cfg], dash, color=METHODS["cfg"], label=name)
+            pairs.axhline(real[key], color=METHODS["real"], lw=1.2, ls=":" if key == "accuracy" else "-.")
+        pairs.plot([], [], color=METHODS["real"], lw=1.2, ls=":", label="real scenes, all kinds")
+        pairs.plot([], [], color=METHODS["real"], lw=1.2, ls="-.", label="real scenes, pairs never seen")
+        labelled = []
+        for way, rows in ways.items():
             rows = [row for row in rows if row["scale"] > 0]
             xs, ys = ([row[key] for row in rows] for key in ("recall", "accuracy"))
-            axes[2].plot(xs, ys, "-o", ms=4, color=colour, label=way)
-            for row in rows:
-                axes[2].annotate(
-                    f"{row['scale']:g}",
-                    (row["recall"], row["accuracy"]),
-                    xytext=(4, -9),
-                    textcoords="offset points",
-                    fontsize=7,
-                    color=colour,
-                )
-        for axis, title, x in zip(
-            axes,
-            ("By kind of prompt", "Composition", "Methods (numbers: scale)"),
-            ("guidance scale", "guidance scale", "recall of the held-out digits"),
-            strict=True,
-        ):
-            axis.set(title=title, xlabel=x, ylabel="prompts met", ylim=(0, 1.03))
-            if axis is not axes[0]:
-                axis.legend(fontsize=8, loc="lower left" if axis is axes[2] else "lower right")
+            methods.plot(xs, ys, "-o", color=METHODS[COLOURED[way]], label=way)
+            some = (1, 3, 6, 16) if way == "CFG" else (rows[0]["scale"], rows[-1]["scale"])
+            labelled += [(x, y, row, way) for x, y, row in zip(xs, ys, rows, strict=True) if row["scale"] in some]
+        kinds.set(title="CFG, by kind of prompt", xlabel="guidance scale")
+        pairs.set(title="CFG, by pair of digits", xlabel="guidance scale")
+        methods.set(title="Each method, against recall (labels: guidance scale)", xlabel="recall of the held-out digits")
+        figure.suptitle("Share of prompts met")
+        for axis in axes.values():
+            axis.xaxis.set_major_locator(MaxNLocator(8 if axis is methods else 4, steps=[1, 2, 4, 5, 10]))
+            axis.set(ylabel="prompts met", ylim=(0, 1.04))
+            legend_below(axis, 3 if axis is methods else 1, down=0.17 if axis is methods else 0.2)
         guided = [row["accuracy"] for rows in ways.values() for row in rows if row["scale"] > 0]
-        axes[2].set_ylim(min(guided) - 0.05, 1.01)
-        figure.savefig(path)
-        plt.close(figure)
+        methods.set_ylim(min(guided) - 0.01, min(1.01, max(guided) + 0.01))
+        points = [(x, y, f"{row['scale']:g}", METHODS[COLOURED[way]]) for x, y, row, way in labelled]
+        label_points(methods, points)
+        save(figure, path)
 
 
-def prompts_picture(path: Path, painter: Painter, scales: Sequence[float], each: int = 3) -> None:
-    """Draw prompts in rows and scales in columns, with the same noise everywhere."""
+def prompts_picture(path: Path, painter: Painter, scales: Sequence[float], each: int = 2) -> None:
+    """One row per prompt, one column per scale, the same noise in all columns."""
     texts = [text for text in SHOWN for _ in range(each)]
     columns = {
-        {0.0: "scale 0, no text", 1.0: "scale 1, no guidance"}.get(scale, f"scale {scale:g}"): by_prompt(
+        {0.0: "scale 0\n(no text)", 1.0: "scale 1\n(no guidance)"}.get(scale, f"scale {scale:g}"): by_prompt(
             painter(gj.cfg, scale, 7, cond=texts), len(SHOWN)
         )
         for scale in scales
@@ -117,37 +105,37 @@ def prompts_picture(path: Path, painter: Painter, scales: Sequence[float], each:
         text + UNSEEN * bool(scenes.parse(text)[0] in scenes.PAIRED and scenes.held_out(*scenes.parse(text)[1:]))
         for text in SHOWN
     ]
-    grid(
-        path, labels, columns, "What is drawn for a prompt at each guidance scale (* a pair of digits that training never has)"
-    )
+    title = "Samples for each prompt and guidance scale\n(*: a pair of digits that is not in the training set)"
+    grids(path, columns, labels, title, labels=2.9)
 
 
-def negatives_picture(path: Path, painter: Painter, scale: float, each: int = 6) -> None:
-    """Draw samples without and with a negative prompt, from the same noise."""
+def negatives_picture(path: Path, painter: Painter, scale: float, each: int = 5) -> None:
+    """The same noise without a negative prompt and with it."""
     pairs = ((3, 7), (8, 1), (5, 2), (0, 6), (4, 9))
     labels = [f"{scenes.caption('or', *pair)}\nnot: {scenes.caption('one', pair[1])}" for pair in pairs]
     texts = [scenes.caption("or", *pair) for pair in pairs for _ in range(each)]
     unwanted = [scenes.caption("one", b) for _, b in pairs for _ in range(each)]
     columns = {
         "without the negative prompt": by_prompt(painter(gj.cfg, scale, 8, cond=texts), len(pairs)),
-        "with it, the same noise": by_prompt(painter(gj.cfg, scale, 8, cond=texts, uncond=unwanted), len(pairs)),
+        "with it, same noise": by_prompt(painter(gj.cfg, scale, 8, cond=texts, uncond=unwanted), len(pairs)),
     }
-    grid(path, labels, columns, f"Negative prompts, scale {scale:g}")
+    grids(path, columns, labels, f"Samples with and without a negative prompt, scale {scale:g}", labels=2.3)
 
 
-def compositions_picture(path: Path, painter: Painter, both: Callable[[Any], gj.Guidance], scale: float, each: int = 4) -> None:
-    """Draw samples of two single prompts, and of both prompts together."""
+def compositions_picture(path: Path, painter: Painter, both: Callable[[Any], gj.Guidance], scale: float, each: int = 3) -> None:
+    """Two prompts, each by itself and both composed."""
     pairs = ((3, 7), (1, 8), (0, 3), (2, 6), (5, 9))
     forms = ("on the left", "on the right")
     first, second = ([scenes.caption(form, pair[i]) for pair in pairs for _ in range(each)] for i, form in enumerate(forms))
     columns = {
-        "the first": by_prompt(painter(gj.cfg, scale, 9, cond=first), len(pairs)),
-        "the second": by_prompt(painter(gj.cfg, scale, 9, cond=second), len(pairs)),
-        "both": by_prompt(painter(both, scale, 9, first=first, second=second), len(pairs)),
+        "first prompt": by_prompt(painter(gj.cfg, scale, 9, cond=first), len(pairs)),
+        "second prompt": by_prompt(painter(gj.cfg, scale, 9, cond=second), len(pairs)),
+        "both, composed": by_prompt(painter(both, scale, 9, first=first, second=second), len(pairs)),
     }
     said = [" AND\n".join(scenes.caption(form, digit) for form, digit in zip(forms, pair, strict=True)) for pair in pairs]
     labels = [text + UNSEEN * bool(scenes.held_out(*pair)) for text, pair in zip(said, pairs, strict=True)]
-    grid(path, labels, columns, f"Two prompts composed, scale {scale:g} each (* a pair that training never has)")
+    title = f"Two prompts and their composition, scale {scale:g} each\n(*: a pair of digits that is not in the training set)"
+    grids(path, columns, labels, title, labels=2.2)
 
 
 def findings(metrics: dict[str, Any]) -> Iterator[str]:

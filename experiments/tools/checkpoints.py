@@ -1,4 +1,4 @@
-"""Checkpoints of a training: written whole or not at all, and verified value by value as they are read."""
+"""Checkpoints of a training run. Each is written completely or not at all, and every value is verified when it is read."""
 
 import hashlib
 import itertools
@@ -23,40 +23,40 @@ PARTS = ("params", "average", "optimiser")
 
 
 class DamagedError(Exception):
-    """A checkpoint that cannot be read, or does not hold what was written."""
+    """A checkpoint that cannot be read, or has changed since it was written."""
 
 
 def leaves(tree: Any) -> dict[str, Any]:
-    """The leaves of a pytree by their names: `{"blocks.0.kernel": leaf}`.
+    """The leaves of a pytree by name: `{"blocks.0.kernel": leaf}`.
 
     Raises:
-      ValueError: if two leaves have one name.
+      ValueError: If two leaves have the same name.
     """
     found = jax.tree_util.tree_leaves_with_path(tree)
     named = {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in found}
     if len(named) < len(found):
-        raise ValueError("two leaves of the parameters have one name; keep dots out of the names.")
+        raise ValueError("two leaves of the parameters have the same name. Use names without dots.")
     return named
 
 
 def host(tree: Any) -> Any:
-    """A copy of a pytree in NumPy arrays of its own: nothing that is done to the device's arrays reaches it."""
+    """A copy of a pytree in NumPy arrays. It shares no memory with the device's arrays."""
     return jax.tree.map(lambda leaf: np.array(leaf, copy=True), tree)
 
 
 class Checkpoints:
-    """The checkpoints of one run, in `run / <steps done>`; of a run of several processes, held by one of them.
+    """The checkpoints of one run, in `run / <steps done>`. In a run of several processes, process 0 writes them.
 
-    A checkpoint is three parts (params, average, optimiser), and what is said about it: its step, the states of the data
-    iterators and a digest of every array. Orbax writes beside the training and renames the whole into place at the end.
+    A checkpoint has three parts (params, average, optimiser) and a description: its step, the states of the data iterators and
+    a digest of every array. Orbax writes in the background, and renames the complete checkpoint into place at the end.
 
     Args:
-      run: the run's directory.
-      keep: how many of the newest to keep.
-      snapshots: steps whose checkpoints are kept for ever.
+      run: The run's directory.
+      keep: How many of the newest checkpoints to keep.
+      snapshots: Steps whose checkpoints are never deleted.
 
     Raises:
-      RuntimeError: if another process trains this run now.
+      RuntimeError: If another process trains this run now.
     """
 
     def __init__(self, run: Path, keep: int, snapshots: tuple[int, ...]):
@@ -65,11 +65,11 @@ class Checkpoints:
         self._writing: int | None = None
         self._size = 0
         if (lock := disk.locked(run / "lock")) is None:
-            raise RuntimeError(f"another process trains in {run} now; wait for it, or stop it.")
+            raise RuntimeError(f"another process trains in {run} now. Wait for it, or stop it.")
         self._lock = lock
         half = sorted(path.name.split(".")[0] for path in run.glob("*.orbax-checkpoint-tmp*"))
         if half:
-            warnings.warn(f"the checkpoint of step {', '.join(half)} in {run} was half-written: it is dropped.", stacklevel=3)
+            warnings.warn(f"the checkpoint of step {', '.join(half)} in {run} was half-written and is dropped.", stacklevel=3)
         kept = [preservation_policy.LatestN(keep), preservation_policy.CustomSteps(snapshots)]
         self._manager = ocp.CheckpointManager(
             run,
@@ -82,17 +82,17 @@ class Checkpoints:
         )
 
     def newest(self, like: Mapping[str, Any]) -> tuple[int, dict[str, Leaves], list[Any]] | None:
-        """The newest good checkpoint: its step, the leaves of its parts and the data iterators' states; None if there is none.
+        """The newest good checkpoint: its step, the leaves of its parts and the data iterators' states. None if there is none.
 
-        Newer ones that are damaged are told of and moved to `run / damaged`. Snapshots that are missing are told of: no
-        checkpoint after them depends on them.
+        A warning names newer checkpoints that are damaged. They are moved to `run / damaged`. A warning also names missing
+        snapshots. Later checkpoints do not depend on them.
 
         Args:
-          like: `{part: pytree}`, what the network and its optimiser need.
+          like: `{part: pytree}` with the shapes and dtypes of the network and its optimiser.
 
         Raises:
-          OSError: if there are checkpoints and all are damaged.
-          ValueError: if a checkpoint does not fit `like`, with the leaf.
+          OSError: If there are checkpoints and all are damaged.
+          ValueError: If a leaf of a checkpoint does not match `like`.
         """
         found = steps(self.run)
         damaged: dict[int, DamagedError] = {}
@@ -107,24 +107,24 @@ class Checkpoints:
             self.good = step
             self._set_aside(damaged)
             if lost := sorted({snapshot for snapshot in self.snapshots if snapshot <= step} - set(found)):
-                told = f"the snapshots {lost} are missing in {self.run}; the run goes on from step {step} without them."
-                warnings.warn(f"{told} To have them again: {_again(self.run)}", stacklevel=3)
+                text = f"the snapshots {lost} are missing in {self.run}. The run continues from step {step} without them."
+                warnings.warn(f"{text} To restore them, {_again(self.run)}", stacklevel=3)
             return step, parts, about["iterators"]
         if found:
-            told = "; ".join(str(error) for error in damaged.values())
-            raise OSError(f"no checkpoint in {self.run} is good: {told}. What can be done: {_again(self.run)}")
+            text = "; ".join(str(error) for error in damaged.values())
+            raise OSError(f"no checkpoint in {self.run} is good: {text}. To go on, {_again(self.run)}")
         return None
 
     def save(self, step: int, state: Mapping[str, Any], iterators: list[Any]) -> None:
-        """Begins to write a checkpoint; the training may go on at once.
+        """Starts to write a checkpoint, and returns before it is finished.
 
         Args:
-          step: steps done.
+          step: The number of steps done.
           state: `{part: pytree}`, on the device.
-          iterators: the state of each process's data iterator.
+          iterators: The state of each process's data iterator.
 
         Raises:
-          OSError: if this checkpoint, or the one before, cannot be written; with the last good one.
+          OSError: If this checkpoint or the one before cannot be written. The message names the last good one.
         """
         self.wait()
         parts = {part: leaves(host(state[part])) for part in PARTS}
@@ -135,7 +135,7 @@ class Checkpoints:
             "leaves": {part: _digests(parts[part]) for part in PARTS},
         }
         about = {"content": content, "sha256": _sha(json.dumps(content, sort_keys=True).encode())}
-        # Orbax writes no arrays without values; what is said about them is all there is.
+        # Orbax writes no empty arrays. The description has their shapes.
         items = {part: {name: leaf for name, leaf in parts[part].items() if leaf.size} for part in PARTS}
         self._size = sum(leaf.nbytes for part in items.values() for leaf in part.values())
         items = {part: ocp.args.PyTreeSave(items[part]) for part in PARTS}
@@ -146,10 +146,10 @@ class Checkpoints:
             raise self.failed(f"the checkpoint of step {step} could not be written to {self.run}", error) from error
 
     def wait(self) -> None:
-        """Until the last checkpoint is whole on the disk.
+        """Waits until the last checkpoint is completely on the disk.
 
         Raises:
-          OSError: if it cannot be written; with the last good one.
+          OSError: If it cannot be written. The message names the last good one.
         """
         try:
             self._manager.wait_until_finished()
@@ -160,23 +160,23 @@ class Checkpoints:
             self.good, self._writing = self._writing, None
 
     def failed(self, what: str, error: Exception) -> OSError:
-        """The error of what could not be written, and how to go on."""
-        mend = "Mend that"
+        """The error for a file that could not be written, with what to do."""
+        remedy = "Fix that"
         if disk.is_full(error):
             room = disk.room(self.run, "A checkpoint", self._size)
-            mend = f"Is the disk full? {room}. Make room"
-        return OSError(f"{what}: {error}. {mend} and start again. {self.last()}")
+            remedy = f"Is the disk full? {room}. Make room"
+        return OSError(f"{what}: {error}. {remedy} and start again. {self.last()}")
 
     def last(self) -> str:
-        """The sentence of the last good checkpoint, for errors."""
+        """A sentence about the last good checkpoint, for errors."""
         return "There is no checkpoint yet." if self.good is None else f"The last good checkpoint is of step {self.good}."
 
     def close(self) -> None:
-        """Lets go of the run; waits for a checkpoint that is being written, whatever becomes of it."""
+        """Releases the run. Waits for a checkpoint that is being written, and ignores its errors."""
         try:
             self._manager.close()
         except Exception:
-            pass  # The error that closes the run has been told, or is being told.
+            pass  # An error of this checkpoint has been raised already.
         finally:
             self._lock.close()
 
@@ -186,70 +186,72 @@ class Checkpoints:
             aside = next(aside for aside in (self.run / "damaged" / name for name in names) if not aside.exists())
             aside.parent.mkdir(exist_ok=True)
             os.replace(self.run / str(step), aside)
-            warnings.warn(f"{why}. It is now {aside}; the run goes on from step {self.good}.", stacklevel=4)
+            warnings.warn(f"{why}. It is moved to {aside}. The run continues from step {self.good}.", stacklevel=4)
         if damaged:
             self._manager.reload()
 
 
 def restore(run: Path, like: Any, step: int | None = None) -> Any:
-    """The averaged parameters of a run: of its last checkpoint, or of the one after `step` steps.
+    """The averaged parameters of a run, from its last checkpoint or from the one after `step` steps.
 
     Args:
-      run: the run's directory, of `run_directory`.
-      like: the network's parameters, or their shapes and types (`jax.eval_shape`).
-      step: one of `Training.snapshots`, or another step that is still kept; the last one where None.
+      run: The run's directory, as `run_directory` names it.
+      like: The network's parameters, or their shapes and dtypes (`jax.eval_shape`).
+      step: One of `Training.snapshots`, or another step that is still kept. None: the last one.
 
     Raises:
-      FileNotFoundError: if there is no such checkpoint, with those that are there.
-      OSError: if it is damaged.
-      ValueError: if it does not fit the network, with the leaf.
+      FileNotFoundError: If there is no such checkpoint. The message lists those that exist.
+      OSError: If the checkpoint is damaged.
+      ValueError: If a leaf of it does not match the network.
     """
     run = run.absolute()
     found = steps(run)
     if not found:
-        raise FileNotFoundError(f"{run} holds no checkpoint: it is no run's directory, or its training has not come so far.")
+        raise FileNotFoundError(f"{run} holds no checkpoint. It is not a run's directory, or its training has saved none yet.")
     if step not in (None, *found):
-        raise FileNotFoundError(f"{run} holds no checkpoint of step {step}; of these: {found}. To have it: {_again(run)}")
+        raise FileNotFoundError(
+            f"{run} holds no checkpoint of step {step}. It has those of {found}. To get this one, {_again(run)}"
+        )
     wanted = found[-1] if step is None else step
     try:
         _, parts = read(run / str(wanted), {"average": jax.tree.map(kept, like)})
     except DamagedError as error:
         if step is None and steps(run)[-1:] not in ([], [wanted]):
-            return restore(run, like)  # A training that goes on has put a newer one in its place.
-        mend = "call `fit`: it sets this one aside and goes on from the newest that is good."
+            return restore(run, like)  # A training that is running has replaced it with a newer one.
+        remedy = "Call `fit`: it moves this one aside and continues from the newest good one."
         if later := [other for other in found if other > wanted]:
-            mend = f"later ones are there ({later}), and `fit` goes on from those. To have this one again: {_again(run)}"
-        raise OSError(f"{error}; {mend}") from error
+            remedy = f"There are later ones ({later}), and `fit` continues from those. To restore this one, {_again(run)}"
+        raise OSError(f"{error}. {remedy}") from error
     return jax.tree.map(lambda leaf, one: jax.numpy.asarray(leaf, one.dtype), put(parts["average"], like), like)
 
 
 def kept(parameter: Any) -> jax.ShapeDtypeStruct:
-    """What the average of a parameter is like: in at least float32, whatever the parameter is."""
+    """Shape and dtype of a parameter's average, which is at least float32."""
     narrow = jax.numpy.issubdtype(parameter.dtype, jax.numpy.floating) and parameter.dtype.itemsize < 4
     return jax.ShapeDtypeStruct(parameter.shape, jax.numpy.float32 if narrow else parameter.dtype)
 
 
 def claim(run: Path, text: str) -> None:
-    """Writes in the run's directory what the run is; whole, or not at all.
+    """Writes the run's identity into its directory, completely or not at all.
 
-    The directory's name is a digest of the text, so a file that is damaged is written anew.
+    The directory's name is a digest of the text, so a damaged file can be written again.
 
     Raises:
-      ValueError: if it says something else there, with what differs.
+      ValueError: If the directory has another identity. The message names the differences.
     """
     path = run / "identity.json"
     disk.clean(run, r"identity\.json")
     if path.exists():
         try:
             if not (there := disk.read_json(path)):
-                raise disk.DamagedError(f"{path} is damaged (it tells nothing)")
+                raise disk.DamagedError(f"{path} is damaged (it is empty)")
         except disk.DamagedError as error:
-            warnings.warn(f"{error}: it is written anew.", stacklevel=3)
+            warnings.warn(f"{error}. It is written again.", stacklevel=3)
         else:
             if difference := _difference(there, json.loads(text)):
                 raise ValueError(
                     f"{path} contradicts its directory's name: {difference}. If the checkpoints beside it are of this training,"
-                    " remove that file alone: it is written anew. Else move the directory away."
+                    " remove only that file: it is written again. Otherwise move the directory away."
                 )
             return
     with disk.replacing(path) as file:
@@ -257,16 +259,16 @@ def claim(run: Path, text: str) -> None:
 
 
 def steps(run: Path) -> list[int]:
-    """The steps of the checkpoints in a run's directory that were written to their end, ascending."""
+    """The steps of the complete checkpoints in a run's directory, ascending."""
     return sorted(int(path.name) for path in run.glob("*") if re.fullmatch(r"0|[1-9][0-9]*", path.name))
 
 
 def read(path: Path, like: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Leaves]]:
-    """What is said about a checkpoint, and the leaves of the parts that `like` names.
+    """The description of a checkpoint, and the leaves of the parts that `like` names.
 
     Raises:
-      DamagedError: if a file of it is missing, cannot be read, or does not hold what was written.
-      ValueError: if it does not fit `like`, with the leaf.
+      DamagedError: If a file is missing, cannot be read, or has changed since it was written.
+      ValueError: If a leaf does not match `like`.
     """
     try:
         with _reader(ocp.JsonCheckpointHandler) as reader:
@@ -278,14 +280,14 @@ def read(path: Path, like: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
     except Exception as error:
         raise DamagedError(f"the checkpoint {path} is damaged: {_line(error)}") from error
     if not sound:
-        raise DamagedError(f"the checkpoint {path} is damaged: what it says about itself has changed since it was written")
+        raise DamagedError(f"the checkpoint {path} is damaged: its description has changed since it was written")
     for part in sorted(like, key=PARTS.index):
         _fits(path, part, content["leaves"][part], leaves(like[part]))
     return content, {part: _read_part(path, part, content["leaves"][part]) for part in like}
 
 
 def put(found: Leaves, like: Any) -> Any:
-    """The leaves in the pytree that they are named after."""
+    """Puts leaves, given by name, into a pytree with the structure of `like`."""
     return jax.tree.unflatten(jax.tree.structure(like), [found[name] for name in leaves(like)])
 
 
@@ -313,7 +315,7 @@ def _fits(path: Path, part: str, saved: dict[str, list[Any]], like: dict[str, An
         if there != needed:
             raise ValueError(
                 f"the checkpoint {path} does not fit the network: {name!r} of {part} is {there} in it and {needed} in the "
-                f"network. The network's code has changed since: train in another directory."
+                f"network. The network's code has changed since. Train in another directory."
             )
 
 
@@ -327,7 +329,7 @@ def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
 
 
 def _again(run: Path) -> str:
-    return f"bring a copy back, or move {run} away and train anew."
+    return f"bring a copy back, or move {run} away and train again."
 
 
 def _sha(data: bytes) -> str:
@@ -343,6 +345,6 @@ def _reader(handler: Any) -> ocp.Checkpointer:
 
 
 def _alone() -> ocp.options.MultiprocessingOptions:
-    """Orbax for this process alone: the others need not take part, nor share its disk."""
+    """Options with which Orbax runs in this process only. Other processes need not take part or share its disk."""
     me = jax.process_index()
     return ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process-{me}")

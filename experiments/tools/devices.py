@@ -1,4 +1,4 @@
-"""Devices and processes: the one mesh, the batch split over it, the parameters on all of it."""
+"""Devices and processes: one mesh, with the batch split over it and the parameters replicated on it."""
 
 import json
 import os
@@ -14,23 +14,23 @@ AUTO = "auto"
 
 
 def start(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
-    """Joins the processes of one run, where there are several; must come before any other use of JAX.
+    """Joins the processes of one run. Call it before any other use of JAX.
 
-    Each argument that is None comes from the environment: `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES`, `JAX_PROCESS_ID`.
-    Without a coordinator the run is of one process, and nothing is done.
+    An argument that is None is read from the environment: `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES`, `JAX_PROCESS_ID`.
+    Without a coordinator the run has one process, and nothing is done.
 
     Args:
-      coordinator: `host:port` of process 0, or "auto" where the cluster tells it (a TPU pod, SLURM, Open MPI, Kubernetes).
-      processes: how many processes the run has.
-      process: which one this is, from 0.
+      coordinator: `host:port` of process 0, or "auto" on a cluster that provides it (a TPU pod, SLURM, Open MPI, Kubernetes).
+      processes: The number of processes.
+      process: The number of this process, from 0.
 
     Raises:
-      ValueError: if there is a coordinator's address but no number of processes or no number of this process.
+      ValueError: If there is a coordinator's address but no number of processes or no number of this process.
     """
     coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
     if coordinator is None:
         if processes is not None or process is not None:
-            raise ValueError("processes and process need a coordinator: give host:port of process 0, or 'auto'.")
+            raise ValueError("processes and process need a coordinator. Use host:port of process 0, or 'auto'.")
         return
     if coordinator == AUTO:
         jax.distributed.initialize()
@@ -40,55 +40,57 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
     if processes is None or process is None or not 0 <= process < processes:
         raise ValueError(
             f"the coordinator {coordinator} needs the number of processes and of this one, from 0: got {processes} and "
-            f"{process}. Give them, or set JAX_NUM_PROCESSES and JAX_PROCESS_ID; 'auto' as the coordinator asks the cluster."
+            f"{process}. Give them, or set JAX_NUM_PROCESSES and JAX_PROCESS_ID. With 'auto' the cluster provides them."
         )
     jax.distributed.initialize(coordinator, processes, process)
 
 
 def mesh(devices: Sequence[Any] | None = None) -> Mesh:
-    """The mesh of one axis, "data", over all devices of all processes, or over the given ones (`jax.local_devices()`)."""
+    """A mesh with one axis, "data", over the given devices. None: all devices of all processes."""
     devices = jax.devices() if devices is None else devices
     return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
 
 
 def sharded(mesh: Mesh) -> NamedSharding:
-    """The rows split over the mesh."""
+    """The sharding that splits rows over the mesh."""
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Everything on each device of the mesh."""
+    """The sharding that puts a whole array on each device of the mesh."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def share(mesh: Mesh, batch: Any) -> Any:
-    """This process's rows of a batch as a part of the global arrays, their rows split over the mesh.
+    """Global arrays with their rows split over the mesh, made of the rows that each process has.
 
     Args:
-      mesh: of `mesh()`.
-      batch: any pytree of `[b, ...]` arrays; the global rows are those of process 0, then those of process 1, ...
+      mesh: As `mesh()` makes it.
+      batch: Any pytree of `[b, ...]` arrays. The global rows are those of process 0, then those of process 1, ...
 
     Raises:
-      ValueError: if the rows do not go evenly onto this process's devices of the mesh.
+      ValueError: If the rows do not divide evenly among this process's devices.
     """
     here = len(mesh.local_devices)
     for rows in {len(leaf) for leaf in jax.tree.leaves(batch)}:
         if rows % here:
-            raise ValueError(f"{rows} rows do not go evenly onto {here} devices; choose a batch that is a multiple of them.")
+            raise ValueError(
+                f"{rows} rows do not divide evenly among {here} devices. Use a batch that is a multiple of {here}."
+            )
     return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharded(mesh), leaf), batch)
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:
-    """A pytree on every device of the mesh; JAX checks that the processes hold the same values."""
+    """A pytree on every device of the mesh. JAX checks that all processes have the same values."""
     return jax.device_put(tree, replicated(mesh))
 
 
 def first(work: Callable[[], Any]) -> Any:
-    """What `work()` returns in process 0, a JSON-able value, in every process; the others do nothing but hear of it.
+    """Runs `work()` in process 0, and returns its JSON-able result in every process.
 
     Raises:
-      Exception: what `work` raises, in process 0.
-      RuntimeError: with the same text, in the others: no process waits for one that has stopped.
+      Exception: In process 0, what `work` raises.
+      RuntimeError: In the other processes, with the same text. So no process waits for one that has stopped.
     """
     if jax.process_count() == 1:
         return work()
@@ -98,16 +100,16 @@ def first(work: Callable[[], Any]) -> Any:
             said = {"value": work()}
         except Exception as caught:
             said, error = {"error": f"{type(caught).__name__}: {caught}"}, caught
-    told = json.loads(gather(json.dumps(said))[0])
+    received = json.loads(gather(json.dumps(said))[0])
     if error is not None:
         raise error
-    if "error" in told:
-        raise RuntimeError(f"process 0 stopped with {told['error']}")
-    return told["value"]
+    if "error" in received:
+        raise RuntimeError(f"process 0 stopped with {received['error']}")
+    return received["value"]
 
 
 def gather(text: str) -> list[str]:
-    """The texts of all processes, in their order."""
+    """The texts of all processes, in the order of their numbers."""
     if jax.process_count() == 1:
         return [text]
     data = np.frombuffer(text.encode(), np.uint8)
@@ -117,10 +119,10 @@ def gather(text: str) -> list[str]:
 
 
 def broadcast(tree: Any) -> Any:
-    """Process 0's NumPy arrays in every process, to the bit; the others give arrays of the same shapes and types."""
+    """Process 0's NumPy arrays in every process, bit for bit. The other processes pass arrays of the same shapes and dtypes."""
     if jax.process_count() == 1:
         return tree
-    # As bytes: a sum with zeros, which is how JAX broadcasts, turns -0.0 into 0.0.
+    # Sent as bytes: JAX broadcasts by a sum with zeros, which turns -0.0 into 0.0.
     flat = jax.tree.map(lambda leaf: np.ascontiguousarray(leaf).reshape(-1).view(np.uint8), tree)
     sent = multihost_utils.broadcast_one_to_all(flat)
     return jax.tree.map(lambda data, leaf: np.array(data).view(leaf.dtype).reshape(leaf.shape), sent, tree)
@@ -131,5 +133,5 @@ def _number(name: str) -> int | None:
     if text is None:
         return None
     if not text.isdecimal():
-        raise ValueError(f"{name} must be a number from 0, got {text!r}.")
+        raise ValueError(f"{name} must be an integer, 0 or more, got {text!r}.")
     return int(text)

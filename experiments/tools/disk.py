@@ -1,4 +1,4 @@
-"""Files of runs on disk: written whole or not at all, by one program at a time, and read back with errors that name them."""
+"""Files of runs: written completely or not at all, by one program at a time. Errors name the file."""
 
 import contextlib
 import errno
@@ -17,7 +17,7 @@ _TEMPORARY = ".tmp"
 
 
 class DamagedError(ValueError):
-    """A file that is not what was written."""
+    """A file that has changed since it was written."""
 
 
 class UnwrittenError(OSError):
@@ -25,10 +25,10 @@ class UnwrittenError(OSError):
 
 
 def made(directory: Path) -> Path:
-    """The directory, made where it is missing.
+    """The directory, which is made if it is missing.
 
     Raises:
-      UnwrittenError: if it cannot be made, or is something else.
+      UnwrittenError: If it cannot be made, or is not a directory.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -40,15 +40,15 @@ def made(directory: Path) -> Path:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write in, which takes its place as `path` when it is whole and on the disk, and never before.
+    """A temporary file to write to. It replaces `path` once it is complete and on the disk.
 
     Raises:
-      UnwrittenError: if it cannot be written, as on a full disk. What stood at `path` is still there.
+      UnwrittenError: If it cannot be written, as on a full disk. The old file at `path` is kept.
     """
     temporary = path.with_name(f"{secrets.token_hex(4)}.{path.name}{_TEMPORARY}")
     try:
         with temporary.open("xb") as file:
-            _held(file)  # So that `clean` knows it as one in work.
+            _held(file)  # So that `clean` does not remove it.
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -64,7 +64,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def clean(directory: Path, names: str) -> None:
-    """Removes what `replacing` has left of files with these names, a regular expression, where it was interrupted."""
+    """Removes temporary files that an interrupted `replacing` left. `names` is a regular expression of the final names."""
     ours = re.compile(rf"([0-9a-f]{{8}}\.)?({names}){re.escape(_TEMPORARY)}")
     for path in directory.glob("*" + _TEMPORARY):
         if ours.fullmatch(path.name) and path.is_file() and not path.is_symlink():
@@ -75,22 +75,22 @@ def clean(directory: Path, names: str) -> None:
 
 @contextlib.contextmanager
 def alone(directory: Path) -> Iterator[None]:
-    """Held by one program at a time; the lock falls with the program, however it ends.
+    """Locks a directory for one program. The lock is released when the program ends, however it ends.
 
     Raises:
-      RuntimeError: if another program holds it.
+      RuntimeError: If another program holds the lock.
     """
     handle = os.open(directory, os.O_RDONLY)
     try:
         if not _held(handle):
-            raise RuntimeError(f"another program is writing into {directory}; wait for it, or end it first.")
+            raise RuntimeError(f"another program is writing into {directory}. Wait for it, or stop it.")
         yield
     finally:
         os.close(handle)
 
 
 def locked(path: Path) -> IO[str] | None:
-    """The file, open and held until it is closed; None if another program holds it."""
+    """The file, open, and locked until it is closed. None if another program holds the lock."""
     file = path.open("w")
     if _held(file):
         return file
@@ -99,33 +99,33 @@ def locked(path: Path) -> IO[str] | None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The dictionary of a JSON file.
+    """The dictionary in a JSON file.
 
     Raises:
-      DamagedError: if it holds none.
+      DamagedError: If the file holds no dictionary.
     """
     try:
-        told = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise DamagedError(f"{path} is damaged ({error or type(error).__name__})") from error
-    if not isinstance(told, dict):
-        raise DamagedError(f"{path} is damaged (it holds a {type(told).__name__}, not a dictionary)")
-    return told
+    if not isinstance(content, dict):
+        raise DamagedError(f"{path} is damaged (it holds a {type(content).__name__}, expected a dictionary)")
+    return content
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether an error is that of a disk, a quota or a file size that is used up, also one that is known by its text alone."""
+    """Whether an error says that a disk, a quota or a file size limit is exhausted, by its number or its text."""
     return any(getattr(one, "errno", None) in FULL for one in _chain(error)) or any(
         os.strerror(code) in str(error) for code in FULL
     )
 
 
 def room(directory: Path, what: str, size: int) -> str:
-    """What a file needs, and what there is."""
+    """A text about the space that a file needs and the space that is free."""
     try:
         free = f"{_bytes(shutil.disk_usage(directory).free)} are free in {directory}"
     except OSError as error:
-        free = f"{directory} does not tell what is free ({error.strerror})"
+        free = f"the free space of {directory} is unknown ({error.strerror})"
     return f"{what} takes {_bytes(size)}, and {free}"
 
 
@@ -154,7 +154,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _unwritten(error: BaseException, temporary: Path) -> OSError | None:
-    """The error of writing the temporary file that is behind an error; a zip file that cannot be closed says something else."""
+    """The error of writing the temporary file, if it caused `error`. A zip file that cannot be closed raises another error."""
     for one in _chain(error):
         if isinstance(one, OSError) and one.errno is not None and one.filename in (None, str(temporary)):
             return one

@@ -1,4 +1,4 @@
-"""The judge of samples: a convolutional classifier of clean images, which no guidance sees, and what keeps it honest."""
+"""The judge of samples: a convolutional classifier of clean images. Guidance never uses it."""
 
 import itertools
 from typing import Any
@@ -14,14 +14,14 @@ from experiments.tools import data
 
 
 class Evaluator(nnx.Module):
-    """A small convolutional network: `features [B, 128]`, and logits when called.
+    """A small convolutional classifier. `features(x)` gives `[B, 128]`, a call gives logits `[B, classes]`.
 
     Args:
       shape: `(H, W, C)` of one image.
-      classes: the number of classes.
-      width: channels of the first convolution; they double after each pooling.
-      blocks: the number of convolutions, a 2 x 2 pooling between each two.
-      rngs: for the parameters.
+      classes: The number of classes.
+      width: Channels of the first convolution. They double after each pooling.
+      blocks: The number of convolutions, with 2 x 2 max pooling between them.
+      rngs: Random keys for the initial parameters.
     """
 
     def __init__(self, shape: tuple[int, ...], classes: int, width: int, blocks: int, *, rngs: nnx.Rngs):
@@ -32,6 +32,7 @@ class Evaluator(nnx.Module):
         self.last = nnx.Linear(128, classes, rngs=rngs)
 
     def features(self, x: Array) -> Array:
+        """The last hidden layer, `[B, 128]`, of images `[B, H, W, C]` in [-1, 1]."""
         for i, conv in enumerate(self.convs):
             x = jax.nn.relu(conv(largest(x) if i else x))
         return jax.nn.relu(self.hidden(x.reshape(len(x), -1)))
@@ -41,14 +42,14 @@ class Evaluator(nnx.Module):
 
 
 def largest(x: Array) -> Array:
-    """The largest of every 2 x 2 pixels; on a CPU its gradient costs a tenth of a pooling window's."""
+    """2 x 2 max pooling. On a CPU its gradient costs a tenth of that of `nnx.max_pool`."""
     batch, height, across, channels = x.shape
     x = jnp.pad(x, ((0, 0), (0, height % 2), (0, across % 2), (0, 0)))
     return x.reshape(batch, (height + 1) // 2, 2, (across + 1) // 2, 2, channels).max((2, 4))
 
 
 def jitter(key: Array, images: Array, noise: float = 0.1) -> Array:
-    """Images moved by up to a pixel, with a little noise: what keeps an evaluator of a small set honest."""
+    """Images shifted by up to one pixel, plus Gaussian noise. It reduces overfitting on small data sets."""
     move, add = jax.random.split(key)
     padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-1)
     corners = jax.random.randint(move, (len(images), 2), 0, 3)
@@ -57,7 +58,13 @@ def jitter(key: Array, images: Array, noise: float = 0.1) -> Array:
 
 
 class Judge:
-    """The evaluator, and what the metrics ask of the held-out images' features."""
+    """Measures samples with a trained evaluator, against held-out images.
+
+    Args:
+      module: The evaluator's architecture.
+      params: Its trained parameters.
+      held_out: Real images that no network was trained on; at least 6, for their nearest neighbours.
+    """
 
     def __init__(self, module: Evaluator, params: Any, held_out: data.Data):
         graph, _, rest = nnx.split(module, nnx.Param, ...)
@@ -73,13 +80,13 @@ class Judge:
         self.accuracy = float(gj.metrics.accuracy(logits, jnp.asarray(held_out.labels)))
 
     def read(self, images: np.ndarray, batch: int = 500) -> tuple[Array, Array]:
-        """Features and logits, a batch at a time."""
+        """Features `[N, 128]` and logits `[N, classes]` of images in [-1, 1], computed in batches."""
         parts = [self.program(self.params, jnp.asarray(images[i : i + batch])) for i in range(0, len(images), batch)]
         features, logits = (jnp.concatenate(part) for part in zip(*parts, strict=True))
         return features, logits
 
     def __call__(self, images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        """Fidelity and diversity of images `[N, H, W, C]` in bytes."""
+        """Accuracy, Frechet distance and other metrics of images `[N, H, W, C]`, uint8, with their labels `[N]`."""
         features, logits = self.read(images.astype(np.float32) / 127.5 - 1)
         precision, recall = gj.metrics.precision_recall(self.real, features)
         density, coverage = gj.metrics.density_coverage(self.real, features)

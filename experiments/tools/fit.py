@@ -1,4 +1,4 @@
-"""One trainer for every network: data parallel, logged, and resumed to the bit after any kill."""
+"""One trainer for every network: data parallel, logged, and resumed bit for bit after a kill."""
 
 import contextlib
 import dataclasses
@@ -25,34 +25,34 @@ from experiments.tools.progress import Events, Waiting
 __all__ = ["Batches", "Training", "fit", "restore", "run_directory"]
 
 LOG_EVERY = 20
-MEND = "Lower the learning rate, or look at the batch of that step."
+MEND = "Lower the learning rate, or check the batch of that step."
 NOT_THE_RESULT = ("checkpoint_every", "keep")
 
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """How one network is trained."""
+    """How one network is trained: AdamW with warm-up, a cosine schedule and averaged parameters."""
 
     steps: int
     """Optimiser steps."""
     batch: int = 256
-    """Samples a step, over all devices and processes."""
+    """Samples per step, over all devices and processes."""
     learning_rate: float = 1e-3
-    """Peak learning rate; it falls to 0 by a cosine."""
+    """The maximum learning rate. It decays to 0 along a cosine."""
     warmup: int = 100
-    """Steps of linear rise to the peak, at most a tenth of all."""
+    """Steps in which the learning rate rises linearly from 0 to its maximum; at most a tenth of all steps."""
     weight_decay: float = 0.0
-    """Decoupled weight decay."""
+    """Coefficient of AdamW's decoupled weight decay."""
     clip: float = 1.0
-    """The largest global norm of a gradient; longer ones are shortened to it."""
+    """Maximum global norm of a gradient. Larger gradients are scaled down to it."""
     ema: float = 0.999
-    """Decay of the averaged parameters, which are the ones that are returned."""
+    """Decay per step of the exponential moving average of the parameters. Training returns the averages."""
     snapshots: tuple[int, ...] = ()
-    """Numbers of steps after which the averaged parameters are kept for ever."""
+    """Steps whose checkpoints are never deleted."""
     checkpoint_every: int = 1000
-    """Steps between checkpoints; the result does not depend on it."""
+    """Steps between checkpoints. It does not change the result."""
     keep: int = 2
-    """How many of the newest checkpoints stay."""
+    """How many of the newest checkpoints are kept. It does not change the result."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "checkpoint_every", "keep"):
@@ -70,23 +70,23 @@ class Training:
 
 
 class Batches(Protocol):
-    """Batches without end, as a Grain `DatasetIterator` gives them."""
+    """Endless batches, like a `DatasetIterator` of Grain."""
 
     def __next__(self) -> tuple[np.ndarray, np.ndarray]:
         """This process's rows of the next global batch: images and labels."""
         ...
 
     def get_state(self) -> Any:
-        """Where the iterator stands; JSON-able."""
+        """The position of the iterator, JSON-able."""
         ...
 
     def set_state(self, state: Any) -> None:
-        """Goes back to where it stood."""
+        """Moves the iterator to a position that `get_state` returned."""
         ...
 
 
 def run_directory(name: str, training: Training, seed: int, directory: Path, identity: dict[str, Any]) -> Path:
-    """Where `fit` of the same arguments keeps its run: `directory / name-<digest of all that the result depends on>`."""
+    """The directory of the run that `fit` trains with these arguments: `directory / name-<digest of the arguments>`."""
     text = _text(name, training, seed, identity)
     return directory.absolute() / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
@@ -103,38 +103,40 @@ def fit(
     *,
     mesh: Mesh | None = None,
 ) -> Any:
-    """The averaged parameters after training; resumed where this very training was stopped, at once where it was done.
+    """Trains a network, and returns its averaged parameters.
+
+    A training that was stopped is resumed. If it was finished, its parameters are read from the last checkpoint.
 
     Step k draws its noise from `fold_in(key(seed), k)` and its samples from `batches`, whose state is part of every
-    checkpoint. So a run that is killed at any moment and started again ends in the same bits as one that is not; on other
-    numbers of devices or processes, in the same up to rounding.
+    checkpoint. So a run that is killed and started again gives the same bits as an uninterrupted one. With another number of
+    devices or processes, results agree up to rounding.
 
     The run's directory holds `identity.json`, the checkpoints by their numbers of steps, and TensorBoard's event files.
 
     Args:
-      name: of the network, for the progress bar and the run's directory.
+      name: The network's name, for the progress bar and the run's directory.
       loss: `(params, key, images, labels) -> scalar`, a mean over the rows of the global batch.
-      params: the initial parameters, the same in every process.
-      batches: from their start; each process gives its rows of the global batch.
-      training: how long, how fast.
-      seed: of the losses' noise.
-      directory: of all runs.
-      identity: JSON-able, all that the result depends on besides `name`, `training` and `seed`: the sizes of the network
-        and the seed of its first parameters, the data set with its version and its order, the choices inside `loss`. A
-        change of it is another run. What only changes the cost has no place in it: devices, processes, directories.
-      mesh: of one axis, "data"; all devices where None.
+      params: The initial parameters, the same in every process.
+      batches: An iterator at its start. Each process gives its rows of the global batch.
+      training: Steps, batch size, learning rate and so on.
+      seed: Seed of the noise in the loss.
+      directory: The directory of all runs.
+      identity: All else that the result depends on, JSON-able: sizes of the network, seed of the initial parameters, version
+        and order of the data, choices inside `loss`. Another identity is another run. Leave out what does not change the
+        result: devices, processes, directories.
+      mesh: A mesh with one axis, "data". None: all devices.
 
     Raises:
-      FloatingPointError: if a loss, a gradient or a parameter is not finite, with the step and the last good checkpoint.
-      OSError: if a checkpoint or the log cannot be written, with the step and the last good checkpoint; or if the run has
-        checkpoints and all of them are damaged.
-      RuntimeError: if another process trains the same run.
-      TypeError: if `batches` cannot tell where it stands.
-      ValueError: if batches have another size than `training.batch`, or do not go evenly onto the devices; if the run's
-        directory contradicts `identity`, or its checkpoint does not fit `params`, with the leaf.
+      FloatingPointError: If a loss, a gradient or a parameter is not finite. The message has the step and the last good
+        checkpoint.
+      OSError: If a checkpoint or the log cannot be written, or if all checkpoints of the run are damaged.
+      RuntimeError: If another process trains the same run.
+      TypeError: If `batches` has no JSON-able state.
+      ValueError: If a batch does not have `training.batch` rows, or its rows do not divide evenly among the devices. If the
+        run's directory contradicts `identity`. If a leaf of the checkpoint does not match `params`.
     """
     if not hasattr(batches, "get_state") or not hasattr(batches, "set_state"):
-        raise TypeError("batches must have get_state and set_state, as Grain's have: a killed run goes on where it was.")
+        raise TypeError("batches must have get_state and set_state, like Grain's iterators: a killed run needs them to resume.")
     _check_kept(params, batches)
     mesh = devices.mesh() if mesh is None else mesh
     run = _Run(name, training, run_directory(name, training, seed, directory, identity), mesh)
@@ -146,7 +148,7 @@ def fit(
             run.say(f"from the checkpoint {run.path.name}")
         else:
             if start:
-                run.say(f"goes on from step {start} of {training.steps}")
+                run.say(f"continues from step {start} of {training.steps}")
             state = _train(run, step, state, start, batches)
         return jax.tree.map(lambda leaf, like: jnp.asarray(leaf, like.dtype), host(state["average"]), params)
     finally:
@@ -155,30 +157,30 @@ def fit(
 
 
 def _check_kept(params: Any, batches: Batches) -> None:
-    """What cannot be kept in a checkpoint is told before the training, and not at its first checkpoint."""
+    """Raises before the training if parameters or batches cannot be saved in a checkpoint."""
     if not any(np.size(leaf) for leaf in leaves(params).values()):
-        raise ValueError("params hold no numbers: there is nothing to train.")
+        raise ValueError("params hold no numbers, expected at least one to train.")
     state = batches.get_state()
     try:
         json.dumps(state)
     except (TypeError, ValueError) as error:
-        raise TypeError(f"batches.get_state() must be what JSON can hold, got {type(state).__name__}: {error}.") from error
+        raise TypeError(f"batches.get_state() must be JSON-able, got {type(state).__name__}: {error}.") from error
 
 
 def _text(name: str, training: Training, seed: int, identity: dict[str, Any]) -> str:
     own = {k: v for k, v in dataclasses.asdict(training).items() if k not in NOT_THE_RESULT}
     taken = {"name": name, "seed": seed, "training": own}
     generator = str(jax.random.key_impl(jax.random.key(seed)))
-    if generator != "threefry2x32":  # Runs from before that do not tell it are of that one.
+    if generator != "threefry2x32":  # Older runs do not name their generator. They used this one.
         taken["generator"] = generator
     if both := sorted(set(taken) & set(identity)):
-        raise ValueError(f"identity must not hold {', '.join(both)}: fit writes them itself.")
+        raise ValueError(f"identity must not hold {', '.join(both)}: fit adds them itself.")
     return json.dumps(taken | identity, indent=1, sort_keys=True, allow_nan=False)
 
 
 @dataclasses.dataclass
 class _Run:
-    """One training and where it is kept; `store` and `events` are process 0's only."""
+    """One training and its directory. Only process 0 has `store` and `events`."""
 
     name: str
     training: Training
@@ -188,12 +190,12 @@ class _Run:
     events: Any = None
 
     def open(self, text: str) -> None:
-        """Takes the run's directory, and says in it what the run is."""
+        """Locks the run's directory, and writes the identity into it."""
         path = disk.made(self.path)
         try:
             self.store = Checkpoints(path, self.training.keep, self.training.snapshots)
         except OSError as error:
-            raise disk.UnwrittenError(error.errno, f"{path} cannot be trained in: {error.strerror or error}") from error
+            raise disk.UnwrittenError(error.errno, f"{path} cannot hold a training: {error.strerror or error}") from error
         try:
             claim(self.path, text)
         except BaseException:
@@ -201,23 +203,23 @@ class _Run:
             raise
 
     def tell(self, stack: contextlib.ExitStack, start: int) -> None:
-        """Opens the log of the steps from `start` on."""
+        """Opens the log of the steps from `start`."""
         try:
             self.events = stack.enter_context(contextlib.closing(Events(self.path, start)))
         except OSError as error:
             raise self.store.failed(f"the log of step {start} could not be written to {self.path}", error) from error
 
     def say(self, text: str) -> None:
-        """To the terminal, once for all processes."""
+        """Prints to the terminal, in process 0 only."""
         if jax.process_index() == 0:
             tqdm.write(f"{self.name}: {text}")
 
     def wait(self) -> None:
-        """Until the last checkpoint is whole on the disk."""
+        """Waits until the last checkpoint is completely on the disk."""
         self.store.wait()
 
     def last(self) -> str:
-        """The sentence of the last good checkpoint; a checkpoint that is being written may become good first."""
+        """A sentence about the last good checkpoint. It first waits for a checkpoint that is being written."""
         if self.store is None:
             return ""
         with contextlib.suppress(OSError):
@@ -228,7 +230,7 @@ class _Run:
 def _program(
     loss: Callable[..., Array], training: Training, seed: int, mesh: Mesh, params: Any
 ) -> tuple[Any, Callable[..., Any]]:
-    """The first state on all devices, and the step `(state, number, images, labels) -> (state, what it tells)`."""
+    """The initial state on all devices, and the step `(state, number, images, labels) -> (state, numbers to log)`."""
     warmup = min(training.warmup, training.steps // 10)
     rate = optax.warmup_cosine_decay_schedule(0.0, training.learning_rate, warmup, training.steps + 1)
     optimiser = optax.chain(optax.clip_by_global_norm(training.clip), optax.adamw(rate, weight_decay=training.weight_decay))
@@ -244,8 +246,8 @@ def _program(
         updates, moments = optimiser.update(gradient, state["optimiser"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         average = gj.training.ema(state["average"], params, number, training.ema)
-        told = {"loss": value, "gradient_norm": optax.tree.norm(gradient), "learning_rate": rate(number)}
-        return {"params": params, "average": average, "optimiser": moments}, told
+        logged = {"loss": value, "gradient_norm": optax.tree.norm(gradient), "learning_rate": rate(number)}
+        return {"params": params, "average": average, "optimiser": moments}, logged
 
     everywhere = devices.replicated(mesh)
     state = jax.jit(first, out_shardings=everywhere)(devices.replicate(mesh, params))
@@ -253,7 +255,7 @@ def _program(
 
 
 def _resume(run: _Run, state: Any, batches: Batches) -> tuple[Any, int]:
-    """The state of the newest good checkpoint and its step; the given state and 0 where there is none."""
+    """The state of the newest good checkpoint and its step. Without a checkpoint, the given state and 0."""
     held = jax.tree.map(np.asarray, state)
 
     def newest() -> Any:
@@ -270,8 +272,8 @@ def _resume(run: _Run, state: Any, batches: Batches) -> tuple[Any, int]:
     step, iterators = found
     if any(one != iterators[0] for one in iterators) and len(iterators) != jax.process_count():
         raise ValueError(
-            f"the checkpoint of step {step} holds the data iterators of {len(iterators)} processes, each in an order of its "
-            f"own: they cannot go on in {jax.process_count()}."
+            f"the checkpoint of step {step} holds different data iterators of {len(iterators)} processes, got "
+            f"{jax.process_count()} processes. Use {len(iterators)}, or batches whose state is the same in each process."
         )
     batches.set_state(iterators[jax.process_index() % len(iterators)])
     copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
@@ -279,7 +281,7 @@ def _resume(run: _Run, state: Any, batches: Batches) -> tuple[Any, int]:
 
 
 def _train(run: _Run, step: Callable[..., Any], state: Any, start: int, batches: Batches) -> Any:
-    training, told, waiting = run.training, [], Waiting()
+    training, logged, waiting = run.training, [], Waiting()
     with contextlib.ExitStack() as stack:
         devices.first(lambda: run.tell(stack, start))
         hidden = run.store is None
@@ -287,12 +289,12 @@ def _train(run: _Run, step: Callable[..., Any], state: Any, start: int, batches:
         for done in range(start + 1, training.steps + 1):
             rows = _rows(waiting.next(batches), training.batch)
             state, new = step(state, np.int32(done - 1), *devices.share(run.mesh, rows))
-            told.append(new)
+            logged.append(new)
             saves = done % training.checkpoint_every == 0 or done in training.snapshots or done == training.steps
             if saves or done % LOG_EVERY == 0:
-                # Reading the losses waits for the device, so they are read seldom, and together.
-                _log(run, done, jax.device_get(told), waiting, bar)
-                told = []
+                # Reading losses waits for the device, so they are read rarely and together.
+                _log(run, done, jax.device_get(logged), waiting, bar)
+                logged = []
             if saves:
                 _save(run, done, state, batches)
             if done == start + 1:
@@ -309,25 +311,25 @@ def _rows(batch: tuple[np.ndarray, np.ndarray], size: int) -> tuple[np.ndarray, 
     if not all(len(part) == rows for part in batch):
         raise ValueError(
             f"a batch of {size} is {rows:g} rows in each of {jax.process_count()} processes, got "
-            f"{[len(part) for part in batch]}; give `batches` the size of `training.batch`."
+            f"{[len(part) for part in batch]}. Use batches of `training.batch` rows."
         )
     return batch
 
 
-def _log(run: _Run, done: int, told: list[dict[str, Any]], waiting: Waiting, bar: tqdm) -> None:
-    first = done - len(told)
-    for number, one in enumerate(told, first):
+def _log(run: _Run, done: int, logged: list[dict[str, Any]], waiting: Waiting, bar: tqdm) -> None:
+    first = done - len(logged)
+    for number, one in enumerate(logged, first):
         for what in ("loss", "gradient_norm"):
             if not math.isfinite(one[what]):
                 what, value = what.replace("_", "'s "), float(one[what])
                 raise FloatingPointError(f"the {what} of {run.name} is {value} at step {number}. {run.last()} {MEND}")
     rate, share = waiting.lap()
-    last = {key: float(told[-1][key]) for key in ("learning_rate", "gradient_norm")}
+    last = {key: float(logged[-1][key]) for key in ("learning_rate", "gradient_norm")}
     last |= {"samples_per_second": rate * run.training.batch, "share_waiting_for_data": share}
 
     def write() -> None:
         try:
-            for number, one in enumerate(told, first):
+            for number, one in enumerate(logged, first):
                 run.events.write(number, {"loss": float(one["loss"])})
             run.events.write(done - 1, last)
             run.events.flush()
@@ -336,7 +338,7 @@ def _log(run: _Run, done: int, told: list[dict[str, Any]], waiting: Waiting, bar
             raise run.store.failed(f"the log of step {done - 1} could not be written to {run.path}", error) from error
 
     devices.first(write)
-    bar.set_postfix(loss=f"{np.mean([one['loss'] for one in told]):.4f}")
+    bar.set_postfix(loss=f"{np.mean([one['loss'] for one in logged]):.4f}")
 
 
 def _save(run: _Run, done: int, state: Any, batches: Batches) -> None:

@@ -1,9 +1,9 @@
-"""Many guided samples, in shards that a killed run finds again.
+"""Many guided samples, in shards that a killed run reuses.
 
 `python -m experiments.tools.generate out/fashion_mnist --guidance cfg --scale 2 --samples 50000 --out out/cfg_2` draws them
-with the networks of a run, over all devices of all processes. It leaves one `.npz` in the layout of OpenAI's evaluator and a
-picture, one row per class. Sample i depends on the seed and on i alone: the set is the same after any number of restarts, and
-up to rounding on any number of devices. After a kill, the same command continues the run.
+with the networks of a run, over all devices of all processes. It writes one `.npz` in the layout of OpenAI's evaluator, and a
+picture with one row per class. Sample i depends only on the seed and on i. So restarts do not change the set, and another
+number of devices changes it by rounding only. After a kill, the same command continues the run.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ from experiments.tools import disk, models, pictures
 from experiments.tools.shards import Shards
 
 Program = Callable[[Any, Array, Array], Array]
-"""`(inputs, keys [B], labels [B]) -> images [B, H, W, C]` in [-1, 1]: pure, each image of its own key and label."""
+"""`(inputs, keys [B], labels [B]) -> images [B, H, W, C]` in [-1, 1]. Each image depends on its own key and label."""
 PATIENCE = 7 * 24 * 3600
 """Seconds that processes wait for each other."""
 SAMPLERS = {
@@ -47,49 +47,53 @@ _meetings = itertools.count()
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Many guided samples by the networks of a run."""
+    """Many guided samples, drawn with the networks of a run."""
 
     run: tyro.conf.Positional[Path]
-    """A directory with trained networks, as experiments.fashion_mnist leaves one."""
+    """The output directory of a finished experiments.fashion_mnist: it holds the trained networks."""
     out: Path
-    """A directory for this set alone."""
+    """The directory of this set. It must hold nothing else."""
     guidance: str = "cfg"
-    """A name of `experiments.tools.models.WAYS`: cfg, calibrated (which measures first), interval, apg, autoguidance, ..."""
+    """The way to guide: cfg, calibrated (measured first), interval, rescale, apg, cfg_zero_star, autoguidance, classifier,
+    clean_classifier, unconditional, conditional, early, early_cfg or early_autoguidance."""
     scale: float = 2.0
-    """1 is the conditional model; of a classifier, Bayes' rule."""
+    """The guidance scale. 1 is the conditional model, or Bayes' rule for a classifier."""
     samples: int = 50_000
-    """How many. A larger number later lets the set grow."""
+    """The number of samples. The same command with a larger number extends the set."""
     labels: tuple[int, ...] = ()
-    """The classes to draw, in turn; none means all of them."""
+    """The classes to draw, in turn, as numbers from 0. Empty: all of them."""
     sampler: str = "dpmpp_2m"
-    """ddim, ddpm, heun, dpmpp_2m, dpmpp_2s, dpmpp_3m, dpmpp_sde or unipc."""
+    """The sampler: ddim, ddpm, heun, dpmpp_2m, dpmpp_2s, dpmpp_3m, dpmpp_sde or unipc."""
     steps: int = 18
-    """Sampler steps, on Karras' levels."""
+    """The number of sampler steps, on Karras' noise levels."""
     sigma_min: float = 0.02
-    """The last level before 0, in sigma / alpha."""
+    """The last noise level before 0, in sigma / alpha."""
     sigma_max: float = 60.0
-    """The first level."""
+    """The first noise level, in sigma / alpha."""
     seed: int = 0
-    """Of the samples: sample i depends on it and on i."""
+    """The seed of the samples. Sample i depends on the seed and on i."""
     batch: int = 256
-    """Samples at a time on all devices of a process."""
+    """Samples at a time, over all devices of a process."""
     shard: int = 1024
-    """Samples a file, a multiple of the batch: the most that a kill costs."""
+    """Samples per file, a multiple of the batch. A kill loses at most one file."""
     channels: int | None = None
-    """3 repeats the channel of grey images in the assembled file, for evaluators that ask for colours."""
+    """Channels of the assembled file. 3 repeats the channel of grey images, for evaluators that need colours."""
     coordinator: str | None = None
-    """Of several processes: host:port of process 0, or "auto" where the cluster tells it."""
+    """For several processes: host:port of process 0, or "auto" on a cluster that provides it. None: one process."""
     processes: int | None = None
-    """How many they are."""
+    """The number of processes."""
     process: int | None = None
-    """Which one this is, from 0."""
+    """The number of this process, from 0."""
 
     def __post_init__(self) -> None:
         for name, names in (("guidance", models.WAYS), ("sampler", SAMPLERS)):
             if getattr(self, name) not in names:
                 raise ValueError(f"{name} must be one of {', '.join(names)}, got {getattr(self, name)!r}.")
         if self.samples < 1 or self.steps < 1 or not 0 < self.sigma_min < self.sigma_max:
-            raise ValueError("samples and steps must be at least 1, and 0 < sigma_min < sigma_max.")
+            raise ValueError(
+                "samples and steps must be at least 1, and 0 < sigma_min < sigma_max, got "
+                f"{self.samples}, {self.steps}, {self.sigma_min} and {self.sigma_max}."
+            )
 
 
 def generate(
@@ -105,34 +109,34 @@ def generate(
     devices: Sequence[Any] | None = None,
     finish: Callable[[Shards], None] | None = None,
 ) -> Shards:
-    """Draw a sample for each label, into shards in a directory of their own; those that are there are not drawn again.
+    """Draws one sample per label into shards. Shards that exist already are not drawn again.
 
-    The key of sample i is `fold_in(key(seed), i)`, of the generator threefry2x32 whatever the default is. The program is traced
-    once for one function object and one batch size, so keep it, and put what changes from set to set into its inputs: a sweep
-    of scales is one compile. Process p of P makes the shards p, p + P, ... on its own devices, and all wait for each other at
-    the end. More labels later let the set grow.
+    The key of sample i is `fold_in(key(seed), i)`, always with the generator threefry2x32. The program is traced once per
+    function object and batch size. Reuse the function, and put what changes between sets into `inputs`: then a sweep of scales
+    compiles once. Process p of P makes the shards p, p + P, ... on its own devices. All processes wait for each other at the
+    end. A call with more labels extends the set.
 
     Args:
-      program: makes the images of a batch; compiled here.
-      inputs: its first argument, any pytree of arrays: parameters, a scale.
+      program: Makes the images of a batch. It is compiled here.
+      inputs: Its first argument, any pytree of arrays: parameters, a scale.
       labels: `[N]` integers.
-      seed: of the samples.
-      directory: for this set alone.
-      identity: all that the images depend on besides, such as networks, method and scale; JSON can hold it.
-      batch: samples at a time on all devices of a process; a last batch is filled up. Another one gives the same set up to
-        rounding.
-      shard: samples a file, whole batches; what a kill can cost.
-      devices: of this process; all of them, unless given.
-      finish: what process 0 makes of the whole set, before any other program may write into the directory: one file, a picture.
+      seed: Seed of the samples.
+      directory: The directory of this set. It must hold nothing else.
+      identity: All else that the images depend on, such as networks, method and scale, JSON-able.
+      batch: Samples at a time, over all devices of a process. The last batch is padded. Another batch size gives the same set
+        up to rounding.
+      shard: Samples per file, a multiple of `batch`. A kill loses at most one shard.
+      devices: The devices of this process to use. None: all of them.
+      finish: A function that process 0 calls with the finished set while the directory is still locked.
 
     Returns:
-      The set: `samples()` reads it, `assemble()` makes one file of it.
+      The set. `samples()` reads it, `assemble()` makes one file of it.
 
     Raises:
-      ValueError: if the numbers do not fit each other, or the directory holds another set.
-      FloatingPointError: if images are not finite, with the numbers of the samples; their shard is not saved.
-      OSError: if the directory cannot be made, or the disk takes no more; the finished shards stay.
-      RuntimeError: if another program is writing into the directory, or another process has stopped with an error.
+      ValueError: If labels, batch, shard and devices do not match each other, or the directory holds another set.
+      FloatingPointError: If images are not finite. The message has the numbers of the samples. Their shard is not saved.
+      OSError: If the directory cannot be made, or the disk is full. Finished shards are kept.
+      RuntimeError: If another program is writing into the directory, or another process has stopped with an error.
     """
     devices = jax.local_devices() if devices is None else devices
     labels = np.asarray(labels)
@@ -162,26 +166,26 @@ def generate(
 
 def _check(labels: np.ndarray, batch: int, shard: int, devices: int) -> None:
     if labels.ndim != 1 or not labels.size or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"labels must be [N] integers, one a sample, got {labels.dtype}{list(labels.shape)}.")
+        raise ValueError(f"labels must be [N] integers, one per sample, got {labels.dtype}{list(labels.shape)}.")
     if batch < 1 or batch % devices:
         near = max(1, round(batch / devices)) * devices
-        raise ValueError(f"a batch of {batch} cannot be shared by {devices} devices; take {near}.")
+        raise ValueError(f"a batch of {batch} does not divide evenly among {devices} devices. Use {near}.")
     if shard < batch or shard % batch:
         near = max(1, round(shard / batch)) * batch
         raise ValueError(
-            f"a shard of {shard} is not whole batches of {batch}, so where samples lie in their batch, and with it the last"
-            f" bits, would depend on it; take {near}."
+            f"shard must be a multiple of batch, got {shard} and {batch}: else the last bits of a sample would depend on the"
+            f" shard. Use {near}."
         )
 
 
 def _meet() -> None:
-    """Wait for all processes. Not `sync_global_devices`: on a CPU it gives up after 30 s, and hours may lie between them."""
+    """Wait for all processes, for hours if needed. On a CPU, `sync_global_devices` gives up after 30 s."""
     ocp.multihost.get_barrier_sync_fn()(key=f"generate {next(_meetings)}", timeout_ms=1000 * PATIENCE)
 
 
 @contextlib.contextmanager
 def _together() -> Iterator[None]:
-    """What each process does for itself, until all have done; what one of them raises is told by it, and by all at the end."""
+    """Runs a block in each process, and waits for all. If one process raises, all of them raise at the end."""
     trouble = None
     try:
         yield
@@ -205,7 +209,7 @@ def _keys(key: Array, indices: Array) -> Array:
 
 @jax.jit
 def _quantised(images: Array) -> tuple[Array, Array]:
-    """Bytes, the nearest; and which images are finite."""
+    """Images rounded to uint8, and whether each image is finite."""
     return jnp.clip(jnp.rint((images + 1) * 127.5), 0, 255).astype(jnp.uint8), jnp.isfinite(images).all(axis=(1, 2, 3))
 
 
@@ -213,12 +217,12 @@ Draw = Callable[[np.ndarray], tuple[Array, Array]]
 
 
 def _drawing(program: Program, inputs: Any, labels: np.ndarray, seed: int, batch: int, devices: Sequence[Any]) -> Draw:
-    """`indices [n] -> images [batch, ...], finite [batch]`, of which the first n are asked; it does not wait for them."""
+    """The function `indices [n] -> images [batch, ...], finite [batch]`. The first n are valid. It does not wait for them."""
     along = whole = None
-    if jax.local_device_count() > 1:  # On the only one nothing is placed, and the program is compiled as for a plain call.
+    if jax.local_device_count() > 1:  # With one device nothing is placed, so the program is compiled as in a plain call.
         mesh = local.mesh(devices)
         along, whole = local.sharded(mesh), local.replicated(mesh)
-    # What a trainer left on all devices of all processes is here, whole, on each of them.
+    # Parameters replicated on all devices of all processes are complete on each device.
     here = lambda leaf: leaf if not isinstance(leaf, Array) or leaf.is_fully_addressable else leaf.addressable_data(0)
     inputs = jax.device_put(jax.tree.map(here, inputs), whole)
     key, compiled = (
@@ -231,14 +235,14 @@ def _drawing(program: Program, inputs: Any, labels: np.ndarray, seed: int, batch
         keys = _keys(key, jax.device_put(filled.astype(np.uint32), along))
         images = compiled(inputs, jax.device_put(keys, along), jax.device_put(labels[filled], along))
         if images.ndim != 4 or len(images) != batch or not jnp.issubdtype(images.dtype, jnp.floating):
-            raise ValueError(f"the program gave {images.dtype}{list(images.shape)}, not floating [{batch}, H, W, C].")
+            raise ValueError(f"the program returned {images.dtype}{list(images.shape)}, expected floating [{batch}, H, W, C].")
         return _quantised(images)
 
     return draw
 
 
 def _fill(shards: Shards, mine: Sequence[int], missing: list[int], draw: Draw, batch: int) -> None:
-    """Draw and write the missing shards, one after the other."""
+    """Draws and writes the missing shards, one after the other."""
     total = sum(len(shards.indices(number)) for number in mine)
     found = total - sum(len(shards.indices(number)) for number in missing)
     share = f" (process 0 of {jax.process_count()})" if jax.process_count() > 1 else ""
@@ -258,7 +262,7 @@ def _fill(shards: Shards, mine: Sequence[int], missing: list[int], draw: Draw, b
 
 
 def _ahead(draw: Draw, parts: list[np.ndarray]) -> Iterator[tuple[Array, Array]]:
-    """Each part drawn, the next one in work while this one is looked at."""
+    """The drawn parts. The next part is computed while the current one is used."""
     drawn = draw(parts[0])
     for part in parts[1:]:
         following = draw(part)
@@ -268,24 +272,24 @@ def _ahead(draw: Draw, parts: list[np.ndarray]) -> Iterator[tuple[Array, Array]]
 
 
 def _not_finite(shards: Shards, number: int, bad: np.ndarray) -> str:
-    told = ", ".join(f"{i} (label {shards.labels[i]})" for i in bad[:10]) + (", ..." if len(bad) > 10 else "")
+    shown = ", ".join(f"{i} (label {shards.labels[i]})" for i in bad[:10]) + (", ..." if len(bad) > 10 else "")
     return (
-        f"the images of {len(bad)} samples are not finite: {told}. {shards.path(number).name} is not saved, those that are"
-        " finished stay. Try a smaller scale, more steps, or look at the network's parameters; float16 overflows early."
+        f"the images of {len(bad)} samples are not finite: {shown}. {shards.path(number).name} is not saved, finished shards"
+        " are kept. Use a smaller scale or more steps, or check the network's parameters; float16 overflows early."
     )
 
 
 def balanced(samples: int, classes: Sequence[int]) -> np.ndarray:
-    """`[samples]` labels that go round the classes: any first part of them is balanced too."""
+    """`[samples]` labels that cycle through the classes, so that every prefix is balanced."""
     return np.resize(np.asarray(classes, np.int32), samples)
 
 
 def grid(shards: Shards, rows: int = 20, columns: int = 10) -> Path:
-    """A picture of a finished set beside it, `grid.png`: a row a class, the first samples of each; reads these alone.
+    """Writes a picture of a finished set, `grid.png`: one row per class, with the first samples of each.
 
     Raises:
-      FileNotFoundError: if they are not there.
-      ValueError: if a shard of them is damaged.
+      FileNotFoundError: If a shard with these samples is missing.
+      ValueError: If such a shard is damaged.
     """
     index = [np.flatnonzero(shards.labels == label)[:columns] for label in np.unique(shards.labels)[:rows]]
     index = np.stack([row[: min(map(len, index))] for row in index])
@@ -299,23 +303,30 @@ def grid(shards: Shards, rows: int = 20, columns: int = 10) -> Path:
 
 
 def assembled(channels: int | None = None) -> Callable[[Shards], None]:
-    """What the commands make of a set: one file, of so many channels, and the grid; and they say where."""
+    """The `finish` of the commands: assembles one file with so many channels, writes the grid, and prints both paths."""
     return lambda shards: print(f"{shards.assemble(channels)}\n{grid(shards)}")
 
 
 def main(config: Config) -> Shards:
-    """Draw the set, and on process 0 assemble it and paint its grid."""
+    """Join the processes and draw the set."""
     local.start(config.coordinator, config.processes, config.process)
+    return draw(config)
+
+
+def draw(config: Config) -> Shards:
+    """Draw the set. Process 0 assembles it and writes its grid."""
     run, way = models.load(config.run), models.WAYS[config.guidance]
+    models.check(run, way)
     run = models.calibrated(run) if way.calibrated else run
-    classes = config.labels or range(len(run.names))
-    if not set(classes) <= set(range(len(run.names))):
-        raise ValueError(f"labels must be classes of the run, 0 to {len(run.names) - 1}, got {config.labels}.")
+    classes = config.labels or range(max(1, len(run.names)))
+    if config.labels and not set(classes) <= set(range(len(run.names))):
+        expected = f"classes of the run, 0 to {len(run.names) - 1}" if run.names else "empty: the run has no classes"
+        raise ValueError(f"labels must be {expected}, got {config.labels}.")
     levels = gj.levels(
         models.SCHEDULE, config.steps, gj.spacings.karras(sigma_min=config.sigma_min, sigma_max=config.sigma_max)
     )
     program, params = models.program(run, way, SAMPLERS[config.sampler](), levels)
-    told = models.entries(config.run)
+    known = models.entries(config.run)
     identity = {name: getattr(config, name) for name in ("guidance", "scale", "sampler", "steps", "sigma_min", "sigma_max")}
     return generate(
         program,
@@ -323,7 +334,7 @@ def main(config: Config) -> Shards:
         balanced(config.samples, classes),
         config.seed,
         config.out,
-        {**identity, "interval": models.INTERVAL, "networks": {name: told[name] for name in way.networks}},
+        {**identity, "interval": models.INTERVAL, "networks": {name: known[name] for name in way.networks}},
         batch=config.batch,
         shard=config.shard,
         finish=assembled(config.channels),

@@ -1,4 +1,4 @@
-"""IDX files, the format of MNIST and its kin, and TFDS sets made of them without network or TensorFlow."""
+"""IDX files, the format of MNIST and similar sets, and TFDS sets made from them without network or TensorFlow."""
 
 import gzip
 import hashlib
@@ -16,13 +16,13 @@ PARTS = {"train": ("train",), "test": ("t10k", "test")}
 KINDS = ("images-idx3-ubyte", "labels-idx1-ubyte")
 MOST_AXES = 4
 RATIO, LEAST = 100, 2**20
-"""How much larger than its gzipped file a set may be (that of MNIST is five times as large), and what is always fine."""
+"""The maximum ratio of a set's size to that of its gzipped file (MNIST's is 5), and a size in bytes that is always allowed."""
 
 
 def read(path: Path) -> np.ndarray:
-    """The bytes of an IDX file, gzipped or not, in its own shape; raises ValueError if it is not whole.
+    """The bytes of an IDX file, gzipped or not, in the file's own shape. Raises ValueError if the file is not complete.
 
-    A gzipped file is unpacked no further than its header says, and only to what images can grow to.
+    A gzipped file is unpacked only up to the size in its header. That size must be plausible for images.
     """
     if not (size := path.stat().st_size):
         raise ValueError(f"{path} is empty.")
@@ -34,24 +34,24 @@ def read(path: Path) -> np.ndarray:
                 gzip.GzipFile(fileobj=opened) if zipped else opened, path, max(RATIO * size, LEAST) if zipped else size
             )
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise ValueError(f"{path} is no whole gzip file: {error}.") from error
+            raise ValueError(f"{path} is not a complete gzip file: {error}.") from error
 
 
 def _read(file: BinaryIO | gzip.GzipFile, path: Path, most: int) -> np.ndarray:
     magic = file.read(4)
     if len(magic) < 4 or magic[:3] != b"\0\0\x08":
-        raise ValueError(f"{path} begins with {magic!r}, and not as an IDX file of bytes does: 0, 0, 8, number of axes.")
+        raise ValueError(f"{path} begins with {magic!r}, expected an IDX file of bytes: 0, 0, 8, number of axes.")
     axes = magic[3]
     if not 1 <= axes <= MOST_AXES:
-        raise ValueError(f"{path} has {axes} axes, and images and labels have 1 to {MOST_AXES}.")
+        raise ValueError(f"{path} has {axes} axes, expected 1 to {MOST_AXES}.")
     sizes = file.read(4 * axes)
     if len(sizes) < 4 * axes:
-        raise ValueError(f"{path} ends within its header: {4 + len(sizes)} bytes, where {axes} axes need {4 + 4 * axes}.")
+        raise ValueError(f"{path} ends within its header: got {4 + len(sizes)} bytes, and {axes} axes need {4 + 4 * axes}.")
     shape = tuple(int.from_bytes(sizes[i : i + 4], "big") for i in range(0, 4 * axes, 4))
     count = math.prod(shape)
     if count > most:
-        raise ValueError(f"{path} should hold {shape}, {count} bytes, which a file of its size cannot.")
-    # One byte more, for the end of a gzipped file, where its checksum is.
+        raise ValueError(f"{path} should hold {shape}, {count} bytes, which is too much for a file of its size.")
+    # One more byte, so that the checksum at the end of a gzipped file is read.
     body = file.read(count + 1)
     if not body or len(body) != count:
         more = " or more" if len(body) > count else ""
@@ -60,7 +60,7 @@ def _read(file: BinaryIO | gzip.GzipFile, path: Path, most: int) -> np.ndarray:
 
 
 def find(directory: Path, prefix: str = "") -> dict[str, tuple[Path, Path]]:
-    """`{split: (images, labels)}`, the four files of a set; raises FileNotFoundError that names what is missing."""
+    """`{split: (images, labels)}`, the four files of a set. Raises FileNotFoundError with the names of missing files."""
     found, missing = {}, []
     for split, parts in PARTS.items():
         for kind in KINDS:
@@ -71,30 +71,30 @@ def find(directory: Path, prefix: str = "") -> dict[str, tuple[Path, Path]]:
                 missing.append(names[0])
     if missing:
         raise FileNotFoundError(
-            f"{directory} {'lacks ' + ', '.join(missing) if directory.is_dir() else 'is no directory'}. It must hold the four "
-            "IDX files of the set, gzipped or not. Those of Fashion-MNIST are in Debian's package dataset-fashion-mnist, which "
-            "puts them into /usr/share/datasets/fashion-mnist."
+            f"{directory} {'lacks ' + ', '.join(missing) if directory.is_dir() else 'is not a directory'}. Expected the four "
+            "IDX files of the set, gzipped or not. For Fashion-MNIST, Debian's package dataset-fashion-mnist puts them in "
+            "/usr/share/datasets/fashion-mnist."
         )
     return {split: (found[split, KINDS[0]], found[split, KINDS[1]]) for split in PARTS}
 
 
 def pair(images_path: Path, labels_path: Path, shape: tuple[int, ...], classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Images `[N, H, W, 1]` and labels `[N]` of bytes; raises ValueError if they do not fit each other, shape or classes."""
+    """Images `[N, H, W, 1]`, labels `[N]`, uint8. Raises ValueError if they do not match `shape`, `classes` or each other."""
     images, labels = read(images_path), read(labels_path)
     if images.ndim != 3 or (*images.shape[1:], 1) != shape:
-        raise ValueError(f"{images_path} holds {images.shape}, not images of {shape[:2]}.")
+        raise ValueError(f"{images_path} holds {images.shape}, expected images of {shape[:2]}.")
     if labels.shape != images.shape[:1]:
         raise ValueError(f"{labels_path} holds labels {labels.shape} for the images {images.shape} of {images_path}.")
     if labels.max() >= classes:
-        raise ValueError(f"{labels_path} holds the label {labels.max()}, where {classes} classes end with {classes - 1}.")
+        raise ValueError(f"{labels_path} holds the label {labels.max()}, expected 0 to {classes - 1}.")
     return images[..., None], labels
 
 
 def builder(theirs: MNIST, directory: Path) -> tfds.core.GeneratorBasedBuilder:
-    """What prepares the set of TFDS' own builder `theirs`, one of MNIST's kin, from IDX files: the same name, version, splits,
-    description and classes; images as Tensor and not Image, which TFDS writes only where TensorFlow is installed.
+    """A builder that prepares the set of TFDS' builder `theirs` from IDX files.
 
-    All four files are read and checked here, before anything is written.
+    The set has the same name, version, splits, description and classes. Its images are of the feature Tensor and not Image,
+    since TFDS writes Image only if TensorFlow is installed. All four files are read and checked before anything is written.
     """
     features: Any = theirs.info.features
     shape, classes = features["image"].shape, features["label"].num_classes
@@ -137,7 +137,7 @@ def digest(parts: dict[str, tuple[np.ndarray, np.ndarray]]) -> str:
 
 
 def check_same(prepared: Any, theirs: MNIST, directory: Path) -> None:
-    """Raises ValueError if the files are not those that the set was prepared from; says nothing where one cannot know."""
+    """Raises ValueError if a set was prepared from other files than those in `directory`, where this can be known."""
     known = (prepared.info.metadata or {}).get("sha256")
     if not known:
         return
@@ -149,8 +149,8 @@ def check_same(prepared: Any, theirs: MNIST, directory: Path) -> None:
     parts = {split: pair(*paths, features["image"].shape, features["label"].num_classes) for split, paths in files.items()}
     if digest(parts) != known:
         raise ValueError(
-            f"the set in {prepared.data_path} was prepared from other files than those in {directory}: remove the one, or give "
-            "another folder for prepared sets."
+            f"the set in {prepared.data_path} was prepared from other files than those in {directory}. Remove that set, or use "
+            "another directory for prepared sets."
         )
 
 

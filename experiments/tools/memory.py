@@ -1,4 +1,4 @@
-"""How much host memory a piece of a program takes."""
+"""Measures the host memory that a function needs."""
 
 import threading
 from collections.abc import Callable
@@ -10,19 +10,19 @@ Result = TypeVar("Result")
 
 
 def own() -> int:
-    """The process's own memory now, in bytes; pages mapped from files are not counted where the system tells them apart."""
+    """The process's own memory now, in bytes. Pages mapped from files are not counted where the system reports them."""
     memory = psutil.Process().memory_info()
     return memory.rss - getattr(memory, "shared", 0)
 
 
 def peak(run: Callable[[], Result], every: float = 0.002) -> tuple[Result, int]:
-    """What `run()` gives, and how much the process's own memory rose at most while it ran, in bytes.
+    """The result of `run()`, and the largest increase of the process's own memory while it ran, in bytes.
 
-    The system keeps no such peak, so it is looked at again and again.
+    The system records no such maximum, so a thread samples the memory repeatedly.
 
     Args:
-      run: the piece of program.
-      every: how many seconds pass between two looks.
+      run: The function to measure.
+      every: Seconds between two samples.
     """
     before, most, done = own(), [0], threading.Event()
 

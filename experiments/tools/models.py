@@ -1,6 +1,6 @@
-"""The trained networks of a run, and the ways to guide by them: what `generate` and the study of Fashion-MNIST share.
+"""The trained networks of a run, and the ways to guide with them.
 
-A run is a directory with `models.json`, which says of each network what it is and where its checkpoint lies.
+A run is a directory with `models.json`. That file describes each network and names its checkpoint.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from guidance_jax.base import Denoiser
 SCHEDULE = gj.schedules.cosine()
 SIGMA_DATA = 0.5
 INTERVAL = (0.0, 3.0)
-"""Where the interval guides, in sigma / alpha."""
+"""The guidance interval `(low, high]`, in sigma / alpha."""
 MODULES: dict[str, tuple[Any, Any]] = {
     "UNet": (gj.networks.UNet, gj.networks.UNetConfig),
     "DiT": (gj.networks.DiT, gj.networks.DiTConfig),
@@ -33,15 +33,17 @@ MODULES: dict[str, tuple[Any, Any]] = {
 
 
 class Trained(NamedTuple):
-    """A network as a pure function of its parameters, and these."""
+    """A network as a pure function, with its parameters."""
 
     apply: Callable[..., Array]
+    """`(params, x, t, labels) -> prediction`, or `(params, x, t) -> logits` for a classifier."""
     params: Any
+    """The parameters, a pytree of arrays."""
     predicts: str | None = None
-    """What a denoising network predicts, or "edm" under EDM's preconditioning; None of a classifier."""
+    """What a denoising network predicts; "edm" with EDM's preconditioning; None for a classifier."""
 
     def bind(self, params: Any) -> Any:
-        """The denoiser with these parameters, or the classifier `(x, t) -> logits`."""
+        """The denoiser, or the classifier `(x, t) -> logits`, with the given parameters."""
         network = functools.partial(self.apply, params)
         if self.predicts == "edm":
             return gj.denoisers.edm(network, SIGMA_DATA)
@@ -49,28 +51,29 @@ class Trained(NamedTuple):
 
 
 class Run(NamedTuple):
-    """What was trained, on what."""
+    """The networks that a study trained on one data set."""
 
     shape: tuple[int, int, int]
-    """Of one image."""
+    """`(H, W, C)` of one image."""
     names: tuple[str, ...]
-    """Of the classes; the label after the last is the null label."""
+    """The class names; empty without labels. The null label is `len(names)`."""
     networks: dict[str, Trained]
+    """The networks by name: "denoiser", "early", "weak", "classifier", "clean"."""
     curve: gj.Curve | None = None
-    """Where guidance helps the denoiser, once `calibrated` has measured it."""
+    """The measured curve of the calibrated scale; None until `calibrated` has measured it."""
 
 
 def describe(kind: str, config: Any, predicts: str | None = None) -> dict[str, Any]:
-    """A network in words that JSON can keep, for `build`."""
-    told = {"kind": kind, "config": json.loads(json.dumps(dataclasses.asdict(config)))}
-    return told if predicts is None else told | {"predicts": predicts}
+    """A JSON-able description of a network, for `build`."""
+    content = {"kind": kind, "config": json.loads(json.dumps(dataclasses.asdict(config)))}
+    return content if predicts is None else content | {"predicts": predicts}
 
 
 def build(described: Mapping[str, Any], seed: int = 0) -> Trained:
-    """The network that `describe` described, with new parameters.
+    """The network of a description by `describe`, with initial parameters.
 
     Raises:
-      ValueError: if there is no network of that kind.
+      ValueError: If there is no network of that kind.
     """
     if described["kind"] not in MODULES:
         raise ValueError(f"there is no network {described['kind']!r}, only {', '.join(MODULES)}.")
@@ -80,22 +83,28 @@ def build(described: Mapping[str, Any], seed: int = 0) -> Trained:
 
 
 def save(run: Path, shape: tuple[int, ...], names: tuple[str, ...], networks: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write `models.json`: of each network what `describe` says, its `checkpoint` inside of the run, and the `step`, if not
-    the last."""
+    """Write `models.json`.
+
+    Args:
+      run: The run's directory.
+      shape: `(H, W, C)` of one image.
+      names: The class names; empty without labels.
+      networks: Each network's description by `describe`, its `checkpoint` inside the run, and `step` unless it is the last.
+    """
     text = json.dumps({"shape": shape, "names": names, "networks": networks}, indent=1)
     with replacing(run / "models.json") as file:
         file.write(text.encode())
 
 
 def load(run: Path) -> Run:
-    """The networks of a run, from their checkpoints.
+    """The networks of a run, read from their checkpoints.
 
     Raises:
-      FileNotFoundError: if the directory is no run, or a checkpoint is missing.
-      OSError: if a checkpoint is damaged.
-      ValueError: if `models.json` is damaged, or a checkpoint does not fit what it says.
+      FileNotFoundError: If the directory is not a run, or a checkpoint is missing.
+      OSError: If a checkpoint is damaged.
+      ValueError: If `models.json` is damaged, or a checkpoint does not match its description.
     """
-    told = _told(run)
+    content = _entries(run)
 
     def trained(name: str, entry: dict[str, Any]) -> Trained:
         try:
@@ -105,54 +114,58 @@ def load(run: Path) -> Run:
             raise _damaged(run, f"its {name} cannot be built: {error}") from error
         return network._replace(params=restore(run / entry["checkpoint"], network.params, entry.get("step")))
 
-    networks = {name: trained(name, entry) for name, entry in told["networks"].items()}
-    return Run(tuple(told["shape"]), tuple(told["names"]), networks)
+    networks = {name: trained(name, entry) for name, entry in content["networks"].items()}
+    return Run(tuple(content["shape"]), tuple(content["names"]), networks)
 
 
 def entries(run: Path) -> dict[str, dict[str, Any]]:
-    """What `models.json` says of each network; raises as `load` does."""
-    return _told(run)["networks"]
+    """The entry of each network in `models.json`. Raises as `load` does."""
+    return _entries(run)["networks"]
 
 
-def _told(run: Path) -> dict[str, Any]:
+def _entries(run: Path) -> dict[str, Any]:
     path = run / "models.json"
     if not path.exists():
-        raise FileNotFoundError(f"{run} has no models.json: it is no finished run, as experiments.fashion_mnist leaves one.")
+        raise FileNotFoundError(f"{run} has no models.json. Use the output directory of a finished experiments.fashion_mnist.")
     try:
-        told = read_json(path)
+        content = read_json(path)
     except DamagedError as error:
         raise _damaged(run, str(error)) from error
-    shape, names, networks = (told.get(key) for key in ("shape", "names", "networks"))
+    shape, names, networks = (content.get(key) for key in ("shape", "names", "networks"))
     if not isinstance(shape, list) or len(shape) != 3 or not all(type(side) is int and side > 0 for side in shape):
         raise _damaged(run, f"its shape is {shape}, not that of an image")
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise _damaged(run, "its names are not those of classes")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise _damaged(run, "its names are not a list of class names")
     if not isinstance(networks, dict) or not all(isinstance(entry, dict) for entry in networks.values()):
-        raise _damaged(run, "its networks are no dictionaries")
+        raise _damaged(run, "its networks are not dictionaries")
     for name, entry in networks.items():
         fields = {"kind": str, "config": dict, "checkpoint": str}
         wrong = [field for field, kind in fields.items() if not isinstance(entry.get(field), kind)]
         if wrong or type(entry.get("step", 0)) is not int:
             raise _damaged(run, f"its {name} has no {wrong[0] if wrong else 'step'} that can be read")
-    return told
+    return content
 
 
 def _damaged(run: Path, why: str) -> DamagedError:
     return DamagedError(
-        f"{run / 'models.json'} is damaged or of another version: {why}. Run the training's own command again: it finds the"
-        " checkpoints and writes the file anew."
+        f"{run / 'models.json'} is damaged or of another version: {why}. Run the training's own command again. It finds the"
+        " checkpoints and writes the file again."
     )
 
 
 class Way(NamedTuple):
-    """A way to sample: the networks it asks and what it makes of them."""
+    """A way to sample: which networks it needs, and how it guides with them."""
 
     title: str
+    """Its name in tables and figures."""
     networks: tuple[str, ...]
+    """The names of the networks it needs."""
     guide: Callable[..., tuple[Any, gj.Guidance]]
-    """`(*networks, labels, null, scale) -> branches, guidance`; the networks as `Trained.bind` gives them."""
+    """`(*networks, labels, null, scale) -> branches, guidance`, with networks as `Trained.bind` returns them."""
     calibrated: bool = False
-    """Whether the scale that `guide` is given follows the run's curve."""
+    """Whether the scale follows the run's curve."""
+    labelled: bool = True
+    """Whether the way needs class labels."""
 
 
 Guided = tuple[Any, gj.Guidance]
@@ -160,7 +173,7 @@ Classify = Callable[[Array, Array], Array]
 
 
 def _contrast(method: Callable[[Array], gj.Guidance]) -> Callable[..., Guided]:
-    """Of the conditional and the unconditional answer of one network."""
+    """A method that contrasts the conditional and the unconditional prediction of one network."""
     return lambda denoise, labels, null, scale: (gj.branches(denoise, cond=labels, uncond=null), method(scale))
 
 
@@ -173,29 +186,29 @@ def _unconditional(denoise: Denoiser, labels: Array, null: Array, scale: Array) 
 
 
 def _weaker(denoise: Denoiser, weak: Denoiser, labels: Array, null: Array, scale: Array) -> Guided:
-    """Of a network and a weaker one."""
+    """Autoguidance: a network guided by a weaker one."""
     return (gj.branches(denoise, cond=labels), gj.branches(weak, weak=labels)), gj.autoguidance(scale)
 
 
 def _classifier(denoise: Denoiser, classify: Classify, labels: Array, null: Array, scale: Array) -> Guided:
-    """The unconditional answer, and a classifier."""
+    """The unconditional prediction, guided by a classifier."""
     return gj.branches(denoise, uncond=null), gj.classifier(gj.scores.class_log_prob(classify, labels), scale)
 
 
 def _clean(denoise: Denoiser, classify: Classify, labels: Array, null: Array, scale: Array) -> Guided:
-    """A classifier of clean images, which knows no time but 0."""
+    """The same with a classifier of clean images, which is always called with t = 0."""
     return _classifier(denoise, lambda x, t: classify(x, jnp.zeros_like(t)), labels, null, scale)
 
 
 WAYS = {
-    "unconditional": Way("unconditional", ("denoiser",), _unconditional),
+    "unconditional": Way("unconditional", ("denoiser",), _unconditional, labelled=False),
     "conditional": Way("conditional", ("denoiser",), _conditional),
     "cfg": Way("CFG", ("denoiser",), _contrast(gj.cfg)),
     "interval": Way("CFG in an interval", ("denoiser",), _contrast(lambda w: gj.during(gj.cfg(w), *INTERVAL))),
     "rescale": Way("CFG, rescaled", ("denoiser",), _contrast(lambda w: gj.chain(gj.cfg(w), gj.rescale(0.7)))),
     "apg": Way("APG", ("denoiser",), _contrast(lambda w: gj.apg(w, max_norm=2.5))),
     "cfg_zero_star": Way("CFG-Zero*", ("denoiser",), _contrast(gj.cfg_zero_star)),
-    "autoguidance": Way("autoguidance", ("denoiser", "early"), _weaker),
+    "autoguidance": Way("autoguidance", ("denoiser", "early"), _weaker, labelled=False),
     "early": Way("under-trained", ("early",), _conditional),
     "early_cfg": Way("under-trained, CFG", ("early",), _contrast(gj.cfg)),
     "early_autoguidance": Way("under-trained, autoguidance", ("early", "weak"), _weaker),
@@ -203,11 +216,18 @@ WAYS = {
     "clean_classifier": Way("clean-trained classifier", ("denoiser", "clean"), _clean),
     "calibrated": Way("CFG, calibrated", ("denoiser",), _contrast(gj.cfg), calibrated=True),
 }
-"""The ways by name, all on one scale: 1 is the conditional model, or, of a classifier, Bayes' rule."""
+"""The ways by name. They share one scale: 1 is the conditional model, or Bayes' rule for a classifier."""
 
 
 def calibrated(run: Run, count: int = 1000, batch: int = 250, seed: int = 100) -> Run:
-    """The run with its curve, measured on samples that its denoiser draws unguided, in equal parts for each class."""
+    """The run with its curve, measured on unguided samples of its denoiser, equally many per class.
+
+    Args:
+      run: A run with labels.
+      count: The number of samples.
+      batch: Samples at a time.
+      seed: Seed of the samples.
+    """
     apply = run.networks["denoiser"].bind
     spacing = gj.spacings.karras(sigma_min=0.02, sigma_max=60.0)
     drawn, measured = gj.levels(SCHEDULE, 18, spacing), gj.levels(SCHEDULE, 40, spacing)
@@ -224,22 +244,35 @@ def calibrated(run: Run, count: int = 1000, batch: int = 250, seed: int = 100) -
     return run._replace(curve=functools.reduce(operator.add, parts).for_classes)
 
 
+def check(run: Run, way: Way) -> None:
+    """Raises ValueError if the run lacks the labels or the networks that a way needs."""
+    if way.labelled and not run.names:
+        free = ", ".join(name for name, other in WAYS.items() if not other.labelled)
+        raise ValueError(
+            f"{way.title} needs class labels, but the run was trained on images without labels. Use one of: {free}."
+        )
+    if missing := [name for name in way.networks if name not in run.networks]:
+        raise ValueError(f"{way.title} needs the networks {', '.join(missing)}; the run has {', '.join(run.networks)}.")
+
+
 def program(
     run: Run, way: Way, sampler: gj.Sampler, levels: gj.NoiseLevel, loop: Callable[..., Array] = gj.sample
 ) -> tuple[Callable[[Any, Array, Array], Array], dict[str, Any]]:
-    """`generate((params, scale), keys [B], labels [B]) -> images [B, H, W, C]`, and its params.
+    """The function `generate((params, scale), keys [B], labels [B]) -> images [B, H, W, C]`, and its params.
 
-    With `gj.evaluations` as the loop it gives the number of a sample's network evaluations instead.
+    Args:
+      run: The trained networks.
+      way: How to guide with them.
+      sampler: The sampler.
+      levels: `[steps + 1]` noise levels.
+      loop: `gj.sample`; or `gj.evaluations`, for the number of network evaluations per sample in place of images.
 
     Raises:
-      ValueError: if the run lacks a network that the way asks, or the curve.
+      ValueError: If the run lacks labels, networks or the curve that the way needs.
     """
-    missing = [name for name in way.networks if name not in run.networks]
-    if missing:
-        raise ValueError(f"{way.title} needs the networks {', '.join(missing)}; the run has {', '.join(run.networks)}.")
-
+    check(run, way)
     if way.calibrated and run.curve is None:
-        raise ValueError(f"{way.title} needs a run with its curve: models.calibrated(run).")
+        raise ValueError(f"{way.title} needs a run with its curve. Use models.calibrated(run).")
     curve = {"curve": run.curve} if way.calibrated else {}
 
     def generate(arguments: tuple[dict[str, Any], Array], keys: Array, labels: Array) -> Array:

@@ -1,5 +1,7 @@
-"""What people would rather look at."""
+"""The figures of all jobs: one style, one colour for each method and each sampler, image grids and labelled curves."""
 
+import itertools
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,23 +10,103 @@ import numpy as np
 
 mpl.use("agg")
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from PIL import Image
 
 import guidance_jax as gj
 
-INK, MUTED, BLUE, ORANGE, GREEN, PURPLE = "#222222", "#777777", "#1f6fb4", "#d9730d", "#2b8a3e", "#7b3fa0"
-STYLE: Any = {
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": INK,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "axes.titlesize": 11,
-    "legend.frameon": False,
-    "savefig.dpi": 130,
-    "savefig.bbox": "tight",
+STYLE = Path(__file__).with_name("style.mplstyle")
+"""Of all figures: `with plt.style.context(STYLE):`."""
+INK, MUTED = "#222222", "#777777"
+METHODS = {
+    "exact": INK,
+    "real": INK,
+    "conditional": MUTED,
+    "unconditional": "#a0522d",
+    "weaker": "#a0522d",
+    "cfg": "#1f6fb4",
+    "cfg_sde": "#14a3c7",
+    "constant": "#1f6fb4",
+    "interval": "#e07b00",
+    "rescale": "#e0479e",
+    "apg": "#cc2b2b",
+    "cfg_zero_star": "#008b8b",
+    "autoguidance": "#2b8a3e",
+    "calibrated": "#7b3fa0",
+    "calibrated_prompts": "#c264d6",
+    "calibrated_autoguidance": "#a67c00",
+    "classifier": "#8c4b1f",
+    "clean_classifier": "#d1477a",
+    "learned": "#c2185b",
+    "particles": "#6a9a00",
 }
+"""The colour of each method in every figure. A constant scale is CFG; `exact` also stands for the tilted density."""
+SAMPLERS = {
+    "ddim": "#1f6fb4",
+    "heun": "#e07b00",
+    "dpmpp_2s": "#2b8a3e",
+    "dpmpp_2m": "#cc2b2b",
+    "dpmpp_3m": "#7b3fa0",
+    "unipc": "#8c4b1f",
+    "ddpm": "#e0479e",
+    "dpmpp_sde": "#555555",
+    "heun_sde": "#008b8b",
+}
+"""The colour of each sampler in every figure."""
+CURVES = (METHODS["cfg"], METHODS["interval"], METHODS["autoguidance"], METHODS["calibrated"], INK)
+"""Colours of curves that are neither methods nor samplers."""
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as a PNG, of 256 colours if it would be larger than 400 kB, and close it."""
+    figure.savefig(path)
+    plt.close(figure)
+    if path.stat().st_size > 400_000:
+        with Image.open(path) as image:
+            reduced = image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+        reduced.save(path, optimize=True)
+
+
+def legend_below(axis: Axes, columns: int, down: float = 0.2, **options: Any) -> None:
+    """A legend under the axes, so that it covers no curve."""
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -down), ncols=columns, columnspacing=1.2, **options)
+
+
+def label_points(axis: Axes, points: Iterable[tuple[float, float, str, Any]], size: float = 11) -> None:
+    """Labels `(x, y, text, colour)` of points on curves, each where it is farthest from the curves and the other labels.
+
+    Call it last: the limits of the axes must be final.
+    """
+    figure = axis.get_figure(root=True)
+    assert figure is not None
+    figure.canvas.draw()
+    pixels, (low, high) = figure.dpi / 72, axis.get_window_extent().get_points()
+    corners = [line.get_transform().transform(line.get_xydata()) for line in axis.lines]
+    parts = [np.linspace(a, b, 40) for line in corners for a, b in itertools.pairwise(line)]
+    taken = np.concatenate(parts or [np.empty((0, 2))])
+    angles = np.linspace(0, 2 * np.pi, 16, endpoint=False)
+    for x, y, text, colour in points:
+        shape = size * pixels * np.array([0.32 * len(text), 0.42])
+        around = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+        candidates = np.concatenate([around * (shape + gap * pixels)[None] for gap in (5, 9)])
+        at = axis.transData.transform((x, y)) + candidates
+        apart = np.linalg.norm((at[:, None] - taken[None]) / shape[None, None], axis=2).min(1)
+        inside = ((at - shape[None] > low[None]) & (at + shape[None] < high[None])).all(1)
+        best = (np.minimum(apart, 2.2) + inside - 0.02 * np.linalg.norm(candidates, axis=1) / pixels).argmax()
+        taken = np.concatenate([taken, at[best] + shape[None] * np.array([[i, j] for i in (-1, 0, 1) for j in (-1, 0, 1)])])
+        axis.annotate(
+            text,
+            (x, y),
+            xytext=tuple(candidates[best] / pixels),
+            textcoords="offset points",
+            ha="center",
+            va="center",
+            fontsize=size,
+            color=colour,
+            path_effects=[withStroke(linewidth=2.5, foreground="white")],
+        )
 
 
 def montage(images: np.ndarray, least: int = 32) -> np.ndarray:
@@ -36,104 +118,117 @@ def montage(images: np.ndarray, least: int = 32) -> np.ndarray:
     return tiles.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, channels)
 
 
-def panels(path: Path, grids: dict[str, np.ndarray], title: str) -> None:
-    """Montages side by side, each under its name."""
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, len(grids), figsize=(3 * len(grids), 5), squeeze=False, layout="constrained")
-        for axis, (name, grid) in zip(axes[0], grids.items(), strict=True):
-            canvas = montage(grid)
-            axis.imshow(canvas if canvas.shape[2] == 3 else canvas[..., 0], cmap="gray", vmin=0, vmax=1)
-            axis.set_title(name, color=INK)
-            axis.axis("off")
-        figure.suptitle(title, color=INK, fontsize=12)
-        figure.savefig(path)
-        plt.close(figure)
+def grids(path: Path, columns: dict[str, np.ndarray], rows: Sequence[str], title: str, labels: float = 0.8) -> None:
+    """Image grids `[R, C, H, W, channels]` in [-1, 1] side by side, each under its name, the rows named at the left.
+
+    Args:
+      path: of the file.
+      columns: `{name: grid}`.
+      rows: the name of each row.
+      title: of the figure.
+      labels: the width of the names of the rows, in inches.
+    """
+    canvases = {name: montage(grid) for name, grid in columns.items()}
+    height, width = next(iter(canvases.values())).shape[:2]
+    wide = min((10 - labels) / len(columns), 0.45 * next(iter(columns.values())).shape[1] * width / height * len(rows))
+    with plt.style.context(STYLE):
+        size = labels + wide * len(columns), (wide - 0.15) * height / width + 1.3
+        figure, axes = plt.subplots(1, len(columns), figsize=size, squeeze=False)
+        for axis, (name, canvas) in zip(axes[0], canvases.items(), strict=True):
+            axis.imshow(canvas if canvas.shape[2] == 3 else canvas[..., 0], vmin=0, vmax=1)
+            axis.set_title(name, fontsize=13)
+            axis.set(xticks=[], yticks=[])
+            axis.grid(visible=False)
+            axis.spines[:].set_visible(False)
+        axes[0][0].set_yticks((np.arange(len(rows)) + 0.5) * height / len(rows) - 0.5, rows)
+        axes[0][0].tick_params(length=0)
+        figure.suptitle(title)
+        save(figure, path)
 
 
 def digits(
     out: Path, samples: dict[str, np.ndarray], scales: tuple[float, ...], metrics: dict[str, Any], test_set: Any
 ) -> None:
-    """A grid of samples a method, the overview of both, and the fidelity-diversity curve."""
-    each = min(6, samples["cfg"].shape[2])
+    """A grid of samples for each method, an overview of all methods, and the curves of fidelity and diversity."""
+    each = min(5, samples["cfg"].shape[2])
     at = {scale: i for i, scale in enumerate(scales)}
     shown = [scale for scale in (1.0, 2.0, 4.0, 12.0) if scale in at] or list(scales[:4])
     real = np.stack([test_set.images[test_set.labels == y][:each] for y in range(test_set.classes)])
-    name = {
-        "cfg": "Classifier-free guidance",
+    titles = {
+        "cfg": "Classifier-free guidance (CFG)",
         "classifier": "Classifier guidance of the unconditional model",
-        "calibrated": "Classifier-free guidance by a calibrated scale",
+        "calibrated": "CFG with a calibrated scale",
     }
     unguided = {
-        "real, held out": real,
-        "unconditional": samples["cfg"][at[0.0], :, :each],
-        "conditional": samples["cfg"][at[1.0], :, :each],
+        "held-out images": real,
+        "unconditional model": samples["cfg"][at[0.0], :, :each],
+        "conditional model": samples["cfg"][at[1.0], :, :each],
     }
-    panels(out / "samples_unguided.png", unguided, "Without guidance, a row a class")
-    for way in name:
-        grids = {f"scale {scale:g}": samples[way][at[scale], :, :each] for scale in shown}
-        panels(out / f"samples_{way}.png", grids, f"{name[way]}, a row a class")
+    grids(out / "samples_unguided.png", unguided, test_set.names, "Samples without guidance, one row per class")
+    for way, title in titles.items():
+        columns = {f"scale {scale:g}": samples[way][at[scale], :, :each] for scale in shown}
+        grids(out / f"samples_{way}.png", columns, test_set.names, f"{title}, one row per class")
     best = max(range(len(scales)), key=lambda i: metrics["classifier"][i]["accuracy"])
     high = 8.0 if 8.0 in at else max(scales)
     overview = {
-        "unconditional": samples["cfg"][at[0.0], :, :each],
-        "conditional": samples["cfg"][at[1.0], :, :each],
-        "CFG, scale 2": samples["cfg"][at.get(2.0, -1), :, :each],
-        f"classifier, scale {scales[best]:g}": samples["classifier"][best, :, :each],
-        **{
-            f"{label}, scale {high:g}": samples[way][at[high], :, :each]
-            for way, label in (("cfg", "CFG"), ("calibrated", "calibrated"))
-        },
+        "unconditional\nmodel": samples["cfg"][at[0.0], :, :each],
+        "conditional\nmodel": samples["cfg"][at[1.0], :, :each],
+        "CFG\nscale 2": samples["cfg"][at.get(2.0, -1), :, :each],
+        f"classifier\nscale {scales[best]:g}": samples["classifier"][best, :, :each],
+        f"CFG\nscale {high:g}": samples["cfg"][at[high], :, :each],
+        f"calibrated CFG\nscale {high:g}": samples["calibrated"][at[high], :, :each],
     }
-    panels(out / "overview.png", overview, "Guided handwritten digits, a row a class")
+    grids(out / "overview.png", overview, test_set.names, "Guided handwritten digits, one row per class", labels=0.4)
     curve(out / "fidelity_diversity.png", scales, metrics)
 
 
 def curve(path: Path, scales: tuple[float, ...], metrics: dict[str, Any]) -> None:
-    """Fidelity and diversity over the scale, and one against the other."""
-    ways = {"cfg": ("CFG", BLUE), "classifier": ("classifier", ORANGE), "calibrated": ("calibrated", GREEN)}
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
-        for way, (label, color) in ways.items():
-            column = {k: [row[k] for row in metrics[way]] for k in ("accuracy", "precision", "recall")}
-            axes[0].plot(scales, column["accuracy"], "-", color=color, label=f"{label}: accuracy", marker="o", ms=3)
-            axes[0].plot(scales, column["precision"], "--", color=color, label=f"{label}: precision", marker="o", ms=3)
-            axes[1].plot(scales, column["recall"], "-", color=color, label=label, marker="o", ms=3)
-            axes[2].plot(column["recall"], column["precision"], "-", color=color, label=label, marker="o", ms=3)
-            for scale, x, y in zip(scales, column["recall"], column["precision"], strict=True):
-                axes[2].annotate(f"{scale:g}", (x, y), xytext=(4, 3), textcoords="offset points", color=color, fontsize=8)
-        axes[0].axhline(metrics["evaluator_accuracy"], color=MUTED, lw=0.8, ls=":", label="evaluator on real digits")
-        for axis, title, x, y in zip(
-            axes,
-            ("Fidelity", "Diversity", "One against the other (numbers: scale)"),
-            ("guidance scale", "guidance scale", "recall of the real test set"),
-            ("share of samples", "recall of the real test set", "precision"),
-            strict=True,
-        ):
-            axis.set(title=title, xlabel=x, ylabel=y)
-            axis.legend(fontsize=8)
-        for axis in axes[:2]:
-            axis.set_ylim(0, 1.03)
-        figure.savefig(path)
-        plt.close(figure)
+    """Accuracy, precision and recall over the scale, and precision against recall."""
+    ways = {"cfg": "CFG", "classifier": "classifier guidance", "calibrated": "CFG, calibrated scale"}
+    titles = {"accuracy": "Accuracy", "precision": "Precision", "recall": "Recall"}
+    with plt.style.context(STYLE):
+        figure, axes = plt.subplots(2, 2, figsize=(10, 8))
+        *over, against = axes.flat
+        for way, label in ways.items():
+            column = {name: [row[name] for row in metrics[way]] for name in titles}
+            for axis, name in zip(over, titles, strict=True):
+                axis.plot(scales, column[name], "o-", color=METHODS[way], label=label)
+            against.plot(column["recall"], column["precision"], "o-", color=METHODS[way])
+        over[0].axhline(metrics["evaluator_accuracy"], color=METHODS["real"], lw=1.2, ls=":", label="held-out images")
+        for axis, title in zip(over, titles.values(), strict=True):
+            axis.set(title=title, xlabel="guidance scale", ylabel=title.lower(), ylim=(0, 1.04))
+        against.set(title="Precision against recall\n(labels: guidance scale)", xlabel="recall", ylabel="precision")
+        figure.legend(*over[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+        labelled = {"cfg": (0, 1, 4, 8, 12), "classifier": (1, 4, 8, 12), "calibrated": (12,)}
+        label_points(
+            against,
+            [
+                (row["recall"], row["precision"], f"{scale:g}", METHODS[way])
+                for way in ways
+                for scale, row in zip(scales, metrics[way], strict=True)
+                if scale in labelled[way]
+            ],
+        )
+        save(figure, path)
 
 
 def calibration(path: Path, measured: dict[str, gj.Calibration]) -> None:
-    """rho in both forms over the noise, with its standard error, and the scales that follow from the form for classes."""
-    shades = (BLUE, ORANGE, GREEN, PURPLE, INK)
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
-        for (name, one), color in zip(measured.items(), shades, strict=False):
+    """rho in both forms over the noise level with its standard error, and the scales that follow from the form for classes."""
+    with plt.style.context(STYLE):
+        figure, axes = plt.subplots(1, 2, figsize=(10, 4.8))
+        for (name, one), color in zip(measured.items(), CURVES, strict=False):
             for curve, style, form in ((one.for_classes, "-", "for classes"), (one.for_prompts, "--", "for prompts")):
                 ratio, rho, error = map(np.asarray, curve)
                 axes[0].plot(ratio, rho, style, color=color, label=f"{name}, {form}")
                 axes[0].fill_between(ratio, rho - error, rho + error, color=color, alpha=0.2, lw=0)
         first = next(iter(measured.values()))
-        for scale, color in zip((2.0, 4.0, 8.0, 16.0), shades, strict=False):
+        for scale, color in zip((2.0, 4.0, 8.0, 16.0), CURVES, strict=False):
             rho = np.asarray(first.rho)
             axes[1].plot(first.ratio, scale / (rho + scale * (1 - rho)), color=color, label=f"w = {scale:g}")
-        axes[0].set(title="Where guidance helps", ylabel="rho", xscale="log", xlabel="sigma / alpha", ylim=(0, 1.03))
-        axes[1].set(title="The scale that follows", ylabel="scale at this level", xscale="log", xlabel="sigma / alpha")
+        axes[0].set(title="Calibration curve\n(band: standard error)", ylabel="rho", ylim=(0, 1.04))
+        axes[1].set(title="Calibrated guidance scale", ylabel="guidance scale at the level")
         for axis in axes:
-            axis.legend(fontsize=8)
-        figure.savefig(path)
-        plt.close(figure)
+            axis.set(xscale="log", xlabel="noise level sigma / alpha")
+        legend_below(axes[0], 1)
+        legend_below(axes[1], 4 if len(axes[1].lines) > 2 else 2)
+        save(figure, path)

@@ -1,4 +1,4 @@
-"""What a training tells: the bar in the terminal, TensorBoard's event files, the share of the time spent waiting for data."""
+"""The log of a training run: TensorBoard's event files, and the fraction of the time spent waiting for data."""
 
 import contextlib
 import os
@@ -14,20 +14,20 @@ from tensorboardX import summary
 from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import RecordWriter, masked_crc32c
 
-# The classes are made at import, where no type checker sees them.
+# protobuf makes the classes at import, so type checkers do not know them.
 Event: Any = vars(event_pb2)["Event"]
 SessionLog: Any = vars(event_pb2)["SessionLog"]
 FILES = "events.out.tfevents.*"
 
 
 class Waiting:
-    """The share of the time that goes by in waiting for an iterator: of all of it, and of each lap."""
+    """The fraction of the time spent waiting for an iterator, in total and per lap."""
 
     def __init__(self) -> None:
         self.restart()
 
     def restart(self) -> None:
-        """Counts from now on."""
+        """Starts the measurement again."""
         self._start = self._lap = time.perf_counter()
         self._waited = self._before = 0.0
         self._taken = 0
@@ -42,11 +42,11 @@ class Waiting:
             self._taken += 1
 
     def share(self) -> float:
-        """The time spent in `next`, of all the time since the count began."""
+        """The fraction of the time since the start that was spent in `next`."""
         return self._waited / max(time.perf_counter() - self._start, 1e-9)
 
     def lap(self) -> tuple[float, float]:
-        """Elements a second and the share of waiting since the last lap; begins a new one."""
+        """Elements per second and the fraction spent waiting since the last lap. Starts a new lap."""
         now = time.perf_counter()
         seconds = max(now - self._lap, 1e-9)
         rate, share = self._taken / seconds, (self._waited - self._before) / seconds
@@ -55,10 +55,15 @@ class Waiting:
 
 
 class Events:
-    """One new event file in a directory; what it says of a step hides what earlier files say of it.
+    """One new event file in a directory. Its values of a step override those of earlier files.
 
-    Written at once and not by a thread, so that what is flushed is on the disk, and a full disk is an error here. TensorBoard
-    reads files by the times in their names, so each is named after the latest, also where the clock was set back.
+    It is written directly and not by a thread. So flushed values are on the disk, and a full disk raises an error here.
+    TensorBoard reads files in the order of the times in their names. A new file gets a later time than all others, even if
+    the clock was set back.
+
+    Args:
+      directory: The run's directory.
+      start: The step at which this file starts.
     """
 
     def __init__(self, directory: Path, start: int):
@@ -70,16 +75,16 @@ class Events:
         self._event(Event(step=start, session_log=SessionLog(status=SessionLog.START)))
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
-        """The scalars of one step."""
+        """Writes the scalars of one step."""
         for name, value in scalars.items():
             self._event(Event(step=step, summary=summary.scalar(name, value)))
 
     def flush(self) -> None:
-        """All that was written goes to the disk."""
+        """Writes all values to the disk."""
         self._writer.flush()
 
     def close(self) -> None:
-        """Closes the file; what was not flushed may be lost."""
+        """Closes the file. Values that were not flushed may be lost."""
         with contextlib.suppress(OSError):
             self._writer.close()
 
@@ -89,10 +94,10 @@ class Events:
 
 
 def scalars(directory: Path, name: str) -> dict[int, float]:
-    """`{step: value}` of one curve over all event files of a directory, by their steps, whatever the clock said.
+    """`{step: value}` of one curve, from all event files of a directory.
 
-    Where files overlap, as after a kill, the one that began at the later step counts. What follows damage in a file is left
-    out, with a warning.
+    Files can overlap after a kill. Then the file that started at the later step is used. The part of a file that follows
+    damage is left out, with a warning.
     """
     curves = []
     for path in sorted(directory.glob(FILES)):
@@ -115,9 +120,9 @@ def _events(path: Path) -> Iterator[Any]:
         whole = data[at : at + 8], data[at + 12 : at + 12 + size]
         sums = [data[at + 8 : at + 12], data[at + 12 + size : at + 16 + size]]
         if sums[0] == struct.pack("<I", masked_crc32c(whole[0])) and at + 16 + size > len(data):
-            return  # The record that was being written when the run was killed.
+            return  # This record was being written when the run was killed.
         if sums != [struct.pack("<I", masked_crc32c(part)) for part in whole]:
-            warnings.warn(f"{path} is damaged from byte {at} on: that part of it is left out.", stacklevel=3)
+            warnings.warn(f"{path} is damaged from byte {at} on. The rest of it is left out.", stacklevel=3)
             return
         yield Event.FromString(whole[1])
         at += 16 + size

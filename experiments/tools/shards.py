@@ -1,4 +1,4 @@
-"""A large set of images on disk, in shards: each is there whole or not at all, and a directory holds one set only."""
+"""A large set of images on disk, in shards. Each shard is complete or missing. A directory holds one set only."""
 
 import contextlib
 import dataclasses
@@ -23,48 +23,52 @@ __all__ = ["DamagedError", "Shards", "UnwrittenError", "alone", "opened", "repla
 
 IDENTITY = "identity.json"
 NAMES = r"identity\.json|shard-\d{5,}\.npz|samples_\d+(x\d+){3}\.npz|grid\.png"
-"""What is written into the directory of a set."""
+"""The names of the files of a set."""
 OTHERS = ("models.json", "checkpoints", "lock", "dataset_info.json", "model_index.json")
-"""What tells that a directory is of something else: a study, a training, a prepared data set, a model."""
+"""Files that identify another kind of directory: a study, a training, a prepared data set, a model."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Shards:
-    """A set of labelled images: who they are, and in which files. It may grow: shard 3 is the same however many follow."""
+    """A set of labelled images in files. The set can be extended: existing shards do not change."""
 
     directory: Path
-    """Holds this set and no other."""
+    """The directory of this set. It holds nothing else."""
     labels: np.ndarray
     """`[N]` integers, the label of each sample."""
     size: int
-    """Samples a shard; the last has what is left."""
+    """Samples per shard. The last shard has the remainder."""
     identity: dict[str, Any]
-    """All that a sample depends on, besides its number and label; JSON can hold it."""
+    """All that a sample depends on besides its number and label, JSON-able."""
 
     @property
     def count(self) -> int:
+        """The number of shards."""
         return -(-len(self.labels) // self.size)
 
     @functools.cached_property
-    def told(self) -> dict[str, Any]:
-        """The identity and the shard size, as JSON keeps them: what all shards of a directory have in common."""
+    def stored(self) -> dict[str, Any]:
+        """The identity and the shard size as JSON stores them. All shards of a directory share them."""
         return json.loads(json.dumps({"shard": self.size, "identity": self.identity}))
 
     @functools.cached_property
     def digest(self) -> str:
-        return hashlib.sha256(json.dumps(self.told, sort_keys=True).encode()).hexdigest()
+        """A digest of `stored`, which each shard stores."""
+        return hashlib.sha256(json.dumps(self.stored, sort_keys=True).encode()).hexdigest()
 
     def path(self, number: int) -> Path:
+        """The file of a shard."""
         return self.directory / f"shard-{number:05d}.npz"
 
     def indices(self, number: int) -> np.ndarray:
+        """The numbers of the samples in a shard."""
         return np.arange(number * self.size, min((number + 1) * self.size, len(self.labels)))
 
     def claim(self) -> None:
-        """Make the directory this set's, if it is nobody's; or let the set that it holds grow to this size.
+        """Writes this set's identity into an empty directory, or extends the set that the directory holds to this size.
 
         Raises:
-          ValueError: if it holds another set, or something else, with what differs and what to do.
+          ValueError: If the directory holds another set or something else. The message names the differences.
         """
         path = self.directory / IDENTITY
         try:
@@ -77,53 +81,55 @@ class Shards:
         except DamagedError as error:
             self._recover(f"and {error}", "damaged")
         with replacing(path) as file:
-            file.write(json.dumps({**self.told, "labels": self.labels.tolist()}).encode())
+            file.write(json.dumps({**self.stored, "labels": self.labels.tolist()}).encode())
 
     def _recover(self, trouble: str, how: str) -> None:
-        """See that all that is in a directory which does not tell its set is of this one."""
+        """Checks that all shards in a directory without a valid identity belong to this set."""
         if other := next((name for name in OTHERS if (self.directory / name).exists()), None):
             raise ValueError(
-                f"{self.directory} holds {other}: it is of something else than a generated set; choose another directory."
+                f"{self.directory} holds {other}, so it is not the directory of a generated set. Use another directory."
             )
         found = {int(path.stem[6:]): path for path in self.directory.glob("shard-*.npz") if path.stem[6:].isdecimal()}
         for number, path in sorted(found.items()):
             try:
                 self.read(number)
             except (FileNotFoundError, DamagedError):
-                continue  # The last one of a smaller set, or one that is made again.
+                continue  # The last shard of a smaller set, or one that is made again.
             except ValueError as error:
                 raise ValueError(
-                    f"{self.directory} holds {path.name}, {trouble}, and that is not of the set that is asked. Ask for the set"
-                    f" that it is of, and {IDENTITY} is written anew; or {_ELSEWHERE}"
+                    f"{self.directory} holds {path.name}, {trouble}, which is not of the requested set. Request its own"
+                    f" set, and {IDENTITY} is written again; or {_ELSEWHERE}"
                 ) from error
         if found or how == "damaged":
-            warnings.warn(f"{self.directory / IDENTITY} was {how}: it is written anew.", stacklevel=4)
+            warnings.warn(f"{self.directory / IDENTITY} was {how}. It is written again.", stacklevel=4)
 
     def check(self) -> None:
-        """See that the directory is this set's.
+        """Checks that the directory holds this set.
 
         Raises:
-          ValueError: if it holds another set, with what differs and what to do.
+          ValueError: If it holds another set. The message names the differences.
         """
         there = _known(self.directory)
         both = min(len(there["labels"]), len(self.labels))
         labels = np.array(there.pop("labels")[:both])
-        told = list(_differences(there, self.told))
+        differences = list(_differences(there, self.stored))
         if (other := np.flatnonzero(labels != self.labels[:both])).size:
             i = other[0]
-            told.append(f"the label of sample {i} is {labels[i]} there, and {self.labels[i]} is asked")
-        if told:
-            raise ValueError(f"{self.directory} holds another set: {'; '.join(told)}. Nothing is changed there; {_ELSEWHERE}")
+            differences.append(f"the label of sample {i} is {labels[i]} there, and {self.labels[i]} is requested")
+        if differences:
+            raise ValueError(
+                f"{self.directory} holds another set: {'; '.join(differences)}. Nothing is changed there: {_ELSEWHERE}"
+            )
 
     def clean(self) -> None:
-        """Remove what interrupted writing has left."""
+        """Removes the temporary files of interrupted writes."""
         disk.clean(self.directory, NAMES)
 
     def write(self, number: int, images: np.ndarray) -> None:
-        """Images `[n, H, W, C]` uint8 of one shard, with their labels and indices.
+        """Writes the images `[n, H, W, C]` uint8 of one shard, with their labels and indices.
 
         Raises:
-          OSError: if the disk takes no more; the shards that are finished stay.
+          OSError: If the disk is full. Finished shards are kept.
         """
         indices = self.indices(number)
         with self.kept(images.nbytes), replacing(self.path(number)) as file:
@@ -131,24 +137,24 @@ class Shards:
 
     @contextlib.contextmanager
     def kept(self, size: int) -> Iterator[None]:
-        """Says, of a file of `size` bytes that cannot be written, that what is finished is kept, and how to go on."""
+        """Adds to the error of a file of `size` bytes that finished shards are kept, and what to do."""
         try:
             yield
         except UnwrittenError as error:
             stay, room = sum(self.path(i).exists() for i in range(self.count)), disk.room(self.directory, "it", size)
             raise UnwrittenError(
                 error.errno,
-                f"{error.strerror}. The {stay} of {self.count} shards that are finished stay; {room}."
-                " Make room, or mend what else it is, and start again: it goes on from there",
+                f"{error.strerror}. The {stay} of {self.count} shards that are finished are kept; {room}."
+                " Free some space, or fix the cause, and start again: the run continues from there",
             ) from error
 
     def read(self, number: int) -> np.ndarray:
-        """Images `[n, H, W, C]` uint8 of one shard, the checksums of the file compared.
+        """The images `[n, H, W, C]` uint8 of one shard, with its checksums verified.
 
         Raises:
-          FileNotFoundError: if it is not made yet, or was the last one of a smaller set.
-          DamagedError: if it is not what was written.
-          ValueError: if it is of another set.
+          FileNotFoundError: If it is not made yet, or is the short last shard of a smaller set.
+          DamagedError: If it has changed since it was written.
+          ValueError: If it belongs to another set.
         """
         path, indices = self.path(number), self.indices(number)
         content = io.BytesIO(path.read_bytes())
@@ -160,42 +166,42 @@ class Shards:
         except Exception as error:  # A damaged archive fails in a dozen ways.
             raise DamagedError(f"{path} is damaged ({type(error).__name__}: {error})") from error
         if str(digest) != self.digest:
-            raise ValueError(f"{path} is of another set than {IDENTITY} beside it tells; {_ELSEWHERE}")
+            raise ValueError(f"{path} belongs to another set than {IDENTITY} beside it: {_ELSEWHERE}")
         both = min(len(own), len(indices))
         if not np.array_equal(own[:both], indices[:both]) or not np.array_equal(labels[:both], self.labels[indices[:both]]):
-            raise ValueError(f"{path} holds other samples than its name and {IDENTITY} beside it tell; {_ELSEWHERE}")
+            raise ValueError(f"{path} holds other samples than its name and {IDENTITY} say: {_ELSEWHERE}")
         if both < len(indices):
-            raise FileNotFoundError(f"{path} holds {both} samples of the {len(indices)}; run the generation again.")
+            raise FileNotFoundError(f"{path} holds {both} of {len(indices)} samples. Run the generation again.")
         return images[:both]
 
     def finished(self, number: int) -> bool:
-        """Whether a shard is there and whole; one that is damaged is to be made again, with a warning."""
+        """Whether a shard is complete. A damaged one gives False and a warning, and is made again."""
         try:
             self.read(number)
         except FileNotFoundError:
             return False
         except DamagedError as error:
-            warnings.warn(f"{error}; it is made again.", stacklevel=2)
+            warnings.warn(f"{error}. It is made again.", stacklevel=2)
             return False
         return True
 
     def parts(self) -> Iterator[np.ndarray]:
-        """The images, a shard at a time.
+        """The images, one shard at a time.
 
         Raises:
-          FileNotFoundError: if not all of them are there, with how many are missing.
-          DamagedError: if a shard is not what was written.
+          FileNotFoundError: If shards are missing. The message has their number.
+          DamagedError: If a shard has changed since it was written.
         """
         missing = [number for number in range(self.count) if not self.path(number).exists()]
         if missing:
             raise FileNotFoundError(
                 f"{len(missing)} of the {self.count} shards in {self.directory} are not made yet, {self.path(missing[0]).name}"
-                " first; run the generation again, it makes what is missing."
+                " first. Run the generation again: it makes the missing ones."
             )
         yield from map(self.read, range(self.count))
 
     def samples(self) -> tuple[np.ndarray, np.ndarray]:
-        """All images `[N, H, W, C]` uint8 and labels `[N]`, in the order of their keys; raises as `parts` does."""
+        """All images `[N, H, W, C]` uint8 and labels `[N]`, in order. Raises as `parts` does."""
         parts = self.parts()
         first = next(parts)
         images = np.empty((len(self.labels), *first.shape[1:]), np.uint8)
@@ -204,24 +210,26 @@ class Shards:
         return images, self.labels
 
     def assemble(self, channels: int | None = None) -> Path:
-        """One file of a finished set, in the layout of the evaluator of OpenAI's guided-diffusion.
+        """Writes a finished set to one file, in the layout of the evaluator of OpenAI's guided-diffusion.
 
-        `arr_0` are the images, `[N, H, W, C]` uint8, and `arr_1` the labels, `[N]` int64; the name tells the shape, as in
-        `samples_50000x64x64x3.npz`. It is written a shard at a time, so that the set need not fit into memory.
+        `arr_0` are the images, `[N, H, W, C]` uint8, and `arr_1` the labels, `[N]` int64. The name has the shape, as in
+        `samples_50000x64x64x3.npz`. Shards are written one at a time, so the set need not fit into memory.
 
         Args:
-          channels: 3 repeats the one channel of grey images, for evaluators that ask for colours; None keeps them as they are.
+          channels: 3 repeats the single channel of grey images, for evaluators that need colours. None keeps the channels.
 
         Raises:
-          ValueError: if the images cannot be given so many channels; else as `parts` does.
-          OSError: if the disk takes no more.
+          ValueError: If the images cannot have so many channels. Otherwise as `parts` does.
+          OSError: If the disk is full.
         """
         parts = self.parts()
         first = next(parts)
         own: int = first.shape[3]
         channels = own if channels is None else channels
         if own not in (1, channels) or channels < 1:
-            raise ValueError(f"images of {own} channels cannot be written with {channels}; only grey ones are repeated.")
+            raise ValueError(
+                f"images of {own} channels cannot be written with {channels}. Use {own}; only grey images can be repeated."
+            )
         shape = (len(self.labels), *first.shape[1:3], channels)
         path = self.directory / f"samples_{'x'.join(map(str, shape))}.npz"
         size = math.prod(shape) + 8 * len(self.labels) + 1000
@@ -235,11 +243,11 @@ class Shards:
         return path
 
 
-_ELSEWHERE = "choose another directory, or remove this one."
+_ELSEWHERE = "use another directory, or remove this one."
 
 
 def _check_declared(content: BinaryIO) -> None:
-    """Raises unless each array is stored as it is, and as large as its header says: nothing is allocated before."""
+    """Raises unless each array is stored uncompressed, with the size in its header. Nothing is allocated before this check."""
     with zipfile.ZipFile(content) as archive:
         for info in archive.infolist():
             if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
@@ -249,59 +257,59 @@ def _check_declared(content: BinaryIO) -> None:
                     raise ValueError(f"{info.filename!r:.100} is of another version")
                 shape, _, dtype = np.lib.format.read_array_header_1_0(member)
                 if math.prod(shape) * dtype.itemsize != info.file_size - member.tell():
-                    raise ValueError(f"{info.filename!r:.100} is not as large as its shape {shape}")
+                    raise ValueError(f"{info.filename!r:.100} does not have the size of its shape {shape}")
 
 
 def _known(directory: Path) -> dict[str, Any]:
-    """What a directory tells of its set."""
+    """The identity file of a directory."""
     path = directory / IDENTITY
-    again = "Start the generation again by its own command: it is written anew, and what is finished stays"
+    again = "Start the generation again with its own command: the file is written again, and finished shards are kept"
     try:
-        told = disk.read_json(path)
+        content = disk.read_json(path)
     except DamagedError as error:
         raise DamagedError(f"{error}. {again}") from error
-    if told and not {"shard", "labels"} & told.keys():
+    if content and not {"shard", "labels"} & content.keys():
         raise ValueError(
-            f"{path} is of something else than a generated set, as of a training: it tells {', '.join(sorted(told))[:200]}."
-            " Nothing is changed there; choose another directory."
+            f"{path} is not of a generated set, perhaps of a training: it holds {', '.join(sorted(content))[:200]}."
+            " Nothing is changed there: use another directory."
         )
-    size, labels, identity = (told.get(name) for name in ("shard", "labels", "identity"))
+    size, labels, identity = (content.get(name) for name in ("shard", "labels", "identity"))
     numbers = isinstance(labels, list) and labels and all(type(label) is int and abs(label) < 2**31 for label in labels)
     if type(size) is not int or size < 1 or not numbers or not isinstance(identity, dict):
         raise DamagedError(f"{path} is damaged, or of another version (it needs shard, labels and identity). {again}")
-    return told
+    return content
 
 
 def _differences(there: Any, asked: Any, name: str = "") -> Iterator[str]:
-    """In words, what differs between two trees of JSON."""
+    """The differences between two trees of JSON, in words."""
     if isinstance(there, dict) and isinstance(asked, dict):
         for key in sorted(there.keys() | asked.keys()):
             inner = key if name in ("", "identity") else f"{name}.{key}"
             yield from _differences(there.get(key, "nothing"), asked.get(key, "nothing"), inner)
     elif there != asked:
-        yield f"{name} is {json.dumps(there)} there, and {json.dumps(asked)} is asked"
+        yield f"{name} is {json.dumps(there)} there, and {json.dumps(asked)} is requested"
 
 
 def opened(directory: Path, count: int | None = None) -> Shards:
-    """The set that a directory holds, or the first `count` samples of it.
+    """The set in a directory, or its first `count` samples.
 
     Raises:
-      FileNotFoundError: if it holds none, or less.
+      FileNotFoundError: If the directory holds no set, or fewer samples.
     """
     if not (directory / IDENTITY).exists():
         raise FileNotFoundError(f"{directory} holds no generated set: it has no {IDENTITY}.")
-    told = _known(directory)
-    labels = np.array(told["labels"], np.int32)
+    content = _known(directory)
+    labels = np.array(content["labels"], np.int32)
     if count is not None and not 1 <= count <= len(labels):
-        raise FileNotFoundError(f"{directory} holds a set of {len(labels)} samples, and {count} are asked.")
-    return Shards(directory, labels[:count], told["shard"], told["identity"])
+        raise FileNotFoundError(f"{directory} holds a set of {len(labels)} samples, and {count} are requested.")
+    return Shards(directory, labels[:count], content["shard"], content["identity"])
 
 
 def samples(directory: Path, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """All images `[N, H, W, C]` uint8 and labels `[N]` of a finished set, or the first `count`, in the order of their keys.
+    """All images `[N, H, W, C]` uint8 and labels `[N]` of a finished set, or the first `count`, in order.
 
     Raises:
-      FileNotFoundError: if there is no set, or not all of it.
-      ValueError: if a shard is damaged.
+      FileNotFoundError: If there is no set, or a shard is missing.
+      ValueError: If a shard is damaged.
     """
     return opened(directory, count).samples()

@@ -1,6 +1,8 @@
-"""Argument validation: everything that tells a person what is wrong.
+"""Argument validation: every check, and every error message that a check raises.
 
-`kinds` are the annotations of parameters (`Scale`, `Positive`, `Count`), `door` checks them when a public function is called,
-`running` checks what `sample` receives, `outcomes` what a user's own function returns, and `traced` what is known only when a
-program runs.
+- `kinds`: the annotations of parameters (`Scale`, `Positive`, `Count`).
+- `door`: checks the annotations when a public function is called.
+- `running`: checks the arguments of `sample`.
+- `outcomes`: checks what a user's own function returns.
+- `traced`: checks values that are known only when a program runs.
 """

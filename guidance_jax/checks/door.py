@@ -1,4 +1,4 @@
-"""The door of a public function: its annotations say what each parameter accepts, and are checked when it is called."""
+"""`door` and `part`: decorators that check the arguments of a public function against its annotations."""
 
 import dataclasses
 import difflib
@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
 from guidance_jax.checks.traced import concrete, demand
-from guidance_jax.checks.words import call_it, shown, told
+from guidance_jax.checks.words import call_it, described, shown
 from guidance_jax.programs.parts import Call, remembering, signature
 
 P = ParamSpec("P")
@@ -23,19 +23,19 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Kind:
-    """What a parameter accepts. `typing.Annotated` attaches it to a type, so type checkers see the type alone.
+    """What a parameter accepts. `typing.Annotated` attaches it to a type, and type checkers see only the type.
 
     Args:
       expected: Completes the sentence "scale must be ...".
-      is_type: Whether a value has the right type; otherwise TypeError.
-      holds: Whether a value of that type is in range; otherwise ValueError.
-      hint: What to write instead; it ends the sentence.
-      also: `(value, where) -> None`: a further check, which raises by itself.
-      fixed: Whether the value is part of a part's structure, and no pytree leaf: counts, and numbers that are computed with in
-        float64 when the call is made.
-      zero: Whether a plain 0 is part of the structure, since it leaves work out: nothing is drawn.
-      guard: `(value, where) -> ` the function in place of a user's, which checks what that returns.
-      each: Whether it may be one number per sample, `[B]`.
+      is_type: Whether a value has the right type. If not, `check` raises a TypeError.
+      holds: Whether a value of that type is in range. If not, `check` raises a ValueError.
+      hint: What to use instead. It ends the sentence.
+      also: `(value, where) -> None`: another check, which raises its own error.
+      fixed: Whether the value is static instead of a pytree leaf. Counts are static, and so are numbers that the call itself
+        computes with in float64.
+      zero: Whether a Python 0 is static. The 0 turns a computation off: no noise is drawn.
+      guard: `(value, where) -> function`: wraps a user's function and checks what it returns.
+      each: Whether the value may be one number per sample, `[B]`.
     """
 
     expected: str
@@ -49,54 +49,54 @@ class Kind:
     each: bool = False
 
     def check(self, value: Any, where: str) -> None:
-        """Raises for a wrong value."""
+        """Raises if the value is wrong."""
         if not self.is_type(value):
-            self.refuse(value, where, TypeError, f"{told(value)}{call_it(value)}")
+            self.refuse(value, where, TypeError, f"{described(value)}{call_it(value)}")
         if self.holds is not None and not self.holds(value):
             self.refuse(value, where, ValueError, repr(value) if isinstance(value, str) else str(shown(value)))
         if self.also is not None:
             self.also(value, where)
 
     def refuse(self, value: Any, where: str, error: type[Exception] = ValueError, got: str = "") -> NoReturn:
-        """Raises: got X, expected Y, use Z."""
-        raise error(f"{where} must be {self.expected}, got {got or told(value)}{f'; {self.hint}' if self.hint else '.'}")
+        """Raises the error: WHERE must be EXPECTED, got X; HINT."""
+        raise error(f"{where} must be {self.expected}, got {got or described(value)}{f'; {self.hint}' if self.hint else '.'}")
 
 
 CLASSES: dict[Any, Kind] = {}
-"""The kinds of our own classes as annotations."""
+"""The kinds of this library's classes. A class in an annotation is checked by its kind."""
 
 
 def rule(words: str, holds: Callable[..., Any]) -> Rule:
     """A rule between the parameters of one function: `rule("low must be below high", lambda low, high: low < high)`.
 
-    It is checked where all its values are known; where they are traced, in a program that is `checked`.
+    It is checked if all its values are known. Traced values are checked in a `checked` program.
     """
     return words, holds
 
 
 def also(check: Callable[..., None]) -> Rule:
-    """A check of several parameters that raises by itself."""
+    """A check of several parameters, which raises its own error."""
     return "", check
 
 
 def door(*rules: Rule) -> Callable[[F], F]:
     """Checks the arguments of a public function against its annotations, then calls it.
 
-    Errors name the function and the parameter: `cfg: scale must be a finite number, ..., got the str '7.5'.` Of a class, its
-    constructor is checked.
+    Errors name the function and the parameter: `cfg: scale must be a finite number, ..., got the str '7.5'.` For a class, it
+    checks the constructor.
 
     Args:
       *rules: Rules between parameters, `rule(words, holds)`.
 
     Raises:
       TypeError: If an argument is missing, unknown, or of the wrong type.
-      ValueError: If an argument is out of range, or a rule is broken.
+      ValueError: If an argument is out of range, or the arguments break a rule.
     """
     return functools.partial(_decorated, rules, False)
 
 
 def part(*rules: Rule) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """As `door`, for a function whose result remembers the call that made it (`guidance_jax.parts`)."""
+    """As `door`, for a function whose result remembers the call that made it (`guidance_jax.programs.parts`)."""
     return functools.partial(_decorated, rules, True)
 
 
@@ -117,16 +117,21 @@ def _decorated(rules: tuple[Rule, ...], remembers: bool, function: Callable[...,
 
 
 class Entrance:
-    """The checks of one function."""
+    """The checks of one function.
+
+    Args:
+      function: The public function.
+      rules: Its rules between parameters.
+    """
 
     def __init__(self, function: Callable[..., Any], rules: tuple[Rule, ...]) -> None:
-        # `UNet.__init__` is the door of UNet.
+        # The constructor `UNet.__init__` is checked under the name UNet.
         self.function, self.name = function, getattr(function, "__qualname__", "?").removesuffix(".__init__").rpartition(".")[2]
         self.rules = [(words, holds, tuple(inspect.signature(holds).parameters)) for words, holds in rules]
 
     @functools.cached_property
     def hints(self) -> dict[str, Any]:
-        """The annotations that can be checked. Read at the first call, when a file's later names are known."""
+        """The annotations that can be checked. They are read at the first call, when all names of the file are defined."""
         hints = typing.get_type_hints(inspect.unwrap(self.function), include_extras=True)
         several = {KEYWORDS: lambda hint: Mapping[str, hint], SEVERAL: lambda hint: Sequence[hint]}
         parameters = signature(self.function).parameters.items()
@@ -134,7 +139,7 @@ class Entrance:
         return {name: hint for name, hint in hints.items() if _says(hint)}
 
     def check(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], frozenset[str]]:
-        """The arguments by name; those with a user's functions guarded; the names of those that are static."""
+        """The arguments by name; the arguments with guarded functions; the names of the static arguments."""
         try:
             arguments = signature(self.function).bind(*args, **kwargs).arguments
         except TypeError as error:
@@ -144,8 +149,7 @@ class Entrance:
         def enter(kind: Kind, value: Any, where: str) -> Any:
             kind.check(value, where)
             if kind.fixed and not concrete(value):
-                mend = f"got a traced value; call {self.name} outside of jit."
-                raise ValueError(f"{where} must be known, since it is part of the structure, {mend}")
+                raise ValueError(f"{where} must be known, got a traced value; call {self.name} outside of jit.")
             if kind.fixed or (kind.zero and isinstance(value, int | float) and value == 0):
                 fixed.append(name)
             return kind.guard(value, where) if kind.guard else value
@@ -159,18 +163,18 @@ class Entrance:
         return arguments, guarded, frozenset(fixed)
 
     def call(self, arguments: dict[str, Any]) -> Any:
-        """What the function returns for checked arguments."""
+        """Calls the function with checked arguments."""
         bound = inspect.BoundArguments(signature(self.function), arguments)  # pyright: ignore[reportArgumentType]
         return self.function(*bound.args, **bound.kwargs)
 
     def again(self, arguments: dict[str, Any]) -> Any:
-        """What it returns for arguments that were checked before, now with other numbers."""
+        """Calls the function again with other numbers in arguments that were already checked."""
         guard = lambda kind, value, where: kind.guard(value, where) if kind.guard else value
         guarded = {n: _over(self.hints[n], v, f"{self.name}: {n}", guard) for n, v in arguments.items() if n in self.hints}
         return self.call(arguments | guarded)
 
     def scales(self, arguments: dict[str, Any]) -> list[tuple[str, Any]]:
-        """The numbers among the arguments that may be one per sample, and where they stand."""
+        """The arguments that may be one number per sample, each with the function's name and its own: `(where, value)`."""
         found: list[tuple[str, Any]] = []
 
         def keep(kind: Kind, value: Any, where: str) -> None:
@@ -193,7 +197,7 @@ class Entrance:
             holds(**values)
 
     def _unbound(self, error: str) -> str:
-        """Why the arguments do not fit the parameters."""
+        """The error message for a missing or an unknown argument."""
         name = (re.findall(r"'(\w+)'", error) or [""])[0]
         if "missing" in error:
             kind, _, _ = _read(self.hints.get(name))
@@ -206,7 +210,7 @@ class Entrance:
 
 @functools.cache
 def _read(hint: Any) -> tuple[Kind | None, Any, tuple[Any, ...]]:
-    """What an annotation itself says, its origin, and the annotations inside it."""
+    """The kind of an annotation, its origin, and the annotations inside it."""
     hint = getattr(hint, "__value__", hint)
     own = CLASSES.get(hint) if isinstance(hint, type) else None
     kind = next((kind for kind in getattr(hint, "__metadata__", ()) if isinstance(kind, Kind)), own)
@@ -214,13 +218,13 @@ def _read(hint: Any) -> tuple[Kind | None, Any, tuple[Any, ...]]:
 
 
 def _says(hint: Any) -> bool:
-    """Whether an annotation says something that can be checked, of the value or of what is in it."""
+    """Whether an annotation can be checked: it has a kind, or an annotation inside it has one."""
     kind, origin, inside = _read(hint)
     return kind is not None or origin is Mapping or any(_says(each) for each in inside if isinstance(each, Hashable))
 
 
 def _over(hint: Any, value: Any, where: str, act: Callable[[Kind, Any, str], Any]) -> Any:
-    """A value with `act(kind, part, where)` in place of each part of it that the annotation says something of."""
+    """The value, with `act(kind, part, where)` in place of each part whose annotation has a kind."""
     kind, origin, inside = _read(hint)
     if kind is not None:
         return act(kind, value, where)
@@ -228,12 +232,12 @@ def _over(hint: Any, value: Any, where: str, act: Callable[[Kind, Any, str], Any
         return None if value is None else _over(inside[0], value, where, act)
     if origin is Mapping:
         if not isinstance(value, Mapping):
-            raise TypeError(f'{where} must be a dictionary, got {told(value)}; {{"cond": 3.0}} is one.')
+            raise TypeError(f'{where} must be a dictionary, got {described(value)}; use {{"cond": 3.0}}.')
         return {
             _over(inside[0], k, f"{where}'s key", act): _over(inside[1], v, f"{where}[{k!r}]", act) for k, v in value.items()
         }
     if origin is Sequence:
         if not isinstance(value, list | tuple):
-            raise TypeError(f"{where} must be a list or a tuple, got {told(value)}.")
+            raise TypeError(f"{where} must be a list or a tuple, got {described(value)}.")
         return tuple([_over(inside[0], each, f"{where}[{i}]", act) for i, each in enumerate(value)])
     return value

@@ -1,6 +1,6 @@
-"""The annotations of parameters: what each accepts, said once. `door` reads them.
+"""The annotations of parameters, which `door` checks.
 
-A function documents what a parameter does. What a `Scale` or a `Count` is, is documented here.
+A function documents what its parameter does. This file documents what a `Scale` or a `Count` accepts.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ from guidance_jax.checks.values import (
     is_key,
     is_labels,
 )
-from guidance_jax.checks.words import article, check_takes, noting, told
+from guidance_jax.checks.words import article, check_takes, described, noting
 from guidance_jax.interfaces import Guidance, Sampler
 from guidance_jax.programs.parts import Function
 
@@ -53,17 +53,22 @@ def class_kind(kind_of: type, hint: str, also: Callable[[Any, str], None] | None
 CLASSES |= {
     Branches: class_kind(Branches, "use gj.branches(denoise, cond=labels, uncond=null)."),
     Guidance: class_kind(
-        Guidance, "cfg(3.0) is one, chain(*parts) makes one of several, chain() none; gj.feynman_kac samples a target."
+        Guidance, "use cfg(3.0), chain(*parts) for several, chain() for none; for a target, use gj.feynman_kac."
     ),
-    Prediction: class_kind(Prediction, "denoise(x, level, cond) returns one."),
-    Sampler: class_kind(Sampler, "ddim() is one."),
-    Step: class_kind(Step, "gj.Step(number, level, next, keys) is one."),
+    Prediction: class_kind(Prediction, "use what denoise(x, level, cond) returns."),
+    Sampler: class_kind(Sampler, "use ddim()."),
+    Step: class_kind(Step, "use gj.Step(number, level, next, keys)."),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Guarded:
-    """A user's scale, its values checked. `where` is the function and the parameter that it is, for errors."""
+    """A user's scale function whose values are checked.
+
+    Args:
+      function: The function of the level, with the check.
+      where: The names of the public function and its parameter, for error messages.
+    """
 
     function: Callable[[NoiseLevel], Any]
     where: str
@@ -73,7 +78,7 @@ class Guarded:
 
 
 def scale_kind(words: str = "", low: Real = -LARGEST, high: Real = LARGEST, *, above: Real | None = None) -> Kind:
-    """The kind of a number for all samples, one per sample, or a function of the level, in a range."""
+    """The kind of a number in a range: one for all samples, one per sample, or a function of the level."""
     of = number(words, low, high, above=above, scalar=False)
     assert of.also is not None
     expected, in_range = f"{of.expected}, an array [B] of them, or a function of the level", of.also
@@ -89,7 +94,7 @@ def scale_kind(words: str = "", low: Real = -LARGEST, high: Real = LARGEST, *, a
             with noting(where, level=level):
                 given = value(level)
             if not real(given):
-                raise TypeError(f"{where}, a function, must be {expected}, got {told(given)}.")
+                raise TypeError(f"{where}, a function, must be {expected}, got {described(given)}.")
             check_range(given, where, low, high, above)
             return given
 
@@ -105,13 +110,13 @@ def scale_kind(words: str = "", low: Real = -LARGEST, high: Real = LARGEST, *, a
 
 
 def function_kind(*takes: str, hint: str) -> Kind:
-    """The kind of a user's function of these arguments."""
+    """The kind of a user's function with these parameters."""
     also = lambda value, where: check_takes(value, where, *takes) if takes else None
     return Kind("a function", is_function, hint=hint, also=also)
 
 
 def choice(*names: str) -> Kind:
-    """The kind of a string among a few."""
+    """The kind of a string that is one of these."""
     return Kind(" or ".join(map(repr, names)), lambda value: isinstance(value, str), lambda value: value in names)
 
 
@@ -122,35 +127,35 @@ def array_kind(words: str, of: Any, *, finite: bool = False, hint: str = "") -> 
 
 
 def integer(low: int) -> Kind:
-    """The kind of one integer that is data."""
+    """The kind of one integer. It is data, so another value compiles nothing."""
     is_integer = lambda value: real(value) and jnp.issubdtype(jnp.result_type(value), jnp.integer)
     at_least = lambda value: not concrete(value) or (np.asarray(value) >= low).all()
     return Kind(f"an integer, at least {low}", is_integer, at_least, also=check_scalar)
 
 
 def sizes(expected: str, low: int = 1, length: int | None = None) -> Kind:
-    """The kind of a sequence of whole numbers: shapes, widths, levels."""
+    """The kind of a sequence of integers: shapes, widths, levels."""
     several = lambda value: isinstance(value, list | tuple | np.ndarray) and all(map(whole, value))
     fits = lambda value: length in (None, len(value)) and min(value, default=low) >= low
     return Kind(expected, several, fits, fixed=True)
 
 
 def names(none: bool) -> Kind:
-    """The kind of several names of branches, None among them for the base or not."""
+    """The kind of a collection of branch names. With `none`, None stands for the base."""
     several = lambda value: isinstance(value, Collection) and not isinstance(value, str)
     each = lambda value, where: [BRANCH.check(one, where) for one in value if one is not None or not none]
-    return Kind("the names of branches, in a tuple", several, hint="of one branch, ('cond',).", also=each)
+    return Kind("the names of branches, in a tuple", several, hint="for one branch, use ('cond',).", also=each)
 
 
 def check_rates(value: Any, where: str) -> None:
-    """Raises unless rates are one-dimensional and each in (0, 1)."""
+    """Raises an error unless rates are one-dimensional and each is in (0, 1)."""
     rates = np.asarray(value, np.float64) if concrete(value) else np.full(1, 0.5)
     if rates.ndim != 1 or not rates.size or not ((rates > 0) & (rates < 1)).all():
         RATES.refuse(value, where, got=f"shape {rates.shape}: {rates}")
 
 
 def check_coefficients(value: Any, where: str) -> None:
-    """Raises unless coefficients are finite and of the shape of `linear_reuse`."""
+    """Raises an error unless coefficients are finite and have the shape that `linear_reuse` expects."""
     check_range(value, where)
     shape = jnp.shape(value)
     if len(shape) not in (1, 2) or shape[-1] < 3 or shape[-1] % 2 == 0:
@@ -158,23 +163,23 @@ def check_coefficients(value: Any, where: str) -> None:
 
 
 Level = Callable[[NoiseLevel], Array]
-"""A number as a function of the noise level."""
+"""A number as a function of the noise level, as a user writes it."""
 Numeric = ArrayLike | Callable[[NoiseLevel], ArrayLike]
 
 Scale = TypeAliasType("Scale", Annotated[Numeric, scale_kind()])
 """How strongly a guidance acts: one number, one per sample `[B]`, or a function of the noise level that returns either."""
 NonNegativeScale = TypeAliasType("NonNegativeScale", Annotated[Numeric, scale_kind(low=0)])
-"""As `Scale`, and not negative."""
+"""As `Scale`, at least 0."""
 FractionScale = TypeAliasType("FractionScale", Annotated[Numeric, scale_kind(low=0, high=1)])
 """As `Scale`, in [0, 1]."""
 BoundScale = TypeAliasType("BoundScale", Annotated[Numeric, scale_kind(low=0, high=np.inf)])
-"""As `Scale`, not negative, and infinite for no bound."""
+"""As `Scale`, at least 0; infinity means no bound."""
 ElementScale = TypeAliasType("ElementScale", Annotated[Numeric, dataclasses.replace(scale_kind(), guard=None, each=False)])
-"""As `Scale`, or shaped as x or as one sample. Its values are checked where it is evaluated, by `check_elements`."""
+"""As `Scale`; it may also have the shape of x or of one sample. `check_elements` checks its values when it is evaluated."""
 PerSample = TypeAliasType("PerSample", Annotated[ArrayLike, number(scalar=False, each=True)])
 """One number, or one per sample `[B]`."""
 NonNegativePerSample = TypeAliasType("NonNegativePerSample", Annotated[ArrayLike, number(low=0, scalar=False, each=True)])
-"""As `PerSample`, and not negative."""
+"""As `PerSample`, at least 0."""
 PositivePerSample = TypeAliasType("PositivePerSample", Annotated[ArrayLike, number(above=0, scalar=False, each=True)])
 """As `PerSample`, and positive."""
 
@@ -183,49 +188,49 @@ Number = TypeAliasType("Number", Annotated[ArrayLike, number()])
 Positive = TypeAliasType("Positive", Annotated[ArrayLike, number(above=0)])
 """One positive number."""
 NonNegative = TypeAliasType("NonNegative", Annotated[ArrayLike, number(low=0, zero=True)])
-"""One number that is not negative. A plain 0 leaves work out: nothing is drawn."""
+"""One number, at least 0. A Python 0 is static and turns a computation off: no noise is drawn."""
 Fraction = TypeAliasType("Fraction", Annotated[ArrayLike, number(low=0, high=1, zero=True)])
-"""One number in [0, 1]. A plain 0 leaves work out: nothing is drawn."""
-RATIO = number("one number, sigma / alpha", -np.inf, np.inf, hint="bounds are sigma / alpha, and not t.")
+"""One number in [0, 1]. A Python 0 is static and turns a computation off: no noise is drawn."""
+RATIO = number("one number, sigma / alpha", -np.inf, np.inf, hint="use sigma / alpha instead of t.")
 Ratio = TypeAliasType("Ratio", Annotated[ArrayLike, RATIO])
-"""A bound on the noise, in `sigma / alpha`: one number, possibly infinite."""
+"""A bound on the noise level, in `sigma / alpha`: one number, which may be infinite."""
 AtLeastZero = TypeAliasType("AtLeastZero", Annotated[ArrayLike, number(low=0)])
-"""One number, at least 0, which is data even if it is 0."""
+"""One number, at least 0. It is data, even if it is 0."""
 AtLeastOne = TypeAliasType("AtLeastOne", Annotated[ArrayLike, number(low=1)])
 """One number, at least 1."""
 Known = TypeAliasType("Known", Annotated[float, known(number(above=0))])
-"""One positive number that is part of the structure: it is computed with in float64 when the call is made."""
+"""One positive number. It is static, because the call itself computes with it in float64."""
 KnownFromZero = TypeAliasType("KnownFromZero", Annotated[float, known(number(low=0))])
-"""As `Known`, or 0."""
+"""As `Known`, but it may be 0."""
 Share = TypeAliasType("Share", Annotated[float, known(number("a share", 0, 1, above=0))])
-"""As `Known`, at most 1: a part of a whole."""
+"""As `Known`, at most 1: a fraction of a whole."""
 is_rates = lambda value: real(list(value) if isinstance(value, tuple) else value)
 RATES = Kind("one-dimensional with every rate a number in (0, 1)", is_rates, also=check_rates, fixed=True)
 Rates = TypeAliasType("Rates", Annotated[ArrayLike | Sequence[float], RATES])
-"""Noise rates in (0, 1), `[steps]`, which are part of the structure."""
+"""Noise rates in (0, 1), `[steps]`. They are static."""
 _FORM = "numbers, [1 + 2 K] or [steps, 1 + 2 K], K at least 1"
-COEFFICIENTS = Kind(_FORM, real, hint="gj.fit_linear measures them.", also=check_coefficients)
+COEFFICIENTS = Kind(_FORM, real, hint="use gj.fit_linear.", also=check_coefficients)
 Coefficients = TypeAliasType("Coefficients", Annotated[ArrayLike, COEFFICIENTS])
 """The coefficients of `linear_reuse`."""
 Mask = TypeAliasType("Mask", Annotated[ArrayLike, number("a mask", 0, 1, scalar=False)])
-"""A mask that broadcasts against x, its values in [0, 1]."""
+"""A mask with values in [0, 1], which broadcasts against x."""
 
 Count = TypeAliasType("Count", Annotated[int, count()])
-"""A whole number, at least 1. It is part of the structure: another one compiles another program."""
+"""An integer, at least 1. It is static, so another value compiles another program."""
 CountFromZero = TypeAliasType("CountFromZero", Annotated[int, count(0)])
-"""A whole number, at least 0, likewise."""
+"""An integer, at least 0. It is static, so another value compiles another program."""
 Integer = TypeAliasType("Integer", Annotated[ArrayLike, integer(0)])
-"""One integer that is data: another one compiles nothing."""
+"""One integer, at least 0. It is data, so another value compiles nothing."""
 Period = TypeAliasType("Period", Annotated[ArrayLike, integer(1)])
-"""One integer, at least 1, that is data."""
+"""One integer, at least 1. It is data, so another value compiles nothing."""
 Sizes = TypeAliasType("Sizes", Annotated[Sequence[int], sizes("a tuple of integers, each at least 1")])
-"""Several whole numbers, each at least 1."""
+"""Several integers, each at least 1."""
 Places = TypeAliasType("Places", Annotated[Sequence[int], sizes("a tuple of integers, each at least 0", 0)])
-"""Several whole numbers, counted from 0."""
+"""Several indices, counted from 0."""
 ImageShape = TypeAliasType("ImageShape", Annotated[Sequence[int], sizes("(height, width, channels) of one image", length=3)])
-"""`(H, W, C)`."""
+"""The shape `(H, W, C)` of one image."""
 
-_CONDITIONS = "conditions go to gj.branches(denoise, cond=labels, uncond=null)."
+_CONDITIONS = "for conditions, use gj.branches(denoise, cond=labels, uncond=null)."
 BRANCH = Kind("the name of a branch", lambda value: isinstance(value, str), hint=_CONDITIONS)
 Branch = TypeAliasType("Branch", Annotated[str, BRANCH])
 """The name of a branch."""
@@ -234,58 +239,58 @@ BranchNames = TypeAliasType("BranchNames", Annotated[Collection[str], names(none
 BranchesOrBase = TypeAliasType("BranchesOrBase", Annotated[Collection[str | None], names(none=True)])
 """As `BranchNames`; None stands for the base."""
 Predicts = TypeAliasType("Predicts", Annotated[str, choice("eps", "x0", "v", "score", "velocity")])
-"""A parameterisation: what a network predicts."""
+"""A parameterisation: the quantity that a network predicts."""
 ReverseVariance = TypeAliasType("ReverseVariance", Annotated[str, choice("small", "large", "learned")])
 """The variance of a reverse step, as in `ddpm`."""
 Compute = TypeAliasType("Compute", Annotated[str, choice("float32", "bfloat16")])
-"""What dense layers compute in."""
+"""The dtype that dense layers compute in."""
 
-_OF_LEVEL = function_kind("x", "level", hint="it is (x, level) -> [B], as gj.scores.class_log_prob(classify, labels) makes it.")
+_OF_LEVEL = function_kind("x", "level", hint="use gj.scores.class_log_prob(classify, labels), or a function (x, level) -> [B].")
 LogProb = TypeAliasType("LogProb", Annotated[Callable[[Array, NoiseLevel], Array], _OF_LEVEL])
 """`(x [B, ...], level) -> [B]`: `log p(y | x_t)`, or any other log-probability or reward of noisy data."""
-_OF_X0 = function_kind("x0", hint="it is x0 [B, ...] -> [B].")
+_OF_X0 = function_kind("x0", hint="use a function x0 [B, ...] -> [B].")
 CleanLogProb = TypeAliasType("CleanLogProb", Annotated[Callable[[Array], Array], _OF_X0])
 """`x0 [B, ...] -> [B]`: a classifier of clean data, a negative loss, a reward."""
-_LOGITS = function_kind("x", "t", hint="it is (x, t) -> logits [B, classes].")
+_LOGITS = function_kind("x", "t", hint="use a function (x, t) -> logits [B, classes].")
 Classify = TypeAliasType("Classify", Annotated[Callable[[Array, Array], Array], _LOGITS])
 """`(x [B, ...], t [B]) -> logits [B, classes]`, trained on noisy data."""
-_REWARD = function_kind("x0", "level", hint="it is (x0, level) -> [B].")
+_REWARD = function_kind("x0", "level", hint="use a function (x0, level) -> [B].")
 LogReward = TypeAliasType("LogReward", Annotated[Callable[[Array, NoiseLevel], Array], _REWARD])
-"""`(x0 [B, ...], level) -> [B]`: of the x0-prediction along a run, of x itself at its end."""
-_MEASURE = function_kind("x0", hint="it is x0 [B, ...] -> the measurement.")
+"""`(x0 [B, ...], level) -> [B]`. Along a run it receives the x0-prediction, at the end x itself."""
+_MEASURE = function_kind("x0", hint="use a function x0 [B, ...] -> measurement.")
 Measure = TypeAliasType("Measure", Annotated[Callable[[Array], Any], _MEASURE])
-"""`x0 [B, ...] -> ` a measurement: any pytree of `[B, ...]` leaves."""
-_BACK = function_kind("measurement", hint="it goes from the measurement back to [B, ...].")
+"""`x0 [B, ...] -> measurement`. A measurement is any pytree of `[B, ...]` leaves."""
+_BACK = function_kind("measurement", hint="use a function measurement -> [B, ...].")
 Pseudoinverse = TypeAliasType("Pseudoinverse", Annotated[Callable[[Any], Array], _BACK])
-"""From a measurement back to `[B, ...]`."""
+"""`measurement -> [B, ...]`."""
 Measurement = TypeAliasType("Measurement", Annotated[Any, Kind("finite numbers", lambda v: True, also=check_finite)])
-"""A measurement: any pytree of `[B, ...]` leaves, finite."""
-_DENOISE = function_kind("x", "level", "cond", hint="gj.denoiser(network, predicts=...) makes one of a network.")
+"""A measurement: any pytree of finite `[B, ...]` leaves."""
+_DENOISE = function_kind("x", "level", "cond", hint="for a network, use gj.denoiser(network, predicts=...).")
 Denoise = TypeAliasType("Denoise", Annotated[Denoiser, _DENOISE])
 """`(x [B, ...], level, cond) -> Prediction`."""
-_NETWORK = "it is (x, t, cond) -> output; of a class, an instance: UNet(config, rngs=nnx.Rngs(0))."
+_NETWORK = "use a function (x, t, cond) -> output, or an instance of a class: UNet(config, rngs=nnx.Rngs(0))."
 Network = TypeAliasType(
     "Network", Annotated[Callable[[Array, Array, Any], Array], Kind("a function", is_function, hint=_NETWORK, also=check_bound)]
 )
-"""`(x [B, ...], t [B], cond) -> output [B, ...]`, its parameters bound."""
-_TREES = Kind("a function", is_function, hint="it is (tree of [B, ...], t [B], cond) -> tree.", also=check_bound)
+"""`(x [B, ...], t [B], cond) -> output [B, ...]`, with bound parameters."""
+_TREES = Kind("a function", is_function, hint="use a function (tree of [B, ...], t [B], cond) -> tree.", also=check_bound)
 TreeNetwork = TypeAliasType("TreeNetwork", Annotated[Callable[[Any, Array, Any], Any], _TREES])
-"""`(tree of [B, ...], t [B], cond) -> tree of the same structure`, its parameters bound."""
-_SPACING = function_kind("schedule", "steps", hint="gj.spacings.karras() is one.")
+"""`(tree of [B, ...], t [B], cond) -> tree of the same structure`, with bound parameters."""
+_SPACING = function_kind("schedule", "steps", hint="use gj.spacings.karras().")
 Spacing = TypeAliasType("Spacing", Annotated[Callable[[Any, int], Array], _SPACING])
-"""`(schedule, steps) -> t [steps]`, decreasing."""
+"""`(schedule, steps) -> t [steps]`, with decreasing times."""
 
 Path = TypeAliasType("Path", Annotated[NoiseLevel, class_kind(NoiseLevel, PATH, check_path)])
-"""Noise levels, `[steps + 1]`."""
+"""A path of noise levels, `[steps + 1]`."""
 finite_level = lambda value, where: check_finite((value.alpha, value.sigma), f"{where}'s (alpha, sigma)")
-AtLevel = TypeAliasType("AtLevel", Annotated[NoiseLevel, class_kind(NoiseLevel, "schedule(t) returns one.", finite_level)])
+AtLevel = TypeAliasType("AtLevel", Annotated[NoiseLevel, class_kind(NoiseLevel, "use schedule(t).", finite_level)])
 """One noise level for all samples, or one per sample."""
 Labels = TypeAliasType("Labels", Annotated[Array, Kind("integer labels", is_labels, hint="cast them with .astype(int).")])
 """Integer labels, `[B]`."""
 KEYS = Kind("an array of PRNG keys made by jax.random.key (not PRNGKey), one per sample", is_key, hint=SPLIT, also=check_keys)
 Keys = TypeAliasType("Keys", Annotated[Array, KEYS])
 """PRNG keys, `[B]`, one per sample."""
-Key = TypeAliasType("Key", Annotated[Array, Kind("one PRNG key", is_any_key, hint="jax.random.key(0) is one.", also=check_key)])
+Key = TypeAliasType("Key", Annotated[Array, Kind("one PRNG key", is_any_key, hint="use jax.random.key(0).", also=check_key)])
 """One PRNG key."""
 _SAMPLES = array_kind("floating numbers, [B, ...]", jnp.floating, hint="scale images to [-1, 1] first.")
 Samples = TypeAliasType("Samples", Annotated[Array, _SAMPLES])

@@ -1,4 +1,4 @@
-"""Conditions whose values are known, which a network cannot see inside the loop: it is traced with them before."""
+"""Checks of known conditions: a user's function is traced with their values before the loop, which hides them."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -13,19 +13,20 @@ from guidance_jax.programs.compiled import KEPT, tracing
 from guidance_jax.programs.parts import NUMBER, hashable, is_number
 
 _SEEN: OrderedDict[Hashable, list[tuple[int, int]]] = OrderedDict()
-"""Of each structure, the minimum and the maximum of each integer leaf so far."""
+"""For each structure, the minimum and maximum of each integer leaf so far."""
 
 
 def check_known(fixed: Any, values: Any, function: Callable[..., Any], *arguments: Any) -> None:
-    """Lets a user's function check values that are known now, such as labels, and not inside the loop.
+    """Traces a user's function with known values, such as labels, so that the function can check them.
 
-    Outside of a trace this is done once per structure, and again where an integer leaves the range of those seen before.
+    Inside the loop the values are traced, and the function cannot check them. Outside of a trace the function is traced once
+    per structure, and again if an integer is outside of the range so far.
 
     Args:
-      fixed: What else decides the structure.
+      fixed: The rest of the structure.
       values: Pytrees of the values.
-      function: It holds the values as constants, and is traced.
-      *arguments: What it is traced with, the shapes and dtypes.
+      function: The function to trace. It holds the values as constants.
+      *arguments: The arguments of the trace: shapes and dtypes.
     """
     if not concrete(values):
         return
@@ -44,19 +45,19 @@ def check_known(fixed: Any, values: Any, function: Callable[..., Any], *argument
 
 
 def has_labels(tree: Any) -> bool:
-    """Whether a part was made with arrays of integers, which may be labels."""
+    """Whether the arguments of a part contain arrays of integers, which may be labels."""
     return any(jnp.ndim(leaf) and jnp.issubdtype(leaf.dtype, jnp.integer) for leaf in jax.tree.leaves(tree))
 
 
 def _structure(tree: Any) -> Hashable:
-    """A tree without its numbers: what two trees have in common that trace alike."""
+    """A tree without its numbers. Two trees of one structure have the same trace."""
     leaves, structure = jax.tree.flatten(tree)
     like = lambda leaf: (NUMBER, jnp.shape(leaf), jnp.result_type(leaf)) if is_number(leaf) else hashable(leaf)
     return structure, tuple(map(like, leaves))
 
 
 def _spans(values: Any) -> list[tuple[int, int]]:
-    """The least and the greatest value of each leaf of integers."""
+    """The minimum and maximum of each leaf of integers."""
     integers = [np.asarray(leaf) for leaf in jax.tree.leaves(values) if jnp.ndim(leaf) and leaf.size]
     integers = [leaf for leaf in integers if jnp.issubdtype(leaf.dtype, jnp.integer)]
     return [(int(leaf.min()), int(leaf.max())) for leaf in integers]

@@ -1,4 +1,4 @@
-"""Whether numbers are numbers, and in range, as the run holds them."""
+"""Checks of numbers and arrays: type, shape, range and finiteness. A range is checked in the dtype of the run."""
 
 import dataclasses
 import sys
@@ -10,7 +10,7 @@ import numpy as np
 
 from guidance_jax.checks.door import Kind
 from guidance_jax.checks.traced import concrete, demand, insist
-from guidance_jax.checks.words import told
+from guidance_jax.checks.words import described
 
 LARGEST = sys.float_info.max
 Real = float | int
@@ -25,7 +25,7 @@ def real(value: object) -> bool:
 
 
 def bounds(low: Real = -LARGEST, high: Real = LARGEST, above: Real | None = None) -> str:
-    """A range in words."""
+    """The description of a range for an error message."""
     if above is not None:
         below = f" and at most {high:g}" if high < LARGEST else ""
         return "positive" if (above, high) == (0, LARGEST) else f"above {above:g}{below}"
@@ -43,11 +43,11 @@ def check_range(
     expected: str = "",
     hint: str = "",
 ) -> None:
-    """Raises unless a number is in range as the run holds it: in float32 1e39 is infinite, and 1e-40 is 0."""
+    """Raises an error unless a number is in range in the dtype of the run. In float32, 1e39 is infinite and 1e-40 is 0."""
     if not real(value):
-        raise TypeError(f"{where} must be a real number or an array of them, got {told(value)}.")
+        raise TypeError(f"{where} must be a real number or an array of them, got {described(value)}.")
     held, expected = jnp.finfo(jnp.result_type(float)), expected or bounds(low, high, above)
-    # A finite bound that is beyond the dtype is its last number, so that infinity is outside.
+    # A finite bound beyond the dtype becomes the largest finite number, so that infinity is out of range.
     low, high = (end if np.isinf(end) else float(np.clip(end, held.min, held.max)) for end in (low, high))
 
     def inside(given: Any) -> Any:
@@ -68,43 +68,45 @@ def check_range(
 
 
 def check_time(t: Any, t_min: Any, t_max: Any) -> None:
-    """Raises where a time is not finite, or known and far outside of a schedule, as a sigma may be."""
+    """Raises an error if a time is not finite, or is far outside of the schedule, as a sigma may be."""
     check_range(t, "the schedule's time")
     if concrete((t, t_min, t_max)):
         times, low, high = map(np.asarray, (t, t_min, t_max))
         far = times[(times < low - (high - low) / 2) | (times > high + (high - low) / 2)]
         if far.size:
-            mend = "a level by its sigma / alpha is schedule.at(ratio)."
+            mend = "for a ratio sigma / alpha, use schedule.at(ratio)."
             raise ValueError(f"the time {far[0]:g} is far outside of this schedule, {low:g} to {high:g}; {mend}")
 
 
 def check_shape(value: Any, x: Any, where: str) -> None:
-    """Raises unless a value is one number for all samples, `()`, or one per sample, `[B]`."""
-    mend = "one number for all samples, or one per sample. For a grid of values, use jax.vmap over them."
+    """Raises an error unless a value is one number for all samples, `()`, or one per sample, `[B]`."""
+    mend = "one number for all samples, or one per sample. For a grid of values, use jax.vmap."
     shape = jnp.shape(value)
     demand(shape in ((), x.shape[:1]), f"{where} has shape {shape}, but must be () or [B] = {x.shape[:1]}: {mend}")
 
 
 def check_scalar(value: Any, where: str) -> None:
-    """Raises unless a number is one number."""
+    """Raises an error unless a value is a scalar."""
     shape = jnp.shape(value)
     demand(shape == (), f"{where} has shape {shape}, but must be a scalar; use jax.vmap for several.")
 
 
 def check_form(value: Any, where: str, form: str, kind: Any = jnp.floating, hint: str = "") -> None:
-    """Raises unless a value is an array of a form, and not empty: `"B h w 4"`, a letter for an axis of any length."""
+    """Raises an error unless a value is an array of this form, such as `"B h w 4"`. A letter is an axis of length 1 or more."""
     axes = form.split()
     array, mend = hasattr(value, "shape") and hasattr(value, "dtype"), f"; {hint}" if hint else "."
     if array and (value.ndim != len(axes) or any(a.isdigit() and int(a) != n for a, n in zip(axes, value.shape, strict=True))):
-        raise ValueError(f"{where} must be [{', '.join(axes)}], got {told(value)}{mend}")
+        raise ValueError(f"{where} must be [{', '.join(axes)}], got {described(value)}{mend}")
     if array and 0 in value.shape:
-        raise ValueError(f"{where} is empty: it is {told(value)}.")
+        raise ValueError(f"{where} is empty, got {described(value)}.")
     if not array or not jnp.issubdtype(value.dtype, kind):
-        raise TypeError(f"{where} must be an array of {kind.__name__} numbers, [{', '.join(axes)}], got {told(value)}{mend}")
+        raise TypeError(
+            f"{where} must be an array of {kind.__name__} numbers, [{', '.join(axes)}], got {described(value)}{mend}"
+        )
 
 
 def check_finite(tree: Any, where: str) -> None:
-    """Raises where an array, or a leaf of a pytree, has a value that is not finite."""
+    """Raises an error if a leaf of a pytree has NaN or infinite values."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         dtype, which = jnp.result_type(leaf), f"{where}{jax.tree_util.keystr(path)}"
         if not jnp.issubdtype(dtype, jnp.inexact):
@@ -118,12 +120,13 @@ def check_finite(tree: Any, where: str) -> None:
 
 
 def check_addable(one: Any, other: Any) -> None:
-    """Raises unless a calibration is added to another one of the same levels."""
+    """Raises an error unless both are calibrations at the same noise levels."""
     if not isinstance(other, type(one)):
-        raise TypeError(f"a Calibration is added to another Calibration, got {told(other)}; gj.calibrate returns one.")
+        raise TypeError(f"a Calibration is added to another Calibration, got {described(other)}; use gj.calibrate.")
     a, b = one.ratio, other.ratio
     alike = lambda: abs(a - b) <= 1e-3 * abs(b) if a.shape == b.shape else False
-    demand(alike, "two calibrations of other levels do not add up: sigma / alpha {a} and {b}.", a=a, b=b)
+    message = "two calibrations must have the same levels, got sigma / alpha {a} and {b}; calibrate at the same levels."
+    demand(alike, message, a=a, b=b)
 
 
 def number(
@@ -145,17 +148,17 @@ def number(
 
 
 def known(kind: Kind) -> Kind:
-    """The kind of a number that is part of the structure: it is computed with in float64 when the call is made."""
+    """The kind of a static number. The call itself computes with it in float64."""
     return dataclasses.replace(kind, fixed=True)
 
 
 def whole(value: Any) -> bool:
-    """Whether a value is a whole number, and no bool."""
+    """Whether a value is an integer and not a bool."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def count(low: int = 1, expected: str = "", hint: str = "", high: int = sys.maxsize) -> Kind:
-    """The kind of a whole number that is part of the structure."""
+    """The kind of a static integer."""
     return Kind(expected or f"an integer, at least {low}", whole, lambda value: low <= value <= high, hint, fixed=True)
 
 
@@ -163,17 +166,17 @@ AS_X = "it must be shaped as x."
 
 
 def floating(value: Any) -> bool:
-    """Whether a value is an array of floating numbers."""
+    """Whether a value is an array of floating-point numbers."""
     return hasattr(value, "shape") and jnp.issubdtype(getattr(value, "dtype", bool), jnp.floating)
 
 
 def check_shaped(value: Any, shape: tuple[int, ...], where: str, hint: str = AS_X, kind: Any = jnp.floating) -> None:
-    """Raises unless a value is an array of a shape."""
+    """Raises an error unless a value is an array of this shape."""
     check_form(value, where, " ".join(map(str, shape)), kind, hint)
 
 
 def check_broadcasts(to: Any, who: str, what: str = "x", hint: str = ".", **values: Any) -> None:
-    """Raises unless values broadcast to an array's shape."""
+    """Raises an error unless all values broadcast to the shape of an array."""
     for name, value in values.items():
         shape, other = jnp.shape(value), to.shape
         fits = len(shape) <= len(other) and all(n in (1, m) for n, m in zip(shape[::-1], other[::-1], strict=False))

@@ -1,11 +1,11 @@
-"""What `sample` receives: whether keys, branches, guidance, sampler, levels and start fit each other.
+"""Argument validation for `sample`: keys, branches, guidance, sampler, levels and start.
 
-Values are checked where they are known, and in a program that is `checked`; shapes and names always.
+Shapes and names are always checked. Values are checked if they are known, or in a `checked` program.
 """
 
 import difflib
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import jax
@@ -23,31 +23,46 @@ from guidance_jax.checks.outcomes import Asked, check_state, predicted
 from guidance_jax.checks.paths import check_level, check_levels, check_schedule_of
 from guidance_jax.checks.traced import all_finite, concrete, demand, insist
 from guidance_jax.checks.values import is_array
-from guidance_jax.checks.words import check_takes, noting, told, warn
+from guidance_jax.checks.words import check_takes, described, noting, warn
 from guidance_jax.interfaces import Guidance, Sampler
 from guidance_jax.programs.compiled import tracing
-from guidance_jax.programs.parts import calls
+from guidance_jax.programs.parts import Call, calls
 
 AXES = "the shape of one sample, a tuple of integers of at least 1, such as (28, 28, 1) or (1,)"
 SHAPE = Kind(AXES, lambda shape: all(map(whole, shape)), lambda shape: min(shape, default=0) > 0)
 EITHER = f"floating numbers, [B, ...], or shape_or_x {AXES}"
-START = array_kind(EITHER, jnp.floating, hint="scale images to [-1, 1]; a State has state.x.")
+START = array_kind(EITHER, jnp.floating, hint="scale images to [-1, 1]; for a State, use state.x.")
 
 
 def check_run(
-    keys: Array, branches: Any, guidance: Guidance, levels: NoiseLevel, shape_or_x: Any, sampler: Sampler | None = None
+    keys: Array,
+    branches: Any,
+    guidance: Guidance,
+    levels: NoiseLevel,
+    shape_or_x: Any,
+    sampler: Sampler | None = None,
+    intervals: Sequence[Call] = (),
 ) -> tuple[tuple[Branches, ...], jax.ShapeDtypeStruct]:
-    """Raises unless all fits together that a run receives, or without a sampler a measurement at these levels.
+    """Raises an error unless the arguments of a run match each other.
+
+    Args:
+      keys: As of `sample`.
+      branches: As of `sample`.
+      guidance: As of `sample`.
+      levels: As of `sample`.
+      shape_or_x: As of `sample`.
+      sampler: As of `sample`. None for a measurement at the levels (`calibrate`).
+      intervals: The calls of `during` in the guidance.
 
     Returns:
-      The networks, and what x is like in the loop: of at least float32.
+      The networks, and the shape and dtype of x in the loop, at least float32.
     """
     networks = check_networks(branches)
     start = shape_or_x.x if isinstance(shape_or_x, State) and sampler is not None else shape_or_x
     check_levels(levels, sampler, start_given=not isinstance(start, tuple))
     check_schedule_of(sampler, levels)
     if not tracing():
-        warn_of_idle(guidance, levels)
+        warn_of_idle(guidance, intervals, levels)
     like = check_start(keys, levels, start)
     check_branches(networks, guidance, like, keys)
     check_shapes((guidance, sampler), like)
@@ -57,57 +72,57 @@ def check_run(
 
 
 def check_progress(progress: str | None, keys: Array, shape_or_x: Any) -> None:
-    """Raises where a run with a progress bar is on several devices: the bar's callbacks come in order, from one alone."""
+    """Raises an error if a run with a progress bar is on several devices. The callbacks of the bar need a single device."""
     for array in jax.tree.leaves((keys, shape_or_x)) if progress is not None else ():
         devices = array.sharding.device_set if isinstance(array, Array) and concrete(array) else ()
-        demand(len(devices) < 2, f"progress is for runs on one device, but this batch lies on {len(devices)}; leave it out.")
+        demand(len(devices) < 2, f"progress needs a run on one device, but this batch is on {len(devices)}; leave it out.")
 
 
 def check_shapes(parts: Any, x: jax.ShapeDtypeStruct | Array) -> None:
-    """Raises where a number that a guidance or a sampler was made with is neither `()` nor `[B]`."""
+    """Raises an error if a number in the calls of guidances and samplers is neither `()` nor `[B]`."""
     for call in calls(parts):
         for where, value in call.function.entrance.scales(call.arguments):  # pyright: ignore[reportFunctionMemberAccess]
             check_shape(value, x, where)
 
 
-def warn_of_idle(guidance: Guidance, levels: NoiseLevel) -> None:
-    """Warns where a guidance does nothing in this run: an interval without a level, a shaper that has nothing to shape."""
+def warn_of_idle(guidance: Guidance, intervals: Sequence[Call], levels: NoiseLevel) -> None:
+    """Warns if a guidance does nothing in this run: no step is in its interval, or it is a shaper without a source."""
     if guidance.shapes:
         warn(f"{guidance!r} only changes what others add; put a source before it, as in chain(cfg(3.0), rescale(0.7)).")
-    for call in calls(guidance):
-        low, high = call.arguments.get("low"), call.arguments.get("high", np.inf)
-        if call.function.__name__ == "during" and concrete((low, high, levels)):
+    for call in intervals:
+        low, high = call.arguments["low"], call.arguments.get("high", np.inf)
+        if concrete((low, high, levels)):
             ratio = np.asarray(levels.ratio)
             ratio = np.maximum(ratio[:-1], ratio[1:])
             if not ((ratio > low) & (ratio <= high)).any():
                 span = f"no step of this run, from {ratio.max():.4g} to {ratio.min():.4g}, begins there"
-                warn(f"{call!r} guides nowhere: {span}. Bounds are sigma / alpha, and not t.")
+                warn(f"{call!r} guides nowhere: {span}. Its bounds must be sigma / alpha, not t.")
 
 
 def check_start(keys: Array, levels: NoiseLevel, x: Any) -> jax.ShapeDtypeStruct:
-    """What x is like in the loop; raises unless it is the shape of one sample, or one sample for each key."""
+    """The shape and dtype of x in the loop. Raises an error unless x is the shape of one sample, or one sample per key."""
     if isinstance(x, tuple) and not isinstance(x, State):
         SHAPE.check(x, "shape_or_x")
         return jax.ShapeDtypeStruct((len(keys), *x), at_least_float32(levels.sigma.dtype))
     START.check(x, "x")
     x = cast(Array, x)
-    demand(x.ndim > 1 and len(x) == len(keys), f"x has shape {x.shape}, but must be [B, ...] with B = {len(keys)} keys.")
+    demand(x.ndim > 1 and len(x) == len(keys), f"x must be [B, ...] with B = {len(keys)} keys, got x of shape {x.shape}.")
     bad = np.flatnonzero(~np.isfinite(np.asarray(x, np.float32)).reshape(len(x), -1).all(1)) if concrete(x) else ()
-    demand(len(bad) == 0, f"x has NaN or infinite values in {len(bad)} of {len(x)} samples: {bad}.")
-    insist(lambda: all_finite(x), "x has NaN or infinite values where the run starts.")
+    demand(len(bad) == 0, f"x must be finite, got NaN or infinite values in {len(bad)} of {len(x)} samples: {bad}.")
+    insist(lambda: all_finite(x), "x must be finite at the start of the run, got NaN or infinite values.")
     return jax.ShapeDtypeStruct(x.shape, at_least_float32(x.dtype))
 
 
 def check_conditions(conds: dict[str, Cond]) -> None:
-    """Raises where there is no condition."""
-    demand(len(conds) > 0, "branches(denoise) has no condition; name at least one: branches(denoise, cond=labels).")
+    """Raises an error if there is no condition."""
+    demand(len(conds) > 0, "branches must have at least one condition, got no condition; use branches(denoise, cond=labels).")
 
 
 def check_networks(branches: Any) -> tuple[Branches, ...]:
-    """The networks as a tuple, each with a condition at least."""
+    """The networks as a tuple. Raises an error unless each has a condition."""
     several = isinstance(branches, list | tuple) and not isinstance(branches, Branches)
     named: dict[str, Any] = {f"branches[{i}]": each for i, each in enumerate(branches)} if several else {"branches": branches}
-    demand(len(named) > 0, "branches is empty, got no network; make them with gj.branches(denoise, cond=labels, uncond=null).")
+    demand(len(named) > 0, "branches must hold a network, got none; use gj.branches(denoise, cond=labels, uncond=null).")
     for name, network in named.items():
         CLASSES[Branches].check(network, name)
         check_conditions(network.conds)
@@ -115,20 +130,20 @@ def check_networks(branches: Any) -> tuple[Branches, ...]:
 
 
 def check_named(needs: Iterable[str | None], networks: tuple[Branches, ...], who: str = "the guidance reads") -> None:
-    """Raises where a branch is read that is not there: tells those that are there, and the one that may be meant."""
+    """Raises an error if a branch is read but does not exist. The error lists the branches and suggests the closest name."""
     names = [name for network in networks for name in network.conds]
     needed = {name for name in needs if name is not None}
     for name in sorted(needed.difference(names), key=str):
         close = difflib.get_close_matches(name, set(names) - needed, n=1)
-        mend = f"Did you mean {close[0]!r}?" if close else f"Name its condition, gj.branches(denoise, {name}=...)."
+        mend = f"Did you mean {close[0]!r}?" if close else f"Use gj.branches(denoise, {name}=...)."
         raise ValueError(f"{who} a branch {name!r}, but there are only {', '.join(map(repr, names))}. {mend}")
 
 
 def check_branches(networks: tuple[Branches, ...], guidance: Guidance, x: jax.ShapeDtypeStruct, keys: Array) -> None:
-    """Raises unless guidance and x fit the branches, whose conditions are arrays `[B, ...]`, alike within a network."""
+    """Raises an error unless the branches match the guidance and x. All conditions of a network must have the same form."""
     names = [name for network in networks for name in network.conds]
     twice = {name for name in names if names.count(name) > 1}
-    demand(not twice, "two networks both have the branches {twice}; name every branch once.", twice=twice)
+    demand(not twice, "names of branches must be unique, but two networks have {twice}; use other names.", twice=twice)
     check_named(guidance.needs | guidance.derivatives, networks)
     level = jax.eval_shape(lambda: NoiseLevel(*jnp.zeros(3, x.dtype)))
     step = Step(jax.ShapeDtypeStruct((), jnp.int32), level, level, keys)  # pyright: ignore[reportArgumentType]
@@ -137,11 +152,11 @@ def check_branches(networks: tuple[Branches, ...], guidance: Guidance, x: jax.Sh
         for name, cond in network.conds.items():
             forms[name] = _form(name, _drawn(name, cond, step) if callable(cond) else cond, x)
             first, form = next(iter(forms.items()))
-            mend = f"make them alike, or give the network twice: (gj.branches(denoise, {first}=...), gj.branches(...))."
+            mend = f"make them equal, or use the network twice: (gj.branches(denoise, {first}=...), gj.branches(...))."
             message = f"branches {first!r} and {name!r} differ in structure, shape or dtype, {{one}} and {{other}}; {mend}"
             demand(jax.tree.flatten(form) == jax.tree.flatten(forms[name]), message, one=form, other=forms[name])
             if not callable(cond):
-                # The condition is a constant of the trace, so its values are known in it.
+                # The condition is a constant in this trace, so its values are known.
                 ask = lambda x, at, n=network, c=cond: predicted(n, x, at, c)
                 check_known((name, network.denoise), cond, ask, x, level)
     if has_labels(guidance):
@@ -149,18 +164,20 @@ def check_branches(networks: tuple[Branches, ...], guidance: Guidance, x: jax.Sh
 
 
 def _form(name: str, cond: Cond, x: jax.ShapeDtypeStruct) -> Any:
-    """A condition in words, `{"y": "int32[2]"}`; raises unless every leaf is an array `[B, ...]`."""
+    """The description of a condition: `{"y": "int32[2]"}`. Raises an error unless each leaf is an array `[B, ...]`."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(cond):
         where = f"branch {name!r}{jax.tree_util.keystr(path)}"
         if not is_array(leaf):
-            raise TypeError(f"{where} holds {told(leaf)}, but must be an array [B, ...]: jnp.array(labels), an encoded text.")
+            raise TypeError(
+                f"{where} must be an array [B, ...], got {described(leaf)}; use jnp.array(labels), or an encoded text."
+            )
         if jnp.shape(leaf)[:1] != x.shape[:1]:
-            raise ValueError(f"{where} has shape {jnp.shape(leaf)}, but must be [B, ...] with B = {x.shape[0]}, one per key.")
-    return jax.tree.map(told, cond)
+            raise ValueError(f"{where} must be [B, ...] with B = {x.shape[0]}, one per key, got shape {jnp.shape(leaf)}.")
+    return jax.tree.map(described, cond)
 
 
 def _updated(guidance: Guidance, x: Array, step: Step) -> Any:
-    """One update of a guidance, by predictions of 0."""
+    """One update of a guidance. All predictions are 0."""
     zero = Prediction(jnp.zeros_like(x), jnp.zeros_like(x))
     slopes = {name: Derivative(jnp.zeros_like, jnp.zeros_like) for name in guidance.derivatives}
     context = Context(x, step.level, step, zero, Asked(dict.fromkeys(guidance.needs, zero)), slopes)
@@ -168,7 +185,7 @@ def _updated(guidance: Guidance, x: Array, step: Step) -> Any:
 
 
 def _drawn(name: str, cond: Callable[[Step], Cond], step: Step) -> Any:
-    """The shapes of a condition that is a function of the step."""
+    """The shapes and dtypes of a condition that is a function of the step."""
     who = f"the condition of branch {name!r}"
     check_takes(cond, who, "step")
     with noting(who, step=step):
@@ -176,29 +193,31 @@ def _drawn(name: str, cond: Callable[[Step], Cond], step: Step) -> Any:
 
 
 def check_inputs(x: Any, level: Any, who: str) -> None:
-    """Raises unless x and its level fit each other."""
+    """Raises an error unless x is a batch and its level matches it."""
     if not hasattr(x, "dtype") or not hasattr(x, "ndim") or not jnp.issubdtype(x.dtype, jnp.floating) or x.ndim < 2:
-        raise TypeError(f"{who}: x must be an array [B, ...] of floating numbers, got {told(x)}; a State has one, state.x.")
+        raise TypeError(
+            f"{who}: x must be an array [B, ...] of floating numbers, got {described(x)}; for a State, use state.x."
+        )
     check_level(level, x)
 
 
 def check_memory(guidance: Guidance, x: Array, memory: Any) -> None:
-    """Raises where a guidance that remembers is called without its memory, or with another."""
+    """Raises an error if a guidance with a memory is called without it, or with another memory."""
     begun = jax.eval_shape(guidance.init, x)
-    shown = {"guidance": guidance, "x": told(x), "got": told(memory)}
-    wanted = "guided: memory must be of {guidance!r} and x {x}, got {got}; denoise.init(x) makes the first, each call the next."
+    values = {"guidance": guidance, "x": described(x), "got": described(memory)}
+    wanted = "guided: memory must be of {guidance!r} and x {x}, got {got}; use denoise.init(x), then what each call returns."
     if memory is None:
-        demand(not jax.tree.leaves(begun), wanted, **shown)
+        demand(not jax.tree.leaves(begun), wanted, **values)
     else:
-        demand(getattr(memory, "_fields", ()) == ("guidance", "number"), wanted, TypeError, **shown)
-        demand(jax.tree.map(jnp.shape, memory.guidance) == jax.tree.map(jnp.shape, begun), wanted, **shown)
+        demand(getattr(memory, "_fields", ()) == ("guidance", "number"), wanted, TypeError, **values)
+        demand(jax.tree.map(jnp.shape, memory.guidance) == jax.tree.map(jnp.shape, begun), wanted, **values)
 
 
 def check_state_given(state: Any, guidance: Guidance) -> None:
-    """Raises unless a sampler gives its state to the guided denoiser, and in it what the guidance remembers."""
+    """Raises an error unless a sampler passes its state to the denoiser, with the guidance's own state in it."""
     if not isinstance(state, State):
-        mend = "state._replace(x=x) has another x. In a loop of your own, use gj.guided(branches, guidance)(x, level)."
-        raise TypeError(f"the denoiser of a step takes (state, level), got {told(state)} for the state; {mend}")
+        mend = "use state._replace(x=x). In a loop of your own, use gj.guided(branches, guidance)(x, level)."
+        raise TypeError(f"the denoiser of a step takes (state, level), got {described(state)} for the state; {mend}")
     same = jax.tree.structure(state.guidance) == jax.tree.structure(jax.eval_shape(guidance.init, state.x))
-    message = "state.guidance must be what {guidance!r} remembers, as guidance.init(x) begins it, got {given}."
-    demand(same, message, guidance=guidance, given=jax.tree.map(told, state.guidance))
+    message = "state.guidance must be what {guidance!r} remembers, got {given}; use guidance.init(x)."
+    demand(same, message, guidance=guidance, given=jax.tree.map(described, state.guidance))

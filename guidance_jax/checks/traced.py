@@ -1,4 +1,4 @@
-"""Checks of values that are known only when the program runs: asked for by `checked`, and otherwise not in it."""
+"""Checks of traced values. Only a `checked` program contains them."""
 
 import contextlib
 import functools
@@ -12,28 +12,34 @@ from jax import Array
 from jax.core import Tracer
 from jax.experimental import checkify
 
-from guidance_jax.checks.words import shown, told
+from guidance_jax.checks.words import described, shown
 
 _asked = jax.make_user_context(False)
-"""A part of what `jax.jit` remembers a program by: a function that is already compiled without the checks is traced anew."""
+"""Part of the key of `jax.jit`'s cache. A function that is already compiled without checks is traced again."""
 
 
 def checked(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function whose traced values are checked as it runs, by `jax.experimental.checkify`: slower, to find out what is wrong.
+    """A function whose traced values are checked when it runs, by `jax.experimental.checkify`. It is slower: use it to debug.
 
-    Where this library checks a value that is known, and inside of `jit` cannot, the check becomes a part of the program: that
-    levels decrease, labels lie in range, scales and x are finite, and that x is after each step, which is told by its number.
+    Outside of `jit`, this library checks known values. Inside of `jit` it cannot, so the checks become part of the program:
+
+    - Levels decrease.
+    - Labels are in range.
+    - Scales and x are finite.
+    - x is finite after each step. The error reports the number of the step.
+
+    A program without `checked` contains none of these checks.
 
     Args:
-      function: that calls this library, jitted or not, of arrays alone: what is static is bound, `lambda x: f(6, x)`. This is
-        the outermost transformation; not under another `jit`.
+      function: A function of arrays that calls this library, jitted or not. Bind static arguments: `lambda x: f(6, x)`.
+        `checked` must be the outermost transformation, so do not use it inside another `jit`.
 
     Returns:
-      The same, jitted, which raises the first error that its values made. Without `checked` none of this is in a program.
+      The same function, jitted. It raises the first error that its checks find.
 
     Raises:
-      TypeError: if it is no function.
-      jax.experimental.checkify.JaxRuntimeError: when called, with what the check tells.
+      TypeError: If function is not a function.
+      jax.experimental.checkify.JaxRuntimeError: When called, if a check fails.
 
     Example:
       >>> generate = jax.jit(lambda scale: sample(keys, two, cfg(scale), ddim(), path, (1,)))
@@ -50,7 +56,7 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     wanted = "checked: function must be a function, got {got}; use checked(generate)(scale)."
-    demand(callable(function), wanted, TypeError, got=told(function))
+    demand(callable(function), wanted, TypeError, got=described(function))
 
     def traced(*arguments: Any, **named: Any) -> Any:
         with _asked(True):
@@ -68,19 +74,22 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def all_finite(x: Array) -> Array:
-    """Whether no value is NaN or infinite."""
+    """Whether all values are finite."""
     return jnp.isfinite(x).all()
 
 
 def demand(holds: Any, message: str, error: type[Exception] = ValueError, **values: Any) -> None:
-    """Raises unless something holds: at once where it is known, in a program that is `checked` where it is traced.
+    """Raises an error unless a condition holds. Known values are checked now, traced values in a `checked` program.
 
     Args:
-      holds: A bool, an array of them, or a function that returns one. The function is called only where the values are known,
-        or the program is checked.
-      message: What is wrong, with places for the values: `"x must be [B, {size}], got {x}."`.
-      error: What is raised.
-      **values: What the message shows.
+      holds: A bool, an array of bools, or a function that returns one of these. The function is called only if the values are
+        known, or the program is `checked`.
+      message: The error message, a format string: `"x must be [B, {size}], got {x}."`.
+      error: The type of the error.
+      **values: The values of the format string.
+
+    Raises:
+      Exception: Of the type `error`, if the condition does not hold.
     """
     if callable(holds):
         if not concrete(values):
@@ -93,12 +102,12 @@ def demand(holds: Any, message: str, error: type[Exception] = ValueError, **valu
 
 
 def insist(right: Callable[[], Any], message: str, **values: Any) -> None:
-    """A check of traced values, in a program that is `checked`; elsewhere nothing, and `right` is not even called.
+    """Checks traced values in a `checked` program. In other programs it does nothing and does not call `right`.
 
     Args:
-      right: gives a boolean scalar.
-      message: what is raised, with places for the values: `"the scale must be finite, got {scale}."`.
-      **values: what the message tells: arrays, or anything that is known.
+      right: Returns a bool, or an array of bools.
+      message: The error message, a format string: `"the scale must be finite, got {scale}."`.
+      **values: The values of the format string: arrays, or known values of any type.
     """
     if _asked.value:
         for name, value in values.items():
@@ -109,7 +118,7 @@ def insist(right: Callable[[], Any], message: str, **values: Any) -> None:
 
 
 def concrete(value: object) -> bool:
-    """Whether every leaf of `value` is known now and here, so that its values can be checked."""
+    """Whether the values of all leaves are known now, on this process, so that they can be checked."""
     return all(
         not isinstance(leaf, Tracer) and (not isinstance(leaf, Array) or leaf.is_fully_addressable)
         for leaf in jax.tree.leaves(value)
@@ -117,5 +126,5 @@ def concrete(value: object) -> bool:
 
 
 def known_now(value: object) -> contextlib.AbstractContextManager[Any]:
-    """Within it, what is computed from a known value is computed at once, and not in the program that is being traced."""
+    """A context in which results of a known value are computed now, instead of in the traced program."""
     return jax.ensure_compile_time_eval() if concrete(value) else contextlib.nullcontext()

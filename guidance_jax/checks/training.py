@@ -1,4 +1,4 @@
-"""What training receives: whether schedules, conditions and parameters fit each other."""
+"""Argument validation for training: schedules, conditions and parameters."""
 
 from typing import Any
 
@@ -6,20 +6,20 @@ import jax
 
 from guidance_jax.checks.numbers import check_broadcasts, check_range
 from guidance_jax.checks.traced import demand
-from guidance_jax.checks.words import told
+from guidance_jax.checks.words import described
 
 
 def check_continuous(schedule: Any) -> None:
-    """Raises where a schedule is discrete: its network knows no levels between the training steps."""
-    wanted = f"log_normal_levels: schedule must be continuous, got one of {schedule.steps} steps; use noise_levels for these."
+    """Raises an error if a schedule is discrete. Its network knows only the levels of the training steps."""
+    wanted = f"log_normal_levels: schedule must be continuous, got one of {schedule.steps} steps; use noise_levels."
     demand(schedule.steps is None, wanted)
 
 
 def check_null(cond: Any, null: Any) -> None:
-    """Raises unless the null condition can stand in the place of each sample's."""
+    """Raises an error unless the null condition can replace the condition of each sample."""
     leaves, structure = jax.tree.flatten(cond)
     if not leaves:
-        raise ValueError(f"drop: there is no leaf in the condition, got {told(cond)}.")
+        raise ValueError(f"drop: the condition must have at least one leaf, got {described(cond)}.")
     try:
         nulls = structure.flatten_up_to(null)
     except ValueError as error:
@@ -30,9 +30,9 @@ def check_null(cond: Any, null: Any) -> None:
 
 
 def check_average(average: Any, params: Any, step: Any) -> None:
-    """Raises unless an average and parameters have one structure, and the step is a whole number."""
+    """Raises an error unless average and params have the same structure, and the step is an integer."""
     one, other = jax.tree.structure(average), jax.tree.structure(params)
     if one != other:
-        raise ValueError(f"ema: average and params must have one structure, got {one} and {other}.")
+        raise ValueError(f"ema: average and params must have the same structure, got {one} and {other}.")
     if isinstance(step, float) and not step.is_integer():
-        raise ValueError(f"ema: step counts from 0, got {step}; the decay comes after it: ema(average, params, step, {step}).")
+        raise ValueError(f"ema: step must be an integer, got {step}; for the decay, use ema(average, params, step, {step}).")

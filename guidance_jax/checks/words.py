@@ -1,4 +1,4 @@
-"""Values in words, for errors: what was given, in a few words, and what a user's own function was called with."""
+"""Descriptions of values for error messages, and notes on errors that a user's own function raises."""
 
 import contextlib
 import inspect
@@ -13,8 +13,8 @@ import jax
 from guidance_jax.programs.parts import Part
 
 
-def told(value: Any) -> str:
-    """A value in a few words, for an error: `float32[2,2]`, `the float 3.0`, `the function cfg`, `a Sampler`."""
+def described(value: Any) -> str:
+    """A short description of a value for an error message: `float32[2,2]`, `the float 3.0`, `the function cfg`, `a Sampler`."""
     if hasattr(value, "ndim") and hasattr(value, "dtype"):
         return f"{value.dtype}[{','.join(map(str, value.shape))}]"
     if value is None:
@@ -32,17 +32,23 @@ def told(value: Any) -> str:
 
 
 def shown(value: Any) -> Any:
-    """A value in an error: itself, or what it is where that would be long."""
+    """The value for an error message, or its description if the value is long."""
     if isinstance(value, type) or getattr(value, "size", 1) > 8 or (not isinstance(value, str) and len(str(value)) > 200):
-        return told(value)
+        return described(value)
     return value
 
 
 def check_takes(function: Any, name: str, *what: str, **named: Any) -> None:
-    """Raises where a function is known not to take such arguments, the last of them by name.
+    """Checks that a function accepts these arguments. A function without a signature passes.
+
+    Args:
+      function: The function.
+      name: The name of the function in the error message.
+      *what: The names of the positional arguments.
+      **named: The keyword arguments.
 
     Raises:
-      TypeError: telling what it takes, and what it is given.
+      TypeError: If the function does not accept them. The message lists both argument lists.
     """
     try:
         signature = inspect.signature(function)
@@ -52,21 +58,21 @@ def check_takes(function: Any, name: str, *what: str, **named: Any) -> None:
         signature.bind(*what, **named)
     except TypeError:
         given, taken = ", ".join([*what, *(f"{key}=" for key in named)]), ", ".join(signature.parameters)
-        raise TypeError(f"{name} must take ({given}), but {told(function)} takes ({taken}){call_it(function)}.") from None
+        raise TypeError(f"{name} must take ({given}), but {described(function)} takes ({taken}){call_it(function)}.") from None
 
 
 @contextlib.contextmanager
 def noting(name: str, **given: Any) -> Iterator[None]:
-    """Adds to an error within a function of the user's what it was called with."""
+    """Adds a note to an error that a user's function raises: its name and its arguments."""
     try:
         yield
     except Exception as error:
-        words = ", ".join(f"{argument} {jax.tree.map(told, value)}" for argument, value in given.items()).replace("'", "")
+        words = ", ".join(f"{argument} {jax.tree.map(described, value)}" for argument, value in given.items()).replace("'", "")
         error.add_note(f"This was raised by {name}, called with {words}.")
         if isinstance(error, jax.errors.TracerBoolConversionError):
-            error.add_note("Its arguments are traced: choose with jnp.where(level.ratio > 1, a, b), not with if.")
+            error.add_note("Its arguments are traced: use jnp.where(level.ratio > 1, a, b) instead of if.")
         if type(error).__name__ == "TraceContextError":
-            error.add_note("A module that changes when called (dropout, batch norm) is no pure function: module.eval() first.")
+            error.add_note("A module that changes when called (dropout, batch norm) is not a pure function; use module.eval().")
         raise
 
 
@@ -79,14 +85,14 @@ def warn(message: str) -> None:
 
 
 def article(name: str) -> str:
-    """With its article: an MLP is spelt, a UNet and a Moment are said."""
+    """A name with its article. An abbreviation is pronounced letter by letter: an MLP, but a UNet and a Moment."""
     return f"{'an' if name[0] in ('AEFHILMNORSX' if name[1:2].isupper() else 'AEIOaeio') else 'a'} {name}"
 
 
 def call_it(value: object) -> str:
-    """For a function of this library where its result is wanted: to call it."""
+    """The hint to call a function of this library whose result is expected; empty for any other value."""
     if not inspect.isfunction(value) or (value.__module__ or "").partition(".")[0] != "guidance_jax":
         return ""
-    # By its name too: a function of a docstring's example says that it is of the module.
+    # A function of a docstring's example has the module's name too, so look it up in the module.
     own = getattr(sys.modules.get(value.__module__), value.__name__, None) is value
     return f": call it, {value.__name__}(...)" if own else ""

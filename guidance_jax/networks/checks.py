@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from guidance_jax.checks.traced import demand
-from guidance_jax.checks.words import told
+from guidance_jax.checks.words import described
 
 
 def check_batch(x: Array, shape: Sequence[int] | int, **each: Array) -> None:
@@ -16,7 +16,8 @@ def check_batch(x: Array, shape: Sequence[int] | int, **each: Array) -> None:
     own, wanted = (math.prod(x.shape[1:]), f"{shape} numbers") if isinstance(shape, int) else (x.shape[1:], shape)
     demand(own == shape, f"the network takes samples of {wanted}, got x of shape {x.shape}.")
     for name, value in each.items():
-        demand(jnp.shape(value) == x.shape[:1], f"{name} must be [B] = {x.shape[:1]}, one per sample of x, got {told(value)}.")
+        message = f"{name} must be [B] = {x.shape[:1]}, one per sample of x, got {described(value)}."
+        demand(jnp.shape(value) == x.shape[:1], message)
 
 
 def check_tokens(tokens: Array | None, width: int) -> None:
@@ -29,4 +30,4 @@ def check_tokens(tokens: Array | None, width: int) -> None:
 def check_params(params: Any) -> None:
     """Raises if `apply` receives an array in place of its parameters."""
     wanted = "apply takes the parameters first, got {x}; bind them: lambda x, t, y: apply(params, x, t, y)."
-    demand(not hasattr(params, "dtype"), wanted, TypeError, x=told(params))
+    demand(not hasattr(params, "dtype"), wanted, TypeError, x=described(params))

@@ -61,8 +61,8 @@ class UNetConfig:
       remat: Whether a gradient recomputes the intermediate values of each block. This saves memory for a third more compute.
 
     Raises:
-      ValueError: If the image does not divide into patches or halve often enough, a width does not divide into groups or heads,
-        a level of `attention` does not exist, or the dtype is unknown.
+      ValueError: If the image does not divide into patches or does not halve evenly, or a width does not divide into groups or
+        heads. Also if a level of `attention` does not exist, or the dtype is unknown.
 
     Example:
       >>> config = gj.networks.UNetConfig((28, 28, 1), classes=10, widths=(16, 32), patch=2, attention=(1,), heads=2)

@@ -1,4 +1,4 @@
-"""Particles that sample the density that a guidance names: targets, and sequential Monte Carlo."""
+"""Particles that sample a target density: targets, and sequential Monte Carlo."""
 
 from guidance_jax.particles import targets
 from guidance_jax.particles.resampling import effective_size, systematic

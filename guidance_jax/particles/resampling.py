@@ -1,4 +1,4 @@
-"""Weights of particles: how many count, and which take the place of which."""
+"""Weights of particles: the effective sample size, and systematic resampling."""
 
 from typing import Annotated
 
@@ -12,7 +12,7 @@ from guidance_jax.checks.door import door
 from guidance_jax.checks.kinds import Key, array_kind
 
 LogWeights = TypeAliasType("LogWeights", Annotated[Array, array_kind("floating numbers, [..., N]", jnp.floating)])
-"""Logarithms of weights, `[..., N]`, normalised or not; -inf is a weight of 0."""
+"""Logarithms of weights, `[..., N]`, normalised or not. -inf is a weight of 0."""
 
 
 @door()
@@ -23,7 +23,7 @@ def effective_size(log_weights: LogWeights) -> Array:
       log_weights: `[..., N]`, normalised or not.
 
     Returns:
-      `[...]`, in 1..N; 0 where all weights are.
+      `[...]`, in 1..N; 0 if all weights are 0.
 
     Example:
       >>> print(gj.particles.effective_size(jnp.log(jnp.array([[1.0, 1.0], [1.0, 0.0], [0.0, 0.0]]))))
@@ -39,14 +39,16 @@ def effective_size(log_weights: LogWeights) -> Array:
 
 @door()
 def systematic(key: Key, log_weights: LogWeights) -> Array:
-    """Systematic resampling: which of N particles each of N takes the place of, `[N]`, from one uniform number.
+    """Systematic resampling of N particles from one uniform number: the particle that replaces each one, `[N]`.
 
-    Place i is taken by the first k with `sum over j <= k of w_j >= (i + u) / N`, u in [0, 1): a particle of weight w, of
-    weights that sum to 1, `floor(N w)` or `ceil(N w)` times, and never where w is 0. Where all are, each takes its own place.
+    Place i takes the first k with `sum over j <= k of w_j >= (i + u) / N`, with u in [0, 1) and weights that sum to 1.
+
+    A particle of weight w is taken `floor(N w)` or `ceil(N w)` times, and never if w is 0. If all weights are 0, each particle
+    keeps its place.
 
     Args:
       key: One PRNG key.
-      log_weights: `[N]`, normalised or not; -inf is a weight of 0.
+      log_weights: `[N]`, normalised or not. -inf is a weight of 0.
 
     Example:
       >>> print(gj.particles.systematic(jax.random.key(0), jnp.log(jnp.array([0.5, 0.0, 0.25, 0.25]))))
@@ -59,9 +61,9 @@ def systematic(key: Key, log_weights: LogWeights) -> Array:
     dead = (wide == -jnp.inf).all()
     weights = jax.nn.softmax(jnp.where(dead, 0, wide))
     total = jnp.cumsum(weights)
-    # Sums of different roundings: nothing may be added by a weight of 0.
+    # The sums round differently, so make sure that a weight of 0 adds nothing.
     share = jax.lax.cummax(jnp.where(weights > 0, total / total[-1], 0))
     at = (jnp.arange(n, dtype=total.dtype) + jax.random.uniform(key, (), total.dtype)) / n
-    # u may be 0, and a place be rounded to 1: the first particle that has weight, and the last.
+    # u may be 0, and a place may round to 1, so clip to the first and last particle whose weight is not 0.
     first, last = jnp.searchsorted(share, 0, side="right"), jnp.searchsorted(share, 1)
     return jnp.clip(jnp.searchsorted(share, at), first, last)

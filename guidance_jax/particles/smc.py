@@ -1,4 +1,4 @@
-"""Particles that sample what a guidance says: weighted along the run, resampled in groups (sequential Monte Carlo)."""
+"""Sequential Monte Carlo: particles carry weights along a run and are resampled in groups."""
 
 import math
 from typing import Any, NamedTuple
@@ -29,14 +29,36 @@ from guidance_jax.noise import apart
 from guidance_jax.particles import targets
 from guidance_jax.particles.resampling import effective_size, systematic
 from guidance_jax.particles.targets import Target
+from guidance_jax.programs.parts import calls_of
+from guidance_jax.samplers.around import recur
 from guidance_jax.sampling import run
 
 NOISY = 0.03
-"""The spread is measured where noise is at least this share of the variance of x: below it a score's errors hide it."""
+"""The spread is measured only if noise is at least this fraction of the variance of x. Below it, score errors dominate."""
 
 
 class Particles(NamedTuple):
-    """The end of a run. A group is `size` rows, one after another; G is the number of groups.
+    """The end of a run. A group is `size` consecutive rows; G is the number of groups.
+
+    `spread = sum_n w_n <eps, x_n - mean> / (sigma D (1 - sum_n w_n^2))`, with the target's eps. By Stein's identity it is 1
+    under every distribution. On Gaussians it is the variance divided by the right one.
+
+    Args:
+      x: The samples, `[B, ...]`, each with its weight; NaN in a group without one.
+      log_weights: `[B]`, normalised: their exponentials sum to 1 in each group. -inf is a dead particle, of weight 0.
+      log_normaliser: `[G]`, an estimate of `log integral of prod_i p_i(x)^a_i exp(log_reward(x)) dx`; -inf in a group of dead
+        particles. Its exponential is unbiased if `kernels` are exact, otherwise up to the error of the steps.
+      effective: `[G]`, the effective sample size at the end, `1 / sum of squared weights`, in 1..size.
+      least: `[G]`, the minimum effective sample size along the run, before resampling.
+      ancestors: `[G]`, the effective number of ancestors at the start: 1 divided by the sum over ancestors of the squared
+        total weight of their descendants. `1 / ancestors - 1 / size` estimates the relative variance of the normaliser
+        (Lee & Whiteley 2018, arXiv:1509.00394).
+      spread: `[G]`, the spread of the particles divided by the spread that the target's score implies; see above. It is 1 up
+        to the error of the steps, which no field above shows. It is measured at the last level in `(low, high]` whose noise
+        is at least 3 % of the variance of x. It shows no error below that level, and no error in the weights of modes far
+        apart. It is NaN for a target with a reward, whose score is unknown; for such a target, run it without the reward.
+      spread_error: `[G]`, the standard error of `spread`.
+      evaluations: The number of network evaluations per particle, `()`.
 
     Example:
       >>> x, weights = jnp.array([[1.0], [3.0]]), jnp.array([0.25, 0.75])
@@ -46,44 +68,38 @@ class Particles(NamedTuple):
     """
 
     x: Float[Array, "b ..."]
-    """The samples, each with its weight; NaN in a group that has none."""
     log_weights: Float[Array, "b"]
-    """Normalised: their exponentials sum to 1 in each group. -inf for a dead particle, of weight 0."""
     log_normaliser: Float[Array, "g"]
-    """An estimate of `log integral of prod_i p_i(x)^a_i exp(log_reward(x)) dx`; -inf in a group of dead particles. Its
-    exponential is without bias where `kernels` are exact, and otherwise but for the error of the steps."""
     effective: Float[Array, "g"]
-    """The effective sample size at the end, `1 / sum of squared weights`, in 1..size."""
     least: Float[Array, "g"]
-    """The smallest effective sample size along the run, before a resampling mended it."""
     ancestors: Float[Array, "g"]
-    """The effective number of particles of the start that those of the end descend from: 1 over the sum of squares of the
-    weights that the descendants of each have together. `1 / ancestors - 1 / size` estimates the relative variance of the
-    normaliser (Lee & Whiteley 2018, arXiv:1509.00394)."""
     spread: Float[Array, "g"]
-    """How wide the particles are spread, as a share of what the target's score says: 1, but for the error of the steps, which
-    none of the fields above sees. `sum_n w_n <eps, x_n - mean> / (sigma D (1 - sum_n w_n^2))`, eps that of the target, which is
-    1 under every law by Stein's identity; on Gaussians it is the variance over the right one. Measured at the last level
-    within `(low, high]` whose noise is 3 % or more of the variance of x: what goes wrong below it, or in the shares of modes
-    far apart, it does not see. NaN for a target with a reward, whose score is not known: run the target without."""
     spread_error: Float[Array, "g"]
-    """The standard error of `spread`."""
     evaluations: Array
-    """The number of network evaluations, per particle."""
 
 
 class Weights(NamedTuple):
-    """What the run carries beside the inner sampler's memory; one row per particle."""
+    """The memory of a weighed sampler, `[B]` unless stated otherwise.
+
+    Args:
+      inner: The memory of the inner sampler, any pytree.
+      log_weights: The weights since the last resampling.
+      log_normaliser: The contribution of all resamplings so far.
+      reward: The log_reward that the weights contain so far.
+      unreal: Whether a log_reward was NaN or inf.
+      pending: The factor of the integrand at the next evaluation, `()`.
+      ancestors: The index of the particle's ancestor at the start.
+      least: The minimum effective sample size so far.
+      spread: The spread at the last level where it was measured.
+      spread_error: Its standard error.
+    """
 
     inner: Any
     log_weights: Array
     log_normaliser: Array
     reward: Array
-    """The log_reward that the weights hold so far."""
     unreal: Array
-    """Whether a log_reward was NaN or inf."""
     pending: Array
-    """What the integrand at the next evaluation still has to be multiplied by, `()`."""
     ancestors: Array
     least: Array
     spread: Array
@@ -105,30 +121,36 @@ def feynman_kac(
     low: Ratio = 0.0,
     high: Ratio = jnp.inf,
 ) -> Particles:
-    """Samples of a target, which guidance alone misses: particles move by its drift, carry weights, and are resampled.
+    """Samples a target density, which guidance alone misses. Particles move by its drift, carry weights, and are resampled.
 
-    With `x0 = sum_i a_i x0_i`, for exponents that sum to 1, and SNR = alpha^2 / sigma^2,
-    `log w = -1/2 integral of sum_i a_i |x0_i - x0|^2 dSNR`, which is `w (w - 1) / 2 integral of |x0_c - x0_u|^2 dSNR` for
-    `tilted(w)`. It holds for every sampler that follows the guided ODE or SDE, of any share of noise, in the limit of small
-    steps, and is integrated by the trapezoidal rule, from alpha = 0 and to sigma = 0. With `kernels`, for samplers that have
-    one, `log w = sum_i a_i log B_i(x' | x) + (1 - sum_i a_i) log F(x | x') - log B(x' | x)` a step: B_i the step's Gaussian by
-    branch i alone, B the one drawn from, F the noising; exact at any number of steps where the B_i are, which those of
-    `ddpm("small")` and `ddim(1.0)` are not.
+    `log w = -1/2 integral of sum_i a_i |x0_i - x0|^2 dSNR`
 
-    Steps that are too long bias the law, whatever the number of particles. At scale 2 on Gaussians, in 20, 40, 80 and 160
-    steps, the variance is this share of the right one (`python -m experiments.gaussians`):
+    Here the exponents sum to 1, `x0 = sum_i a_i x0_i`, and SNR = alpha^2 / sigma^2. For `tilted(w)`, the right side is
+    `w (w - 1) / 2 integral of |x0_c - x0_u|^2 dSNR`. The weights are right in the limit of small steps, for every sampler that
+    follows the guided ODE or SDE with any amount of noise. The trapezoidal rule integrates them, from alpha = 0 and to
+    sigma = 0.
+
+    `log w = sum_i a_i log B_i(x' | x) + (1 - sum_i a_i) log F(x | x') - log B(x' | x)`
+
+    This is the weight of one step with `kernels`, for samplers that have one. B_i is the Gaussian of the step for branch i
+    alone, B the Gaussian that the step draws from, and F the forward noising. The weights are exact for any number of steps
+    if the B_i are exact. The kernels of `ddpm("small")` and `ddim(1.0)` are not exact.
+
+    Steps that are too long bias the distribution, for any number of particles. At scale 2 on Gaussians, the variance with 20,
+    40, 80 and 160 steps, divided by the right one, is (`python -m experiments.gaussians`):
 
     - `heun_sde(2.0)`: .77, .86, .95 and .99
     - `heun_sde()`: .90, 1.02, 1.02 and 1.02
     - the kernels of `ddpm("small")`: .71, .89, .90 and .96
 
-    The log-normaliser is off by at most .02 with the former two, and by .44, .15, .06 and .03 with those kernels. `spread` sees
-    the bias. A warning says so where it is off by a tenth and by four standard errors.
+    The error of the log-normaliser is at most .02 for the first two, and .44, .15, .06 and .03 for the kernels. `spread`
+    measures the bias. If it differs from 1 by more than a tenth and by more than four standard errors, a warning says so.
 
-    Weights grow with the dimension and the scale; where few particles carry them all, fewer than ten, a quarter of a small
-    group, or a hundredth of a large one, at some level or as ancestors, a warning says so. The more a sampler draws, the more
-    even they are, and the more steps it needs: `heun_sde(2.0)` in place of `heun_sde()`. Copies that a
-    resampling makes part again by what is drawn; with a deterministic sampler they stay copies.
+    Weights vary more in higher dimensions and at larger scales. There is a warning if too few particles carry the weight, at
+    some level or as ancestors. The limit is ten, a quarter of a group below 40, or a hundredth of a group above 1,000.
+
+    A sampler that draws more noise, `heun_sde(2.0)` instead of `heun_sde()`, has more even weights but needs more steps.
+    Resampling copies particles, and noise makes the copies different again. With a deterministic sampler they stay equal.
 
     Args:
       keys: `[B]`, one per particle; B is a multiple of `size`.
@@ -136,23 +158,24 @@ def feynman_kac(
       target: `tilted(scale)`, `product`, `annealed` or `rewarded`.
       sampler: `heun_sde(2.0)`, `ddpm()`, ...
       levels: As of `sample`.
-      shape_or_x: The shape of one sample, to start from the target of pure noise; or x at `levels[0]`, drawn from the
-        target there, and the normaliser is then relative to that target's.
-      size: The number of particles of a group, which share their weights: 2 or more.
-      threshold: A group is resampled, systematically, where its effective sample size is below `threshold size`; 0 for never.
-      kernels: Whether to weigh by ratios of kernels.
-      low: The lower bound in `sigma / alpha`, excluded. Below it there are neither weights nor resampling, only the guidance.
-        A compromise: weights degenerate less, but what is sampled is no longer the target. A reward is weighed at every level.
-      high: The upper bound, included.
+      shape_or_x: The shape of one sample, to start from the target at pure noise. Or x at `levels[0]`, drawn from the target
+        there; the normaliser is then relative to the normaliser of that target.
+      size: The number of particles in a group, at least 2. A group shares its weights.
+      threshold: A group is resampled (systematically) if its effective sample size is below `threshold size`; 0 means never.
+      kernels: Whether the weights are ratios of kernels.
+      low: The lower bound in `sigma / alpha`, excluded. Below it there are no weights and no resampling, only guidance. It is a
+        compromise: weights degenerate less, but the particles no longer sample the target. A reward counts at every level.
+      high: The upper bound in `sigma / alpha`, included.
 
     Returns:
       `Particles`: x, their weights, the log-normaliser, and how far the weights degenerated.
 
     Raises:
-      ValueError: As `sample`; and if B is no multiple of size, a condition differs within a group, kernels are needed and the
-        sampler has none, its steps are no steps of the guided ODE or SDE (churn, recurrence, restarts), or exponents that do
-        not sum to 1 meet a start at alpha = 0. After the run, if a log_reward was NaN or inf, or is -inf for all of a group;
-        within a caller's jit such a group is NaN, its log_normaliser NaN or -inf, the others are right, and a warning tells.
+      ValueError: As `sample`. If B is not a multiple of size, or a condition differs within a group. If kernels are needed and
+        the sampler has none. If its steps do not follow the guided ODE or SDE (churn, recurrence, restarts). If exponents
+        that do not sum to 1 start at alpha = 0. After the run, if a log_reward was NaN or inf, or is -inf for a whole group.
+        Inside a caller's jit there is a warning instead: x of that group is NaN, its log_normaliser NaN or -inf, and other
+        groups are right.
 
     Example:
       >>> mixture = gj.oracles.GaussianMixture(jnp.array([[-1.0], [1.0]]), jnp.ones((2, 1, 1)), jnp.ones(2), jnp.arange(2))
@@ -166,7 +189,8 @@ def feynman_kac(
     Reference: Skreta et al. 2025, arXiv:2503.02819; kernels, arXiv:2506.05668.
     """
     kernels = kernels or target.guidance is not None
-    check_population(keys, branches, sampler, levels, shape_or_x, size, kernels, target.total)
+    repeats = calls_of(recur, sampler)
+    check_population(keys, branches, sampler, levels, shape_or_x, size, kernels, target.total, repeats)
     start, known = targets.start(keys, target, levels, shape_or_x, kernels)
     guidance = targets.drift(target) if target.guidance is None else chain(targets.drift(target), target.guidance)
     around = weighed(sampler, target, levels[-1], size, threshold=threshold, kernels=kernels, low=low, high=high)
@@ -185,7 +209,7 @@ def feynman_kac(
     effective = jnp.where(unreal, jnp.nan, effective_size(groups))
     families = jax.ops.segment_sum(jnp.exp(log_weights), last.ancestors, len(keys)).reshape(-1, size)
     least, ancestors = jnp.minimum(last.least[::size], effective), divide(jnp.ones_like(sums), (families**2).sum(1))
-    # Copies that did not part are no new witnesses.
+    # Equal copies of a particle add no information.
     error = last.spread_error[::size] * jnp.sqrt(jnp.maximum(divide(effective, ancestors), 1))
     spread = last.spread[::size]
 
@@ -207,25 +231,25 @@ def weighed(
     low: Ratio,
     high: Ratio,
 ) -> Sampler:
-    """The sampler that weighs and resamples around each step of another; its arguments are those of `feynman_kac`."""
+    """A sampler that adds weights and resampling to each step of another. The arguments are those of `feynman_kac`."""
 
     def init(x: Array) -> Weights:
         zeros = jnp.zeros_like(x, shape=len(x))
         first = jnp.zeros_like(x, jnp.int32, shape=len(x)) + jnp.arange(len(x), dtype=jnp.int32)
-        pending, most, unknown = jnp.zeros((), x.dtype), zeros + size, zeros + jnp.nan
-        return Weights(sampler.init(x), zeros, zeros, zeros, zeros > 0, pending, first, most, unknown, unknown)
+        pending, full, unknown = jnp.zeros((), x.dtype), zeros + size, zeros + jnp.nan
+        return Weights(sampler.init(x), zeros, zeros, zeros, zeros > 0, pending, first, full, unknown, unknown)
 
     def step(denoise: GuidedDenoiser, state: State, level: NoiseLevel, next: NoiseLevel, keys: Array) -> State:
         weights = state.memory
         prediction, state, context = denoise.look(state, level)
-        # The trapezoid: the integrand here times half of the steps on both its sides. The last step has no end to look at.
+        # The trapezoidal rule: the integrand times half of both adjacent steps. The end of the last step has no evaluation.
         integrand = jnp.zeros_like(weights.log_weights) if kernels else targets.integrand(target, context)
         weights = weights._replace(log_weights=weights.log_weights + weights.pending * integrand)
         inside = (level.ratio > jnp.asarray(low, state.x.dtype)) & (level.ratio <= jnp.asarray(high, state.x.dtype))
         if target.log_reward is None:
             weights = _measured(weights, target, context, size, inside)
         else:
-            # The x0 predicted is a mean: where it has no reward, x may still come to a place that has one.
+            # The predicted x0 is a mean. If its reward is -inf, the final x may still have a finite reward.
             x0 = targets.mean(target, context)
             reward = rewards(target.log_reward, x0, level)
             weights = _rewarded(weights, jnp.where(reward == -jnp.inf, weights.reward, reward), x0)
@@ -254,7 +278,7 @@ def weighed(
 
 
 class Looked(State):
-    """A state whose x has been looked at. With another x it is a plain `State`."""
+    """A state whose prediction at x is known. With another x it becomes a plain `State`."""
 
     __slots__ = ()
 
@@ -263,7 +287,7 @@ class Looked(State):
 
 
 def _known(denoise: GuidedDenoiser, prediction: Prediction, context: Context) -> GuidedDenoiser:
-    """The denoiser of a step that knows its first prediction, at `context.x` and `context.level`."""
+    """The denoiser of a step whose first prediction is known, at `context.x` and `context.level`."""
     begun: list[bool] = []
 
     def look(state: State, at: NoiseLevel) -> tuple[Prediction, State, Context]:
@@ -279,13 +303,13 @@ def _known(denoise: GuidedDenoiser, prediction: Prediction, context: Context) ->
 
 
 def _rewarded(weights: Weights, reward: Array, x0: Array) -> Weights:
-    """The weights with the reward of x0 in place of the one that they hold."""
+    """The weights with the reward of x0 instead of the reward that they contain."""
     unreal = weights.unreal | ~right_reward(reward, x0)
     return weights._replace(log_weights=weights.log_weights + reward - weights.reward, reward=reward, unreal=unreal)
 
 
 def _measured(weights: Weights, target: Target, context: Context, size: int, inside: Array) -> Weights:
-    """The weights with the spread of the particles here, `Particles.spread`."""
+    """The weights with the spread of the particles at this level, `Particles.spread`."""
     x, dimension = context.x, math.prod(context.x.shape[1:])
     inner = lambda a, b: (a * b).reshape(-1, size, dimension).sum(2)
     share = jax.nn.softmax(weights.log_weights.reshape(-1, size), axis=1)
@@ -302,7 +326,7 @@ def _measured(weights: Weights, target: Target, context: Context, size: int, ins
 
 
 def _resample(weights: Weights, keys: Array, size: int, threshold: Array) -> tuple[Weights, Array]:
-    """The weights after resampling the groups that need it, but for the inner memory; and which row takes each place."""
+    """The weights after resampling the groups that need it, without the inner memory; and the source row of each row, `[B]`."""
     grouped = weights.log_weights.reshape(-1, size)
     effective = effective_size(grouped)
     now = (effective < threshold * size) & (effective > 0)

@@ -1,6 +1,7 @@
-"""What particles sample: `prod_i p_i(x)^a_i exp(log_reward(x))` at every level, the p_i being what the branches predict.
+"""The densities that particles sample: `prod_i p_i(x)^a_i exp(log_reward(x))` at every level, with p_i of branch i.
 
-A run guided by `sum_i a_i score_i` does not sample it. Here are the targets, that drift, and the weights that are missing.
+A run that is guided by `sum_i a_i score_i` does not sample this density. This file holds the targets, this drift, and the
+weights that correct it.
 """
 
 import dataclasses
@@ -31,23 +32,23 @@ from guidance_jax.programs.parts import Part
 
 __all__ = ["LogReward", "Target", "annealed", "drift", "product", "rewarded", "tilted"]
 
-_ONE = "it is one number for all levels, of one density; feynman_kac takes low and high, to guide at some levels alone."
+_ONE = "use one number for all levels; to guide at some levels alone, use low and high of feynman_kac."
 Exponent = TypeAliasType("Exponent", Annotated[ArrayLike, number(hint=_ONE)])
-"""The exponent of a density: one number of either sign, and no function of the level."""
+"""The exponent of a density: one number of either sign. It must not be a function of the level."""
 InverseTemperature = TypeAliasType("InverseTemperature", Annotated[ArrayLike, number(above=0, hint=_ONE)])
-"""As `Exponent`, and positive."""
+"""As `Exponent`, but positive."""
 
 
 @jax.tree_util.register_pytree_node_class
 @dataclasses.dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Target(Part):
-    """What the particles sample: `prod_i p_i^a_i exp(log_reward)`.
+    """The density that particles sample: `prod_i p_i^a_i exp(log_reward)`.
 
     Args:
-      exponents: That of each branch.
-      total: Their sum; a plain 1 where it is that for any values.
+      exponents: The exponent of each branch, by name.
+      total: The sum of the exponents; the Python int 1 if it is 1 for all values of the exponents.
       log_reward: `(x0 [B, ...], level) -> [B]`, or None.
-      guidance: What guides the particles beside the target's own drift.
+      guidance: A guidance that moves the particles in addition to the target's own drift.
 
     Example:
       >>> gj.targets.Target({"cond": 2.0, "uncond": -1.0}, total=1) == gj.targets.tilted(2.0)
@@ -64,17 +65,17 @@ class Target(Part):
         return f"Target({', '.join(f'{name}={value}' for name, value in fields if value is not None)})"
 
 
-CLASSES[Target] = class_kind(Target, "gj.targets.tilted(3.0) is one.")
+CLASSES[Target] = class_kind(Target, "use gj.targets.tilted(3.0).")
 
 
 @door()
 def tilted(scale: Exponent, *, cond: Branch = "cond", uncond: Branch = "uncond") -> Target:
-    """The density that classifier-free guidance is named after.
+    """The density that classifier-free guidance is meant to sample.
 
     `p(x)^(1 - scale) p(x | y)^scale`
 
     Args:
-      scale: 1 is the conditional model.
+      scale: The exponent of p(x | y); 1 is the conditional model.
       cond: The branch of p(x | y).
       uncond: The branch of p(x).
 
@@ -97,11 +98,11 @@ def product(exponents: Mapping[Branch, Exponent], *, rest: Branch | None = None)
 
     Args:
       exponents: `{branch: a}`, each of either sign.
-      rest: The branch that gets the exponent `1 - sum_i a_i`, so that all sum to 1; None for none.
+      rest: The branch with the exponent `1 - sum_i a_i`, so that all sum to 1; None for no such branch.
 
     Raises:
-      ValueError: If there is no exponent, one is not a scalar, or their sum is not positive.
-      TypeError: If one is a function of the level.
+      ValueError: If there is no exponent, one is not a scalar, rest has an exponent, or their sum is not positive.
+      TypeError: If an exponent is a function of the level.
 
     Example:
       >>> gj.targets.product({"red": 2.0, "round": 1.5}, rest="uncond").exponents
@@ -119,10 +120,10 @@ def product(exponents: Mapping[Branch, Exponent], *, rest: Branch | None = None)
 
 @door()
 def annealed(beta: InverseTemperature, branch: Branch = "cond") -> Target:
-    """A temperature: `p(x | y)^beta`.
+    """A density at another temperature: `p(x | y)^beta`.
 
     Args:
-      beta: The inverse temperature. Above 1 it sharpens.
+      beta: The inverse temperature. Above 1, it makes the density narrower.
       branch: The branch of p.
 
     Raises:
@@ -142,17 +143,19 @@ def annealed(beta: InverseTemperature, branch: Branch = "cond") -> Target:
 def rewarded(target: Target, log_reward: LogReward, *, guidance: Guidance | None = None) -> Target:
     """A target times a likelihood or reward of the clean data: `target(x) exp(log_reward(x))`.
 
-    On the way it is `exp(log_reward(x0))` of the x0 that the target's branches predict. A constraint is -inf outside of its
-    set: at the end such a particle has weight 0. On the way it is no verdict, as the x0 predicted is the mean of what x may
-    become: the particle keeps the reward that it had. No gradient is needed: without `guidance` the reward enters by the
-    weights alone. A guidance that climbs the reward (`universal`, `dps`, `classifier`) lets the particles look for it, and the
-    weights undo its bias: twisted sequential Monte Carlo.
+    Along the run, the factor is `exp(log_reward(x0))` of the x0 that the target's branches predict. For a constraint, return
+    -inf outside of its set: at the end such a particle has weight 0. Along the run, the predicted x0 is only a mean of the
+    possible results, so a particle with -inf keeps its last reward.
+
+    No gradient is needed. Without `guidance`, only the weights depend on the reward. A guidance toward higher rewards
+    (`universal`, `dps`, `classifier`) moves the particles there, and the weights correct its bias. This is twisted sequential
+    Monte Carlo.
 
     Args:
       target: `tilted`, `product` or `annealed`; `product({"cond": 1.0})` is the model itself.
-      log_reward: `(x0 [B, ...], level) -> [B]`, finite or -inf. At a level of noise it may be weaker; at the end it is the
-        reward. To meet a rare constraint, let it rise toward the set at levels of noise.
-      guidance: That of the particles. They are then weighed by ratios of kernels, whatever it is.
+      log_reward: `(x0 [B, ...], level) -> [B]`, finite or -inf. At noisy levels it may be weaker than the reward; at the end it
+        is the reward. For a rare constraint, let it increase toward the set at noisy levels.
+      guidance: The guidance of the particles. With one, the weights are always ratios of kernels.
 
     Raises:
       TypeError: If an argument is of another type.
@@ -169,13 +172,13 @@ def rewarded(target: Target, log_reward: LogReward, *, guidance: Guidance | None
 
 @part()
 def drift(target: Target) -> Guidance:
-    """The guidance by a target's score, `score = sum_i a_i score_i`: what moves the particles.
+    """The guidance that moves the particles: the target's score, `score = sum_i a_i score_i`.
 
     Args:
       target: `tilted`, `product` or `annealed`.
 
     Raises:
-      TypeError: If it is no target.
+      TypeError: If target is not a target.
 
     Example:
       >>> sorted(gj.targets.drift(gj.targets.tilted(3.0)).needs)
@@ -195,7 +198,7 @@ def drift(target: Target) -> Guidance:
 
 
 def sums_to_one(target: Target) -> bool:
-    """Whether the exponents sum to 1, whatever their values."""
+    """Whether the exponents sum to 1 for all of their values."""
     return isinstance(target.total, int) and target.total == 1
 
 
@@ -212,9 +215,10 @@ def mean(target: Target, context: Context) -> Array:
 def start(
     keys: Array, target: Target, levels: NoiseLevel, shape_or_x: tuple[int, ...] | Array, kernels: bool
 ) -> tuple[tuple[int, ...] | Array, Array]:
-    """What a run starts from, and the part of the log-normaliser that is known beforehand.
+    """The start of a run, and the part of the log-normaliser that is known before it.
 
-    Pure noise to powers that sum to A is `N(0, sigma^2 / A)`, of the normaliser `(2 pi sigma^2)^(D (1 - A) / 2) A^(-D / 2)`.
+    Pure noise with exponents that sum to A is `N(0, sigma^2 / A)`, with the normaliser
+    `(2 pi sigma^2)^(D (1 - A) / 2) A^(-D / 2)`.
     """
     alpha, sigma = (jnp.asarray(field, at_least_float32(field.dtype)) for field in (levels.alpha, levels.sigma))
     if sums_to_one(target):
@@ -222,7 +226,7 @@ def start(
     total = jnp.asarray(target.total, sigma.dtype)
     given = not isinstance(shape_or_x, tuple)
     dimension = math.prod(shape_or_x.shape[1:] if given else shape_or_x)
-    # The weights of the path are of densities of x / alpha, those of kernels of densities of x.
+    # The weights along a path belong to densities of x / alpha, the weights of kernels to densities of x.
     known = jnp.zeros_like(total) if kernels else dimension * (1 - total) * jnp.log(alpha[-1] / alpha[0])
     if given:
         return shape_or_x, known
@@ -232,8 +236,10 @@ def start(
 
 
 def measure(target: Target, level: NoiseLevel) -> Array:
-    """The variable that the weights are integrated over: `tau / (1 + tau)`, tau = (sigma / alpha)^2, finite at both ends; and
-    `log(1 + tau)` where the exponents do not sum to 1, for then the integrand is the same on every scale of tau."""
+    """The variable of integration of the weights, with tau = (sigma / alpha)^2: `tau / (1 + tau)`, finite at both ends.
+
+    It is `log(1 + tau)` if the exponents do not sum to 1, because the integrand then has the same size on every scale of tau.
+    """
     bounded = level.sigma**2 / (level.alpha**2 + level.sigma**2)
     return bounded if sums_to_one(target) else -jnp.log1p(-bounded)
 
@@ -246,14 +252,14 @@ def integrand(target: Target, context: Context) -> Array:
     spread = sum(jnp.asarray(a, x.dtype) * _square(context[name].x0 - centre) for name, a in target.exponents.items())
     if sums_to_one(target):
         return -spread / u**2 / 2
-    # Of the parts in common, the noise's power is left.
+    # Exponents that do not sum to 1 leave a term of the noise itself.
     total = jnp.asarray(target.total, x.dtype)
     eps = combined(target, context).eps / total
     return (total * (total - 1) * _square(eps) / u - spread * (1 - u) / u**2) / 2
 
 
 def ratio(target: Target, kernel: Kernel, prediction: Prediction, context: Context, x: Array) -> Array:
-    """`sum_i a_i log B_i(x' | x) + (1 - sum_i a_i) log F(x | x') - log B(x' | x)`, `[B]`; the constants cancel."""
+    """`sum_i a_i log B_i(x' | x) + (1 - sum_i a_i) log F(x | x') - log B(x' | x)`, `[B]`. The constants cancel."""
     level, next = context.step.level, context.step.next
 
     def log_density(offset: Array, deviation: Scalar) -> Array:

@@ -13,7 +13,7 @@ from typing_extensions import TypeAliasType
 from guidance_jax.checks.door import Kind
 from guidance_jax.checks.numbers import check_finite, check_form, real
 from guidance_jax.checks.traced import concrete, demand, insist
-from guidance_jax.checks.words import told
+from guidance_jax.checks.words import described
 
 SCALED = "pixels / 127.5 - 1 for pixels of 0..255"
 BESIDE = "the network takes {added} channels beside the latents, got 0; use channels=painted(params, images, known)."
@@ -27,7 +27,7 @@ def check_texts(texts: Any, where: str) -> None:
     demand(len(texts) > 0, f"{where} must hold at least one prompt, got none; use [None] for no text.")
     for i, text in enumerate(texts):
         message = f"{where}[{i}] must be a string, or None for no text, got {{text}}."
-        demand(text is None or isinstance(text, str), message, TypeError, text=told(text))
+        demand(text is None or isinstance(text, str), message, TypeError, text=described(text))
         half = re.search("[\ud800-\udfff]", text or "")
         demand(half is None, HALF, text=f"{where}[{i}]", at=half and half.start())
 
@@ -62,7 +62,10 @@ Numbers = TypeAliasType("Numbers", Annotated[Any, _NUMBERS])
 
 def params_of(params: Any, name: str) -> Any:
     """The parameters of one part of a model. Raises if the model has no such part."""
-    held, got = isinstance(params, Mapping) and name in params, list(params) if isinstance(params, Mapping) else told(params)
+    held, got = (
+        isinstance(params, Mapping) and name in params,
+        list(params) if isinstance(params, Mapping) else described(params),
+    )
     demand(held, "params must hold the parameters of {name}, got {got}; use model.params.", TypeError, name=name, got=got)
     return params[name]
 
@@ -143,7 +146,7 @@ def check_factor(x: Array, factor: int) -> None:
 
 def check_given(labels: Any, classes: int | None) -> None:
     """Raises if a network with classes gets no labels, or an unconditional network gets some."""
-    demand((labels is None) == (classes is None), f"a network with num_classes={classes} got labels {told(labels)}.")
+    demand((labels is None) == (classes is None), f"a network with num_classes={classes} got labels {described(labels)}.")
 
 
 def check_text(x: Array, text: Any, config: Any) -> None:
@@ -153,7 +156,7 @@ def check_text(x: Array, text: Any, config: Any) -> None:
     waves, added = config.size_waves, config.added
     pooled, sizes = (0 if part is None else part.shape[1] for part in (text.pooled, text.sizes))
     right = pooled + sizes * waves == added and (text.pooled is None) == (text.sizes is None)
-    demand(right, POOLED, waves=waves, added=added, pooled=told(text.pooled), sizes=told(text.sizes))
+    demand(right, POOLED, waves=waves, added=added, pooled=described(text.pooled), sizes=described(text.sizes))
 
 
 def check_length(ids: Array, longest: int) -> None:

@@ -93,8 +93,8 @@ class Model(NamedTuple):
       zeros: Whether a prompt that is None has states of zeros, as in XL. Otherwise it is the empty text.
 
     Raises:
-      ValueError: From its methods, if a side does not divide into the latents' pixels, images are not in [-1, 1], shapes do not
-        fit, an inpainting network gets no channels from `painted`, or another network gets some.
+      ValueError: From its methods, if a side does not divide into the latents' pixels, images are not in [-1, 1], or shapes do
+        not fit. Also if an inpainting network gets no channels from `painted`, or another network gets some.
       TypeError: From its methods, if an argument has the wrong type, such as one string for a list of prompts.
     """
 

@@ -49,7 +49,7 @@ def open_pickle(path: str | Path) -> dict[str, Stored]:
       path: A file that `torch.save` of PyTorch 1.6 or later wrote.
 
     Raises:
-      ValueError: If the file is damaged, has PyTorch's format before 1.6, or asks for anything but tensors; when a tensor is
+      ValueError: If the file is damaged, has PyTorch's format before 1.6, or asks for anything but tensors. When a tensor is
         read, if its bytes do not match the file's checksum.
 
     Reference: PyTorch's torch/serialization.py, for the format alone.

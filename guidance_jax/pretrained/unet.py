@@ -252,8 +252,8 @@ class UNet2DCondition(nnx.Module):
       rngs: The random keys that initialise the parameters.
 
     Raises:
-      ValueError: When called, if the latents have other channels, the text has another width, or XL's additional conditions are
-        missing, have another width, or are given to a network without them.
+      ValueError: When called, if the latents have other channels, or the text has another width. Also if XL's additional
+        conditions are missing, have another width, or are given to a network without them.
 
     Example:
       >>> sizes = dict(widths=(8, 16), depths=(1, 0), heads=(2, 2), text=6, groups=4)

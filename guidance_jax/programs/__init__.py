@@ -1,1 +1,1 @@
-"""A call is data: what public functions return remembers its call, and one compiled program serves each structure."""
+"""Calls as data: the result of a public function remembers its call, and each structure has one compiled program."""

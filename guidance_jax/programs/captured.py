@@ -1,7 +1,7 @@
-"""What a function depends on beyond its arguments: its closure, its defaults, the globals it reads, the object it is bound to.
+"""What a function depends on besides its arguments: its closure, its defaults, its globals, the object it is bound to.
 
-A program is kept for a function as long as all that stays the same. Parameters that are bound anew, a module that was
-trained further and a list that was changed in place compile anew.
+A compiled program of a function is reused while all of these stay the same. New parameters, further training of a module, or
+a change of a list in place compile a new program.
 """
 
 import functools
@@ -21,20 +21,20 @@ from guidance_jax.programs.parts import Part, Same, contents
 PLAIN = (type(None), bool, int, float, complex, str, bytes, types.EllipsisType, types.CodeType, range)
 ITSELF = (Array, np.ndarray, types.ModuleType, type, types.BuiltinFunctionType, types.MethodDescriptorType, np.ufunc, np.dtype)
 LIBRARIES = ("jax", "jaxlib", "ml_dtypes", "jaxtyping")
-"""Their objects do not change."""
+"""Packages whose objects do not change."""
 OBJECTS, BYTES = 10_000, 2**26
-"""How much is looked at."""
+"""The maximum number of objects in a key, and the maximum size of a NumPy array in it."""
 
 
 class UnseenError(Exception):
-    """A function depends on what cannot be compared: an object that hides its state, a traced value, or too much."""
+    """A function depends on something that cannot be compared: hidden state, a traced value, or too many objects."""
 
 
 def captured(tree: Any) -> Hashable:
-    """A key, which is another one where a function in a tree may compute something else.
+    """A key for the functions in a tree. If two keys are equal, the functions compute the same.
 
     Raises:
-      UnseenError: If that cannot be told.
+      UnseenError: If a function depends on something that cannot be compared.
     """
     return _key(tree, {})
 
@@ -58,7 +58,7 @@ def _key(value: Any, seen: dict[int, tuple[int, Any]]) -> Hashable:
 
 
 def _parts(value: Any) -> Iterator[Any]:
-    """What a value depends on."""
+    """The values that a value depends on."""
     if isinstance(value, types.FunctionType) and hasattr(value, "__wrapped__") and _is_library(value):
         yield inspect.unwrap(value)
     elif isinstance(value, types.FunctionType):
@@ -88,22 +88,22 @@ def _parts(value: Any) -> Iterator[Any]:
 
 
 def _names(code: types.CodeType) -> set[str]:
-    """The names that code reads, the functions within it too."""
+    """The names that code reads, including the functions inside it."""
     return {*code.co_names}.union(*(_names(each) for each in code.co_consts if isinstance(each, types.CodeType)))
 
 
 def _methods(kind: type) -> list[Any]:
-    """The functions of a user's class."""
+    """The functions of a user's class. Functions of installed packages are left out."""
     own = [each for base in kind.__mro__ for each in vars(base).values() if isinstance(each, types.FunctionType)]
     return [each for each in own if not _is_library(each)]
 
 
 def _is_library(function: types.FunctionType) -> bool:
-    """Whether the globals that a function reads are those of an installed package, which stay."""
+    """Whether a function is of an installed package, whose globals do not change."""
     file, name = (str(function.__globals__.get(each)) for each in ("__file__", "__name__"))
     return "site-packages" in file or name.partition(".")[0] in ("guidance_jax", *sys.stdlib_module_names - {"__main__"})
 
 
 def _root(named: Any) -> str:
-    """The package that a function or a class comes from."""
+    """The top-level package of a function or class."""
     return (getattr(named, "__module__", None) or "").partition(".")[0]

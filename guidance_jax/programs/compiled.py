@@ -1,6 +1,6 @@
 """Compiled programs, one per structure: `sample` outside of `jit` compiles once.
 
-Numbers and arrays, wherever they are among the arguments, are data of the program. Everything else is its structure.
+All numbers and arrays in the arguments are data of the program. Everything else is its structure.
 """
 
 import threading
@@ -17,7 +17,7 @@ from guidance_jax.programs.captured import UnseenError, captured
 from guidance_jax.programs.parts import NUMBER, Part, build, contents, hashable, is_number
 
 KEPT = 16
-"""The number of programs that are kept. The least recently used one makes room for a new one."""
+"""The maximum number of programs in the cache. A new program replaces the least recently used one."""
 
 _LOCK = threading.Lock()
 _PROGRAMS: OrderedDict[Hashable, Callable[..., Any]] = OrderedDict()
@@ -29,16 +29,16 @@ def tracing() -> bool:
 
 
 def compiled(function: Callable[..., Any], static: Hashable, *arguments: Any) -> Any:
-    """`function(static, *arguments)` as one program, which is kept for other numbers of the same structure.
+    """Calls `function(static, *arguments)` as one compiled program. Other numbers of the same structure reuse it.
 
     Args:
-      function: A module's function: pure, and the same object in every call.
-      static: Part of the structure.
+      function: A pure function of a module, the same object in every call.
+      static: The static argument, part of the structure.
       *arguments: Pytrees of numbers, arrays, parts, functions and names.
     """
     leaves, structure = jax.tree.flatten(arguments)
-    # Within a caller's trace, what is known stays known. As an argument of an inner program it would be folded into one loop
-    # and not into another, which rounds otherwise.
+    # Inside a caller's trace, known values stay constants. As arguments of an inner program, XLA would fold them into one loop
+    # and not into another, and the two loops would round differently.
     inside = tracing() or any(isinstance(leaf, Tracer) for leaf in leaves)
     data = [isinstance(leaf, Tracer) if inside else is_number(leaf) for leaf in leaves]
     rest = tuple(NUMBER if number else hashable(leaf) for number, leaf in zip(data, leaves, strict=True))
@@ -53,13 +53,13 @@ def compiled(function: Callable[..., Any], static: Hashable, *arguments: Any) ->
 
     fixed = [None if number else leaf for number, leaf in zip(data, leaves, strict=True)]
     key = None if inside else _key(function, static, structure, rest, arguments)
-    # A function among the leaves may hold a caller's tracers, which must not outlive the trace.
+    # A function among the leaves may hold a caller's tracers, which must not outlive the trace, so it is not cached.
     if key is None:
         return jax.jit(call)(numbers)
     program: Any = _PROGRAMS.get(key) or jax.jit(call)
     traces = program._cache_size()
     result = program(numbers)
-    # A function may change something when it is traced, such as a list of its calls: that makes it no other one.
+    # A trace may change a value that the function depends on, such as a list of its calls. It is the same function afterwards.
     after = key if traces == program._cache_size() else _key(function, static, structure, rest, arguments)
     with _LOCK:
         for each in {key, after} - {None}:
@@ -71,7 +71,7 @@ def compiled(function: Callable[..., Any], static: Hashable, *arguments: Any) ->
 
 
 def _key(function: Callable[..., Any], static: Hashable, structure: Any, rest: tuple[Any, ...], arguments: Any) -> Hashable:
-    """What a program is kept by; None if it is for one call."""
+    """The key of a program in the cache; None if the program serves a single call."""
     try:
         key = function, static, structure, rest, depends(arguments)
         hash(key)
@@ -81,10 +81,10 @@ def _key(function: Callable[..., Any], static: Hashable, structure: Any, rest: t
 
 
 def depends(tree: Any) -> Hashable:
-    """What the functions in a tree depend on, as a key; the numbers in it are data, and left out.
+    """A key for what the functions in a tree depend on. Numbers in the tree are data, so the key leaves them out.
 
     Raises:
-      UnseenError: If that cannot be told.
+      UnseenError: If a function depends on something that cannot be compared.
     """
     return captured(list(_functions(tree)))
 

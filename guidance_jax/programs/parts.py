@@ -1,12 +1,12 @@
 """Guidances, samplers, schedules and functions of a level are data: they remember the call that made them.
 
-`cfg(2.0)` is an ordinary call of an ordinary function with closures inside. What it returns also knows the call:
+`cfg(2.0)` is an ordinary call of an ordinary function with closures inside. Its result also remembers the call:
 
-- `repr` shows it: `chain(cfg(scale=2.0), rescale(fraction=0.7))`.
-- Its numbers are pytree leaves, and everything else (names, functions, counts) is static. So it can be an argument of `jit`,
-  of `vmap` (a grid of scales) and of `grad` (learned scales), and two of one structure share a compiled program.
+- `repr` shows the call: `chain(cfg(scale=2.0), rescale(fraction=0.7))`.
+- The numbers of the call are pytree leaves, and everything else (names, functions, counts) is static. The result can be an
+  argument of `jit`, `vmap` (a grid of scales) and `grad` (learned scales). Two results of one structure share a program.
 
-Inside a trace the function is called again with the traced numbers.
+Inside a trace, the function is called again with the traced numbers.
 """
 
 import dataclasses
@@ -26,16 +26,20 @@ T = TypeVar("T")
 
 
 class Call(NamedTuple):
-    """A call of a public function."""
+    """A call of a public function.
+
+    Args:
+      function: The public function.
+      arguments: The arguments by name, as the caller wrote them. `*args` is a tuple, `**kwargs` a dictionary.
+      fixed: The names of the arguments that are static even if they are numbers, such as counts.
+    """
 
     function: Callable[..., Any]
     arguments: dict[str, Any]
-    """By name, as given; those of `*args` as a tuple, those of `**kwargs` as a dictionary."""
     fixed: frozenset[str] = frozenset()
-    """The arguments that are static, numbers or not: counts."""
 
     def again(self) -> Any:
-        """What the function returns for these arguments, which were checked when the call was made."""
+        """Calls the function again with these arguments, which the first call checked."""
         return self.function.entrance.again(self.arguments)  # pyright: ignore[reportFunctionMemberAccess]
 
     def __repr__(self) -> str:
@@ -53,20 +57,27 @@ class Call(NamedTuple):
 
 
 class Static(NamedTuple):
-    """What is equal in two parts that share a compiled program."""
+    """The static data of a part. Two parts share a compiled program if theirs is equal.
+
+    Args:
+      kind: The class of the part.
+      function: The public function of its call; None if a user's constructor made the part.
+      names: The names of the arguments.
+      structure: The tree structure of the arguments, including the parts among them.
+      rest: The static leaves of the arguments, with `NUMBER` in place of each number.
+      fixed: The names of the static arguments.
+    """
 
     kind: type
     function: Any
     names: tuple[str, ...]
     structure: Any
-    """Of the arguments, with the parts among them."""
     rest: tuple[Any, ...]
-    """The leaves that are static, and `NUMBER` where a number stands."""
     fixed: frozenset[str]
 
 
 class Number:
-    """Stands for a number among static leaves."""
+    """The placeholder for a number among static leaves."""
 
     def __repr__(self) -> str:
         return "*"
@@ -79,7 +90,11 @@ NUMBER = Number()
 
 
 class Same:
-    """A static leaf that cannot be hashed: a NumPy array is equal to one of the same values, all else to itself alone."""
+    """A static leaf without a hash. NumPy arrays with the same values are equal; any other value equals only itself.
+
+    Args:
+      value: The leaf.
+    """
 
     __slots__ = ("key", "value")
 
@@ -96,12 +111,16 @@ class Same:
 
 @dataclasses.dataclass(frozen=True, slots=True, weakref_slot=True, eq=False, repr=False)
 class Part:
-    """What a public function returned, with the call that made it; without one, what a user's own constructor made."""
+    """The base class of results that remember their call: guidances, samplers, schedules, functions of a level.
+
+    Args:
+      call: The call that returned the part; None if a user's constructor made the part.
+    """
 
     call: Call | None = dataclasses.field(default=None, init=False)
 
     def __getattr__(self, name: str) -> Any:
-        # A field that is not there yet: jax has unflattened this part, and its function is called when it is first read.
+        # JAX unflattened this part, so its fields are missing. The first read of a field calls the function again.
         if name.startswith("__") or name not in {field.name for field in dataclasses.fields(type(self))}:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         assert self.call is not None
@@ -131,7 +150,7 @@ class Part:
         return type(self), tuple(getattr(self, field.name) for field in dataclasses.fields(self) if field.init)
 
     def replace(self, **changes: Any) -> Any:
-        """The same with some fields changed. It no longer remembers its call."""
+        """A copy with some fields changed. It does not remember the call."""
         return dataclasses.replace(self, **changes)
 
     def tree_flatten(self) -> tuple[tuple[Any, ...], Static]:
@@ -167,7 +186,11 @@ class Part:
 @jax.tree_util.register_pytree_node_class
 @dataclasses.dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Function(Part):
-    """A function that a public function returned: a scale of the level, a denoiser, a spacing."""
+    """A function that a public function returned: a scale of the level, a denoiser, a spacing.
+
+    Args:
+      function: The function itself.
+    """
 
     function: Callable[..., Any]
 
@@ -176,10 +199,11 @@ class Function(Part):
 
 
 def remembering(made: Any, call: Call) -> Any:
-    """A part that remembers its call."""
+    """A part that remembers this call."""
     if not isinstance(made, Part):
         part = Function(made)
-    else:  # It may be a part of another call, or the user's own: `autoguidance` is a call of `cfg`, `chain(own)` is `own`.
+    else:
+        # Copy it, since it may be a part of another call, or a user's: `autoguidance` calls `cfg`, and `chain(own)` is `own`.
         part = object.__new__(type(made))
         for field in dataclasses.fields(made):
             object.__setattr__(part, field.name, getattr(made, field.name))
@@ -188,8 +212,10 @@ def remembering(made: Any, call: Call) -> Any:
 
 
 def build(tree: Any) -> None:
-    """Calls the functions of all parts in a tree that jax has unflattened: here, and not later within a loop or a `cond`, whose
-    traced values must not be found outside of it."""
+    """Calls the functions of all parts in a tree that JAX unflattened.
+
+    A later call inside a loop or a `cond` would leak traced values.
+    """
     for leaf in jax.tree.leaves(tree, is_leaf=lambda leaf: isinstance(leaf, Part)):
         if isinstance(leaf, Part):
             fields = [getattr(leaf, field.name) for field in dataclasses.fields(leaf)]
@@ -198,22 +224,27 @@ def build(tree: Any) -> None:
 
 
 def calls(tree: Any) -> list[Call]:
-    """All calls that are remembered in a part, and in the parts among its arguments."""
+    """All calls that the parts in a tree remember, including those of the parts among their arguments."""
     if not isinstance(tree, Part):
         leaves = jax.tree.leaves(tree, is_leaf=lambda leaf: isinstance(leaf, Part))
         return [call for leaf in leaves if isinstance(leaf, Part) for call in calls(leaf)]
     return [] if tree.call is None else [tree.call, *calls(tuple(tree.call.arguments.values()))]
 
 
+def calls_of(function: Callable[..., Any], tree: Any) -> list[Call]:
+    """The calls of one public function that the parts in a tree remember."""
+    return [call for call in calls(tree) if call.function is function]
+
+
 def contents(part: Part) -> list[Any]:
-    """What a part was made of: the function that was called and its arguments, or the fields of a user's own."""
+    """The function and arguments of a part's call, or the fields of a part that a user's constructor made."""
     if part.call is not None:
         return [part.call.function, part.call.arguments]
     return [getattr(part, field.name) for field in dataclasses.fields(part) if field.init]
 
 
 def is_number(leaf: Any) -> bool:
-    """Whether a leaf is a number or an array, known or traced, and so data. A Python bool is not."""
+    """Whether a leaf is data: a number or an array, known or traced. A Python bool is static."""
     if isinstance(leaf, int | float):
         return not isinstance(leaf, bool)
     dtype = getattr(leaf, "dtype", None)
@@ -221,7 +252,7 @@ def is_number(leaf: Any) -> bool:
 
 
 def hashable(leaf: Any) -> Any:
-    """A static leaf as a key."""
+    """The static leaf itself if it has a hash, otherwise `Same(leaf)`."""
     try:
         hash(leaf)
     except TypeError:
@@ -231,12 +262,12 @@ def hashable(leaf: Any) -> Any:
 
 @functools.cache
 def signature(function: Callable[..., Any]) -> inspect.Signature:
-    """That of a public function, remembered."""
+    """The signature of a public function, from a cache."""
     return inspect.signature(function)
 
 
 def _said(value: Any) -> str:
-    """An argument in a repr: a number, a part by its call, another function by its name, an array by its shape."""
+    """An argument in a repr: a number, the call of a part, the name of another function, the dtype and shape of an array."""
     if isinstance(value, Array | np.ndarray) and value.ndim:
         return f"{value.dtype}[{','.join(map(str, value.shape))}]"
     if isinstance(value, Array) and not isinstance(value, Tracer) and jnp.issubdtype(value.dtype, jnp.number):

@@ -73,8 +73,8 @@ def integrals(length: Array) -> tuple[Array, Array, Array, Array]:
 def implied(prediction: Prediction, x: Array, level: NoiseLevel) -> Array:
     """The x0 that eps implies, `(x - sigma eps) / alpha`. If it equals x0 up to rounding, x0 itself is returned.
 
-    It differs from x0 only if a guidance renoises with another eps (CFG++). The multistep samplers take a DDIM step and add a
-    term from the past values of this x0, so that both x0 and eps of such a guidance are used.
+    It differs from x0 only if a guidance renoises with another eps (CFG++). The multistep samplers use both: x0 and eps for a
+    DDIM step, and past values of the implied x0 for the term that they add to it.
     """
     signal, noise = level.alpha * prediction.x0, level.sigma * prediction.eps
     rounding = 32 * jnp.finfo(x.dtype).eps * (jnp.abs(x) + jnp.abs(signal) + jnp.abs(noise))

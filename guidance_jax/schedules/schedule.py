@@ -63,4 +63,4 @@ class Schedule(Part):
         return NoiseLevel(t if self.network_time is None else self.network_time(t), *self.alpha_sigma(t))
 
 
-CLASSES[Schedule] = class_kind(Schedule, "gj.schedules.cosine() is one.")
+CLASSES[Schedule] = class_kind(Schedule, "use gj.schedules.cosine().")

@@ -1,4 +1,4 @@
-"""Makes every wrong call, with no annotation checked, as a user would; prints what came of each as JSON."""
+"""Makes every wrong call as a user would, with no checked annotations, and prints the outcomes as JSON."""
 
 import importlib
 import json
@@ -12,8 +12,8 @@ ROOT = Path(__file__).parents[2]
 TABLES = ("running", "own_loop", "guiding", "models", "pretrained", "solvers", "measures", "jobs")
 
 
-def told(call) -> dict:
-    """What became of a call: the error's type, its message, and the file that raised it."""
+def outcome(call) -> dict:
+    """The outcome of a call: the error's type, its message, and the file that raised it."""
     try:
         call()
     except Exception as error:
@@ -31,10 +31,10 @@ if __name__ == "__main__":
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     from bad_calls.world import sampled
 
-    assert sampled().shape == (2, 2), "the run that the rows spoil is not right itself"
+    assert sampled().shape == (2, 2), "the unchanged run fails, so its rows prove nothing"
     report = {}
     for table in sys.argv[1:] or TABLES:
         for name, (call, *_) in importlib.import_module(f"bad_calls.{table}").ROWS.items():
             start = time.perf_counter()
-            report[f"{table}: {name}"] = told(call) | {"seconds": time.perf_counter() - start}
+            report[f"{table}: {name}"] = outcome(call) | {"seconds": time.perf_counter() - start}
     json.dump(report, sys.stdout)

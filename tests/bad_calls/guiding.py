@@ -1,5 +1,5 @@
 # type: ignore  # every row is wrong, its types too
-"""Wrong guidances: scales, combinations, gradients, and parameters out of their range."""
+"""Wrong guidances: scales, combinations, gradients, and parameters outside their range."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -112,7 +112,7 @@ ROWS: dict[str, Row] = {
     "none to chain": (lambda: gj.chain(GUIDED, None), TypeError, r"chain: parts.*None"),
     "a number to add": (lambda: gj.add(GUIDED, 2.0), TypeError, r"add: parts.*the float 2\.0"),
     "a sampler during": (lambda: gj.during(gj.ddim(), 0.1, 1.0), TypeError, r"during.*a Guidance, got the Sampler ddim"),
-    "an interval turned round": (
+    "a reversed interval": (
         lambda: gj.during(GUIDED, 5.0, 0.2),
         ValueError,
         r"during: low must be below high.*empty.*5\.0.*0\.2",
@@ -232,7 +232,7 @@ ROWS: dict[str, Row] = {
         r"rescale: fraction.*\[0, 1\], got 70",
     ),
     "a percentile as a share": (lambda: gj.dynamic_threshold(0.995), ValueError, r"0\.\.100, 99\.5 and not 0\.995"),
-    # Methods of one's own.
+    # Custom methods.
     "an update that returns nothing": (
         lambda: guided(gj.stateless(lambda prediction, context: None)),
         TypeError,
@@ -246,12 +246,12 @@ ROWS: dict[str, Row] = {
     "an update that returns one column": (
         lambda: guided(gj.stateless(lambda prediction, context: prediction.x0[:, :1])),
         ValueError,
-        r"x0 that stateless: update gives must be \[2, 2\], got float32\[2,1\]; .*shaped as x",
+        r"x0 that stateless: update returns must be \[2, 2\], got float32\[2,1\]; .*shaped as x",
     ),
     "an update that returns a prediction of one column": (
         lambda: guided(gj.stateless(lambda prediction, context: prediction.replace(eps=prediction.eps[:, :1]))),
         ValueError,
-        r"the eps that stateless: update gives must be \[2, 2\], got float32\[2,1\]; .*shaped as x",
+        r"the eps that stateless: update returns must be \[2, 2\], got float32\[2,1\]; .*shaped as x",
     ),
     "an update of one parameter": (
         lambda: gj.stateless(lambda prediction: prediction),
@@ -271,7 +271,7 @@ ROWS: dict[str, Row] = {
     "a formula that returns a number per sample": (
         lambda: guided(gj.source(lambda c, u: (c.x0 - u.x0).sum(1), "cond", "uncond")),
         ValueError,
-        r"the x0 that the formula gives must be \[2, 2\], got float32\[2\]; .*shaped as x",
+        r"the x0 that the formula returns must be \[2, 2\], got float32\[2\]; .*shaped as x",
     ),
     "a formula that does not take its scale": (
         lambda: gj.source(lambda c, u: c - u, "cond", "uncond", w=2.0),
@@ -294,7 +294,7 @@ ROWS: dict[str, Row] = {
     "a label that only the other network knows": (
         lambda: guided(GUIDED, branches=gj.branches(MIXTURE.denoise, cond=LABELS, null=NULL)),
         ValueError,
-        r"'uncond'.*only 'cond', 'null'\. Name its condition, gj\.branches\(denoise, uncond=\.\.\.\)",
+        r"'uncond'.*only 'cond', 'null'\. Use gj\.branches\(denoise, uncond=\.\.\.\)",
     ),
     "rescale by NaN": (lambda: guided(gj.rescale(jnp.nan)), ValueError, r"rescale: fraction.*\[0, 1\].*nan"),
     "momentum by its name": (lambda: guided(gj.momentum("heavy")), TypeError, r"momentum: beta.*number.*'heavy'"),
@@ -339,7 +339,7 @@ ROWS: dict[str, Row] = {
         r"past=2.*2 steps",
     ),
     "fdg of points": (lambda: guided(gj.fdg()), ValueError, r"fdg.*\[B, H, W, C\].*\(2, 2\)"),
-    "fdg of odd images": (lambda: on_images(gj.fdg(), (5, 4, 1)), ValueError, r"fdg.*halves.*\(2, 5, 4, 1\)"),
+    "fdg of odd images": (lambda: on_images(gj.fdg(), (5, 4, 1)), ValueError, r"fdg.*halve.*\(2, 5, 4, 1\)"),
     "fdg of no scales": (lambda: gj.fdg(()), ValueError, r"fdg.*at least one.*\(\)"),
     "fdg of one number": (lambda: gj.fdg(5.0), TypeError, r"fdg: scales must be a list or a tuple, got the float 5\.0"),
     "fresca of points": (lambda: guided(gj.fresca(7.5)), ValueError, r"fresca.*\[B, H, W, C\].*\(2, 2\)"),
@@ -358,12 +358,12 @@ ROWS: dict[str, Row] = {
     "a classifier of one number": (
         lambda: guided(gj.classifier(lambda x, l: x.sum(), 1.0)),
         ValueError,
-        r"log_prob gives must be \[2\], got float32\[\]; .*\[B\]",
+        r"log_prob returns must be \[2\], got float32\[\]; .*\[B\]",
     ),
     "a classifier of all logits": (
         lambda: guided(gj.classifier(lambda x, l: x, 1.0)),
         ValueError,
-        r"log_prob gives must be \[2\], got float32\[2,2\]; .*\[B\]",
+        r"log_prob returns must be \[2\], got float32\[2,2\]; .*\[B\]",
     ),
     "a classifier of predicted classes": (
         lambda: guided(gj.classifier(lambda x, l: x.argmax(1), 1.0)),
@@ -378,12 +378,12 @@ ROWS: dict[str, Row] = {
     "a classifier for its log_prob": (
         lambda: guided(gj.classifier(lambda x, t: x @ jnp.ones((2, 10)), 1.0)),
         ValueError,
-        r"log_prob gives must be \[2\], got float32\[2,10\]; .*one number per sample.*class_log_prob\(classify.* makes one",
+        r"log_prob returns must be \[2\], got float32\[2,10\]; .*one number per sample.*class_log_prob\(classify",
     ),
     "a classifier of clean data for its log_prob": (
         lambda: guided(gj.freedom(lambda x0: x0 @ jnp.ones((2, 10)), 1.0)),
         ValueError,
-        r"log_prob gives must be \[2\], got float32\[2,10\]; .*one number per sample.*log_softmax",
+        r"log_prob returns must be \[2\], got float32\[2,10\]; .*one number per sample.*log_softmax",
     ),
     "a log_prob of one parameter": (
         lambda: gj.mean_shift(lambda x: -(x**2).sum(1), 1.0),
@@ -455,7 +455,7 @@ ROWS: dict[str, Row] = {
     "universal of one number": (
         lambda: guided(gj.universal(lambda x0: x0.sum(), 1.0)),
         ValueError,
-        r"log_prob gives must be \[2\], got float32\[\]; .*\[B\]",
+        r"log_prob returns must be \[2\], got float32\[\]; .*\[B\]",
     ),
     "universal of fewer steps than none": (lambda: gj.universal(clean, 1.0, inner_steps=-1), ValueError, r"inner_steps.*0.*-1"),
     "universal of half a step": (lambda: gj.universal(clean, 1.0, inner_steps=0.5), TypeError, r"inner_steps.*integer.*0\.5"),
@@ -469,18 +469,22 @@ ROWS: dict[str, Row] = {
         ValueError,
         r"measure\(x0\) must match the measurement, float32\[2,2\], .*got float32\[2,1\]",
     ),
-    "dps turned round": (lambda: gj.dps(X, lambda x0: x0, 0.5), TypeError, r"measure.*function, got float32\[2,2\]"),
+    "dps with its arguments swapped": (
+        lambda: gj.dps(X, lambda x0: x0, 0.5),
+        TypeError,
+        r"measure.*function, got float32\[2,2\]",
+    ),
     "freedom of an array": (lambda: gj.freedom(X, 0.1), TypeError, r"log_prob.*function, got float32"),
     "freedom of words": (lambda: guided(gj.freedom(clean, "fast")), TypeError, r"rate.*number.*'fast'"),
     "mpgd of a column": (
         lambda: guided(gj.mpgd(lambda x0: x0[:, :1], 0.1)),
         ValueError,
-        r"log_prob gives must be \[2\], got float32\[2,1\]; .*\[B\]",
+        r"log_prob returns must be \[2\], got float32\[2,1\]; .*\[B\]",
     ),
     "pigdm back to another shape": (
         lambda: guided(gj.pigdm(lambda x: x[:, :1], lambda y: y, X[:, :1])),
         ValueError,
-        r"pseudoinverse gives must be \[2, 2\], got float32\[2,1\]; .*shaped as x0",
+        r"pseudoinverse returns must be \[2, 2\], got float32\[2,1\]; .*shaped as x0",
     ),
     "pigdm of no variance": (
         lambda: guided(gj.pigdm(lambda x: x, lambda y: y, X, variance=-1.0)),
@@ -515,7 +519,7 @@ ROWS: dict[str, Row] = {
         TypeError,
         r"tfg: smoothing.*number.*'no'",
     ),
-    # What is remembered.
+    # Guidance with memory.
     "a state that init did not announce": (
         lambda: guided(gj.Guidance(frozenset(), lambda x: (), lambda prediction, state, context: (prediction, context.x))),
         ValueError,
@@ -524,14 +528,14 @@ ROWS: dict[str, Row] = {
     "a state that is not given": (
         lambda: gj.guide(TWO, gj.momentum(-0.5), STEP)(gj.State(X, (), (), jnp.int32(0), X), LEVEL),
         ValueError,
-        r"state\.guidance must be what momentum.* remembers.*guidance\.init\(x\).*got \(\)",
+        r"state\.guidance must be what momentum.* remembers, got \(\); use guidance\.init\(x\)",
     ),
     "a memory of nothing": (
         lambda: gj.guided(TWO, gj.momentum(-0.5))(X, LEVEL, ()),
         TypeError,
-        r"guided: memory.*got the tuple \(\); denoise\.init\(x\)",
+        r"guided: memory.*got the tuple \(\); use denoise\.init\(x\)",
     ),
-    # Drawn conditions.
+    # Random conditions.
     "random labels of no classes": (lambda: gj.conditions.random_labels(0), ValueError, r"classes.*at least 1.*0"),
     "random labels of labels": (lambda: gj.conditions.random_labels(LABELS), TypeError, r"classes.*integer.*int32\[2\]"),
     "a retimed network without an offset": (

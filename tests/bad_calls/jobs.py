@@ -20,7 +20,7 @@ NOWHERE = Path("/nowhere/at/all")
 
 
 def flags(config, *given):
-    """What the command line says of wrong flags, as an error."""
+    """The command line's message about wrong flags, raised as an error."""
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
@@ -34,7 +34,7 @@ def generated(**wrong):
 
 
 ROWS: dict[str, Row] = {
-    # Flags, as they are typed.
+    # Flags, as a user types them.
     "a flag that is not there": (
         lambda: flags(digits.Config, "--scale", "3"),
         ValueError,
@@ -84,7 +84,7 @@ ROWS: dict[str, Row] = {
     "IDX files that are nowhere": (
         lambda: idx.find(NOWHERE),
         FileNotFoundError,
-        r"/nowhere/at/all is no directory.*four IDX files",
+        r"/nowhere/at/all is not a directory.*four IDX files",
     ),
     "an IDX file that is none": (lambda: idx.read(Path(__file__)), ValueError, r"jobs\.py begins with.*IDX"),
     "batches that processes cannot share": (

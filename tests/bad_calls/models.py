@@ -38,7 +38,7 @@ ROWS: dict[str, Row] = {
     "levels without a spacing": (
         lambda: gj.levels(EDM, 10),
         TypeError,
-        r"^levels: spacing is missing; gj\.spacings\.karras\(\) is one\.$",
+        r"^levels: spacing is missing; use gj\.spacings\.karras\(\)\.$",
     ),
     "rates that are traced": (
         lambda: jax.jit(lambda rates: gj.schedules.discrete(rates)(0).t)(THREE / 9),
@@ -74,12 +74,12 @@ ROWS: dict[str, Row] = {
     "karras to infinity": (
         lambda: gj.levels(gj.schedules.flow(), 5, KARRAS),
         ValueError,
-        r"karras: sigma_max must be finite, got the schedule's inf; give one",
+        r"karras: sigma_max must be finite, got the schedule's inf; use 80\.0",
     ),
     "exponential to infinity": (
         lambda: gj.levels(gj.schedules.flow(), 5, gj.spacings.exponential()),
         ValueError,
-        r"exponential: sigma_max must be finite, got the schedule's inf; give one",
+        r"exponential: sigma_max must be finite, got the schedule's inf; use 80\.0",
     ),
     "karras of no rho": (lambda: gj.spacings.karras(rho=0.0), ValueError, r"karras: rho.*positive.*0\.0"),
     "karras of a schedule": (lambda: gj.spacings.karras(EDM, 10), TypeError, r"karras: rho.*number.*the Schedule edm\(\)"),
@@ -88,7 +88,7 @@ ROWS: dict[str, Row] = {
         ValueError,
         r"karras: sigma_min.*positive.*-0\.1",
     ),
-    "karras turned round": (
+    "karras reversed": (
         lambda: gj.levels(EDM, 5, gj.spacings.karras(7.0, 80.0, 0.002)),
         ValueError,
         r"karras: sigma_min must be below sigma_max, got 80.*0\.002",
@@ -155,7 +155,7 @@ ROWS: dict[str, Row] = {
     "scaled_linear of half a step": (lambda: gj.schedules.scaled_linear(10.5), TypeError, r"steps.*integer.*10\.5"),
     "ddpm_cosine of fewer than no steps": (lambda: gj.schedules.ddpm_cosine(-1), ValueError, r"steps.*at least 1.*-1"),
     "cosine beyond its end": (lambda: gj.schedules.cosine(t_max=1.5), ValueError, r"cosine: t_max.*\[0, 1\].*1\.5"),
-    "cosine turned round": (
+    "cosine reversed": (
         lambda: gj.schedules.cosine(0.9, 0.1),
         ValueError,
         r"cosine: t_min must be below t_max, got t_min 0\.9 and t_max 0\.1",
@@ -168,7 +168,7 @@ ROWS: dict[str, Row] = {
         r"linear: beta_min must be below beta_max, got beta_min 20\.0 and beta_max 0\.1",
     ),
     "edm from no noise": (lambda: gj.schedules.edm(sigma_min=0.0), ValueError, r"edm: sigma_min.*positive.*0\.0"),
-    "edm turned round": (
+    "edm reversed": (
         lambda: gj.schedules.edm(80.0, 0.002),
         ValueError,
         r"edm: sigma_min must be below sigma_max, got sigma_min 80\.0 and sigma_max 0\.002",
@@ -212,18 +212,18 @@ ROWS: dict[str, Row] = {
     "a network of two outputs": (
         lambda: through(lambda x, t, y: (x, None)),
         TypeError,
-        r"network gives must be an array.*got the tuple",
+        r"network's output must be an array.*got the tuple",
     ),
-    "a network of nothing": (lambda: through(lambda x, t, y: None), TypeError, r"network gives must be an array.*got None"),
+    "a network of nothing": (lambda: through(lambda x, t, y: None), TypeError, r"network's output must be an array.*got None"),
     "a network of classes": (
         lambda: through(lambda x, t, y: x.astype(int)),
         TypeError,
-        r"network gives must be.*floating.*got int32\[\d,2\]",
+        r"network's output must be.*floating.*got int32\[\d,2\]",
     ),
     "a network of complex numbers": (
         lambda: through(lambda x, t, y: x * 1j),
         TypeError,
-        r"network gives must be.*floating.*got complex64\[\d,2\]",
+        r"network's output must be.*floating.*got complex64\[\d,2\]",
     ),
     "a network that takes no condition": (
         lambda: through(lambda x, t: x),
@@ -243,7 +243,7 @@ ROWS: dict[str, Row] = {
     "three levels for two samples": (
         lambda: gj.denoiser(lambda x, t, y: x, "x0")(X, EDM(THREE), None),
         ValueError,
-        r"level.*\(3,\).*\[B\] = \(2,\)",
+        r"level.*\[B\] = \(2,\).*\(3,\)",
     ),
     "a variance without channels": (
         lambda: sampled(
@@ -258,7 +258,7 @@ ROWS: dict[str, Row] = {
         ValueError,
         r"edm: sigma_data.*\(2,\).*scalar",
     ),
-    "a range turned round": (
+    "a reversed range": (
         lambda: gj.denoisers.clip(MIXTURE.denoise, 1.0, -1.0),
         ValueError,
         r"clip: low must be below high, got low 1\.0 and high -1\.0",

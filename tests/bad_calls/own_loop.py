@@ -1,5 +1,5 @@
 # type: ignore  # every row is wrong, its types too
-"""Wrong calls of the guided denoiser, in a loop of one's own and in a sampler's, known and inside `jit`."""
+"""Wrong calls of the guided denoiser in a custom loop and in a custom sampler, with known values and inside `jit`."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from bad_calls.world import LEVEL, MIXTURE, PATH, STEP, TWO, Row, X
 
 STATE = gj.State(X, (), (), jnp.int32(0), X)
 NOWHERE = gj.NoiseLevel(jnp.array(0.0), jnp.array(1.0), jnp.array(jnp.nan))
-PATH_FOR_LEVEL = r"the level has shape \(4,\), but must be \(\) or \[B\] = \(2,\); of a whole path, take one level: levels\[0\]"
+PATH_FOR_LEVEL = r"the level must be \(\) or \[B\] = \(2,\), got shape \(4,\); for one level of a path, use levels\[0\]"
 
 
 def called(x=X, level=LEVEL, *memory, guidance=None):
@@ -24,12 +24,12 @@ CALLS: dict[str, Row] = {
     "no memory": (
         lambda x: called(x, guidance=gj.chain(gj.cfg(3.0), gj.momentum(-0.5))),
         ValueError,
-        r"guided: memory must be of chain\(cfg\(scale=3\.0\), momentum\(.*-0\.5\)\).*got None; denoise\.init\(x\)",
+        r"guided: memory must be of chain\(cfg\(scale=3\.0\), momentum\(.*-0\.5\)\).*got None; use denoise\.init\(x\)",
     ),
     "a number for a memory": (
         lambda x: called(x, LEVEL, 3, guidance=gj.reuse(gj.cfg(3.0), 2)),
         TypeError,
-        r"guided: memory must be .*got the int 3; denoise\.init\(x\)",
+        r"guided: memory must be .*got the int 3; use denoise\.init\(x\)",
     ),
     "the memory of another guidance": (
         lambda x: called(x, LEVEL, gj.guided(TWO, gj.cfg(3.0)).init(x), guidance=gj.reuse(gj.cfg(3.0), 2)),
@@ -41,12 +41,12 @@ CALLS: dict[str, Row] = {
     "a number for a level": (
         lambda x: called(x, 0.5),
         TypeError,
-        r"the level must be a NoiseLevel, got the float 0\.5; schedule\(t\) returns one",
+        r"the level must be a NoiseLevel, got the float 0\.5; use schedule\(t\)",
     ),
     "a schedule for a level": (
         lambda x: called(x, gj.schedules.edm()),
         TypeError,
-        r"the level must be a NoiseLevel, got the Schedule edm\(\); schedule\(t\) returns one",
+        r"the level must be a NoiseLevel, got the Schedule edm\(\); use schedule\(t\)",
     ),
     "a level of NaN": (lambda x: called(x, NOWHERE), ValueError, r"the level's \(alpha, sigma\).* must be finite, got NaN"),
     "x where a state is wanted": (

@@ -1,5 +1,5 @@
 # type: ignore  # every row is wrong, its types too
-"""Wrong calls of a text-to-image model, and wrong directories."""
+"""Wrong calls of a text-to-image model, and wrong model directories."""
 
 import functools
 import tempfile
@@ -18,7 +18,7 @@ IMAGES, KNOWN, LATENTS = jnp.zeros((2, 16, 24, 3)), jnp.ones((2, 16, 24, 1)), jn
 
 @functools.cache
 def model(name="first"):
-    """A tiny one: of Stable Diffusion, of XL, or of one that does not tell its size."""
+    """A tiny model: of Stable Diffusion, of XL, or one whose files do not state its image size."""
     options = {"xl": {"xl": True}, "sizeless": {"unet": {"sample_size": None}}, "nine": {"unet": {"in_channels": 9}}}
     with tempfile.TemporaryDirectory() as directory:
         return text_to_image.load(write_model(Path(directory), **options.get(name, {})))
@@ -66,7 +66,7 @@ ROWS: dict[str, Row] = {
     "prompts by name": (lambda: on("tokenize", {"cond": "a dog"}), TypeError, r"a list of prompts, got the dict"),
     "a number among prompts": (lambda: on("tokenize", ["a", 1]), TypeError, r"texts\[1\] must be a string, or None.*the int 1"),
     "prompts in prompts": (lambda: on("tokenize", [["a dog"]]), TypeError, r"texts\[0\] must be a string.*the list"),
-    "half a sign": (lambda: on("tokenize", ["a \ud83d"]), ValueError, r"texts\[0\] holds surrogate pair.*decode it as UTF-8"),
+    "half a sign": (lambda: on("tokenize", ["a \ud83d"]), ValueError, r"texts\[0\] holds.* surrogate pair.*as UTF-8"),
     "a long prompt, whole": (
         lambda: on("tokenize", ["dog " * 10**5], whole=True),
         ValueError,
@@ -96,7 +96,11 @@ ROWS: dict[str, Row] = {
         ValueError,
         r"encode: width must be an integer, at least 1, got -8",
     ),
-    "a size that is not told": (lambda: encoded(height=15, width=16), ValueError, r"multiple of 2.*got 15 pixels"),
+    "an odd size for a model without size conditions": (
+        lambda: encoded(height=15, width=16),
+        ValueError,
+        r"multiple of 2.*got 15 pixels",
+    ),
     "a step and a half": (
         lambda: on("levels", 1.5),
         TypeError,
@@ -107,7 +111,7 @@ ROWS: dict[str, Row] = {
     "fewer than no steps": (lambda: on("levels", -3), ValueError, r"levels: steps must be an integer, at least 1, got -3"),
     "more steps than the model has": (lambda: on("levels", 5000), ValueError, r"at most the 1000 training steps.*got 5000"),
     "a path by name": (lambda: on("levels", 10, "karras"), TypeError, r"spacing.*'karras'.*karras\(\)"),
-    # What the network is told.
+    # Conditions.
     "texts that are not tokenised": (lambda: with_params("encode", ["a dog"]), TypeError, r"Prompts, got the list.*tokenize"),
     "a text that is not tokenised": (lambda: with_params("encode", "a dog"), TypeError, r"Prompts, got the str.*tokenize"),
     "prompts of another model": (

@@ -1,5 +1,5 @@
 # type: ignore  # every row is wrong, its types too
-"""Wrong runs: keys, branches, conditions, levels, starts, and parts that are not what they should be."""
+"""Wrong runs: keys, branches, conditions, levels, starting points, and parts of the wrong type."""
 
 import jax
 import jax.numpy as jnp
@@ -37,8 +37,8 @@ ROWS: dict[str, Row] = {
         TypeError,
         r"jax\.random\.key .*got uint32\[2\].*jax\.random\.split",
     ),
-    "one key, not split": (lambda: sampled(keys=jax.random.key(0)), ValueError, r"shape \(\).*\[B\].*jax\.random\.split"),
-    "a matrix of keys": (lambda: sampled(keys=KEYS[:, None]), ValueError, r"shape \(2, 1\).*\[B\]"),
+    "one key, not split": (lambda: sampled(keys=jax.random.key(0)), ValueError, r"\[B\].*shape \(\).*jax\.random\.split"),
+    "a matrix of keys": (lambda: sampled(keys=KEYS[:, None]), ValueError, r"\[B\].*shape \(2, 1\)"),
     "a seed for keys": (lambda: sampled(keys=0), TypeError, r"got the int 0.*jax\.random\.split"),
     "a list of keys": (lambda: sampled(keys=list(KEYS)), TypeError, r"array of PRNG keys.*got the list"),
     "no keys, none": (lambda: sampled(keys=None), TypeError, r"array of PRNG keys.*got None"),
@@ -55,7 +55,7 @@ ROWS: dict[str, Row] = {
     "a state of another batch": (
         lambda: stepped(gj.dpmpp_2m(), shape_or_x=STATE, keys=KEYS[:1]),
         ValueError,
-        r"x has shape \(2, 2\).*B = 1",
+        r"B = 1.*x of shape \(2, 2\)",
     ),
     "particles from a state": (
         lambda: gj.feynman_kac(KEYS, SAME, gj.targets.tilted(2.0), gj.ddpm(), PATH, STATE, size=2),
@@ -63,15 +63,15 @@ ROWS: dict[str, Row] = {
         r"got a State.*state\.x",
     ),
     "data that are a state": (lambda: gj.diffuse(KEYS, STATE, LEVEL), TypeError, r"got a State.*state\.x"),
-    "an empty batch": (lambda: sampled(keys=KEYS[:0]), ValueError, r"shape \(0,\).*at least one"),
-    "more keys than x": (lambda: sampled(keys=jax.random.split(KEYS[0], 3), shape_or_x=X), ValueError, r"\(2, 2\).*B = 3"),
-    "more keys than labels": (lambda: sampled(keys=jax.random.split(KEYS[0], 3)), ValueError, r"'cond'.*\(2,\).*B = 3"),
+    "an empty batch": (lambda: sampled(keys=KEYS[:0]), ValueError, r"at least one.*shape \(0,\)"),
+    "more keys than x": (lambda: sampled(keys=jax.random.split(KEYS[0], 3), shape_or_x=X), ValueError, r"B = 3.*\(2, 2\)"),
+    "more keys than labels": (lambda: sampled(keys=jax.random.split(KEYS[0], 3)), ValueError, r"'cond'.*B = 3.*\(2,\)"),
     # Branches.
     "a denoiser for branches": (lambda: sampled(branches=MIXTURE.denoise), TypeError, r"branches.*gj\.branches\(denoise, cond"),
     "a dict for branches": (lambda: sampled(branches={"cond": LABELS}), TypeError, r"branches.*dict.*gj\.branches\(denoise"),
-    "no networks": (lambda: sampled(branches=()), ValueError, r"branches is empty.*gj\.branches\(denoise"),
+    "no networks": (lambda: sampled(branches=()), ValueError, r"branches must hold a network.*gj\.branches\(denoise"),
     "a denoiser among branches": (lambda: sampled(branches=(TWO, MIXTURE.denoise)), TypeError, r"branches\[1\].*gj\.branches"),
-    "two branches of one name": (lambda: sampled(branches=(TWO, TWO)), ValueError, r"two networks.*'cond'.*once"),
+    "two branches of one name": (lambda: sampled(branches=(TWO, TWO)), ValueError, r"unique.*two networks.*'cond'"),
     "a misspelt branch": (
         lambda: sampled(branches=gj.branches(MIXTURE.denoise, cond=LABELS, uncnd=NULL)),
         ValueError,
@@ -96,7 +96,7 @@ ROWS: dict[str, Row] = {
         r"a Prediction, got float32\[2,2\].*gj\.denoiser",
     ),
     "a denoiser of x0 and eps, unnamed": (lambda: denoised(lambda x, t, y: (x, x)), TypeError, r"a Prediction, got the tuple"),
-    "a denoiser of one number a sample": (
+    "a denoiser of one number per sample": (
         lambda: denoised(lambda x, t, y: gj.Prediction(x.sum(1), x)),
         ValueError,
         r"x0 .*must be \[2, 2\], got float32\[2\]; .*shaped as x",
@@ -107,11 +107,11 @@ ROWS: dict[str, Row] = {
         r"eps .*must be \[2, 2\], got float32\[2,1\]; .*shaped as x",
     ),
     # Conditions.
-    "too few labels": (lambda: between(LABELS[:1], NULL[:1]), ValueError, r"'cond'.*\(1,\).*B = 2"),
+    "too few labels": (lambda: between(LABELS[:1], NULL[:1]), ValueError, r"'cond'.*B = 2.*\(1,\)"),
     "branches of two dtypes": (
         lambda: between(LABELS, NULL.astype(jnp.int8)),
         ValueError,
-        r"int32\[2\] and int8\[2\]; make them alike, or",
+        r"int32\[2\] and int8\[2\]; make them equal, or",
     ),
     "branches of two shapes": (lambda: between(LABELS, jnp.zeros((B, 3), int)), ValueError, r"'cond' and 'uncond' differ"),
     "branches of two structures": (
@@ -119,7 +119,7 @@ ROWS: dict[str, Row] = {
         ValueError,
         r"'cond' and 'uncond' differ in structure.*int32\[2\] and \{'y': 'int32\[2\]'\}",
     ),
-    "one label for all": (lambda: between(jnp.int32(0), jnp.int32(-1)), ValueError, r"'cond'.*\(\).*\[B, \.\.\.\] with B = 2"),
+    "one label for all": (lambda: between(jnp.int32(0), jnp.int32(-1)), ValueError, r"'cond'.*\[B, \.\.\.\] with B = 2.*\(\)"),
     "a list of labels": (lambda: between([0, 1], [-1, -1]), TypeError, r"'cond'\[0\].*the int 0.*array"),
     "a prompt, not encoded": (lambda: between("a cat", ""), TypeError, r"'cond'.*the str 'a cat'.*array"),
     "labels as objects": (lambda: between(np.array([0, None]), NULL), TypeError, r"'cond'.*object.*array"),
@@ -133,7 +133,7 @@ ROWS: dict[str, Row] = {
     "a drawn condition of another batch": (
         lambda: between(LABELS, lambda step: jnp.zeros(3, int)),
         ValueError,
-        r"'uncond'.*\(3,\).*B = 2",
+        r"'uncond'.*B = 2.*\(3,\)",
     ),
     "a drawn condition for none": (lambda: between(LABELS, lambda step: None), ValueError, r"'cond' and 'uncond' differ"),
     # Guidances and samplers.
@@ -248,13 +248,13 @@ ROWS: dict[str, Row] = {
         ValueError,
         r"increase throughout.*ddim\(\)",
     ),
-    "levels upward from noise": (lambda: sampled(levels=UP), ValueError, r"increase throughout.*give x"),
+    "levels upward from noise": (lambda: sampled(levels=UP), ValueError, r"increase throughout.*use x"),
     "levels upward from no noise": (
         lambda: sampled(levels=jax.tree.map(lambda f: f[::-1], PATH), shape_or_x=X),
         ValueError,
         r"sigma > 0.*reverse",
     ),
-    # Starts.
+    # Starting points.
     "a shape in a list": (lambda: sampled(shape_or_x=[2]), TypeError, r"shape_or_x.*tuple.*\[2\]"),
     "a shape of one number": (lambda: sampled(shape_or_x=2), TypeError, r"shape_or_x.*tuple.*\b2\b"),
     "a shape of floats": (lambda: sampled(shape_or_x=(2.0,)), TypeError, r"integers.*got the tuple \(2\.0,\)"),
@@ -263,7 +263,7 @@ ROWS: dict[str, Row] = {
     "a shape with the batch in it": (
         lambda: sampled(shape_or_x=(B, 2)),
         ValueError,
-        r"lives in \[B, 2\], got x of shape \(\d, 2, 2\)",
+        r"x must be \[B, 2\].*got x of shape \(\d, 2, 2\)",
     ),
     "images as bytes": (lambda: sampled(shape_or_x=np.zeros((B, 2), np.uint8)), TypeError, r"floating.*got uint8.*\[-1, 1\]"),
     "complex x": (lambda: sampled(shape_or_x=X.astype(complex)), TypeError, r"floating.*got complex64"),
@@ -271,8 +271,8 @@ ROWS: dict[str, Row] = {
     "x in lists": (lambda: sampled(shape_or_x=[[1.0, 2.0]] * B), TypeError, r"shape_or_x.*tuple.*1\.0"),
     "no start": (lambda: sampled(shape_or_x=None), TypeError, r"shape_or_x.*tuple.*None"),
     "x with NaN": (lambda: sampled(shape_or_x=X.at[1].set(jnp.nan)), ValueError, r"NaN or infinite.*1 of 2 samples: \[1\]"),
-    "x without a batch": (lambda: sampled(shape_or_x=X[0]), ValueError, r"\(2,\).*\[B, \.\.\.\]"),
-    # What is asked beside.
+    "x without a batch": (lambda: sampled(shape_or_x=X[0]), ValueError, r"\[B, \.\.\.\].*\(2,\)"),
+    # Other arguments.
     "a trace that is no function": (lambda: sampled(trace=True), TypeError, r"trace.*the bool True.*lambda state"),
     "a progress bar without a name": (lambda: sampled(progress=True), TypeError, r"progress.*name.*the bool True"),
     "an unknown branch to evaluate": (

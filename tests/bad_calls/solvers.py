@@ -100,7 +100,7 @@ ROWS: dict[str, Row] = {
     "recur one time and a half": (lambda: gj.recur(gj.ddim(), 1.5), TypeError, r"recur: times.*integer.*1\.5"),
     "recur what remembers": (lambda: stepped(gj.recur(gj.dpmpp_2m(), 2)), ValueError, r"remembers the step before.*ddim\(\)"),
     "recur a guidance": (lambda: gj.recur(gj.cfg(2.0), 2), TypeError, r"recur: sampler.*a Sampler, got the Guidance cfg"),
-    "recur in an interval turned round": (
+    "recur in a reversed interval": (
         lambda: gj.recur(gj.ddim(), 2, 5.0, 1.0),
         ValueError,
         r"recur: low must be below high, got low 5\.0 and high 1\.0",
@@ -113,12 +113,12 @@ ROWS: dict[str, Row] = {
     "a sampler of another schedule": (
         lambda: stepped(gj.dpmpp_2s(gj.schedules.cosine())),
         ValueError,
-        r"schedule is not that of the levels: at sigma / alpha = .* it has t .*; give both the same",
+        r"schedule must match the levels: at sigma / alpha = .* its t .*; use one schedule for both",
     ),
     "churn by another schedule, within": (
         lambda: stepped(gj.forget(gj.churn(gj.heun(), gj.schedules.flow(), 0.2), 1.0)),
         ValueError,
-        r"schedule is not that of the levels",
+        r"schedule must match the levels",
     ),
     "a mask of percents": (lambda: gj.inpaint(gj.ddpm(), X, 100 * X), ValueError, r"inpaint: mask.*in \[0, 1\].*100"),
     "a mask of another shape": (
@@ -145,7 +145,7 @@ ROWS: dict[str, Row] = {
     "post_step of one number": (
         lambda: stepped(gj.post_step(gj.ddim(), lambda x, l: x.sum(), 1.0)),
         ValueError,
-        r"log_prob gives must be \[2\], got float32\[\]; .*\[B\]",
+        r"log_prob returns must be \[2\], got float32\[\]; .*\[B\]",
     ),
     "post_step of a scale alone": (
         lambda: gj.post_step(gj.ddim(), 1.0, log_prob),

@@ -1,4 +1,4 @@
-"""A small right run, which every row of the tables spoils in one place."""
+"""A small correct run. Each row of the tables makes one thing in it wrong."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ MIXTURE = gj.oracles.GaussianMixture(jnp.array([[-1.0, 0.0], [1.0, 0.0]]), jnp.s
 TWO = gj.branches(MIXTURE.denoise, cond=LABELS, uncond=NULL)
 
 Row = tuple[Any, type[Exception], str]
-"""The wrong call, its error, and what the message must tell: what was given, and what was expected or the mend."""
+"""The wrong call, its error, and a pattern of the message, which states what it got and what it expected or the fix."""
 
 
 def log_prob(x: jax.Array, level: gj.NoiseLevel) -> jax.Array:

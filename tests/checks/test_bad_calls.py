@@ -1,4 +1,4 @@
-"""Every wrong call has an error of the library's own, that tells what was given and what to do; made as a user makes it."""
+"""Every wrong call raises an error of the library that states what it got and how to fix it."""
 
 import importlib
 import json
@@ -14,8 +14,8 @@ TESTS = Path(__file__).parents[1]
 OWN = tuple(str(TESTS.parent / part) for part in ("guidance_jax", "experiments", "tests/bad_calls/jobs.py"))
 
 
-def test_every_wrong_call_tells_what_was_given_and_the_mend():
-    """In one process without the checked annotations of these tests, which users do not have."""
+def test_every_wrong_call_raises_with_what_it_got_and_the_fix():
+    """The calls run in one process without the checked annotations of these tests, because users do not have them."""
     clean = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "PYTHONPATH")}
     done = subprocess.run(
         [sys.executable, "-m", "bad_calls"], cwd=TESTS, env=clean, capture_output=True, text=True, check=False
@@ -29,13 +29,11 @@ def test_every_wrong_call_tells_what_was_given_and_the_mend():
     assert len(rows) >= 200
     wrong = []
     for name, (_, error, pattern) in rows.items():
-        told = report[name]
-        right = (
-            told["error"] == error.__name__ and re.search(pattern, told["message"], re.DOTALL) and told["file"].startswith(OWN)
-        )
+        got = report[name]
+        right = got["error"] == error.__name__ and re.search(pattern, got["message"], re.DOTALL) and got["file"].startswith(OWN)
         if not right:
             wrong.append(
-                f"{name}: wanted {error.__name__} {pattern!r}, got {told['error']} {told['message']!r} of {told['file']!r}"
+                f"{name}: expected {error.__name__} {pattern!r}, got {got['error']} {got['message']!r} of {got['file']!r}"
             )
     print(f"{len(rows)} wrong calls, {len(rows) - len(wrong)} with the right error")
     assert not wrong, "\n".join(wrong)

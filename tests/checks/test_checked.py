@@ -1,4 +1,4 @@
-"""Traced values are checked where that is asked for, inside of the program; where it is not, the program is the same."""
+"""Tests of `checks.checked`: it checks traced values inside the program, and without it the program is unchanged."""
 
 import importlib
 import pkgutil
@@ -41,7 +41,7 @@ WRONG = {
         r"(?s)levels must decrease.*sigma .*9",
     ),
     "a level of NaN": ({"levels": PATH.replace(sigma=PATH.sigma.at[1].set(jnp.nan))}, r"(?s)levels must have finite.*nan"),
-    "x": ({"x": jnp.full((B, 3), jnp.inf)}, r"x has NaN or infinite values"),
+    "x": ({"x": jnp.full((B, 3), jnp.inf)}, r"x must be finite at the start of the run, got NaN"),
 }
 
 
@@ -62,11 +62,11 @@ MORE = {
         r"recur: low must be below high, got low 5.* and high 1",
     ),
     "a group": (grouped, jnp.array([0, 1, 0, 0]), r"branches\['cond'\] differs within a group of 2 particles"),
-    "a reward": (grouped, jnp.array([2, 2, 0, 0]), r"log_reward gave NaN or inf at sigma"),
+    "a reward": (grouped, jnp.array([2, 2, 0, 0]), r"log_reward returned NaN or inf at sigma"),
     "known data": (
         lambda known: generate(sampler=gj.inpaint(gj.ddpm(), known, 1)),
         jnp.nan,
-        r"inpaint: known must be finite where the mask has it, got NaN .* 1 places",
+        r"inpaint: known must be finite inside the mask, got NaN .* 1 places",
     ),
     "a beta": (lambda beta: gj.targets.annealed(beta).exponents, jnp.nan, r"annealed: beta must be a positive number, got nan"),
     "tiny levels": (
@@ -79,21 +79,21 @@ MORE = {
 
 @pytest.mark.filterwarnings("ignore:feynman_kac")
 @pytest.mark.parametrize("name", MORE)
-def test_a_traced_value_is_checked_wherever_a_known_one_is(name):
+def test_traced_values_are_checked_wherever_known_values_are(name):
     call, wrong, message = MORE[name]
     with pytest.raises(checkify.JaxRuntimeError, match=message):
         gj.checked(call)(wrong)
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_a_traced_value_is_checked(name):
+def test_a_wrong_traced_value_raises(name):
     wrong, message = WRONG[name]
     with pytest.raises(checkify.JaxRuntimeError, match=message):
         gj.checked(generate)(**wrong)
 
 
 @pytest.mark.parametrize("guidance", [interval, classified])
-def test_a_check_reaches_into_branches_of_the_program_and_gradients(guidance):
+def test_checks_work_inside_branches_of_the_program_and_gradients(guidance):
     run = gj.checked(lambda scale: generate(scale, guidance=guidance, sampler=gj.heun()))
     np.testing.assert_allclose(
         run(1.5), jax.jit(lambda scale: generate(scale, guidance=guidance, sampler=gj.heun()))(1.5), rtol=1e-4, atol=1e-5
@@ -102,7 +102,7 @@ def test_a_check_reaches_into_branches_of_the_program_and_gradients(guidance):
         run(jnp.nan)
 
 
-def test_the_step_that_diverged_is_told():
+def test_the_error_names_the_step_that_diverged():
     wild = gj.stateless(
         lambda prediction, context: prediction.replace(x0=jnp.where(context.step.number == 1, jnp.inf, prediction.x0))
     )
@@ -110,7 +110,7 @@ def test_the_step_that_diverged_is_told():
         gj.checked(lambda scale: generate(scale, guidance=lambda scale: wild))(2.0)
 
 
-def test_a_function_compiled_before_is_checked_too():
+def test_a_function_that_was_compiled_before_is_checked_too():
     compiled = jax.jit(generate)
     assert np.isnan(compiled(jnp.nan)).all()
     with pytest.raises(checkify.JaxRuntimeError, match="finite"):
@@ -119,12 +119,12 @@ def test_a_function_compiled_before_is_checked_too():
 
 
 def insisting():
-    """The modules of `checks` that insist on a traced value."""
+    """The modules of `checks` that check traced values."""
     modules = [importlib.import_module(f"guidance_jax.checks.{found.name}") for found in pkgutil.iter_modules(checks.__path__)]
     return [module for module in modules if hasattr(module, "insist")]
 
 
-def test_the_program_without_is_the_same_as_if_there_were_no_checks(monkeypatch):
+def test_an_unchecked_program_contains_no_checks(monkeypatch):
     program = lambda: str(jax.make_jaxpr(lambda *given: generate(*given))(2.0, LABELS, PATH, jnp.ones((B, 3))))
     asked_not = program()
     monkeypatch.setattr(traced.checkify, "check", lambda *_, **__: pytest.fail("a check is in the program"))

@@ -1,4 +1,4 @@
-"""The door: annotations are checked when a public function is called, at little cost, and are shown by help and editors."""
+"""Tests of the decorators `door` and `part`: they check annotations at every public call, cost little, and keep signatures."""
 
 import inspect
 import pickle
@@ -105,13 +105,13 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_a_wrong_argument_is_named_with_what_is_expected_and_what_was_given(name):
+def test_the_error_of_a_wrong_argument_names_it_with_what_was_expected_and_what_it_got(name):
     call, error, words = WRONG[name]
     with pytest.raises(error, match=words):
         call()
 
 
-def test_what_a_user_function_returns_is_checked_where_it_is_called():
+def test_the_value_that_a_user_function_returns_is_checked_where_it_is_called():
     run = lambda value: gj.sample(
         jax.random.split(jax.random.key(0), 2),
         gj.branches(gj.denoiser(lambda x, t, c: 0 * x, "x0"), cond=None),
@@ -128,7 +128,7 @@ def test_what_a_user_function_returns_is_checked_where_it_is_called():
         run(jnp.ones(3))
 
 
-def test_traced_values_are_checked_in_a_program_that_is_checked():
+def test_traced_values_are_checked_in_a_checked_program():
     program = gj.checked(jax.jit(lambda scale, low: made(scale, low) and scale))
     assert program(1.0, 0.5) == 1.0
     with pytest.raises(Exception, match=r"made: scale must be a finite number.*got nan"):
@@ -137,7 +137,7 @@ def test_traced_values_are_checked_in_a_program_that_is_checked():
         program(1.0, 2.0)
 
 
-def test_signature_help_and_types_are_those_of_the_function():
+def test_the_decorator_keeps_the_signature_the_help_and_the_types():
     assert (
         str(inspect.signature(gj.cfg))
         == "(scale: Scale, *, cond: Branch = 'cond', uncond: Branch = 'uncond') -> guidance_jax.interfaces.Guidance"
@@ -147,7 +147,7 @@ def test_signature_help_and_types_are_those_of_the_function():
     assert pickle.loads(pickle.dumps(gj.cfg)) is gj.cfg
 
 
-def test_a_call_remembers_its_arguments_and_static_ones_apart():
+def test_a_call_remembers_its_arguments_with_static_ones_apart():
     guidance = made(2.0, 0.1, 3.0, gj.cfg(1.5), count=3, eta=0.0, scales={"x": 4.0}, several=(5.0,))
     assert repr(guidance) == (
         "made(scale=2.0, low=0.1, high=3.0, cfg(scale=1.5), count=3, eta=0.0, scales={'x': 4.0}, several=(5.0,))"
@@ -170,6 +170,6 @@ print(min(timeit.repeat(lambda: gj.during(guidance, 0.1, 3.0), number=100, repea
 
 
 def test_a_decorated_call_costs_less_than_50_microseconds():
-    """As users call it: without the checked annotations of these tests."""
+    """Measured without the checked annotations of these tests, as users call it."""
     done = subprocess.run([sys.executable, "-c", COST], capture_output=True, text=True, check=True)
     assert float(done.stdout) < 50e-6

@@ -1,7 +1,7 @@
-"""A number that a run cannot hold is told at the door, by the function and the parameter that got it.
+"""Tests that numbers outside a parameter's range raise an error that names the function and the parameter.
 
-Every numeric parameter of every public guidance, sampler, scale, spacing, schedule, target and of training is given NaN,
-infinities, and what float32 cannot hold.
+Every numeric parameter of every public guidance, sampler, scale, spacing, schedule, target and training function gets NaN,
+infinities, and numbers too large for float32.
 """
 
 import inspect
@@ -91,7 +91,7 @@ ARGUMENTS = {
         "min_snr": {"level": COSINE(jnp.array([0.3, 0.6])), "predicts": "v"},
     },
 }
-"""What each function needs beside a number, and how a number gets into what is none: the functions of `v`."""
+"""The other arguments of each function. A function of `v` puts the number into an argument that is not itself a number."""
 OPEN = {
     ("apg", "max_norm"): {"inf"},
     ("clip_norm", "max_norm"): {"inf"},
@@ -107,7 +107,7 @@ OPEN = {
     ("forget", "ratios"): {"inf"},
     ("min_snr", "gamma"): {"inf"},
 }
-"""Where an infinite number has a meaning: bounds."""
+"""Parameters for which an infinite number has a meaning: bounds."""
 NUMBERS = re.compile(
     "Scale|ArrayLike|Scalar|float|Number|Sample|AtLeast|Positive|Negative|Fraction|Ratio|Integer|Period|Mask|Share|Known|Rates|"
     "Cosine|Cutoff|Exponent|Infinite|Limit|Percentile|Power|Prior|Rate|Sigma|Temperature|Time"
@@ -116,11 +116,13 @@ NUMBERS = re.compile(
 
 
 FUNCTIONS = ("classify", "log_prob", "measure", "network", "project", "pseudoinverse", "schedule")
-"""The parameters that are functions, or may be called."""
+"""The parameters that are functions, or may be."""
 
 
 def parameters():
-    """Every public function's numeric parameters, by their annotations; and what ARGUMENTS puts a number into."""
+    """The numeric parameters of every public function, by their annotations, and the arguments that ARGUMENTS puts a number
+    into.
+    """
     for room, given in ARGUMENTS.items():
         for name in room.__all__:
             function = getattr(room, name)
@@ -147,7 +149,7 @@ PARAMETERS = list(parameters())
 
 
 def made(room, name, parameter, value):
-    """What a function gives for a value of one of its parameters, used as it is meant to be, as arrays."""
+    """The arrays that a function computes, used as intended, with a value for one of its parameters."""
     function, given = getattr(room, name), dict(ARGUMENTS[room].get(name, {}))
     into: Any = given.get(parameter)
     own = inspect.signature(function).parameters
@@ -179,7 +181,7 @@ def _puts(parameter, value):
     return callable(value) and parameter not in (*FUNCTIONS, "guidance", "sampler")
 
 
-def test_every_room_has_numbers():
+def test_every_room_has_numeric_parameters():
     assert len(PARAMETERS) > 100
     assert {room for room, *_ in PARAMETERS} == set(ARGUMENTS)
 
@@ -187,7 +189,7 @@ def test_every_room_has_numbers():
 @pytest.mark.parametrize(
     ("room", "name", "parameter"), PARAMETERS, ids=[f"{name}-{parameter}" for _, name, parameter in PARAMETERS]
 )
-def test_a_number_that_no_run_can_hold_is_told(room, name, parameter):
+def test_a_number_outside_the_range_raises(room, name, parameter):
     for bad, value in BAD.items():
         if bad in OPEN.get((name, parameter), ()):
             continue
@@ -200,7 +202,7 @@ def test_a_number_that_no_run_can_hold_is_told(room, name, parameter):
 
 
 @pytest.mark.parametrize(("name", "parameter"), OPEN)
-def test_an_infinite_bound_is_none(name, parameter):
+def test_an_infinite_bound_is_no_bound(name, parameter):
     room = next(room for room, given, _ in PARAMETERS if given == name)
     for bad in OPEN[name, parameter]:
         with jax.disable_jit():

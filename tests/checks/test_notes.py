@@ -1,4 +1,4 @@
-"""An error within a function of the user's own tells what the library called it with, and the usual mend."""
+"""An error inside a user's function gets a note that states the library's arguments and the usual fix."""
 
 import functools
 from typing import Any
@@ -33,7 +33,7 @@ def classify(x, t):
 
 
 def at_a_time(x, t: Any):
-    """A log_prob that takes its level for a time."""
+    """A log_prob that uses its level as a time."""
     return x * t[:, None]
 
 
@@ -57,11 +57,11 @@ CALLS = {
     ),
     "a classifier for its log_prob": (
         lambda: run(guidance=gj.classifier(at_a_time, 1.0)),
-        "by log_prob, which takes a noise level and not a time (gj.scores.class_log_prob(classify, labels) makes one of a",
+        "by log_prob, which receives a noise level and not a time (for a classifier (x, t) -> logits [B, classes], use",
     ),
     "a classifier for its log_prob, by a network": (
         lambda: run(guidance=gj.mean_shift(sine_of_a_time, 1.0)),
-        "by log_prob, which takes a noise level and not a time",
+        "by log_prob, which receives a noise level and not a time",
     ),
     "a log_prob of other images": (
         lambda: run(guidance=gj.universal(lambda x0: classify(x0, 0)[:, 0], 1.0)),
@@ -73,7 +73,7 @@ CALLS = {
     ),
     "a scale by an if": (
         lambda: run(guidance=gj.cfg(lambda level: 3.0 if level.ratio > 1 else 1.0)),
-        "choose with jnp.where",
+        "use jnp.where",
     ),
     "dropout in training": (lambda: run(Dropping()), "module.eval()"),
     "dropout in training, as a function": (
@@ -92,7 +92,7 @@ CALLS = {
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_it_is_told(name):
+def test_the_error_has_its_note(name):
     call, words = CALLS[name]
     with pytest.raises(Exception) as raised:  # noqa: PT011
         call()

@@ -1,4 +1,4 @@
-"""Data come as NumPy's float64 and int64: they are taken as JAX would take them, without a warning, to the same numbers."""
+"""NumPy arrays of float64 and int64 are converted as JAX converts them, without a warning, and give the same numbers."""
 
 import warnings
 
@@ -35,7 +35,7 @@ def network(x, t, cond):
 
 CALLS = {
     "sample, from x": lambda g: run(g, gj.cfg(2.0), start=g["x"]),
-    "sample, a scale a sample": lambda g: run(g, gj.cfg(g["many"])),
+    "sample, one scale per sample": lambda g: run(g, gj.cfg(g["many"])),
     "sample, levels": lambda g: run(g, gj.cfg(g["number"]), path=g["path"]),
     "during": lambda g: run(g, gj.during(gj.cfg(2.0), 0.1 * g["number"], 5 * g["number"])),
     "linear_reuse": lambda g: run(g, gj.linear_reuse(2.0, g["x"][0])),
@@ -78,7 +78,7 @@ CALLS = {
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_numpy_is_taken_as_it_comes(name):
+def test_numpy_arrays_give_the_same_numbers_as_jax_arrays(name):
     given = {
         "x": X,
         "many": np.full(4, 2.0),
@@ -90,7 +90,7 @@ def test_numpy_is_taken_as_it_comes(name):
         "times": TIMES,
         "path": jax.tree.map(lambda field: np.asarray(field, np.float64), PATH),
     }
-    jaxtyping.config.update("jaxtyping_disable", True)  # as where a user runs it
+    jaxtyping.config.update("jaxtyping_disable", True)  # as in a user's program
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")

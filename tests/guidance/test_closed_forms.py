@@ -1,6 +1,6 @@
 """Guided laws of one-dimensional Gaussians against their closed forms (Bradley & Nakkiran 2024, arXiv:2408.09000).
 
-Every sampler here is affine in its starting point and its noise, so the law of its output is read off exactly.
+Every sampler here is affine in its starting point and its noise, so the law of its output is computed exactly.
 """
 
 import functools
@@ -28,15 +28,16 @@ def ode_law(guidance, levels, m_c=0.0, m_u=0.0, sampler=None):
 
 
 def draws(key, numbers=()):
-    """The noise of a step: drawn from its keys themselves, or from those folded with each number."""
+    """The noise of a step: drawn from its keys, or from its keys folded with each number."""
     folded = [jax.vmap(jax.random.fold_in, in_axes=(0, None))(key, i) for i in numbers] or [key]
     return jnp.stack([jax.vmap(lambda k: jax.random.normal(k, (1,)))(one)[:, 0] for one in folded], axis=1)
 
 
 @functools.partial(jax.jit, static_argnames=("make", "method", "numbers"))
 def affine_law(make, value, scale, bounds, levels, *, means=(1.5, -0.5), method=gj.cfg, numbers=()):
-    """Mean and variance of the output of a sampler, `make(value)`: each of its steps is affine, `x' = a x + b + sum_j s_j z_j`,
-    and is solved for from as many rows as it has coefficients."""
+    """Mean and variance of the output of a sampler, `make(value)`. Each of its steps is affine, `x' = a x + b + sum_j s_j z_j`.
+    The coefficients are solved for from as many rows as there are coefficients.
+    """
     sampler, branches, guidance = make(value), gaussians(means[0], V_C, means[1], V_U), gj.during(method(scale), *bounds)
     rows = max(len(numbers), 1) + 2
     key = keys(rows, seed=1)
@@ -71,7 +72,8 @@ def wide(steps):
 
 def guided_law(scale, eta, means=(0.0, 0.0), low=0.0, high=1e9):
     """Mean and variance of `dy = (1 + eta^2) / 2 score |dtau| + eta sqrt|dtau| z`, from N(0, sigma_max^2) to tau = 0, guided in
-    an interval of sigma: two linear equations in tau, solved by an integrating factor and quadrature."""
+    an interval of sigma. They follow two linear equations in tau, which are solved by an integrating factor and quadrature.
+    """
     (m_c, m_u), end = means, WIDE["sigma_max"] ** 2
     gap = lambda tau: np.log((V_C + tau) / (V_U + tau))
     log_factor = lambda tau: np.log(V_C + tau) + (scale - 1) * (gap(np.clip(tau, low**2, high**2)) - gap(low**2))
@@ -94,15 +96,15 @@ SCALES = [0.0, 0.5, 1.0, 2.0, 3.0, 8.0]
 
 
 @pytest.mark.parametrize("scale", SCALES)
-def test_ode_variance_and_mean(x64, scale):
+def test_the_ode_has_the_closed_forms_variance(x64, scale):
     levels = gj.levels(gj.schedules.edm(**WIDE), 8000, gj.spacings.karras())
     _, variance = ode_law(gj.cfg(scale), levels)
     np.testing.assert_allclose(variance, V_C**scale * V_U ** (1 - scale), rtol=2e-4)
 
 
 @pytest.mark.parametrize("scale", SCALES)
-def test_ode_mean_for_equal_variances(x64, scale):
-    """`w m_c + (1 - w) m_u`, less the O(1 / sigma_max) that an ODE keeps of its start."""
+def test_the_ode_mean_extrapolates_linearly_for_equal_variances(x64, scale):
+    """`w m_c + (1 - w) m_u`, up to the O(1 / sigma_max) that remains of the ODE's starting point."""
     levels = gj.levels(gj.schedules.edm(sigma_min=1e-3, sigma_max=1e5), 4000, gj.spacings.karras())
     branches = gaussians(3.0, 1.0, 1.0, 1.0)
     mean = gj.sample(keys(1), branches, gj.cfg(scale), gj.dpmpp_2m(), levels, jnp.zeros((1, 1)))[0, 0]
@@ -110,8 +112,8 @@ def test_ode_mean_for_equal_variances(x64, scale):
 
 
 @pytest.mark.parametrize("scale", SCALES)
-def test_sde_variance_and_mean(x64, scale):
-    """First order in the step: Richardson's extrapolation of two runs removes the leading error."""
+def test_the_sde_has_the_closed_forms_variance_and_mean(x64, scale):
+    """The error is of first order in the step, so Richardson's extrapolation of two runs removes the leading term."""
     (mean1, var1), (mean2, var2) = (sde_law(scale, (3.0, 1.0), steps) for steps in (2000, 4000))
     g = V_C**scale * V_U ** (1 - scale)
     variance = (V_C * V_U - V_C ** (2 * scale) * V_U ** (2 - 2 * scale)) / ((V_U - V_C) * (2 * scale - 1 or np.nan))
@@ -121,7 +123,7 @@ def test_sde_variance_and_mean(x64, scale):
     np.testing.assert_allclose(2 * mean2 - mean1, (3.0 * (V_U - g) + 1.0 * (g - V_C)) / (V_U - V_C), rtol=1e-4)
 
 
-def test_neither_is_the_tilted_law(x64):
+def test_neither_the_ode_nor_the_sde_gives_the_tilted_law(x64):
     """At w = 3 the three variances differ by far more than any tolerance above."""
     tilted = 1 / (3 / V_C - 2 / V_U)
     ode = ode_law(gj.cfg(3.0), gj.levels(gj.schedules.edm(**WIDE), 500, gj.spacings.karras()))[1]
@@ -133,7 +135,7 @@ def test_neither_is_the_tilted_law(x64):
 
 @pytest.mark.parametrize(("first", "last"), [(1600, 4800), (3200, 6000)])
 @pytest.mark.parametrize("scale", [0.5, 3.0, 8.0])
-def test_interval_variance(x64, scale, first, last):
+def test_guidance_in_an_interval_has_the_closed_forms_variance(x64, scale, first, last):
     levels = gj.levels(gj.schedules.edm(**WIDE), 8000, gj.spacings.karras())
     hi, lo = levels.ratio[first], levels.ratio[last]
     _, variance = ode_law(gj.during(gj.cfg(scale), lo, hi), levels, sampler=gj.heun())
@@ -157,7 +159,7 @@ def test_the_law_does_not_depend_on_the_schedule(x64, schedule):
 
 @pytest.mark.parametrize("scale", [2.0, 4.0])
 def test_a_scaled_score_is_not_a_temperature(x64, scale):
-    """A whole score times w: variance v / (2 w - 1) by SDE, and 0 by ODE as sigma_max grows."""
+    """The whole score is multiplied by w. The variance is v / (2 w - 1) by SDE, and goes to 0 by ODE as sigma_max grows."""
 
     def power(scale):
         def update(prediction, context):
@@ -182,7 +184,7 @@ def test_a_tolerance_here_would_catch_a_scale_one_percent_off(x64):
     assert abs(variance / (V_C**3 / V_U**2) - 1) > 0.03
 
 
-def test_the_law_of_every_eta_meets_the_known_ones():
+def test_the_law_of_every_eta_agrees_with_the_known_laws():
     for scale in (0.3, 1.0, 3.0, 8.0):
         sde = (V_C * V_U - V_C ** (2 * scale) * V_U ** (2 - 2 * scale)) / ((V_U - V_C) * (2 * scale - 1))
         np.testing.assert_allclose(guided_law(scale, 1.0)[1], sde, rtol=3e-5)
@@ -190,8 +192,9 @@ def test_the_law_of_every_eta_meets_the_known_ones():
 
 
 def limit(order, steps, make, value, scale, bounds=EVERYWHERE, **how):
-    """The law of a sampler in the limit of many steps, by Richardson's extrapolation of two runs; levels of the one are levels
-    of the other, and an interval begins and ends on them."""
+    """The law of a sampler in the limit of many steps, by Richardson's extrapolation of two runs. The two runs share levels,
+    and an interval begins and ends on shared levels.
+    """
     bounds = tuple(bound * (1 + 1e-9) for bound in bounds)
     coarse, fine = (np.array(affine_law(make, value, scale, bounds, wide(n), **how)) for n in (steps, 2 * steps - 1))
     return fine + (fine - coarse) / (2**order - 1)
@@ -199,7 +202,7 @@ def limit(order, steps, make, value, scale, bounds=EVERYWHERE, **how):
 
 @pytest.mark.parametrize("interval", [None, (100, 300)], ids=["everywhere", "interval"])
 @pytest.mark.parametrize("scale", [0.5, 2.0, 8.0])
-def test_heun_sde_at_any_eta(x64, scale, interval):
+def test_heun_sde_has_the_exact_law_at_any_eta(x64, scale, interval):
     bounds = EVERYWHERE if interval is None else tuple(np.asarray(wide(500).ratio)[[interval[1], interval[0]]])
     for eta in (0.0, 0.5, 1.0, 1.5):
         exact = guided_law(scale, eta, (1.5, -0.5), *bounds)
@@ -207,15 +210,16 @@ def test_heun_sde_at_any_eta(x64, scale, interval):
 
 
 @pytest.mark.parametrize("scale", [0.5, 8.0])
-def test_ddim_at_any_eta_to_first_order(x64, scale):
+def test_ddim_has_the_exact_law_at_any_eta_to_first_order(x64, scale):
     for eta in (0.6, 1.0):
         exact = guided_law(scale, eta, (1.5, -0.5))
         np.testing.assert_allclose(limit(1, 4000, gj.ddim, eta, scale), exact, rtol=2e-3, err_msg=f"{eta=}")
 
 
-def test_weak_order_of_the_stochastic_samplers(x64):
-    """Of the exact law, no Monte Carlo: 2 for `heun_sde`, whose error is a tenth of ancestral sampling's at the same number of
-    evaluations, 1 for `ddim(1.0)`."""
+def test_the_stochastic_samplers_have_their_weak_order(x64):
+    """Measured against the exact law, without Monte Carlo. The order is 2 for `heun_sde` and 1 for `ddim(1.0)`. At the same
+    number of evaluations `heun_sde` has less than a tenth of ancestral sampling's error.
+    """
     exact = guided_law(3.0, 1.0)[1]
     error = lambda make, steps: abs(affine_law(make, 1.0, 3.0, EVERYWHERE, wide(steps), means=(0.0, 0.0))[1] / exact - 1)
     for make, order in ((gj.heun_sde, 2), (gj.ddim, 1)):
@@ -231,7 +235,7 @@ def corrected(corrections):
 CORRECTED = {corrections: corrected(corrections) for corrections in (1, 4, 16)}
 
 
-def test_predictor_corrector_guidance_is_ddpm_at_half_way(x64):
+def test_predictor_corrector_guidance_is_ddpm_at_the_mean_of_the_scale_and_one(x64):
     """Bradley & Nakkiran 2024, the SDE limit: DDIM and one Langevin step at scale w is DDPM-CFG at (w + 1) / 2."""
     for scale in (0.5, 2.0, 5.0):
         found = limit(1, 4000, CORRECTED[1], 1.0, scale, numbers=(1,))
@@ -258,7 +262,7 @@ def test_gradients_in_eta_and_size_are_finite_from_alpha_zero():
         assert np.isfinite(jax.jit(jax.vmap(jax.grad(run)))(jnp.array([0.0, 0.7, 1.0]))).all()
 
 
-def test_without_corrections_or_of_size_zero_the_predictor_is_left(x64):
+def test_without_corrections_or_with_size_zero_only_the_predictor_is_left(x64):
     levels = gj.levels(gj.schedules.flow(), 4, gj.spacings.trailing())
     run = lambda sampler: gj.sample(keys(3), gaussians(1.0, V_C, 0.0, V_U), gj.cfg(3.0), sampler, levels, (1,))
     unguided = gj.sample(keys(3), gaussians(1.0, V_C, 0.0, V_U), gj.chain(), gj.ddim(), levels, (1,))

@@ -1,4 +1,4 @@
-"""The pullback and the JVP of every branch, by name, against jax.grad and jax.jvp of the denoiser; each by one forward pass."""
+"""The pullback and the JVP of every branch against jax.grad and jax.jvp of the denoiser; each costs one forward pass."""
 
 import itertools
 
@@ -18,7 +18,7 @@ X, COTANGENT, TANGENT = RNG.normal(size=(3, *SHAPE))
 
 
 class World:
-    """Three branches, of one network or of two, whose traces and evaluations are counted by the batch that they see."""
+    """Three branches, of one network or of two. It records the batch size of every trace and evaluation."""
 
     def __init__(self, networks, batched=True):
         self.traced, self.evaluated, self.level = [], [], gj.schedules.cosine()(0.6)
@@ -41,11 +41,11 @@ class World:
             self.branches = gj.branches(self.of["cond"], batched=batched, **conds)
 
     def x0(self, name, x):
-        """What the denoiser alone makes of x in a branch."""
+        """The denoiser's prediction of x0 at x in a branch."""
         return self.of[name](x, self.level, jnp.asarray(CONDS[name])).x0
 
     def look(self, guidance):
-        """What a guidance reads at X, and the number of evaluations that it cost."""
+        """What a guidance reads at X, and its number of evaluations."""
         x = jnp.asarray(X)
         state = gj.State(x, (), guidance.init(x), jnp.int32(0), jnp.zeros_like(x))
         self.traced.clear()
@@ -75,7 +75,7 @@ def test_the_derivatives_of_a_branch_are_those_of_the_denoiser(x64, names, netwo
         np.testing.assert_allclose(context.jvp(jnp.asarray(TANGENT), name), tangent, rtol=1e-12, atol=1e-14)
     for name in CONDS:
         np.testing.assert_allclose(context[name].x0, world.x0(name, jnp.asarray(X)), rtol=1e-12, atol=1e-14)
-    # Three branches are three evaluations, whatever derivatives are taken of them.
+    # Three branches take three evaluations, however many of their derivatives are used.
     assert count == 3
     assert evaluated == 3 * B
 
@@ -85,7 +85,7 @@ def test_the_derivatives_of_a_branch_are_those_of_the_denoiser(x64, names, netwo
 def test_a_derivative_costs_one_forward_pass(x64, name, networks):
     world = World(networks)
     context, count = world.look(reading((name,)))
-    # The base is evaluated in any case.
+    # The base is always evaluated.
     passes = 1 if name in (None, "cond") else 2
     assert world.traced == world.evaluated == [B] * passes
     assert count == passes
@@ -104,7 +104,7 @@ def test_branches_without_a_derivative_stay_in_one_batched_call(x64):
     assert world.evaluated == [B, 2 * B]
 
 
-def test_branches_one_after_another_have_derivatives_too(x64):
+def test_branches_that_run_one_after_another_have_derivatives_too(x64):
     world = World(1, batched=False)
     context, count = world.look(reading(("uncond",), needs=CONDS))
     gradient = jax.grad(lambda x: (world.x0("uncond", x) * COTANGENT).sum())(jnp.asarray(X))
@@ -113,8 +113,8 @@ def test_branches_one_after_another_have_derivatives_too(x64):
 
 
 @pytest.mark.parametrize("networks", [1, 2])
-def test_a_run_evaluates_each_branch_once_a_step(x64, networks):
-    """Up the likelihood of the weak branch's x0, and down that of the base's: two branches, two derivatives, two passes."""
+def test_a_run_evaluates_each_branch_once_per_step(x64, networks):
+    """It ascends the likelihood of the weak branch's x0 and descends that of the base's: two derivatives, two passes."""
     world, levels = World(networks), gj.levels(gj.schedules.cosine(), 5, gj.spacings.karras())
 
     def update(d, context):
@@ -148,13 +148,13 @@ def test_a_run_with_derivatives_is_the_run_by_hand(x64):
 
 
 @pytest.mark.parametrize("of", [lambda context: context.pullback(context.x, "weak"), lambda context: context.jvp(context.x)])
-def test_a_derivative_that_was_not_asked_for_is_told(of):
+def test_a_derivative_that_the_guidance_did_not_request_raises(of):
     guidance = gj.stateless(lambda d, context: of(context), derivatives=("uncond",))
     with pytest.raises(KeyError, match=r"no derivative of (the branch 'weak'|the base), only of 'uncond'.*derivatives=\("):
         World(1).look(guidance)
 
 
-def test_a_derivative_of_a_branch_that_is_not_there_is_told():
+def test_a_derivative_of_a_missing_branch_raises():
     levels = gj.levels(gj.schedules.cosine(), 2, gj.spacings.karras())
     with pytest.raises(ValueError, match=r"a branch 'weka', but there are only 'cond', .*Did you mean 'weak'"):
         gj.sample(keys(B), World(1).branches, reading(("weka",)), gj.ddim(), levels, SHAPE[1:])

@@ -1,4 +1,4 @@
-"""The forms of guidance that must agree: of classifiers, of CFG++, of shifts, through whole runs on exact mixtures."""
+"""Equivalent forms of guidance agree: classifiers, CFG++, shifts, through whole runs on exact mixtures."""
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ def null():
 @pytest.mark.parametrize("variance", ["small", "large", "learned"])
 @pytest.mark.parametrize("at_mean", [False, True])
 def test_the_mean_shift_moves_the_mean_of_a_ddpm_step_by_its_variance_times_the_gradient(x64, variance, at_mean):
-    """Dhariwal & Nichol's algorithm 1, a step by hand, for a conditional and an unconditional base."""
+    """One step of Dhariwal & Nichol's algorithm 1 by hand, for a conditional and an unconditional base."""
     m, at = mixture(), levels()
     for start, base in ((1, LABELS), (3, null())):
         ends = path(at, slice(start, start + 2))
@@ -64,7 +64,7 @@ def test_the_post_step_form_is_the_step_and_then_the_gradient(x64):
         np.testing.assert_allclose(after, plain + weight[:, None] * gradient, rtol=1e-10)
 
 
-def test_a_classifier_on_a_conditional_model_is_cfg_of_one_more(x64):
+def test_a_classifier_on_a_conditional_model_is_cfg_at_the_scale_plus_one(x64):
     m = mixture()
     log_prob = lambda x, level: m.class_log_prob(x, level, LABELS)
     by_classifier = run(gj.branches(m.denoise, cond=LABELS), gj.classifier(log_prob, 1.5))
@@ -87,7 +87,7 @@ def test_several_classifiers_add_up_and_temperature_divides_the_logits(x64):
     assert np.abs(run(base, gj.classifier(soft, 2.0)) - run(base, gj.classifier(one, 2.0))).max() > 1e-3
 
 
-def test_a_classifier_is_nnx_linen_a_function_or_any_log_probability():
+def test_a_classifier_may_be_nnx_linen_a_function_or_any_log_probability():
     class Linen(linen.Module):
         @linen.compact
         def __call__(self, x, t):
@@ -115,7 +115,7 @@ def test_a_classifier_is_nnx_linen_a_function_or_any_log_probability():
     guided = [run(base, gj.classifier(gj.scores.class_log_prob(c, LABELS), 3.0)) for c in classify.values()]
     np.testing.assert_allclose(guided[1], guided[0], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(guided[2], guided[0], rtol=1e-5, atol=1e-5)
-    # An energy, and a reward like CLIP's: the cosine to an embedding.
+    # An energy, and a reward like CLIP's, which is the cosine to an embedding.
     target = jnp.array([[1.0, 2.0, 0.5]])
     cosine = lambda x, level: (x * target).sum(1) / (jnp.linalg.norm(x, axis=1) * jnp.linalg.norm(target) + 1e-6)
     free, pulled = run(base, gj.chain()), run(base, gj.classifier(cosine, 20.0))
@@ -124,7 +124,7 @@ def test_a_classifier_is_nnx_linen_a_function_or_any_log_probability():
 
 
 @pytest.mark.parametrize("schedule", [gj.schedules.cosine(), gj.schedules.edm(), gj.schedules.flow(t_max=0.99)])
-def test_cfg_pp_on_ddim_is_cfg_with_a_scale_of_its_step(x64, schedule):
+def test_cfg_pp_on_ddim_is_cfg_with_a_scale_that_depends_on_the_step(x64, schedule):
     m, at, scale = mixture(), levels(8, schedule), 0.4
     q = (at.sigma[1:] * at.alpha[:-1]) / (at.sigma[:-1] * at.alpha[1:])
     by_step = lambda level: (scale / (1 - q))[jnp.argmin(jnp.abs(at.sigma[:-1] - level.sigma))]
@@ -133,7 +133,7 @@ def test_cfg_pp_on_ddim_is_cfg_with_a_scale_of_its_step(x64, schedule):
 
 
 def test_cfg_pp_on_2m_is_the_authors_sampler(x64):
-    """In sigma / alpha = sigma: the uncond's extrapolation, and the guided x0 for its own, as in their code."""
+    """As in their code, in sigma / alpha = sigma. A step extrapolates uncond and adds the guided x0."""
     m, at, scale = mixture(), levels(8, gj.schedules.edm()), 0.4
     x = at.sigma[0] * jax.random.normal(jax.random.key(0), (B, 3))
     found = gj.sample(keys(B), classes(m, LABELS), gj.cfg_pp(scale), gj.dpmpp_2m(), at, x)
@@ -161,7 +161,7 @@ def test_cfg_pp_at_zero_is_the_unconditional_model_with_every_sampler(x64, sampl
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_freedom_moves_the_step_of_every_sampler_by_its_gradient(x64, sampler):
-    """`x' <- x' + rate grad`, exactly, whatever the sampler makes of a step; heun's own first stage at least."""
+    """`x' <- x' + rate grad`, exactly, whatever the sampler does in a step. For heun this holds at least in its first stage."""
     m, ends = mixture(), path(levels(), slice(2, 4))
     x = jax.random.normal(jax.random.key(1), (B, 3))
     branches = gj.branches(m.denoise, cond=LABELS)
@@ -175,7 +175,7 @@ def test_freedom_moves_the_step_of_every_sampler_by_its_gradient(x64, sampler):
 
 
 def test_universal_is_the_denoiser_form_of_the_classifier(x64):
-    """k-diffusion's: `x0 <- x0 + sigma^2 grad` of the log-probability at the predicted x0, on alpha = 1."""
+    """k-diffusion's form: `x0 <- x0 + sigma^2 grad` of the log-probability at the predicted x0, for alpha = 1."""
     m, at = mixture(), levels(6, gj.schedules.edm())
     log_prob = lambda x0: -((x0 - 1) ** 2).sum(1)
     through = lambda x, level: log_prob(m.denoise(x, level, LABELS).x0)
@@ -186,7 +186,7 @@ def test_universal_is_the_denoiser_form_of_the_classifier(x64):
 
 
 def test_pigdm_on_standard_normal_data_samples_the_exact_posterior(x64):
-    """Data N(0, I), two of three coordinates measured: its denoiser under guidance is E[x0 | x, y], at every level."""
+    """Data N(0, I), with two of three coordinates measured. The guided denoiser is E[x0 | x, y] at every level."""
     standard = gj.oracles.GaussianMixture(jnp.zeros((1, 3)), jnp.eye(3)[None], jnp.ones(1), jnp.zeros(1, int))
     y = jax.random.normal(jax.random.key(2), (B, 2))
     guidance = gj.pigdm(lambda x0: x0[:, :2], lambda y: jnp.pad(y, ((0, 0), (0, 1))), y)
@@ -197,8 +197,8 @@ def test_pigdm_on_standard_normal_data_samples_the_exact_posterior(x64):
 
 
 @pytest.mark.parametrize("name", ["dps", "universal", "lgd", "mpgd", "tfg"])
-def test_guidance_without_training_brings_samples_to_the_measurement(name):
-    """On a mixture whose posterior is wide, each method comes at least four times closer to y than no guidance."""
+def test_training_free_guidance_brings_samples_closer_to_the_measurement(name):
+    """On a mixture with a wide posterior, each method comes at least four times closer to y than no guidance."""
     m, n = mixture(), 64
     y, labels = jnp.full((n, 1), 1.0), jnp.zeros(n, int)
     log_prob = lambda x0: -((x0[:, :1] - y) ** 2).sum(1)
@@ -214,17 +214,17 @@ def test_guidance_without_training_brings_samples_to_the_measurement(name):
     assert error(sampled(methods[name])) < error(sampled(gj.chain())) / 4
 
 
-def test_composition_takes_any_set_of_conditions_and_any_pytree(x64):
-    """AND and NOT on labels with an embedding and a mask, all in one batch; as by hand."""
+def test_composition_accepts_any_set_of_conditions_and_any_pytree(x64):
+    """AND and NOT, on labels, with an embedding and a mask in one batch, agree with the formula by hand."""
     m, rng = mixture(), np.random.default_rng(0)
     mask = jnp.asarray(rng.random((B, 4)) < 0.5)
     text = {"tokens": jnp.asarray(rng.normal(size=(B, 4, 3))), "mask": mask}
 
     def denoise(x, level, cond):
         labels, text = cond
-        told = (text["tokens"] * text["mask"][..., None].astype(x.dtype)).mean(1)
+        mean = (text["tokens"] * text["mask"][..., None].astype(x.dtype)).mean(1)
         p = m.denoise(x, level, labels)
-        return gj.Prediction(p.x0 + level.sigma * told, p.eps - level.alpha * told)
+        return gj.Prediction(p.x0 + level.sigma * mean, p.eps - level.alpha * mean)
 
     conds: dict = {"both": (LABELS, text), "label": (LABELS, jax.tree.map(jnp.zeros_like, text)), "uncond": (null(), text)}
     conds["not"] = ((LABELS + 1) % 3, text)

@@ -1,4 +1,4 @@
-"""Differently gated guidances: few copies of the network, the evaluations that are skipped, and the same samples."""
+"""Guidances with different intervals compile few copies of the network, skip evaluations, and give the same samples."""
 
 import functools
 from typing import Any
@@ -16,13 +16,13 @@ levels = lambda: gj.levels(gj.schedules.cosine(), STEPS, gj.spacings.karras())
 RATIO = np.asarray(levels().ratio)
 NAMES = [f"b{i}" for i in range(7)]
 CONDS = dict(zip(["cond", *NAMES], np.random.default_rng(0).normal(size=(8, B)), strict=True))
-# Each opens after step i and closes before another: they overlap, and no two are alike.
+# Each interval opens after step i and closes before another step. They overlap, and no two are equal.
 OPEN = [range(i % 3, min(i % 3 + 2 + i // 3, STEPS)) for i in range(7)]
 BOUNDS = [(RATIO[steps[-1]] * 0.99, RATIO[steps[0]] * 1.01) for steps in OPEN]
 
 
 class Network:
-    """A denoiser whose copies in a program are counted as it is traced, and its batches as it runs."""
+    """A denoiser that records its copies in a program as it is traced, and its batch sizes as it runs."""
 
     def __init__(self, weight=1.0):
         self.traced, self.batches = [], []
@@ -35,7 +35,7 @@ class Network:
 
 
 def gated(k, bounds=BOUNDS, always=False):
-    """`k` guidances, each with a branch and an interval of its own. With `always`, all branches are evaluated always."""
+    """`k` guidances, each with its own branch and its own interval. With `always`, every branch is evaluated in every step."""
     scale = lambda i: 0.5 - 0.1 * i
     inside = [gj.cfg(2.0, uncond=name) if i % 3 == 2 else gj.perturbed(scale(i), weak=name) for i, name in enumerate(NAMES[:k])]
     parts = [gj.during(guidance, *own) for guidance, own in zip(inside, bounds, strict=False)]
@@ -48,7 +48,7 @@ def one(network, k, **more):
 
 
 def two(network, other, k):
-    """The odd branches are of another network."""
+    """Odd branches use the other network."""
     conds: dict[str, Any] = {name: jnp.asarray(CONDS[name]) for name in ("cond", *NAMES[:k])}
     of_other = NAMES[1:k:2]
     mine = {name: cond for name, cond in conds.items() if name not in of_other}
@@ -56,7 +56,7 @@ def two(network, other, k):
 
 
 def run(networks, guidance, sampler=None):
-    """Under one jit, into which the conditions and the guidance come as data."""
+    """Run under one jit, with the conditions and the guidance as arguments."""
     networks = networks if type(networks) is tuple else (networks,)
 
     @jax.jit
@@ -69,7 +69,7 @@ def run(networks, guidance, sampler=None):
 
 
 @pytest.mark.parametrize("k", range(1, 8))
-def test_gates_compile_few_copies_skip_what_is_closed_and_change_nothing(x64, k):
+def test_gates_compile_few_copies_skip_closed_branches_and_do_not_change_samples(x64, k):
     network = Network()
     state = run(one(network, k), gated(k))
     jax.effects_barrier()
@@ -94,7 +94,7 @@ def test_a_heun_step_is_gated_as_a_whole(x64):
 
 
 @pytest.mark.parametrize("k", [2, 5])
-def test_gates_over_two_networks(x64, k):
+def test_gates_on_two_networks_compile_few_copies_and_do_not_change_samples(x64, k):
     network, other = Network(), Network(0.5)
     state = run(two(network, other, k), gated(k))
     copies = len(network.traced), len(other.traced)
@@ -105,7 +105,7 @@ def test_gates_over_two_networks(x64, k):
     assert int(state.evaluations) == STEPS + sum(len(steps) for steps in OPEN[:k])
 
 
-def test_gates_one_condition_after_another(x64):
+def test_gates_with_one_condition_after_another_evaluate_only_open_branches(x64):
     network = Network()
     state = run(one(network, 4, batched=False), gated(4))
     jax.effects_barrier()
@@ -132,7 +132,7 @@ def test_equal_gates_stay_in_one_batched_call(how):
     assert len(network.traced) <= 3
 
 
-def test_one_gate_is_two_copies():
+def test_one_gate_compiles_two_copies():
     network = Network()
     run(one(network, 1), gated(1))
     jax.effects_barrier()
@@ -140,7 +140,7 @@ def test_one_gate_is_two_copies():
     assert network.batches == [2 * B if i in OPEN[0] else B for i in range(STEPS)]
 
 
-def test_what_is_evaluated_does_not_depend_on_whether_gates_are_one_object(x64):
+def test_the_evaluations_do_not_depend_on_whether_equal_gates_are_one_object(x64):
     """Two booleans that are one array, or two equal arrays."""
     network, level = Network(), levels()[2]
     branches, x = one(network, 3), jnp.asarray(np.random.default_rng(1).normal(size=(B, 3)))
@@ -164,7 +164,7 @@ def test_what_is_evaluated_does_not_depend_on_whether_gates_are_one_object(x64):
 
 @pytest.mark.parametrize("networks", [1, 2])
 def test_bounds_may_differ_from_run_to_run_under_vmap(x64, networks):
-    """Each run of the grid is as it is alone, and counts what it would evaluate alone."""
+    """Each run of the grid equals the run alone, and counts the evaluations that it would need alone."""
     network, other, k = Network(), Network(0.5), 3
     branches = one(network, k) if networks == 1 else two(network, other, k)
     lows = jnp.asarray([[low * f for low, _ in BOUNDS[:k]] for f in (1.0, 0.3, 5.0)])
@@ -182,14 +182,16 @@ def test_bounds_may_differ_from_run_to_run_under_vmap(x64, networks):
         np.testing.assert_allclose(x[i], wanted, rtol=1e-12, atol=1e-12)
         assert int(count[i]) == int(evaluated)
     assert len({int(each) for each in count}) > 1
-    # As an argument, too: a guidance is data.
+    # Also with the guidance as an argument, because a guidance is data.
     grid = jax.vmap(lambda low, high: gated(k, bounds=list(zip(low, high, strict=True))))(lows, highs)
     again = jax.vmap(lambda guidance: gj.sample(keys(B), branches, guidance, gj.ddim(), levels(), (3,)))(grid)
     np.testing.assert_allclose(again, x, rtol=1e-12, atol=1e-12)
 
 
 def test_the_base_is_the_first_branch_whatever_its_name():
-    """As data of a compiled program too, though JAX sorts the keys of a dictionary."""
+    """It is also the first branch when the branches are data of a compiled program, although JAX sorts the keys of a
+    dictionary.
+    """
     denoise = gj.denoiser(lambda x, t, cond: 0 * x + cond[:, None], predicts="x0")
     two = gj.branches(denoise, zebra=jnp.ones(2), ant=jnp.zeros(2))
     assert list(jax.tree.map(lambda leaf: leaf, two).conds) == ["zebra", "ant"]

@@ -1,4 +1,4 @@
-"""What must be equal is: classifier guidance and CFG, the ends of the scale, parts that change nothing."""
+"""Tests of identities: classifier guidance and CFG, special values of the scale, parts that change nothing."""
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +44,7 @@ def test_the_exact_classifier_is_cfg_through_a_whole_run(x64, sampler, schedule)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_the_ends_of_the_scale(x64, sampler):
+def test_scale_one_is_the_conditional_model_and_scale_zero_the_unconditional_one(x64, sampler):
     m, sampler = mixture(), SAMPLERS[sampler]
     conditional = run(gj.branches(m.denoise, cond=LABELS), gj.chain(), sampler)
     np.testing.assert_allclose(run(classes(m, LABELS), gj.cfg(1.0), sampler), conditional, rtol=1e-12)
@@ -63,8 +63,8 @@ def test_the_base_may_be_either_branch(x64):
         np.testing.assert_allclose(run(swapped, gj.cfg(scale)), run(classes(m, LABELS), gj.cfg(scale)), rtol=1e-10)
 
 
-def test_cfg_acts_alike_in_every_parameterisation(x64):
-    """The guided prediction's eps, v, score and velocity are the same contrast of the branches' own."""
+def test_cfg_is_the_same_in_every_parameterisation(x64):
+    """The guided prediction's eps, v, score and velocity are the same contrast of those of the branches."""
     m, scale = mixture(), 3.0
     level = gj.schedules.cosine()(0.6)
     x = jax.random.normal(jax.random.key(0), (6, 3))
@@ -85,7 +85,7 @@ def test_cfg_acts_alike_in_every_parameterisation(x64):
     np.testing.assert_allclose(a * guided.x0 + s * guided.eps, x, atol=1e-12)
 
 
-def test_parts_that_change_nothing(x64):
+def test_neutral_parts_change_nothing(x64):
     m = mixture()
     plain = run(classes(m, LABELS), gj.cfg(3.0))
     for same in (
@@ -98,7 +98,7 @@ def test_parts_that_change_nothing(x64):
         gj.chain(gj.cfg(2.0), gj.classifier(bayes_classifier(m), 1.0)),
     ):
         np.testing.assert_allclose(run(classes(m, LABELS), same), plain, rtol=1e-9, atol=1e-9)
-    # Where nothing guides, a shaper has nothing to shape.
+    # Where guidance is off, a shaper has no effect.
     conditional = run(classes(m, LABELS), gj.chain())
     with pytest.warns(UserWarning, match=r"rescale\(fraction=0\.9\) only changes what others add"):
         np.testing.assert_allclose(run(classes(m, LABELS), gj.rescale(0.9)), conditional, rtol=1e-10)
@@ -107,7 +107,7 @@ def test_parts_that_change_nothing(x64):
         np.testing.assert_allclose(run(classes(m, LABELS), outside), conditional, rtol=1e-10)
 
 
-def test_rescale_is_the_papers(x64):
+def test_rescale_is_the_formula_of_its_paper(x64):
     """Lin et al. 2024, equations 15 and 16, on x0 and per sample."""
     m, scale, phi = mixture(), jnp.linspace(1, 9, 6), 0.7
     level = gj.schedules.cosine()(0.6)
@@ -122,8 +122,8 @@ def test_rescale_is_the_papers(x64):
     np.testing.assert_allclose(level.alpha * guided.x0 + level.sigma * guided.eps, x, atol=1e-12)
 
 
-def test_add_isolates_what_chain_does_not(x64):
-    """In `add` the rescaling acts on its own branch of the sum alone."""
+def test_add_isolates_parts_that_chain_does_not(x64):
+    """In `add`, the rescaling acts only on its own branch of the sum."""
     m = mixture()
     level = gj.schedules.cosine()(0.6)
     x = jax.random.normal(jax.random.key(0), (6, 3))
@@ -139,7 +139,7 @@ def test_add_isolates_what_chain_does_not(x64):
 
 
 def test_classifier_strength_does_not_fall_with_the_batch(x64):
-    """The bug of `grad(mean(logit))`: the gradient is per sample, of the log-softmax, summed."""
+    """The gradient of the log-softmax is taken per sample, as a sum. `grad(mean(logit))` would be a bug."""
     weights = jax.random.normal(jax.random.key(0), (3, 4))
     level = gj.schedules.cosine()(0.5)
     for batch in (1, 2, 64):
@@ -150,7 +150,7 @@ def test_classifier_strength_does_not_fall_with_the_batch(x64):
         np.testing.assert_allclose(gradient[-1], weights[:, 2] - weights @ probabilities, rtol=1e-12)
 
 
-def test_the_classifier_is_told_the_networks_time(x64):
+def test_the_classifier_receives_the_networks_time(x64):
     seen = []
 
     def classify(x, t):

@@ -1,4 +1,4 @@
-"""Every method that reads branches, against its paper's formula: read in NumPy, sample by sample, in float64."""
+"""Every method that reads branches against the formula of its paper, in NumPy, sample by sample, in float64."""
 
 import functools
 import itertools
@@ -20,11 +20,11 @@ SPACES = {
     "score": (lambda x0, eps, a, s: -eps / s, lambda out, x, a, s: (x + s**2 * out) / a),
     "velocity": (lambda x0, eps, a, s: eps - x0, lambda out, x, a, s: (x - s * out) / (a + s)),
 }
-"""What a network of each kind says of x, and the x0 that follows from it."""
+"""The output of a network of each kind at x, and the x0 that follows from it."""
 
 
 def agrees(guidance, formula, world, space="x0", bases=("cond", "uncond", "weak")):
-    """`formula(branches of sample i, i)` is in the given space; `alpha x0 + sigma eps` stays x."""
+    """The prediction is `formula(branches of sample i, i)` in the given space, and `alpha x0 + sigma eps` equals x."""
     x, x0, level = draw(world)
     a, s = float(level.alpha), float(level.sigma)
     out, back = SPACES[space]
@@ -159,7 +159,7 @@ SHAPERS = {
     "no clip_norm": (gj.clip_norm(np.inf), lambda g, c, i: g),
     "project": (gj.project(SHARE), lambda g, c, i: c + projected(g - c, c, SHARE[i])),
     "amplify": (gj.amplify(K), lambda g, c, i: c + K[i] * (g - c)),
-    # Where nothing guides, nothing is thresholded.
+    # Where guidance is off, nothing is thresholded.
     "dynamic_threshold": (
         gj.dynamic_threshold(100 * SHARE, 0.8),
         lambda g, c, i: c if W[i] == 1 else thresholded(g, 100 * SHARE[i], 0.8),
@@ -169,19 +169,19 @@ SHAPERS = {
 
 @pytest.mark.parametrize("world", WORLDS)
 @pytest.mark.parametrize("name", METHODS)
-def test_a_method_is_its_papers_formula(x64, name, world):
+def test_a_method_is_the_formula_of_its_paper(x64, name, world):
     agrees(*METHODS[name], world)
 
 
 @pytest.mark.parametrize("world", ["sequence", "image"])
 @pytest.mark.parametrize("name", SPECTRAL)
-def test_a_spectral_method_is_its_papers_formula(x64, name, world):
+def test_a_spectral_method_is_the_formula_of_its_paper(x64, name, world):
     agrees(*SPECTRAL[name], world)
 
 
 @pytest.mark.parametrize("world", WORLDS)
 @pytest.mark.parametrize("name", SHAPERS)
-def test_a_shaper_is_its_papers_formula_whatever_the_base(x64, name, world):
+def test_a_shaper_is_the_formula_of_its_paper_for_any_base(x64, name, world):
     shaper, formula = SHAPERS[name]
     shaped = lambda p, i: formula(cfg(p.cond, p.uncond, W[i]), p.cond, i)
     agrees(gj.chain(gj.cfg(W), shaper), shaped, world, bases=("cond",))
@@ -190,7 +190,7 @@ def test_a_shaper_is_its_papers_formula_whatever_the_base(x64, name, world):
 
 @pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize("world", WORLDS)
-def test_a_space_is_what_a_network_of_that_kind_would_say(x64, space, world):
+def test_a_space_is_the_output_of_a_network_of_that_kind(x64, space, world):
     for name in ("cfg", "tcfg", "apg", "mambo_g", "beta_cfg", "recfg", "relative_to"):
         guidance, formula = METHODS[name]
         agrees(gj.in_space(space, guidance), formula, world, space)
@@ -201,12 +201,12 @@ def test_a_space_is_what_a_network_of_that_kind_would_say(x64, space, world):
 
 
 @pytest.mark.parametrize("world", WORLDS)
-def test_recfg_with_a_ratio_of_each_element(x64, world):
+def test_recfg_accepts_one_ratio_per_element(x64, world):
     ratio = np.random.default_rng(1).normal(size=WORLDS[world][0])
     agrees(gj.recfg(W, lambda level: ratio), lambda p, i: W[i] * p.cond + (1 - W[i]) * ratio[i] * p.uncond, world)
 
 
-def test_recfg_with_a_ratio_a_sample_where_there_are_as_many_elements(x64):
+def test_recfg_accepts_one_ratio_per_sample_when_there_are_as_many_elements_as_samples(x64):
     x, x0, level = draw("vector")
     x, x0 = x[:, :4], {name: p[:, :4] for name, p in x0.items()}
     (guided,) = walk(gj.recfg(2.0, K), [context(x, x0, level)])
@@ -215,7 +215,7 @@ def test_recfg_with_a_ratio_a_sample_where_there_are_as_many_elements(x64):
 
 @pytest.mark.parametrize("predicts", ["velocity", "eps"])
 @pytest.mark.parametrize("world", WORLDS)
-def test_cfg_zero_star(x64, world, predicts):
+def test_cfg_zero_star_is_the_formula_of_its_paper(x64, world, predicts):
     def formula(p, i):
         u = np.vdot(p.cond, p.uncond) / np.vdot(p.uncond, p.uncond) * p.uncond
         return u + W[i] * (p.cond - u)
@@ -243,7 +243,7 @@ def test_cfg_pp_renoises_with_the_unconditional_eps(x64, world):
 
 
 @pytest.mark.parametrize(
-    ("build", "told"),
+    ("build", "message"),
     [
         (lambda: gj.compose({}), "compose: scales must have a scale for each condition"),
         (lambda: gj.compose({"uncond": 2.0}), "compose: scales must have a scale for each condition"),
@@ -256,24 +256,24 @@ def test_cfg_pp_renoises_with_the_unconditional_eps(x64, world):
         (lambda: gj.cfg_zero_star(2.0, predicts="noise"), "noise"),
     ],
 )
-def test_a_wrong_method_is_told_when_it_is_built(build, told):
-    with pytest.raises(ValueError, match=told):
+def test_a_wrong_method_raises_when_it_is_built(build, message):
+    with pytest.raises(ValueError, match=message):
         build()
 
 
-def test_a_period_that_is_no_integer_is_told():
+def test_a_period_that_is_not_an_integer_raises():
     with pytest.raises(TypeError, match=r"reuse: every must be an integer, at least 1, got the float 1\.5"):
         gj.reuse(gj.cfg(2.0), every=1.5)
 
 
 @pytest.mark.parametrize(
-    ("shape", "make", "told"),
+    ("shape", "make", "message"),
     [
         ((4, 6), lambda: gj.fdg(), "B, T, C"),
         ((4, 6), lambda: gj.fresca(2.0), "B, T, C"),
-        ((4, 7, 2), lambda: gj.fdg(), "halves every spatial axis 1 times"),
-        ((4, 12, 10, 2), lambda: gj.fdg((3.0, 2.0, 1.0)), "halves every spatial axis 2 times"),
-        ((4, 2, 2), lambda: gj.fdg(), "down to 2"),
+        ((4, 7, 2), lambda: gj.fdg(), "must halve 1 times"),
+        ((4, 12, 10, 2), lambda: gj.fdg((3.0, 2.0, 1.0)), "must halve 2 times"),
+        ((4, 2, 2), lambda: gj.fdg(), "to at least 2"),
         ((4, 1), lambda: gj.chain(gj.cfg(2.0), gj.rescale(0.7)), "two elements"),
         ((4, 6), lambda: gj.cfg(np.ones(3)), "cfg: scale has shape"),
         ((4, 6), lambda: gj.cfg(np.ones((4, 1))), "cfg: scale has shape"),
@@ -284,8 +284,8 @@ def test_a_period_that_is_no_integer_is_told():
         ((4, 6), lambda: gj.in_space("eps", gj.cfg_zero_star(2.0)), "its own space"),
     ],
 )
-def test_what_does_not_fit_x_is_told(shape, make, told):
+def test_parameters_that_do_not_fit_x_raise(shape, make, message):
     x, level = jnp.zeros(shape), gj.schedules.cosine()(0.6)
     branches = gj.branches(gj.denoiser(lambda x, t, cond: x, "x0"), **dict.fromkeys(NAMES))
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         gj.guided(branches, make())(x, level)

@@ -1,4 +1,4 @@
-"""Guidance of some channels alone, as the published DiT is sampled."""
+"""Guidance of some channels only, as in the published sampling of DiT."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -34,7 +34,7 @@ def test_where_channels_do_not_mix_the_first_are_guided_and_the_others_condition
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_where_they_do_it_is_the_run_of_a_network_that_says_so(x64, sampler):
+def test_where_channels_mix_the_run_is_that_of_the_published_network(x64, sampler):
     m, null = mixture(), jnp.full_like(LABELS, -1)
 
     def published(x, level, labels):
@@ -56,13 +56,13 @@ def doubled(channels):
     return gj.stateless(lambda prediction, context: factors * prediction.x0, shapes=True)
 
 
-def test_the_others_stay_as_what_stands_before_left_them(x64):
+def test_the_other_channels_keep_the_result_of_earlier_guidance(x64):
     ours, by_hand = gj.on_channels(doubled(3), 1), doubled(1)
     both = [run(classes(mixture(), LABELS), gj.chain(gj.cfg(2.0), shaper)) for shaper in (ours, by_hand)]
     np.testing.assert_allclose(*both, rtol=1e-12)
 
 
-def test_it_costs_what_the_guidance_within_costs():
+def test_its_cost_is_that_of_the_guidance_within():
     ratio = path().ratio
     count = lambda guidance: int(gj.evaluations(keys(6), classes(mixture(), LABELS), guidance, gj.ddim(), path(), (3,)))
     assert count(gj.on_channels(gj.during(gj.cfg(3.0), ratio[4], ratio[1]), 2)) == 6 + 3
@@ -76,7 +76,7 @@ def test_it_keeps_the_memory_and_the_gradients_of_the_guidance_within(x64):
         assert np.abs(run(branches, gj.on_channels(inner, 1)) - run(branches, inner)).max() > 1e-3
 
 
-def test_channels_that_are_not_there_are_told():
+def test_channels_that_do_not_exist_raise():
     with pytest.raises(ValueError, match="channels must be an integer, at least 1, got 0"):
         gj.on_channels(gj.cfg(2.0), 0)
     with pytest.raises(ValueError, match=r"on_channels: channels must be at most those of x, 3.*got 4"):

@@ -1,4 +1,4 @@
-"""Methods of one's own: a formula in one line, an update that returns the new x0, masks, and warnings where nothing happens."""
+"""Custom methods: a formula in one line, an update that returns the new x0, masks, and warnings of guidance without effect."""
 
 import warnings
 from typing import Any
@@ -26,7 +26,7 @@ def run(guidance, sampler="ddim", branches=None, shape=(3,)):
 
 
 def cfg_by_x0(scale):
-    """CFG by the x0 of its branches alone, from which eps follows."""
+    """CFG by the x0 of its branches only. Its eps follows from x0."""
 
     def update(prediction, context):
         c, u = context["cond"].x0, context["uncond"].x0
@@ -49,8 +49,8 @@ def test_a_formula_in_one_line_is_cfg(x64, sampler):
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_eps_follows_from_an_x0_so_that_cfg_written_so_ends_where_cfg_does(x64, sampler):
-    """An update that kept the old eps would end elsewhere, without a word."""
+def test_eps_follows_from_x0_so_cfg_by_x0_gives_the_samples_of_cfg(x64, sampler):
+    """An update that kept the old eps would give other samples without an error."""
     guided, unguided = run(gj.cfg(3.0), sampler), run(gj.chain(), sampler)
     np.testing.assert_allclose(run(cfg_by_x0(3.0), sampler), guided, rtol=1e-11, atol=1e-11)
 
@@ -64,7 +64,9 @@ def test_eps_follows_from_an_x0_so_that_cfg_written_so_ends_where_cfg_does(x64, 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_cfg_written_by_x0_ends_near_the_mean_of_its_class(sampler):
-    """Two narrow classes: guided by 3, samples end at the mean of their class, from which the old eps would lead away."""
+    """Two narrow classes, guided at scale 3. Samples end at the mean of their class. With the old eps they would move away from
+    it.
+    """
     means = jnp.array([[-4.0, 0.0], [4.0, 0.0]])
     two = gj.oracles.GaussianMixture(means, 0.25 * jnp.stack([jnp.eye(2)] * 2), jnp.ones(2), jnp.arange(2))
     labels = jnp.arange(B) % 2
@@ -81,7 +83,7 @@ def test_an_update_may_return_a_prediction_with_another_eps(x64):
     np.testing.assert_allclose(run(gj.stateless(update, needs=NAMES)), run(gj.cfg_pp(0.6)), rtol=1e-11)
 
 
-def test_a_method_of_ones_own_composes_is_data_and_is_told_by_its_call(x64):
+def test_a_custom_method_composes_is_data_and_prints_its_call(x64):
     mine = lambda w: gj.source(contrast, *NAMES, w=w)
     inside = lambda guidance: gj.chain(gj.during(guidance, 0.1, 20.0), gj.rescale(0.5))
     np.testing.assert_allclose(run(inside(mine(3.0))), run(inside(gj.cfg(3.0))), rtol=1e-11, atol=1e-11)
@@ -98,7 +100,7 @@ def contrast(c, u, w):
     return u + w * (c - u)
 
 
-def test_a_branch_or_a_scale_may_be_called_as_a_parameter_of_ours():
+def test_a_branch_or_a_scale_may_have_the_name_of_a_parameter():
     guidance = gj.source(lambda c, formula: c + formula * c, "update", formula=2.0)
     assert guidance.needs == {"update"}
     assert gj.compose({"formula": 1.0, "w": 2.0}).needs == {"formula", "w", "uncond"}
@@ -119,7 +121,7 @@ RETURNS = {
 
 
 @pytest.mark.parametrize("name", RETURNS)
-def test_a_wrong_return_is_told(name):
+def test_a_wrong_return_value_raises(name):
     value, error, message = RETURNS[name]
     with pytest.raises(error, match="stateless: update.*" + message if error is TypeError else message):
         run(gj.stateless(lambda prediction, context: value))
@@ -128,7 +130,7 @@ def test_a_wrong_return_is_told(name):
             run(make(lambda c: value, "cond"))
 
 
-def test_a_wrong_function_is_told_at_the_line_that_gives_it():
+def test_the_error_of_a_wrong_function_points_to_the_line_that_passes_it():
     for build, message in [
         (lambda: gj.stateless(lambda prediction: prediction), r"stateless: update must take \(prediction, context\)"),  # pyright: ignore[reportArgumentType]
         (lambda: gj.stateless("cfg"), r"stateless: update must be a function, got the str 'cfg'"),  # pyright: ignore[reportArgumentType]
@@ -163,7 +165,7 @@ def draw(guidance, sampler="ddim"):
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_a_mask_of_ones_is_the_guidance_and_of_zeros_is_none(x64, sampler):
+def test_a_mask_of_ones_is_the_guidance_and_a_mask_of_zeros_no_guidance(x64, sampler):
     for guidance in (gj.apg(3.0), gj.cfg_pp(0.6)):
         guided, free = draw(guidance, sampler), draw(gj.chain(), sampler)
         for ones in (1.0, jnp.ones((B, 1, 1, 1)), np.ones((4, 6, 1)), jnp.ones((B, *SHAPE), int)):
@@ -173,8 +175,8 @@ def test_a_mask_of_ones_is_the_guidance_and_of_zeros_is_none(x64, sampler):
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_regional_prompts(x64, sampler):
-    """Where a network does not mix pixels, each region is what its own prompt makes of it."""
+def test_regional_prompts_apply_in_their_regions(x64, sampler):
+    """If a network does not mix pixels, each region is the result of its own prompt."""
     mask = jnp.broadcast_to(LEFT[None], (B, 4, 6, 1)).astype(float)
     left, right = (gj.cfg(w, cond=name) for w, name in ((3.0, "left"), (jnp.linspace(0.0, 4.0, B), "right")))
     both = draw(gj.chain(gj.masked(left, mask), gj.masked(right, 1 - mask)), sampler)
@@ -183,13 +185,13 @@ def test_regional_prompts(x64, sampler):
     assert np.abs(draw(left, sampler) - draw(right, sampler)).max() > 0.1
 
 
-def test_a_mask_between_is_a_share_of_the_change(x64):
+def test_a_fractional_mask_applies_that_fraction_of_the_change(x64):
     share = jnp.linspace(0.0, 1.0, 6)[:, None]
     by_scale = gj.source(lambda c, u: u + (1 + 2 * share[None, None]) * (c - u), *NAMES)
     np.testing.assert_allclose(draw(gj.masked(gj.cfg(3.0), share)), draw(by_scale), rtol=1e-10, atol=1e-10)
 
 
-def test_a_mask_keeps_memory_skips_what_is_skipped_and_is_data(x64):
+def test_a_mask_is_data_keeps_memory_and_still_skips_evaluations(x64):
     one = jnp.ones((4, 6, 1))
     levels = gj.levels(gj.schedules.cosine(), 6, gj.spacings.karras())
     assert gj.evaluations(keys(B), prompts(), gj.masked(gj.reuse(gj.cfg(3.0), 2), one), gj.ddim(), levels, SHAPE) == 6 + 3
@@ -198,7 +200,7 @@ def test_a_mask_keeps_memory_skips_what_is_skipped_and_is_data(x64):
     np.testing.assert_allclose(drawn, jnp.stack([draw(gj.cfg(3.0)), draw(gj.chain())]), rtol=1e-10, atol=1e-10)
 
 
-def test_a_wrong_mask_is_told():
+def test_a_wrong_mask_raises():
     for build, message in [
         (lambda: gj.masked(gj.cfg(2.0), jnp.array([0.0, 2.0])), r"masked: mask must be a mask, in \[0, 1\], got \[0\. 2\.\]"),
         (lambda: draw(gj.masked(gj.cfg(2.0), jnp.ones((4, 5, 1)))), r"masked: mask has shape \(4, 5, 1\).*\(6, 4, 6, 2\)"),
@@ -219,7 +221,7 @@ SHAPERS = (gj.rescale(0.7), gj.momentum(0.5), gj.clip_norm(1.0), gj.project(), g
 
 
 @pytest.mark.parametrize("shaper", SHAPERS, ids=repr)
-def test_a_shaper_that_stands_first_in_a_chain_is_told_once(shaper):
+def test_a_shaper_that_comes_first_in_a_chain_warns_once(shaper):
     (message,) = warned(lambda: run(gj.chain(shaper, gj.cfg(2.0))))
     assert f"chain({shaper!r}, cfg(scale=2.0))" in message
     assert f"put it after what guides: chain(cfg(scale=2.0), {shaper!r})" in message
@@ -227,12 +229,12 @@ def test_a_shaper_that_stands_first_in_a_chain_is_told_once(shaper):
     assert not warned(lambda: run(gj.chain(gj.chain(gj.cfg(2.0), shaper), shaper)))
 
 
-def test_no_warning_inside_jit():
+def test_nothing_warns_inside_jit():
     assert not warned(lambda: jax.jit(lambda w: run(gj.chain(gj.rescale(w), gj.cfg(2.0))))(0.7))
     assert not warned(lambda: jax.jit(lambda w: run(gj.rescale(w)))(0.7))
 
 
-def test_a_sample_of_shapers_alone_is_told():
+def test_sampling_with_shapers_only_warns():
     for guidance in (gj.rescale(0.7), gj.during(gj.rescale(0.7), 0.1), gj.chain(gj.project(), gj.rescale(0.7))):
         (message,) = warned(lambda guidance=guidance: run(guidance))
         assert repr(guidance) in message

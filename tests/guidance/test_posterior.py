@@ -1,4 +1,4 @@
-"""Methods that take gradients, against their papers' formulae: in NumPy, per sample, in float64."""
+"""Methods that take gradients against the formulae of their papers, in NumPy, per sample, in float64."""
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +48,7 @@ def class_slope(x, t, label):
 
 
 def at_work(guidance, uncond=False):
-    """x, its step, and the guided prediction at x, as the loop makes it."""
+    """x, its step, and the guided prediction at x, as the loop computes it."""
     schedule, x = gj.schedules.flow(), np.random.default_rng(0).normal(size=SHAPE)
     at = step(schedule(0.6), schedule(0.4), number=3, batch=4)
     conds = {"cond": jnp.tile(BIAS, (4, 1))} | ({"uncond": jnp.zeros((4, 6))} if uncond else {})
@@ -58,7 +58,7 @@ def at_work(guidance, uncond=False):
 
 
 class Sample:
-    """What is known in closed form of sample i, its axes flattened."""
+    """The closed forms of sample i, with its axes flattened."""
 
     def __init__(self, x, at, i):
         self.x, self.i, self.at = x[i].ravel(), i, at
@@ -75,7 +75,7 @@ class Sample:
         return self.x0 + self.s**2 / self.a * gradient, self.eps - self.s * gradient
 
     def with_step(self, shift):
-        """DDIM's next x, `alpha' x0 + sigma' eps`, is shifted, eps left alone."""
+        """DDIM's next x, `alpha' x0 + sigma' eps`, moves by the shift, and eps does not change."""
         after = self.a1 * self.x0 + self.s1 * self.eps + shift
         return (after - self.s1 * self.eps) / self.a1, self.eps
 
@@ -175,7 +175,7 @@ GRADIENTS = {
 
 
 @pytest.mark.parametrize("name", GRADIENTS)
-def test_a_gradient_is_its_papers_formula(x64, name):
+def test_a_gradient_method_is_the_formula_of_its_paper(x64, name):
     guidance, formula = GRADIENTS[name]
     x, at, guided = at_work(guidance, uncond=name == "reg")
     for i in range(4):
@@ -193,15 +193,15 @@ def test_a_ddpm_step_with_mean_shift_moves_by_w_sigma_g(x64, variance):
     def after(prediction):
         state = gj.State(jnp.asarray(x), (), (), jnp.int32(0), jnp.zeros_like(x))
         look, base = lambda state, level: (prediction, state, context), lambda state, level: (plain, state)
-        told = GuidedDenoiser(look, base, lambda level, next: told)
-        return gj.ddpm(variance).step(told, state, at.level, at.next, at.keys).x
+        guided = GuidedDenoiser(look, base, lambda level, next: guided)
+        return gj.ddpm(variance).step(guided, state, at.level, at.next, at.keys).x
 
     shift = after(guided) - after(plain)
     for i in range(4):
         p = Sample(x, at, i)
         _, small, large = kernel(p.x, p.x0, at.level, at.next)
         close(shift[i].ravel(), W[i] * (small if variance == "small" else large) * class_slope(p.x, p.t, LABELS[i]))
-    # Without noise there is no shift.
+    # A step without noise has no shift.
     clean = at._replace(next=gj.NoiseLevel(*(jnp.float64(value) for value in (0, 1, 0))))
     (last,) = walk(gj.mean_shift(CLASS_LOG_PROB, W, variance=variance), [context._replace(step=clean)])
     close(last.x0, plain.x0)
@@ -226,13 +226,13 @@ def test_pigdm_is_the_posterior_mean_of_gaussian_data(x64, schedule):
 
 
 @pytest.mark.parametrize("name", GRADIENTS)
-def test_a_gradient_has_no_place_in_another_space(x64, name):
+def test_a_gradient_method_in_another_space_raises(x64, name):
     with pytest.raises(ValueError, match=r"in_space.*its own space"):
         gj.in_space("eps", GRADIENTS[name][0])
 
 
 @pytest.mark.parametrize(
-    ("build", "told"),
+    ("build", "message"),
     [
         (lambda: gj.mean_shift(CLASS_LOG_PROB, 1.0, variance="medium"), "variance must be 'small' or 'large' or 'learned'"),
         (lambda: gj.universal(lambda x0: x0, 1.0), "one number per sample"),
@@ -246,13 +246,13 @@ def test_a_gradient_has_no_place_in_another_space(x64, name):
         (lambda: gj.tfg(log_prob, 1.0, 1.0, smoothing=np.ones((4, 1))), r"has shape \(4, 1\), but must be \(\) or \[B\]"),
     ],
 )
-def test_a_wrong_gradient_is_told(x64, build, told):
-    with pytest.raises(ValueError, match=told):
+def test_a_wrong_gradient_method_raises(x64, build, message):
+    with pytest.raises(ValueError, match=message):
         at_work(build())
 
 
-def test_a_label_outside_that_is_traced_gives_nan_and_not_no_guidance():
-    """Its gather has no gradient: the sample would come out unguided."""
+def test_a_traced_label_outside_the_range_gives_nan_instead_of_no_guidance():
+    """Indexing with such a label has no gradient, so the sample would silently be unguided."""
     path, still = gj.levels(gj.schedules.cosine(), 2, gj.spacings.karras()), lambda x, level, cond: gj.Prediction(x, 0 * x)
 
     def generate(labels):
@@ -280,11 +280,11 @@ MOVED = {
     "heun_sde": (gj.heun_sde(), 1.782, 0.619),
     "predictor_corrector": (gj.predictor_corrector(gj.ddim()), 1.661, 0.269),
 }
-"""By how much a step misses the move that `freedom`, and `tfg`, say: of the sizes in their docstrings."""
+"""The error of a step relative to the move that the docstrings of `freedom` and `tfg` state."""
 
 
 @pytest.mark.parametrize("name", MOVED)
-def test_a_step_of_one_evaluation_moves_by_exactly_what_is_said(x64, name):
+def test_a_step_of_one_evaluation_moves_by_exactly_the_documented_amount(x64, name):
     sampler, *missed = MOVED[name]
     means = jnp.array([[-1.0, 0.5], [1.0, -0.3], [0.2, 1.0]])
     spreads = jax.vmap(jnp.diag)(jnp.array([[0.3, 0.6], [0.5, 0.2], [0.4, 0.4]]))
@@ -317,7 +317,7 @@ def test_a_step_of_one_evaluation_moves_by_exactly_what_is_said(x64, name):
 
 
 def test_a_step_to_pure_noise_is_not_moved():
-    """From data to alpha' = 0, where the shift of x0 that would do it has no value."""
+    """In a step from data to alpha' = 0, no finite shift of x0 would give the move."""
     x, up = jnp.ones((2, 3)), gj.schedules.reverse(gj.levels(gj.schedules.flow(), 4, gj.spacings.trailing()))
     for guidance in (gj.freedom(lambda x0: -(x0**2).sum(1), 0.1), gj.mean_shift(lambda x, level: -(x**2).sum(1), 0.1)):
         one = gj.branches(gj.denoiser(lambda x, t, cond: x / 2, predicts="x0"), cond=None)

@@ -1,4 +1,4 @@
-"""Methods that remember what they met, against their papers' formulae: in NumPy, per sample, in float64."""
+"""Methods with memory against the formulae of their papers, in NumPy, per sample, in float64."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +11,7 @@ import guidance_jax as gj
 
 
 def steps(count, first=0, twice=False):
-    """`(x, x0 of the branches, level, context)` of a run at falling noise, and of each step's corrector where twice."""
+    """`(x, x0 of the branches, level, context)` of a run at decreasing noise. `twice` includes each step's corrector."""
     schedule, found = SCHEDULES["cosine"](), []
     for k in range(count * (1 + twice)):
         x, x0, _ = draw("vector", ("cond", "uncond"), seed=k)
@@ -27,7 +27,7 @@ def moved(got, x, x0, level):
 
 
 @pytest.mark.parametrize("base", ["cond", "uncond"])
-def test_apg_over_several_steps(x64, base):
+def test_apg_over_several_steps_is_the_formula_of_its_paper(x64, base):
     run = steps(6)
     contexts = [here._replace(base=here.branches[base]) for *_, here in run]
     ours = walk(gj.apg(W, beta=K, max_norm=LENGTH, eta=SHARE), contexts)
@@ -40,7 +40,7 @@ def test_apg_over_several_steps(x64, base):
 
 
 @pytest.mark.parametrize(("count", "twice"), [(7, False), (4, True)])
-def test_reuse_by_hand_with_momentum_within(x64, count, twice):
+def test_reuse_with_momentum_inside_is_the_formula_by_hand(x64, count, twice):
     run, asked = steps(count, first=5, twice=twice), []
     ours = walk(gj.reuse(gj.chain(gj.cfg(W), gj.momentum(-0.5)), 3), [here for *_, here in run], asked)
     change = np.zeros((4, 6))
@@ -53,7 +53,7 @@ def test_reuse_by_hand_with_momentum_within(x64, count, twice):
 
 
 def agreeing(distances):
-    """Contexts whose eps of both branches are `distances[step, sample]` apart, relative to their size."""
+    """Contexts in which eps of the two branches differ by `distances[step, sample]`, relative to their size."""
     contexts, rng = [], np.random.default_rng(0)
     for number, apart in enumerate(distances):
         level = SCHEDULES["cosine"]()(0.9 - 0.1 * number)
@@ -64,7 +64,7 @@ def agreeing(distances):
     return contexts
 
 
-def test_adaptive_by_hand(x64):
+def test_adaptive_is_the_formula_by_hand(x64):
     contexts = agreeing([[2, 2, 0.01, 2], [0.01, 2, 2, 2], [2, 0.01, 2, 2], [2, 2, 2, 0.01], [2, 2, 2, 2], [2, 2, 2, 2]])
     ended, asked = np.zeros(4, bool), []
     for got, here in zip(walk(gj.adaptive(gj.cfg(3.0)), contexts, asked), contexts, strict=True):
@@ -77,7 +77,7 @@ def test_adaptive_by_hand(x64):
     assert asked == [True] * 4 + [False] * 2
 
 
-def test_adaptive_ends_after_a_step_not_within_it(x64):
+def test_adaptive_ends_after_a_step_and_not_within_it(x64):
     (first,), asked = agreeing([[0.01]]), []
     ours = walk(gj.adaptive(gj.cfg(3.0)), [first, first, first._replace(step=first.step._replace(number=jnp.int32(1)))], asked)
     assert asked == [True, True, False]
@@ -86,7 +86,7 @@ def test_adaptive_ends_after_a_step_not_within_it(x64):
 
 
 @pytest.mark.parametrize(("past", "every", "rowwise"), [(1, 2, False), (2, 3, True)])
-def test_linear_reuse_by_hand(x64, past, every, rowwise):
+def test_linear_reuse_is_the_formula_by_hand(x64, past, every, rowwise):
     run, asked, c, u = steps(8), [], [], []
     rows = np.random.default_rng(1).normal(size=(8, 1 + 2 * past))
     rows = rows if rowwise else np.broadcast_to(rows[0], rows.shape)
@@ -100,7 +100,7 @@ def test_linear_reuse_by_hand(x64, past, every, rowwise):
         moved(got, x, cfg(c[n], u[n], W[:, None]), level)
 
 
-def test_linear_reuse_counts_steps_not_evaluations(x64):
+def test_linear_reuse_counts_steps_and_not_evaluations(x64):
     asked = []
     walk(gj.linear_reuse(3.0, np.ones(5), every=3), [here for *_, here in steps(4, twice=True)], asked)
     assert asked == [True, True, True, True, False, False, True, True]
@@ -122,8 +122,8 @@ def test_fit_linear_is_least_squares(x64):
 
 @pytest.mark.parametrize("base", ["cond", "uncond"])
 @pytest.mark.parametrize("schedule", ["cosine", "flow", "edm"])
-def test_feedback_by_hand(x64, schedule, base):
-    """The ratio of the step's two Gaussian kernels; a corrector keeps the scale of its step."""
+def test_feedback_is_the_formula_by_hand(x64, schedule, base):
+    """The ratio of the step's two Gaussian kernels. A corrector keeps the scale of its step."""
     prior, tau, delta, most = np.array([[0.95, 0.9, 0.8, 0.6], [1, 0.5, 2, 1], [0, -0.2, 0.1, -1], [10, 5, 30, 20]])
     schedule, rng = SCHEDULES[schedule](), np.random.default_rng(3)
     log_q, contexts, scales, last = np.zeros(4), [], [], None
@@ -136,7 +136,7 @@ def test_feedback_by_hand(x64, schedule, base):
             x = (mean_c + mean_u) / 2 + np.sqrt(variance) * x
             log_p = [scipy.stats.norm.logpdf(x, mean, np.sqrt(variance)).sum(1) for mean in (mean_c, mean_u)]
             log_q = log_q + tau * (log_p[0] - log_p[1]) + delta
-            log_q = np.clip(log_q, np.log((1 - prior) * most / (most - 1)), 3)  # 3 is the released code's
+            log_q = np.clip(log_q, np.log((1 - prior) * most / (most - 1)), 3)  # 3 as in the released code
         scales += 2 * [np.exp(log_q) / (np.exp(log_q) - (1 - prior))]
         last = x, u + min(1, float(level.ratio)) * apart, u, level
         contexts.append(context(x, {"cond": last[1], "uncond": u}, level, base, number))
@@ -151,7 +151,7 @@ def test_feedback_by_hand(x64, schedule, base):
     assert (reached[2:] < 0.9 * most).any()
 
 
-def test_feedback_in_another_space_is_the_same_or_told(x64):
+def test_feedback_in_another_space_is_the_same_or_raises(x64):
     run = [here for *_, here in steps(3)]
     try:
         ours = walk(gj.in_space("eps", gj.feedback(0.9)), run)

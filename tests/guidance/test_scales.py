@@ -1,4 +1,4 @@
-"""Scales that follow the noise level, against their papers' curves."""
+"""Scales that depend on the noise level against the curves of their papers."""
 
 import numpy as np
 import pytest
@@ -12,13 +12,13 @@ import guidance_jax as gj
 
 @pytest.mark.parametrize("name", ["linear", "clamp_linear", "cosine", "power_cosine", "beta"])
 @pytest.mark.parametrize("schedule", ["flow", "edm", "ddpm_linear"])
-def test_a_scale_schedule_is_its_papers_curve(x64, name, schedule):
+def test_a_scale_schedule_is_the_curve_of_its_paper(x64, name, schedule):
     schedule, s = SCHEDULES[schedule](), W - 1
     more = {"clamp_linear": {"min": 2.0}, "power_cosine": {"power": 4.0}, "beta": {"a": 2.5, "b": 1.5}}.get(name, {})
     curve = getattr(gj.scales, name)(schedule, W, **more)
 
     def weight(u):
-        """The paper's, of the time that is left, u = t / T, in its scale, w - 1."""
+        """The paper's weight, by the remaining time u = t / T, in the paper's scale, w - 1."""
         if name == "linear":
             return 2 * (1 - u) * s
         if name == "clamp_linear":

@@ -1,4 +1,4 @@
-"""What is evaluated, counted as it runs: skipped branches, one forward and one backward pass, one condition after another."""
+"""Evaluations counted at run time: skipped branches, one forward and one backward pass, one condition after another."""
 
 from typing import Any
 
@@ -27,18 +27,18 @@ def test_reuse_evaluates_every_kth_step(every):
 
 
 def test_reuse_in_an_interval_evaluates_the_first_step_inside():
-    """The interval opens at an odd step; the steps counted from there are the evaluated ones."""
+    """The interval opens at an odd step. The steps are counted from there."""
     batches = Counted(mixture().denoise).run(gj.during(gj.reuse(gj.cfg(3.0), 2), RATIO[12], RATIO[3]))
     assert batches == [2 * B if i in (3, 5, 7, 9, 11) else B for i in range(20)]
 
 
-def test_reuse_treats_a_corrector_as_its_step():
+def test_reuse_treats_a_corrector_as_part_of_its_step():
     batches = Counted(mixture().denoise).run(gj.reuse(gj.cfg(3.0), 2), gj.heun())
     assert batches == [2 * B, 2 * B, B, B] * 9 + [2 * B, 2 * B, B]
 
 
-def test_reuse_of_a_run_that_starts_midway(x64):
-    """The first step of image-to-image is evaluated, and a run in two parts is right from its own start."""
+def test_reuse_counts_from_the_start_of_a_run_that_starts_midway(x64):
+    """The first step of image-to-image is evaluated. The second part of a divided run also counts from its own start."""
     m, levels = mixture(), gj.levels(gj.schedules.edm(), 12, gj.spacings.karras())
     late = levels[5:]
     x = 3 * jax.random.normal(jax.random.key(0), (B, 3))
@@ -48,8 +48,8 @@ def test_reuse_of_a_run_that_starts_midway(x64):
     assert np.abs(run(gj.reuse(gj.cfg(3.0), 3)) - run(gj.cfg(3.0))).max() > 1e-3
 
 
-def test_reuse_makes_the_change_of_eps_again_too(x64):
-    """CFG++ renoises with another eps: between, with the eps of the last difference, turned to the level at hand."""
+def test_reuse_repeats_the_change_of_eps_too(x64):
+    """CFG++ renoises with another eps. Skipped steps use the eps of the last difference, converted to the current level."""
     m, levels = mixture(), gj.levels(gj.schedules.cosine(), 6, gj.spacings.karras())
     x = start = levels.sigma[0] * jax.random.normal(jax.random.key(0), (B, 3))
     d = 0.0
@@ -78,7 +78,7 @@ def test_skipping_stays_a_conditional_under_vmap(wrap, over):
     together = jax.block_until_ready(jax.vmap(generate, in_axes=mapped)(*given))
     jax.effects_barrier()
     calls = np.array(counted.batches)
-    # A callback under vmap is called once for each of the three; both sizes occur, and far fewer of the larger.
+    # Under vmap, a callback runs once for each of the three. Both sizes occur, the larger one much less often.
     assert (calls == B).any()
     assert 0 < (calls == 2 * B).sum() < len(calls)
     alone = jax.jit(generate)
@@ -87,13 +87,13 @@ def test_skipping_stays_a_conditional_under_vmap(wrap, over):
         np.testing.assert_allclose(together[i], one, rtol=1e-4, atol=1e-4)
 
 
-def test_adaptive_ends_for_each_sample_and_saves_once_all_have_ended():
+def test_adaptive_ends_for_each_sample_and_saves_evaluations_once_all_have_ended():
     m, threshold = mixture(), 0.95
     counted = Counted(m.denoise)
     batches = counted.run(gj.adaptive(gj.cfg(3.0), threshold))
     assert sorted(batches, reverse=True) == batches
     assert 0 < batches.count(2 * B) < 20
-    # By hand: guided until its own cosine first passes the threshold, that step included.
+    # By hand: a sample is guided up to and including the step in which its cosine first passes the threshold.
     x = LEVELS.sigma[0] * normal(jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys(B), 0), jnp.zeros((B, 3)))
     ended, last = np.zeros(B, bool), 0
     for i in range(20):
@@ -112,7 +112,7 @@ def test_adaptive_ends_for_each_sample_and_saves_once_all_have_ended():
 
 
 def test_adaptive_at_a_threshold_of_one_never_ends():
-    """Though branches that agree have a cosine that rounding may put above 1."""
+    """Rounding may raise the cosine of equal branches above 1."""
     c = jax.random.normal(jax.random.key(0), (256, 3))
     two = gj.branches(gj.denoiser(lambda x, t, cond: x * 0 + cond, predicts="x0"), cond=c, uncond=c)
     state, _ = gj.run(keys(256), two, gj.adaptive(gj.cfg(2.0), 1.0), gj.ddim(), LEVELS, (3,))
@@ -120,7 +120,7 @@ def test_adaptive_at_a_threshold_of_one_never_ends():
 
 
 @pytest.mark.parametrize("first", ["cond", "uncond"])
-def test_what_adaptive_leaves_is_the_conditional_model_whatever_the_base(x64, first):
+def test_adaptive_continues_with_the_conditional_model_for_any_base(x64, first):
     m, levels = mixture(), gj.levels(gj.schedules.edm(), 20, gj.spacings.karras())
     start, rest = levels[:2], levels[1:]
     conds: dict[str, Any] = {"cond": LABELS, "uncond": jnp.full_like(LABELS, -1)}
@@ -131,18 +131,18 @@ def test_what_adaptive_leaves_is_the_conditional_model_whatever_the_base(x64, fi
     np.testing.assert_allclose(found, expected, rtol=1e-10)
 
 
-def test_cfg_zero_star_evaluates_nothing_more_in_its_first_steps():
+def test_cfg_zero_star_evaluates_only_the_base_in_its_first_steps():
     batches = Counted(mixture().denoise).run(gj.cfg_zero_star(3.0, 4))
     assert batches == ONCE * 4 + TWICE * 16
 
 
-def test_linear_reuse_saves_between():
+def test_linear_reuse_saves_evaluations_between_its_steps():
     batches = Counted(mixture().denoise).run(gj.linear_reuse(3.0, jnp.array([1.0, -0.5, -0.5, 0.5, 0.5]), 4))
     assert batches == [2 * B if i < 2 or i % 4 == 0 else B for i in range(20)]
 
 
 class Passes:
-    """A denoiser that notes its forward and backward passes, with their batch."""
+    """A denoiser that records its forward and backward passes with their batch size."""
 
     def __init__(self):
         self.forward, self.backward = [], []
@@ -189,7 +189,7 @@ def test_gradient_methods_cost_one_forward_and_one_backward_pass(name):
     assert Passes().run(GRADIENTS[name]) == (ONCE * 20, ONCE * 20)
 
 
-def test_mpgd_goes_backward_through_nothing():
+def test_mpgd_has_no_backward_pass():
     assert Passes().run(gj.mpgd(quadratic, 0.1)) == (ONCE * 20, [])
 
 
@@ -202,7 +202,7 @@ def test_an_interval_skips_the_backward_pass():
     assert (forward, backward) == (ONCE * 20, ONCE * 13)
 
 
-def test_a_gradient_beside_cfg_leaves_cfg_its_branches():
+def test_a_gradient_beside_cfg_does_not_change_the_calls_of_cfg():
     forward, backward = Passes().run(gj.chain(gj.cfg(2.0), gj.freedom(quadratic, 0.1)))
     assert (forward, backward) == (ONCE * 40, ONCE * 20)
 
@@ -212,8 +212,8 @@ def test_recurrence_costs_its_repetitions_inside_its_interval():
     assert batches == TWICE * (7 + 3 * 13)
 
 
-def test_one_condition_after_another_is_the_batch(x64):
-    """`batched=False`: as many calls as conditions, each of B, and the same samples."""
+def test_one_condition_after_another_gives_the_samples_of_the_batch(x64):
+    """With `batched=False` there is one call of size B per condition, and the samples are the same."""
     m, levels = mixture(), gj.levels(gj.schedules.edm(), 6, gj.spacings.karras())
     calls = []
 
@@ -234,7 +234,7 @@ def test_one_condition_after_another_is_the_batch(x64):
 
 
 def test_one_condition_after_another_needs_less_memory():
-    """The intermediate values of a wide network for one condition (twice, in XLA's loop), not for all eight."""
+    """It stores the intermediate values of a wide network for one condition (two, in XLA's loop) instead of eight."""
     width = 20_000
     weights = jnp.ones((3, width)) / width
 
@@ -264,15 +264,15 @@ def test_a_condition_may_be_drawn_in_every_step():
     run(keys(B))
     jax.effects_barrier()
     drawn = np.stack(seen).reshape(39, B, 2)[..., 1]
-    # Anew in each step, the same for a step's corrector, and by the sample's own key.
+    # The draw changes in every step, is shared with the step's corrector, and depends on the sample's key.
     np.testing.assert_array_equal(drawn[0], drawn[1])
-    # 160 draws of a thousand labels: 148 of them differ on average, with a deviation of 3.
+    # 160 draws of a thousand labels have 148 distinct values on average, with a standard deviation of 3.
     assert len(np.unique(drawn)) > 0.85 * 20 * B
     assert drawn.min() >= 0
     assert drawn.max() < 1000
 
 
-def test_retimed_tells_another_time_to_its_branch_alone():
+def test_retimed_changes_the_time_of_its_branch_only():
     seen = []
 
     def network(x, t, cond):
@@ -284,8 +284,8 @@ def test_retimed_tells_another_time_to_its_branch_alone():
     branches = gj.branches(denoise, cond=(LABELS, jnp.zeros(B)), retimed=lambda step: (LABELS, noise(step)))
     jax.block_until_ready(gj.sample(keys(B), branches, gj.tsg(2.0), gj.ddim(), LEVELS, (3,)))
     jax.effects_barrier()
-    told = np.stack(seen).reshape(20, B, 2)
-    np.testing.assert_allclose(told[..., 0], np.broadcast_to(np.asarray(LEVELS.t)[:-1, None], (20, B)), rtol=1e-6)
-    offsets = (told[..., 1] - told[..., 0]) / (0.1 * np.asarray(LEVELS.sigma)[:-1, None])
+    times = np.stack(seen).reshape(20, B, 2)
+    np.testing.assert_allclose(times[..., 0], np.broadcast_to(np.asarray(LEVELS.t)[:-1, None], (20, B)), rtol=1e-6)
+    offsets = (times[..., 1] - times[..., 0]) / (0.1 * np.asarray(LEVELS.sigma)[:-1, None])
     assert abs(offsets.std() - 1) < 0.2
     assert abs(offsets.mean()) < 0.3

@@ -1,4 +1,4 @@
-"""Moments, classifiers' readings and diversity against NumPy, SciPy and closed forms; what every metric refuses."""
+"""Tests of moments, classifier metrics and diversity against NumPy, SciPy and closed forms, and of the errors of metrics."""
 
 import functools
 
@@ -19,17 +19,17 @@ def normal(seed, *shape):
     return np.random.default_rng(seed).normal(size=shape)
 
 
-def test_accuracy():
+def test_accuracy_is_the_fraction_of_correct_labels():
     assert float(gj.metrics.accuracy(jnp.array([[1.0, 2.0], [3.0, 0.0]]), jnp.array([1, 1]))) == 0.5
 
 
-def test_inception_score(x64):
-    """By SciPy's relative entropies; 1 for one reading of all, C for sure and even ones, however sure."""
+def test_inception_score_is_that_of_scipys_relative_entropies(x64):
+    """It is 1 if all predictions are equal, and C if they are certain and balanced, for logits of any size."""
     score, logits = gj.metrics.inception_score, 3 * normal(0, 23, 4)
     p = scipy.special.softmax(logits, axis=1)
     one = lambda part: np.exp(np.mean([scipy.stats.entropy(row, part.mean(0)) for row in part]))
     np.testing.assert_allclose(score(jnp.asarray(logits)), one(p), rtol=1e-12)
-    # Parts of 7, 8 and 8.
+    # Parts of sizes 7, 8 and 8.
     expected = np.mean([one(part) for part in (p[:7], p[7:15], p[15:])])
     np.testing.assert_allclose(score(jnp.asarray(logits), splits=3), expected, rtol=1e-12)
     for sure in (1e4, np.inf):
@@ -39,7 +39,7 @@ def test_inception_score(x64):
 
 
 def test_moments_in_float32_keep_their_digits_far_from_zero():
-    """Deviations of 1 at 10,000: of squares summed as they are, float32 would keep none."""
+    """Deviations of 1 around 10,000. With a plain sum of squares, float32 would lose all digits."""
     x = (normal(0, 3000, 5) @ normal(1, 5, 5) + 1e4).astype(np.float32)
     found, exact = gj.metrics.moments(x), x.astype(np.float64)
     assert int(found.count) == 3000
@@ -53,8 +53,8 @@ def test_moments_in_float32_keep_their_digits_far_from_zero():
     np.testing.assert_allclose(merged.covariance, covariance, rtol=3e-4, atol=3e-4)
 
 
-def test_merging_is_exact_at_any_sizes(x64):
-    """Parts of any order and none at all, in a scan; counts whose product is beyond int32."""
+def test_merging_is_exact_for_any_sizes(x64):
+    """Parts in any order, empty parts, in a scan, and counts whose product exceeds int32."""
     x = normal(0, 60, 3) + np.repeat(normal(1, 6, 3) * 9, 10, axis=0)
     nothing = gj.metrics.Moments(jnp.int32(0), jnp.zeros(3), jnp.zeros((3, 3)))
     add = lambda total, part: (gj.metrics.merge(total, gj.metrics.moments(part)), None)
@@ -67,13 +67,13 @@ def test_merging_is_exact_at_any_sizes(x64):
 
 
 def scipys(real, fake):
-    """The FID as its reference code reads: NumPy's covariances, SciPy's square root of their product."""
+    """The FID as in its reference code: NumPy's covariances, and SciPy's square root of their product."""
     a, b = np.cov(real, rowvar=False), np.cov(fake, rowvar=False)
     root = scipy.linalg.sqrtm(a @ b)
     return ((real.mean(0) - fake.mean(0)) ** 2).sum() + np.trace(a + b - 2 * np.real(root))
 
 
-def test_fid_is_scipys_and_takes_moments(x64):
+def test_fid_is_scipys_and_accepts_moments(x64):
     real, fake = normal(0, 40, 6) @ normal(1, 6, 6), normal(2, 30, 6) @ normal(3, 6, 6) + 0.5
     a, b = jnp.asarray(real), jnp.asarray(fake)
     expected = scipys(real, fake)
@@ -85,8 +85,8 @@ def test_fid_is_scipys_and_takes_moments(x64):
 
 
 @pytest.mark.parametrize(("n", "m"), [(5, 9), (5, 60), (60, 5)])
-def test_fid_of_singular_covariances(x64, n, m):
-    """Fewer points than features: the root's trace is the nuclear norm of the two sets' inner products, with no root at all."""
+def test_fid_of_singular_covariances_is_exact(x64, n, m):
+    """With fewer points than features, the trace of the root is the nuclear norm of the inner products between the two sets."""
     real, fake = normal(0, n, 12) @ normal(1, 12, 12), normal(2, m, 12) @ normal(3, 12, 12)
     a, b = ((x - x.mean(0)) / np.sqrt(len(x) - 1) for x in (real, fake))
     expected = ((real.mean(0) - fake.mean(0)) ** 2).sum() + (a**2).sum() + (b**2).sum() - 2 * np.linalg.norm(a @ b.T, "nuc")
@@ -95,8 +95,8 @@ def test_fid_of_singular_covariances(x64, n, m):
     np.testing.assert_allclose(found, expected, atol=1e-3 * ((a**2).sum() + (b**2).sum()))
 
 
-def test_fid_of_one_law_is_its_bias(x64):
-    """`2 D / N` of the means and `D (D + 1) / (2 N)` of the covariances, to the first order, for sets of N(0, I)."""
+def test_fid_of_two_sets_of_one_law_is_its_bias(x64):
+    """To first order the means add `2 D / N` and the covariances `D (D + 1) / (2 N)`, for sets of N(0, I)."""
     found = [gj.metrics.fid(*jnp.asarray(normal(seed, 2, 4000, 12))) for seed in range(4)]
     np.testing.assert_allclose(np.mean(found), (2 * 12 + 12 * 13 / 2) / 4000, rtol=0.2)
 
@@ -111,8 +111,8 @@ def test_frechet_distance_is_that_of_scipys_root_and_symmetric(x64):
     np.testing.assert_allclose(gj.metrics.frechet_distance(mean_b, b, mean_a, a), expected, rtol=1e-10)
 
 
-def test_frechet_distance_in_closed_form(x64):
-    """Of covariances that commute it is the distance of the standard deviations, singular ones included."""
+def test_frechet_distance_is_its_closed_form(x64):
+    """For covariances that commute it is the distance of the standard deviations, also for singular ones."""
     axes = jnp.linalg.qr(jnp.asarray(normal(0, 4, 4)))[0]
     a, b = jnp.array([0.0, 1.0, 2.0, 3.0]), jnp.array([4.0, 0.0, 2.0, 0.5])
     matrix = lambda deviations: (axes * deviations[None] ** 2) @ axes.T
@@ -122,8 +122,8 @@ def test_frechet_distance_in_closed_form(x64):
     np.testing.assert_allclose(gj.metrics.frechet_distance(mean, matrix(a), mean, matrix(a)), 0, atol=1e-12)
 
 
-def test_vendi(x64):
-    """From NumPy's eigenvalues of the similarities, with less samples than features and with more."""
+def test_vendi_is_the_effective_number_of_the_eigenvalues(x64):
+    """By NumPy's eigenvalues of the similarities, with fewer samples than features and with more."""
     for n, d in ((7, 12), (30, 4)):
         x = normal(0, n, d) + 0.5
         unit = x / np.linalg.norm(x, axis=1, keepdims=True)
@@ -137,8 +137,8 @@ def test_vendi(x64):
         np.testing.assert_allclose(gj.metrics.vendi(jnp.asarray(x * np.geomspace(1e-3, 1e3, n)[:, None])), found(), rtol=1e-9)
 
 
-def test_vendi_counts_what_is_different(x64):
-    """Orthogonal samples, of any lengths and multiplicity, count once each; the same one over and over is one."""
+def test_vendi_counts_distinct_samples(x64):
+    """Orthogonal samples count once each, whatever their length and multiplicity. Equal samples count as one."""
     axes = np.linalg.qr(normal(0, 9, 9))[0]
     for order in (1.0, 2.0, np.inf):
         several = jnp.asarray(np.concatenate([3 * axes[:4], axes[:4]]))
@@ -148,7 +148,7 @@ def test_vendi_counts_what_is_different(x64):
 
 @pytest.fixture
 def unchecked():
-    """Without the annotations' own checks, which only tests have."""
+    """Without the checked annotations, which only the tests have."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
@@ -164,7 +164,7 @@ SETS = {
 
 
 @pytest.mark.parametrize("metric", SETS.values(), ids=SETS)
-def test_bad_sets_are_told(unchecked, metric):
+def test_wrong_sets_raise(unchecked, metric):
     good, broken = np.ones((9, 2), np.float32), np.ones((9, 2), np.float32)
     broken[[2, 5]] = np.nan, np.inf
     for a, b in ((good, broken), (jnp.asarray(broken), jnp.asarray(good))):
@@ -177,9 +177,9 @@ def test_bad_sets_are_told(unchecked, metric):
         metric(good, good[:0])
 
 
-def test_bad_input_is_told(unchecked):
+def test_bad_input_raises(unchecked):
     x, key, metrics = jnp.ones((9, 2)), jax.random.key(0), gj.metrics
-    for told, call in {
+    for message, call in {
         "real and fake must have at least 4 points for k=3 neighbours, got 3 and 9": lambda: metrics.precision_recall(x[:3], x),
         "real must have at least 6 points for k=5 neighbours, got 5": lambda: metrics.density_coverage(x[:5], x),
         "density_coverage: k must be an integer, at least 1, got 0": lambda: metrics.density_coverage(x, x, k=0),
@@ -197,12 +197,12 @@ def test_bad_input_is_told(unchecked):
             x.at[4].set(jnp.nan), jnp.zeros(9, int)
         ),
     }.items():
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             call()
 
 
-def test_inside_jit_what_is_not_finite_gives_nan():
-    """A NaN is near nothing, so that its comparisons alone would give a number that looks like one."""
+def test_values_that_are_not_finite_give_nan_inside_jit():
+    """No point is near NaN, so comparisons alone would give a plausible number."""
     x = jnp.asarray(normal(0, 12, 3), F32)
     both = jax.jit(lambda a, b: (*gj.metrics.precision_recall(a, b), *gj.metrics.density_coverage(a, b)))
     assert np.isfinite(both(x, x)).all()
@@ -218,8 +218,8 @@ def test_half_precision_is_computed_in_float32():
         np.testing.assert_allclose(found, metric(x.astype(F32), y.astype(F32)), rtol=1e-6)
 
 
-def test_fifty_thousand_points_fit():
-    """What the compiler asks for beside the arguments, 12.8 MB a set: all pairs would be 10 GB."""
+def test_fifty_thousand_points_fit_in_memory():
+    """The temporary memory, beside the arguments of 12.8 MB per set. All pairs would need 10 GB."""
     x = jax.ShapeDtypeStruct((50_000, 64), F32)
     every = lambda a, b: (gj.metrics.precision_recall(a, b), gj.metrics.density_coverage(a, b), gj.metrics.kid(a, b))
     slope = jax.grad(gj.metrics.energy_distance)
@@ -229,7 +229,7 @@ def test_fifty_thousand_points_fit():
         assert memory.temp_size_in_bytes < 150e6
 
 
-def test_labels_and_moments_in_low_precision_and_of_one_sample():
+def test_low_precision_and_single_samples_are_accepted():
     logits = jnp.asarray([[4.0, 0.0, 1.0]], jnp.float16)
     assert gj.metrics.accuracy(logits, jnp.array([0])) == 1
     np.testing.assert_allclose(gj.metrics.inception_score(logits), 1, rtol=1e-6)

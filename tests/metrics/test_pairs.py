@@ -1,4 +1,4 @@
-"""Metrics over pairs of points against scikit-learn, NumPy and closed forms, in blocks so small that every set has several."""
+"""Metrics over pairs of points against scikit-learn, NumPy and closed forms, with blocks small enough to need several."""
 
 import itertools
 
@@ -17,7 +17,7 @@ F32 = jnp.float32
 
 @pytest.fixture(scope="module", autouse=True)
 def small_blocks():
-    """Compiled anew before and after, for what is compiled knows the size that it was compiled for."""
+    """Clears compiled programs before and after, because they depend on the block size."""
     size, pairs.BLOCK = pairs.BLOCK, 16
     jax.clear_caches()
     yield
@@ -31,7 +31,7 @@ def normal(seed, *shape):
 
 @pytest.mark.parametrize("itself", [True, False])
 def test_every_pair_is_counted_once(itself):
-    """At sizes around those of whole blocks; of a set with itself, all pairs but the diagonal's."""
+    """For sizes around whole blocks. Pairs of a set with itself exclude the diagonal."""
     step = lambda total, x, y, counted: total + jnp.where(counted, 100 * x[:, None] + y[None], 0).sum(1)
     for n, m in itertools.product((1, 15, 16, 17, 33), repeat=2):
         found = pairs.fold(step, 0, jnp.arange(n), jnp.arange(m), itself=itself)
@@ -41,7 +41,7 @@ def test_every_pair_is_counted_once(itself):
 
 
 def test_distances_are_those_of_differences():
-    """In float32 and far from the origin: equal points are at 0, and close ones as far apart as they are."""
+    """In float32, far from the origin: equal points have distance 0, and close points keep their distance."""
     a = (1000 + normal(0, 20, 70)).astype(np.float32)
     b = np.concatenate([a[:4], a[:4] + np.float32(2) ** -10, a[:9] + 1])
     exact = ((a[:, None].astype(np.float64) - b[None].astype(np.float64)) ** 2).sum(2)
@@ -51,7 +51,7 @@ def test_distances_are_those_of_differences():
 
 
 def sklearns(real, fake, k):
-    """Precision, recall, density and coverage, by scikit-learn's neighbours and a table of all distances."""
+    """Precision, recall, density and coverage by scikit-learn's neighbours and a table of all distances."""
     radius = lambda x: NearestNeighbors(n_neighbors=k + 1).fit(x).kneighbors(x)[0][:, k]
     distances = np.linalg.norm(real[:, None] - fake[None], axis=2)
     near_real, near_fake = distances <= radius(real)[:, None], distances <= radius(fake)[None]
@@ -64,7 +64,7 @@ def found(real, fake, k):
 
 
 @pytest.mark.parametrize("k", [1, 3, 5])
-def test_neighbours_are_scikit_learns(x64, k):
+def test_neighbours_are_those_of_scikit_learn(x64, k):
     real, fake = normal(0, 60, 4), normal(1, 45, 4) * 0.7 + 0.9
     numbers = found(real, fake, k)
     np.testing.assert_allclose(numbers, sklearns(real, fake, k), rtol=1e-12)
@@ -73,11 +73,11 @@ def test_neighbours_are_scikit_learns(x64, k):
 
 
 def test_neighbours_are_found_once_for_many_sets(x64):
-    """What a set comes with is what it would be asked for, for any k up to that, and is not computed again."""
+    """A set with stored neighbours gives the same results for any k up to the stored one, without computing them again."""
     real, fake = jnp.asarray(normal(0, 60, 4)), jnp.asarray(normal(1, 45, 4)) * 0.7 + 0.9
     known, samples = gj.metrics.neighbours(real), gj.metrics.neighbours(fake, 3)
-    told = NearestNeighbors(n_neighbors=6).fit(real).kneighbors(real)[0][:, 1:]
-    np.testing.assert_allclose(known.nearest, told**2, rtol=1e-12)
+    nearest = NearestNeighbors(n_neighbors=6).fit(real).kneighbors(real)[0][:, 1:]
+    np.testing.assert_allclose(known.nearest, nearest**2, rtol=1e-12)
     for k in (1, 3):
         np.testing.assert_array_equal(
             gj.metrics.precision_recall(known, samples, k), gj.metrics.precision_recall(real, fake, k)
@@ -88,12 +88,12 @@ def test_neighbours_are_found_once_for_many_sets(x64):
 
 
 @pytest.mark.parametrize("offset", [0, 4096])
-def test_ties_and_duplicates(offset):
-    """Whole numbers, of which many are equal and many as far apart as others: distances have no rounding, wherever they lie."""
+def test_ties_and_duplicates_are_exact(offset):
+    """The points are integers with many duplicates and equal distances, so distances have no rounding at any offset."""
     rng = np.random.default_rng(3)
     real, fake = rng.integers(0, 4, (50, 2)), rng.integers(1, 6, (40, 2))
     table = lambda a, b: ((a[:, None] - b[None]) ** 2).sum(2)
-    # Numbers of the points' own places are left out by their place, not by their distance.
+    # A point is excluded from its own neighbours by its index and not by its distance.
     others = lambda x: np.sort(table(x, x)[~np.eye(len(x), dtype=bool)].reshape(len(x), -1), axis=1)
     for k in (1, 4):
         near_real = table(real, fake) <= others(real)[:, k - 1, None]
@@ -105,7 +105,7 @@ def test_ties_and_duplicates(offset):
         )
 
 
-def test_the_same_set_is_all_near_itself_and_a_far_one_is_not():
+def test_a_set_matches_itself_and_does_not_match_a_distant_one():
     real = normal(0, 50, 3).astype(np.float32)
     assert [float(v) for v in (*gj.metrics.precision_recall(real, real), gj.metrics.density_coverage(real, real)[1])] == [
         1,
@@ -115,8 +115,8 @@ def test_the_same_set_is_all_near_itself_and_a_far_one_is_not():
     assert [float(v) for v in found(real, real + 100, 3)] == [0, 0, 0, 0]
 
 
-def test_density_and_coverage_of_one_law(x64):
-    """On average 1, and `1 - (N - 1) ... (N - k) / ((N + M - 1) ... (N + M - k))`, whatever the law."""
+def test_density_and_coverage_of_one_law_have_their_expected_values(x64):
+    """On average 1, and `1 - (N - 1) ... (N - k) / ((N + M - 1) ... (N + M - k))`, for any law."""
     sets = jax.random.normal(jax.random.key(0), (400, 30, 3)) ** 3
     density, coverage = jax.vmap(lambda x: gj.metrics.density_coverage(x[:18], x[18:], 2))(sets)
     for numbers, expected in ((density, 1), (coverage, 1 - 17 * 16 / (29 * 28))):
@@ -126,15 +126,15 @@ def test_density_and_coverage_of_one_law(x64):
 
 
 def test_sliced_wasserstein_on_a_line_is_wasserstein(x64):
-    """Of sets of two sizes, by copying both to a common one and pairing what is sorted."""
+    """For sets of two sizes, both are repeated to a common size, sorted, and paired."""
     a, b = np.asarray(jax.random.normal(jax.random.key(0), (6,))), 2 * np.asarray(jax.random.normal(jax.random.key(1), (4,)))
     gap = np.sort(np.repeat(a, 2)) - np.sort(np.repeat(b, 3))
     found = gj.metrics.sliced_wasserstein(jnp.asarray(a)[:, None], jnp.asarray(b)[:, None], jax.random.key(2), projections=3)
     np.testing.assert_allclose(found, np.sqrt((gap**2).mean()), rtol=1e-12)
 
 
-def test_sliced_wasserstein_in_closed_form(x64):
-    """A shift by d in D dimensions: `|d| / sqrt(D)`. Two round Gaussians: the difference of their deviations."""
+def test_sliced_wasserstein_is_its_closed_form(x64):
+    """A shift by d in D dimensions gives `|d| / sqrt(D)`. Two isotropic Gaussians give the difference of their deviations."""
     a = jax.random.normal(jax.random.key(0), (2000, 3))
     shift = jnp.array([[1.0, -2.0, 2.0]])
     shifted = gj.metrics.sliced_wasserstein(a[:50], a[:50] + shift, jax.random.key(1), projections=4000)
@@ -173,8 +173,8 @@ def test_discrepancies_are_averages_over_pairs(x64, metric, kernel):
         metric(jnp.asarray(a[:1]), jnp.asarray(b))
 
 
-def test_gradients_in_float32_far_from_zero():
-    """Shifts that float32 holds exactly change nothing; points that are equal pull with no force."""
+def test_gradients_in_float32_stay_accurate_far_from_zero():
+    """Shifts that float32 represents exactly change nothing. The gradient between equal points is 0."""
     a, b = (np.round(64 * normal(seed, 40, 3)) / 64 for seed in (0, 1))
     b = np.concatenate([b, a[:3]])
     slope = jax.grad(gj.metrics.energy_distance)
@@ -184,12 +184,14 @@ def test_gradients_in_float32_far_from_zero():
 
 
 def test_discrepancies_are_unbiased(x64):
-    """Over many tiny sets of two Gaussians they average to the laws' own: biased ones are off by ten standard errors."""
+    """The averages over many tiny sets of two Gaussians are the exact values. Biased estimates would be off by ten standard
+    errors.
+    """
     a, b = jax.random.normal(jax.random.key(0), (2, 8000, 4, 1))
     b = b[:, :3] + 0.5
     metrics = lambda a, b: (gj.metrics.energy_distance(a, b), gj.metrics.mmd(a, b, 1.0), gj.metrics.kid(a / 2, b / 2))
     energy, mmd, kid = jax.vmap(metrics)(a, b)
-    # |X - Y| of N(d, 2), and exp(-(X - Y)^2 / 2) of the same; of the cubic kernel, the differences of the first three moments.
+    # E|X - Y| and E exp(-(X - Y)^2 / 2) for N(d, 2). For the cubic kernel, the differences of the first three moments.
     spread = lambda d: 2 / np.sqrt(np.pi) * np.exp(-(d**2) / 4) + d * (2 * norm.cdf(d / np.sqrt(2)) - 1)
     kernel = lambda d: np.sqrt(1 / 3) * np.exp(-(d**2) / 6)
     cubic = ((0.5**3 + 3 * 0.5) / 8) ** 2 + 3 * (0.25 / 4) ** 2 + 3 * (0.5 / 2) ** 2
@@ -199,8 +201,8 @@ def test_discrepancies_are_unbiased(x64):
         assert found.std() / np.sqrt(8000) < 0.05
 
 
-def test_kid_over_subsets(x64):
-    """All points in each: the KID, with no error. Some: as far from it as the error says, over many draws of the subsets."""
+def test_kid_over_subsets_has_the_mean_and_the_error_of_its_draws(x64):
+    """With all points in each subset it is the KID with error 0. With fewer, the reported error is that of many draws."""
     a, b = jnp.asarray(normal(0, 30, 2)), jnp.asarray(normal(1, 30, 2) + 0.5)
     whole = gj.metrics.kid(a, b)
     mean, error = gj.metrics.kid_subsets(a, b, jax.random.key(0), subsets=3, size=30)

@@ -1,4 +1,4 @@
-"""The convolution of the networks: that of jax.lax and all its derivatives, in the order of axes that is fast in loops."""
+"""The convolution of the networks has the values and derivatives of jax.lax, with an axis order that is fast in loops."""
 
 import functools
 import re
@@ -64,7 +64,7 @@ def test_values_and_derivatives_are_those_of_lax(name):
 
 
 def loop(convolve):
-    """Ascent along the gradient of two convolutions in a scan, as XLA compiles it."""
+    """Gradient ascent through two convolutions in a scan, as XLA compiles it."""
 
     def step(x, kernel):
         return jax.grad(lambda x: (convolve(jnp.tanh(convolve(x, kernel)), kernel) ** 2).sum())(x)
@@ -77,15 +77,15 @@ def orders(program):
     return set(re.findall(r" convolution\(.*dim_labels=(\w+)->", program))
 
 
-def test_gradients_in_a_scan_have_the_axes_that_are_fast():
+def test_gradients_in_a_scan_have_the_fast_axis_order():
     same = {"window_strides": (1, 1), "padding": "SAME", "dimension_numbers": HWIO}
     slow = orders(loop(functools.partial(lax.conv_general_dilated, **same)))
-    assert "b01f_01oi" in slow, "XLA has mended it: conv_general_dilated is not needed any more"
+    assert "b01f_01oi" in slow, "XLA has fixed it: conv_general_dilated is no longer needed"
     assert orders(loop(functools.partial(networks.conv_general_dilated, **same))) == {"b01f_01io"}
 
 
 @pytest.mark.parametrize("family", ["networks", "pretrained"])
-def test_the_networks_use_it(family):
+def test_the_networks_use_this_convolution(family):
     if family == "networks":
         config = networks.UNetConfig((8, 8, 1), classes=3, widths=(8, 16), heads=2)
         network = networks.UNetClassifier(config, rngs=nnx.Rngs(0))

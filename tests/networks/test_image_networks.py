@@ -26,7 +26,7 @@ TOKENS = Tokens(LABELS, jax.random.normal(jax.random.key(2), (B, 4, 5)), jnp.ara
 
 
 def noisy(params):
-    """Moved off the zeros that some layers start from."""
+    """Adds noise to the parameters, because some layers start at zero."""
     leaves, treedef = jax.tree.flatten(params)
     moved = [p + 0.2 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys(len(leaves)), strict=True)]
     return jax.tree.unflatten(treedef, moved)
@@ -57,7 +57,7 @@ def test_a_config_is_json(kind):
     assert hash(read) == hash(config)
 
 
-def test_patches_are_squares_of_pixels_and_come_back():
+def test_patches_are_squares_of_pixels_and_can_be_inverted():
     x = jax.random.normal(jax.random.key(0), (2, 4, 6, 3))
     h = layers.patchify(x, 2)
     for i in range(2):
@@ -92,7 +92,7 @@ def test_attention_and_its_gradient_are_those_of_jax():
 
 
 @pytest.mark.parametrize("kind", ["unet", "dit"])
-def test_bfloat16_computes_nearly_the_same_with_float32_parameters_and_output(kind):
+def test_bfloat16_is_close_to_float32_with_float32_parameters_and_output(kind):
     apply, params = awake(kind, dtype="bfloat16")
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     out, exact = jax.jit(apply)(params, *inputs(kind)), np.asarray(output(kind))
@@ -104,7 +104,7 @@ def test_bfloat16_computes_nearly_the_same_with_float32_parameters_and_output(ki
 
 
 @pytest.mark.parametrize("kind", ["unet", "dit"])
-def test_at_first_the_output_is_zero(kind):
+def test_the_initial_output_is_zero(kind):
     network, config = KINDS[kind]
     apply, params = gj.networks.from_nnx(network(config, rngs=nnx.Rngs(0)))
     assert output(kind).all()
@@ -125,7 +125,7 @@ def test_remat_saves_memory_and_changes_no_gradient(kind):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6 * largest), gradient, same)
 
 
-def test_tokens_are_heard_and_those_masked_are_not():
+def test_tokens_have_an_effect_and_masked_tokens_have_none():
     apply, params = awake("dit")
     apply = jax.jit(apply)
     out, mask = output("dit"), TOKENS.mask
@@ -135,11 +135,11 @@ def test_tokens_are_heard_and_those_masked_are_not():
     assert (np.abs(apply(params, X, T, louder) - out).max((1, 2, 3)) > 1e-3).all()
     turned = TOKENS._replace(tokens=TOKENS.tokens[:, ::-1], mask=mask[:, ::-1])
     np.testing.assert_allclose(apply(params, X, T, turned), out, rtol=1e-4, atol=1e-5)
-    alone = Tokens(LABELS[1:2], TOKENS.tokens[1:2, :2], mask[1:2, :2])  # the two that are there, and no room for more
+    alone = Tokens(LABELS[1:2], TOKENS.tokens[1:2, :2], mask[1:2, :2])  # only the two valid tokens, without padding
     np.testing.assert_allclose(apply(params, X[1:2], T[1:2], alone), out[1:2], rtol=1e-4, atol=1e-5)
 
 
-def test_without_tokens_is_the_null_condition_whose_gradient_is_finite():
+def test_a_condition_without_tokens_is_the_null_condition_with_a_finite_gradient():
     apply, params = awake("dit")
     null = TOKENS._replace(mask=jnp.zeros_like(TOKENS.mask))
     out, pull = jax.vjp(lambda params: jax.jit(apply)(params, X, T, null), params)
@@ -148,7 +148,7 @@ def test_without_tokens_is_the_null_condition_whose_gradient_is_finite():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(pull(out)))
 
 
-def test_tokens_join_a_perturbed_condition_and_wrong_ones_are_told():
+def test_tokens_join_a_perturbed_condition_and_wrong_tokens_raise():
     apply, params = awake("dit")
     asked = Perturbed(TOKENS, skip=jnp.array([False, True, False]))
     out = jax.jit(apply)(params, X, T, asked)
@@ -161,7 +161,7 @@ def test_tokens_join_a_perturbed_condition_and_wrong_ones_are_told():
 
 
 @pytest.mark.parametrize("normed", [True, False])
-def test_normed_queries_and_keys_have_no_scale(normed):
+def test_normalised_queries_and_keys_do_not_depend_on_scale(normed):
     block = DiT(dataclasses.replace(DIT, qk_norm=normed, blocks=1), rngs=nnx.Rngs(0)).blocks[0]
     h = jax.random.normal(jax.random.key(0), (B, 4, 16))
     before = block.attend(h, None)
@@ -171,7 +171,7 @@ def test_normed_queries_and_keys_have_no_scale(normed):
     assert difference < 1e-5 if normed else difference > 1e-2
 
 
-def test_attention_over_pixels_moves_with_them():
+def test_attention_over_pixels_moves_with_the_pixels():
     module = Attention(16, UNET, rngs=nnx.Rngs(0))
     module.project.kernel[...] = jax.random.normal(jax.random.key(0), (16, 16))
     h = jax.random.normal(jax.random.key(1), (B, 4, 4, 16))
@@ -181,7 +181,7 @@ def test_attention_over_pixels_moves_with_them():
     assert np.abs(module(h) - h).max() > 0.1
 
 
-def test_pooling_is_attention_of_the_mean_which_forgets_order_but_for_the_places():
+def test_pooling_is_attention_of_the_mean_and_knows_order_only_by_the_positions():
     pool = AttentionPool(6, 8, 2, "float32", rngs=nnx.Rngs(0))
     h = jax.random.normal(jax.random.key(1), (B, 6, 8))
     order = np.array([3, 0, 5, 1, 4, 2])
@@ -198,7 +198,7 @@ def test_pooling_is_attention_of_the_mean_which_forgets_order_but_for_the_places
     np.testing.assert_allclose(pool(h[:, order]), pool(h), rtol=1e-4, atol=1e-6)
 
 
-def test_the_classifier_listens_to_each_sample_alone_and_its_gradient_is_that_of_its_values():
+def test_the_classifier_treats_samples_separately_and_its_gradient_is_that_of_its_values():
     apply, params = awake("classifier")
     logits = jax.jit(apply)
     out = output("classifier")
@@ -213,7 +213,7 @@ def test_the_classifier_listens_to_each_sample_alone_and_its_gradient_is_that_of
     assert np.isfinite(score(jnp.zeros_like(X))).all()
 
 
-def test_features_are_what_the_logits_are_linear_in():
+def test_the_logits_are_linear_in_the_features():
     _, params = awake("classifier")
     module = UNetClassifier(UNET, rngs=nnx.Rngs(0))
     nnx.update(module, params)

@@ -24,7 +24,7 @@ NETWORKS = {
 
 @functools.cache
 def awake(name):
-    """A network and its parameters, moved off the zeros that some layers start from."""
+    """A network and its parameters with noise added, because some layers start at zero."""
     apply, params = gj.networks.from_nnx(NETWORKS[name](nnx.Rngs(0)))
     leaves, treedef = jax.tree.flatten(params)
     noisy = [p + 0.1 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys(len(leaves)), strict=True)]
@@ -32,7 +32,7 @@ def awake(name):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_network_listens_to_all_it_is_told_and_to_each_sample_alone(name):
+def test_a_network_depends_on_all_its_inputs_and_treats_samples_separately(name):
     apply, params = awake(name)
     apply = jax.jit(apply)
     x = jax.random.normal(jax.random.key(1), (4, 8, 8, 1))
@@ -45,7 +45,7 @@ def test_a_network_listens_to_all_it_is_told_and_to_each_sample_alone(name):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_label_outside_is_never_silently_another(name):
+def test_a_label_outside_the_range_is_never_replaced_by_another(name):
     apply, params = awake(name)
     x, t, compiled = jnp.ones((2, 8, 8, 1)), jnp.ones(2), jax.jit(apply)
     for outside in (4, -1):
@@ -57,7 +57,7 @@ def test_a_label_outside_is_never_silently_another(name):
         assert np.isnan(out[1]).all()
 
 
-def test_sampling_with_a_label_outside_is_told_before_any_compute():
+def test_sampling_with_a_label_outside_the_range_raises_before_any_computation():
     apply, params = awake("mlp")
     denoise = gj.denoiser(lambda x, t, cond: apply(params, x, t, cond), predicts="v")
     branches = gj.branches(denoise, cond=jnp.array([0, 7]), uncond=jnp.array([3, 3]))
@@ -68,7 +68,7 @@ def test_sampling_with_a_label_outside_is_told_before_any_compute():
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_network_learns_to_denoise(name):
-    """Three classes of constant images: a few steps bring the loss well below that of predicting nothing."""
+    """Three classes of constant images. A few steps reduce the loss far below that of predicting zero."""
     apply, params = gj.networks.from_nnx(NETWORKS[name](nnx.Rngs(0)))
     labels = jnp.arange(48) % 3
     x0 = jnp.broadcast_to(labels.astype(float)[:, None, None, None] - 1, (48, 8, 8, 1))
@@ -126,7 +126,7 @@ def test_linen_and_nnx_give_pure_functions_that_sample():
 
 
 def test_parameters_stay_arguments_of_the_program():
-    """Bound inside the jitted function, a network's weights are inputs of the program and not constants in it."""
+    """If they are bound inside the jitted function, the weights are inputs of the program and not constants."""
     apply, params = gj.networks.from_nnx(gj.networks.MLP((2,), 3, width=64, blocks=2, rngs=nnx.Rngs(0)))
     levels = gj.levels(gj.schedules.cosine(), 4, gj.spacings.karras())
 
@@ -139,7 +139,7 @@ def test_parameters_stay_arguments_of_the_program():
 
 
 def test_the_pure_function_of_a_module_is_data():
-    """It compares equal however often it is made, so it shares compiled programs; its other collections are leaves."""
+    """All copies of it compare equal, so they share compiled programs. Its other collections are leaves."""
     module = gj.networks.MLP((2,), 3, width=8, blocks=1, rngs=nnx.Rngs(0))
     assert gj.networks.from_nnx(module)[0] == gj.networks.from_nnx(module)[0]
     dense = Dense()
@@ -149,7 +149,7 @@ def test_the_pure_function_of_a_module_is_data():
     assert len(jax.tree.leaves(apply)) == 1
 
 
-def test_bad_input_is_told():
+def test_bad_input_raises():
     dit = lambda **changes: dataclasses.replace(DIT, **changes)
     unet = lambda **changes: dataclasses.replace(UNET, **changes)
     for build, message in [

@@ -1,4 +1,4 @@
-"""Perturbed forward passes of our own network: the perturbation is a part of the condition, so it joins the batch."""
+"""Perturbed forward passes of the DiT. The perturbation is part of the condition, so it joins the batch."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ X, T = jax.random.normal(jax.random.key(1), (B, 8, 8, 1)), jnp.linspace(0.2, 0.8
 
 
 def dit(perturbed=(1,)):
-    """Moved off the zeros that some layers start from."""
+    """Adds noise to the parameters, because some layers start at zero."""
     config = gj.networks.DiTConfig((8, 8, 1), 3, width=16, blocks=2, heads=2, perturbed=perturbed)
     module = gj.networks.DiT(config, rngs=nnx.Rngs(0))
     apply, params = gj.networks.from_nnx(module)
@@ -35,7 +35,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_flag_perturbs_its_own_samples_alone(kind):
+def test_the_flag_perturbs_only_its_own_samples(kind):
     apply, params = dit()
     plain, weak = (apply(params, X, T, cond) for cond in KINDS[kind])
     np.testing.assert_allclose(plain, apply(params, X, T, LABELS), rtol=1e-4, atol=1e-5)
@@ -46,7 +46,7 @@ def test_the_flag_perturbs_its_own_samples_alone(kind):
     np.testing.assert_allclose(out[1::2], weak[1::2], rtol=1e-4, atol=1e-5)
 
 
-def test_a_skipped_block_is_a_block_that_does_nothing():
+def test_a_skipped_block_is_a_block_with_zero_gates():
     apply, params = dit()
     modulation = params["blocks"][1]["modulation"]
     closed = jax.tree.map(jnp.zeros_like, modulation)  # its gates are zero
@@ -56,8 +56,8 @@ def test_a_skipped_block_is_a_block_that_does_nothing():
     )
 
 
-def test_identity_attention_is_attention_of_which_each_token_sees_itself():
-    """With huge, equal queries and keys the softmax picks the token itself: made so by hand in one block."""
+def test_identity_attention_is_attention_of_each_token_to_itself():
+    """With huge, equal queries and keys in one block, the softmax selects the token itself."""
     module = gj.networks.DiT(gj.networks.DiTConfig((8, 8, 1), 3, width=16, blocks=1, heads=2), rngs=nnx.Rngs(0))
     h = jax.random.normal(jax.random.key(2), (B, 16, 16))
     block = module.blocks[0]
@@ -66,7 +66,7 @@ def test_identity_attention_is_attention_of_which_each_token_sees_itself():
     np.testing.assert_allclose(identity, block.project(v), rtol=1e-5, atol=1e-6)
 
 
-def test_infinitely_blurred_queries_attend_alike_and_a_blur_is_a_gaussian():
+def test_infinitely_blurred_queries_attend_alike_and_a_blur_is_gaussian():
     q = jax.random.normal(jax.random.key(3), (B, 16, 2, 3))
     np.testing.assert_allclose(blur(q, (4, 4), jnp.zeros(B)), q, rtol=1e-6)
     everywhere = blur(q, (4, 4), jnp.full(B, jnp.inf))
@@ -81,8 +81,8 @@ def test_infinitely_blurred_queries_attend_alike_and_a_blur_is_a_gaussian():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_guidance_away_from_it_is_one_call_for_all_branches(kind):
-    """`c + (w - 1) (c - u) + k (c - p)`, three branches merged into one batch."""
+def test_guidance_away_from_the_perturbed_branch_is_one_call_for_all_branches(kind):
+    """`c + (w - 1) (c - u) + k (c - p)`, with three branches in one batch."""
     apply, params = dit()
     calls = []
 
@@ -101,12 +101,12 @@ def test_guidance_away_from_it_is_one_call_for_all_branches(kind):
     by_hand = X
     for i in range(2):
         level, after = levels[i], levels[i + 1]
-        c, u, p = (denoise(by_hand, level, told) for told in branches.conds.values())
+        c, u, p = (denoise(by_hand, level, cond) for cond in branches.conds.values())
         mixed = c + (c - u) + 3 * (c - p)
         by_hand = after.alpha * mixed.x0 + after.sigma * mixed.eps
     np.testing.assert_allclose(x, by_hand, rtol=1e-3, atol=1e-3)
 
 
-def test_a_block_that_is_not_there_is_told():
+def test_a_block_that_does_not_exist_raises():
     with pytest.raises(ValueError, match=r"name blocks, counted from 0, got perturbed \(2,\) and blocks 2"):
         dit(perturbed=(2,))

@@ -1,4 +1,4 @@
-"""A reading of ADM in PyTorch, by the published names of its weights: what guided_diffusion/unet.py computes, written anew.
+"""ADM in PyTorch, with the published names of its weights: a rewrite of guided_diffusion/unet.py.
 
 Channels first, attention by explicit sums, every option of the released code; and the released sampler, step by step.
 """
@@ -18,32 +18,32 @@ def norm(channels):
 
 
 class Residual(nn.Module):
-    def __init__(self, channels, told, out, scale_shift, change=None):
+    def __init__(self, channels, embed_channels, out, scale_shift, change=None):
         super().__init__()
         self.scale_shift, self.change = scale_shift, change
         self.in_layers = nn.Sequential(norm(channels), nn.SiLU(), nn.Conv2d(channels, out, 3, padding=1))
-        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(told, 2 * out if scale_shift else out))
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embed_channels, 2 * out if scale_shift else out))
         self.out_layers = nn.Sequential(norm(out), nn.SiLU(), nn.Dropout(0.1), nn.Conv2d(out, out, 3, padding=1))
         self.skip_connection = nn.Identity() if channels == out else nn.Conv2d(channels, out, 1)
 
-    def forward(self, x, told):
+    def forward(self, x, embedded):
         h = self.in_layers[:2](x)
         if self.change == "up":
             h, x = (functional.interpolate(a, scale_factor=2, mode="nearest") for a in (h, x))
         elif self.change == "down":
             h, x = (functional.avg_pool2d(a, 2) for a in (h, x))
         h = self.in_layers[2](h)
-        told = self.emb_layers(told)[..., None, None]
+        embedded = self.emb_layers(embedded)[..., None, None]
         if self.scale_shift:
-            scale, shift = told.chunk(2, dim=1)
+            scale, shift = embedded.chunk(2, dim=1)
             h = self.out_layers[0](h) * (1 + scale) + shift
         else:
-            h = self.out_layers[0](h + told)
+            h = self.out_layers[0](h + embedded)
         return self.skip_connection(x) + self.out_layers[1:](h)
 
 
 def attend(qkv, heads, new_order):
-    """`[N, 3 C, T] -> [N, C, T]`; the rows of qkv are (head, part, channel), or (part, head, channel) in the new order."""
+    """`[N, 3 C, T] -> [N, C, T]`. The rows of qkv are (head, part, channel), or (part, head, channel) in the new order."""
     batch, rows, length = qkv.shape
     each = rows // (3 * heads)
     if new_order:
@@ -100,10 +100,10 @@ class Double(nn.Module):
         return self.conv(functional.interpolate(x, scale_factor=2, mode="nearest"))
 
 
-class Told(nn.Sequential):
-    def forward(self, x, told):
+class Conditioned(nn.Sequential):
+    def forward(self, x, embedded):
         for layer in self:
-            x = layer(x, told) if isinstance(layer, Residual) else layer(x)
+            x = layer(x, embedded) if isinstance(layer, Residual) else layer(x)
         return x
 
 
@@ -114,7 +114,7 @@ def sinusoids(t, width):
 
 
 class Encoder(nn.Module):
-    """What the U-Net and the classifier share."""
+    """The shared part of the U-Net and the classifier."""
 
     def __init__(
         self,
@@ -131,25 +131,27 @@ class Encoder(nn.Module):
         use_new_attention_order=False,
     ):
         super().__init__()
-        self.model_channels, self.told = model_channels, 4 * model_channels
+        self.model_channels, self.embed_channels = model_channels, 4 * model_channels
         self.scale_shift, self.updown, self.new_order = use_scale_shift_norm, resblock_updown, use_new_attention_order
         self.heads = lambda channels: num_heads if num_head_channels == -1 else channels // num_head_channels
-        self.time_embed = nn.Sequential(nn.Linear(model_channels, self.told), nn.SiLU(), nn.Linear(self.told, self.told))
+        self.time_embed = nn.Sequential(
+            nn.Linear(model_channels, self.embed_channels), nn.SiLU(), nn.Linear(self.embed_channels, self.embed_channels)
+        )
         self.attended = {image_size // side for side in attention_resolutions}
         channels = int(channel_mult[0] * model_channels)
-        self.input_blocks = nn.ModuleList([Told(nn.Conv2d(3, channels, 3, padding=1))])
+        self.input_blocks = nn.ModuleList([Conditioned(nn.Conv2d(3, channels, 3, padding=1))])
         self.kept, factor = [channels], 1
         for level, mult in enumerate(channel_mult):
             out = int(mult * model_channels)
             for _ in range(num_res_blocks):
-                self.input_blocks.append(Told(*self.layers(channels, out, factor)))
+                self.input_blocks.append(Conditioned(*self.layers(channels, out, factor)))
                 channels = out
                 self.kept.append(channels)
             if level < len(channel_mult) - 1:
-                self.input_blocks.append(Told(self.changing(channels, "down")))
+                self.input_blocks.append(Conditioned(self.changing(channels, "down")))
                 self.kept.append(channels)
                 factor *= 2
-        self.middle_block = Told(
+        self.middle_block = Conditioned(
             self.residual(channels, channels),
             Attention(channels, self.heads(channels), self.new_order),
             self.residual(channels, channels),
@@ -157,7 +159,7 @@ class Encoder(nn.Module):
         self.channels, self.factor = channels, factor
 
     def residual(self, channels, out, change=None):
-        return Residual(channels, self.told, out, self.scale_shift, change)
+        return Residual(channels, self.embed_channels, out, self.scale_shift, change)
 
     def changing(self, channels, change):
         if self.updown:
@@ -168,19 +170,19 @@ class Encoder(nn.Module):
         attention = [Attention(out, self.heads(out), self.new_order)] if factor in self.attended else []
         return [self.residual(channels, out), *attention]
 
-    def encode(self, x, told):
+    def encode(self, x, embedded):
         given = []
         for block in self.input_blocks:
-            x = block(x, told)
+            x = block(x, embedded)
             given.append(x)
-        return self.middle_block(x, told), given
+        return self.middle_block(x, embedded), given
 
 
 class UNet(Encoder):
     def __init__(self, *, num_classes, learn_sigma, **sizes):
         super().__init__(**sizes)
         if num_classes is not None:
-            self.label_emb = nn.Embedding(num_classes, self.told)
+            self.label_emb = nn.Embedding(num_classes, self.embed_channels)
         channels, factor, kept, mults = self.channels, self.factor, list(self.kept), sizes["channel_mult"]
         self.output_blocks = nn.ModuleList()
         for level in range(len(mults) - 1, -1, -1):
@@ -191,16 +193,16 @@ class UNet(Encoder):
                 if level > 0 and i == sizes["num_res_blocks"]:
                     layers.append(self.changing(channels, "up"))
                     factor //= 2
-                self.output_blocks.append(Told(*layers))
+                self.output_blocks.append(Conditioned(*layers))
         self.out = nn.Sequential(norm(channels), nn.SiLU(), nn.Conv2d(channels, 6 if learn_sigma else 3, 3, padding=1))
 
     def forward(self, x, t, y=None):
-        told = self.time_embed(sinusoids(t, self.model_channels))
+        embedded = self.time_embed(sinusoids(t, self.model_channels))
         if y is not None:
-            told = told + self.label_emb(y)
-        h, given = self.encode(x, told)
+            embedded = embedded + self.label_emb(y)
+        h, given = self.encode(x, embedded)
         for block in self.output_blocks:
-            h = block(torch.cat([h, given.pop()], dim=1), told)
+            h = block(torch.cat([h, given.pop()], dim=1), embedded)
         return self.out(h)
 
 
@@ -216,7 +218,7 @@ class Classifier(Encoder):
 
 
 def randomised(network, seed):
-    """Every weight drawn, those too that training starts from 0 or 1."""
+    """Draws every weight at random, also those that training initialises to 0 or 1."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in network.named_parameters():
@@ -229,7 +231,7 @@ def randomised(network, seed):
 
 
 class Spaced:
-    """The released sampler on some of the training steps, `t`, increasing: its tables by the equations of the papers."""
+    """The released sampler on a subset of the training steps, `t`, increasing. Its tables follow the papers' equations."""
 
     def __init__(self, betas, t):
         cumulative = np.cumprod(1 - betas)[t]
@@ -240,7 +242,7 @@ class Spaced:
         self.small_logs = np.log(np.append(self.small[1], self.small[1:]))
 
     def predicted(self, network, x, i, y):
-        """The clipped x0 and the log variance of step i, `network(x, t, y)` with v in the second half of its channels."""
+        """The clipped x0 and the log variance of step i. `network(x, t, y)` has v in the second half of its channels."""
         out, v = network(x, torch.full((len(x),), float(self.t[i])), y).chunk(2, dim=1)
         a = self.cumulative[i]
         x0 = (x / math.sqrt(a) - math.sqrt(1 / a - 1) * out).clamp(-1, 1)
@@ -266,7 +268,7 @@ class Spaced:
 
 
 def gradient_of(classifier, scale):
-    """`scale grad log p(y | x)` of a classifier, as the released script takes it."""
+    """`scale grad log p(y | x)` of a classifier, as the released script computes it."""
 
     def gradient(x, t, y):
         with torch.enable_grad():

@@ -1,4 +1,4 @@
-"""Both sides in float64 to 1e-8, and both in float32, the reference as it is shipped, to 1e-5."""
+"""Both sides run in float64 to 1e-8, and in float32, the reference's own precision, to 1e-5."""
 
 import jax
 import pytest
@@ -10,7 +10,7 @@ def tolerance(request, monkeypatch):
         yield request.param
         return
     torch = pytest.importorskip("torch")
-    # diffusers casts to float32 in places: its formulae are compared here, not that rounding.
+    # diffusers casts to float32 in places. This compares its formulae without that rounding.
     monkeypatch.setattr(torch, "float32", torch.float64)
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
     with jax.enable_x64(True):

@@ -1,4 +1,4 @@
-"""The layouts in which tokenisers and whole directories are published, old and new, as their files are typed."""
+"""The layouts in which tokenisers and whole directories are published, old and new, as they are in the files."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ def typed(content, **flags):
     return {"__type": "AddedToken", "content": content, **OLD, **flags}
 
 
-# What CompVis/stable-diffusion-v1-4 has, the first that were published; 1.5 is alike.
+# The files of CompVis/stable-diffusion-v1-4, the first to be published. Those of 1.5 are alike.
 FIRST_CONFIG = {
     "add_prefix_space": False,
     "bos_token": typed(START),
@@ -38,9 +38,9 @@ FIRST_MAP = {
     "pad_token": END,
     "unk_token": {"content": END, **OLD},
 }
-# stabilityai/stable-diffusion-2, -2-base and -2-1: the two files do not agree.
+# The files of stabilityai/stable-diffusion-2, -2-base and -2-1. The two files do not agree.
 SECOND_MAP = FIRST_MAP | {"pad_token": "!"}
-# What transformers 4.34 and later wrote: all in one file.
+# The layout of transformers 4.34 and later: all in one file.
 LATER_DECODER = {
     "0": {"content": "!", **PLAIN, "special": True},
     "523": {"content": START, **OLD, "special": True},
@@ -116,11 +116,11 @@ OLD_SCHEDULER = {
     "set_alpha_to_one",
     "trained_betas",
 }
-"""The settings that the files of before version 0.9 have."""
+"""The settings in the files from before version 0.9."""
 
 
 def write(directory, layout, model=None, window=WINDOW):
-    """The files of a tokeniser in a layout; the vocabulary in one file with all the rest where `model` is its text."""
+    """Writes the files of a tokeniser in a layout. If `model` is its text, one file holds the vocabulary with all the rest."""
     directory.mkdir(parents=True)
     if model is None:
         (directory / "vocab.json").write_text(json.dumps(vocabulary()))
@@ -135,7 +135,7 @@ def write(directory, layout, model=None, window=WINDOW):
 
 
 def aged(directory):
-    """A saved pipeline in the layout of Stable Diffusion 1.x of before version 0.9: fewer settings, pickles, older names."""
+    """A saved pipeline in the layout of Stable Diffusion 1.x before version 0.9: fewer settings, pickles, older names."""
     settings = json.loads((directory / "unet" / "config.json").read_text())
     settings = {name: settings[name] for name in settings if name in OLD_UNET} | {"_diffusers_version": "0.2.2"}
     (directory / "unet" / "config.json").write_text(json.dumps(settings | {"sample_size": 32}))
@@ -158,13 +158,13 @@ def aged(directory):
 
 
 def older(name):
-    """Of the autoencoder's attention, whose layers are called otherwise since version 0.18."""
+    """The older name of a weight of the autoencoder's attention, whose layers were renamed in version 0.18."""
     for new, old in ((".to_q.", ".query."), (".to_k.", ".key."), (".to_v.", ".value."), (".to_out.0.", ".proj_attn.")):
         name = name.replace(new, old) if ".attentions." in name else name
     return name
 
 
 def retokenised(directory, name, layout):
-    """A saved pipeline's tokeniser in another layout."""
+    """A saved pipeline with its tokeniser in another layout."""
     shutil.rmtree(directory / name)
     write(directory / name, LAYOUTS[layout], window=13)

@@ -1,4 +1,4 @@
-"""Tiny random text-to-image pipelines, made by the classes of diffusers and transformers. Importing it skips without."""
+"""Tiny random text-to-image pipelines of diffusers and transformers. Modules that import this one are skipped without them."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def publish_tokenizer(directory, pad="<|endoftext|>", window=13, **more):
 
 
 def randomised(module):
-    """Every weight random, norms' too; such that signals keep their size."""
+    """Draws every weight at random, also those of norms, with scales that keep the size of the signals."""
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             fan = parameter[0].numel() if parameter.dim() > 1 else 25
@@ -116,7 +116,7 @@ def xl(directory, scheduler):
 
 
 def refiner(directory, scheduler):
-    """Like the refiner of Stable Diffusion XL: one encoder, and images to begin with."""
+    """Like the refiner of Stable Diffusion XL: one encoder, and runs that start from images."""
     pipeline = diffusers.StableDiffusionXLImg2ImgPipeline(
         vae=vae(scaling_factor=0.13),
         text_encoder=None,

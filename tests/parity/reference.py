@@ -1,4 +1,4 @@
-"""diffusers, the PyTorch reference, on the arrays of this library. Modules that import this one skip without it."""
+"""diffusers, the PyTorch reference, on the arrays of this library. Modules that import this one are skipped without it."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,11 +15,11 @@ torch.set_num_threads(1)
 STEPS = 10
 
 BRANCHES = {"pred_cond": "cond", "pred_uncond": "uncond", "pred_cond_modality": "modality"}
-"""Our name of each prediction; all others are perturbed ones."""
+"""This library's name of each prediction. All others are perturbed predictions."""
 
 
 def to_torch(x):
-    """Channels last to channels first."""
+    """From channels last to channels first."""
     return torch.from_numpy(np.moveaxis(np.asarray(x), -1, 1).copy())
 
 
@@ -28,7 +28,7 @@ def from_torch(x):
 
 
 def close(ours, theirs, tolerance):
-    """Beside the largest value of the array, or 1 where it is less."""
+    """Compares relative to the largest absolute value of the array, or to 1 if that is smaller."""
     ours, theirs = np.asarray(ours), np.asarray(theirs)
     assert ours.shape == theirs.shape
     assert ours.dtype == theirs.dtype
@@ -37,7 +37,7 @@ def close(ours, theirs, tolerance):
 
 
 def guide(guider, predictions, number=0, steps=1):
-    """The guider's prediction in a step of a run, from those of the predictions that it asks for there."""
+    """The guider's result in one step of a run, from the predictions that it requests."""
     guider.set_state(number, steps, None)
     asked = guider.prepare_inputs({})
     for batch in asked:
@@ -46,7 +46,7 @@ def guide(guider, predictions, number=0, steps=1):
 
 
 def prepared(scheduler, steps=STEPS):
-    """Its tables in the precision of the test; some of them it makes in float32 in any case."""
+    """The scheduler with its tables in the precision of the test. It computes some of them in float32 in any case."""
     scheduler.set_timesteps(steps)
     for name in ("sigmas", "alphas_cumprod", "timesteps"):
         table = getattr(scheduler, name, None)
@@ -56,7 +56,7 @@ def prepared(scheduler, steps=STEPS):
 
 
 def cumulative(scheduler):
-    """alpha and sigma of the levels of schedulers that keep the product of (1 - beta)."""
+    """alpha and sigma of the levels of schedulers that store the product of (1 - beta)."""
     end = getattr(scheduler, "final_alpha_cumprod", torch.tensor(1.0)).to(scheduler.alphas_cumprod.dtype)
     squared = torch.cat([scheduler.alphas_cumprod[scheduler.timesteps], end.reshape(1)])
     return squared**0.5, (1 - squared) ** 0.5
@@ -70,12 +70,12 @@ def levels_of(scheduler, process):
 
 
 def network(xp, x, t, cond):
-    """One that depends on all that it is told, in either framework."""
+    """A network that depends on all of its inputs, in either framework."""
     return xp.tanh(0.6 * x + (1 + 0.5 * xp.sin(t.reshape(-1, *[1] * (x.ndim - 1)))) * cond)
 
 
 def walk(scheduler, output, x, **options):
-    """A whole run of a scheduler that has its timesteps; `output(number, x, t)` is the network's, guided."""
+    """A whole run of a scheduler with given timesteps. `output(number, x, t)` is the guided output of the network."""
     scaled = getattr(scheduler, "scale_model_input", lambda x, t: x)
     for number, t in enumerate(scheduler.timesteps):
         x = scheduler.step(output(number, scaled(x, t), t.to(x.dtype)), t, x, **options).prev_sample

@@ -1,4 +1,4 @@
-"""ADM, its classifier and a whole run of ADM-G against PyTorch, on random weights saved by the published names."""
+"""ADM, its classifier and a whole run of ADM-G against PyTorch, on random weights saved under the published names."""
 
 import dataclasses
 from typing import Any
@@ -32,7 +32,7 @@ VARIANTS = {
 
 
 def reference(config, kind=UNet, seed=0):
-    """The PyTorch network of a configuration, all its weights random."""
+    """The PyTorch network of a configuration, with random weights."""
     sizes = dataclasses.asdict(config)
     del sizes["in_channels"]
     sizes["num_head_channels"] = -1 if config.num_head_channels is None else config.num_head_channels
@@ -48,18 +48,18 @@ def saved(network, path):
 
 
 def ours(config, network, path, module: Any = adm.ADM):
-    """The pure function with the weights that PyTorch saved, and these."""
+    """The pure function with the weights that PyTorch saved, and the weights."""
     return networks.from_nnx(pretrained.load(lambda rngs: module(config, rngs=rngs), saved(network, path / "w.pt")))
 
 
 def images(seed, *shape):
-    """The same in both layouts."""
+    """The same images in both layouts."""
     x = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
     return jnp.asarray(x), torch.from_numpy(x.transpose(0, 3, 1, 2).copy())
 
 
 def close(found, expected, tolerance=2e-5):
-    """Channels last beside channels first, of values of about 1 to a few."""
+    """Compares channels last with channels first, for values of order 1."""
     expected = np.moveaxis(expected.detach().numpy(), 1, -1)
     assert found.shape == expected.shape
     assert np.abs(np.asarray(found) - expected).max() <= tolerance
@@ -67,7 +67,7 @@ def close(found, expected, tolerance=2e-5):
 
 
 @pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
-def test_every_variant_gives_what_pytorch_gives(config, tmp_path):
+def test_every_variant_has_the_outputs_of_pytorch(config, tmp_path):
     network = reference(config)
     apply, params = ours(config, network, tmp_path)
     x, theirs = images(1, 3, 24, 40, 3)
@@ -88,7 +88,7 @@ CLASSIFIERS = {
 
 
 @pytest.mark.parametrize("config", CLASSIFIERS.values(), ids=CLASSIFIERS)
-def test_the_classifier_and_its_gradient_are_what_pytorch_gives(config, tmp_path):
+def test_the_classifier_and_its_gradient_are_those_of_pytorch(config, tmp_path):
     network = reference(config, Classifier)
     apply, params = ours(config, network, tmp_path, adm.ADMClassifier)
     x, theirs = images(2, 3, 32, 32, 3)
@@ -136,7 +136,7 @@ def run(guided, guidance, sampler, levels, start):
 
 
 def test_a_whole_run_of_adm_g_is_the_released_samplers(guided):
-    """With `last`; without, but for the mean of the very last step, which moves by less than the first beta, 1e-4."""
+    """With `last` it is. Without, the mean of the very last step differs, by less than the first beta, 1e-4."""
     unet, classifier, *_ = guided
     schedule, steps = gj.schedules.ddpm_linear(), 7
     levels = gj.levels(schedule, steps, gj.spacings.uniform())
@@ -146,7 +146,7 @@ def test_a_whole_run_of_adm_g_is_the_released_samplers(guided):
 
     @torch.no_grad()
     def released(gradient):
-        """The run, and its last prediction of x0, which moves by the classifier alone."""
+        """The run and its last prediction of x0, which only the classifier shifts."""
         x, before = noisy, noisy
         for number in range(steps):
             drawn = sampler_noise(keys(2), levels, number, start)
@@ -186,12 +186,12 @@ def test_a_whole_run_of_guided_ddim_is_the_released_samplers(guided):
     ("kind", "module", "lost"),
     [(UNet, adm.ADM, "input_blocks.2.0.in_layers.2.weight"), (Classifier, adm.ADMClassifier, "out.2.positional_embedding")],
 )
-def test_weights_that_do_not_fit_are_named(kind, module, lost, tmp_path):
+def test_the_error_names_weights_that_do_not_fit(kind, module, lost, tmp_path):
     held = reference(SMALL, kind).state_dict()
     del held[lost]
     held["middle_block.1.qkv.weight"] = torch.zeros(64, 192, 1)
     held["middle_block.1.relative.weight"] = torch.zeros(3)
     torch.save(held, tmp_path / "w.pt")
-    told = rf"1 missing: {lost}; 1 left over: middle_block\.1\.relative\.weight; 1 of another shape: middle_block\.1\.qkv"
-    with pytest.raises(ValueError, match=told):
+    message = rf"1 missing: {lost}; 1 left over: middle_block\.1\.relative\.weight; 1 of another shape: middle_block\.1\.qkv"
+    with pytest.raises(ValueError, match=message):
         pretrained.load(lambda rngs: module(SMALL, rngs=rngs), pretrained.open_weights(tmp_path / "w.pt"))

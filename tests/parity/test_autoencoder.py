@@ -1,4 +1,4 @@
-"""The autoencoder against diffusers' AutoencoderKL, from the directory that its own `save_pretrained` writes."""
+"""The autoencoder against diffusers' AutoencoderKL, read from the directory that its `save_pretrained` writes."""
 
 import json
 
@@ -27,7 +27,7 @@ CONFIGS = {
 
 
 def random_reference(name):
-    """The autoencoder, every weight random and none near zero."""
+    """The autoencoder with random weights, none near zero."""
     widths, settings = CONFIGS[name]
     torch.manual_seed(0)
     model = diffusers.AutoencoderKL(
@@ -85,7 +85,7 @@ def test_the_scales_of_the_latents_are_read(both):
 
 
 @pytest.mark.parametrize("pixel", [False, True], ids=["dense", "convolutions of one pixel"])
-def test_a_file_of_older_names(pixel, tmp_path):
+def test_a_file_with_older_names_gives_the_same_decodings(pixel, tmp_path):
     model = random_reference("three levels")
     z = draw(2, 3, 5, 4)
     weights = {}

@@ -1,4 +1,4 @@
-"""CLIP's text encoders against transformers', on weights that it saved."""
+"""CLIP's text encoders against those of transformers, on weights that transformers saved."""
 
 import json
 
@@ -32,7 +32,7 @@ VARIANTS = {
 
 
 def saved(directory, options):
-    """transformers' encoder with every weight random, in a directory."""
+    """A directory with an encoder of transformers with random weights."""
     config = transformers.CLIPTextConfig(**SIZES, **options)
     kind = transformers.CLIPTextModelWithProjection if "projection_dim" in options else transformers.CLIPTextModel
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""DiT against diffusers' transformer, its weights written by the published names to a `.pt`, as they were released."""
+"""DiT against diffusers' transformer, with weights in a `.pt` under the released names."""
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +20,10 @@ B, SCALE = 3, 4.0
 
 
 def reference(config):
-    """The transformer, every weight random. As published, all its blocks are told the time and the label alike, and the
-    lowest frequency of the time is that of 256 sinusoids' spacing from 0: diffusers' spacing ends at it.
+    """The transformer with random weights.
+
+    As published, all its blocks share one embedding of time and label. Its frequencies have `downscale_freq_shift=0`, where
+    diffusers has 1.
     """
     torch.manual_seed(0)
     model = diffusers.DiTTransformer2DModel(
@@ -60,7 +62,7 @@ RENAMED = {
 
 
 def published(model):
-    """Its state dict by the names of facebookresearch/DiT."""
+    """Its state dict under the names of facebookresearch/DiT."""
     weights = {"pos_embed": model.pos_embed.pos_embed.clone()}
     for name, weight in model.named_parameters():
         for theirs, ours in RENAMED.items():
@@ -88,7 +90,7 @@ def both(request, tmp_path_factory):
 
 
 def call(model, x, t, labels):
-    """The reference's output, of arrays of this library."""
+    """The reference's output for arrays of this library."""
     with torch.no_grad():
         out = model(to_torch(x), torch.from_numpy(np.array(t)), torch.from_numpy(np.array(labels)).long()).sample
     return from_torch(out)
@@ -100,12 +102,12 @@ def test_outputs_agree(both):
     close(nnx.jit(ours)(x, t, labels), call(model, x, t, labels), 1e-5)
 
 
-def test_places_that_no_file_tells_are_the_published_ones(both):
+def test_computed_positions_are_the_published_ones(both):
     config, model, _ = both
     close(positions(config.grid, config.hidden_size), jnp.asarray(model.pos_embed.pos_embed.numpy()), 1e-6)
 
 
-def test_the_averaged_weights_of_a_file_that_holds_both(both, tmp_path):
+def test_a_file_with_both_sets_of_weights_gives_the_averaged_ones(both, tmp_path):
     config, model, ours = both
     weights = published(model)
     torch.save({"model": {name: 0 * weight for name, weight in weights.items()}, "ema": weights}, tmp_path / "DiT.pt")
@@ -114,16 +116,16 @@ def test_the_averaged_weights_of_a_file_that_holds_both(both, tmp_path):
 
 
 def with_cfg(model, x, t, labels, null, channels):
-    """The reference guided as the published `forward_with_cfg` does it: of the output's first channels alone, the rest the
-    conditional branch's.
+    """The reference guided as in the published `forward_with_cfg`: the first channels of the output are guided, the others are
+    those of the conditional branch.
     """
-    cond, uncond = (np.asarray(call(model, x, t, told)) for told in (labels, null))
+    cond, uncond = (np.asarray(call(model, x, t, y)) for y in (labels, null))
     guided = uncond + SCALE * (cond - uncond)
     return np.concatenate([guided[..., :channels], cond[..., channels:]], axis=-1)
 
 
 def guided(ours, config, channels):
-    """The branches of ours, and the guidance of so many channels."""
+    """This library's branches, and its guidance of `channels` channels."""
     apply, params = gj.networks.from_nnx(ours)
     kind = gj.denoisers.learned_variance if config.learn_sigma else gj.denoiser
     denoise = kind(lambda x, t, labels: apply(params, x, t, labels), predicts="eps")
@@ -146,7 +148,7 @@ def test_guided_outputs_are_those_of_the_published_forward_with_cfg(both, left):
         close(prediction.variance, (theirs[..., config.in_channels :] + 1) / 2, 1e-4)
 
 
-def test_a_whole_guided_run(both):
+def test_a_whole_guided_run_agrees(both):
     config, model, ours = both
     branches, guidance, labels, null = guided(ours, config, 3)
     x = inputs(config)[0]

@@ -1,4 +1,4 @@
-"""Every guidance that diffusers has a guider of, against that guider."""
+"""Every guidance that diffusers implements as a guider, against that guider."""
 
 import functools
 import itertools
@@ -29,7 +29,7 @@ from worlds import keys, step
 import guidance_jax as gj
 
 WORLDS = {"x0": (5, 6), "eps": (3, 4, 8, 2), "v": (4, 5, 3), "velocity": (1, 8, 4, 3)}
-"""The space that a guider acts in, and the shape there."""
+"""The space in which a guider acts, and the shape there."""
 K = 2.8
 NAMES = ("cond", "uncond", "perturbed", "modality")
 
@@ -66,7 +66,7 @@ METHODS: dict[str, tuple[Iterable[Any], Callable[..., gj.Guidance]]] = {
 
 
 def draw(shape, seed=0) -> tuple[Any, dict[str, Any]]:
-    """x, and the network's output of each branch; the branches are alike, as those of a network are."""
+    """x, and the network's output of each branch. The outputs are similar, as those of a trained network."""
     rng = np.random.default_rng(seed)
     shared, dtype = rng.normal(size=shape), jnp.result_type(float)
     outputs = {name: jnp.asarray(shared + 0.5 * rng.normal(size=shape), dtype) for name in NAMES}
@@ -75,13 +75,13 @@ def draw(shape, seed=0) -> tuple[Any, dict[str, Any]]:
 
 @functools.partial(jax.jit, static_argnums=2)
 def read(outputs, x, space):
-    """The predictions of networks that say so."""
+    """The predictions of networks with these outputs."""
     denoise, level = gj.denoiser(lambda x, t, output: output, predicts=space), gj.schedules.cosine()(0.6)
     return {name: denoise(x, level, output) for name, output in outputs.items()}, level
 
 
 def ours(method, space):
-    """The prediction of the guidance that `method(*parameters)` gives, and its state, compiled once."""
+    """The prediction of the guidance `method(*parameters)` and its state, compiled once."""
 
     @jax.jit
     def call(parameters, x, outputs, number=3, state=None):
@@ -94,14 +94,14 @@ def ours(method, space):
 
 
 def same(prediction, output, x, space, tolerance):
-    """Whether a prediction is that of a network with this output."""
+    """Compares a prediction with that of a network with this output."""
     theirs = read({"theirs": from_torch(output)}, x, space)[0]["theirs"]
     close(prediction.x0, theirs.x0, tolerance)
     close(prediction.eps, theirs.eps, tolerance)
 
 
 def each(make, outputs, number=3):
-    """The i-th guider's prediction of the i-th sample, all of them asked about the whole batch."""
+    """The i-th guider's prediction of the i-th sample. Every guider receives the whole batch."""
     predictions = {name: to_torch(output) for name, output in outputs.items()}
     batch = range(len(outputs["cond"]))
     return torch.stack([guide(make(i), predictions, number, STEPS)[i] for i in batch])
@@ -113,14 +113,14 @@ def each(make, outputs, number=3):
 @pytest.mark.parametrize("name", METHODS)
 def test_the_guider_agrees_for_every_sample_at_its_own_scale(name, space, tolerance):
     kinds, method = METHODS[name]
-    # The norm of diffusers' mambo_g raises for more than two axes beside the batch.
+    # The norm of diffusers' mambo_g raises for more than two axes after the batch.
     x, outputs = draw(WORLDS[space][: 3 if name == "mambo_g" else None])
     w = np.linspace(7.5, -0.7, len(x))
-    # diffusers rescales what the guider acts on: the network's output.
+    # diffusers rescales the network's output, in which the guider acts.
     mine = ours(lambda w, phi: gj.chain(method(w, space), gj.in_space(space, gj.rescale(phi))), space)
     for phi in (0 * w, np.linspace(1, 0.2, len(x))):
         prediction, _ = mine((w, phi), x, outputs)
-        # The original formulation's scale is 0 for the conditional model.
+        # In the original formulation, scale 0 is the conditional model.
         for kind, original in itertools.product(kinds, (False, True)):
             make = lambda i, phi=phi, kind=kind, original=original: kind(
                 guidance_scale=w[i] - original, guidance_rescale=phi[i], use_original_formulation=original
@@ -135,7 +135,7 @@ def test_the_guider_agrees_for_every_sample_at_its_own_scale(name, space, tolera
 )
 def test_fdg_is_kornias_pyramid(scales, space, shape, tolerance):
     pytest.importorskip("kornia", reason="diffusers takes the pyramid of FDG from kornia")
-    # kornia pads to powers of two, and diffusers returns the padded size, where neither side is one or one does not halve.
+    # kornia pads to powers of two, and diffusers returns the padded size if neither side is 1 or a side cannot be halved.
     x, outputs = draw(shape)
     predictions = {name: to_torch(output) for name, output in outputs.items()}
     mine = ours(lambda phi, *scales: gj.in_space(space, gj.chain(gj.fdg(scales), gj.rescale(phi))), space)
@@ -154,11 +154,11 @@ def test_apg_agrees_through_the_steps_of_a_run(space, tolerance):
         return gj.in_space(space, gj.apg(w, beta=beta, max_norm=max_norm, eta=eta))
 
     def from_u(w, *parameters):
-        # diffusers' native formulation adds the difference w times to u, where the paper adds it w - 1 times to c.
+        # In its native formulation diffusers adds w times the difference to u. The paper adds w - 1 times the difference to c.
         return gj.add(method(w + 1, *parameters), gj.cfg(0.0))
 
     formulations = ((method, ours(method, space), True), (from_u, ours(from_u, space), False))
-    # No momentum is None there, no bound on the length 0.
+    # diffusers writes no momentum as None, and no bound on the length as 0.
     for beta, most, eta in [(None, 0.0, 1.0), (-0.5, 0.0, 0.0), (None, 2.5, 0.3), (-0.75, 1.2, 0.0), (0.4, 9.0, 0.6)]:
         for build, mine, original in formulations:
             theirs = guiders.AdaptiveProjectedGuidance(
@@ -187,7 +187,7 @@ def test_zero_star_is_zero_in_the_first_steps(tolerance):
         same(mine((), x, outputs, number)[0], output, x, "velocity", tolerance)
 
 
-def test_a_perturbed_branch_alone(tolerance):
+def test_a_perturbed_branch_without_cfg_agrees(tolerance):
     x, outputs = draw((4, 6))
     mine = ours(gj.perturbed, "eps")
     for kind, original in itertools.product(PERTURBED.values(), (False, True)):
@@ -197,8 +197,8 @@ def test_a_perturbed_branch_alone(tolerance):
         same(prediction, each(make, outputs), x, "eps", tolerance)
 
 
-def test_three_terms_at_once(tolerance):
-    """LTX-2's guider, whose terms are all added to cond; its scale of the third is 1 for none."""
+def test_three_terms_at_once_agree(tolerance):
+    """LTX-2's guider adds all terms to cond. Scale 1 of the third term turns it off."""
     x, outputs = draw((4, 6))
     method = lambda: gj.chain(gj.cfg(3.0), gj.perturbed(K), gj.perturbed(1.5, weak="modality"), gj.rescale(0.7))
     make = lambda i: guiders.LTX2Guidance(guidance_scale=3.0, stg_scale=K, modality_scale=2.5, guidance_rescale=0.7)
@@ -206,12 +206,12 @@ def test_three_terms_at_once(tolerance):
 
 
 def during(guidance, levels, start, stop):
-    """The steps from start to before stop, counted from 0."""
+    """The steps from `start` to `stop`, which is excluded, counted from 0."""
     return gj.during(guidance, levels.ratio[stop], levels.ratio[start])
 
 
 RUNS = {
-    # Guided steps are int(start N) <= i < int(stop N), in N = STEPS = 10; those of a perturbed branch, int(start N) < i.
+    # Guided steps are int(start N) <= i < int(stop N), for N = STEPS = 10. A perturbed branch needs int(start N) < i.
     "cfg": (
         lambda: guiders.ClassifierFreeGuidance(3.0, start=0.25, stop=0.8),
         lambda levels: during(gj.cfg(3.0), levels, 2, 8),
@@ -255,7 +255,7 @@ RUNS = {
 
 @pytest.mark.parametrize("tolerance", [1e-8], indirect=True)
 @pytest.mark.parametrize("name", RUNS)
-def test_intervals_and_states_through_a_whole_run(name, tolerance):
+def test_intervals_and_states_agree_through_a_whole_run(name, tolerance):
     make, method = RUNS[name]
     scheduler, guider = prepared(diffusers.DDIMScheduler(clip_sample=False)), make()
     levels = levels_of(scheduler, cumulative)

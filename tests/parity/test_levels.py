@@ -1,4 +1,4 @@
-"""Schedules and spacings against the noise levels and the times of diffusers' schedulers, at several numbers of steps."""
+"""Schedules and spacings against the noise levels and times of diffusers' schedulers, for several numbers of steps."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +7,7 @@ from reference import close, diffusers, torch
 
 import guidance_jax as gj
 
-# diffusers hands tensors to NumPy, which warns of how torch 2 takes that.
+# diffusers passes tensors to NumPy, which warns about the conversion with torch 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
 
 STABLE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -42,7 +42,7 @@ def test_the_path_of_zero_terminal_snr_agrees(spacing, options, steps):
     path = gj.levels(zero_terminal, steps, spacing)
     np.testing.assert_array_equal(path.t[:-1], scheduler.timesteps.numpy())
     bar = scheduler.alphas_cumprod[scheduler.timesteps].numpy()
-    # In float32 diffusers' first alphas are rounded, and ours are not.
+    # In float32, the first alphas of diffusers are rounded and those of this library are not.
     np.testing.assert_allclose(path.alpha[:-1], bar**0.5, rtol=2e-4)
     if options["timestep_spacing"] != "leading":
         assert path.alpha[0] == bar[0] == 0
@@ -56,7 +56,7 @@ def test_the_path_of_zero_terminal_snr_agrees(spacing, options, steps):
     ids=["karras", "exponential"],
 )
 def test_respaced_levels_of_a_discrete_schedule_agree(spacing, option, steps, tolerance):
-    """Euler's scheduler tells the network the same fractional times; DPM-Solver's rounds them, or cuts them off."""
+    """Euler's scheduler gives the network the same fractional times. DPM-Solver's rounds or truncates them."""
     for make in (diffusers.EulerDiscreteScheduler, diffusers.HeunDiscreteScheduler, diffusers.DPMSolverMultistepScheduler):
         scheduler = make(**STABLE, **{option: True})
         scheduler.set_timesteps(steps)
@@ -84,7 +84,7 @@ def test_the_levels_of_edm_agree(name, steps):
 def test_the_levels_of_a_shifted_flow_agree(factor, steps):
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=factor)
     scheduler.set_timesteps(steps)
-    # diffusers' last time is shifted twice: it spaces from 1 to the shifted first training step, and shifts that again.
+    # The last time in diffusers is shifted twice: it shifts the first training step, spaces from 1 to it, and shifts again.
     flow = gj.schedules.flow(scheduler.sigma_min)
     path = gj.levels(gj.schedules.shift(flow, factor), steps, gj.spacings.uniform())
     np.testing.assert_allclose(path.sigma, scheduler.sigmas.numpy(), rtol=2e-6)
@@ -93,7 +93,7 @@ def test_the_levels_of_a_shifted_flow_agree(factor, steps):
 
 @pytest.mark.parametrize("steps", COUNTS)
 def test_a_dynamically_shifted_flow_agrees(steps):
-    """Flux's: the times `linspace(1, 1 / steps)`, trailing here, and a factor of exp(mu)."""
+    """Flux's schedule: the times `linspace(1, 1 / steps)`, called trailing here, and a factor of exp(mu)."""
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
     scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=1.15)
     path = gj.levels(gj.schedules.shift(gj.schedules.flow(t_min=0.0), np.exp(1.15)), steps, gj.spacings.trailing())
@@ -105,7 +105,7 @@ def test_a_dynamically_shifted_flow_agrees(steps):
 def test_image_to_image_counts_its_steps_and_noises_as_diffusers_does(strength, steps):
     scheduler = diffusers.DDIMScheduler(**STABLE, steps_offset=1)
     scheduler.set_timesteps(steps)
-    # As its pipelines count, `get_timesteps`; they do not import without another large package.
+    # Counted as in `get_timesteps` of its pipelines, which need another large package to import.
     count = min(int(steps * strength), steps)
     times = scheduler.timesteps[max(steps - count, 0) * scheduler.order :]
     path = gj.levels(scaled_linear, steps, gj.spacings.leading(1))

@@ -1,4 +1,4 @@
-"""What diffusers' pipelines put right in older directories: a run's levels and the images' size, from the same files."""
+"""Older directories are corrected as by diffusers' pipelines: levels and image sizes agree, from the same files."""
 
 import inspect
 import json
@@ -13,7 +13,7 @@ from guidance_jax.pretrained import autoencoder, clip, schedulers, text_to_image
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
-# What CompVis/stable-diffusion-v1-1 had: of the time before steps_offset, clip_sample and prediction_type.
+# The file of CompVis/stable-diffusion-v1-1, from before steps_offset, clip_sample and prediction_type.
 PNDM = {"_class_name": "PNDMScheduler", "_diffusers_version": "0.2.2", **STABLE, "skip_prk_steps": True, "tensor_format": "pt"}
 DDIM = {"_class_name": "DDIMScheduler", "_diffusers_version": "0.2.2", **STABLE, "timestep_values": None, "trained_betas": None}
 EULER = {"_class_name": "EulerDiscreteScheduler", **STABLE, "timestep_spacing": "leading", "steps_offset": 0}
@@ -50,7 +50,7 @@ def changed(path, settings, whole=False):
 
 
 def older(directories, directory, kind, scheduler, unet, named=None):
-    """The same weights, other files of settings; diffusers' pipeline of them."""
+    """The same weights with other settings files, and diffusers' pipeline of them."""
     shutil.copytree(directories[XL if kind == XL else FIRST], directory, dirs_exist_ok=True)
     changed(directory / "scheduler" / "scheduler_config.json", scheduler, whole=True)
     changed(directory / "unet" / "config.json", unet)
@@ -77,7 +77,7 @@ def test_levels_and_sizes_of_older_directories_agree(tmp_path, directories, kind
 
 
 def test_the_index_names_the_schedulers_class(tmp_path, directories):
-    """Over what its own file says: a run of PNDM's settings by another."""
+    """The index takes precedence over the scheduler's own file. Here it names another class for PNDM's settings."""
     scheduler = PNDM | {"steps_offset": 1, "timestep_spacing": "trailing", "set_alpha_to_one": False}
     pipeline = older(directories, tmp_path, FIRST, scheduler, {}, named="EulerDiscreteScheduler")
     pipeline.scheduler.set_timesteps(4)
@@ -86,7 +86,7 @@ def test_the_index_names_the_schedulers_class(tmp_path, directories):
 
 
 @pytest.mark.parametrize("kind", [XL, PAINTS])
-def test_what_is_clipped_by_a_pipeline_is_refused(tmp_path, directories, kind):
+def test_clipping_that_a_pipeline_turns_on_raises(tmp_path, directories, kind):
     pipeline = older(directories, tmp_path, kind, DDIM, {})
     assert pipeline.scheduler.config.clip_sample
     with pytest.raises(ValueError, match="scheduler: clip_sample=True of a DDIMScheduler is not supported"):
@@ -94,9 +94,9 @@ def test_what_is_clipped_by_a_pipeline_is_refused(tmp_path, directories, kind):
 
 
 def defaults(kind):
-    """What a class takes for what a file leaves out."""
-    told = inspect.signature(kind.__init__).parameters
-    return {name: value.default for name, value in told.items() if value.default is not inspect.Parameter.empty}
+    """The defaults of a class for settings that a file omits."""
+    parameters = inspect.signature(kind.__init__).parameters
+    return {name: value.default for name, value in parameters.items() if value.default is not inspect.Parameter.empty}
 
 
 READERS = {
@@ -106,24 +106,24 @@ READERS = {
 
 
 @pytest.mark.parametrize(("read", "kind"), READERS.values(), ids=READERS)
-def test_a_setting_that_is_left_out_is_what_diffusers_takes(read, kind):
-    told = defaults(kind)
-    assert read({}) == read(told)
-    for name in told:
-        assert read({other: value for other, value in told.items() if other != name}) == read(told), name
+def test_an_omitted_setting_has_the_default_of_diffusers(read, kind):
+    taken = defaults(kind)
+    assert read({}) == read(taken)
+    for name in taken:
+        assert read({other: value for other, value in taken.items() if other != name}) == read(taken), name
 
 
-def test_a_setting_of_an_encoder_that_is_left_out_is_what_transformers_takes():
+def test_an_omitted_setting_of_an_encoder_has_the_default_of_transformers():
     for kind in ("CLIPTextModel", "CLIPTextModelWithProjection"):
         whole = clip.clip_text_config(transformers.CLIPTextConfig(architectures=[kind]).to_dict())
         assert clip.clip_text_config({"architectures": [kind]}) == whole
 
 
 @pytest.mark.parametrize("name", sorted(schedulers.SCHEDULERS.keys() - {"DPMSolverSDEScheduler"}))  # That one needs torchsde.
-def test_a_setting_of_a_scheduler_that_is_left_out_is_what_diffusers_takes(name):
-    told = defaults(getattr(diffusers, name))
-    assert schedulers.SCHEDULERS[name] == {setting: told[setting] for setting in schedulers.SCHEDULERS[name]}
-    # What it has besides is known, and supported as it is.
-    assert told.keys() <= schedulers.HEEDED | schedulers.OF_SAMPLERS | schedulers.ONLY.keys()
-    beside = {setting: value for setting, value in told.items() if setting in schedulers.ONLY and setting != "clip_sample"}
+def test_an_omitted_setting_of_a_scheduler_has_the_default_of_diffusers(name):
+    taken = defaults(getattr(diffusers, name))
+    assert schedulers.SCHEDULERS[name] == {setting: taken[setting] for setting in schedulers.SCHEDULERS[name]}
+    # All its other settings are known, and their defaults are supported.
+    assert taken.keys() <= schedulers.HEEDED | schedulers.OF_SAMPLERS | schedulers.ONLY.keys()
+    beside = {setting: value for setting, value in taken.items() if setting in schedulers.ONLY and setting != "clip_sample"}
     assert all(value in schedulers.ONLY[setting] for setting, value in beside.items())

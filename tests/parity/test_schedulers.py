@@ -1,4 +1,4 @@
-"""Whole runs under CFG against the schedulers of diffusers, from the same start, with the same noise; and the noise levels."""
+"""Whole runs under CFG against diffusers' schedulers, from the same start and with the same noise; also the noise levels."""
 
 import functools
 import sys
@@ -12,7 +12,7 @@ from worlds import keys, sampler_noise
 
 import guidance_jax as gj
 
-# diffusers hands tensors to NumPy, which warns of how torch 2 takes that.
+# diffusers passes tensors to NumPy, which warns about the conversion with torch 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
 
 W, SHAPE = 3.0, (3, 4, 8, 2)
@@ -21,7 +21,7 @@ ALL = tuple(PREDICTS)[:3]
 
 
 def ratios(scheduler):
-    """Once each: Heun's scheduler holds most of them twice."""
+    """Each ratio once. Heun's scheduler stores most of them twice."""
     return -torch.unique(-scheduler.sigmas)
 
 
@@ -31,7 +31,7 @@ def preserving(scheduler):
 
 
 def scaled(scheduler):
-    """As k-diffusion, these schedulers walk x / alpha."""
+    """Like k-diffusion, these schedulers use x / alpha."""
     return preserving(scheduler)
 
 
@@ -61,14 +61,14 @@ SCHEDULERS = {
     "ddim, zero terminal SNR": (functools.partial(DDIM, **ZERO_SNR), ALL[1:], gj.ddim(), cumulative),
     "ddpm, small": (functools.partial(DDPM, variance_type="fixed_small"), ALL, gj.ddpm("small"), cumulative),
     "ddpm, small, by its log": (functools.partial(DDPM, variance_type="fixed_small_log"), ALL[:1], gj.ddpm(), cumulative),
-    # Where the last step begins above t = 0, diffusers ends a run of the large variance with noise, and this library does not.
+    # If the last step begins above t = 0, diffusers adds noise at the end for the large variance. This library does not.
     "ddpm, large": (functools.partial(DDPM, variance_type="fixed_large"), ALL[:1], gj.ddpm("large"), cumulative),
     "dpmpp_2m": (DPM, ALL, gj.dpmpp_2m(), preserving),
     "dpmpp_2m, order kept": (functools.partial(DPM, lower_order_final=False), ALL[:1], gj.dpmpp_2m(), preserving),
-    # To a last level of some noise, diffusers' last step is of first order unless told not to be, and this library's is not.
+    # To a last level with noise, diffusers' last step is of first order by default. This library's is not.
     "dpmpp_2m, to sigma_min": (functools.partial(DPM, **TO_SIGMA_MIN), ALL[2:], gj.dpmpp_2m(), preserving),
     "dpmpp_2m, flow": (functools.partial(DPM, **FLOW), ("flow_prediction",), gj.dpmpp_2m(), flowing),
-    # diffusers' 3M has half the last term. Ours is UniPC's predictor alone.
+    # diffusers' 3M has half the last term. This library's is UniPC's predictor.
     "dpmpp_3m, as released": (THIRD, ALL[:1], gj.dpmpp_3m(curvature=0.5), preserving),
     "dpmpp_3m": (
         functools.partial(UNIPC, solver_order=3, disable_corrector=[*range(STEPS)], **TO_SIGMA_MIN),
@@ -78,7 +78,7 @@ SCHEDULERS = {
     ),
     "dpmpp_sde": (functools.partial(DPM, algorithm_type="sde-dpmsolver++"), ALL[2:], gj.dpmpp_sde(), preserving),
     "unipc": (UNIPC, ALL[2:], gj.unipc(), preserving),
-    # To sigma' = 0 diffusers' variant 1 is not a number.
+    # To sigma' = 0 diffusers' variant 1 gives NaN.
     "unipc, variant 1": (functools.partial(UNIPC, solver_type="bh1", **TO_SIGMA_MIN), ALL[:1], gj.unipc(variant=1), preserving),
     "unipc 1": (functools.partial(UNIPC, solver_order=1), ALL[:1], gj.unipc(1), preserving),
     "unipc 3": (functools.partial(UNIPC, solver_order=3, **TO_SIGMA_MIN), ALL[:1], gj.unipc(3), preserving),
@@ -105,7 +105,7 @@ RUNS = [
 
 
 def both(scheduler, process, denoise, guidance, sampler, monkeypatch, w=W, levels=None, learned=False, **options):
-    """Our run and the scheduler's of the same network, there guided by CFG at w, its variance that of the condition."""
+    """This library's run and the scheduler's of the same network, guided by CFG at w. The variance is that of the condition."""
     levels, rng, seeds = levels or levels_of(scheduler, process), np.random.default_rng(0), keys(SHAPE[0])
     x, cond, uncond = (jnp.asarray(rng.normal(size=SHAPE), levels.t.dtype) for _ in range(3))
     x = levels.sigma[0] * x
@@ -139,12 +139,12 @@ def test_the_run_agrees(name, predicts, tolerance, monkeypatch):
 
 @pytest.mark.parametrize("tolerance", [1e-8], indirect=True)
 @pytest.mark.parametrize("eta", [0.6, 1.0])
-def test_ddim_agrees_with_noise(eta, tolerance, monkeypatch):
+def test_ddim_with_noise_agrees(eta, tolerance, monkeypatch):
     mine, theirs = both(prepared(DDIM()), cumulative, denoiser("epsilon"), gj.cfg(W), gj.ddim(eta), monkeypatch, eta=eta)
     close(mine, theirs, tolerance)
 
 
-def test_ddpm_agrees_with_a_learned_variance(tolerance, monkeypatch):
+def test_ddpm_with_a_learned_variance_agrees(tolerance, monkeypatch):
     scheduler = prepared(DDPM(variance_type="learned_range"))
 
     def twice(x, t, cond):
@@ -156,7 +156,7 @@ def test_ddpm_agrees_with_a_learned_variance(tolerance, monkeypatch):
 
 
 def test_dpmpp_2s_agrees(tolerance, monkeypatch):
-    """diffusers counts its evaluations as steps, halfway levels and all."""
+    """diffusers counts its evaluations as steps, also those at halfway levels."""
     scheduler = prepared(diffusers.DPMSolverSinglestepScheduler(use_exponential_sigmas=True), STEPS - 1)
     scheduler.sigmas[1:-1:2] = (scheduler.sigmas[:-2:2] * scheduler.sigmas[2::2]) ** 0.5
     levels = levels_of(scheduler, preserving)
@@ -175,7 +175,7 @@ def test_dpmpp_2s_agrees(tolerance, monkeypatch):
 @pytest.mark.parametrize("tolerance", [1e-8], indirect=True)
 @pytest.mark.parametrize("predicts", ALL)
 def test_dynamic_thresholding_agrees(predicts, tolerance, monkeypatch):
-    """diffusers' eps follows the thresholded x0 only if asked to, and ours always."""
+    """In diffusers eps follows the thresholded x0 only on request. In this library it always does."""
     scheduler = prepared(
         DDIM(prediction_type=predicts, thresholding=True, dynamic_thresholding_ratio=0.9, sample_max_value=1e3)
     )
@@ -195,8 +195,8 @@ def test_dynamic_thresholding_agrees(predicts, tolerance, monkeypatch):
     ],
     ids=["ddim", "ddpm"],
 )
-def test_clipping_agrees_where_nothing_guides(kind, sampler, options, tolerance, monkeypatch):
-    """diffusers clips the guided x0, and this library each branch's."""
+def test_clipping_agrees_without_guidance(kind, sampler, options, tolerance, monkeypatch):
+    """diffusers clips the guided x0. This library clips the x0 of each branch."""
     scheduler, denoise = prepared(kind(clip_sample=True)), gj.denoisers.clip(denoiser("epsilon"))
     mine, theirs = both(scheduler, cumulative, denoise, gj.chain(), sampler, monkeypatch, w=1.0, **options)
     close(mine, theirs, tolerance)

@@ -1,4 +1,4 @@
-"""Whole text-to-image pipelines against diffusers' own, on tiny random models that it saved; schedulers too."""
+"""Whole text-to-image pipelines, and schedulers, against those of diffusers, on tiny random models that diffusers saved."""
 
 import functools
 import itertools
@@ -33,14 +33,14 @@ PIPELINES = {
 }
 
 
-def generated(model, sampler, negative, x, path, sizes=(None, None), **told):
-    """Ours, in one program; `sizes` for the prompts and for the negative ones."""
+def generated(model, sampler, negative, x, path, sizes=(None, None), **options):
+    """This library's latents, in one program. `sizes` are for the prompts and for the negative prompts."""
     prompts, negative = model.tokenize(PROMPTS), model.tokenize(negative or [None, None])
     keys = jax.random.split(jax.random.key(0), 2)
 
     @jax.jit
     def run(params, prompts, negative, x):
-        encode = lambda texts, sizes: model.encode(params, texts, *SIZE, sizes=sizes, **told)
+        encode = lambda texts, sizes: model.encode(params, texts, *SIZE, sizes=sizes, **options)
         conds = {"cond": encode(prompts, sizes[0]), "uncond": encode(negative, sizes[1])}
         x = gj.sample(keys, gj.branches(model.denoiser(params), **conds), gj.cfg(7.5), sampler, path, x)
         return x, model.decode(params, x)
@@ -60,21 +60,21 @@ def decoded(pipeline, latents):
 
 @pytest.mark.parametrize(("make", "scheduler", "sampler", "negative", "rewrite"), PIPELINES.values(), ids=PIPELINES)
 def test_whole_pipelines_agree(tmp_path, make, scheduler, sampler, negative, rewrite):
-    """Both sides read the directory, its files as they were published."""
+    """Both sides read the directory with its files as published."""
     torch.manual_seed(0)
     kind = type(make(tmp_path, scheduler))
     rewrite(tmp_path)
     pipeline = kind.from_pretrained(tmp_path)
     pipeline.set_progress_bar_config(disable=True)
     x = noise(1, 2, *LATENTS, 4)
-    told = {"prompt": PROMPTS, "negative_prompt": negative, "height": SIZE[0], "width": SIZE[1], "guidance_scale": 7.5}
-    theirs = pipeline(**told, num_inference_steps=STEPS, latents=to_torch(x), output_type="latent").images
+    options = {"prompt": PROMPTS, "negative_prompt": negative, "height": SIZE[0], "width": SIZE[1], "guidance_scale": 7.5}
+    theirs = pipeline(**options, num_inference_steps=STEPS, latents=to_torch(x), output_type="latent").images
     model = text_to_image.load(tmp_path)
     latents, images = generated(model, sampler(), negative, x, model.levels(STEPS))
     agree(latents, from_torch(theirs))
     agree(images, decoded(pipeline, theirs))
     without = generated(model, sampler(), ["the", "the"], x, model.levels(STEPS))[0]
-    assert np.abs(np.asarray(without - latents)).max() > 0.05  # The prompts are heard.
+    assert np.abs(np.asarray(without - latents)).max() > 0.05  # The prompts have an effect.
 
 
 @pytest.mark.parametrize("refine", [False, True], ids=["first", "refiner"])
@@ -82,7 +82,7 @@ def test_image_to_image_agrees(tmp_path, refine):
     torch.manual_seed(0)
     make = refiner if refine else functools.partial(first, kind="StableDiffusionImg2ImgPipeline")
     pipeline = make(tmp_path, ddim(**DDIM))
-    # What diffusers tells the refiner of negative prompts is another aesthetic score.
+    # In diffusers the refiner receives another aesthetic score with negative prompts.
     sizes = (None, (*SIZE, 0, 0, 2.5)) if refine else (None, None)
     model = text_to_image.load(tmp_path)
     images = np.tanh(noise(2, 2, *SIZE, 3))
@@ -90,16 +90,16 @@ def test_image_to_image_agrees(tmp_path, refine):
     with torch.no_grad():
         mean = pipeline.vae.encode(to_torch(images)).latent_dist.mean * pipeline.vae.config.scaling_factor
     agree(x0, from_torch(mean), 1e-4)
-    told = {"prompt": PROMPTS, "negative_prompt": NEGATIVE, "strength": 0.65, "guidance_scale": 7.5, "output_type": "latent"}
+    options = {"prompt": PROMPTS, "negative_prompt": NEGATIVE, "strength": 0.65, "guidance_scale": 7.5, "output_type": "latent"}
     generator = torch.Generator().manual_seed(5)
-    theirs = pipeline(**told, image=mean, num_inference_steps=STEPS, generator=generator).images
+    theirs = pipeline(**options, image=mean, num_inference_steps=STEPS, generator=generator).images
     z = from_torch(torch.randn(mean.shape, generator=torch.Generator().manual_seed(5)))
     path = gj.schedules.strength(model.levels(STEPS), 0.65)
     x = path.alpha[0] * x0 + path.sigma[0] * z
     agree(generated(model, gj.ddim(), NEGATIVE, x, path, sizes)[0], from_torch(theirs))
 
 
-def test_inpainting_by_a_network_for_it_agrees(tmp_path):
+def test_inpainting_by_an_inpainting_network_agrees(tmp_path):
     torch.manual_seed(0)
     pipeline = first(tmp_path, ddim(**DDIM), "StableDiffusionInpaintPipeline", channels=9)
     model = text_to_image.load(tmp_path)
@@ -107,10 +107,10 @@ def test_inpainting_by_a_network_for_it_agrees(tmp_path):
     known = np.ones((2, *SIZE, 1), np.float32)
     known[0, 3:9, 5:], known[1, :, :7] = 0, 0
     channels = model.painted(model.params, jnp.asarray(images), known)
-    told = {"prompt": PROMPTS, "negative_prompt": NEGATIVE, "strength": 1.0, "guidance_scale": 7.5, "output_type": "latent"}
-    told |= {"image": to_torch(images), "mask_image": to_torch(1 - known), "latents": to_torch(x)}
-    told |= {"height": SIZE[0], "width": SIZE[1], "masked_image_latents": to_torch(channels[..., 1:])}
-    theirs = pipeline(**told, num_inference_steps=STEPS).images
+    options = {"prompt": PROMPTS, "negative_prompt": NEGATIVE, "strength": 1.0, "guidance_scale": 7.5, "output_type": "latent"}
+    options |= {"image": to_torch(images), "mask_image": to_torch(1 - known), "latents": to_torch(x)}
+    options |= {"height": SIZE[0], "width": SIZE[1], "masked_image_latents": to_torch(channels[..., 1:])}
+    theirs = pipeline(**options, num_inference_steps=STEPS).images
     with torch.no_grad():
         mean = pipeline.vae.encode(to_torch(images * known)).latent_dist.mean * pipeline.vae.config.scaling_factor
     agree(channels[..., 1:], from_torch(mean), 1e-4)
@@ -145,7 +145,7 @@ FRACTIONAL = ["Euler", "EulerAncestral", "LMS", "Heun"]
 
 @pytest.mark.parametrize("name", FRACTIONAL)
 def test_steps_between_training_steps_are_the_published(name):
-    """Where the number of steps does not divide: the noise to rounding, and the time told to a hundredth of a training step."""
+    """If the number of steps is not a divisor, the noise agrees to rounding and the time to a hundredth of a training step."""
     kind = getattr(diffusers, f"{name}DiscreteScheduler")
     for options, steps in itertools.product(({}, {"use_karras_sigmas": True}), (7, 75)):
         if options and "use_karras_sigmas" not in kind().config:
@@ -156,7 +156,7 @@ def test_steps_between_training_steps_are_the_published(name):
         assert len(ours.t) == steps + 1
         sigmas = np.asarray(scheduler.sigmas, np.float64)
         times = np.asarray(scheduler.timesteps, np.float64)
-        if name == "Heun":  # which says each level twice
+        if name == "Heun":  # which states each level twice
             sigmas, times = np.concatenate([sigmas[:1], sigmas[1::2]]), times[::2]
         np.testing.assert_allclose(ours.ratio[:steps], sigmas[:steps], rtol=2e-5)
         np.testing.assert_allclose(ours.t[:steps], times[:steps], atol=0.01)
@@ -164,7 +164,7 @@ def test_steps_between_training_steps_are_the_published(name):
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_schedulers_files_give_the_same_levels(tmp_path, name):
-    """Which times a run visits, and the noise at each; the last of it too."""
+    """The times of a run and the noise at each, including the last."""
     kind = getattr(diffusers, name)
     for number, (options, steps) in enumerate(itertools.product(SPACED, (4, 10))):
         if "trained_betas" in options:
@@ -175,7 +175,7 @@ def test_schedulers_files_give_the_same_levels(tmp_path, name):
         scheduler.set_timesteps(steps)
         ours = scheduling(text_to_image.read_json(tmp_path / str(number) / "scheduler_config.json", "")).levels(steps)
         times = np.asarray(scheduler.timesteps, np.float64)
-        # Some cut off or round what others tell the network as it is.
+        # Some schedulers truncate or round the times that others pass on unchanged.
         np.testing.assert_allclose(ours.t[: len(times)], times, atol=1.01 if any("use" in key for key in known) else 0)
         if not hasattr(scheduler, "sigmas"):
             bar = scheduler.alphas_cumprod.numpy()[times.astype(int)]

@@ -1,4 +1,4 @@
-"""Tokenisers' files in the layouts that exist, each read by transformers itself and by ours."""
+"""Tokenisers' files in all layouts in use, each read by transformers and by this library."""
 
 import copy
 
@@ -66,23 +66,23 @@ def agree(directory, theirs=None):
 def test_every_layout_is_read_as_by_transformers(tmp_path, layout):
     directory = write(tmp_path / "published", layout)
     agree(directory)
-    # Saved again, by today's transformers: one file of the whole tokeniser, and settings.
+    # Saved again by the current transformers: one file of the whole tokeniser, and settings.
     theirs = transformers.CLIPTokenizer.from_pretrained(directory)
     theirs.save_pretrained(tmp_path / "saved")
     agree(tmp_path / "saved")
-    # As 4.x wrote it: the older files, and the whole one beside them.
+    # Saved by 4.x: the older files beside the whole one.
     agree(write(tmp_path / "both", layout, theirs.backend_tokenizer.to_str()))
 
 
-def test_the_map_says_how_stable_diffusion_2_pads(tmp_path):
-    """`a dog! wow` is padded by the first sign of the vocabulary, not by what ends a text."""
+def test_the_map_defines_the_padding_of_stable_diffusion_2(tmp_path):
+    """`a dog! wow` is padded by the first symbol of the vocabulary and not by the end token."""
     ids = vocabulary()
     row = agree(write(tmp_path / "second", LAYOUTS["2.1"]))[1]
     word = [ids["a</w>"], ids["dog</w>"], ids["!</w>"], ids["w"], ids["o"], ids["w</w>"]]
     assert row.tolist() == [ids[START], *[ids["a</w>"], ids["dog</w>"], ids["!"]], *word[3:], ids[END], *[0] * (WINDOW - 8)]
 
 
-def test_tokens_that_are_added_to_a_tokeniser_are_found_again(tmp_path):
+def test_tokens_that_are_added_to_a_tokeniser_are_found(tmp_path):
     theirs = transformers.CLIPTokenizer.from_pretrained(write(tmp_path / "first", LAYOUTS["1.4"]))
     theirs.add_tokens(["<dog>", AddedToken("mat", single_word=True), AddedToken("Red-Cat", lstrip=True, normalized=False)])
     theirs.add_special_tokens({"additional_special_tokens": ["Zed"]})
@@ -92,8 +92,8 @@ def test_tokens_that_are_added_to_a_tokeniser_are_found_again(tmp_path):
     assert (expected >= len(vocabulary())).any(1).sum() > 50
 
 
-def test_a_token_of_several_vectors_is_written_out(tmp_path):
-    """As diffusers' pipelines do it before they tokenise."""
+def test_a_token_of_several_vectors_is_expanded(tmp_path):
+    """diffusers' pipelines do so before they tokenise."""
     loaders = pytest.importorskip("diffusers.loaders")
     layout = copy.deepcopy(LAYOUTS["1.4"]) | {"added_tokens": {"<dog>": 525, "<dog>_1": 526, "<dog>_2": 527, "Zed": 528}}
     directory = write(tmp_path / "several", layout)

@@ -1,4 +1,4 @@
-"""UNet2DCondition beside diffusers' UNet2DConditionModel: every kind, from the files that diffusers saves."""
+"""UNet2DCondition against diffusers' UNet2DConditionModel: every kind, from files that diffusers saves."""
 
 import json
 
@@ -42,13 +42,13 @@ SIZES = {"1": (7, 10), "2": (8, 6), "inpainting": (5, 5), "xl": (9, 6), "refiner
 
 
 def published(kind, **changes):
-    """A model of a kind, every weight of it random."""
+    """A model of a kind, with random weights."""
     torch.manual_seed(0)
     sizes = {"block_out_channels": (8, 16), "norm_num_groups": 4, "cross_attention_dim": TEXT, "sample_size": 8}
     model = diffusers.UNet2DConditionModel(**{**sizes, **KINDS[kind], **changes}).eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            # What norms take is so small that their epsilons tell, and what GELUs take so large that their form does.
+            # Inputs of norms are small enough to show their epsilons. Inputs of GELUs are large enough to show their form.
             spread = (2 if ".ff." in name else 0.05) * weight[0].numel() ** -0.5 if weight.ndim > 1 else 0.01
             weight.copy_(spread * torch.randn_like(weight))
         for module in model.modules():
@@ -68,16 +68,16 @@ def inputs(kind):
 
 
 def expected(model, x, t, text):
-    told = {} if text.pooled is None else {"text_embeds": np.array(text.pooled), "time_ids": np.array(text.sizes)}
-    told = {name: torch.from_numpy(value) for name, value in told.items()}
+    added = {} if text.pooled is None else {"text_embeds": np.array(text.pooled), "time_ids": np.array(text.sizes)}
+    added = {name: torch.from_numpy(value) for name, value in added.items()}
     with torch.no_grad():
         states = torch.from_numpy(np.array(text.states))
-        out = model(to_torch(x), torch.from_numpy(np.array(t)), states, added_cond_kwargs=told).sample
+        out = model(to_torch(x), torch.from_numpy(np.array(t)), states, added_cond_kwargs=added).sample
     return np.moveaxis(out.numpy(), 1, -1)
 
 
 def saved(directory, **options):
-    """Ours, of what diffusers saved."""
+    """This library's network with the weights that diffusers saved."""
     config = unet_condition_config(json.loads((directory / "config.json").read_text()))
     file = next(iter(directory.glob("*.safetensors.index.json")), directory / "diffusion_pytorch_model.safetensors")
     build = lambda rngs: UNet2DCondition(config, rngs=rngs)
@@ -87,7 +87,7 @@ def saved(directory, **options):
 @pytest.mark.parametrize("kind", KINDS)
 def test_outputs_are_those_of_diffusers(kind, tmp_path):
     model = published(kind)
-    # That of XL in several files.
+    # XL's in several files.
     model.save_pretrained(tmp_path, **({"max_shard_size": "100KB"} if kind == "xl" else {}))
     assert (len(list(tmp_path.glob("*.safetensors"))) > 1) == (kind == "xl")
     apply, params = networks.from_nnx(saved(tmp_path))
@@ -96,7 +96,7 @@ def test_outputs_are_those_of_diffusers(kind, tmp_path):
     close(jax.jit(apply)(params, *inputs(kind)) / theirs.std(), theirs / theirs.std(), 1e-5)
 
 
-def test_a_missing_and_an_extra_weight_are_named(tmp_path):
+def test_the_error_names_a_missing_and_an_extra_weight(tmp_path):
     model = published("2")
     model.save_pretrained(tmp_path)
     file = tmp_path / "diffusion_pytorch_model.safetensors"

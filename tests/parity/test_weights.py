@@ -16,7 +16,7 @@ def values(tensor) -> np.ndarray:
     return tensor.detach().float().numpy()
 
 
-def test_state_dicts_of_every_dtype_and_layout(tmp_path):
+def test_state_dicts_of_every_dtype_and_layout_are_read(tmp_path):
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Linear(4, 2))
     whole = torch.arange(24.0).reshape(4, 6)
@@ -39,7 +39,7 @@ def test_state_dicts_of_every_dtype_and_layout(tmp_path):
         assert np.array_equal(array.astype(np.float32), values(held[name])), name
 
 
-def test_a_state_dict_with_its_versions_and_nested_ones(tmp_path):
+def test_a_versioned_state_dict_and_nested_ones_are_read(tmp_path):
     network = torch.nn.Linear(3, 2)
     torch.save({"ema": network.state_dict(), "model": network.state_dict()}, tmp_path / "w.pt")
     read = pretrained.open_weights(tmp_path / "w.pt")
@@ -48,7 +48,7 @@ def test_a_state_dict_with_its_versions_and_nested_ones(tmp_path):
     assert np.array_equal(pretrained.open_weights(tmp_path / "w.pt")["weight"].read(...), values(network.weight))
 
 
-def test_whole_modules_arguments_and_old_files_are_refused(tmp_path):
+def test_whole_modules_arguments_and_old_files_raise(tmp_path):
     for held in (torch.nn.Linear(3, 2), {"args": argparse.Namespace(a=1), "w": torch.ones(2)}):
         torch.save(held, tmp_path / "w.pt")
         with pytest.raises(ValueError, match="refused: it asks for"):
@@ -62,7 +62,7 @@ def test_whole_modules_arguments_and_old_files_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("file", ["w.pt", "w.pth.tar", "w.ckpt", "w.bin"])
-def test_training_checkpoints_are_loaded_past_what_lies_beside_the_weights(tmp_path, file):
+def test_training_checkpoints_are_loaded_without_the_rest_of_their_content(tmp_path, file):
     torch.manual_seed(0)
     network = torch.nn.Linear(3, 2)
     optimizer = torch.optim.AdamW(network.parameters())

@@ -1,4 +1,4 @@
-"""Resampling: how often each particle is taken, what it takes along, and no bias."""
+"""Tests of resampling: how often each particle is taken, what a copy includes, and no bias."""
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +12,8 @@ from guidance_jax import targets
 
 
 @pytest.mark.parametrize("sampler", [gj.ddim(), gj.dpmpp_2m()], ids=["ddim", "dpmpp_2m"])
-def test_resampled_particles_take_all_that_is_theirs_along(x64, sampler):
-    """Without noise a copy ends where its original does: prediction and memory went with it."""
+def test_a_resampled_particle_copies_all_its_state(x64, sampler):
+    """Without noise a copy ends where its original does, so its prediction and memory were copied too."""
     n = 32
     run = lambda threshold: quiet(keys(n), pair(), targets.tilted(4.0), sampler, edm(), (1,), size=n, threshold=threshold)
     alone, resampled = np.asarray(run(0.0).x).ravel(), np.asarray(run(1.0).x).ravel()
@@ -22,7 +22,7 @@ def test_resampled_particles_take_all_that_is_theirs_along(x64, sampler):
     assert 1 < len(set(which.tolist())) < 0.8 * n
 
 
-def test_systematic_resampling_takes_each_as_often_as_it_weighs():
+def test_systematic_resampling_takes_each_particle_in_proportion_to_its_weight():
     log_weights = jax.random.normal(jax.random.key(0), (50,)) * 2
     expected = 50 * np.asarray(jax.nn.softmax(log_weights))
     counts = [
@@ -33,7 +33,7 @@ def test_systematic_resampling_takes_each_as_often_as_it_weighs():
 
 
 def test_resampling_leaves_the_normaliser_without_bias(x64):
-    """Of many small groups, resampled at every step or never, with exact kernels: the mean is that of the exact law."""
+    """Many small groups with exact kernels, resampled at every step or never. The mean is that of the exact law."""
     levels = path(gj.levels(gj.schedules.edm(0.3, 6.0), 5, gj.spacings.karras()), slice(None, -1))
     size, groups, w = 4, 4000, 2.0
     variance = lambda sigma: 1 / (w / (V["cond"] + sigma**2) + (1 - w) / (V["uncond"] + sigma**2))
@@ -55,7 +55,7 @@ def test_resampling_leaves_the_normaliser_without_bias(x64):
         assert 4 * normaliser.std() / np.sqrt(groups) < 0.1 * exact
 
 
-def test_effective_size_and_systematic_of_weights_that_are_zero():
+def test_effective_size_and_systematic_accept_weights_that_are_zero():
     none, some = jnp.full(6, -jnp.inf), jnp.array([-jnp.inf, 0.0, -jnp.inf, -jnp.inf, 0.0, -jnp.inf])
     np.testing.assert_allclose(gj.particles.effective_size(jnp.stack([none, some])), [0, 2], rtol=1e-6)
     gradient = jax.grad(lambda w: gj.particles.effective_size(jnp.stack([none + w, some + w])).sum())(0.0)
@@ -63,7 +63,7 @@ def test_effective_size_and_systematic_of_weights_that_are_zero():
     key = jax.random.key(0)
     np.testing.assert_array_equal(gj.particles.systematic(key, none), np.arange(6))
     with pytest.MonkeyPatch.context() as patch:
-        for u in (0.0, 1 - 2.0**-24):  # the least and the most that a uniform number is
+        for u in (0.0, 1 - 2.0**-24):  # the minimum and the maximum of a uniform number
             patch.setattr(jax.random, "uniform", lambda key, shape, dtype, u=u: jnp.asarray(u, dtype))
             assert set(np.asarray(gj.particles.systematic(key, some)).tolist()) == {1, 4}
             many = jnp.where(jnp.arange(1000) % 2 == 1, 0.0, -jnp.inf)

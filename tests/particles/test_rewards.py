@@ -1,4 +1,4 @@
-"""Rewards enter by the weights, and rewards that are no numbers have an error of their own."""
+"""Rewards act through the weights, and a reward that is not a number raises its own error."""
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +13,10 @@ import guidance_jax as gj
 from guidance_jax import targets
 
 
-def test_a_reward_enters_by_the_weights_alone(x64):
-    """Along the model's own flow they are the reward of what comes out, whatever the sampler; with resampling, the law is the
-    posterior."""
+def test_a_reward_acts_only_through_the_weights(x64):
+    """Along the model's own flow the weights are the reward of the output, for any sampler. With resampling, the law is the
+    posterior.
+    """
     n, target = 4096, targets.rewarded(targets.product({"cond": 1.0}), reward)
     for sampler in (gj.heun(), gj.heun_sde()):
         found = quiet(keys(n), pair(), target, sampler, edm(), (1,), size=n, threshold=0.0)
@@ -42,7 +43,7 @@ def above(bound):
 
 
 def rewarded(log_reward, n=8, size=4, conditions=None, levels=LEVELS, **how):
-    """One Gaussian, `N(M, V)` of "cond" plus a shift of each particle's own, under a reward."""
+    """One Gaussian, `N(M, V)` of "cond" plus a shift per particle, under a reward."""
     shift = jnp.zeros(n) if conditions is None else conditions
     denoise = lambda x, level, cond: pair()[0].denoise(x - level.alpha * cond[:, None], level, jnp.zeros(n, int))
     one = gj.Branches(
@@ -53,8 +54,8 @@ def rewarded(log_reward, n=8, size=4, conditions=None, levels=LEVELS, **how):
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.9])
-def test_a_hard_constraint_leaves_the_law_within_its_set(threshold):
-    """The truncated Gaussian's moments and mass, though at high noise every x0 predicted is outside of the set, or inside."""
+def test_a_hard_constraint_gives_the_law_within_its_set(threshold):
+    """The moments and mass of the truncated Gaussian, although at high noise every predicted x0 is outside it, or inside."""
     n, size = 8192, 512
     for bound in (0.9, 0.0):
         law = truncnorm((bound - M["cond"]) / V["cond"] ** 0.5, np.inf, M["cond"], V["cond"] ** 0.5)
@@ -71,7 +72,7 @@ def test_a_hard_constraint_leaves_the_law_within_its_set(threshold):
         assert 0 < dead.sum() < n
 
 
-def test_a_group_of_dead_particles_is_told_and_alone(recwarn):
+def test_a_group_of_dead_particles_raises_and_does_not_affect_other_groups(recwarn):
     hard, far = above(-5.0), jnp.repeat(jnp.array([-100.0, 0.0]), 4)
     with pytest.raises(ValueError, match=r"in 1 of 2 groups of 4 particles all particles are dead"):
         rewarded(hard, conditions=far)
@@ -88,7 +89,7 @@ def test_a_group_of_dead_particles_is_told_and_alone(recwarn):
     np.testing.assert_allclose(found.x[4:], alone.x[4:], rtol=1e-4)
     with pytest.raises(checkify.JaxRuntimeError, match="in 1 of 2 groups of 4 particles all particles are dead"):
         gj.checked(both)(far)
-    # Nor does it spoil what a gradient says of the others.
+    # It does not change the gradients of the other groups either.
     of_living = lambda scale: jnp.where(
         jnp.isfinite(z := rewarded(lambda x0, level: scale * x0[:, 0] + hard(x0, level), conditions=far).log_normaliser), z, 0
     ).sum()
@@ -97,27 +98,27 @@ def test_a_group_of_dead_particles_is_told_and_alone(recwarn):
 
 @pytest.mark.parametrize("value", [jnp.nan, jnp.inf])
 @pytest.mark.parametrize("noisy", [False, True], ids=["at the end", "on the way"])
-def test_a_reward_that_is_no_number_is_told_by_its_name(recwarn, value, noisy):
+def test_the_error_of_a_reward_that_is_not_a_number_names_it(recwarn, value, noisy):
     def spike(level):
         return jnp.where(((level.sigma > 1) == noisy) & (jnp.arange(8) == 0), value, 0.0)
 
     mine = lambda x0, level: spike(level)
-    with pytest.raises(ValueError, match=r"log_reward \(.*<lambda>\) gave NaN or inf in 1 of 2 groups of 4"):
+    with pytest.raises(ValueError, match=r"log_reward \(.*<lambda>\) returned NaN or inf in 1 of 2 groups of 4"):
         rewarded(mine)
     found = jax.jit(lambda: rewarded(mine))()
     jax.effects_barrier()
-    assert ["gave NaN or inf" in str(w.message) for w in recwarn.list] == [True]
+    assert ["returned NaN or inf" in str(w.message) for w in recwarn.list] == [True]
     for field in (found.x[:4], found.log_weights[:4], found.log_normaliser[0], found.effective[0], found.ancestors[0]):
         assert np.isnan(field).all()
     assert np.isfinite(found.x[4:]).all()
     assert np.isfinite(found.log_normaliser[1])
-    with pytest.raises(checkify.JaxRuntimeError, match="log_reward gave NaN or inf at sigma"):
+    with pytest.raises(checkify.JaxRuntimeError, match="log_reward returned NaN or inf at sigma"):
         gj.checked(lambda: rewarded(mine))()
 
 
 @pytest.mark.filterwarnings("ignore:4 of 8 samples are not finite")
-def test_predictions_that_are_no_numbers_are_not_blamed_on_the_reward():
-    with pytest.warns(UserWarning, match="weights are NaN in 1 of 2 groups of 4 particles: x or a prediction is"):
+def test_the_reward_is_not_blamed_for_predictions_that_are_not_numbers():
+    with pytest.warns(UserWarning, match="weights are NaN in 1 of 2 groups of 4 particles: x or a prediction is NaN"):
         found = rewarded(above(-5.0), conditions=jnp.zeros(8).at[:4].set(jnp.nan))
     assert np.isfinite(found.x[4:]).all()
     assert np.isfinite(found.log_normaliser[1])

@@ -1,4 +1,4 @@
-"""Runs of particles: groups, cost and precision, what a run reports of itself, and when it warns."""
+"""Runs of particles: groups, cost and precision, what a run reports, and when it warns."""
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ def test_a_run_warns_where_weights_degenerate(recwarn):
     assert not recwarn.list
 
 
-def test_groups_are_apart_and_a_group_is_itself():
+def test_groups_do_not_affect_each_other():
     m, size = mixture(), 16
     levels = gj.levels(gj.schedules.edm(0.05, 20.0), 8, gj.spacings.karras())
     labels = jnp.repeat(jnp.array([0, 1, 2]), size)
@@ -51,7 +51,7 @@ def test_groups_are_apart_and_a_group_is_itself():
 
 
 @pytest.mark.filterwarnings("ignore:feynman_kac")
-def test_one_trace_for_many_scales_and_vmap_is_a_loop():
+def test_many_scales_share_one_trace_and_vmap_is_a_loop():
     traces = []
 
     def run(scale, beta):
@@ -66,21 +66,21 @@ def test_one_trace_for_many_scales_and_vmap_is_a_loop():
     together = jax.vmap(lambda value: run(value, 1 + value / 7))(values)
     for i, one in enumerate(each):
         jax.tree.map(lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-3, atol=1e-3), together, one)
-    # Nothing to tilt: as many samples of the model, of equal weights.
+    # Without a tilt: as many samples of the model, with equal weights.
     np.testing.assert_allclose(each[1][0].effective, 8, rtol=1e-3)
     np.testing.assert_allclose(
         each[1][0].x, gj.sample(keys(16), pair(), gj.chain(), gj.ddpm(), edm(), (1,)), rtol=1e-4, atol=1e-5
     )
 
 
-def test_it_costs_what_its_sampler_costs():
+def test_its_cost_is_that_of_its_sampler():
     for sampler, each in ((gj.ddpm(), 12), (gj.heun(), 23)):
         found = quiet(keys(8), pair(), targets.tilted(2.0), sampler, edm(), (1,), size=8)
         assert found.evaluations == 2 * each
 
 
 @pytest.mark.parametrize("dtype", [jnp.float64, jnp.bfloat16])
-def test_dtype_in_is_dtype_out(x64, dtype):
+def test_the_output_has_the_dtype_of_the_input(x64, dtype):
     levels = jax.tree.map(lambda field: field.astype(jnp.float32), edm())
     target = targets.rewarded(targets.annealed(1.5), reward)
     half = gj.Branches(lambda x, level, cond: gj.Prediction(x / 2, x / 2), {"cond": None})
@@ -90,7 +90,9 @@ def test_dtype_in_is_dtype_out(x64, dtype):
 
 
 def tilt(sampler, steps, n, **how):
-    """The variance of particles of the README's two Gaussians over the tilted law's, and what the run says of it."""
+    """The variance of particles of the README's two Gaussians relative to the tilted law's, and the spread that the run
+    reports.
+    """
     v_c, v_u, w = 0.7, 1.9, 2.3
     levels = gj.levels(gj.schedules.cosine(), steps, gj.spacings.karras())
     found = gj.feynman_kac(
@@ -100,9 +102,13 @@ def tilt(sampler, steps, n, **how):
     return square * (w / v_c + (1 - w) / v_u), found
 
 
-def test_spread_sees_what_too_few_steps_do_to_the_law():
-    """20 steps of `heun_sde(2.0)`, 23 % off; 80 of `heun_sde()`, as the README has them; and kernels in 20, a third off."""
-    with pytest.warns(UserWarning, match=r"are spread 0\.8\d ± 0\.0\d times as wide as the score of the target says"):
+def test_spread_shows_the_error_of_too_few_steps():
+    """The variance is 23 % off in 20 steps of `heun_sde(2.0)`, and a third off in 20 steps of kernels. In 80 steps of
+    `heun_sde()`, as in the README, it is right.
+    """
+    with pytest.warns(
+        UserWarning, match=r"the spread of the particles is 0\.8\d ± 0\.0\d times the spread that the target's score implies"
+    ):
         ratio, found = tilt(gj.heun_sde(2.0), 20, 8192)
     assert 0.74 < ratio < 0.80
     assert 0.78 < found.spread[0] < 0.87
@@ -111,13 +117,13 @@ def test_spread_sees_what_too_few_steps_do_to_the_law():
     assert abs(ratio - 1) < 0.05
     assert abs(found.spread[0] - 1) < 0.05
     assert found.spread_error[0] < 0.05
-    with pytest.warns(UserWarning, match=r"are spread 0\.[67]\d"):
+    with pytest.warns(UserWarning, match=r"the spread of the particles is 0\.[67]\d"):
         ratio, found = tilt(gj.ddim(1.0), 20, 8192, kernels=True)
     assert 0.6 < ratio < 0.8
 
 
-def test_spread_is_one_where_the_law_is_right_in_any_dimension_and_group():
-    """By Stein's identity, on mixtures too; each group's own, of what is not rewarded, within the interval alone."""
+def test_spread_is_one_for_the_right_law_in_any_dimension_and_group():
+    """By Stein's identity, also for mixtures: for each group, without its reward, and only within the interval."""
     m, size = crescent(), 512
     branches, levels = classes(m, jnp.zeros(4 * size, int)), gj.levels(gj.schedules.edm(0.02, 20.0), 80, gj.spacings.karras())
     run = lambda target, **how: quiet(keys(4 * size), branches, target, gj.heun_sde(), levels, (2,), size=size, **how)
@@ -133,8 +139,8 @@ def test_spread_is_one_where_the_law_is_right_in_any_dimension_and_group():
     ("counted", "size", "warns"),
     [(29, 16_000, True), (161, 16_000, False), (7_000, 8_192, False), (9.9, 256, True), (10.1, 256, False), (2, 8, False)],
 )
-def test_degeneracy_is_a_matter_of_number_and_of_share(recwarn, counted, size, warns):
-    """Weights of a number of particles alone, by a reward: `effective`, `least` and `ancestors` are that number."""
+def test_degeneracy_depends_on_the_number_and_on_the_fraction(recwarn, counted, size, warns):
+    """A reward puts all weight on a given number of particles. `effective`, `least` and `ancestors` are that number."""
     one = jnp.ones(1)
     for least, ancestors in ((counted, size), (size, counted)):
         recwarn.clear()
@@ -143,7 +149,7 @@ def test_degeneracy_is_a_matter_of_number_and_of_share(recwarn, counted, size, w
         assert ["degenerate" in str(w.message) for w in recwarn.list] == [True] * warns
 
 
-def test_bad_input_is_told():
+def test_bad_input_raises():
     m = mixture()
     schedule, flow = gj.schedules.edm(), gj.levels(gj.schedules.flow(), 4, gj.spacings.uniform())
     two, tilted, ddpm, own = pair(), targets.tilted(2.0), gj.ddpm(), edm()
@@ -159,7 +165,7 @@ def test_bad_input_is_told():
         (lambda: run(sampler=gj.ddim(), kernels=True), "draws nothing"),
         (lambda: run(targets.tilted(2.0, cond="conds")), "Did you mean 'cond'"),
         (lambda: run(targets.annealed(2.0), levels=flow), "at alpha = 0"),
-        (lambda: run(targets.rewarded(tilted, lambda x0, level: x0)), r"log_reward gives must be \[8\], got float32\[8,1\]"),
+        (lambda: run(targets.rewarded(tilted, lambda x0, level: x0)), r"log_reward returns must be \[8\], got float32\[8,1\]"),
         (lambda: run(sampler=gj.recur(gj.ddpm(), 2)), "recurrence"),
         (lambda: run(sampler=gj.restart(gj.heun(), schedule, 2, 1, 0.1, 1.0)), "restarts"),
         (lambda: run(sampler=gj.churn(gj.heun(), schedule, 0.2)), "churn"),
@@ -167,10 +173,10 @@ def test_bad_input_is_told():
         (lambda: run(branches=classes(m, jnp.arange(8) % 3)), r"branches\['cond'\] differs within a group of 4"),
         (lambda: targets.tilted(jnp.ones(2)), r"shape \(2,\)"),
         (lambda: targets.annealed(-1.0), "annealed: beta must be a positive number, got -1"),
-        (lambda: targets.product({}), "needs a branch"),
+        (lambda: targets.product({}), "at least one branch"),
         (lambda: targets.product({"a": 1.0}, rest="a"), "has an exponent already"),
     ]:
         with pytest.raises(ValueError, match=message):
             build()
-    with pytest.raises(TypeError, match="got the function <lambda>; it is one number for all levels"):
+    with pytest.raises(TypeError, match="got the function <lambda>; use one number for all levels"):
         targets.product({"cond": lambda level: 2.0})  # pyright: ignore[reportArgumentType]

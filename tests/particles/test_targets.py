@@ -1,4 +1,4 @@
-"""Weights against independent NumPy readings along the same paths, and laws against exact ones."""
+"""Weights against independent NumPy formulae along the same paths, and laws against exact ones."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ TARGETS = {
 
 
 def paths(key, target, sampler, levels, start, branches: Any = None) -> np.ndarray:
-    """x at every level, `[steps + 1, B]`, of particles that are never resampled."""
+    """x at every level, `[steps + 1, B]`, of particles without resampling."""
     guidance = targets.drift(target) if target.guidance is None else gj.chain(targets.drift(target), target.guidance)
     _, along = gj.run(key, branches or pair(), guidance, sampler, levels, start, trace=lambda state: state.x)
     return np.concatenate([start[None], along])[..., 0]
@@ -78,8 +78,8 @@ KERNEL_TARGETS = TARGETS | {
     ("name", "schedule"),
     [("annealed", "cosine"), ("another proposal", "edm"), ("twisted", "cosine")],
 )
-def test_ratios_of_exact_kernels_are_exact_at_five_steps(x64, name, schedule):
-    """Whatever the steps and the proposal, the weights are the importance weights `pi'(x') F(x | x') / (pi(x) B(x' | x))`."""
+def test_weights_of_exact_kernels_are_exact_with_five_steps(x64, name, schedule):
+    """For any steps and proposal, the weights are the importance weights `pi'(x') F(x | x') / (pi(x) B(x' | x))`."""
     target, n = KERNEL_TARGETS[name], 12
     make = {"edm": gj.schedules.edm(0.3, 6.0), "cosine": gj.schedules.cosine(0.2, 0.9)}[schedule]
     levels = path(gj.levels(make, 6, gj.spacings.karras()), slice(None, -1))
@@ -115,7 +115,7 @@ def test_ratios_of_exact_kernels_are_exact_at_five_steps(x64, name, schedule):
 
 
 @pytest.mark.parametrize("scale", [2.0, 3.0, 5.0])
-def test_tilted_moments_modes_and_normaliser_and_plain_guidance_outside(scale):
+def test_the_tilted_law_has_its_moments_modes_and_normaliser_and_plain_guidance_does_not(scale):
     m, size, groups = crescent(), 1000, 16
     n = size * groups
     levels = gj.levels(gj.schedules.edm(0.02, 20.0), 40, gj.spacings.karras())
@@ -132,7 +132,7 @@ def test_tilted_moments_modes_and_normaliser_and_plain_guidance_outside(scale):
     for name, f in functions.items():
         exact = (density * f(np.asarray(grid))).sum() / density.sum()
         mean, error = pooled(found, size, f)
-        # Four standard errors, and what forty steps leave.
+        # Four standard errors, and the error of forty steps.
         assert abs(mean - exact) < 4 * error + 0.01, (name, mean, exact, error)
         outside += abs(f(plain).mean() - exact) > 4 * error + 0.01 + 4 * f(plain).std() / np.sqrt(n)
     assert outside >= 2
@@ -143,7 +143,7 @@ def test_tilted_moments_modes_and_normaliser_and_plain_guidance_outside(scale):
     assert (found.least > 1).all()
 
 
-def test_outside_of_the_interval_nothing_is_weighed():
+def test_weights_do_not_change_outside_the_interval():
     n = 32
     run = lambda **bounds: quiet(
         keys(n), pair(), targets.tilted(4.0), gj.heun_sde(), edm(), (1,), size=n, threshold=0.9, **bounds
@@ -151,7 +151,7 @@ def test_outside_of_the_interval_nothing_is_weighed():
     nowhere = run(high=0.01)
     np.testing.assert_allclose(nowhere.effective, n, rtol=1e-4)
     np.testing.assert_allclose(nowhere.x, gj.sample(keys(n), pair(), gj.cfg(4.0), gj.heun_sde(), edm(), (1,)), rtol=1e-4)
-    # Two intervals that meet have the weights of both together.
+    # Two adjacent intervals have the weights of both together.
     ratio = float(edm().ratio[6])
     parts = [
         quiet(keys(n), pair(), targets.tilted(4.0), gj.ddim(), edm(), (1,), size=n, threshold=0.0, **bounds)

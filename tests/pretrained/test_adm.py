@@ -1,4 +1,4 @@
-"""ADM: its released sizes, what it refuses, and its arithmetic."""
+"""ADM: its released sizes, the errors of its arguments, and its arithmetic."""
 
 import dataclasses
 from typing import Any
@@ -31,7 +31,7 @@ def test_the_released_sizes_have_the_published_parameter_counts(name, count):
     assert pretrained.parameter_count(network) == count
     if name == "adm-256":
         network.label_emb = None
-        assert pretrained.parameter_count(network) == 552_814_086  # The unconditional one.
+        assert pretrained.parameter_count(network) == 552_814_086  # the unconditional one
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_bfloat16_is_close_and_stays_bfloat16(network):
     assert jax.eval_shape(classify, jnp.zeros((2, 8, 8, 3)), jnp.zeros(2)).dtype == jnp.float32
 
 
-def test_a_sample_is_the_same_alone(network):
+def test_a_sample_does_not_depend_on_its_batch(network):
     apply, params = network
     x, t, labels = jax.random.normal(jax.random.key(0), (2, 6, 5, 3)), jnp.array([10.0, 900.0]), jnp.array([1, 3])
     both = jax.jit(apply)(params, x, t, labels)
@@ -66,7 +66,7 @@ def test_a_sample_is_the_same_alone(network):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (
             {"channel_mult": (1, 1, 1, 1, 1, 1)},
@@ -78,12 +78,12 @@ def test_a_sample_is_the_same_alone(network):
         ({"num_res_blocks": 0}, "ADMConfig: num_res_blocks must be an integer, at least 1, got 0"),
     ],
 )
-def test_sizes_that_make_no_network_are_told(change, told):
-    with pytest.raises(ValueError, match=told):
+def test_sizes_that_define_no_network_raise(change, message):
+    with pytest.raises(ValueError, match=message):
         dataclasses.replace(SMALL, **change)
 
 
-def test_calls_that_do_not_fit_are_told(network):
+def test_calls_that_do_not_fit_the_network_raise(network):
     apply, params = network
     small = lambda *inputs, **changes: jax.eval_shape(lambda: build(dataclasses.replace(SMALL, **changes))()(*inputs))
     x, t, labels = jnp.zeros((2, 16, 16, 3)), jnp.zeros(2), jnp.array([1, 3])

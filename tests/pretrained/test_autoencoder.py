@@ -16,7 +16,7 @@ TINY = AutoencoderConfig(block_out_channels=(8, 16), norm_num_groups=4, layers_p
 
 
 def awake(dtype=jnp.float32):
-    """The tiny network, every weight random, gains and biases too."""
+    """The tiny network with random weights, also gains and biases."""
     rng = np.random.default_rng(0)
     graph, state = nnx.split(nnx.eval_shape(lambda: AutoencoderKL(TINY, rngs=nnx.Rngs(0))))
 
@@ -31,7 +31,7 @@ DECODE = nnx.jit(AutoencoderKL.decode)
 BY_TILES = nnx.jit(lambda network, z: tiled(network.decode, 12, 4)(z))
 
 
-def test_stable_diffusions_has_its_published_number_of_parameters():
+def test_stable_diffusions_autoencoder_has_its_published_number_of_parameters():
     network = pretrained.abstract(lambda rngs: AutoencoderKL(AutoencoderConfig(), rngs=rngs))
     assert pretrained.parameter_count(network) == 83_653_863
 
@@ -70,19 +70,19 @@ def test_a_configuration_is_read():
         ("time_scale", 2),
     ],
 )
-def test_a_setting_that_is_not_supported_is_named(name, value):
+def test_the_error_of_an_unsupported_setting_names_it(name, value):
     with pytest.raises(ValueError, match=name if name != "_class_name" else "VQModel"):
         autoencoder_config({name: value})
 
 
-def test_older_names_are_those_of_attention_alone():
+def test_older_names_are_those_of_attention_only():
     assert current_name("encoder.mid_block.attentions.0.query.weight") == "encoder.mid_block.attentions.0.to_q.weight"
     assert current_name("encoder.mid_block.attentions.0.value.bias") == "encoder.mid_block.attentions.0.to_v.bias"
     for name in ("encoder.mid_block.attentions.0.to_out.0.bias", "encoder.mid_block.attentions.0.group_norm.weight", "key"):
         assert current_name(name) == name
 
 
-def test_bfloat16_weights_compute_in_bfloat16_by_tiles_too():
+def test_bfloat16_weights_compute_in_bfloat16_with_and_without_tiles():
     network, half, z = awake(), awake(jnp.bfloat16), jax.random.normal(jax.random.key(1), (2, 20, 7, 4))
     for decode in (DECODE, BY_TILES):
         image, near = decode(network, z), decode(half, z)
@@ -102,7 +102,7 @@ def test_the_log_variance_is_bounded():
 
 
 def looking(reach, factor=2):
-    """A decoder, not linear, in which each pixel of the image depends on the latents up to `reach` away, no further."""
+    """A nonlinear decoder in which each pixel of the image depends only on the latents up to `reach` away."""
     side = 2 * reach + 1
     kernel = jax.random.normal(jax.random.key(0), (side, side, 3, 2))
 
@@ -117,7 +117,7 @@ def looking(reach, factor=2):
 
 @pytest.mark.parametrize("size", [(23, 40), (12, 13), (31, 9), (24, 36)])
 @pytest.mark.parametrize(("tile", "overlap"), [(12, 4), (12, 7), (9, 4)])
-def test_a_decoder_that_looks_no_further_than_a_quarter_of_the_overlap_is_as_without_tiles(size, tile, overlap):
+def test_tiles_do_not_change_a_decoder_that_looks_at_most_a_quarter_of_the_overlap_away(size, tile, overlap):
     decode, z = looking(reach=1), jax.random.normal(jax.random.key(1), (2, *size, 3))
     np.testing.assert_allclose(jax.jit(tiled(decode, tile, overlap))(z), decode(z), rtol=1e-5, atol=1e-5)
     further = looking(reach=2 + overlap // 4)
@@ -125,25 +125,25 @@ def test_a_decoder_that_looks_no_further_than_a_quarter_of_the_overlap_is_as_wit
     assert seams > 1e-2
 
 
-def test_every_pixel_has_weight_one_even_where_tiles_do_not_overlap():
+def test_every_pixel_has_weight_one_even_if_tiles_do_not_overlap():
     z = jnp.ones((1, 23, 17, 1))
     for tile, overlap in [(5, 0), (1, 0), (6, 1), (8, 7), (16, 5)]:
         np.testing.assert_allclose(tiled(lambda z: z.repeat(3, 1).repeat(3, 2), tile, overlap)(z), 1, rtol=1e-6)
 
 
-def test_seams_are_slopes():
-    """A decoder that tells its tile's mean everywhere is the hardest on seams: from tile to tile there is a ramp."""
+def test_seams_are_gradual():
+    """A decoder whose output is the mean of its tile makes seams most visible. The image has a ramp from tile to tile."""
     mean = lambda z: jnp.broadcast_to(z.mean((1, 2), keepdims=True), (len(z), 2 * z.shape[1], 2 * z.shape[2], 1))
     z = jnp.arange(48.0)[None, :, None, None].repeat(4, axis=2)
     image = np.asarray(tiled(mean, 16, 8)(z))[0, :, 0, 0]
     between = np.diff(image)
     assert (between >= -1e-4).all()
-    # Means 8 apart, over half the overlap: 8 pixels of the image.
+    # The means differ by 8 over half the overlap, which is 8 pixels of the image.
     assert between.max() < 1.01 * 8 / 8
     np.testing.assert_allclose(image[[0, -1]], [7.5, 39.5], rtol=1e-5)
 
 
-def test_an_autoencoders_tiles_are_what_it_makes_of_each_alone():
+def test_the_tiles_of_an_autoencoder_are_decoded_separately():
     network, z = awake(), jax.random.normal(jax.random.key(1), (2, 20, 7, 4))
     image = BY_TILES(network, z)
     assert image.shape == (2, 40, 14, 3)
@@ -153,7 +153,7 @@ def test_an_autoencoders_tiles_are_what_it_makes_of_each_alone():
     np.testing.assert_array_equal(BY_TILES(network, z[:, :12]), DECODE(network, z[:, :12]))
 
 
-def test_tiles_cost_one_program_and_the_same_memory_however_large_the_latents():
+def test_tiles_need_one_program_and_the_same_memory_for_any_size_of_latents():
     apply, params = gj.networks.from_nnx(awake(), "decode")
     traces = []
 
@@ -180,11 +180,11 @@ def test_gradients_pass_through_tiles():
 
 
 @pytest.mark.parametrize(("tile", "overlap"), [(8, 8), (8, -1), (0, 0)])
-def test_tiles_that_do_not_advance_are_told(tile, overlap):
+def test_tiles_that_do_not_advance_raise(tile, overlap):
     with pytest.raises(ValueError, match=r"tiled: (overlap|tile) must"):
         tiled(lambda z: z, tile, overlap)
 
 
-def test_a_decoder_that_does_not_enlarge_both_sides_alike_is_told():
+def test_a_decoder_that_enlarges_the_two_sides_differently_raises():
     with pytest.raises(ValueError, match="both sides alike"):
         tiled(lambda z: z.repeat(2, axis=1), 4, 2)(jnp.zeros((1, 8, 8, 1)))

@@ -1,4 +1,4 @@
-"""CLIP's text encoders: what a token may see, where the pooled state stands, which settings are refused."""
+"""CLIP's text encoders: which tokens a token sees, the position of the pooled state, and which settings are refused."""
 
 import functools
 from typing import Any
@@ -16,8 +16,8 @@ SIZES: dict[str, Any] = {"hidden_size": 12, "intermediate_size": 20, "num_hidden
 SMALL = CLIPTextConfig(vocab_size=30, max_position_embeddings=7, **SIZES)
 
 
-def test_published_sizes():
-    """OpenAI's ViT-L/14, and XL's second encoder, OpenCLIP's ViT-bigG/14, as their files have them."""
+def test_published_encoders_have_the_published_number_of_parameters():
+    """OpenAI's ViT-L/14 and XL's second encoder, OpenCLIP's ViT-bigG/14, with the settings of their files."""
     large = {"architectures": ["CLIPTextModel"], "hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12}
     sizes = {"hidden_size": 1280, "intermediate_size": 5120, "num_attention_heads": 20, "num_hidden_layers": 32}
     giant = {**sizes, "architectures": ["CLIPTextModelWithProjection"], "hidden_act": "gelu", "projection_dim": 1280}
@@ -37,7 +37,7 @@ def test_no_token_sees_a_later_one():
     np.testing.assert_allclose(one.pooled, one.last[:, 4], rtol=1e-6)
 
 
-def test_the_end_is_the_largest_id_or_the_first_of_the_told_one():
+def test_the_end_is_the_largest_id_or_the_first_of_the_given_id():
     ids = jnp.array([[28, 3, 29, 29, 29], [28, 20, 27, 29, 5]])
     for end, places in ((2, [2, 3]), (29, [2, 3]), (20, [0, 1])):
         encoded = CLIPText(CLIPTextConfig(**{**vars(SMALL), "eos_token_id": end}), rngs=nnx.Rngs(0))(ids)
@@ -55,7 +55,7 @@ def test_it_computes_in_the_dtype_of_its_parameters():
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"architectures": ["T5EncoderModel"]}, "T5EncoderModel"),
         ({"hidden_act": "relu"}, "hidden_act must be 'quick_gelu' or 'gelu', got 'relu'"),
@@ -63,11 +63,11 @@ def test_it_computes_in_the_dtype_of_its_parameters():
         ({"eos_token_id": [1, 2]}, "an integer"),
     ],
 )
-def test_what_is_not_supported_is_named(change, told):
-    with pytest.raises(ValueError, match=told):
+def test_the_error_of_an_unsupported_setting_names_it(change, message):
+    with pytest.raises(ValueError, match=message):
         clip_text_config({**SIZES, **change})
 
 
-def test_a_text_beyond_the_window_is_refused():
+def test_a_text_longer_than_the_window_raises():
     with pytest.raises(ValueError, match="8 tokens is longer than the encoder's window of 7"):
         CLIPText(SMALL, rngs=nnx.Rngs(0))(jnp.zeros((1, 8), jnp.int32))

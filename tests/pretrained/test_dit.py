@@ -53,7 +53,7 @@ def inputs():
 @pytest.mark.parametrize(
     ("name", "size", "count"),
     [
-        # The places, 294,912 numbers at 256, count among the parameters, as they do in the published code's log.
+        # The positions, 294,912 numbers at size 256, count as parameters, as in the log of the published code.
         ("DiT-XL/2", 256, 675_129_632),
         ("DiT-XL/2", 512, 675_129_632 + 3 * 294_912),
         ("DiT-S/8", 256, 33_148_160),
@@ -64,7 +64,7 @@ def test_full_sizes_have_their_published_number_of_parameters(name, size, count)
     assert pretrained.parameter_count(network) == count
 
 
-def test_every_published_size():
+def test_every_published_name_gives_its_sizes():
     sizes = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}
     for name, (depth, width, heads) in sizes.items():
         for patch in (2, 4, 8):
@@ -74,7 +74,7 @@ def test_every_published_size():
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "message"),
     [
         (lambda: dit_config("DiT-XL/3"), "DiT-XL/2, got name 'DiT-XL/3'"),
         (lambda: dit_config("XXL/2"), "XXL/2"),
@@ -83,12 +83,12 @@ def test_every_published_size():
         (lambda: DiTConfig(hidden_size=1154), "1154"),
     ],
 )
-def test_sizes_that_do_not_fit_are_told(make, told):
-    with pytest.raises(ValueError, match=told):
+def test_sizes_that_do_not_fit_raise(make, message):
+    with pytest.raises(ValueError, match=message):
         make()
 
 
-def test_weights_are_those_of_the_published_names_and_no_others():
+def test_weights_have_the_published_names_and_no_others():
     network = load(pretrained.from_arrays(weights()))
     np.testing.assert_array_equal(network.blocks[0].mlp.fc1.kernel, weights()["blocks.0.mlp.fc1.weight"].T)
     given = weights() | {"blocks.1.attn.proj.bias": np.zeros(16)}
@@ -113,7 +113,7 @@ def test_bfloat16_weights_compute_in_bfloat16():
     assert np.abs(near.astype(jnp.float32) - out).mean() < 0.03 * np.asarray(out).std()
 
 
-def test_latents_of_another_size_and_labels_outside_are_told():
+def test_latents_of_another_size_and_labels_outside_the_range_raise():
     network, (x, t, labels) = load(pretrained.from_arrays(weights())), inputs()
     for wrong in (x[:, :4], x[..., :3], x[:, :, :2]):
         with pytest.raises(ValueError, match=r"samples of \(6, 6, 4\), got x of shape"):

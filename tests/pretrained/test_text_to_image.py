@@ -1,4 +1,4 @@
-"""Text-to-image from model directories that the tests write: what is drawn, what is refused, what it takes of memory."""
+"""Text-to-image from model directories that the tests write: samples, errors, and memory."""
 
 import json
 import shutil
@@ -46,7 +46,7 @@ def drawn(model, cond, sampler, path, start):
 
 
 @pytest.mark.parametrize("kind", ["first", "xl"])
-def test_a_sample_is_its_own_prompts_and_scales(kind, request):
+def test_a_sample_depends_on_its_own_prompts_and_scales(kind, request):
     model = text_to_image.load(request.getfixturevalue(kind))
     generate = generator(model)
     texts, negative, scale = ["a dog", "the cat", "a dog"], ["mat", None, "mat"], jnp.array([7.5, 3.0, 1.0])
@@ -54,7 +54,7 @@ def test_a_sample_is_its_own_prompts_and_scales(kind, request):
     assert x.shape == (3, 8, 12, 4)
     alone = generate(model.params, keys(3)[1:2], model.tokenize(["the cat"]), model.tokenize([None]), scale[1:2])
     np.testing.assert_allclose(x[1:2], alone, rtol=1e-4, atol=1e-4)
-    # At scale 1 what is negative is not heard.
+    # At scale 1 the negative prompt has no effect.
     unguided = generate(model.params, keys(3)[2:], model.tokenize(["a dog"]), model.tokenize([""]), scale[2:])
     np.testing.assert_allclose(x[2:], unguided, rtol=1e-4, atol=1e-4)
     other = generate(model.params, keys(3)[1:2], model.tokenize(["the dog"]), model.tokenize([None]), scale[1:2])
@@ -64,7 +64,7 @@ def test_a_sample_is_its_own_prompts_and_scales(kind, request):
     assert jnp.abs(images).max() <= 1
 
 
-def test_no_text_at_all_is_zeros_for_xl_and_the_empty_text_for_others(first, xl):
+def test_no_text_is_zeros_for_xl_and_the_empty_text_for_others(first, xl):
     model = text_to_image.load(xl)
     cond = jax.jit(model.encode, static_argnums=(2, 3))(model.params, model.tokenize([None, "", "a dog"]), 16, 24)
     assert not cond.text.states[0].any()
@@ -72,14 +72,14 @@ def test_no_text_at_all_is_zeros_for_xl_and_the_empty_text_for_others(first, xl)
     assert cond.text.states[1:].any(2).all()
     assert cond.text.pooled[1:].any(1).all()
     assert np.array_equal(cond.text.sizes, [[16, 24, 0, 0, 16, 24]] * 3)
-    told = jax.jit(model.encode)(model.params, model.tokenize(["a"]), sizes=jnp.array([5, 6, 1, 2, 7, 8]))
-    assert np.array_equal(told.text.sizes, [[5, 6, 1, 2, 7, 8]])
+    encoded = jax.jit(model.encode)(model.params, model.tokenize(["a"]), sizes=jnp.array([5, 6, 1, 2, 7, 8]))
+    assert np.array_equal(encoded.text.sizes, [[5, 6, 1, 2, 7, 8]])
     model = text_to_image.load(first)
     states = jax.jit(model.encode)(model.params, model.tokenize([None, ""])).text.states
     assert np.array_equal(states[0], states[1])
 
 
-def test_images_there_and_back_and_tiles(first):
+def test_images_are_encoded_and_decoded_also_by_tiles(first):
     model = text_to_image.load(first)
     assert model.latents() == (8, 8, 4)
     with pytest.raises(ValueError, match=r"height must be a multiple of \d, .*got 15 pixels"):
@@ -100,7 +100,7 @@ def test_images_there_and_back_and_tiles(first):
     np.testing.assert_allclose(jax.jit(moved.decode)(model.params, z - 0.5 * moved.latent.scaling_factor), whole, atol=1e-4)
 
 
-def test_image_to_image_keeps_what_little_noise_hides(first):
+def test_image_to_image_keeps_the_image_that_little_noise_hides(first):
     model = text_to_image.load(first)
     z = jax.jit(model.encode_image)(model.params, picture(2, 16, 24))
     path = gj.schedules.strength(model.levels(20), 0.05)
@@ -123,7 +123,7 @@ def test_inpainting_keeps_the_known_part(first):
     assert jnp.abs(x - z).max() > 0.5
 
 
-def test_inpainting_networks_ask_for_their_channels(tmp_path, first):
+def test_inpainting_networks_require_their_channels(tmp_path, first):
     model = text_to_image.load(write_model(tmp_path / "nine", unet={"in_channels": 9}))
     known = np.ones((1, 16, 16, 1), bool)
     known[:, :, :5] = False
@@ -142,7 +142,7 @@ def test_inpainting_networks_ask_for_their_channels(tmp_path, first):
         text_to_image.load(write_model(tmp_path / "eight", unet={"in_channels": 8}))
 
 
-def test_bfloat16_and_several_files_and_variants(first, tmp_path):
+def test_bfloat16_several_files_and_variants_are_loaded(first, tmp_path):
     directory = tmp_path / "model"
     shutil.copytree(first, directory)
     part = directory / "unet"
@@ -220,21 +220,21 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize(("name", "edit", "error", "told"), BROKEN.values(), ids=BROKEN)
-def test_what_is_wrong_with_a_directory_is_told(first, tmp_path, name, edit, error, told):
+@pytest.mark.parametrize(("name", "edit", "error", "message"), BROKEN.values(), ids=BROKEN)
+def test_a_damaged_or_unsupported_directory_raises(first, tmp_path, name, edit, error, message):
     directory = tmp_path / "model"
     shutil.copytree(first, directory)
     path = directory / name
     if error is None:
         path.write_text(path.read_text()[:-4])
-        error, told = ValueError, f"{name}, .* is damaged"
+        error, message = ValueError, f"{name}, .* is damaged"
     else:
         edit(path)
-    with pytest.raises(error, match=told):
+    with pytest.raises(error, match=message):
         text_to_image.load(directory)
 
 
-def test_a_wrong_directory_is_told(tmp_path):
+def test_a_wrong_directory_raises(tmp_path):
     with pytest.raises(FileNotFoundError, match=f"no directory {tmp_path}/nothing"):
         text_to_image.load(tmp_path / "nothing")
     with pytest.raises(FileNotFoundError, match=r"model_index\.json"):

@@ -1,4 +1,4 @@
-"""The files beside a model's weights: its tokeniser's and its scheduler's, what they give and what of them is refused."""
+"""The tokeniser's and scheduler's files of a model: the values read from them, and the errors of unsupported ones."""
 
 import itertools
 import json
@@ -14,7 +14,7 @@ from guidance_jax.pretrained.tokens import open_tokenizer
 
 
 @pytest.mark.parametrize("pad", [WORDS[1], "!"])
-def test_a_long_text_is_cut_with_a_warning_or_refused(tmp_path, pad):
+def test_a_long_text_is_cut_with_a_warning_or_raises(tmp_path, pad):
     write_tokenizer(tmp_path, pad)
     tokenize, ids = open_tokenizer(tmp_path), vocabulary()
     start, end, dog = ids[WORDS[0]], ids[WORDS[1]], ids["dog</w>"]
@@ -28,14 +28,14 @@ def test_a_long_text_is_cut_with_a_warning_or_refused(tmp_path, pad):
         tokenize("dog")
 
 
-def test_a_tokeniser_of_another_kind_is_refused(tmp_path):
+def test_a_tokeniser_of_another_kind_raises(tmp_path):
     write_tokenizer(tmp_path, tokenizer_class="T5Tokenizer")
     with pytest.raises(ValueError, match="T5Tokenizer"):
         open_tokenizer(tmp_path)
 
 
-def test_what_the_encoder_has_no_row_or_position_for_is_refused(tmp_path):
-    """A gather would clamp it without a word."""
+def test_tokens_without_a_row_or_a_position_in_the_encoder_raise(tmp_path):
+    """Without the error, indexing would silently clamp them."""
     encoder = CLIPTextConfig(vocab_size=len(vocabulary()), max_position_embeddings=13)
     write_tokenizer(tmp_path, pad="<pad>")
     with pytest.raises(ValueError, match=r"has no '<pad>', or the encoder has no row"):
@@ -58,7 +58,7 @@ def test_what_the_encoder_has_no_row_or_position_for_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(("length", "window"), [(None, 13), (10**30, 13), (1e30, 13), (9, 9)])
-def test_the_window_is_the_encoders_where_the_files_have_none(tmp_path, length, window):
+def test_the_window_is_the_encoders_if_the_files_have_none(tmp_path, length, window):
     write_tokenizer(tmp_path, window=length)
     encoder = CLIPTextConfig(vocab_size=len(vocabulary()), max_position_embeddings=13)
     assert open_tokenizer(tmp_path, encoder)(["a dog"]).shape == (1, window)
@@ -66,14 +66,14 @@ def test_the_window_is_the_encoders_where_the_files_have_none(tmp_path, length, 
 
 
 @pytest.mark.parametrize("text", ["dog " * 250_000, "\x00" * 10**5])
-def test_what_is_cut_is_told_by_an_excerpt(tmp_path, text):
+def test_the_warning_of_a_cut_text_shows_an_excerpt(tmp_path, text):
     write_tokenizer(tmp_path)
     tokenize = open_tokenizer(tmp_path)
-    with pytest.warns(UserWarning, match=r"cut off: .*\.\.\. of [\d,]+ characters") as told:
+    with pytest.warns(UserWarning, match=r"cut off: .*\.\.\. of [\d,]+ characters") as warned:
         tokenize([text])
     with pytest.raises(ValueError, match="too long by") as refused:
         tokenize([text], whole=True)
-    assert max(len(str(told[0].message)), len(str(refused.value))) < 1_500
+    assert max(len(str(warned[0].message)), len(str(refused.value))) < 1_500
 
 
 DAMAGED = {
@@ -93,8 +93,10 @@ VALUES = [None, 5, -1, "x", [], [1], {}, {"a": 1}, {"content": 3}, [{"content": 
 
 
 @pytest.mark.parametrize("file", DAMAGED)
-def test_damaged_files_are_told_by_their_directory(tmp_path, file):
-    """Each place of each file broken in many ways: a right tokeniser, or an error that names where."""
+def test_the_error_of_a_damaged_file_names_its_directory(tmp_path, file):
+    """Each setting of each file gets many wrong values. The result is a correct tokeniser, or an error that names the
+    directory.
+    """
     refused = []
     for number, (name, value) in enumerate(itertools.product(DAMAGED[file], VALUES)):
         directory = tmp_path / str(number)
@@ -110,14 +112,14 @@ def test_damaged_files_are_told_by_their_directory(tmp_path, file):
     assert len(refused) >= len(VALUES) // 3
 
 
-def test_a_missing_package_is_named(monkeypatch, tmp_path):
+def test_the_error_of_a_missing_package_names_it(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(ImportError, match=r"guidance_jax\[pretrained\]"):
         open_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "FlowMatchEulerDiscreteScheduler is unknown"),
         ({"beta_schedule": "sigmoid"}, "beta_schedule='sigmoid'"),
@@ -128,12 +130,12 @@ def test_a_missing_package_is_named(monkeypatch, tmp_path):
         ({"new": 1, "newer": 2}, "new, newer of a PNDMScheduler are unknown"),
     ],
 )
-def test_what_a_scheduler_has_that_is_not_supported_is_named(change, told):
-    with pytest.raises(ValueError, match=told):
+def test_the_error_of_an_unsupported_scheduler_setting_names_it(change, message):
+    with pytest.raises(ValueError, match=message):
         scheduling(SCHEDULER | change)
 
 
-def test_settings_that_a_scheduler_does_not_heed_have_no_effect():
+def test_settings_that_a_scheduler_ignores_have_no_effect():
     path = scheduling(SCHEDULER | {"clip_sample": True, "use_karras_sigmas": True, "final_sigmas_type": "zero"}).levels(4)
     assert path.t.tolist() == [751, 501, 251, 1, 0]
     assert path.sigma[-1] > 0

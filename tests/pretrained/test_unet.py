@@ -1,4 +1,4 @@
-"""UNet2DCondition: the published sizes, settings that are refused, precision, and what each input reaches."""
+"""UNet2DCondition: the published sizes, settings that are refused, precision, and the effect of each input."""
 
 import dataclasses
 import functools
@@ -104,7 +104,7 @@ B = 3
 
 @functools.cache
 def awake(dtype="float32"):
-    """A small one of the XL kind, moved off what its parameters start from, and its inputs."""
+    """A small network of the XL kind with noise added to its initial parameters, and its inputs."""
     apply, params = networks.from_nnx(UNet2DCondition(SMALL, rngs=nnx.Rngs(0)))
     leaves, treedef = jax.tree.flatten(params)
     moved = [(p + 0.2 * jax.random.normal(k, p.shape)).astype(dtype) for p, k in zip(leaves, keys(len(leaves)), strict=True)]
@@ -124,7 +124,7 @@ def test_published_configurations_have_the_published_number_of_parameters(name):
     assert pretrained.parameter_count(network) == COUNTS[name]
 
 
-def test_what_a_published_configuration_leaves_out_is_as_diffusers_has_it():
+def test_settings_that_a_published_configuration_omits_have_the_defaults_of_diffusers():
     assert unet_condition_config({"cross_attention_dim": 768}) == UNetConditionConfig(size_waves=0)
     assert unet_condition_config(FIRST) == UNetConditionConfig(size_waves=0)
 
@@ -152,19 +152,19 @@ def test_what_a_published_configuration_leaves_out_is_as_diffusers_has_it():
         (XL, "addition_time_embed_dim", None),
     ],
 )
-def test_settings_that_are_not_supported_are_named(base, name, value):
+def test_the_errors_of_unsupported_settings_name_them(base, name, value):
     with pytest.raises(ValueError, match=rf"not supported: .*{name}=|^{name} must be"):
         unet_condition_config({**base, name: value})
 
 
-def test_a_config_is_checked_and_can_be_a_key():
+def test_a_config_is_checked_and_hashable():
     assert hash(SMALL) == hash(dataclasses.replace(SMALL, widths=[8, 16]))
     for changes in ({"heads": (2,)}, {"widths": (8, 18)}, {"heads": (3, 4)}, {"heads": (2, 3)}):
         with pytest.raises(ValueError, match=r"one number per level, got|must divide into (its heads|groups), got widths"):
             dataclasses.replace(SMALL, **changes)
 
 
-def test_every_input_reaches_the_output_of_its_own_sample_alone():
+def test_every_input_affects_the_output_of_its_own_sample_only():
     apply, params = awake()
     x, t, text = inputs()
     assert text.pooled is not None
@@ -184,7 +184,7 @@ def test_every_input_reaches_the_output_of_its_own_sample_alone():
         assert max(change[0], change[2]) < 1e-5
 
 
-def test_bfloat16_computes_nearly_the_same():
+def test_bfloat16_gives_nearly_the_same_output():
     exact = np.asarray(awake()[0](awake()[1], *inputs()))
     apply, params = awake("bfloat16")
     out = apply(params, *inputs())
@@ -202,21 +202,21 @@ def test_bfloat16_computes_nearly_the_same():
         ({"pooled": jnp.ones((B, 6))}, "p \\+ 4 n = 29"),
     ],
 )
-def test_inputs_of_another_kind_are_refused(changes, message):
+def test_inputs_of_another_kind_raise(changes, message):
     apply, params = awake()
     x, t, text = inputs()
     with pytest.raises(ValueError, match=message):
         apply(params, changes.pop("x", x), t, text._replace(**changes))
 
 
-def test_a_text_with_more_than_the_network_is_told_is_refused():
+def test_a_text_with_more_inputs_than_the_network_has_raises():
     config = dataclasses.replace(SMALL, added=0)
     network = UNet2DCondition(config, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="= 0, or be None if that is 0, got float32"):
         network(*inputs())
 
 
-def test_attention_of_many_pixels_some_at_a_time_is_that_of_all_at_once():
+def test_attention_of_many_pixels_in_parts_is_that_of_all_at_once():
     q, k, v = (jax.random.normal(key, (2, n, 2, 3)) for key, n in zip(keys(3), (530, 520, 520), strict=True))
     mask = jnp.arange(520)[None] < jnp.array([[520], [3]])
     assert q.shape[1] * k.shape[1] > layers.MANY

@@ -1,4 +1,4 @@
-"""The layouts that weights are saved in: of trainings, wrapped modules, several files, and what is told of any other."""
+"""The layouts in which weights are saved: training checkpoints, wrapped modules, several files; errors for all others."""
 
 import json
 import zipfile
@@ -19,7 +19,7 @@ OTHER = {name: array + 1 for name, array in WEIGHTS.items()}
 
 
 def given(**parts):
-    """Weights by name, in containers by the names of those."""
+    """Weights by name, nested in containers with the given names."""
     return {f"{prefix}.{name}": array for prefix, arrays in parts.items() for name, array in arrays.items()}
 
 
@@ -49,7 +49,7 @@ def test_the_layouts_of_trainings_are_loaded(layout):
 
 
 @pytest.mark.parametrize(
-    ("arrays", "told"),
+    ("arrays", "message"),
     [
         (given(ema=OTHER, model=WEIGHTS), "several times, as ema, model"),
         (given(ema={"bias": WEIGHTS["bias"]}, model=WEIGHTS), "several times, as ema, model"),
@@ -63,13 +63,13 @@ def test_the_layouts_of_trainings_are_loaded(layout):
         ),
     ],
 )
-def test_what_is_no_such_layout_is_told(arrays, told):
-    with pytest.raises(ValueError, match=told):
+def test_any_other_layout_raises(arrays, message):
+    with pytest.raises(ValueError, match=message):
         loaded(arrays)
 
 
 @pytest.mark.parametrize("file", ["w.pt", "w.pth", "w.pth.tar", "w.ckpt", "w.bin"])
-def test_scalars_and_lists_beside_tensors_are_read_past(tmp_path, file):
+def test_scalars_and_lists_beside_tensors_are_ignored(tmp_path, file):
     beside = {"step": 3, "rates": [1e-4, None, True, ("a", 2)], "name": "small", 7: b"raw"}
     path = pickled(tmp_path / file, WEIGHTS, lambda tensors: {"ema": list(tensors.values()), **tensors, **beside})
     found = pretrained.open_weights(path)
@@ -77,13 +77,13 @@ def test_scalars_and_lists_beside_tensors_are_read_past(tmp_path, file):
     np.testing.assert_array_equal(found["ema.0"].read(...), WEIGHTS["weight"])
 
 
-def test_two_names_that_are_one_are_refused(tmp_path):
+def test_two_names_of_one_weight_raise(tmp_path):
     both = lambda tensors: {"a.b": tensors["weight"], "a": {"b": tensors["bias"]}}
     with pytest.raises(ValueError, match=r"w\.pt is refused: the name 'a\.b' occurs twice"):
         pretrained.open_weights(pickled(tmp_path / "w.pt", WEIGHTS, both))
 
 
-def test_tensors_are_held_against_their_checksums(tmp_path):
+def test_tensors_are_compared_with_their_checksums(tmp_path):
     path = pickled(tmp_path / "w.pt", WEIGHTS)
     content = bytearray(path.read_bytes())
     content[content.rindex(WEIGHTS["bias"].tobytes()) + 5] ^= 1
@@ -96,10 +96,10 @@ def test_tensors_are_held_against_their_checksums(tmp_path):
 
 
 @pytest.mark.parametrize("sharding", [None, SingleDeviceSharding(jax.devices()[0])])
-def test_parameters_are_not_the_file_itself(tmp_path, sharding):
+def test_parameters_do_not_share_memory_with_the_file(tmp_path, sharding):
     large = {"weight": np.ones((1024, 3), np.float32), "bias": np.ones(1024, np.float32)}
     path = tmp_path / "w.pt"
-    for shift in range(64):  # Where storages lie in a file decides whether JAX can take their memory.
+    for shift in range(64):  # The position of a storage in the file decides whether JAX can use its memory.
         arrays = {"before": np.zeros(shift + 1, np.int8), **large}
         held = [tensor(str(i), a, "CharStorage" if i == 0 else "FloatStorage") for i, a in enumerate(arrays.values())]
         model = dict(zip(large, held[1:], strict=True))
@@ -112,7 +112,7 @@ def test_parameters_are_not_the_file_itself(tmp_path, sharding):
         assert (bias == 1).all()
 
 
-def test_pickles_in_several_files(tmp_path):
+def test_pickles_in_several_files_are_read(tmp_path):
     files = {"a.bin": ["weight"], "b.bin": ["bias"]}
     for file, names in files.items():
         pickled(tmp_path / file, {name: WEIGHTS[name] for name in names})
@@ -121,14 +121,14 @@ def test_pickles_in_several_files(tmp_path):
     found = pretrained.open_weights(index)
     assert all(np.array_equal(found[name].read(...), array) for name, array in WEIGHTS.items())
     index.write_text('{"weight_map": {"weight": "b.bin", "bias": "a.bin"}}')
-    with pytest.raises(ValueError, match=r"index\.json says of weights that they lie in other files.*bias, weight"):
+    with pytest.raises(ValueError, match=r"index\.json names the wrong files for weights.*bias, weight"):
         pretrained.open_weights(index)
 
 
-def test_float8_and_foreign_files_are_named(tmp_path):
+def test_the_errors_of_float8_and_foreign_files_name_them(tmp_path):
     header = json.dumps({"a": {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}}).encode()
     (tmp_path / "w.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
-    with pytest.raises(ValueError, match=r"w\.safetensors .*'a' is of the dtype 'F8_E4M3'.*take the file in float16"):
+    with pytest.raises(ValueError, match=r"w\.safetensors .*'a' has the dtype 'F8_E4M3'.*take the file in float16"):
         pretrained.open_weights(tmp_path / "w.safetensors")
     with zipfile.ZipFile(tmp_path / "w.ckpt", "w") as archive:
         archive.writestr("model.h5", b"")

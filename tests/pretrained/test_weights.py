@@ -1,4 +1,4 @@
-"""Weights of published files: each used once, none from a damaged file, and nothing run that a file holds."""
+"""Weights of published files: each is used once, damaged files raise, and nothing in a file is executed."""
 
 import collections
 import json
@@ -22,7 +22,7 @@ from guidance_jax.pretrained.layers import Conv
 
 
 class Small(nnx.Module):
-    """One of each kind of weight."""
+    """One weight of each kind."""
 
     def __init__(self, *, rngs):
         self.stem = nnx.List([Conv(3, 8, rngs=rngs), jax.nn.silu, Conv(8, 4, 1, rngs=rngs)])
@@ -59,7 +59,7 @@ def load(tensors, **options) -> Any:
     return pretrained.load(Small, tensors, **options)
 
 
-def test_every_kind_of_weight_lands_where_it_belongs(arrays):
+def test_every_kind_of_weight_is_loaded_in_its_place(arrays):
     module = load(pretrained.from_arrays(arrays))
     assert np.array_equal(module.stem[0].kernel[...], arrays["stem.0.weight"].transpose(2, 3, 1, 0))
     assert np.array_equal(module.last.kernel[...], arrays["last.weight"].T)
@@ -70,7 +70,7 @@ def test_every_kind_of_weight_lands_where_it_belongs(arrays):
     assert jax.jit(apply)(params, jnp.ones((2, 5, 7, 3)), jnp.array([0, 4])).shape == (2, 6)
 
 
-def test_published_is_load_the_other_way(arrays):
+def test_published_is_the_inverse_of_load(arrays):
     expected = {name: leaf.shape for name, leaf in pretrained.published(pretrained.abstract(Small)).items()}
     assert expected == {name: array.shape for name, array in arrays.items()}
     back = pretrained.published(load(pretrained.from_arrays(arrays)))
@@ -85,7 +85,7 @@ def test_a_convolution_of_one_pixel_may_be_a_dense_layer(arrays):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda arrays: arrays.pop("norm.bias"), "1 missing: norm.bias"),
         (lambda arrays: arrays.update(extra=np.zeros(3, np.float32)), "1 left over: extra"),
@@ -97,19 +97,19 @@ def test_a_convolution_of_one_pixel_may_be_a_dense_layer(arrays):
         (lambda arrays: arrays.update({"old.bias": np.zeros(6, np.float32)}), "last.bias occurs twice"),
     ],
 )
-def test_what_does_not_fit_is_named(arrays, change, told):
+def test_the_error_of_weights_that_do_not_fit_names_them(arrays, change, message):
     change(arrays)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         load(pretrained.from_arrays(arrays), rename=lambda name: name.replace("old.", "last."))
 
 
-def test_tables_beside_the_weights_are_ignored_where_the_network_says_so(arrays):
+def test_tables_beside_the_weights_are_ignored_if_the_network_says_so(arrays):
     arrays["positions"] = np.arange(4)
     load(pretrained.from_arrays(arrays), ignored=["positions"])
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_weights_go_in_parts_to_the_devices(arrays, dtype):
+def test_weights_go_to_the_devices_in_parts(arrays, dtype):
     mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:4])
     read = []
 
@@ -133,7 +133,7 @@ def test_safetensors_of_every_dtype_are_read(tmp_path, arrays):
         assert np.array_equal(module.last.kernel[...], arrays["last.weight"].T.astype(dtype).astype(np.float32))
 
 
-def test_safetensors_in_several_files(tmp_path, arrays):
+def test_safetensors_in_several_files_are_read(tmp_path, arrays):
     names = list(arrays)
     parts = {"a.safetensors": names[:4], "b.safetensors": names[4:]}
     for file, held in parts.items():
@@ -155,7 +155,7 @@ def test_safetensors_in_several_files(tmp_path, arrays):
 
 
 @pytest.mark.parametrize("kept", [0, 5, 200, -1])
-def test_truncated_safetensors_are_told(tmp_path, arrays, kept):
+def test_truncated_safetensors_raise(tmp_path, arrays, kept):
     path = tmp_path / "w.safetensors"
     save_file(arrays, path)
     path.write_bytes(path.read_bytes()[:kept])
@@ -163,7 +163,7 @@ def test_truncated_safetensors_are_told(tmp_path, arrays, kept):
         pretrained.open_weights(path)
 
 
-def test_a_wrong_path_is_told(tmp_path):
+def test_a_wrong_path_raises(tmp_path):
     with pytest.raises(FileNotFoundError, match="no file"):
         pretrained.open_weights(tmp_path)
     (tmp_path / "w.h5").write_bytes(b"")
@@ -180,7 +180,7 @@ def test_pickled_tensors_are_mapped_from_the_file(tmp_path, arrays):
     assert np.array_equal(module.last.kernel[...], arrays["last.weight"].T)
 
 
-def test_views_of_one_storage_and_half_precision(tmp_path):
+def test_views_of_one_storage_in_half_precision_are_read(tmp_path):
     base = np.arange(12).astype(ml_dtypes.bfloat16)
     pickled = {"t": tensor("0", base, "BFloat16Storage", (3, 2), (1, 6), 1), "whole": tensor("0", base, "BFloat16Storage")}
     found = pretrained.open_weights(write(tmp_path / "w.pt", pickled, {"0": base}))
@@ -199,14 +199,14 @@ def test_views_of_one_storage_and_half_precision(tmp_path):
     ],
     ids=".".join,
 )
-def test_a_pickle_that_asks_for_anything_else_is_refused(tmp_path, name):
+def test_a_pickle_that_asks_for_any_other_call_raises(tmp_path, name):
     path = write(tmp_path / "w.pt", {"w": ("call", Global(*name), (f"touch {tmp_path}/ran",))}, {})
     with pytest.raises(ValueError, match=rf"refused: it asks for {name[0]}\.{name[1]}.*no code is run"):
         pretrained.open_weights(path)
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_real_malicious_pickle_is_refused(tmp_path):
+def test_a_malicious_pickle_raises(tmp_path):
     class Evil:
         def __reduce__(self):
             return os.system, (f"touch {tmp_path}/ran",)
@@ -223,14 +223,14 @@ def test_a_real_malicious_pickle_is_refused(tmp_path):
     [{"shape": (5,)}, {"offset": 1}, {"strides": (2,)}, {"offset": -1}, {"strides": (-1,)}, {"size": 5}, {"size": -1}],
     ids=str,
 )
-def test_a_tensor_outside_its_storage_is_refused(tmp_path, options):
+def test_a_tensor_outside_its_storage_raises(tmp_path, options):
     base = np.arange(4, dtype=np.float32)
     path = write(tmp_path / "w.pt", {"w": tensor("0", base, **options)}, {"0": base})
     with pytest.raises(ValueError, match=r"lies outside its storage|too short"):
         pretrained.open_weights(path)
 
 
-def test_truncated_compressed_and_foreign_pickles_are_told(tmp_path):
+def test_truncated_compressed_and_foreign_pickles_raise(tmp_path):
     base = np.arange(4, dtype=np.float32)
     path = write(tmp_path / "w.pt", {"w": tensor("0", base)}, {"0": base})
     path.write_bytes(path.read_bytes()[:-30])

@@ -1,4 +1,4 @@
-"""`sample` outside of `jit` compiles once per structure, and parts are data: for `vmap`, `grad`, `repr`, `==`, pickling."""
+"""`sample` outside `jit` compiles once per structure, and parts are data for `vmap`, `grad`, `==` and pickle."""
 
 import functools
 import pickle
@@ -27,7 +27,7 @@ B, CLASSES = 4, 5
 
 
 class Traced:
-    """What was traced. A list that a function reads would be a part of what it depends on; a class is not."""
+    """Records of traces. It is a class because a function would depend on a list that it reads."""
 
     calls: ClassVar[list[str]] = []
 
@@ -76,7 +76,7 @@ PATH = gj.levels(gj.schedules.cosine(), 12, gj.spacings.karras())
 
 
 def drawn(network, scale=2.0, low=0.1, labels=LABELS, seed=0, path=PATH):
-    """A run that makes everything anew, as a cell of a notebook does."""
+    """A run that creates all its parts anew, as a cell of a notebook does."""
     two = gj.branches(gj.denoiser(network, predicts="v"), cond=labels, uncond=jnp.full_like(labels, CLASSES - 1))
     return gj.sample(keys(B, seed), two, gj.during(gj.cfg(scale), low, 5.0), gj.ddim(), path, (3,))
 
@@ -108,14 +108,14 @@ def test_an_eager_call_traces_the_network_once(name):
         assert np.abs(samples[what] - samples["first call"]).max() > 1e-3, what
 
 
-def test_a_label_outside_is_told_at_any_call(monkeypatch):
+def test_a_label_outside_the_range_raises_at_any_call(monkeypatch):
     monkeypatch.setattr(known, "_SEEN", type(known._SEEN)())
     network = Partial(apply, params(0))
     drawn(network, labels=jnp.array([1, 2, 1, 2]))
     TRACES.clear()
     drawn(network, labels=jnp.array([2, 2, 1, 1]))
     assert not TRACES
-    drawn(network, labels=jnp.array([0, 3, 1, 1]))  # A range that is new is looked at, once.
+    drawn(network, labels=jnp.array([0, 3, 1, 1]))  # A new range is checked once.
     assert TRACES
     for wrong in (7, -1):
         for _ in range(2):
@@ -126,8 +126,8 @@ def test_a_label_outside_is_told_at_any_call(monkeypatch):
 @pytest.mark.parametrize(
     "kind", ["a global", "a list", "an object", "NumPy", "an nnx module", "a scale", "an update", "an oracle"]
 )
-def test_what_a_function_depends_on_is_never_the_old_one(kind, monkeypatch):
-    """The same function again, and what it reads is another one: bound anew, changed in place, trained on."""
+def test_a_function_never_uses_an_old_value_of_what_it_depends_on(kind, monkeypatch):
+    """The function is the same, and a value that it reads is rebound, changed in place, or trained."""
     held, array, module, owner = [1.0], np.ones(1, np.float32), nnx.Linear(1, 1, rngs=nnx.Rngs(0)), types.SimpleNamespace(w=1.0)
     monkeypatch.setitem(globals(), "GLOBAL", jnp.float32(1))
     mixture = gj.oracles.GaussianMixture(jnp.array([[1.0]]), jnp.full((1, 1, 1), 1e-6), jnp.ones(1), jnp.array([0]))
@@ -172,7 +172,7 @@ def test_a_function_that_counts_its_traces_is_traced_once():
     assert len(counted) == traces
 
 
-def test_what_is_kept_is_bounded(monkeypatch):
+def test_the_cache_is_bounded(monkeypatch):
     monkeypatch.setattr(compiled, "KEPT", 2)
     monkeypatch.setattr(known, "KEPT", 2)
     monkeypatch.setattr(compiled, "_PROGRAMS", type(compiled._PROGRAMS)())
@@ -216,7 +216,7 @@ def through(method, w):
 def test_a_guidance_is_an_argument_of_vmap_and_of_grad(name):
     w, make = world(), TABLE[name].make
     low, high = (make(jnp.float32(value), w) for value in (TABLE[name].usual, 0.9 * TABLE[name].usual))
-    high = jax.tree.unflatten(jax.tree.structure(low), jax.tree.leaves(high))  # Some rows make their functions anew.
+    high = jax.tree.unflatten(jax.tree.structure(low), jax.tree.leaves(high))  # Some rows create their functions anew.
     both = jax.tree.map(lambda a, b: jnp.stack([jnp.asarray(a), jnp.asarray(b)]), low, high)
     together = jax.jit(jax.vmap(through, in_axes=(0, None)))(both, w)
     for one, method in zip(together, (low, high), strict=True):
@@ -244,7 +244,7 @@ PARTS = {
 
 
 @pytest.mark.parametrize("name", PARTS)
-def test_a_part_is_equal_by_value_and_comes_back_from_a_pickle(name):
+def test_a_part_is_equal_by_value_and_survives_pickling(name):
     one, other = PARTS[name](2.0), PARTS[name](3.0)
     assert one == PARTS[name](2.0) != other
     assert hash(one) == hash(PARTS[name](2.0))
@@ -255,7 +255,7 @@ def test_a_part_is_equal_by_value_and_comes_back_from_a_pickle(name):
         assert repr(back) == repr(one)
 
 
-def test_reprs_say_the_call():
+def test_the_repr_of_a_part_is_its_call():
     assert repr(gj.denoiser(Partial(apply, params(0)), predicts="v")) == "denoiser(network=partial(apply), predicts='v')"
     assert repr(gj.denoiser(Module(0), "eps")) == "denoiser(network=Module, predicts='eps')"
     assert repr(gj.targets.drift(gj.targets.tilted(2.0))) == "drift(Target(exponents={'cond': 2.0, 'uncond': -1.0}, total=1))"
@@ -264,7 +264,7 @@ def test_reprs_say_the_call():
     )
 
 
-def test_a_denoiser_that_comes_back_denoises():
+def test_an_unpickled_denoiser_denoises():
     denoise = gj.denoisers.clip(gj.denoiser(Partial(apply, params(0)), predicts="v"), -0.5, 0.5)
     x, level = jax.random.normal(jax.random.key(0), (B, 3)), gj.schedules.cosine()(0.5)
     back = pickle.loads(pickle.dumps(denoise))

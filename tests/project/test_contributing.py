@@ -1,4 +1,4 @@
-"""The skeletons of CONTRIBUTING.md run, are what they say and pass the documentation test; its command builds the site."""
+"""The skeletons of CONTRIBUTING.md run and pass the documentation test, and its command builds the site."""
 
 import doctest
 import importlib.util
@@ -23,7 +23,7 @@ GUIDE = (ROOT / ".github" / "CONTRIBUTING.md").read_text()
 
 @pytest.fixture(params=["contrast", "straight"])
 def skeleton(request, tmp_path, monkeypatch):
-    """The function, of a module of the library that holds its block alone."""
+    """The function of a skeleton, in a module of the library that consists of its code block."""
     blocks = re.findall(r"```python\n(.*?)```", GUIDE, flags=re.DOTALL)
     block = next(block for block in blocks if f"def {request.param}(" in block)
     file = tmp_path / f"{request.param}.py"
@@ -38,7 +38,7 @@ def skeleton(request, tmp_path, monkeypatch):
     return getattr(module, request.param)
 
 
-def test_a_skeleton_does_what_it_says(skeleton):
+def test_a_skeleton_computes_what_it_documents(skeleton):
     m, labels = mixture(), jnp.array([0, 1, 2])
     path = gj.levels(gj.schedules.cosine(), 8, gj.spacings.karras())
     run = lambda guidance, sampler: gj.sample(keys(3), classes(m, labels), guidance, sampler, path, (3,))
@@ -55,7 +55,7 @@ def test_a_skeleton_is_documented(skeleton):
     assert not doctest.DocTestRunner().run(test).failed
 
 
-def test_one_page_and_the_files_that_it_names():
+def test_contributing_is_one_page_and_its_files_exist():
     assert len(GUIDE.splitlines()) < 150
     for name in re.findall(r"`(tests/[\w/.]+|[\w/]+/__init__\.py|\.ci/run|\.github/\w+)`", GUIDE):
         assert (ROOT / name).exists() or (ROOT / "guidance_jax" / name).exists(), name

@@ -1,4 +1,4 @@
-"""Every public name has its sentence, equation, parameters with shapes, errors, example and source; faults are seen."""
+"""Every public name has its sentence, equation, parameters with shapes, errors, example and source. Faults are detected."""
 
 import ast
 import doctest
@@ -21,7 +21,7 @@ from guidance_jax.checks import kinds
 ROOT = Path(__file__).parents[2]
 PUBLIC = public()
 KINDS = {name: value for name, value in vars(kinds).items() if isinstance(value, TypeAliasType)}
-"""The annotations that say what a parameter accepts."""
+"""The annotations that define what a parameter accepts."""
 
 TYPES = (
     *(
@@ -68,18 +68,19 @@ PUBLISHED = tuple(
 )
 TREES = ("trees.Flat", "trees.flat", "trees.on_vectors", "trees.zero_padding")
 OURS = {*TYPES, *LOOP, *ALGEBRA, *TREES, *TEXTBOOK, *HOUSE, *FILES, *PUBLISHED}
-"""What comes from no paper, and so needs neither a reference nor, of the algebra, an equation."""
+"""Names that come from no paper. They need no reference, and those of the algebra need no equation."""
 OF_FILES = {
     "pretrained.text_to_image.Model": "it is made of a directory of gigabytes",
-    "pretrained.text_to_image.load": "it reads a directory of gigabytes; tests/pretrained/test_text_to_image.py writes small ones",
+    "pretrained.text_to_image.load": "it reads a directory of gigabytes; tests/pretrained has tests with small ones",
     "pretrained.tokens.open_tokenizer": "it reads the files of a vocabulary; tests/pretrained/test_tokens.py writes small ones",
 }
-"""What needs a file to be shown, and why: their examples may be lacking."""
+"""Names whose example would need a file, and why. They may lack an example."""
 PATHS = {"schedules.below", "schedules.reverse"}
 """Parts of a path, which have no equation."""
 NEVER = {"feynman_kac: Raises: ImportError", "euler: Raises: ValueError", "targets.drift: Raises: ValueError"}
-"""The first shows no progress, for which alone `run` needs another package; the second draws nothing, by keys of any kind; the
-third hands `stateless` an update of the library's own."""
+"""Errors that these functions never raise, although their callees may. The first shows no progress bar, for which `run` needs
+another package. The second draws no noise. The third passes `stateless` an update of the library.
+"""
 
 
 def found(name, doc):
@@ -88,15 +89,15 @@ def found(name, doc):
     return [f"{name}: {lack}" for lack in lacks if lack not in known and f"{name}: {lack}" not in NEVER]
 
 
-def test_nothing_is_lacking():
+def test_no_docstring_lacks_anything():
     lacks = [lack for name, value in PUBLIC.items() for lack in found(name, value.__doc__)]
     print(f"{len(PUBLIC)} public names, {len(lacks)} parts lacking")
     assert not lacks, "\n".join(lacks)
-    assert set(PUBLIC) >= {*OURS, *OF_FILES, *PATHS}, "exceptions for what is no longer there"
+    assert set(PUBLIC) >= {*OURS, *OF_FILES, *PATHS}, "exceptions for names that no longer exist"
     assert len(PUBLIC) > 160
 
 
-def test_every_module_says_what_is_public():
+def test_every_module_lists_its_public_names():
     modules = [value for name in gj.__all__ if isinstance(value := getattr(gj, name), types.ModuleType)]
     assert len(modules) > 10
     for module in modules:
@@ -104,8 +105,8 @@ def test_every_module_says_what_is_public():
         assert all(hasattr(module, name) for name in module.__all__)
 
 
-def test_what_the_readme_and_the_experiments_use_is_public():
-    """So that `__all__`, which the rules above go by, leaves out nothing that a user meets."""
+def test_the_names_in_the_readme_and_the_experiments_are_public():
+    """So `__all__`, on which the rules above rely, omits no name that a user meets."""
     files = [ROOT / "README.md", *sorted((ROOT / "experiments").rglob("*.py"))]
     used = {match for file in files for match in re.findall(r"\bgj\.(\w+)(?:\.(\w+))?", file.read_text())}
     assert len(used) > 60
@@ -115,19 +116,19 @@ def test_what_the_readme_and_the_experiments_use_is_public():
             assert second in module.__all__, f"{first}.{second}"
 
 
-def test_every_kind_says_what_it_accepts():
-    """In a sentence below it; so no parameter has to."""
+def test_every_kind_documents_what_it_accepts():
+    """In a sentence below the kind, so that no parameter has to."""
     body = ast.parse(inspect.getsource(kinds)).body
-    told = {ast.unparse(one.targets[0]): after for one, after in itertools.pairwise(body) if isinstance(one, ast.Assign)}
+    sentences = {ast.unparse(one.targets[0]): after for one, after in itertools.pairwise(body) if isinstance(one, ast.Assign)}
     assert len(KINDS) > 20
     for name in KINDS:
-        sentence = told[name]
+        sentence = sentences[name]
         assert isinstance(sentence, ast.Expr), name
         assert docstrings.SENTENCE.search(ast.literal_eval(sentence.value)), name
 
 
 def test_doctest_finds_every_example():
-    """`test_documents` runs what doctest finds in each module."""
+    """`test_documents` runs the examples that doctest finds in each module."""
     for name, value in PUBLIC.items():
         module = importlib.import_module(value.__module__)
         whole = f"{module.__name__}.{value.__qualname__}"
@@ -135,15 +136,15 @@ def test_doctest_finds_every_example():
         assert name in OF_FILES or examples[0], name
 
 
-def test_the_readmes_sources_are_the_docstrings():
-    """A row of its tables and the docstring of that row's function agree on the arXiv numbers."""
+def test_the_references_in_the_readme_are_those_of_the_docstrings():
+    """A row of its tables and the docstring of that row's function have the same arXiv numbers."""
     rows = re.findall(r"^\| (`.*?) \|.*\| ([^|]*) \|$", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
     checked = 0
     for left, right in rows:
         names = [name for name in re.findall(r"`([a-z]\w*)[`(]", left.partition(" | ")[0]) if name in PUBLIC]
-        told = " ".join(PUBLIC[name].__doc__ for name in names)
+        docs = " ".join(PUBLIC[name].__doc__ for name in names)
         for number in re.findall(r"\b\d{4}\.\d{5}\b", right) if names else ():
-            assert number in told, (names, number)
+            assert number in docs, (names, number)
             checked += 1
     assert checked > 30
 
@@ -189,14 +190,14 @@ def without(doc, part):
         ("oracles.GaussianMixture", lambda doc: doc.replace("      weights:", "      shares:"), "Args: weights"),
     ],
 )
-def test_a_fault_is_seen(name, fault, lack):
+def test_a_fault_is_detected(name, fault, lack):
     doc = PUBLIC[name].__doc__
     assert fault(doc) != doc
     assert any(entry.startswith(f"{name}: {lack}") for entry in found(name, fault(doc)))
 
 
-def test_a_section_or_parameter_that_is_gone_is_seen_in_every_name():
-    """A fault of each kind in every docstring that has such a part."""
+def test_a_missing_section_or_parameter_is_detected_in_every_name():
+    """A fault of each kind in every docstring that has that part."""
     seen = 0
     for name, value in PUBLIC.items():
         parts = docstrings.sections(value.__doc__)
@@ -212,23 +213,23 @@ def test_a_section_or_parameter_that_is_gone_is_seen_in_every_name():
     assert seen > 600
 
 
-def test_a_field_or_method_without_a_word_is_seen():
+def test_an_undocumented_field_or_method_is_detected():
     record = type("Record", (), {"__doc__": "One. "})
     assert lacking(record, None) == ["a docstring"]
-    fields = docstrings.entries(docstrings.sections(gj.State.__doc__)["Args"])
+    fields = docstrings.entries(docstrings.sections(str(gj.State.__doc__))["Args"])
     assert fields["memory"].strip() == "The memory of the sampler."
     assert set(docstrings.methods(gj.oracles.GaussianMixture)) >= {"denoise", "score", "log_prob", "sample", "sample_tilted"}
     assert docstrings.raised(gj.oracles.GaussianMixture.sample) == {"ValueError"}
 
 
-def test_the_types_of_the_core_tell_their_fields_under_args():
+def test_the_core_types_document_their_fields_under_args():
     data = (gj.Branches, gj.Context, gj.NoiseLevel, gj.Prediction, gj.State, gj.Step)
     for kind in (*data, gj.Guidance, gj.Sampler, gj.Schedule):
         assert set(docstrings.entries(docstrings.sections(str(kind.__doc__))["Args"])) == set(docstrings.fields(kind)), kind
 
 
-def test_help_shows_names_and_not_what_they_stand_for():
-    """Kinds by their short names, through the decorator: in a signature, in an editor, in `help`."""
+def test_help_shows_the_names_of_kinds_and_not_their_definitions():
+    """The decorator keeps the short names of kinds in signatures, editors and `help`."""
     assert str(inspect.signature(gj.cfg)).startswith("(scale: Scale, *, cond: Branch = 'cond', uncond: Branch = 'uncond') -> ")
     assert "(scale: Scale, *, cond: Branch = 'cond'" in pydoc.plain(pydoc.render_doc(gj.cfg))
     decorated = {name: value for name, value in PUBLIC.items() if docstrings.at_the_door(value)}

@@ -1,4 +1,4 @@
-"""The wheel holds the library alone, and runs from there; importing it is quick."""
+"""The wheel contains only the library and runs without the repository. Importing the library is fast."""
 
 import json
 import os
@@ -23,7 +23,7 @@ print(gj.__file__, gj.sample(jax.random.split(jax.random.key(0), 2), two, gj.cfg
 OURS = "import guidance_jax"
 THEIRS = "import jax, flax"
 MOST = 1.2
-"""Of the time of `THEIRS`; 0.9 measured. With flax.nnx imported at once it would be 1.4."""
+"""The maximum ratio to the time of `THEIRS`. 0.9 was measured. An immediate import of flax.nnx would make it 1.4."""
 
 
 @pytest.fixture(scope="module")
@@ -37,21 +37,21 @@ def wheel(tmp_path_factory):
         os.chdir(before)
 
 
-def test_the_wheel_holds_the_library_alone(wheel):
+def test_the_wheel_contains_only_the_library(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         metadata = next(name for name in names if name.endswith(".dist-info/METADATA"))
-        told = message_from_string(archive.read(metadata).decode())
+        headers = message_from_string(archive.read(metadata).decode())
     place = metadata.rpartition("/")[0]
     sources = {str(file.relative_to(ROOT)) for file in (ROOT / "guidance_jax").rglob("*.py")}
     about = {f"{place}/{name}" for name in ("METADATA", "WHEEL", "RECORD", "licenses/LICENSE")}
     assert names == sources | about | {"guidance_jax/py.typed"}
     assert wheel.stat().st_size < 1e6
-    assert told["Requires-Python"] == ">=3.11"
-    assert told["License-Expression"] == "Apache-2.0"
-    needed = {need.partition(">")[0] for need in told.get_all("Requires-Dist", []) if "extra ==" not in need}
+    assert headers["Requires-Python"] == ">=3.11"
+    assert headers["License-Expression"] == "Apache-2.0"
+    needed = {need.partition(">")[0] for need in headers.get_all("Requires-Dist", []) if "extra ==" not in need}
     assert needed == {"flax", "jax", "jaxtyping", "typing-extensions"}
-    assert str(told.get_payload()).startswith("# guidance_jax")
+    assert str(headers.get_payload()).startswith("# guidance_jax")
 
 
 def test_the_wheel_runs_without_the_repository(wheel, tmp_path):
@@ -65,7 +65,7 @@ def test_the_wheel_runs_without_the_repository(wheel, tmp_path):
     assert json.loads(samples) == [3.0, 3.0]
 
 
-def test_importing_takes_nothing_that_is_not_asked_for():
+def test_importing_loads_no_optional_package():
     heavy = ("flax.nnx", "optax", "diffrax", "equinox", "safetensors", "tokenizers", "torch", "matplotlib", "jax_tqdm")
     code = f"{OURS}, sys; print([name for name in {heavy} if name in sys.modules]); guidance_jax.networks; print('lazily')"
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
@@ -73,7 +73,7 @@ def test_importing_takes_nothing_that_is_not_asked_for():
 
 
 def processor_seconds(code):
-    """What a fresh interpreter spends on it, whatever else the machine does."""
+    """The processor time of a fresh interpreter, which does not depend on the load of the machine."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -81,7 +81,7 @@ def processor_seconds(code):
 
 
 def test_importing_takes_little_longer_than_its_dependencies():
-    """By medians of runs that alternate."""
+    """By the medians of alternating runs."""
     runs = [(processor_seconds(OURS), processor_seconds(THEIRS)) for _ in range(3)]
     ours, theirs = map(statistics.median, zip(*runs, strict=True))
     print(f"import guidance_jax: {ours:.2f} s, import jax, flax: {theirs:.2f} s, ratio {ours / theirs:.2f}")

@@ -1,4 +1,4 @@
-"""Imports go one way, methods and samplers stand alone, and tests lie in the rooms of what they test."""
+"""Imports go one way, methods and samplers stand alone, and tests are in the folder of the code that they test."""
 
 import ast
 import importlib
@@ -29,11 +29,11 @@ PARTS = {
 ACROSS = {"contract", "fuzz", "fuzz_files"}
 """Tests of every method with every sampler, and of every reader of files."""
 ELSEWHERE = {"experiments", "parity", "bad_calls", "project"}
-"""The folders of `tests` that are no room of the library."""
+"""The folders of `tests` that have no room in the library."""
 
 
 def imported(file, package):
-    """The modules of a package that a file imports, wherever in it."""
+    """The modules of a package that a file imports anywhere in its code."""
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names if name.name.partition(".")[0] == package)
@@ -46,12 +46,12 @@ def imported(file, package):
 
 
 def upward(edges, floors):
-    """The imports that run from a lower floor to a higher one."""
+    """The imports from a lower layer to a higher one."""
     return [f"{one} imports {other}" for one, other in edges if floors[other] > floors[one]]
 
 
 def edges():
-    """Each pair of rooms, one of which imports the other."""
+    """Each pair of rooms in which the first imports the second."""
     for file in sorted(LIBRARY.rglob("*.py")):
         room = file.relative_to(LIBRARY).parts[0].removesuffix(".py")
         for module in imported(file, "guidance_jax") if room != "__init__" else ():
@@ -78,7 +78,7 @@ def test_no_two_rooms_import_each_other():
     assert not {pair for pair in found if pair[::-1] in found}
 
 
-def test_base_and_arrays_import_nothing_of_ours():
+def test_base_and_arrays_import_nothing_of_the_library():
     for name in ("base", "arrays"):
         assert not list(imported(LIBRARY / f"{name}.py", "guidance_jax"))
 
@@ -92,7 +92,7 @@ def test_methods_and_samplers_stand_alone(room):
         assert file.stem == "__init__" or beside <= PARTS[room], file
 
 
-def test_experiments_are_tools_then_jobs():
+def test_experiments_are_tools_and_jobs():
     for file in sorted((EXPERIMENTS / "tools").rglob("*.py")):
         jobs = [name for name in imported(file, "experiments") if name.split(".")[1] != "tools"]
         assert not jobs, f"{file} imports {jobs}"
@@ -105,7 +105,7 @@ def test_every_file_beside_the_folders_of_experiments_is_a_job():
         assert "main" in {node.name for node in ast.parse(file.read_text()).body if isinstance(node, ast.FunctionDef)}, file
 
 
-def test_tests_lie_in_the_rooms_of_what_they_test():
+def test_tests_lie_in_the_rooms_of_the_code_that_they_test():
     rooms = {room for layer in LAYERS for room in layer}
     folders = {path.name for path in TESTS.iterdir() if path.is_dir() and any(path.glob("*.py"))}
     assert folders <= rooms | ELSEWHERE
@@ -118,8 +118,8 @@ def test_tests_lie_in_the_rooms_of_what_they_test():
     assert named <= jobs
 
 
-def test_a_test_of_a_room_uses_it():
-    """Its file names the room, or something that the room makes public."""
+def test_the_tests_of_a_room_use_it():
+    """Each file imports the room or one of its public names."""
     for folder in sorted(path for path in TESTS.iterdir() if path.is_dir() and (LIBRARY / path.name / "__init__.py").exists()):
         public = set(getattr(importlib.import_module(f"guidance_jax.{folder.name}"), "__all__", ()))
         for file in folder.glob("test_*.py") if public else ():

@@ -1,4 +1,4 @@
-"""Every sampler, unguided, gives the mixture's own law: as near to exact samples as another set of exact samples is."""
+"""Every sampler without guidance has the law of the mixture: its samples are as close to exact samples as another exact set."""
 
 import functools
 
@@ -36,7 +36,7 @@ def exact(seed):
 
 
 def distance(a, b):
-    """Over each class by itself: a class that gains at another's cost would not be seen in all of them together."""
+    """The distance of each class separately. Otherwise one class could gain samples at the expense of another unnoticed."""
     split = lambda x, y: x[y == LABELS]
     return np.mean([float(gj.metrics.sliced_wasserstein(split(a, y), split(b, y), jax.random.key(0))) for y in range(3)])
 
@@ -47,7 +47,7 @@ def between_exact_sets():
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_samples_are_as_near_to_exact_ones_as_those_to_each_other(name):
+def test_samples_are_as_close_to_exact_samples_as_those_are_to_each_other(name):
     sampler, steps = SAMPLERS[name]
     levels = gj.levels(EDM, steps, gj.spacings.karras())
     branches = classes(mixture(DIMENSION), LABELS)
@@ -57,7 +57,7 @@ def test_samples_are_as_near_to_exact_ones_as_those_to_each_other(name):
     assert found < noise.mean() + 3 * noise.std(ddof=1), (found, noise)
 
 
-def test_the_criterion_sees_a_run_that_is_too_short():
+def test_the_criterion_rejects_a_run_that_is_too_short():
     levels = gj.levels(EDM, 8, gj.spacings.karras())
     x = gj.sample(keys(N, seed=7), classes(mixture(DIMENSION), LABELS), gj.chain(), gj.ddim(), levels, (DIMENSION,))
     noise = between_exact_sets()

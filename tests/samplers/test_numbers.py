@@ -1,4 +1,4 @@
-"""Numbers of samplers are data: traced, differentiated, and compared."""
+"""Numbers of samplers are data: they can be traced, differentiated, and compared."""
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ def from_alpha_zero():
 
 
 @pytest.mark.parametrize("name", UNTRACED)
-def test_finite_from_alpha_zero_to_sigma_zero_with_finite_gradients(name):
+def test_samplers_are_finite_from_alpha_zero_to_sigma_zero_with_finite_gradients(name):
     def summed(scale, levels):
         guidance = gj.chain(gj.cfg(scale), gj.rescale(0.5))
         return gj.sample(keys(2), two_gaussians(2), guidance, UNTRACED[name], levels, (3,)).sum()
@@ -40,7 +40,7 @@ def test_finite_from_alpha_zero_to_sigma_zero_with_finite_gradients(name):
 
 
 @pytest.mark.parametrize("name", TRACED)
-def test_one_trace_for_many_values_finite_from_alpha_zero_with_exact_gradients(x64, name):
+def test_many_values_share_one_trace_and_are_finite_from_alpha_zero_with_exact_gradients(x64, name):
     traces, levels, branches = [], from_alpha_zero(), two_gaussians(2)
 
     def summed(value, levels):
@@ -84,7 +84,7 @@ SCHEDULES_OF_NUMBERS = {
 
 @pytest.mark.parametrize("name", SCHEDULES_OF_NUMBERS)
 def test_a_sampler_of_a_schedule_is_an_argument_of_jit(name):
-    """Its numbers are traced there and its functions called again, but for what is computed with in float64 beforehand."""
+    """Its numbers are traced and its functions are called again, except for values that are computed in float64 beforehand."""
     schedule = SCHEDULES_OF_NUMBERS[name]
     levels = gj.levels(schedule, 3, gj.spacings.uniform())
     run = lambda sampler: gj.sample(keys(2), two_gaussians(2), gj.cfg(2.0), sampler, levels, (1,))

@@ -21,7 +21,7 @@ def start():
 
 @functools.cache
 def exact():
-    """Where the guided flow takes them at LOW, by 4,000 classical Runge-Kutta steps of `dy / dlog(sigma) = y - x0`."""
+    """The solution of the guided flow at LOW, by 4,000 classical Runge-Kutta steps of `dy / dlog(sigma) = y - x0`."""
     m, steps = mixture(), 4000
     h = np.log(LOW / HIGH) / steps
 
@@ -41,7 +41,7 @@ def exact():
 
 
 def even(schedule, steps, short):
-    """Levels evenly in log(sigma / alpha), the first step perhaps preceded by two that are as short as its square."""
+    """Levels evenly spaced in log(sigma / alpha). The first step may follow two steps whose length is its square."""
     span = np.log(HIGH / LOW)
     along = np.linspace(0, span, steps + 1)
     if short:
@@ -74,7 +74,7 @@ SOLVERS = {
 
 
 @pytest.mark.parametrize("name", SOLVERS)
-def test_order_of_convergence_to_the_one_solution(x64, name):
+def test_a_solver_converges_to_the_exact_solution_with_its_order(x64, name):
     sampler, schedule, order = SOLVERS[name]
     steps = 400 if order < 3 else 200
     coarse, fine = (error(sampler, schedule, n, short=order > 2) for n in (steps, 2 * steps))
@@ -83,7 +83,7 @@ def test_order_of_convergence_to_the_one_solution(x64, name):
 
 
 @pytest.mark.parametrize("name", ["flow_heun", "dpmpp_2s"])
-def test_the_way_to_the_noise_has_the_same_order(x64, name):
+def test_inversion_to_noise_has_the_same_order(x64, name):
     sampler, schedule, order = SOLVERS[name]
     assert sampler.reversible
 
@@ -97,13 +97,15 @@ def test_the_way_to_the_noise_has_the_same_order(x64, name):
 
 
 def test_from_alpha_zero_halving_the_step_still_divides_the_error(x64):
-    """From flow matching's t = 1 every sampler stays finite, and those of second order stay far ahead of the first's."""
+    """From flow matching's t = 1 every sampler is finite, and those of second order have far smaller errors than those of
+    first.
+    """
     x = jax.random.normal(jax.random.key(3), (8, 3))
 
     @functools.cache
     def run(sampler, steps):
         levels = gj.levels(gj.schedules.flow(LOW), steps + 1, gj.spacings.uniform())
-        levels = levels[:-1]  # to t_min and no farther: a jump to 0 has no order
+        levels = levels[:-1]  # It ends at t_min, because a jump to 0 has no order.
         assert levels.alpha[0] == 0
         return gj.sample(keys(8), classes(mixture(), LABELS), gj.cfg(SCALE), sampler, levels, x)
 
@@ -117,8 +119,9 @@ def test_from_alpha_zero_halving_the_step_still_divides_the_error(x64):
 
 
 def test_an_interval_on_step_boundaries_keeps_the_order(x64):
-    """Heun's corrector inherits its step's choice; one that chose by its own level would fall to first order here, as multistep
-    samplers do, which extrapolate across the jump, but for `forget`."""
+    """Heun's corrector follows the choice of its step. If its own level decided, the order here would be 1. Multistep samplers
+    have order 1 here without `forget`, because they extrapolate across the jump.
+    """
     m = mixture()
     schedule = gj.schedules.edm(LOW, HIGH)
     coarse = gj.levels(schedule, 41, gj.spacings.uniform()).ratio
@@ -126,7 +129,7 @@ def test_an_interval_on_step_boundaries_keeps_the_order(x64):
 
     def run(n, sampler):
         levels = gj.levels(schedule, n + 1, gj.spacings.uniform())[:-1]
-        # Halved grids share these levels up to rounding: pin them, so that the bounds fall exactly on them.
+        # Halved grids share these levels only up to rounding. They are set equal so that the bounds fall exactly on them.
         ratio = levels.sigma.at[n * 24 // 40].set(low).at[n * 12 // 40].set(high)
         guidance = gj.during(gj.cfg(3.0), low, high)
         return gj.sample(keys(8), classes(m, LABELS), guidance, sampler, levels.replace(sigma=ratio), start())

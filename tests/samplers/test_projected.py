@@ -14,7 +14,7 @@ def centred(x):
 
 
 def points(n, count=5):
-    """Clouds of points whose network keeps the centre of mass at 0: of `N(0, 1 / 2)` in that subspace."""
+    """Point clouds whose network keeps the centre of mass at 0, for data `N(0, 1 / 2)` in that subspace."""
 
     def denoise(x, level, cond):
         x0 = level.alpha * 0.5 / (level.alpha**2 * 0.5 + level.sigma**2) * x
@@ -44,7 +44,7 @@ def test_a_projected_point_cloud_keeps_zero_centre_of_mass(x64, name):
 
 
 def test_the_noise_of_a_projected_sampler_is_standard_normal_in_the_subspace(x64):
-    """So the law is that of the subspace: its variance, (N - 1) / N of the variance per coordinate, is the exact one."""
+    """So the law is that of the subspace: the variance per coordinate is (N - 1) / N of the variance without projection."""
     branches, shape = points(2000)
     levels = gj.levels(gj.schedules.cosine(), 60, gj.spacings.karras())
     x = gj.sample(keys(2000), branches, gj.chain(), gj.projected(gj.heun_sde(), centred), levels, shape)
@@ -69,7 +69,7 @@ def test_the_noise_of_a_projected_sampler_is_standard_normal_in_the_subspace(x64
         (1.0, TypeError, "projected: project must be a function, got the float 1.0"),
     ],
 )
-def test_a_projection_that_is_none_is_told(project, error, message):
+def test_a_map_that_is_not_a_projection_raises(project, error, message):
     branches, shape = points(2)
     levels = gj.levels(gj.schedules.cosine(), 2, gj.spacings.karras())
     with pytest.raises(error, match=message):

@@ -1,4 +1,4 @@
-"""The Restart sampler against an independent NumPy reading of its paper, closed forms of a Gaussian, and an exact mixture."""
+"""The Restart sampler against an independent NumPy version from its paper, closed forms of a Gaussian, and an exact mixture."""
 
 import itertools
 
@@ -22,7 +22,7 @@ SCHEDULES = {
     "ddpm_linear": gj.schedules.ddpm_linear(),
 }
 PAPERS = [(3, 1, 19.35, 40.79), (3, 1, 1.09, 1.92), (3, 5, 0.59, 1.09), (3, 5, 0.30, 0.59), (5, 6, 0.06, 0.30)]
-"""The steps, K, t_min and t_max of the released command for ImageNet, of 36 steps and 203 evaluations."""
+"""The steps, K, t_min and t_max of the released command for ImageNet, with 36 steps and 203 evaluations."""
 
 
 def denoise(x, alpha, sigma):
@@ -40,7 +40,9 @@ def spaced(high, low, steps):
 
 
 def restarted(step, x, level, steps, high, scale, z):
-    """x after restarts from a level, in the paper's variables `x / alpha` and `sigma / alpha`. z holds the noise of each."""
+    """x after restarts from a level, in the paper's variables `x / alpha` and `sigma / alpha`. z holds the noise of each
+    restart.
+    """
     y, low = x / level[0], level[1] / level[0]
     for noise in z:
         y = y + scale * np.sqrt(high**2 - low**2) * noise
@@ -60,7 +62,7 @@ def drawn(n, level=None, steps=0, times=0):
 
 
 @pytest.mark.parametrize(("solver", "name"), [("heun", "edm"), ("heun", "cosine"), ("heun", "flow"), ("euler", "ddpm_linear")])
-def test_samples_are_the_papers_given_the_same_noise(x64, solver, name):
+def test_samples_are_those_of_the_paper_for_the_same_noise(x64, solver, name):
     make, step, cost = SOLVERS[solver]
     n, steps, times, high, scale = 5, 3, 2, 4.0, 1.1
     levels = gj.levels(SCHEDULES[name], 9, gj.spacings.karras())
@@ -94,7 +96,7 @@ def two_levels(*sigma):
 
 
 def slope(path):
-    """What Heun's steps along a path multiply `y - m` by: `dy / dr = r (y - m) / (v + r^2)`."""
+    """The factor of `y - m` in Heun's steps along a path: `dy / dr = r (y - m) / (v + r^2)`."""
     product, rate = 1.0, lambda r: r / (VARIANCE + r**2)
     for now, after in itertools.pairwise(path):
         h = after - now
@@ -103,8 +105,11 @@ def slope(path):
 
 
 def law(sampler, levels, mean, variance, steps, n=12):
-    """The mean and variance of x at the end, of Gaussian x of these at the start: exact, since the sampler is affine in the
-    start and in the noise of `times` = 3 restarts, whose coefficients are solved for."""
+    """The mean and variance of the last x, for a Gaussian start with given mean and variance.
+
+    The sampler is affine in the start and in the noise of its 3 restarts. The coefficients are solved for, so the result is
+    exact.
+    """
     start = np.random.default_rng(0).normal(size=n)
     x = jnp.asarray(mean + np.sqrt(variance) * start)[:, None]
     found = np.asarray(gj.sample(keys(n), gaussian(), gj.chain(), sampler, levels, x)).ravel()
@@ -115,23 +120,24 @@ def law(sampler, levels, mean, variance, steps, n=12):
     return coefficients[0], np.sum(coefficients[1:] ** 2)
 
 
-def test_restarts_contract_the_error_of_a_wrong_start_by_the_closed_form(x64):
-    """Of data N(m, v), the exact ODE from R to r multiplies `x - m` by `g = sqrt((v + r^2) / (v + R^2))`. So K restarts leave
-    `g^K` of an error of the mean and `g^(2 K)` of an error of the variance; `N(m, v + r^2)` is the fixed point."""
+def test_restarts_contract_the_error_of_a_wrong_start_as_in_the_closed_form(x64):
+    """For data N(m, v), the exact ODE from R to r multiplies `x - m` by `g = sqrt((v + r^2) / (v + R^2))`. So K restarts reduce
+    an error of the mean to `g^K` of it and an error of the variance to `g^(2 K)`. `N(m, v + r^2)` is the fixed point.
+    """
     low, high, offset = 0.3, 2.0, 5.0
     levels = two_levels(1.01 * low, low)
     exact, g = VARIANCE + low**2, np.sqrt((VARIANCE + low**2) / (VARIANCE + high**2))
     for steps, within in ((1, None), (8, 2e-2), (64, 3e-4)):
         sampler = gj.restart(gj.heun(), EDM, steps, 3, low, high)
         mean, variance = law(sampler, levels, MEAN + offset, 9 * exact, steps)
-        # The recursion of this number of steps, exactly.
+        # The exact recursion for this number of steps.
         once, again = slope([1.01 * low, low]), slope(spaced(high, low, steps))
         np.testing.assert_allclose(mean - MEAN, once * again**3 * offset, rtol=1e-9)
         expected = once**2 * 9 * exact
         for _ in range(3):
             expected = again**2 * (expected + high**2 - low**2)
         np.testing.assert_allclose(variance, expected, rtol=1e-9)
-        # That of the exact ODE, in the limit.
+        # The recursion of the exact ODE, in the limit.
         if within:
             np.testing.assert_allclose(mean - MEAN, once * g**3 * offset, rtol=3 * within)
             np.testing.assert_allclose(variance - exact, g**6 * (once**2 * 9 - 1) * exact, atol=within * exact)
@@ -140,7 +146,7 @@ def test_restarts_contract_the_error_of_a_wrong_start_by_the_closed_form(x64):
 
 
 def test_restarts_keep_the_law_of_a_mixture_and_restore_it_from_one_class(x64):
-    """x stands at sigma = 0.5; its law is the exact one, or that of one class alone. Moments, each to 4.5 standard errors."""
+    """x is at sigma = 0.5. Its law is the exact one, or that of a single class. Each moment agrees to 4.5 standard errors."""
     m, n, low = mixture(2), 6000, 0.5
     levels = two_levels(1.01 * low, low)
     everything = jnp.full(n, -1)
@@ -150,7 +156,7 @@ def test_restarts_keep_the_law_of_a_mixture_and_restore_it_from_one_class(x64):
         return clean + sigma * jax.random.normal(jax.random.key(seed + 1), clean.shape)
 
     def errors(x):
-        """Of the means and the second moments, in standard errors."""
+        """The errors of the means and second moments, in standard errors."""
         features = lambda x: np.concatenate([x, x**2, x[:, :1] * x[:, 1:]], axis=1)
         found, wanted = features(np.asarray(x)), features(np.asarray(exact(100, -1, low)))
         deviation = np.sqrt((found.var(0) + wanted.var(0)) / n)
@@ -167,8 +173,10 @@ def test_restarts_keep_the_law_of_a_mixture_and_restore_it_from_one_class(x64):
     assert errors(run(wrong, noise_scale=0.0)).max() > 40
 
 
-def test_restarts_better_a_coarse_run(x64):
-    """The paper's claim: of a run of few steps, restarts contract the error. Here from too narrow noise, sigma 2 for 80."""
+def test_restarts_improve_a_coarse_run(x64):
+    """The paper's claim: restarts reduce the error of a run with few steps. Here the initial noise is too narrow, sigma 2 for
+    80.
+    """
     m, n = mixture(2), 4000
     labels, levels = jnp.arange(n) % 3, gj.levels(EDM, 12, gj.spacings.karras())
     truth = m.sample(jax.random.key(5), n, labels)
@@ -182,8 +190,8 @@ def test_restarts_better_a_coarse_run(x64):
     assert better < 0.5 * plain, (plain, better)
 
 
-def test_evaluations_are_the_papers():
-    """43 on CIFAR-10 and 203 on ImageNet. Intervals that touch do not restart within each other, in either order."""
+def test_the_number_of_evaluations_is_that_of_the_paper():
+    """43 on CIFAR-10 and 203 on ImageNet. Adjacent intervals do not restart within each other, in either order."""
     one = gj.branches(gj.denoiser(lambda x, t, cond: x / 2, predicts="x0"), cond=None)
     count = lambda sampler, n: gj.evaluations(keys(1), one, gj.chain(), sampler, gj.levels(EDM, n, gj.spacings.karras()), (1,))
     assert count(gj.restart(gj.heun(), EDM, 2, 2, 0.06, 0.3), 18) == 43
@@ -195,8 +203,8 @@ def test_evaluations_are_the_papers():
 
 
 @pytest.mark.parametrize(("low", "high"), [(1e-4, 1.0), (90.0, 100.0), (0.2, 0.21)])
-def test_without_restarts_it_is_the_sampler(x64, low, high):
-    """Below the last level above 0; above the first; with no level between: a step that goes past high has one, of no use."""
+def test_without_restarts_it_is_the_inner_sampler(x64, low, high):
+    """There is no restart if low is below the last positive level or above the first. Between two levels there is one."""
     levels = gj.levels(EDM, 6, gj.spacings.karras(sigma_min=0.1))
     run = lambda sampler: gj.run(keys(2), gaussian(), gj.chain(), sampler, levels, (1,))[0]
     plain, found = run(gj.heun()), run(gj.restart(gj.heun(), EDM, 3, 2, low, high))
@@ -208,7 +216,7 @@ def test_without_restarts_it_is_the_sampler(x64, low, high):
 
 
 def test_a_guidance_acts_in_the_steps_of_a_restart_that_begin_in_its_interval(x64):
-    """A bound within (0.1, 1): where a step of a restart begins decides, not where the run's step began."""
+    """With a bound within (0.1, 1): the beginning of the step of the restart decides, not the beginning of the run's step."""
     m, labels, bound = mixture(), jnp.array([0, 1]), 0.5
     levels = gj.levels(EDM, 10, gj.spacings.karras())
     place = int(np.flatnonzero(np.asarray(levels.ratio) < 0.3)[0])
@@ -238,7 +246,7 @@ def test_a_guidance_acts_in_the_steps_of_a_restart_that_begin_in_its_interval(x6
     np.testing.assert_allclose(state.x, walk(x, ratio[place:]), rtol=1e-9)
 
 
-def test_a_multistep_sampler_begins_anew_and_goes_on_from_the_last_restart(x64):
+def test_a_multistep_sampler_starts_anew_and_continues_from_the_last_restart(x64):
     levels = gj.levels(EDM, 10, gj.spacings.karras())
     place, steps, high = 6, 4, 3.0
     assert levels.ratio[place] < high
@@ -256,7 +264,7 @@ def test_a_multistep_sampler_begins_anew_and_goes_on_from_the_last_restart(x64):
     np.testing.assert_allclose(samples, by_hand, rtol=1e-9)
 
 
-def test_a_sample_is_the_same_alone_and_each_restart_has_its_own_noise(x64):
+def test_a_sample_does_not_depend_on_its_batch_and_each_restart_has_its_own_noise(x64):
     m, levels = mixture(), gj.levels(EDM, 8, gj.spacings.karras())
     sampler = gj.restart(gj.ddpm(), EDM, 2, 2, 0.5, 5.0)
     labels = jnp.arange(4) % 3
@@ -298,12 +306,12 @@ def test_values_are_data_under_jit_vmap_and_grad_from_alpha_zero(x64):
     together = jax.vmap(jax.value_and_grad(summed, (0, 1)), (0, 0, None))(lows, highs, 1.1)
     np.testing.assert_allclose(together[0], sums, rtol=1e-9)
     np.testing.assert_allclose(together[1][1], [slopes[1] for _, slopes in found], rtol=1e-8, atol=1e-12)
-    first = summed(50.0, 60.0, 1.0, levels[:2])  # From alpha = 0 past both bounds at once.
+    first = summed(50.0, 60.0, 1.0, levels[:2])  # From alpha = 0 past both bounds in one step.
     assert np.isfinite(first)
 
 
-def test_within_other_samplers():
-    """The predictor's restarts are unguided as it is, and padding stays 0 in a restart."""
+def test_restart_works_within_other_samplers():
+    """The restarts are unguided like the predictor that contains them, and padding stays 0 in a restart."""
     m, labels = mixture(), jnp.array([0, 1])
     levels = gj.levels(EDM, 8, gj.spacings.karras())
     inner = gj.restart(gj.ddim(), EDM, 2, 3, 0.5, 5.0)
@@ -324,7 +332,7 @@ def test_within_other_samplers():
     assert {float(value) for value in seen if value is not None} == {0.0}
 
 
-def test_counts_are_structure_and_numbers_are_data():
+def test_counts_are_structure_and_other_numbers_are_data():
     sampler = gj.restart(gj.heun(), gj.schedules.edm(0.01, 50.0), 2, 3, 0.1, 1.0, noise_scale=1.003)
     assert jax.tree.leaves(sampler) == [0.01, 50.0, 0.1, 1.0, 1.003]
     assert repr(gj.restart(gj.heun(), EDM, 2, 3, 0.1, 1.0)) == "restart(heun(), edm(), steps=2, times=3, low=0.1, high=1.0)"

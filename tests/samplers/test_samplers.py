@@ -1,4 +1,4 @@
-"""Samplers against independent NumPy readings of their papers, noise included, and what each of them is held to."""
+"""Samplers against independent NumPy versions from their papers, with noise, and further properties of single samplers."""
 
 import functools
 import itertools
@@ -19,7 +19,7 @@ def schedule_named(name):
 
 @functools.cache
 def program(name, schedule):
-    """A run of the sampler over any levels of STEPS steps, compiled once: samples and evaluations."""
+    """A run of the sampler over any levels of STEPS steps, compiled once. It returns samples and evaluations."""
     sampler = ROWS[name].make(schedule and schedule_named(schedule))
 
     @jax.jit
@@ -38,7 +38,7 @@ def noise(levels, fold=None):
 
 
 def read(step, levels, start, z, denoise=guided):
-    """A run of a reading; start and z may be arrays of runs."""
+    """A run of the NumPy version. start and z may be arrays of runs."""
     pairs = [(float(a), float(s)) for a, s in zip(levels.alpha, levels.sigma, strict=True)]
     x, memory = start, None
     for n, (now, after) in enumerate(itertools.pairwise(pairs)):
@@ -47,7 +47,7 @@ def read(step, levels, start, z, denoise=guided):
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_samples_are_the_papers_given_the_same_noise(x64, name):
+def test_samples_are_those_of_the_paper_for_the_same_noise(x64, name):
     row = ROWS[name]
     for schedule in row.schedules or SCHEDULES:
         levels = gj.levels(schedule_named(schedule), STEPS, gj.spacings.trailing())
@@ -58,8 +58,8 @@ def test_samples_are_the_papers_given_the_same_noise(x64, name):
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_n_step_variance_is_an_exact_product(x64, name):
-    """The coefficients of a run in its start and in each step's noise, solved for from many runs: their squares add up."""
+def test_the_variance_after_n_steps_is_an_exact_product(x64, name):
+    """The coefficients of the start and of each step's noise are solved for from many runs. Their squares add up."""
     row = ROWS[name]
     schedule, *_ = row.schedules or ("cosine",)
     levels = gj.levels(schedule_named(schedule), STEPS, gj.spacings.trailing())
@@ -77,7 +77,7 @@ def test_n_step_variance_is_an_exact_product(x64, name):
 
 
 def adjusted_ddim(denoise, x, memory, now, after, z):
-    """A DDIM whose eps goes to the next level with the current level's share of noise."""
+    """A DDIM whose eps enters the next level with the current level's fraction of noise."""
     x0 = denoise(x, *now)
     return after[0] * x0 + now[1] * (x - now[0] * x0) / now[1], memory
 
@@ -110,7 +110,7 @@ def heun_with_the_first_conditional_output(denoise, x, memory, now, after, z):
         ("ddpm learned", ROWS["ddpm small"].reading),
     ],
 )
-def test_defects_of_other_libraries_are_told_apart(x64, name, defective):
+def test_defects_of_other_libraries_are_detected(x64, name, defective):
     levels = gj.levels(gj.schedules.cosine(), STEPS, gj.spacings.trailing())
     z0, *z = noise(levels).T
     wrong = read(defective, levels, levels.sigma[0] * z0, z)
@@ -118,8 +118,8 @@ def test_defects_of_other_libraries_are_told_apart(x64, name, defective):
 
 
 @pytest.mark.parametrize("name", ["dpmpp_2m", "dpmpp_3m", "dpmpp_sde eta", "unipc 2", "unipc 3"])
-def test_cfg_plus_plus_is_the_unconditional_step_and_the_difference_beside_it(x64, name):
-    """What a multistep sampler remembers is the x0 that its eps implies: the unconditional one."""
+def test_cfg_plus_plus_is_the_unconditional_step_plus_the_difference(x64, name):
+    """A multistep sampler remembers the x0 that its eps implies, which is the unconditional one."""
     share, step = 0.7, ROWS[name].reading
     levels = gj.levels(gj.schedules.cosine(), STEPS, gj.spacings.trailing())
     sampler = ROWS[name].make(gj.schedules.cosine())
@@ -135,8 +135,8 @@ def test_cfg_plus_plus_is_the_unconditional_step_and_the_difference_beside_it(x6
 
 
 @pytest.mark.parametrize("name", ["euler churn", "dpmpp_2s eta"])
-def test_between_two_levels_the_network_is_told_the_time_there(x64, name):
-    """A denoiser that knows the level by its t alone gives the same samples: here at times between the discrete steps."""
+def test_between_two_levels_the_network_receives_the_time_there(x64, name):
+    """A denoiser that computes the level from t gives the same samples. The times here lie between the discrete steps."""
     schedule = gj.schedules.ddpm_linear()
     levels = gj.levels(schedule, STEPS, gj.spacings.trailing())
     branches, sampler = two_gaussians(RUNS, schedule), ROWS[name].make(schedule)
@@ -144,7 +144,7 @@ def test_between_two_levels_the_network_is_told_the_time_there(x64, name):
     np.testing.assert_allclose(samples, program(name, "ddpm_linear")(levels)[0], rtol=1e-9)
 
 
-def test_churn_goes_no_higher_than_the_schedule(x64):
+def test_churn_does_not_exceed_the_maximum_of_the_schedule(x64):
     schedule = gj.schedules.ddpm_linear()
     levels = path(gj.levels(schedule, STEPS, gj.spacings.trailing()), slice(None, 2))
     assert levels.t[0] == schedule.t_max
@@ -152,7 +152,7 @@ def test_churn_goes_no_higher_than_the_schedule(x64):
     np.testing.assert_allclose(run(gj.churn(gj.euler(), schedule, 0.3)), run(gj.euler()), rtol=1e-12)
 
 
-def test_a_plain_zero_draws_nothing():
+def test_the_number_zero_draws_no_noise():
     levels = gj.levels(gj.schedules.cosine(), 3, gj.spacings.trailing())
     schedule = gj.schedules.cosine()
     still = [gj.ddim(), gj.euler(), gj.churn(gj.euler(), schedule, 0), gj.heun(), gj.euler_ancestral(0), gj.dpmpp_sde(0)]
@@ -169,8 +169,8 @@ def test_a_plain_zero_draws_nothing():
     assert own.call is None
 
 
-def test_samplers_that_are_one_at_some_value(x64):
-    """Euler ancestral is DDIM at every eta, and of SDE the first step is DDPM's."""
+def test_samplers_that_coincide_for_some_value_give_the_same_samples(x64):
+    """Euler ancestral is DDIM for every eta, and the first step of SDE is DDPM's."""
     levels = gj.levels(gj.schedules.cosine(), STEPS, gj.spacings.karras())
     run = lambda sampler, levels=levels: gj.sample(keys(3), two_gaussians(3), gj.cfg(SCALE), sampler, levels, (1,))
     for same, as_this in [
@@ -185,7 +185,7 @@ def test_samplers_that_are_one_at_some_value(x64):
 
 
 def test_a_run_may_start_midway(x64):
-    """The second half of a run, from where the first half stood, ends where the whole run does."""
+    """A run of the second half, from the state after the first half, ends as the whole run does."""
     m, labels = mixture(), jnp.arange(6) % 3
     levels = gj.levels(gj.schedules.cosine(), 20, gj.spacings.karras())
     first, second = path(levels, slice(None, 11)), path(levels, slice(10, None))
@@ -214,6 +214,6 @@ def test_a_run_may_start_midway(x64):
         (lambda: gj.unipc(2, variant=3), "variant must be 1 or 2, got 3"),
     ],
 )
-def test_bad_input_is_told(build, message):
+def test_bad_input_raises(build, message):
     with pytest.raises(ValueError, match=message):
         build()

@@ -1,4 +1,4 @@
-"""Noise by the key and the level: a run that is cut anywhere is the whole run to the bit, and no noise is drawn twice."""
+"""Noise depends on the key and the level: a run cut and continued equals the whole run exactly, and no noise is reused."""
 
 import functools
 import itertools
@@ -28,7 +28,7 @@ def drawn(step):
 BRANCHES = gj.branches(DENOISE, batched=True, **W.conds | {"random": drawn})
 EITHER = gj.icg(2.0), gj.lgd(W.log_prob, 0.3, draws=2)
 DRAWS = gj.add(*EITHER)
-"""A guidance that draws, by a condition and by itself."""
+"""A guidance that draws: its condition, and its own noise."""
 FORGETFUL = {
     **{name: SAMPLERS[name] for name in SAMPLERS if not jax.tree.leaves(SAMPLERS[name].init(X))},
     "ddim(1)": gj.ddim(1.0),
@@ -44,9 +44,9 @@ def same(a, b):
 
 
 def near(a, b):
-    """Of what is rounded otherwise in programs of other lengths.
+    """Compares results that are rounded differently in programs of different lengths.
 
-    That is unipc, also where a trace is asked for, and with heun one value of 64, where two that draw guide a run of one step.
+    These are unipc, also with a trace, and, with heun, one value of 64 when two drawing guidances run for one step.
     """
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), a, b)
 
@@ -56,7 +56,7 @@ def begun(sampler, guidance):
 
 
 def check_cuts(sampler, guidance, start, compare=same):
-    """At every step; one program for each number of steps."""
+    """Cuts at every step, with one program for each number of steps."""
     run = jax.jit(lambda levels, start: gj.run(W.keys, BRANCHES, guidance, sampler, levels, start)[0])
     whole = run(LEVELS, start)
     assert whole.number == STEPS
@@ -68,17 +68,17 @@ def check_cuts(sampler, guidance, start, compare=same):
 
 
 @pytest.mark.parametrize("name", FORGETFUL)
-def test_without_memory_x_is_enough(name):
+def test_without_memory_x_is_enough_to_continue(name):
     check_cuts(FORGETFUL[name], DRAWS, X, near if name == "heun" else same)
 
 
 @pytest.mark.parametrize("guidance", EITHER, ids=["icg", "lgd"])
-def test_heun_is_cut_to_the_bit_by_either(guidance):
+def test_heun_continues_exactly_from_x_or_from_the_state(guidance):
     check_cuts(gj.heun(), guidance, X)
 
 
 @pytest.mark.parametrize("name", REMEMBERING)
-def test_with_a_memory_the_state_is(name):
+def test_with_memory_the_state_is_enough_to_continue(name):
     check_cuts(REMEMBERING[name], DRAWS, begun(REMEMBERING[name], DRAWS), near if name == "unipc" else same)
 
 
@@ -90,25 +90,25 @@ COUNTING = {
     "reuse": gj.reuse(gj.apg(2.0), 2),
     "tfg": ROWS["tfg"],
 }
-"""Those that remember or look at the number of the step, and one that draws more than once in it."""
+"""Guidances that have memory or depend on the number of the step, and one that draws more than once per step."""
 
 
 @pytest.mark.parametrize("name", COUNTING)
-def test_guidance_that_remembers_goes_on(name):
+def test_guidance_with_memory_continues(name):
     whole = check_cuts(gj.ddpm(), COUNTING[name], begun(gj.ddpm(), COUNTING[name]))
     assert np.isfinite(whole.x).all()
 
 
 @pytest.mark.parametrize("half", range(2))
-def test_with_all_other_guidance_side_by_side(half):
+def test_all_other_guidance_continues_side_by_side(half):
     parts = [ROWS[name] for name in ROWS if name not in COUNTING][half::2]
     guidance = gj.add(*(gj.chain(part, gj.amplify(1 / len(parts))) for part in parts))
     whole = check_cuts(gj.ddpm(), guidance, begun(gj.ddpm(), guidance), near)
     assert np.isfinite(whole.x).all()
 
 
-def test_a_run_from_noise_and_all_that_is_told_of_it():
-    """Eager, from a shape; the evaluations and the trace go on too, and dtypes are those of the whole run."""
+def test_a_run_from_noise_continues_with_all_that_it_reports():
+    """Not jitted, from a shape. The evaluations and the trace continue, and the dtypes are those of the whole run."""
     guidance, sampler = gj.chain(gj.reuse(gj.cfg(2.0), 2), gj.momentum(-0.5)), gj.dpmpp_sde()
     run = functools.partial(gj.run, W.keys, BRANCHES, guidance, sampler, trace=lambda state: (state.number, state.x0))
     whole, along = run(LEVELS, SHAPE)
@@ -120,20 +120,20 @@ def test_a_run_from_noise_and_all_that_is_told_of_it():
     ends = W.keys, BRANCHES, guidance, sampler, path(LEVELS, slice(1, None)), half
     same(gj.sample(*ends), whole.x)
     assert gj.evaluations(*ends) == whole.evaluations == 5
-    # From x alone the sampler begins at first order, and the guidance anew.
+    # From x alone the sampler restarts at first order, and the guidance from its initial memory.
     assert np.abs(gj.sample(*ends[:-1], half.x) - whole.x).max() > 1e-3
 
 
-def test_a_state_of_another_run_is_told():
+def test_a_state_of_another_run_raises():
     run = lambda guidance, sampler, start, given=W.keys: gj.run(given, BRANCHES, guidance, sampler, LEVELS, start)[0]
     state = begun(gj.dpmpp_2m(), gj.cfg(2.0))
     half = gj.dpmpp_2m().init(X[:2])
     for call, message in (
-        (lambda: run(gj.cfg(2.0), gj.ddim(), state), r"memory must be \(\), .* got Past\(x0.*float32.*; .*give state.x"),
+        (lambda: run(gj.cfg(2.0), gj.ddim(), state), r"memory must be \(\), .* got Past\(x0.*float32.*; .*use state.x"),
         (lambda: run(gj.apg(2.0), gj.dpmpp_2m(), state), r"guidance must be .*float32.*, got \(\)"),
         (lambda: run(gj.cfg(2.0), gj.dpmpp_3m(), state), "memory must be"),
-        (lambda: run(gj.cfg(2.0), gj.dpmpp_2m(), state._replace(memory=half)), r"memory must be .*for x \(4, 8, 2\), got"),
-        (lambda: run(gj.cfg(2.0), gj.dpmpp_2m(), state, W.keys[:2]), r"\(4, 8, 2\).*B = 2"),
+        (lambda: run(gj.cfg(2.0), gj.dpmpp_2m(), state._replace(memory=half)), r"memory must be .* x \(4, 8, 2\), got"),
+        (lambda: run(gj.cfg(2.0), gj.dpmpp_2m(), state, W.keys[:2]), r"B = 2.*\(4, 8, 2\)"),
         (lambda: run(gj.cfg(2.0), gj.dpmpp_2m(), state._replace(x=X.at[1].set(jnp.nan))), r"NaN .*1 of 4 samples: \[1\]"),
         (
             lambda: run(gj.cfg(2.0), gj.dpmpp_2m(), state._replace(x0=X[..., :1])),
@@ -146,7 +146,7 @@ def test_a_state_of_another_run_is_told():
 
 
 def test_particles_draw_by_level_too():
-    """Of a target that guides nothing the weights stay even, so a cut run is the whole one."""
+    """With a target without guidance the weights stay equal, so a cut run equals the whole one."""
     one = gj.branches(DENOISE, cond=jnp.zeros((4, 2)), uncond=jnp.ones((4, 2)))
     run = lambda levels, start: gj.feynman_kac(W.keys, one, gj.targets.tilted(1.0), gj.ddpm(), levels, start, size=4)
     whole, half = run(LEVELS, SHAPE), run(path(LEVELS, slice(3)), SHAPE)
@@ -161,7 +161,7 @@ GAUSSIAN = gj.branches(
 
 
 def exact(levels, variance):
-    """That of x at the end of `ddpm()` on N(0, 1), from a variance at the start, by its product of steps in float64."""
+    """The variance of x at the end of `ddpm()` on N(0, 1), from a variance at the start, by its product of steps in float64."""
     sigma = np.asarray(levels.sigma, np.float64)
     for s, t in itertools.pairwise(sigma):
         q2 = (t / s) ** 2
@@ -178,11 +178,11 @@ def walked():
 
 
 def is_of(x, variance):
-    """To five standard deviations: old runs, which drew again what x0 was made of, are off by forty."""
+    """Compares to five standard deviations. Runs that reuse the noise of x0 would be off by forty."""
     np.testing.assert_allclose(jnp.square(x).mean(), variance, rtol=5 * (2 / x.size) ** 0.5)
 
 
-def test_the_variance_of_a_whole_and_of_a_cut_run_is_the_exact_one(walked):
+def test_the_variance_of_a_whole_and_of_a_cut_run_is_exact(walked):
     run, whole = walked
     is_of(whole, exact(EDM, 6400.0))
     assert abs(exact(EDM, 6400.0) - 0.7666) < 1e-3
@@ -191,7 +191,7 @@ def test_the_variance_of_a_whole_and_of_a_cut_run_is_the_exact_one(walked):
 
 
 @pytest.mark.parametrize("cut", [lambda p: gj.schedules.strength(p, 0.6), lambda p: gj.schedules.below(p, 5.0)])
-def test_image_to_image_of_a_runs_own_result_with_its_own_keys(walked, cut):
+def test_image_to_image_of_a_runs_own_result_has_the_right_variance_with_its_own_keys(walked, cut):
     run, whole = walked
     end = cut(EDM)
     level = path(end, 0)
@@ -199,7 +199,7 @@ def test_image_to_image_of_a_runs_own_result_with_its_own_keys(walked, cut):
     expected = exact(end, exact(EDM, 6400.0) + float(level.sigma) ** 2)
     is_of(run(end, x), expected)
     same(run(path(end, slice(9, None)), run(path(end, slice(10)), x)), run(end, x))
-    # By hand the steps repeat the noise that x0 was made of: what the mark is for, and other keys, as the docstring says.
+    # By hand the steps repeat the noise of x0. To avoid this, use the mark or other keys, as the docstring says.
     by_hand = gj.NoiseLevel(**vars(end))
     assert jnp.square(run(by_hand, x)).mean() > 1.04 * expected
     others = jax.vmap(jax.random.fold_in, (0, None))(keys(N), 1)
@@ -207,7 +207,7 @@ def test_image_to_image_of_a_runs_own_result_with_its_own_keys(walked, cut):
     is_of(gj.sample(others, GAUSSIAN, gj.chain(), gj.ddpm(), by_hand, x), expected)
 
 
-def test_what_is_taken_of_an_end_is_one_and_samplers_see_a_plain_level():
+def test_the_end_of_a_run_is_marked_and_samplers_receive_a_plain_level():
     end = gj.schedules.below(gj.schedules.strength(LEVELS, 0.9), 1e6)
     for taken in (end, path(end, slice(1, None)), path(end, 0), gj.schedules.reverse(end), jax.jit(lambda p: p)(end)):
         assert type(taken).__name__ == "PathEnd"
@@ -220,7 +220,7 @@ def test_what_is_taken_of_an_end_is_one_and_samplers_see_a_plain_level():
 
     two = gj.branches(DENOISE, cond=W.conds["cond"], weak=lambda step: seen.append(type(step.level)) or W.conds["weak"])
     deterministic = gj.sample(W.keys, two, gj.autoguidance(2.0), gj.samplers.gaussian(kernel), end, SHAPE)
-    # The start, and all that draws nothing, is what it is on any path.
+    # The start, and everything that draws nothing, is the same as on any path.
     same(gj.sample(W.keys, two, gj.autoguidance(2.0), gj.ddim(), gj.NoiseLevel(**vars(end)), SHAPE), deterministic)
     target = gj.targets.rewarded(gj.targets.tilted(1.0), lambda x0, level: seen.append(type(level)) or 0 * x0.sum((1, 2)))
     one = gj.branches(DENOISE, cond=jnp.zeros((4, 2)), uncond=jnp.ones((4, 2)))
@@ -228,7 +228,7 @@ def test_what_is_taken_of_an_end_is_one_and_samplers_see_a_plain_level():
     assert set(seen) == {gj.NoiseLevel}
 
 
-def test_every_stream_is_its_own_and_a_level_in_float64_is_the_one_in_float32(x64):
+def test_every_stream_is_distinct_and_a_level_in_float64_is_that_in_float32(x64):
     levels = gj.levels(gj.schedules.cosine(), 5, gj.spacings.karras())
     like = jax.ShapeDtypeStruct((2, 4), jnp.float32)
     single = jax.tree.map(lambda field: field.astype(jnp.float32), levels)
@@ -246,8 +246,8 @@ def test_every_stream_is_its_own_and_a_level_in_float64_is_the_one_in_float32(x6
     np.testing.assert_array_equal(close, np.eye(len(rows), dtype=bool))
 
 
-def test_conditions_drawn_anew_are_those_of_the_level():
-    """At a level they are the same wherever the run began, and others at another."""
+def test_conditions_drawn_in_every_step_depend_on_the_level():
+    """At a level they are the same for any start of the run. At another level they differ."""
     levels = gj.levels(COSINE, 40, gj.spacings.karras())
     draws = (conditions.random_labels(1000), conditions.time_noise(1.0))
     at = lambda i, number: [np.asarray(draw(step(path(levels, i), number=number, batch=4))) for draw in draws]

@@ -18,7 +18,7 @@ def first(levels: gj.NoiseLevel) -> gj.NoiseLevel:
 
 
 def drawn(sampler: gj.Sampler, levels: gj.NoiseLevel) -> dict[tuple[int, ...], int]:
-    """How often each of the numbers that a run draws comes, as found where this library makes normal ones."""
+    """How often each number that a run draws occurs, recorded where the library draws normal numbers."""
     seen: list[np.ndarray] = []
 
     def watched(key, size, dtype):
@@ -40,10 +40,10 @@ def drawn(sampler: gj.Sampler, levels: gj.NoiseLevel) -> dict[tuple[int, ...], i
     return {row: rows.count(row) for row in rows}
 
 
-def test_what_diffuse_inpaint_and_a_run_draw_is_all_different():
+def test_all_draws_of_diffuse_inpaint_and_a_run_are_distinct():
     sampler = gj.recur(gj.inpaint(gj.ddpm(), 0.0, jnp.array([1, 0, 0])), 3)
     counts = drawn(sampler, path(LEVELS, slice(-4, None)))
-    # diffuse, a start, a guidance's; 2 steps of 3 repetitions of 3 draws and with 2 renoisings, a last one of 3 draws.
+    # diffuse, a start, a guidance. 2 steps have 3 repetitions of 3 draws and 2 renoisings. The last step has 3 draws.
     assert len(counts) == 2 * (1 + 1 + 1 + 2 * 3 * 3 + 3 + 2 * 2)
     assert set(counts.values()) == {1}
 
@@ -70,17 +70,17 @@ def test_a_path_is_cut_by_strength_or_by_noise():
         cut = gj.schedules.below(LEVELS, float(bound))
         np.testing.assert_array_equal(cut.ratio, ratio[ratio <= bound])
     for cut, message in (
-        (lambda: gj.schedules.strength(LEVELS, 0.09), "at least one step, but 0.09 of 10 steps is less"),
+        (lambda: gj.schedules.strength(LEVELS, 0.09), "at least one step, got 0.09 of 10 steps"),
         (lambda: gj.schedules.strength(LEVELS, 1.1), "above 0 and at most 1, got 1.1"),
-        (lambda: gj.schedules.below(LEVELS, 1e-3), "the last begins at sigma / alpha = 0.00157"),
-        (lambda: jax.jit(lambda levels: gj.schedules.below(levels, 1.0))(LEVELS), "must be known, got traced ones"),
+        (lambda: gj.schedules.below(LEVELS, 1e-3), "the last step begins at sigma / alpha = 0.00157"),
+        (lambda: jax.jit(lambda levels: gj.schedules.below(levels, 1.0))(LEVELS), "must be known, got traced values"),
     ):
         with pytest.raises(ValueError, match=message):
             cut()
 
 
 def test_image_to_image_keeps_the_law_of_the_data(x64):
-    """Noised to any level and denoised, exact samples of a Gaussian are exact samples still, more changed by more noise."""
+    """Exact samples of a Gaussian that are noised to any level and denoised are exact again. More noise changes them more."""
     mean, deviation, n = 1.3, 0.5**0.5, 2000
     x0 = mean + deviation * jax.random.normal(jax.random.key(9), (n, 1))
     levels, kept = gj.levels(gj.schedules.edm(0.01), 40, gj.spacings.exponential()), []
@@ -95,8 +95,8 @@ def test_image_to_image_keeps_the_law_of_the_data(x64):
         np.testing.assert_allclose(kept[-1], deviation / (0.5 + noisy**2) ** 0.5, atol=0.03)
 
 
-def test_momentum_and_reuse_begin_with_the_run_wherever_it_starts(x64):
-    """momentum and apg count from the run's own first step, and reuse evaluates its difference there."""
+def test_momentum_and_reuse_start_with_the_run_at_any_level(x64):
+    """momentum and apg count from the run's own first step, in which reuse evaluates its difference."""
     m, cut = mixture(), gj.schedules.strength(gj.levels(gj.schedules.cosine(), 10, gj.spacings.karras()), 0.6)
     start = gj.diffuse(keys(6), m.sample(jax.random.key(1), 6), first(cut))
     beta, w, every = -0.6, 3.0, 2
@@ -131,17 +131,17 @@ CORRELATION, MEANS, GIVEN = 0.8, (1.0, -0.5), 2.5
 
 
 def inpainted(times: int, n: int = 1024, steps: int = 40) -> jax.Array:
-    """Samples of a correlated Gaussian whose first coordinate is given."""
+    """Samples of a correlated Gaussian with a given first coordinate."""
     covariance = jnp.array([[[1.0, CORRELATION], [CORRELATION, 1.0]]])
     m = gj.oracles.GaussianMixture(jnp.array([MEANS]), covariance, jnp.ones(1), jnp.zeros(1, int))
     levels = gj.levels(gj.schedules.cosine(0.02, 0.98), steps, gj.spacings.exponential())
-    # The larger variance is the right one for data of unit variance.
+    # The larger variance is exact for data of unit variance.
     sampler = gj.recur(gj.inpaint(gj.ddpm("large"), jnp.array([GIVEN, jnp.nan]), jnp.array([True, False])), times)
     branches = gj.branches(m.denoise, cond=jnp.zeros(n, int))
     return gj.sample(keys(n), branches, gj.chain(), sampler, levels, (2,))
 
 
-def test_inpainting_approaches_the_conditional_law_by_recurrence_and_not_without():
+def test_inpainting_approaches_the_conditional_law_only_with_recurrence():
     mean, variance = MEANS[1] + CORRELATION * (GIVEN - MEANS[0]), 1 - CORRELATION**2
     errors = []
     for times in (1, 16):
@@ -156,8 +156,8 @@ def test_inpainting_approaches_the_conditional_law_by_recurrence_and_not_without
 
 
 @pytest.mark.parametrize(("variance", "said"), [("small", 0.59), ("large", 1.0)])
-def test_inpainting_takes_over_the_samplers_own_bias(variance, said):
-    """The unknown half of N(0, I) is what the sampler makes of N(0, 1): each step is affine, so its variance is a product."""
+def test_inpainting_has_the_samplers_own_bias(variance, said):
+    """The unknown half of N(0, I) is the sampler's result for N(0, 1). Each step is affine, so its variance is a product."""
     levels, n = gj.levels(gj.schedules.cosine(), 20, gj.spacings.karras()), 4096
     m = gj.oracles.GaussianMixture(jnp.zeros((1, 2)), jnp.eye(2)[None], jnp.ones(1), jnp.zeros(1, int))
     sampler = gj.inpaint(gj.ddpm(variance), jnp.array([1.0, jnp.nan]), jnp.array([True, False]))
@@ -174,8 +174,8 @@ def test_inpainting_takes_over_the_samplers_own_bias(variance, said):
     np.testing.assert_allclose(x[:, 1].var(), exact, rtol=4 * (2 / n) ** 0.5)
 
 
-def test_inpainting_sets_the_known_part_at_the_level_before_and_after_every_step():
-    """What the network sees of it at each level, and what is recorded, is the data noised to that level, by fresh noise."""
+def test_inpainting_sets_the_known_part_before_and_after_every_step():
+    """At each level, the network and the trace receive the known data noised to that level, with new noise."""
     seen, n = [], 2000
 
     def network(x, t, cond):
@@ -198,7 +198,7 @@ def test_inpainting_sets_the_known_part_at_the_level_before_and_after_every_step
     np.testing.assert_array_equal(x, jnp.broadcast_to(jnp.array([[2.0, -1.0], [7.0, 7.0]]), (n, 2, 2)))
 
 
-def test_a_fraction_of_a_mask_blends_and_an_empty_one_changes_nothing():
+def test_a_fractional_mask_blends_and_an_empty_mask_changes_nothing():
     run = lambda sampler: gj.sample(keys(6), classes(mixture(), LABELS), gj.cfg(2.0), sampler, LEVELS, (3,))
     plain = run(gj.dpmpp_2m())
     np.testing.assert_allclose(run(gj.inpaint(gj.dpmpp_2m(), jnp.nan, 0.0)), plain, rtol=1e-4, atol=1e-5)
@@ -210,7 +210,7 @@ def test_a_fraction_of_a_mask_blends_and_an_empty_one_changes_nothing():
     np.testing.assert_allclose(x, jnp.stack([0 * known[:, 0] + 3, 0.75 * 3 + 0.25 * known[:, 1], known[:, 2]], 1))
 
 
-def test_what_cannot_be_inpainted_or_repeated_is_told():
+def test_runs_that_cannot_be_inpainted_or_repeated_raise():
     run = lambda sampler: gj.sample(keys(6), classes(mixture(), LABELS), gj.chain(), sampler, LEVELS, (3,))
     for build, message in (
         (lambda: gj.inpaint(gj.ddim(), 0.0, jnp.array([0, 2])), r"mask must be a mask, in \[0, 1\], got \[0 2\]"),
@@ -229,7 +229,7 @@ SCALES = jnp.array([1.0, 1.0, 1.0, 2.0, 2.0, 2.0])
 
 
 def round_trip(sampler, steps, schedule):
-    """Data taken to noise and back: the data, the noise, and what came back."""
+    """Inverts data to noise and samples from it. Returns the data, the noise, and the new samples."""
     levels = path(gj.levels(schedule, steps + 1, gj.spacings.uniform()), slice(-1))
     m = mixture()
     data = m.sample(jax.random.key(2), 6, LABELS)
@@ -243,8 +243,8 @@ def round_trip(sampler, steps, schedule):
     [(gj.ddim(), 1, 1, gj.schedules.edm(0.05, 20.0)), (gj.heun(), 2, 3, gj.schedules.cosine(0.03, 0.97))],
     ids=["ddim", "heun"],
 )
-def test_to_noise_at_the_samplers_order_and_back_guided_or_not(x64, sampler, order, back, schedule):
-    """The way back undoes the leading error of a method of even order, so Heun's round trip is better by one."""
+def test_inversion_has_the_samplers_order_with_and_without_guidance(x64, sampler, order, back, schedule):
+    """The way back cancels the leading error of a method of even order, so Heun's round trip gains one order."""
     _, exact, _ = round_trip(gj.heun(), 3200, schedule)
     errors = []
     for steps in (200, 400, 800):
@@ -255,8 +255,8 @@ def test_to_noise_at_the_samplers_order_and_back_guided_or_not(x64, sampler, ord
     assert (abs(measured[:, 1] - back) < 0.25).all(), measured
 
 
-def test_an_interval_is_the_same_steps_in_both_directions(x64):
-    """Half-open at its step boundaries, so that Heun keeps its order there and back; the evaluations are those of sampling."""
+def test_an_interval_contains_the_same_steps_in_both_directions(x64):
+    """Intervals are half-open at step boundaries, so Heun keeps its order there and back, with the evaluations of sampling."""
     levels = path(gj.levels(gj.schedules.edm(0.05, 20.0), 13, gj.spacings.uniform()), slice(-1))
     m, guidance = mixture(), gj.during(gj.cfg(2.0), levels.ratio[9], levels.ratio[4])
     sets = []
@@ -274,7 +274,7 @@ def test_an_interval_is_the_same_steps_in_both_directions(x64):
     assert sum(count == 2 for count, _ in sets[0]) == 2 * 5
 
 
-def test_encodings_of_one_gaussian_are_the_known_map_of_the_data(x64):
+def test_encodings_of_one_gaussian_are_the_exact_map_of_the_data(x64):
     """`x_T = alpha_T m + s_T / s_0 (x - alpha_0 m)`, `s^2 = alpha^2 v + sigma^2`: the ODE's exact flow."""
     levels = gj.levels(gj.schedules.cosine(0.01, 0.99), 400, gj.spacings.uniform())
     start, end = path(levels, -2), first(levels)
@@ -302,19 +302,19 @@ def test_encodings_of_a_mixture_are_standard_normal():
     assert np.abs(uniform - (np.arange(n) + 0.5) / n).max() < 1.63 / n**0.5
 
 
-def test_what_goes_from_data_to_noise_wrongly_is_told():
+def test_wrong_runs_from_data_to_noise_raise():
     up = gj.schedules.reverse(LEVELS)
     run = lambda sampler, levels, start: gj.sample(keys(6), classes(mixture(), LABELS), gj.chain(), sampler, levels, start)
     data = jnp.ones((6, 3))
     clean = LEVELS[::-1]
     for sampler, levels, start, message in (
-        (gj.ddpm(), up, data, r"does not go; ddim\(\) and heun\(\) do"),
-        (gj.ddim(0.5), up, data, "does not go"),
-        (gj.dpmpp_2m(), up, data, "does not go"),
-        (gj.recur(gj.ddim(), 2), up, data, "does not go"),
-        (gj.inpaint(gj.ddim(), 0.0, 1.0), up, data, "does not go"),
-        (gj.heun(), up, (3,), r"starts at the data: give x, \[B, ...\]"),
-        (gj.ddim(), clean, data, r"starts with sigma > 0: gj.schedules.reverse"),
+        (gj.ddpm(), up, data, r"this sampler cannot; use ddim\(\) or heun\(\)"),
+        (gj.ddim(0.5), up, data, "this sampler cannot"),
+        (gj.dpmpp_2m(), up, data, "this sampler cannot"),
+        (gj.recur(gj.ddim(), 2), up, data, "this sampler cannot"),
+        (gj.inpaint(gj.ddim(), 0.0, 1.0), up, data, "this sampler cannot"),
+        (gj.heun(), up, (3,), r"starts from data: use x, \[B, ...\]"),
+        (gj.ddim(), clean, data, r"must start with sigma > 0; use gj.schedules.reverse"),
     ):
         with pytest.raises(ValueError, match=message):
             run(sampler, levels, start)

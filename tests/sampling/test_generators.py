@@ -1,4 +1,4 @@
-"""Keys of every generator that JAX has: each sample is of its own key alone, or the generator is refused."""
+"""Keys of every generator of JAX: each sample depends only on its own key, or the generator is refused."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from guidance_jax.noise import step_keys
 RIGHT = ("threefry2x32", "threefry4x32", "philox2x32", "philox4x32")
 """Newer versions of JAX know all of them."""
 WRONG = ("rbg", "unsafe_rbg")
-TOLD = r'generator (unsafe_)?rbg.*first key.*jax.random.split\(jax.random.key\(0, impl="threefry2x32"\), B\)'
+MESSAGE = r'generator (unsafe_)?rbg.*first key.*jax.random.split\(jax.random.key\(0, impl="threefry2x32"\), B\)'
 LEVELS = gj.levels(gj.schedules.cosine(), 2, gj.spacings.karras())
 LEVEL = path(LEVELS, 1)
 PLAIN = gj.denoiser(lambda x, t, cond: x / 3 + (0 if cond is None else cond), predicts="x0")
@@ -72,21 +72,21 @@ DRAW = {
 
 @pytest.mark.parametrize("generator", WRONG)
 @pytest.mark.parametrize("what", DRAW)
-def test_a_generator_that_draws_by_the_first_key_is_refused(what, generator):
-    with pytest.raises(ValueError, match=TOLD):
+def test_a_generator_that_draws_by_the_first_key_raises(what, generator):
+    with pytest.raises(ValueError, match=MESSAGE):
         DRAW[what](keys(generator))
 
 
 @pytest.mark.parametrize("what", ["sample", "diffuse", "lgd", "a condition"])
 @pytest.mark.parametrize("generator", RIGHT)
-def test_of_any_other_a_sample_is_of_its_own_key(what, generator):
+def test_with_any_other_generator_a_sample_depends_on_its_own_key(what, generator):
     given = keys(generator)
     together, alone = DRAW[what](given), [DRAW[what](given[i : i + 1]) for i in range(4)]
     np.testing.assert_allclose(together, jnp.concatenate(alone), rtol=1e-5, atol=1e-6)
     assert len(np.unique(np.asarray(together)[:, 0])) == 4
 
 
-def test_a_generator_of_ones_own_is_refused_where_it_draws_by_the_first_key_too():
+def test_a_custom_generator_that_draws_by_the_first_key_raises_too():
     def made(name, bits):
         seed = lambda number: jnp.zeros(2, jnp.uint32) + number.astype(jnp.uint32)
         fold = lambda key, number: key * 3 + number.astype(jnp.uint32)
@@ -114,14 +114,14 @@ def test_a_generator_of_ones_own_is_refused_where_it_draws_by_the_first_key_too(
         run(made("of-first", bits(first)))
 
 
-def test_a_default_of_another_generator_is_told_and_changes_nothing_that_draws_by_one_key():
-    """As on TPU: what takes one key works there, what takes one a sample tells what to write, and a likelihood has its own."""
+def test_a_default_of_another_generator_raises_or_changes_nothing_that_draws_by_one_key():
+    """As on TPU. Functions of one key work there. For functions of one key per sample, the error states what to write."""
     x0, level = jnp.ones((500, 4)), gj.schedules.edm()(jnp.zeros(500))
     network = lambda x, t, cond: 0 * x
     with jax.default_prng_impl("rbg"):
         key = jax.random.key(0)
         assert jax.random.key_impl(key) == "rbg"
-        with pytest.raises(ValueError, match=TOLD):
+        with pytest.raises(ValueError, match=MESSAGE):
             run(jax.random.split(key, 4))
         assert run(jax.random.split(jax.random.key(0, impl="threefry2x32"), 4)).shape == (4, 3)
         _, eps = gj.training.diffuse(key, x0, level)
@@ -147,7 +147,7 @@ def test_a_default_of_another_generator_is_told_and_changes_nothing_that_draws_b
             gaussians(0.0, 1.0, 0.0, 1.0)[0], gj.chain(), jnp.ones((2, 1)), gj.schedules.flow(), **asked
         )
         np.testing.assert_allclose(nats(), -0.5 - 0.5 * np.log(2 * np.pi), atol=1e-3)
-        with pytest.raises(ValueError, match=TOLD):
+        with pytest.raises(ValueError, match=MESSAGE):
             nats(keys=jax.random.split(key, 2), probes=2)
 
 

@@ -1,4 +1,4 @@
-"""What the loop offers beside samples: a trace, gradients in the memory of one step, and a progress bar."""
+"""Outputs and options of the loop: a trace, gradients in the memory of one step, and a progress bar."""
 
 import functools
 import sys
@@ -25,7 +25,7 @@ def arguments(scale=2.0, sampler=None, guidance=gj.cfg, levels=LEVELS):
 @pytest.mark.filterwarnings("ignore:.* guides nowhere:UserWarning")  # the run that stops before the interval
 @pytest.mark.parametrize("sampler", [gj.ddpm(), gj.dpmpp_2m()], ids=["ddpm", "dpmpp_2m"])
 def test_the_trace_is_the_state_after_each_step(sampler):
-    """The same as of runs that stop there: x, the guided x0, the momentum of the guidance, the evaluations so far."""
+    """It equals runs that stop there: x, the guided x0, the momentum of the guidance, the evaluations so far."""
     guidance = lambda w: gj.chain(gj.during(gj.cfg(w), 0.05, 20.0), gj.momentum(-0.5))
     state, trace = gj.run(*arguments(2.0, sampler, guidance), trace=lambda state: state)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[-1]), state, trace)
@@ -38,7 +38,7 @@ def test_the_trace_is_the_state_after_each_step(sampler):
     assert len(np.unique(np.asarray(trace.x0)[:, 0, 0])) == 6
 
 
-def test_a_trace_is_what_is_asked_for_of_every_run_under_vmap():
+def test_a_trace_has_the_requested_values_of_every_run_under_vmap():
     record = lambda state: {"x": state.x[:, 0], "norm": jnp.linalg.norm(state.x0, axis=1)}
     one = lambda scale: gj.sample(*arguments(scale), trace=record)
     scales = jnp.array([1.0, 2.0, 4.0])
@@ -49,8 +49,8 @@ def test_a_trace_is_what_is_asked_for_of_every_run_under_vmap():
     np.testing.assert_allclose(along["x"][:, -1], x[:, :, 0], rtol=1e-6)
 
 
-def test_gradients_in_scales_levels_and_parameters_with_and_without_remat(x64):
-    """Against difference quotients along a direction in each, and the same numbers either way."""
+def test_gradients_in_scales_levels_and_parameters_are_right_with_and_without_remat(x64):
+    """They agree with difference quotients along a direction in each, and with each other."""
     levels = gj.levels(gj.schedules.cosine(), 4, gj.spacings.karras())
 
     def total(inputs, remat):
@@ -75,7 +75,7 @@ B, D, WIDTH, DEPTH = 8, 16, 1024, 8
 
 
 def gradients_bytes(steps, remat):
-    """The temporary memory of a gradient, in parameters and scale, through a network whose activations outweigh all else."""
+    """The temporary memory of a gradient in parameters and scale, for a network whose activations need most of the memory."""
 
     def network(params, x, t, cond):
         h = x @ params["in"]
@@ -97,7 +97,7 @@ def gradients_bytes(steps, remat):
     return memory.temp_size_in_bytes
 
 
-def test_with_remat_a_gradients_memory_grows_by_the_state_of_a_step_and_not_by_its_activations():
+def test_with_remat_the_memory_of_a_gradient_grows_by_one_state_per_step_and_not_by_the_activations():
     state, activations = 4 * B * D, 4 * 2 * B * WIDTH * DEPTH
     assert gradients_bytes(50, True) - gradients_bytes(10, True) <= 40 * 1.1 * state
     assert gradients_bytes(50, False) - gradients_bytes(10, False) >= 40 * activations
@@ -105,7 +105,7 @@ def test_with_remat_a_gradients_memory_grows_by_the_state_of_a_step_and_not_by_i
 
 
 def bars(captured):
-    """The states of a progress bar as it was written."""
+    """The states of a progress bar in the order in which they were written."""
     return [line.strip() for line in captured.err.replace("\r", "\n").splitlines() if line.strip()]
 
 
@@ -141,7 +141,7 @@ def test_the_progress_bar_shows_every_step_once_and_changes_nothing(how, bar, ca
 
 
 def scans(program):
-    """The equations in the body of each of a program's loops, by their names."""
+    """The equations in the body of each loop of a program, by their names."""
     found = []
     for e in program.eqns:
         inner = [value.jaxpr for value in e.params.values() if hasattr(value, "jaxpr")]
@@ -152,8 +152,8 @@ def scans(program):
     return found
 
 
-def test_a_run_without_a_bar_has_nothing_of_it(bar, monkeypatch):
-    """No callback and no equation more than a loop that is written out by hand, and jax-tqdm is not even imported."""
+def test_a_run_without_a_bar_contains_no_part_of_it(bar, monkeypatch):
+    """It has no callback, no more equations than a loop by hand, and does not import jax-tqdm."""
     given, branches = keys(4), classes(mixture(), LABELS)
     run = lambda given, scale, **asked: gj.sample(given, branches, gj.cfg(scale), gj.ddim(), LEVELS, (3,), **asked)
 
@@ -180,15 +180,15 @@ def test_a_run_without_a_bar_has_nothing_of_it(bar, monkeypatch):
         run(given, 2.0, progress="drawing")
 
 
-def test_a_bar_over_several_devices_is_told():
+def test_a_bar_over_several_devices_raises():
     mesh = jax.make_mesh((4,), ("batch",), axis_types=(AxisType.Auto,), devices=jax.devices()[:4])
     spread = jax.device_put(keys(4), NamedSharding(mesh, PartitionSpec("batch")))
-    with pytest.raises(ValueError, match="progress is for runs on one device, but this batch lies on 4"):
+    with pytest.raises(ValueError, match="progress needs a run on one device, but this batch is on 4"):
         gj.sample(spread, *arguments()[1:], progress="drawing")
 
 
-def test_one_loop_stays_one_loop():
-    """Of sampling; metrics have loops of their own, over pairs, and a large image is decoded tile by tile."""
+def test_sampling_has_one_loop():
+    """Other loops are those over pairs in metrics, and over the tiles of a large image."""
     sources = {path: path.read_text() for path in Path(gj.__file__).parent.rglob("*.py")}
     loops = {path.name: count for path, text in sources.items() if (count := text.count("lax.scan("))}
     assert {name: count for name, count in loops.items() if name not in ("pairs.py", "autoencoder_tiles.py")} == {

@@ -1,4 +1,4 @@
-"""Noise is drawn, and small parts are added up, in at least float32, whatever the arrays that come are in."""
+"""Noise is drawn and small terms are summed in at least float32, for arrays of any precision."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.parametrize("dtype", HALVES)
 
 
 def is_drawn_wide(z, dtype):
-    """The rounded draws of float32: a draw in bfloat16 has 128 values."""
+    """Whether the values are rounded draws of float32. A draw in bfloat16 has 128 values."""
     assert z.dtype == dtype
     z = np.asarray(z, np.float64)
     assert len(np.unique(z)) > 1000
@@ -27,7 +27,7 @@ def is_drawn_wide(z, dtype):
     np.testing.assert_allclose([z.mean(), z.var()], [0, 1], atol=5 * (2 / z.size) ** 0.5)
 
 
-def test_diffuse_and_all_that_draws_by_step(dtype):
+def test_diffuse_and_every_part_that_draws_per_step_draw_in_float32(dtype):
     given, x0 = keys(100), jnp.zeros((100, 1000), dtype)
     is_drawn_wide(gj.diffuse(given, x0, LEVEL), dtype)
     is_drawn_wide(normal(given, x0), dtype)
@@ -40,7 +40,7 @@ def test_diffuse_and_all_that_draws_by_step(dtype):
     is_drawn_wide(normal(step_keys(step(half, batch=100)), x0), dtype)
 
 
-def test_training_draws_and_averages_wide(dtype):
+def test_training_draws_and_averages_in_float32(dtype):
     key, level = jax.random.key(0), gj.schedules.edm()(jnp.zeros(50))
     x0 = jax.random.normal(jax.random.key(1), (50, 2000)).astype(dtype)
     x, eps = gj.training.diffuse(key, jnp.zeros_like(x0), level)
@@ -60,7 +60,7 @@ def test_training_draws_and_averages_wide(dtype):
         "classifier": lambda x0: gj.training.classifier_loss(lambda x, t: x[:, :7], key, x0, level, jnp.zeros(50, int)),
     }
     for name, loss in losses.items():
-        # What the network is given is rounded, and nothing else: an average in bfloat16 has three digits.
+        # Only the inputs of the network are rounded. An average in bfloat16 would have three digits.
         found = loss(x0)
         assert found.dtype == jnp.float32, name
         np.testing.assert_allclose(
@@ -74,8 +74,8 @@ def test_training_draws_and_averages_wide(dtype):
     )
 
 
-def test_an_average_goes_on(dtype):
-    """Of parameters that stand at 1, from 0: `1 - prod decay`, and not 0 for ever."""
+def test_an_average_in_low_precision_does_not_stall(dtype):
+    """For parameters constant at 1 and a start at 0, the average is `1 - prod decay` instead of 0 for ever."""
     params = {"w": jnp.ones(3, dtype), "count": jnp.int32(5)}
 
     def update(average, step):
@@ -90,7 +90,7 @@ def test_an_average_goes_on(dtype):
 
 
 @pytest.mark.filterwarnings("ignore:feynman_kac")
-def test_particles_resample_by_wide_sums(dtype):
+def test_particles_resample_by_sums_in_float32(dtype):
     for weights in (jnp.zeros(1000), jnp.log(jnp.arange(1.0, 1001.0))):
         weights = weights.astype(dtype)
         w = np.exp(np.asarray(weights, np.float64))
@@ -126,7 +126,7 @@ def test_a_run_is_in_float32_and_its_samples_are_rounded(dtype):
         assert gj.sample(keys(4), branches, guidance, gj.ddpm(), LEVELS, x).dtype == dtype
 
 
-def test_measures_classifiers_and_oracles_are_computed_wide(dtype):
+def test_measures_classifiers_and_oracles_are_computed_in_float32(dtype):
     rng = np.random.default_rng(0)
     logits = jnp.asarray(rng.normal(size=(3000, 10)), dtype)
     p = np.exp(np.asarray(logits, np.float64))

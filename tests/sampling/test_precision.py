@@ -1,4 +1,4 @@
-"""Nothing of the library's own is multiplied in less than float32, which TPU (bfloat16) and GPU (TF32) do by default."""
+"""The library has no matrix product below float32, although TPU (bfloat16) and GPU (TF32) use lower precision by default."""
 
 import functools
 import importlib.util
@@ -27,14 +27,14 @@ def exact(f, *given):
 
 
 @pytest.mark.parametrize("name", TABLE)
-def test_methods(name):
+def test_methods_have_no_product_in_default_precision(name):
     w, row = world(), TABLE[name]
     loss = lambda value: (run(row.make(value, w), w) ** 2).sum()
     exact(jax.value_and_grad(loss), row.usual)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_samplers(name):
+def test_samplers_have_no_product_in_default_precision(name):
     w = world()
     exact(lambda scale: run(gj.cfg(scale), w, SAMPLERS[name]), 2.0)
 
@@ -52,7 +52,7 @@ ORACLE = {
 
 
 @pytest.mark.parametrize("name", ORACLE)
-def test_oracles(name):
+def test_oracles_have_no_product_in_default_precision(name):
     assert exact(ORACLE[name], X) > 0
 
 
@@ -70,20 +70,20 @@ MEASURES = {
 
 
 @pytest.mark.parametrize("name", MEASURES)
-def test_metrics(name):
+def test_metrics_have_no_product_in_default_precision(name):
     exact(MEASURES[name], *SETS)
 
 
-def test_particles():
+def test_particles_have_no_product_in_default_precision():
     exact(lambda scale: gj.feynman_kac(keys(4), GROUPS, gj.targets.tilted(scale), gj.heun_sde(2.0), PATH, (3,), size=4).x, 2.0)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("diffrax") is None, reason="the extra `likelihood` is not installed")
-def test_likelihood():
+def test_likelihoods_have_no_product_in_default_precision():
     exact(lambda x: gj.log_likelihood(GROUPS, gj.cfg(2.0), x, gj.schedules.cosine()), X)
 
 
-def test_a_default_product_is_seen():
+def test_a_product_in_default_precision_is_detected():
     """In a branch of a loop, in a derivative, in a convolution."""
     matrix = jnp.eye(3)
     looped = lambda x: jax.lax.scan(

@@ -1,4 +1,4 @@
-"""The loop: what is evaluated and what is skipped, devices, keys, conditions, and errors."""
+"""The loop: evaluations and skipped branches, devices, keys, conditions, and errors."""
 
 import functools
 import re
@@ -16,24 +16,24 @@ from worlds import classes, keys, mixture
 import guidance_jax as gj
 
 
-def test_batched_cfg_is_one_call_of_2b_a_step():
+def test_batched_cfg_is_one_call_of_2b_per_step():
     assert Counted(mixture().denoise).run(gj.cfg(3.0)) == [2 * B] * 20
 
 
-def test_no_guidance_asks_for_the_base_alone():
+def test_no_guidance_evaluates_only_the_base():
     assert Counted(mixture().denoise).run(gj.chain()) == [B] * 20
     with pytest.warns(UserWarning, match=r"rescale\(fraction=0.7\) only changes what others add"):
         assert Counted(mixture().denoise).run(gj.rescale(0.7)) == [B] * 20
 
 
-def test_classifier_guidance_is_one_call_of_b_a_step():
+def test_classifier_guidance_is_one_call_of_b_per_step():
     m = mixture()
     guidance = gj.classifier(lambda x, level: m.class_log_prob(x, level, LABELS), 2.0)
     assert Counted(m.denoise).run(guidance, conds={"uncond": jnp.full_like(LABELS, -1)}) == [B] * 20
 
 
 @pytest.mark.parametrize("around", [lambda g: g, lambda g: gj.chain(g, gj.rescale(0.7)), lambda g: gj.add(g)])
-def test_an_interval_skips(around):
+def test_an_interval_skips_the_unconditional_branch(around):
     ratio = np.asarray(LEVELS.ratio)[:-1]
     low, high = ratio[15], ratio[2]
     batches = Counted(mixture().denoise).run(around(gj.during(gj.cfg(3.0), low, high)))
@@ -55,21 +55,21 @@ def test_an_interval_skips_the_classifier():
     assert len(calls) == 13
 
 
-def test_heun_counts_its_corrector_and_inherits_the_steps_choice():
-    """2 N - 1 evaluations of the base; a corrector that ends outside the interval is guided as its step is."""
+def test_heun_counts_its_corrector_which_follows_the_choice_of_its_step():
+    """The base has 2 N - 1 evaluations. A corrector that ends outside the interval is guided if its step is."""
     counted = Counted(mixture().denoise)
     assert counted.run(gj.chain(), gj.heun()) == [B] * 39
     low, high = LEVELS.ratio[15], LEVELS.ratio[2]
     assert counted.run(gj.during(gj.cfg(3.0), low, high), gj.heun()) == [B] * 4 + [2 * B] * 26 + [B] * 9
 
 
-def test_two_gates_skip_independently():
+def test_two_intervals_skip_independently():
     third = jnp.full_like(LABELS, 2)
     ratio = np.asarray(LEVELS.ratio)
     guidance = gj.chain(gj.during(gj.cfg(3.0), ratio[10], ratio[0]), gj.during(gj.cfg(2.0, cond="third"), ratio[15], ratio[5]))
     counted = Counted(mixture().denoise)
     batches = counted.run(guidance, conds={"cond": LABELS, "uncond": jnp.full_like(LABELS, -1), "third": third})
-    # uncond is wanted by both, third by the second alone. All three are one call; where the gates differ, each is its own.
+    # Both want uncond, only the second wants third. All three are one call, or one each where the intervals differ.
     assert batches == [B, B] * 5 + [3 * B] * 10 + [B] * 5
 
 
@@ -90,7 +90,7 @@ def test_an_interval_still_skips_under_vmap(over):
     assert (counts == 20 + 13).all()
 
 
-def test_the_program_of_an_interval_holds_a_conditional_even_under_vmap():
+def test_the_program_of_an_interval_contains_a_conditional_even_under_vmap():
     def generate(scale):
         return gj.sample(keys(B), classes(mixture(), LABELS), gj.during(gj.cfg(scale), 0.1, 1.0), gj.ddim(), LEVELS, (3,))
 
@@ -119,8 +119,8 @@ def generate(key, labels, scale, levels=LEVELS):
     return gj.sample(key, classes(mixture(), labels), guidance, gj.dpmpp_2m(), levels, (3,))
 
 
-def test_eight_devices_are_one_device(x64):
-    """In float64: strong guidance enlarges the roundings of float32, which are others for a batch of 2 than for one of 16."""
+def test_eight_devices_give_the_samples_of_one(x64):
+    """In float64, because strong guidance amplifies float32 roundings, which differ between batches of 2 and of 16."""
     assert len(jax.devices()) == 8
     arguments = keys(16), jnp.arange(16) % 3, jnp.linspace(0.0, 5.0, 16)
     program = jax.jit(functools.partial(generate, levels=gj.levels(gj.schedules.edm(), 20, gj.spacings.karras())))
@@ -130,8 +130,8 @@ def test_eight_devices_are_one_device(x64):
     np.testing.assert_allclose(many, one, rtol=1e-11, atol=1e-11)
 
 
-def test_a_sharded_batch_stays_put():
-    """Merging branches moves nothing between devices: concatenating them along the batch would."""
+def test_a_sharded_batch_stays_on_its_devices():
+    """Merging branches moves nothing between devices. Concatenation along the batch would."""
     arguments = [jax.device_put(a, sharded(8)) for a in (keys(16), jnp.arange(16) % 3, jnp.linspace(0.0, 5.0, 16))]
     program = jax.jit(generate).lower(*arguments).compile().as_text()
     assert program
@@ -139,8 +139,8 @@ def test_a_sharded_batch_stays_put():
         assert collective not in program
 
 
-def test_conditions_are_any_pytree():
-    """Labels, embeddings with a mask, both, and none at all, through one network each."""
+def test_conditions_may_be_any_pytree():
+    """Labels, embeddings with a mask, both, and none, through one network each."""
     embeddings, mask = (
         jax.random.normal(jax.random.key(0), (B, 4, 3)),
         jnp.arange(4)[None] < 1 + jnp.arange(B)[:, None] % 4,
@@ -168,7 +168,7 @@ def test_conditions_are_any_pytree():
         np.testing.assert_allclose(samples[0], samples[1], rtol=1e-5, atol=1e-6)
 
 
-def test_the_sample_depends_on_its_key_alone():
+def test_a_sample_depends_only_on_its_key():
     m = mixture()
     few, many = keys(64)[:3], keys(64)
     run = lambda key: gj.sample(key, classes(m, jnp.zeros(len(key), int)), gj.cfg(2.0), gj.ddpm(), LEVELS, (3,))
@@ -176,7 +176,7 @@ def test_the_sample_depends_on_its_key_alone():
     assert len(np.unique(run(many)[:, 0])) == 64
 
 
-def test_images_and_sequences():
+def test_vectors_images_and_sequences_can_be_sampled():
     for shape in ((4,), (4, 4, 2), (5, 3)):
         denoise = gj.denoiser(lambda x, t, cond: jnp.tanh(x) * (1 + cond.reshape(-1, *[1] * (x.ndim - 1))), predicts="v")
         branches = gj.branches(denoise, cond=jnp.ones(2), uncond=jnp.zeros(2))
@@ -209,7 +209,7 @@ BAD = {
     "old-style keys": ({"keys": jax.random.PRNGKey(0)}, TypeError, "jax.random.key"),
     "one key": ({"keys": jax.random.key(0)}, ValueError, "one per sample"),
     "label too large": ({"branches": classes(M, LABELS + 1)}, ValueError, r"label 3 is outside -1\.\.2"),
-    "labels of another batch": ({"branches": classes(M, LABELS[:3])}, ValueError, r"'cond' has shape \(3,\).*B = 8"),
+    "labels of another batch": ({"branches": classes(M, LABELS[:3])}, ValueError, r"'cond' must be .*B = 8.*\(3,\)"),
     "conditions that differ": (
         {"branches": gj.branches(M.denoise, cond=LABELS, uncond=None)},
         ValueError,
@@ -217,7 +217,7 @@ BAD = {
     ),
     "misspelt branch": ({"guidance": gj.cfg(2.0, uncond="unconf")}, ValueError, "'unconf'.*Did you mean 'uncond'"),
     "missing branch": ({"branches": gj.branches(M.denoise, cond=LABELS)}, ValueError, "reads a branch 'uncond'"),
-    "a branch twice": ({"branches": (classes(M, LABELS), classes(M, LABELS))}, ValueError, "both have the branches .*'cond'"),
+    "a branch twice": ({"branches": (classes(M, LABELS), classes(M, LABELS))}, ValueError, "two networks have .*'cond'"),
     "scale of another batch": ({"guidance": gj.cfg(jnp.ones(3))}, ValueError, r"cfg: scale has shape \(3,\).*\[B\]"),
     "scale as a column": ({"guidance": gj.cfg(jnp.ones((B, 1)))}, ValueError, "cfg: scale has shape"),
     "fraction of another batch": ({"guidance": gj.rescale(jnp.ones(3))}, ValueError, "rescale: fraction has shape"),
@@ -232,7 +232,7 @@ BAD = {
     "infinite x": ({"shape_or_x": jnp.ones((B, 3)).at[4, 1].set(jnp.inf)}, ValueError, r"1 of 8 samples: \[4\]"),
     "x of another batch": ({"shape_or_x": jnp.ones((3, 3))}, ValueError, "B = 8"),
     "integer x": ({"shape_or_x": jnp.ones((B, 3), int)}, TypeError, "floating"),
-    "wrong shape": ({"shape_or_x": (4,)}, ValueError, r"lives in \[B, 3\]"),
+    "wrong shape": ({"shape_or_x": (4,)}, ValueError, r"x must be \[B, 3\]"),
     "logits of too few classes": (
         {"guidance": gj.classifier(gj.scores.class_log_prob(logits(2), LABELS), 1.0)},
         ValueError,
@@ -263,7 +263,7 @@ jax.monitoring.register_event_duration_secs_listener(
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_told_before_any_compute(case):
+def test_bad_input_raises_before_any_computation(case):
     change, kind, message = BAD[case]
     COMPILED.clear()
     with pytest.raises(kind, match=message):
@@ -274,17 +274,17 @@ def test_bad_input_is_told_before_any_compute(case):
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: gj.branches(M.denoise), "has no condition"),
+        (lambda: gj.branches(M.denoise), "at least one condition"),
         (lambda: gj.during(gj.cfg(2.0), 5.0, 1.0), "low must be below high"),
         (lambda: gj.during(gj.cfg(2.0), jnp.zeros(3)), "must be a scalar"),
     ],
 )
-def test_bad_parts_are_told(build, message):
+def test_wrong_parts_raise(build, message):
     with pytest.raises(ValueError, match=message):
         build()
 
 
-def test_rescale_of_a_single_element_is_told():
+def test_rescale_of_a_single_element_raises():
     denoise = gj.denoiser(lambda x, t, cond: x, predicts="eps")
     with pytest.raises(ValueError, match="at least two elements"):
         gj.sample(
@@ -311,15 +311,15 @@ for label, shape in ((jnp.zeros(2), (2,)), (jnp.zeros(2, int), 3), (jnp.zeros(2,
 """
 
 
-def test_what_only_the_checked_annotations_of_these_tests_would_catch_is_told_without_them():
-    """Our own messages, in a process without the import hook."""
-    told = subprocess.run([sys.executable, "-c", UNCHECKED], capture_output=True, text=True, check=True).stdout.splitlines()
-    assert told[0].startswith("this mixture takes integer labels, got float32")
-    for said, got in ((told[1], "the int 3"), (told[2], "the list [2]")):
+def test_errors_do_not_rely_on_the_checked_annotations_of_these_tests():
+    """The messages of the library, in a process without the import hook."""
+    lines = subprocess.run([sys.executable, "-c", UNCHECKED], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert lines[0].startswith("this mixture takes integer labels, got float32")
+    for said, got in ((lines[1], "the int 3"), (lines[2], "the list [2]")):
         assert re.match(rf"x must be an array .*shape_or_x.*, got {re.escape(got)};", said)
 
 
-def test_the_good_arguments_are_good():
+def test_the_correct_arguments_are_accepted():
     COMPILED.clear()
     assert np.isfinite(gj.sample(**GOOD)).all()
     assert COMPILED

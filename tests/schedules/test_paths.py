@@ -1,4 +1,4 @@
-"""Noise levels as a sequence: indexed, cut, reversed, and rounded once."""
+"""Tests of noise levels as a sequence: indexed, cut, reversed, and rounded once."""
 
 import itertools
 
@@ -11,7 +11,7 @@ import guidance_jax as gj
 
 
 def test_levels_are_rounded_once_from_float64():
-    """So their bits, by which noise is drawn, are the same within jit and outside, on any device, by any compiler."""
+    """So the bits of a level, which select its noise, are the same inside and outside jit, on any device, with any compiler."""
     ramp = np.linspace(0, 1, 20)
     ratio = (80 ** (1 / 7) + ramp * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
     alpha = 1 / np.hypot(1, ratio)

@@ -1,4 +1,4 @@
-"""Schedules against the papers' formulae in NumPy."""
+"""Tests of schedules against the formulae of their papers in NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ ALL = SCHEDULES | {"scaled_linear": gj.schedules.scaled_linear, "zero_terminal":
 
 
 def rates(name: str) -> np.ndarray:
-    """The betas of the discrete schedules, as the papers write them."""
+    """The betas of the discrete schedules, as in the papers."""
     if name == "ddpm_linear":
         return np.linspace(1e-4, 0.02, 1000)
     if name in ("scaled_linear", "zero_terminal"):
@@ -24,7 +24,7 @@ def rates(name: str) -> np.ndarray:
 
 
 def reference(name: str, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`(alpha, sigma)` as the papers write them."""
+    """`(alpha, sigma)`, as in the papers."""
     if name == "cosine":
         return np.cos(np.pi * t / 2), np.sin(np.pi * t / 2)
     if name == "linear":
@@ -35,7 +35,7 @@ def reference(name: str, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if name == "flow":
         return 1 - t, t
     if name == "shifted":
-        # Simple diffusion: the log-SNR of cosine, less 2 log 2.
+        # Simple diffusion: the log-SNR of cosine, minus 2 log 2.
         log_snr = -2 * np.log(np.tan(np.pi * t / 2)) - 2 * np.log(2)
         return np.sqrt(1 / (1 + np.exp(-log_snr))), np.sqrt(1 / (1 + np.exp(log_snr)))
     root = np.sqrt(np.cumprod(1 - rates(name)))
@@ -49,7 +49,7 @@ def reference(name: str, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_schedule_is_the_papers(x64, name):
+def test_a_schedule_is_the_formula_of_its_paper(x64, name):
     schedule = ALL[name]()
     t = np.linspace(float(schedule.t_min), float(schedule.t_max), 37)
     t = np.round(t) if schedule.steps else t
@@ -64,7 +64,7 @@ def test_schedule_is_the_papers(x64, name):
 
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("spacing", ["uniform", "leading", "trailing", "quadratic", "karras", "exponential"])
-def test_every_path_ends_clean_and_decreases(name, spacing):
+def test_every_path_decreases_and_ends_at_clean_data(name, spacing):
     schedule = ALL[name]()
     to_infinity = np.isinf(schedule(schedule.t_max).ratio) and spacing in ("karras", "exponential")
     spaced = getattr(gj.spacings, spacing)(**{"sigma_max": 99.0} if to_infinity else {})
@@ -76,7 +76,7 @@ def test_every_path_ends_clean_and_decreases(name, spacing):
         assert np.isfinite(path.t).all()
 
 
-def test_schedules_take_traced_parameters():
+def test_schedules_accept_traced_parameters():
     def last_alpha(beta_max):
         return gj.levels(gj.schedules.linear(beta_max=beta_max), 4, gj.spacings.trailing()).alpha[0]
 
@@ -103,7 +103,7 @@ def test_schedules_take_traced_parameters():
         (lambda: gj.spacings.quadratic(1.2), "quadratic: reach must be a share, above 0 and at most 1, got 1.2"),
         (
             lambda: gj.schedules.zero_terminal_snr(gj.schedules.cosine()),
-            r"discrete, of at least two steps; .*got schedule cosine\(\)",
+            r"discrete, with at least two steps; .*got schedule cosine\(\)",
         ),
         (lambda: gj.schedules.shift(gj.schedules.scaled_linear(), 3.0), r"must be continuous.*got schedule scaled_linear\(\)"),
         (lambda: gj.schedules.shift(gj.schedules.flow(), -3.0), "shift: factor must be a positive number, got -3.0"),
@@ -114,19 +114,19 @@ def test_schedules_take_traced_parameters():
         (lambda: gj.schedules.discrete(np.array([0.1, 1.5])), "every rate a number in"),
     ],
 )
-def test_bad_input_is_told(build, message):
+def test_bad_input_raises(build, message):
     with pytest.raises(ValueError, match=message):
         build()
 
 
 @pytest.mark.parametrize("factor", [0.5, 3.0])
-def test_a_shifted_flow_is_stable_diffusion_3s_and_tells_the_shifted_time(x64, factor):
+def test_a_shifted_flow_is_stable_diffusion_3s_with_the_shifted_time(x64, factor):
     flow = gj.schedules.flow()
     level = gj.schedules.shift(flow, factor)(t := np.linspace(0.002, 1.0, 41))
     moved = factor * t / (1 + (factor - 1) * t)
     for field, expected in zip(vars(level).values(), (moved, 1 - moved, moved), strict=True):
         np.testing.assert_allclose(field, expected, atol=1e-12)
-    # Spaced in sigma / alpha, and by itself, a shift moves nothing but the ends.
+    # With even spacing in sigma / alpha, a shift changes only the ends.
     spaced = gj.spacings.karras(sigma_min=0.01, sigma_max=50.0)
     plain, other = (gj.levels(schedule, 7, spaced) for schedule in (flow, gj.schedules.shift(flow, factor)))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9), plain, other)
@@ -134,8 +134,8 @@ def test_a_shifted_flow_is_stable_diffusion_3s_and_tells_the_shifted_time(x64, f
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), back, flow(t))
 
 
-def test_the_level_of_a_shift_is_the_schedules_at_the_time_that_is_told(x64):
-    """So a network trained on the schedule may be sampled on the shifted one; training draws the shifted times."""
+def test_the_level_of_a_shift_is_the_schedules_at_the_time_that_the_network_receives(x64):
+    """So a network trained on the schedule can be sampled on the shifted one. Training draws the shifted times."""
     for schedule in (gj.schedules.flow(), gj.schedules.cosine(), gj.schedules.linear(), gj.schedules.edm()):
         moved = gj.schedules.shift(schedule, 2.5)
         level = moved(jnp.linspace(moved.t_min, moved.t_max, 9))
@@ -145,7 +145,7 @@ def test_the_level_of_a_shift_is_the_schedules_at_the_time_that_is_told(x64):
         np.testing.assert_allclose(moved.at(drawn.ratio).t, drawn.t, rtol=1e-6)
 
 
-def test_a_shift_takes_a_traced_factor_from_pure_noise_on(x64):
+def test_a_shift_accepts_a_traced_factor_from_pure_noise(x64):
     def total(factor):
         levels = gj.levels(gj.schedules.shift(gj.schedules.flow(), factor), 6, gj.spacings.uniform())
         labels = jnp.array([0, 1])
@@ -156,7 +156,7 @@ def test_a_shift_takes_a_traced_factor_from_pure_noise_on(x64):
     np.testing.assert_allclose(slopes[1], (values[2] - values[0]) / 2e-5, rtol=1e-6)
 
 
-def test_zero_terminal_snr_is_exact_in_float32_too_and_made_inside_jit():
+def test_zero_terminal_snr_is_exact_in_float32_and_inside_jit():
     alpha, sigma = reference("zero_terminal", np.arange(1000))
     level = jax.jit(lambda t: zero_terminal()(t))(jnp.arange(1000))
     np.testing.assert_allclose(level.alpha, alpha, rtol=2e-6)
@@ -178,7 +178,9 @@ def test_between_its_last_two_steps_zero_terminal_snr_is_continuous_and_has_an_i
     ("sampler", "tolerance"), [(gj.ddim(), 1.2e-2), (gj.heun(), 2e-4), (gj.dpmpp_2m(), 2e-3)], ids=["ddim", "heun", "dpmpp_2m"]
 )
 def test_from_a_zero_terminal_snr_the_law_is_right(x64, sampler, tolerance):
-    """Of N(3, 1/4) by its ODE from pure noise z. From the last step of Stable Diffusion, alpha = 0.07, the mean falls short."""
+    """The law of N(3, 1/4) by its ODE from pure noise z. From Stable Diffusion's last step, alpha = 0.07, the mean is too
+    small.
+    """
     z = jnp.linspace(-2, 2, 5)[:, None]
     schedule, plain = zero_terminal(), gj.schedules.scaled_linear()
 
@@ -197,7 +199,7 @@ def test_from_a_zero_terminal_snr_the_law_is_right(x64, sampler, tolerance):
     np.testing.assert_allclose(slopes[1], (values[2] - values[0]) / 2e-5, rtol=1e-6)
 
 
-def test_networks_and_classifiers_see_the_training_step_and_not_its_place_in_the_run():
+def test_networks_and_classifiers_receive_the_training_step_and_not_the_number_of_the_step():
     times: dict[str, list[float]] = {"network": [], "classifier": []}
 
     def seen(name, x, t):
@@ -231,7 +233,7 @@ def test_schedules_and_spacings_remember_their_calls():
 @pytest.mark.parametrize(
     ("build", "error", "message"),
     [
-        (lambda: gj.levels(gj.schedules.edm(), 3), TypeError, r"^levels: spacing is missing; gj.spacings.karras\(\) is one.$"),  # pyright: ignore[reportCallIssue]
+        (lambda: gj.levels(gj.schedules.edm(), 3), TypeError, r"^levels: spacing is missing; use gj.spacings.karras\(\).$"),  # pyright: ignore[reportCallIssue]
         (lambda: gj.levels(gj.schedules.edm, 3, gj.spacings.karras()), TypeError, r"levels: schedule .*call it, edm\("),  # pyright: ignore[reportArgumentType]
         (lambda: gj.levels(gj.schedules.edm(), 3, gj.spacings.karras), TypeError, r"levels: spacing .*call it, karras\("),  # pyright: ignore[reportArgumentType]
         (lambda: jax.jit(gj.schedules.ddpm_linear)(4), TypeError, "steps must be an integer"),
@@ -239,6 +241,6 @@ def test_schedules_and_spacings_remember_their_calls():
         (lambda: jax.jit(lambda b: gj.schedules.discrete(b)(0).t)(jnp.ones(3) / 9), ValueError, "betas must be known.* traced"),
     ],
 )
-def test_what_is_missing_or_traced_is_told(build, error, message):
+def test_missing_or_traced_arguments_raise(build, error, message):
     with pytest.raises(error, match=message):
         build()

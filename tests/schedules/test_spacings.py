@@ -1,4 +1,4 @@
-"""Spacings against hand-computed and published times, and where a path ends."""
+"""Tests of spacings against hand-computed and published times, and of the end of a path."""
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +23,8 @@ def test_spacings_visit_the_published_times():
 
 
 @pytest.mark.parametrize("wide", [False, True])
-def test_whole_steps_are_numpys_in_float64_for_every_number_of_them(wide):
-    """As diffusers computes them; its trailing gives one step too many, -1, where the sum of its strides stops short of T."""
+def test_whole_steps_are_those_of_numpy_in_float64_for_every_number_of_steps(wide):
+    """As in diffusers. Its trailing spacing gives one step too many, -1, when the sum of its strides falls short of T."""
     ddpm, spacings = gj.schedules.ddpm_linear(), gj.spacings
     with jax.enable_x64(wide):
         for n in range(2, 1001):
@@ -44,7 +44,7 @@ ENDINGS = {
 
 
 @pytest.mark.parametrize("spacing", ENDINGS)
-def test_a_schedule_down_to_clean_data_ends_there_once(spacing):
+def test_a_path_to_clean_data_contains_it_once(spacing):
     flow, (make, times) = gj.schedules.flow(t_min=0.0), ENDINGS[spacing]
     for steps in (2, 5):
         path = gj.levels(flow, steps, make)
@@ -57,7 +57,7 @@ def test_a_schedule_down_to_clean_data_ends_there_once(spacing):
         np.testing.assert_array_equal(path.sigma == 0, [False] * 3 + [True])
 
 
-def test_exponential_is_even_in_the_log_and_karras_of_a_large_rho(x64):
+def test_exponential_is_even_in_the_log_and_the_limit_of_karras_for_large_rho(x64):
     for schedule in (gj.schedules.edm(), gj.schedules.cosine(), gj.schedules.flow(t_max=0.99)):
         ratio = np.asarray(schedule(gj.spacings.exponential()(schedule, 12)).ratio)
         ends = schedule(schedule.t_max).ratio, schedule(schedule.t_min).ratio
@@ -66,12 +66,12 @@ def test_exponential_is_even_in_the_log_and_karras_of_a_large_rho(x64):
 
 
 @pytest.mark.parametrize("steps", [2, 3, 5, 10, 20, 21, 25, 50, 100])
-def test_quadratic_visits_the_times_of_ddims_released_code_but_none_twice(steps):
+def test_quadratic_has_the_times_of_ddims_released_code_without_repetitions(steps):
     published = (np.linspace(0, np.sqrt(1000 * 0.8), steps) ** 2).astype(int)
     times = np.asarray(gj.spacings.quadratic(0.8)(gj.schedules.ddpm_linear(), steps))[::-1]
     assert (np.diff(times) > 0).all()
     same = np.cumsum(np.diff(published, prepend=-1) == 0) == 0
-    # After the first repetition ours are a little ahead, until the parabola outgrows the whole numbers.
+    # After the first repetition these times are a little ahead, until the parabola exceeds the number of the step.
     np.testing.assert_array_equal(times[same], published[same])
     np.testing.assert_array_equal(times, np.maximum(published, np.arange(steps)))
     assert gj.spacings.quadratic()(gj.schedules.ddpm_linear(), steps)[0] == 999

@@ -1,4 +1,4 @@
-"""Losses at their exact minima, label dropout, averaging."""
+"""Tests of losses at their exact minima, label dropout, and averaging."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ def data(m, seed=0):
 
 @pytest.mark.parametrize("predicts", OUTPUTS)
 def test_the_exact_denoiser_minimises_the_loss(x64, predicts):
-    """The loss at the exact output, and its rise by a known offset: E|out + d|^2 = E|out|^2 + d^2 at the minimum."""
+    """The loss at the exact output, and its increase for a known offset: E|out + d|^2 = E|out|^2 + d^2 at the minimum."""
     m, schedule = mixture(), gj.schedules.cosine(0.1, 0.9)
     x0, labels = data(m)
     level = gj.training.noise_levels(jax.random.key(1), schedule, N)
@@ -37,7 +37,7 @@ def test_the_exact_denoiser_minimises_the_loss(x64, predicts):
 
 
 def test_the_loss_is_zero_for_a_single_point(x64):
-    """Data of one point: every output is known exactly, so each loss is 0."""
+    """For data of one point every exact output is known, so each loss is 0."""
     x0 = jnp.ones((8, 3))
     for name, schedule in SCHEDULES.items():
         schedule = schedule()
@@ -106,8 +106,8 @@ def test_noise_levels_cover_the_schedule_evenly():
 
 @pytest.mark.parametrize("predicts", OUTPUTS)
 @pytest.mark.parametrize("name", ["cosine", "edm", "flow"])
-def test_min_snr_weighs_the_error_in_x0(x64, predicts, name):
-    """An output off by a known offset is off in x0 by what the denoiser makes of it."""
+def test_min_snr_weights_the_error_in_x0(x64, predicts, name):
+    """An output with a known offset has the offset in x0 that the denoiser computes from it."""
     schedule, x = SCHEDULES[name](), jax.random.normal(jax.random.key(0), (5, 3))
     level = schedule(schedule.t_min + jnp.array([0.05, 0.3, 0.5, 0.8, 0.95]) * (schedule.t_max - schedule.t_min))
     network = lambda offset: gj.denoiser(lambda x, t, cond: jnp.sin(x) + offset, predicts)(x, level, None).x0
@@ -138,7 +138,7 @@ def test_log_normal_levels_are_normal_in_the_logarithm_and_stay_in_the_schedule(
         gj.training.log_normal_levels(jax.random.key(0), gj.schedules.ddpm_linear(), 4)
 
 
-def test_drop_takes_any_pytree_and_drops_whole_samples():
+def test_drop_accepts_any_pytree_and_drops_whole_samples():
     cond = {"label": jnp.arange(4000) % 10, "text": jnp.ones((4000, 3, 2))}
     dropped = gj.training.drop(jax.random.key(0), cond, {"label": 10, "text": jnp.zeros((3, 2))}, rate=0.2)
     gone = np.asarray(dropped["label"] == 10)
@@ -157,11 +157,11 @@ def test_ema_is_the_warmed_up_average(x64):
         np.testing.assert_allclose(average, expected, rtol=1e-12)
 
 
-def test_bad_input_is_told():
+def test_bad_input_raises():
     x0, level = jnp.ones((2, 3)), gj.schedules.cosine()(jnp.array([0.5, 0.5]))
     with pytest.raises(ValueError, match=r"predicts must be 'eps' or .*got 'noise'"):
         gj.training.denoising_loss(lambda x, t, c: x, "noise", jax.random.key(0), x0, level, None)
-    with pytest.raises(ValueError, match=r"network gives must be \[2, 3\], got float32\[2,2\]"):
+    with pytest.raises(ValueError, match=r"network's output must be \[2, 3\], got float32\[2,2\]"):
         gj.training.denoising_loss(lambda x, t, c: x[:, :2], "eps", jax.random.key(0), x0, level, None)
     with pytest.raises(ValueError, match=r"label 7 is outside 0\.\.2"):
         gj.training.classifier_loss(lambda x, t: x, jax.random.key(0), x0, level, jnp.array([7, 0]))

@@ -62,10 +62,10 @@ def digits(tmp_path_factory):
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     """A small Fashion-MNIST: the folder of its prepared set, what is in it, and the folder of its files."""
-    from experiments.tools import data
+    from experiments.tools import prepare
 
     root, parts = tmp_path_factory.mktemp("fashion"), arrays()
-    data.prepare("fashion_mnist", root / "sets", write(root / "files", parts))
+    prepare.prepare("fashion_mnist", root / "sets", write(root / "files", parts))
     return root / "sets", parts, root / "files"
 
 
@@ -85,7 +85,7 @@ def test_the_digits_come_back_as_scikit_learn_ships_them(digits):
 def test_idx_files_become_the_tfds_set(prepared):
     import tensorflow_datasets as tfds
 
-    from experiments.tools import data
+    from experiments.tools import data, prepare
 
     directory, parts, files = prepared
     for split, (images, labels) in parts.items():
@@ -99,7 +99,7 @@ def test_idx_files_become_the_tfds_set(prepared):
         for ours, theirs in zip(left.read(index), read.read(index), strict=True):
             np.testing.assert_array_equal(ours, theirs)
             assert ours.dtype == theirs.dtype
-    ours: Any = data.prepare("fashion_mnist", directory).info
+    ours: Any = prepare.prepare("fashion_mnist", directory).info
     theirs: Any = tfds.builder("fashion_mnist").info
     assert set(ours.features) == set(theirs.features)
     for key in ("shape", "np_dtype"):
@@ -115,13 +115,13 @@ def test_idx_files_become_the_tfds_set(prepared):
 
 
 def test_emnist_has_file_names_and_classes_of_its_own(tmp_path):
-    from experiments.tools import data
+    from experiments.tools import data, prepare
 
     parts = arrays(classes=37, train=40)
     files = write(tmp_path / "files", parts, "emnist-letters-", test="test", zipped=False)
     read = data.load("emnist/letters", "train", tmp_path, files)
     assert pairs(read.images, read.labels) == pairs(*parts["train"])
-    assert (read.classes, data.prepare("emnist/letters", tmp_path).info.full_name) == (37, "emnist/letters/3.1.0")
+    assert (read.classes, prepare.prepare("emnist/letters", tmp_path).info.full_name) == (37, "emnist/letters/3.1.0")
 
 
 def test_what_tfds_has_prepared_by_itself_is_read_too(tmp_path, prepared):
@@ -129,7 +129,7 @@ def test_what_tfds_has_prepared_by_itself_is_read_too(tmp_path, prepared):
     import tensorflow_datasets as tfds
     from tensorflow_datasets.image_classification.mnist import FashionMNIST
 
-    from experiments.tools import data
+    from experiments.tools import data, prepare
 
     _, parts, files = prepared
 
@@ -147,20 +147,20 @@ def test_what_tfds_has_prepared_by_itself_is_read_too(tmp_path, prepared):
                 yield i, {"image": png, "label": int(label)}
 
     WithImage(data_dir=str(tmp_path), file_format="array_record").download_and_prepare()
-    assert isinstance(data.prepare("fashion_mnist", tmp_path).info.features["image"], tfds.features.Image)
+    assert isinstance(prepare.prepare("fashion_mnist", tmp_path).info.features["image"], tfds.features.Image)
     read = data.load("fashion_mnist", "train", tmp_path, files)
     assert pairs(read.images, read.labels) == pairs(*parts["train"])
 
 
 IMAGES, LABELS = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"
 DAMAGES = {
-    "cut gzip": (IMAGES, lambda raw: raw[:-9], "no whole gzip file"),
-    "flipped gzip": (IMAGES, lambda raw: raw[:500] + bytes(100) + raw[600:], "no whole gzip file"),
+    "cut gzip": (IMAGES, lambda raw: raw[:-9], "not a complete gzip file"),
+    "flipped gzip": (IMAGES, lambda raw: raw[:500] + bytes(100) + raw[600:], "not a complete gzip file"),
     "empty": (LABELS, lambda raw: b"", "is empty"),
     "empty within": (LABELS, lambda raw: gzip.compress(b""), "begins with b''"),
-    "no IDX": (LABELS, lambda raw: b"<html>not found</html>", "not as an IDX"),
-    "of floats": (LABELS, lambda raw: gzip.compress(b"\0\0\x0d\1" + bytes(8)), "not as an IDX"),
-    "cut header": (IMAGES, lambda raw: gzip.compress(header(47, 28, 28)[:9]), "ends within its header: 9 bytes"),
+    "no IDX": (LABELS, lambda raw: b"<html>not found</html>", "expected an IDX"),
+    "of floats": (LABELS, lambda raw: gzip.compress(b"\0\0\x0d\1" + bytes(8)), "expected an IDX"),
+    "cut header": (IMAGES, lambda raw: gzip.compress(header(47, 28, 28)[:9]), "ends within its header: got 9 bytes"),
     "cut body": (IMAGES, lambda raw: gzip.compress(gzip.decompress(raw)[:-1]), r"\(47, 28, 28\), 36848 bytes, but has 36847"),
     "extra bytes": (LABELS, lambda raw: gzip.compress(gzip.decompress(raw) + b"\0"), "47 bytes, but has 48"),
     "no records": (LABELS, lambda raw: gzip.compress(header(0)), "has 0"),
@@ -169,12 +169,16 @@ DAMAGES = {
         lambda raw: gzip.compress(content(np.zeros(46))),
         r"labels \(46,\) for the images \(47, 28, 28\)",
     ),
-    "labels for images": (IMAGES, lambda raw: gzip.compress(content(np.zeros(47))), r"\(47,\), not images of \(28, 28\)"),
-    "another size": (IMAGES, lambda raw: gzip.compress(content(np.zeros((47, 32, 32)))), r"\(47, 32, 32\), not images of \(28"),
+    "labels for images": (IMAGES, lambda raw: gzip.compress(content(np.zeros(47))), r"\(47,\), expected images of \(28, 28\)"),
+    "another size": (
+        IMAGES,
+        lambda raw: gzip.compress(content(np.zeros((47, 32, 32)))),
+        r"\(47, 32, 32\), expected images of \(28",
+    ),
     "label out of range": (
         LABELS,
         lambda raw: gzip.compress(content(np.full(47, 10))),
-        "label 10, where 10 classes end with 9",
+        "label 10, expected 0 to 9",
     ),
 }
 
@@ -200,7 +204,7 @@ def test_missing_files_are_named_with_the_package_that_has_them(tmp_path, prepar
         (files / name).unlink()
     with pytest.raises(FileNotFoundError, match=f"{files} lacks {LABELS}, t10k-images-idx3-ubyte.gz.*dataset-fashion-mnist"):
         load(files)
-    with pytest.raises(FileNotFoundError, match="nowhere is no directory"):
+    with pytest.raises(FileNotFoundError, match="nowhere is not a directory"):
         load(tmp_path / "nowhere")
     # Mended, it just goes on.
     for name in (LABELS, "t10k-images-idx3-ubyte.gz"):
@@ -305,7 +309,7 @@ def test_a_place_of_a_set_that_holds_none_is_told(tmp_path):
 def test_an_empty_split_is_told_and_not_called_damaged(prepared, split):
     from experiments.tools import data
 
-    with pytest.raises(ValueError, match=r"is empty; its splits hold so many images: .*test 13"):
+    with pytest.raises(ValueError, match=r"is empty\. Its splits and their numbers of images: .*test 13"):
         data.load("fashion_mnist", split, prepared[0])
     with pytest.raises(ValueError, match="Unknown split 'tset'"):
         data.load("fashion_mnist", "tset", prepared[0])
@@ -327,16 +331,17 @@ def test_what_tfds_cannot_prepare_here_is_told(tmp_path, monkeypatch):
             ("cifar10", "copy the folder"),
         ):
             with pytest.raises(
-                ModuleNotFoundError, match=f"needs TensorFlow to prepare '{name}'.*pip install tensorflow.*{mend}"
+                ModuleNotFoundError,
+                match=f"'{name}' is not prepared yet.*needs TensorFlow once.*pip install tensorflow.*{mend}",
             ):
                 load(name)
     with pytest.raises(tfds.core.DatasetNotFoundError, match="Did you mean: cifar11"):
         load("cifar11")
-    with pytest.raises(ValueError, match="not images of bytes with labels"):
+    with pytest.raises(ValueError, match="expected uint8 images with class labels"):
         load("imdb_reviews")
     with pytest.raises(ValueError, match="images of many sizes"):
         load("tf_flowers")
-    with pytest.raises(ValueError, match="neither read from IDX files"):
+    with pytest.raises(ValueError, match="made of no IDX files"):
         load("cifar10", tmp_path)
 
     def fails(error):
@@ -348,7 +353,7 @@ def test_what_tfds_cannot_prepare_here_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: True)
     for error, kind, message in (
         (ConnectionError("no route to host"), RuntimeError, "could not prepare 'mnist': no route to host.*--manual-dir"),
-        (ModuleNotFoundError("No module named 'tensorflow'"), ModuleNotFoundError, "needs TensorFlow to prepare 'mnist'"),
+        (ModuleNotFoundError("No module named 'tensorflow'"), ModuleNotFoundError, "'mnist' is not prepared yet"),
     ):
         monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", fails(error))
         with pytest.raises(kind, match=f"(?s){message}"):

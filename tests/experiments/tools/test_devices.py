@@ -26,7 +26,7 @@ def test_rows_are_split_in_order_and_parameters_are_everywhere():
 def test_a_mesh_of_some_devices():
     mesh = devices.mesh(jax.devices()[2:4])
     assert [device.id for device in mesh.devices] == [2, 3]
-    with pytest.raises(ValueError, match="3 rows do not go evenly onto 2 devices"):
+    with pytest.raises(ValueError, match="3 rows do not divide evenly among 2 devices"):
         devices.share(mesh, np.zeros((3, 1)))
 
 
@@ -43,7 +43,7 @@ def test_one_process_talks_to_itself():
         ({}, (None, 2, 0), "need a coordinator"),
         ({"JAX_COORDINATOR_ADDRESS": "host:1"}, (), "needs the number of processes"),
         ({}, ("host:1", 2, 2), "got 2 and 2"),
-        ({"JAX_NUM_PROCESSES": "two"}, ("host:1",), "JAX_NUM_PROCESSES must be a number from 0, got 'two'"),
+        ({"JAX_NUM_PROCESSES": "two"}, ("host:1",), "JAX_NUM_PROCESSES must be an integer, 0 or more, got 'two'"),
     ],
 )
 def test_processes_that_make_no_sense_are_told(monkeypatch, environment, arguments, message):

@@ -154,7 +154,7 @@ def test_snapshots_stay(job, monkeypatch):
     np.testing.assert_array_equal(restore(Path(run.name), like)["w"], last["w"])
     early = restore(run, jax.eval_shape(lambda: like), 3)["w"]
     assert (early != last["w"]).any()
-    with pytest.raises(FileNotFoundError, match=r"no checkpoint of step 4; of these: \[3, 5, 12\]"):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint of step 4\. It has those of \[3, 5, 12\]"):
         restore(run, like, 4)
 
 
@@ -166,26 +166,28 @@ def test_a_damaged_or_missing_snapshot_takes_nothing_else_away(job):
     early = restore(run, like, 5)["w"]
     for path in (run / "3" / "average" / "d").iterdir():
         hurt(path, "truncated")
-    with pytest.raises(OSError, match=r"/3 is damaged: .*later ones are there \(\[5, 12\]\), and `fit` goes on.*move .* away"):
+    with pytest.raises(
+        OSError, match=r"/3 is damaged: .*There are later ones \(\[5, 12\]\), and `fit` continues.*move .* away"
+    ):
         restore(run, like, 3)
     np.testing.assert_array_equal(job.fit(snapshots=(3, 5), keep=1)["w"], last["w"])
     assert job.batches.drawn == 0
     shutil.rmtree(run / "3")
     with pytest.raises(
-        FileNotFoundError, match=r"no checkpoint of step 3; of these: \[5, 12\]\. To have it: bring a copy back"
+        FileNotFoundError, match=r"no checkpoint of step 3\. It has those of \[5, 12\]\. To get this one, bring a copy back"
     ):
         restore(run, like, 3)
-    with pytest.warns(UserWarning, match=r"the snapshots \[3\] are missing .* goes on from step 12 without them"):
+    with pytest.warns(UserWarning, match=r"the snapshots \[3\] are missing .* continues from step 12 without them"):
         np.testing.assert_array_equal(job.fit(snapshots=(3, 5), keep=1)["w"], last["w"])
     # The newest is damaged as well: it goes on from the other snapshot, which stays.
     shutil.rmtree(run / "12" / "average")
-    with pytest.raises(OSError, match=r"/12 is damaged: .*call `fit`: it sets this one aside"):
+    with pytest.raises(OSError, match=r"/12 is damaged: .*Call `fit`: it moves this one aside"):
         restore(run, like)
-    with pytest.warns(UserWarning, match=r"goes on from step 5|snapshots \[3\] are missing"):
+    with pytest.warns(UserWarning, match=r"continues from step 5|snapshots \[3\] are missing"):
         np.testing.assert_array_equal(job.fit(snapshots=(3, 5), keep=1)["w"], last["w"])
     assert job.batches.drawn == 7
     np.testing.assert_array_equal(restore(run, like, 5)["w"], early)
-    with pytest.raises(FileNotFoundError, match="holds no checkpoint: it is no run's directory"):
+    with pytest.raises(FileNotFoundError, match=r"holds no checkpoint\. It is not a run's directory"):
         restore(run / "nowhere", like)
 
 
@@ -193,7 +195,7 @@ def test_what_is_set_aside_is_never_written_over(done, tmp_path):
     job = copied(done, tmp_path)
     for _ in range(2):
         shutil.rmtree(job.run() / "12" / "params")
-        with pytest.warns(UserWarning, match="goes on from step 8"):
+        with pytest.warns(UserWarning, match="continues from step 8"):
             np.testing.assert_array_equal(job.fit()["w"], done[1])
     assert sorted(path.name for path in (job.run() / "damaged").iterdir()) == ["12", "12-2"]
 
@@ -221,7 +223,7 @@ def test_a_damaged_identity_is_written_anew_and_nothing_is_trained_anew(done, tm
     path.write_bytes(told)
     (job.run() / "identity.tmp").write_text("of somebody else")
     (job.run() / "0123abcd.identity.json.tmp").write_text("ours, half")
-    with pytest.warns(UserWarning, match=r"identity\.json is damaged .*written anew"):
+    with pytest.warns(UserWarning, match=r"identity\.json is damaged .*written again"):
         np.testing.assert_array_equal(job.fit()["w"], done[1])
     assert job.batches.drawn == 0
     assert path.read_text() == whole
@@ -245,11 +247,11 @@ def test_what_no_checkpoint_can_hold_is_told_before_the_training(job):
     for params in ({}, {"w": jnp.zeros((0, 2))}):
         with pytest.raises(ValueError, match="params hold no numbers"):
             job.fit(params=params)
-    with pytest.raises(ValueError, match="two leaves of the parameters have one name"):
+    with pytest.raises(ValueError, match="two leaves of the parameters have the same name"):
         job.fit(params={"a.b": jnp.zeros(2), "a": {"b": jnp.zeros(2)}})
     batches = Batches()
     batches.get_state = lambda: {"position": np.arange(2)}
-    with pytest.raises(TypeError, match=r"get_state\(\) must be what JSON can hold, got dict"):
+    with pytest.raises(TypeError, match=r"get_state\(\) must be JSON-able, got dict"):
         job.fit(batches=batches)
     assert not list(job.directory.iterdir())
 
@@ -259,7 +261,7 @@ def test_a_directory_that_cannot_be_is_told(job):
     with pytest.raises(OSError, match=r"the directory .*file/net-.* cannot be made: Not a directory"):
         Job(job.directory / "file").fit()
     (job.run() / "lock").mkdir(parents=True)
-    with pytest.raises(OSError, match=r"net-.* cannot be trained in: Is a directory"):
+    with pytest.raises(OSError, match=r"net-.* cannot hold a training: Is a directory"):
         job.fit()
 
 
@@ -273,7 +275,7 @@ def test_only_a_full_disk_is_called_full(job, monkeypatch):
         return save
 
     for error, told in (
-        (ValueError("zero size"), r"zero size\. Mend that and start again\. There is no checkpoint yet\."),
+        (ValueError("zero size"), r"zero size\. Fix that and start again\. There is no checkpoint yet\."),
         (OSError(errno.ENOSPC, "No space left on device"), r"Is the disk full\? A checkpoint takes 40 bytes, and .* are free"),
         (RuntimeError("ts: Disk quota exceeded"), r"Is the disk full\? .* Make room and start again"),
     ):
@@ -393,7 +395,7 @@ def test_the_newest_good_checkpoint_is_taken_with_a_warning_and_none_is_an_error
     for step in (12, 8):
         for path in (job.run() / str(step) / "params" / "d").iterdir():
             hurt(path, "truncated")
-    with pytest.warns(UserWarning, match=r"the checkpoint .*/(12|8) is damaged.*goes on from step 4") as warned:
+    with pytest.warns(UserWarning, match=r"the checkpoint .*/(12|8) is damaged.*continues from step 4") as warned:
         np.testing.assert_array_equal(job.fit()["w"], done[1])
     assert sum("is damaged" in str(one.message) for one in warned) == 2
     assert job.batches.drawn == 8
@@ -469,7 +471,7 @@ def test_a_parameter_that_is_not_finite_is_never_kept(job):
 def test_batches_that_do_not_fit_are_told(job):
     with pytest.raises(ValueError, match=r"a batch of 8 is 8 rows in each of 1 processes, got \[16, 16\]"):
         job.fit(batches=Batches(16))
-    with pytest.raises(ValueError, match="12 rows do not go evenly onto 8 devices"):
+    with pytest.raises(ValueError, match="12 rows do not divide evenly among 8 devices"):
         job.fit(batches=Batches(12), batch=12)
     with pytest.raises(TypeError, match="get_state"):
         job.fit(batches=iter([]))

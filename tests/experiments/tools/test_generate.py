@@ -98,7 +98,7 @@ def test_the_set_is_the_same_for_any_shards_and_growth_to_the_bit_and_for_any_ba
     for count in (13, 22):
         np.testing.assert_array_equal(shards.samples(grown.directory, count)[0], images[:count])
     np.testing.assert_array_equal(shards.samples(grown.directory)[1], labels)
-    with pytest.raises(FileNotFoundError, match="a set of 22 samples, and 23 are asked"):
+    with pytest.raises(FileNotFoundError, match="a set of 22 samples, and 23 are requested"):
         shards.samples(grown.directory, 23)
 
 
@@ -140,7 +140,7 @@ def test_a_damaged_shard_is_made_again_with_a_warning(draw, harm):
     path.write_bytes(content)
     with pytest.raises(shards.DamagedError, match=r"shard-00001\.npz is damaged"):
         whole.samples()
-    with pytest.warns(UserWarning, match=r"shard-00001\.npz is damaged .* it is made again"):
+    with pytest.warns(UserWarning, match=r"shard-00001\.npz is damaged .* It is made again"):
         again = draw()
     assert contents(again) == before
 
@@ -148,16 +148,16 @@ def test_a_damaged_shard_is_made_again_with_a_warning(draw, harm):
 @pytest.mark.parametrize(
     ("other", "told"),
     [
-        ({"seed": 4}, "seed is 3 there, and 4 is asked"),
-        ({"scale": 2.5}, "scale is 2.0 there, and 2.5 is asked"),
-        ({"shard": 4}, "shard is 8 there, and 4 is asked"),
-        ({"labels": np.array([0, 1, 5, *range(3, N)])}, "the label of sample 2 is 2 there, and 5 is asked"),
-        ({"identity": {"scale": 2.0, "net": {"width": 8}}}, 'net is "nothing" there, and {"width": 8} is asked'),
+        ({"seed": 4}, "seed is 3 there, and 4 is requested"),
+        ({"scale": 2.5}, "scale is 2.0 there, and 2.5 is requested"),
+        ({"shard": 4}, "shard is 8 there, and 4 is requested"),
+        ({"labels": np.array([0, 1, 5, *range(3, N)])}, "the label of sample 2 is 2 there, and 5 is requested"),
+        ({"identity": {"scale": 2.0, "net": {"width": 8}}}, 'net is "nothing" there, and {"width": 8} is requested'),
     ],
 )
 def test_a_directory_of_another_set_is_refused_and_left_as_it_is(draw, other, told):
     before = contents(draw())
-    with pytest.raises(ValueError, match=r"holds another set: .*Nothing is changed there; choose another directory") as error:
+    with pytest.raises(ValueError, match=r"holds another set: .*Nothing is changed there: use another directory") as error:
         draw(**other)
     assert told in str(error.value)
     assert contents(draw()) == before
@@ -166,13 +166,13 @@ def test_a_directory_of_another_set_is_refused_and_left_as_it_is(draw, other, to
 def test_shards_that_stray_in_from_another_set_are_refused(draw):
     one, other = draw("one"), draw("other", seed=4)
     other.path(1).replace(one.path(1))
-    with pytest.raises(ValueError, match=r"shard-00001\.npz is of another set than identity\.json"):
+    with pytest.raises(ValueError, match=r"shard-00001\.npz belongs to another set than identity\.json"):
         draw("one")
     one.path(0).replace(one.path(1))
     with pytest.raises(ValueError, match=r"shard-00001\.npz holds other samples than its name"):
         one.read(1)
     (one.directory / "identity.json").unlink()
-    with pytest.raises(ValueError, match=r"holds shard-00001\.npz, but no identity\.json, and that is not of the set"):
+    with pytest.raises(ValueError, match=r"holds shard-00001\.npz, but no identity\.json, which is not of the requested set"):
         draw("one")
 
 
@@ -196,9 +196,9 @@ def test_a_damaged_identity_is_told_and_written_anew_from_the_shards(draw, told)
     error, what = (FileNotFoundError, "no generated set") if told is None else (ValueError, r"damaged.*Start the generation")
     with pytest.raises(error, match=f"identity.*{what}|{what}.*identity"):
         shards.samples(whole.directory)
-    with pytest.raises(ValueError, match=r"holds shard-00000\.npz, .*identity\.json.* not of the set that is asked"):
+    with pytest.raises(ValueError, match=r"holds shard-00000\.npz, .*identity\.json.* not of the requested set"):
         draw(seed=4)
-    with pytest.warns(UserWarning, match=r"identity\.json was (damaged|missing): it is written anew"):
+    with pytest.warns(UserWarning, match=r"identity\.json was (damaged|missing)\. It is written again"):
         draw(program=lambda *_: pytest.fail("drawn again"))
     assert contents(whole) == before
 
@@ -208,7 +208,7 @@ def test_a_damaged_identity_is_told_and_written_anew_from_the_shards(draw, told)
     [
         (
             {"identity.json": b'{"name": "net", "seed": 0, "training": {"steps": 3}}', "lock": b""},
-            "as of a training: it tells name,",
+            "perhaps of a training: it holds name,",
         ),
         ({"identity.json": b'{"name": "net"', "lock": b""}, "holds lock"),
         ({"models.json": b"{}"}, r"holds models\.json"),
@@ -220,7 +220,7 @@ def test_a_directory_of_something_else_is_refused_and_left_as_it_is(draw, tmp_pa
     for name, content in {**held, "3.tmp": b"of somebody else"}.items():
         (tmp_path / "set" / name).write_bytes(content)
     before = {path.name: path.read_bytes() for path in (tmp_path / "set").iterdir()}
-    with pytest.raises(ValueError, match=f"{told}.*choose another directory"):
+    with pytest.raises(ValueError, match=f"{told}.*[uU]se another directory"):
         draw()
     assert {path.name: path.read_bytes() for path in (tmp_path / "set").iterdir()} == before
 
@@ -243,7 +243,7 @@ def test_images_that_are_not_finite_are_named_and_never_saved(draw, tmp_path):
 
     with pytest.raises(FloatingPointError, match=r"of 2 samples .* 10 \(label 10\), 13 \(label 13\)\. shard-00001") as error:
         draw(program=program, batch=8)
-    assert "Try a smaller scale" in str(error.value)
+    assert "Use a smaller scale" in str(error.value)
     assert sorted(path.name for path in (tmp_path / "set").iterdir()) == ["identity.json", "shard-00000.npz"]
 
 
@@ -254,7 +254,9 @@ def test_a_full_disk_is_told_and_what_is_finished_stays(draw, tmp_path):
     with contextlib.ExitStack() as stack:
         stack.callback(resource.setrlimit, resource.RLIMIT_FSIZE, limits)
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
-        with pytest.raises(OSError, match=r"shard-00001\.npz cannot be written: File too large\. The 1 of 3 shards .* stay"):
+        with pytest.raises(
+            OSError, match=r"shard-00001\.npz cannot be written: File too large\. The 1 of 3 shards .* are kept"
+        ):
             draw("small", program=large)
     assert sorted(path.name for path in (tmp_path / "small").iterdir()) == ["identity.json", "shard-00000.npz"]
     images, labels = draw("small", program=large).samples()
@@ -271,7 +273,7 @@ def test_a_full_disk_is_told_and_what_is_finished_stays(draw, tmp_path):
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
             with pytest.raises(OSError, match=told) as error:
                 finish()
-        assert "The 3 of 3 shards that are finished stay" in str(error.value)
+        assert "The 3 of 3 shards that are finished are kept" in str(error.value)
         assert contents(whole) == before
     again()
     with np.load(tmp_path / "small" / "samples_22x64x64x1.npz") as file:
@@ -319,17 +321,17 @@ def test_two_programs_do_not_write_into_one_directory(draw, tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
-        ({"batch": 4, "devices": 8}, "a batch of 4 cannot be shared by 8 devices; take 8"),
-        ({"batch": 0}, "a batch of 0 .* take 1"),
-        ({"batch": 8, "shard": 20}, "a shard of 20 is not whole batches of 8, .* take 16"),
-        ({"batch": 8, "shard": 4}, "a shard of 4 .* take 8"),
-        ({"labels": np.zeros(3)}, r"labels must be \[N\] integers, one a sample, got float64\[3\]"),
+        ({"batch": 4, "devices": 8}, "a batch of 4 does not divide evenly among 8 devices. Use 8"),
+        ({"batch": 0}, "a batch of 0 .* Use 1"),
+        ({"batch": 8, "shard": 20}, "multiple of batch, got 20 and 8.* Use 16"),
+        ({"batch": 8, "shard": 4}, "multiple of batch, got 4 and 8.* Use 8"),
+        ({"labels": np.zeros(3)}, r"labels must be \[N\] integers, one per sample, got float64\[3\]"),
         ({"labels": np.zeros(0, int)}, "labels must be"),
         (
             {"program": lambda inputs, keys, labels: labels[:, None, None, None]},
-            r"gave int32\[4, 1, 1, 1\], not floating \[4, H",
+            r"returned int32\[4, 1, 1, 1\], expected floating \[4, H",
         ),
-        ({"program": lambda inputs, keys, labels: jnp.zeros((len(labels), 3))}, r"gave float32\[4, 3\], not floating"),
+        ({"program": lambda inputs, keys, labels: jnp.zeros((len(labels), 3))}, r"returned float32\[4, 3\], expected floating"),
     ],
 )
 def test_what_cannot_be_is_said(draw, wrong, told):

@@ -90,7 +90,7 @@ def test_killed_eight_times_it_ends_in_the_same_bits(trainees, undisturbed, tmp_
         half += any(task.run.glob("*.orbax-checkpoint-tmp"))
     assert half >= 2
     said = trainees.finish(task)
-    assert "goes on from step" in said
+    assert "continues from step" in said
     killed, whole = arrays(task), arrays(undisturbed)
     assert killed.keys() == whole.keys()
     for name, array in whole.items():
@@ -118,7 +118,7 @@ def test_eight_devices_and_two_processes_train_as_one_device_does(trainees, undi
     for step in (36, 40):
         assert (four[0].run / str(step)).exists()
     os.replace(four[0].run / "40", tmp_path / "40")
-    assert "goes on from step 36" in trainees.finish(trained(tmp_path / "2x4"))
+    assert "continues from step 36" in trainees.finish(trained(tmp_path / "2x4"))
     np.testing.assert_allclose(losses(four[0]), losses(undisturbed), rtol=1e-5, atol=1e-6)
 
 
@@ -132,7 +132,7 @@ def test_two_processes_killed_go_on_together(trainees, undisturbed, tmp_path):
     for process in processes:  # Both at once: one that is left alone may end by itself.
         os.kill(process, signal.SIGKILL)
     assert [trainees.wait(process) for process in processes] == [-signal.SIGKILL] * 2
-    assert "goes on from step" in trainees.finish(*tasks)
+    assert "continues from step" in trainees.finish(*tasks)
     np.testing.assert_allclose(losses(tasks[0]), losses(undisturbed), rtol=1e-5, atol=1e-6)
 
 

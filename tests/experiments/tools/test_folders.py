@@ -1,0 +1,285 @@
+"""Folders of PNG or JPEG files as data sets: their splits and labels, training and sampling from them, and their errors."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+import guidance_jax as gj
+from experiments.tools import data, folders
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+NAMES = ("one", "three", "two")
+"""Sorted: not in the order of the digits."""
+
+
+def digits(digit: int, count: int) -> np.ndarray:
+    """`[count, 8, 8]` uint8."""
+    shipped: Any = load_digits()
+    return np.round(shipped.images[shipped.target == digit][:count] * (255 / 16)).astype(np.uint8)
+
+
+def save(path: Path, image: np.ndarray, **options: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path, **options)
+    return path
+
+
+def load(folder: Path, split: str = "train", size: int | None = None, *, labelled: bool = True) -> data.Data:
+    return data.load(str(folder), split, Path("/nowhere"), size=size, labelled=labelled)
+
+
+@pytest.fixture
+def classes(tmp_path):
+    """Twelve PNG files per class."""
+    for name in NAMES:
+        for i, image in enumerate(digits({"one": 1, "two": 2, "three": 3}[name], 12)):
+            save(tmp_path / "photos" / name / f"{i:02}.png", image)
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def flat(tmp_path):
+    """Twenty JPEG files without labels."""
+    for i, image in enumerate(digits(0, 20)):
+        save(tmp_path / "flat" / f"{i:02}.JPG", image, quality=95)
+    return tmp_path / "flat"
+
+
+def pixels(path: Path) -> bytes:
+    with Image.open(path) as image:
+        return np.asarray(image).tobytes()
+
+
+def stored(images: np.ndarray) -> list[bytes]:
+    """The pixels of images in [-1, 1], in bytes."""
+    return [np.round((image + 1) * 127.5).astype(np.uint8).tobytes() for image in images]
+
+
+def test_every_fifth_image_of_a_class_is_held_out(classes):
+    found = {split: load(classes, split) for split in ("train", "test")}
+    expected: dict[str, set[tuple[bytes, int]]] = {"train": set(), "test": set()}
+    for label, name in enumerate(NAMES):
+        for i, path in enumerate(sorted((classes / name).iterdir())):
+            expected["train" if i % 5 else "test"].add((pixels(path), label))
+    for split, one in found.items():
+        assert one.names == NAMES
+        assert (one.images.dtype, one.labels.dtype, one.images.shape[1:]) == (np.float32, np.int32, (8, 8, 1))
+        assert set(zip(stored(one.images), one.labels.tolist(), strict=True)) == expected[split]
+        assert len(one) == len(expected[split]) == {"train": 27, "test": 9}[split]
+    assert len(set(found["train"].labels[:6].tolist())) > 1  # The classes are mixed.
+    parts = [load(classes, part) for part in ("train[:10]", "train[10:]")]
+    np.testing.assert_array_equal(np.concatenate([part.images for part in parts]), found["train"].images)
+    both = load(classes, "test+train[:2]")
+    np.testing.assert_array_equal(both.labels, np.concatenate([found["test"].labels, found["train"].labels[:2]]))
+
+
+def test_train_and_test_folders_are_the_splits(classes, tmp_path):
+    for split in ("train", "test"):
+        shutil.copytree(classes, tmp_path / "own" / split)
+    shutil.rmtree(tmp_path / "own" / "test" / "two")
+    with pytest.raises(ValueError, match=r"train and test in .*own must have the same classes.*two"):
+        load(tmp_path / "own")
+    save(tmp_path / "own" / "test" / "two" / "x.png", digits(2, 1)[0])
+    assert {split: len(load(tmp_path / "own", split)) for split in ("train", "test")} == {"train": 36, "test": 25}
+    save(tmp_path / "own" / "loose.png", digits(2, 1)[0])
+    with pytest.raises(ValueError, match=r"holds train, test and loose\.png"):
+        load(tmp_path / "own")
+
+
+def test_the_version_is_that_of_the_files(classes, tmp_path):
+    version = load(classes).version
+    moved = Path(shutil.copytree(classes, tmp_path / "elsewhere"))
+    assert load(moved).version == load(moved, "test").version == version
+    assert data.described(str(moved), version) == data.described(str(classes), version) == f"folder {version}"
+    assert data.described("mnist", "3.0.1") == "mnist 3.0.1"
+    save(moved / "one" / "00.png", digits(1, 13)[12])
+    assert len({load(moved).version, load(classes, size=4).version, version}) == 3
+
+
+def test_a_name_is_a_folder_where_tfds_has_none(classes, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert folders.named("photos") == Path("photos")
+    assert folders.named("./digits") == Path("digits")
+    (tmp_path / "digits").mkdir()
+    (tmp_path / "emnist" / "letters").mkdir(parents=True)
+    for name in ("digits", "emnist/letters", "mnist:3.0.1", "nothing"):
+        assert folders.named(name) is None
+    with pytest.raises(ValueError, match=r"'nothing' is neither a folder nor a data set of TFDS"):
+        data.load("nothing", "train", tmp_path)
+    with pytest.raises(ValueError, match=r"size is 8, but 'digits' is a set of TFDS"):
+        data.load("digits", "train", tmp_path, size=8)
+    with pytest.raises(ValueError, match=r"photos is a folder of images\. Leave manual_dir out"):
+        data.load("photos", "train", tmp_path, tmp_path)
+
+
+def test_colours_transparency_and_turned_photographs(tmp_path):
+    folder, grey = tmp_path / "mixed", np.full((4, 6), 100, np.uint8)
+    folder.mkdir()
+    save(folder / "a.png", grey)
+    save(folder / "b.png", grey)
+    assert load(folder, labelled=False).images.shape == (1, 4, 6, 1)
+    clear = np.zeros((4, 6, 4), np.uint8)
+    clear[:, 3:] = (255, 0, 0, 255)
+    save(folder / "b.png", clear)
+    (image,) = stored(load(folder, labelled=False).images)
+    np.testing.assert_array_equal(np.frombuffer(image, np.uint8).reshape(4, 6, 3)[0, ::5], [[255, 255, 255], [255, 0, 0]])
+    exif = Image.Exif()
+    exif[274] = 6  # Turned by a quarter.
+    Image.fromarray(np.repeat(grey.T[..., None], 3, 2)).save(folder / "c.jpg", exif=exif)
+    assert load(folder, labelled=False).images.shape == (2, 4, 6, 3)
+
+
+def test_resizing_crops_the_centre_and_leaves_what_fits(classes, tmp_path):
+    wide = np.zeros((8, 12), np.uint8)
+    wide[:, 2:10] = digits(1, 1)[0]
+    wide[:, :2] = 255
+    save(classes / "one" / "00.png", wide)
+    with pytest.raises(ValueError, match=r"one/01\.png is 8 x 8 pixels and .*one/00\.png is 12 x 8 pixels.*--size N"):
+        load(classes)
+    assert digits(1, 1)[0].tobytes() in stored(load(classes, "test", size=8).images)
+    assert load(classes, size=5).images.shape == (27, 5, 5, 1)
+    with pytest.raises(ValueError, match="size must be at least 1 pixel, got 0"):
+        load(classes, size=0)
+
+
+def broken(folder: Path) -> None:
+    (folder / "two" / "03.png").write_bytes((folder / "two" / "03.png").read_bytes()[:60])
+
+
+def no_png(folder: Path) -> None:
+    (folder / "two" / "03.png").write_text("<html>")
+
+
+def deep(folder: Path) -> None:
+    Image.fromarray(np.zeros((8, 8), np.uint16)).save(folder / "two" / "03.png")
+
+
+CHANGES = {
+    "cut": (broken, ValueError, r"two/03\.png cannot be read as a PNG or JPEG file: .*Replace it"),
+    "no PNG": (no_png, ValueError, r"two/03\.png cannot be read as a PNG or JPEG file\. Replace it"),
+    "16 bits": (deep, ValueError, r"two/03\.png has pixels of Pillow's mode I;16.*8 bits per channel"),
+    "nowhere": (shutil.rmtree, FileNotFoundError, r"there is no folder .*photos\."),
+    "a file": (lambda f: (shutil.rmtree(f), f.write_text("")), NotADirectoryError, r"photos is a file. Use a folder"),
+    "empty": (lambda f: [shutil.rmtree(f / name) for name in NAMES], ValueError, r"photos is empty\. Use a folder with PNG"),
+    "an empty class": (lambda f: (f / "four").mkdir(), ValueError, r"class folder .*photos/four holds no image"),
+    "one image": (lambda f: save(f / "four" / "a.png", digits(4, 1)[0]), ValueError, r"photos/four holds one image.*two"),
+    "other files": (lambda f: (f / "one" / "notes.txt").write_text(""), ValueError, r"one holds files.*not PNG or JPEG: notes"),
+    "loose images": (
+        lambda f: save(f / "a.png", digits(4, 1)[0]),
+        ValueError,
+        r"photos holds class folders \(one, \.\.\.\) and loose images \(a\.png, \.\.\.\)",
+    ),
+    "deeper": (lambda f: (f / "one" / "more").mkdir(), ValueError, r"photos/one holds the folder more\."),
+    "no labels": (
+        lambda f: [(shutil.copytree(f / "one", f, dirs_exist_ok=True), [shutil.rmtree(f / name) for name in NAMES])],
+        ValueError,
+        r"images without labels, and this command needs labels.*python3 -m experiments\.fashion_mnist --dataset",
+    ),
+    "no such split": (lambda f: None, ValueError, "Unknown split 'val'"),
+    "an empty split": (lambda f: None, ValueError, r"the split 'test\[:0\]' .* is empty\..*train 27, test 9"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_wrong_folder_is_refused_with_what_to_do(classes, name):
+    change, error, message = CHANGES[name]
+    change(classes)
+    with pytest.raises(error, match=message):
+        load(classes, {"no such split": "val", "an empty split": "test[:0]"}.get(name, "train"))
+
+
+def test_hidden_files_are_ignored(classes):
+    (classes / ".DS_Store").write_text("")
+    (classes / "one" / ".DS_Store").write_text("")
+    (classes / ".thumbnails").mkdir()
+    assert load(classes).names == NAMES
+
+
+def test_a_file_that_changes_its_size_later_is_named(classes):
+    source = data.records(str(classes), "train", Path("/nowhere"))
+    assert isinstance(source, folders.Images)
+    for path in source.paths:
+        save(path, np.zeros((8, 9), np.uint8))
+    with pytest.raises(ValueError, match=r"\.png has changed: it is 9 x 8 pixels now and was 8 x 8 pixels"):
+        source.read(np.array([0]))
+
+
+@pytest.fixture
+def config(tmp_path):
+    """As cheap as it gets; optax does not run under strict promotion."""
+    from experiments.fashion_mnist import study
+
+    network = gj.networks.UNetConfig((8, 8, 1), 10, widths=(8,), heads=2)
+    training = study.Training(steps=2, batch=8)
+    small = dataclasses.replace(
+        study.PRESETS["smoke"][1],
+        out=tmp_path / "out",
+        network=network,
+        classifier_network=network,
+        denoiser=dataclasses.replace(training, snapshots=(1, 2)),
+        classifier=training,
+        evaluator=training,
+        samples=16,
+        headline=16,
+        steps=2,
+        batch=16,
+    )
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield small
+
+
+def test_a_model_of_ones_own_classes(classes, config):
+    """The study's own steps: train, sample, judge; then the command that draws more."""
+    from experiments.fashion_mnist import study
+    from experiments.tools import generate
+
+    config = dataclasses.replace(config, dataset=str(classes))
+    run, judge, digest = study.train(config, load(classes), load(classes, "test"))
+    assert judge is not None
+    assert run.names == NAMES
+    assert json.loads((config.out / "models.json").read_text())["names"] == list(NAMES)
+    row = study.Sweep(run, judge, config.out / "samples", digest, steps=2, batch=16, seed=1).row("cfg", 2.0, 16)
+    assert row["samples"] == 16
+    assert np.isfinite([row[name] for name in ("accuracy", "fd", "precision", "recall")]).all()
+    again = generate.Config(config.out, config.out / "more", samples=6, steps=2, batch=8, shard=8)
+    images, labels = generate.main(again).samples()
+    assert images.shape == (6, 8, 8, 1)
+    np.testing.assert_array_equal(labels, [0, 1, 2, 0, 1, 2])
+
+
+def test_too_few_held_out_images_for_the_judge_are_refused(classes, config):
+    from experiments.fashion_mnist import study
+
+    for name in NAMES:
+        for path in sorted((classes / name).iterdir())[5:]:
+            path.unlink()
+    with pytest.raises(ValueError, match=r"test split of .*photos has 3 images, and the judge needs at least 6"):
+        study.main(dataclasses.replace(config, dataset=str(classes)))
+
+
+def test_a_model_of_images_without_labels(flat, config, capsys):
+    from experiments.fashion_mnist import study
+    from experiments.tools import generate, models
+
+    found = study.main(dataclasses.replace(config, dataset=str(flat)))
+    assert "denoiser is unconditional" in (said := capsys.readouterr().out)
+    assert f"experiments.tools.generate {config.out} --guidance unconditional" in said
+    assert (Path(found["samples"]) / "grid.png").exists()
+    assert len(list(Path(found["samples"]).glob("samples_16x8x8x1.npz"))) == 1
+    assert json.loads((config.out / "models.json").read_text())["names"] == []
+    run = models.load(config.out)
+    assert set(run.networks) == {"denoiser", "early", "weak"}
+    models.check(run, models.WAYS["autoguidance"])
+    with pytest.raises(ValueError, match=r"CFG needs class labels.*Use one of: unconditional, autoguidance"):
+        generate.main(generate.Config(config.out, config.out / "more"))
+    with pytest.raises(ValueError, match=r"labels must be empty: the run has no classes, got \(0,\)"):
+        generate.main(generate.Config(config.out, config.out / "more", guidance="unconditional", labels=(0,)))

@@ -5,7 +5,7 @@ Shapes and names are always checked. Values are checked if they are known, or in
 
 import difflib
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, cast
 
 import jax
@@ -61,13 +61,14 @@ def check_run(
     start = shape_or_x.x if isinstance(shape_or_x, State) and sampler is not None else shape_or_x
     check_levels(levels, sampler, start_given=not isinstance(start, tuple))
     check_schedule_of(sampler, levels)
-    if not tracing():
-        warn_of_idle(guidance, intervals, levels)
+    idle = [] if tracing() else list(idle_parts(guidance, intervals, levels))
     like = check_start(keys, levels, start)
     check_branches(networks, guidance, like, keys)
     check_shapes((guidance, sampler), like)
     if isinstance(shape_or_x, State) and sampler is not None:
         check_state(shape_or_x, sampler, guidance, like)
+    for message in idle:
+        warn(message)
     return networks, like
 
 
@@ -85,10 +86,10 @@ def check_shapes(parts: Any, x: jax.ShapeDtypeStruct | Array) -> None:
             check_shape(value, x, where)
 
 
-def warn_of_idle(guidance: Guidance, intervals: Sequence[Call], levels: NoiseLevel) -> None:
-    """Warns if a guidance does nothing in this run: no step is in its interval, or it is a shaper without a source."""
+def idle_parts(guidance: Guidance, intervals: Sequence[Call], levels: NoiseLevel) -> Iterator[str]:
+    """Warnings if a guidance does nothing in this run: no step is in its interval, or it is a shaper without a source."""
     if guidance.shapes:
-        warn(f"{guidance!r} only changes what others add; put a source before it, as in chain(cfg(3.0), rescale(0.7)).")
+        yield f"{guidance!r} only changes what others add; put a source before it, as in chain(cfg(3.0), rescale(0.7))."
     for call in intervals:
         low, high = call.arguments["low"], call.arguments.get("high", np.inf)
         if concrete((low, high, levels)):
@@ -96,7 +97,7 @@ def warn_of_idle(guidance: Guidance, intervals: Sequence[Call], levels: NoiseLev
             ratio = np.maximum(ratio[:-1], ratio[1:])
             if not ((ratio > low) & (ratio <= high)).any():
                 span = f"no step of this run, from {ratio.max():.4g} to {ratio.min():.4g}, begins there"
-                warn(f"{call!r} guides nowhere: {span}. Its bounds must be sigma / alpha, not t.")
+                yield f"{call!r} guides nowhere: {span}. Its bounds must be sigma / alpha, not t."
 
 
 def check_start(keys: Array, levels: NoiseLevel, x: Any) -> jax.ShapeDtypeStruct:

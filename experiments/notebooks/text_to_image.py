@@ -157,7 +157,7 @@ show({f"w = {scale:g}": some for scale, some in zip(SCALES, images, strict=True)
 # %% [markdown]
 # ## Other methods
 #
-# The noise and the prompts are the same, with other guidance methods: CFG in an interval of $\sigma / \alpha$, adaptive
+# These guidance methods use the same noise and prompts: CFG in an interval of $\sigma / \alpha$, adaptive
 # projected guidance (APG), and CFG-Zero*.
 
 # %%
@@ -185,7 +185,7 @@ both = lambda scale: gj.compose({"first": scale, "second": scale})
 scales, prompts, empty = [SCALES[-2]] * EACH, NEGATIVE[:1] * EACH, [""] * EACH
 columns = {
     NEGATIVE[0]: pictures(gj.cfg, scales, cond=prompts, uncond=empty),
-    f"the same, not: {NEGATIVE[1]}": pictures(gj.cfg, scales, cond=prompts, uncond=NEGATIVE[1:] * EACH),
+    f"negative prompt: {NEGATIVE[1]}": pictures(gj.cfg, scales, cond=prompts, uncond=NEGATIVE[1:] * EACH),
     " AND ".join(PAIR): pictures(both, scales, first=PAIR[:1] * EACH, second=PAIR[1:] * EACH, uncond=empty),
 }
 show({title: images[None] for title, images in columns.items()}, [""])

@@ -1,4 +1,4 @@
-"""The figures of all jobs: one style, one colour for each method and each sampler, image grids and labelled curves."""
+"""Figures of all jobs: their style, the colours of methods and samplers, image grids, and labelled curves."""
 
 import itertools
 from collections.abc import Iterable, Sequence
@@ -18,7 +18,7 @@ from PIL import Image
 import guidance_jax as gj
 
 STYLE = Path(__file__).with_name("style.mplstyle")
-"""Of all figures: `with plt.style.context(STYLE):`."""
+"""The style of all figures. Use it as `with plt.style.context(STYLE):`."""
 INK, MUTED = "#222222", "#777777"
 METHODS = {
     "exact": INK,
@@ -60,7 +60,7 @@ CURVES = (METHODS["cfg"], METHODS["interval"], METHODS["autoguidance"], METHODS[
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as a PNG, of 256 colours if it would be larger than 400 kB, and close it."""
+    """Write a figure as a PNG file and close it. A file larger than 400 kB is reduced to 256 colours."""
     figure.savefig(path)
     plt.close(figure)
     if path.stat().st_size > 400_000:
@@ -70,12 +70,12 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def legend_below(axis: Axes, columns: int, down: float = 0.2, **options: Any) -> None:
-    """A legend under the axes, so that it covers no curve."""
+    """Place the legend below the axes, so that it covers no curve."""
     axis.legend(loc="upper center", bbox_to_anchor=(0.5, -down), ncols=columns, columnspacing=1.2, **options)
 
 
 def label_points(axis: Axes, points: Iterable[tuple[float, float, str, Any]], size: float = 11) -> None:
-    """Labels `(x, y, text, colour)` of points on curves, each where it is farthest from the curves and the other labels.
+    """Add labels `(x, y, text, colour)` of points on curves, each as far as possible from the curves and the other labels.
 
     Call it last: the limits of the axes must be final.
     """
@@ -109,9 +109,12 @@ def label_points(axis: Axes, points: Iterable[tuple[float, float, str, Any]], si
         )
 
 
-def montage(images: np.ndarray, least: int = 32) -> np.ndarray:
-    """A grid `[R, C, H, W, channels]` as one image in [0, 1]: pixels enlarged to tiles of `least` or more, white between."""
-    times = -(-least // images.shape[2])
+def montage(images: np.ndarray, minimum: int = 32) -> np.ndarray:
+    """A grid `[R, C, H, W, channels]` in [-1, 1] as one image in [0, 1].
+
+    Images are enlarged to a height of at least `minimum` pixels. Each one has a white border.
+    """
+    times = -(-minimum // images.shape[2])
     tiles = np.clip((images + 1) / 2, 0, 1).repeat(times, axis=2).repeat(times, axis=3)
     tiles = np.pad(tiles, ((0, 0), (0, 0), (2, 2), (2, 2), (0, 0)), constant_values=1)
     rows, columns, height, width, channels = tiles.shape
@@ -119,13 +122,13 @@ def montage(images: np.ndarray, least: int = 32) -> np.ndarray:
 
 
 def grids(path: Path, columns: dict[str, np.ndarray], rows: Sequence[str], title: str, labels: float = 0.8) -> None:
-    """Image grids `[R, C, H, W, channels]` in [-1, 1] side by side, each under its name, the rows named at the left.
+    """Write image grids `[R, C, H, W, channels]` in [-1, 1] side by side, with names above the grids and left of the rows.
 
     Args:
-      path: of the file.
-      columns: `{name: grid}`.
+      path: the PNG file.
+      columns: the grids by their names.
       rows: the name of each row.
-      title: of the figure.
+      title: the title of the figure.
       labels: the width of the names of the rows, in inches.
     """
     canvases = {name: montage(grid) for name, grid in columns.items()}
@@ -149,7 +152,7 @@ def grids(path: Path, columns: dict[str, np.ndarray], rows: Sequence[str], title
 def digits(
     out: Path, samples: dict[str, np.ndarray], scales: tuple[float, ...], metrics: dict[str, Any], test_set: Any
 ) -> None:
-    """A grid of samples for each method, an overview of all methods, and the curves of fidelity and diversity."""
+    """Write a grid of samples for each method, an overview of all methods, and the curves of fidelity and diversity."""
     each = min(5, samples["cfg"].shape[2])
     at = {scale: i for i, scale in enumerate(scales)}
     shown = [scale for scale in (1.0, 2.0, 4.0, 12.0) if scale in at] or list(scales[:4])
@@ -183,7 +186,7 @@ def digits(
 
 
 def curve(path: Path, scales: tuple[float, ...], metrics: dict[str, Any]) -> None:
-    """Accuracy, precision and recall over the scale, and precision against recall."""
+    """Plot accuracy, precision and recall over the scale, and precision against recall."""
     ways = {"cfg": "CFG", "classifier": "classifier guidance", "calibrated": "CFG, calibrated scale"}
     titles = {"accuracy": "Accuracy", "precision": "Precision", "recall": "Recall"}
     with plt.style.context(STYLE):
@@ -213,7 +216,7 @@ def curve(path: Path, scales: tuple[float, ...], metrics: dict[str, Any]) -> Non
 
 
 def calibration(path: Path, measured: dict[str, gj.Calibration]) -> None:
-    """rho in both forms over the noise level with its standard error, and the scales that follow from the form for classes."""
+    """Plot rho in both forms with its standard error over the noise level, and the guidance scales of the form for classes."""
     with plt.style.context(STYLE):
         figure, axes = plt.subplots(1, 2, figsize=(10, 4.8))
         for (name, one), color in zip(measured.items(), CURVES, strict=False):

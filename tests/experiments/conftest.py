@@ -1,4 +1,4 @@
-"""What several tests of the experiments need."""
+"""Fixtures that several tests of the experiments share."""
 
 import jax
 import pytest
@@ -6,7 +6,7 @@ import pytest
 
 @pytest.fixture
 def no_constants():
-    """No program may hold an array of more than 4 kB: XLA would fold it, for seconds, and say so."""
+    """A program with a constant array of more than 4 kB fails with a warning, because XLA would spend seconds on folding it."""
     before = jax.config.values["jax_captured_constants_warn_bytes"]
     jax.config.update("jax_captured_constants_warn_bytes", 4000)
     yield

@@ -1,4 +1,4 @@
-"""The digits job: its config, its judge."""
+"""Tests of the digits job: its config and its judge."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,14 +15,14 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
         ({"drop_rate": 1.5}, "drop_rate"),
     ],
 )
-def test_a_config_that_makes_no_sense_is_told(change, message):
+def test_a_config_with_a_wrong_value_raises(change, message):
     from experiments.digits import Config
 
     with pytest.raises(ValueError, match=message):
         Config(**change)
 
 
-def test_the_judges_program_holds_no_images_and_no_weights(no_constants):
+def test_the_program_of_the_judge_has_no_images_and_no_weights_as_constants(no_constants):
     from flax import nnx
 
     import guidance_jax as gj

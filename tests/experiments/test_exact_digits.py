@@ -1,4 +1,4 @@
-"""The training-free experiment: what it leaves, what it refuses, and the science it stands for."""
+"""Tests of the training-free experiment: its files, its errors, and its findings."""
 
 import gzip
 import json
@@ -11,7 +11,7 @@ import pytest
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 
-def test_a_smoke_run_leaves_its_files(tmp_path):
+def test_a_smoke_run_writes_its_files(tmp_path):
     from experiments.exact_digits import Config, main
 
     metrics = main(Config(out=tmp_path, smoke=True))
@@ -25,8 +25,11 @@ def test_a_smoke_run_leaves_its_files(tmp_path):
     np.testing.assert_allclose(at_one["class_fd"], unguided["class_fd"], rtol=1e-3)
 
 
-def test_the_science(tmp_path):
-    """CFG pays for accuracy with distance, an interval hardly does; autoguidance repairs what CFG makes worse."""
+def test_cfg_raises_the_distance_and_autoguidance_lowers_it(tmp_path):
+    """CFG raises accuracy and also the distance. CFG in an interval hardly raises the distance.
+
+    For the under-fitted model CFG raises the distance and autoguidance lowers it.
+    """
     from experiments.exact_digits import Config, fit, methods, sweep
     from experiments.tools import data
 
@@ -49,14 +52,14 @@ def test_the_science(tmp_path):
     ("change", "message"),
     [({"scales": (1.0, 2.0)}, "scales must include"), ({"weak": 0.1}, "below weak"), ({"samples": 1}, "at least 2")],
 )
-def test_a_config_that_makes_no_sense_is_told(change, message):
+def test_a_config_with_a_wrong_value_raises(change, message):
     from experiments.exact_digits import Config
 
     with pytest.raises(ValueError, match=message):
         Config(**change)
 
 
-def test_fashion_is_read_in_the_order_of_its_files(tmp_path):
+def test_fashion_mnist_is_read_in_the_order_of_its_files(tmp_path):
     from experiments.exact_digits import fashion
 
     images, labels = np.arange(3 * 28 * 28).reshape(3, 28, 28) % 256, np.array([0, 9, 5])
@@ -72,7 +75,7 @@ def test_fashion_is_read_in_the_order_of_its_files(tmp_path):
         np.testing.assert_array_equal(split.labels[::order], labels)
 
 
-def test_the_judges_program_holds_no_images_and_no_weights(no_constants):
+def test_the_program_of_the_judge_has_no_images_and_no_weights_as_constants(no_constants):
     from experiments import exact_digits
     from experiments.tools import data
 

@@ -1,4 +1,4 @@
-"""The study of Fashion-MNIST: what its tables stand on."""
+"""Tests of the Fashion-MNIST study: how the rows of its tables are chosen."""
 
 import dataclasses
 
@@ -23,7 +23,7 @@ CURVES = {
 }
 
 
-def test_the_scale_of_an_accuracy_lies_between_the_points():
+def test_the_scale_of_an_accuracy_is_interpolated_between_points():
     from experiments.fashion_mnist.sweep import scale_at
 
     assert scale_at(CURVES["cfg"], 0.93) == 1.5
@@ -34,7 +34,7 @@ def test_the_scale_of_an_accuracy_lies_between_the_points():
     assert scale_at(CURVES["calibrated"], 0.70, "precision") is None
 
 
-def test_the_headlines_compare_like_with_like():
+def test_the_headlines_compare_methods_at_equal_accuracy_or_precision():
     from experiments.fashion_mnist.sweep import headlines
 
     rows = headlines(CURVES)
@@ -43,7 +43,7 @@ def test_the_headlines_compare_like_with_like():
     assert rows["CFG in an interval, at accuracy 0.970"] == ("interval", 4.0)
     assert rows["CFG, calibrated, at accuracy 0.970"] == ("calibrated", 2.56)
     assert rows["CFG, calibrated, lowest FD"] == ("calibrated", 3.0)
-    assert rows["CFG, calibrated, at precision 0.850"] == ("calibrated", 4.0)  # CFG's at accuracy 0.970
+    assert rows["CFG, calibrated, at precision 0.850"] == ("calibrated", 4.0)  # The precision of CFG at accuracy 0.970.
     assert "APG, at accuracy 0.970" not in rows
     assert rows["under-trained, autoguidance, lowest FD"] == ("early_autoguidance", 2.0)
     assert rows["under-trained, CFG, at its accuracy"] == ("early_cfg", 1.5)
@@ -53,7 +53,7 @@ def test_the_headlines_compare_like_with_like():
     assert "under-trained, CFG, at its accuracy" not in headlines(out_of_reach)
 
 
-def test_a_study_that_makes_no_sense_is_told():
+def test_a_study_with_wrong_values_raises():
     from experiments.fashion_mnist.study import Config
     from experiments.tools.fit import Training
 

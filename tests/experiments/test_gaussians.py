@@ -1,4 +1,4 @@
-"""The closed forms of the Gaussian job."""
+"""Tests of the closed forms of the Gaussian job."""
 
 import itertools
 import math
@@ -10,7 +10,7 @@ import pytest
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 
-def test_closed_forms_of_the_gaussian_job():
+def test_the_closed_forms_are_exact():
     from experiments.gaussians import closed_forms
 
     for w in (0.0, 1.0):
@@ -28,11 +28,11 @@ def test_closed_forms_of_the_gaussian_job():
     assert closed_forms(-1.0, 0.5, 2.0)["tilted"] == np.inf  # not a density
 
 
-def test_the_gaussian_jobs_tilted_table_is_of_the_exact_law():
+def test_the_table_of_the_tilted_density_has_its_exact_moments():
     import guidance_jax as gj
     from experiments.gaussians import exact, pooled, statistics, two_modes
 
-    # At scale 1 the tilted density is p(x | y), of weights a half each: its moments are known.
+    # At scale 1 the tilted density is p(x | y) with two weights of 0.5. Its moments are known.
     form = exact(two_modes(), 1.0)
     np.testing.assert_allclose([form["mean"], form["variance"]], [-0.25, 1.25**2 + 0.35], rtol=1e-5)
     np.testing.assert_allclose(form["log_normaliser"], 0, atol=1e-5)
@@ -51,7 +51,7 @@ def test_the_gaussian_jobs_tilted_table_is_of_the_exact_law():
 @pytest.mark.parametrize(
     ("change", "message"), [({"particles": 3000}, "two groups"), ({"tilted_scales": (0.5,)}, "at least 1")]
 )
-def test_a_gaussian_job_that_makes_no_sense_is_told(change, message):
+def test_a_config_with_a_wrong_value_raises(change, message):
     from experiments.gaussians import Config
 
     with pytest.raises(ValueError, match=message):

@@ -1,4 +1,4 @@
-"""ImageNet's script, on small networks, from files of weights to a file of images."""
+"""Tests of the ImageNet script with small networks, from files of weights to a file of images."""
 
 import functools
 import hashlib
@@ -28,7 +28,7 @@ def pickled(path, held):
 
 @pytest.fixture(scope="module")
 def imagenet(tmp_path_factory):
-    """The script with two more models, on one device, and the directory of their weights."""
+    """The script with two additional models on one device, and the directory of their weights."""
     from experiments import imagenet
     from experiments.tools.generate import generate
 
@@ -62,12 +62,12 @@ def images(imagenet, out, **changes):
 
 @pytest.fixture(scope="module")
 def usual(imagenet, tmp_path_factory):
-    """The images of ADM-G, their labels and directory."""
+    """The images of ADM-G, their labels, and their directory."""
     out = tmp_path_factory.mktemp("usual")
     return *images(imagenet, out), out
 
 
-def test_adm_g_from_files_of_weights_to_the_evaluators_file(imagenet, usual):
+def test_adm_g_reads_files_of_weights_and_writes_the_file_for_the_evaluator(imagenet, usual):
     found, labels, out = usual
     assert found.shape == (20, 8, 8, 3)
     np.testing.assert_array_equal(labels, np.arange(20) % 5)
@@ -82,7 +82,7 @@ def test_adm_g_from_files_of_weights_to_the_evaluators_file(imagenet, usual):
         images(imagenet, out, scale=1.0)
 
 
-def test_adm_g_is_the_released_recipe_with_its_bytes_cut_off(usual):
+def test_adm_g_is_the_released_recipe_and_rounds_bytes_down(usual):
     kinds = ((TINY, adm.ADM), 0), ((CLASSIFIER, adm.ADMClassifier), 1)
     (denoise, params), (classify, weights) = (
         networks.from_nnx(pretrained.load(build(*kind), pretrained.from_arrays(arrays(build(*kind), seed))))
@@ -116,7 +116,7 @@ def test_options_change_the_images(imagenet, usual, tmp_path, monkeypatch):
     assert 0 < np.abs(unguided.astype(float) - half).mean() < 5
 
 
-def test_dit_from_files_of_weights_to_images(imagenet, tmp_path):
+def test_dit_reads_files_of_weights_and_draws_images(imagenet, tmp_path):
     three, _ = images(imagenet, tmp_path / "a", model="latents", samples=5)
     four, labels = images(imagenet, tmp_path / "b", model="latents", samples=5, guided_channels=4)
     assert three.shape == (5, 8, 8, 3)
@@ -124,7 +124,7 @@ def test_dit_from_files_of_weights_to_images(imagenet, tmp_path):
     assert (three != four).mean() > 0.01
 
 
-def test_missing_and_wrong_files_are_told(imagenet, tmp_path):
+def test_missing_and_wrong_files_raise(imagenet, tmp_path):
     weights = imagenet[1]
     whole = (weights / "classifier.pt").read_bytes()
     (tmp_path / "small.pt").write_bytes(whole)
@@ -146,7 +146,7 @@ def test_missing_and_wrong_files_are_told(imagenet, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"model": "adm-1024"}, "model must be one of adm-64, adm-128"),
         ({"sampler": "heun"}, "sampler must be one of ddpm, ddim"),
@@ -156,17 +156,17 @@ def test_missing_and_wrong_files_are_told(imagenet, tmp_path):
         ({"guided_channels": 2}, "must be 3 or 4"),
     ],
 )
-def test_a_config_that_makes_no_sense_is_told(imagenet, change, told):
-    with pytest.raises(ValueError, match=told):
+def test_a_config_with_a_wrong_value_raises(imagenet, change, message):
+    with pytest.raises(ValueError, match=message):
         config(imagenet, None, **({"steps": None} | change))
 
 
-def test_a_class_that_is_not_there_is_told(imagenet, tmp_path):
+def test_a_label_out_of_range_raises(imagenet, tmp_path):
     with pytest.raises(ValueError, match="labels must be from 0 to 4"):
         images(imagenet, tmp_path, labels=(5,))
 
 
-def test_published_recipes_are_those_of_the_released_flags(imagenet):
+def test_published_recipes_have_the_values_of_the_released_flags(imagenet):
     models = imagenet[0].MODELS
     scales = {name: models[name].scale for name in models if name.startswith("adm")}
     assert scales == {"adm-64": 1.0, "adm-128": 0.5, "adm-256": 1.0, "adm-256-uncond": 10.0, "adm-512": 4.0}

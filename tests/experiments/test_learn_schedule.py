@@ -1,4 +1,4 @@
-"""A learned schedule: its target is what it says, its gradient is that of the criterion, and it is worth its training."""
+"""Tests of the learned schedule: its target is the tilted density, its gradient is exact, and training lowers the criterion."""
 
 import json
 
@@ -36,7 +36,7 @@ def test_exact_samples_have_the_moments_of_the_tilted_density():
     assert np.abs(covariance - np.cov(np.asarray(world.mixture.sample(jax.random.key(1), 20_000, 0)).T)).max() > 0.1
 
 
-def test_equal_knots_are_a_constant_and_the_gradient_is_that_of_differences(x64):
+def test_equal_knots_are_a_constant_scale_and_the_gradient_is_the_difference_quotient(x64):
     config = learn_schedule.Config(steps=4, knots=3)
     world = learn_schedule.grow(config)
     target = learn_schedule.exact(config, world, jax.random.key(0), 50).astype(float)
@@ -48,7 +48,7 @@ def test_equal_knots_are_a_constant_and_the_gradient_is_that_of_differences(x64)
     np.testing.assert_allclose(gradient @ along, (of_knots(at + 1e-6 * along) - of_knots(at - 1e-6 * along)) / 2e-6, rtol=1e-5)
 
 
-def test_a_short_training_beats_the_constant_that_it_starts_from(lenient):
+def test_a_short_training_halves_the_criterion_of_the_constant_that_it_starts_from(lenient):
     config = learn_schedule.Config(steps=6, knots=4, iterations=60, batch=400)
     world = learn_schedule.grow(config)
     bank = learn_schedule.exact(config, world, jax.random.key(0), 8000)
@@ -76,6 +76,6 @@ def test_a_smoke_run_writes_its_table_and_picture(lenient, tmp_path):
     ("change", "message"),
     [({"target": 0.5}, "at least 1, where rejection"), ({"knots": 1}, "at least 2"), ({"iterations": 0}, "at least 1")],
 )
-def test_a_config_that_makes_no_sense_is_told(change, message):
+def test_a_config_with_a_wrong_value_raises(change, message):
     with pytest.raises(ValueError, match=message):
         learn_schedule.Config(**change)

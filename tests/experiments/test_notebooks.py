@@ -1,4 +1,4 @@
-"""The notebooks: executed end to end at toy size, in step with their scripts, stored without outputs."""
+"""Tests of the notebooks: they run at toy size, equal their scripts, and are stored without outputs."""
 
 import os
 import re
@@ -21,7 +21,7 @@ def read(name):
 
 
 def execute(name, monkeypatch, **environment):
-    """The notebook after all its cells ran, in a kernel of its own, as from a clone."""
+    """The outputs of all cells of the notebook, which runs in its own kernel as in a clone."""
     monkeypatch.setenv("GUIDANCE_JAX_TOY", "1")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).strip(os.pathsep))
     for variable, value in environment.items():
@@ -40,32 +40,32 @@ def shown(outputs):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_runs_and_shows_its_pictures(name, monkeypatch):
+def test_a_notebook_runs_and_shows_its_pictures(name, monkeypatch):
     outputs = execute(name, monkeypatch, GUIDANCE_JAX_MODEL="")
     assert shown(outputs) == PICTURES[name]
     assert "8 cpu" in printed(outputs)
-    told = "".join(output.text for output in outputs if output.get("name") == "stderr")
-    assert not re.findall(r"^.*(?<!Tqdm)Warning.*", told, re.MULTILINE)
+    errors = "".join(output.text for output in outputs if output.get("name") == "stderr")
+    assert not re.findall(r"^.*(?<!Tqdm)Warning.*", errors, re.MULTILINE)
 
 
-def test_text_to_image_reads_a_directory(tmp_path, monkeypatch):
+def test_the_text_to_image_notebook_reads_a_directory(tmp_path, monkeypatch):
     outputs = execute("text_to_image", monkeypatch, GUIDANCE_JAX_MODEL=str(write_model(tmp_path / "model")))
     assert str(tmp_path / "model") in printed(outputs)
     assert shown(outputs) == PICTURES["text_to_image"]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_pair_is_in_step_and_stored_without_outputs(name):
+def test_a_notebook_equals_its_script_and_is_stored_without_outputs(name):
     notebook, script = read(name), jupytext.read(NOTEBOOKS[name].with_suffix(".py"))
     cells = lambda book: [(cell.cell_type, cell.source, cell.metadata.get("tags", [])) for cell in book.cells]
-    assert cells(notebook) == cells(script), f"bring them in step: jupytext --sync experiments/notebooks/{name}.py"
+    assert cells(notebook) == cells(script), f"the pair differs, run: jupytext --sync experiments/notebooks/{name}.py"
     for cell in notebook.cells:
         if cell.cell_type == "code":
             assert (cell.outputs, cell.execution_count) == ([], None)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_can_be_opened_and_installs_beside_the_machines_own_jax(name):
+def test_a_notebook_can_be_opened_in_colab_and_keeps_the_installed_jax(name):
     first, install, *_ = (cell.source for cell in read(name).cells)
     badge = re.search(r"https://colab\.research\.google\.com/github/(\S+?)/blob/main/(\S+\.ipynb)", first)
     assert badge is not None

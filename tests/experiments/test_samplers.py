@@ -1,4 +1,4 @@
-"""The study of samplers: its levels pass where they are to, its claims hold at small size, and it writes what it says."""
+"""Tests of the study of samplers: its levels include the bounds, its claims hold at small size, and it writes its files."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from experiments import samplers
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 
-def test_levels_pass_through_the_bounds_and_keep_their_ends():
+def test_levels_include_the_bounds_and_keep_their_ends():
     levels, plain = samplers.path(12, (0.2, 2.0)), samplers.path(12)
     ratio = np.asarray(levels.ratio)
     assert {0.2, 2.0} <= {round(float(r), 5) for r in ratio}
@@ -17,7 +17,7 @@ def test_levels_pass_through_the_bounds_and_keep_their_ends():
     assert (np.asarray(plain.ratio) != ratio).sum() == 2
 
 
-def test_thresholding_keeps_what_a_large_scale_blows_up():
+def test_thresholding_removes_the_error_of_a_large_scale():
     world = samplers.World(samplers.Config(samples=600, exact=60))
     blown, kept = (samplers.WAYS["dpmpp_2m"], samplers.REMEDIES["dpmpp_2m, thresholded"])
     far, near = (world.distance(world.run(way, 15.0, 12, 12)[0], world.exact(way, 15.0, 10)) for way in (blown, kept))
@@ -34,6 +34,6 @@ def test_a_smoke_run_writes_its_tables_and_picture(tmp_path):
     ("change", "message"),
     [({"steps": (1,)}, "at least"), ({"targets": (0.1, 0.2)}, "largest first"), ({"only": ("dddim",)}, "only names")],
 )
-def test_a_config_that_makes_no_sense_is_told(change, message):
+def test_a_config_with_a_wrong_value_raises(change, message):
     with pytest.raises(ValueError, match=message):
         samplers.Config(**change)

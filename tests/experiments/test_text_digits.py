@@ -1,4 +1,4 @@
-"""The text-to-image study: its language, its judge's arithmetic, a run of seconds."""
+"""Tests of the text-to-image study: its captions, the arithmetic of its judge, and a short run."""
 
 import dataclasses
 import itertools
@@ -20,14 +20,14 @@ EVERY = list(itertools.product(range(11), repeat=2))
 
 @pytest.fixture
 def lenient():
-    """As it is for users: optax mixes integers and floats."""
+    """The default promotion of users, because optax mixes integers and floats."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
     jax.config.update("jax_compilation_cache_dir", None)
 
 
 def digits(each=3):
-    """A class is its own grey, a little apart within."""
+    """Images of one grey level each. The levels of a class differ slightly and do not overlap with other classes."""
     labels = np.repeat(np.arange(10), each).astype(np.int32)
     grey = labels / 10 - 0.9 + np.tile(np.arange(each), 10) / 100
     order = np.random.default_rng(0).permutation(len(labels))
@@ -36,7 +36,7 @@ def digits(each=3):
 
 
 def grey_to_class(images):
-    """What the cells of `digits` are."""
+    """The class of each cell in pictures of `digits`."""
     means = images.reshape(len(images), 8, 2, 8).mean((1, 3))
     return np.where(means < -0.95, E, np.round((means + 0.9) * 10 - 0.1)).astype(int)
 
@@ -61,13 +61,13 @@ def grey_to_class(images):
         ("an empty scene", {(E, E)}),
     ],
 )
-def test_a_caption_asks_what_it_says(text, true):
+def test_a_caption_is_true_of_the_scenes_that_it_describes(text, true):
     assert {scene for scene in EVERY if scenes.asked(text)[scene]} == true
 
 
-def test_every_caption_parses_to_what_made_it_and_no_two_are_alike():
+def test_every_caption_parses_to_its_form_and_digits_and_all_captions_differ():
     made = [(form, a, b) for form in scenes.FORMS for a, b in scenes.arguments(form)]
-    assert len(made) == 6 * 90 + 6 * 10 + 2 - 90  # Five kinds of two digits, six of one, two of none.
+    assert len(made) == 6 * 90 + 6 * 10 + 2 - 90  # Five forms with two digits, six with one, two with none.
     texts = [scenes.caption(*one) for one in made]
     assert len(set(texts)) == len(texts)
     assert [scenes.parse(text) for text in texts] == made
@@ -81,16 +81,16 @@ def test_mirrored_scenes_swap_left_and_right():
 
 
 @pytest.mark.parametrize("text", ["a three to the left of", "A three", "a eight", "two three", "a three and a three", " "])
-def test_what_is_no_caption_is_told(text):
+def test_a_text_that_is_no_caption_raises(text):
     with pytest.raises(ValueError, match="is no caption"):
         scenes.parse(text)
 
 
-def test_tokens_are_the_words_between_a_start_and_an_end():
+def test_tokens_are_the_words_between_the_start_and_end_tokens():
     texts = [scenes.caption(form, *names) for form in scenes.FORMS for names in scenes.arguments(form)]
     ids = scenes.tokenise(["", *texts])
     assert ids.shape == (len(texts) + 1, scenes.LENGTH)
-    assert ids.max() == scenes.END  # CLIP finds a text's end as its largest number.
+    assert ids.max() == scenes.END  # CLIP takes the largest number as the end of a text.
     for text, row in zip(["", *texts], ids, strict=True):
         words = [scenes.VOCABULARY[number] for number in row if number]
         assert words == ["<start>", *text.split(), "<end>"]
@@ -99,12 +99,12 @@ def test_tokens_are_the_words_between_a_start_and_an_end():
 
 
 @pytest.mark.parametrize(("text", "message"), [("a dog", "'dog' in 'a dog'"), ("a " * 9, "has 9 words"), ("<pad>", "<pad>")])
-def test_a_text_that_has_no_tokens_is_told(text, message):
+def test_a_text_without_tokens_raises(text, message):
     with pytest.raises(ValueError, match=message):
         scenes.tokenise([text])
 
 
-def test_training_never_has_a_pair_that_is_held_out_and_has_all_else():
+def test_training_has_every_scene_except_the_held_out_pairs():
     prior = scenes.prior()
     np.testing.assert_allclose(prior.sum(), 1)
     np.testing.assert_array_equal(prior, prior.T)
@@ -115,7 +115,7 @@ def test_training_never_has_a_pair_that_is_held_out_and_has_all_else():
     np.testing.assert_allclose([prior[E, E], prior[:10, E].sum() * 2, np.diag(prior)[:10].sum()], [0.06, 0.2, 0.1])
 
 
-def test_every_true_caption_of_a_scene_can_be_its_description():
+def test_the_description_of_a_scene_is_any_of_its_true_captions():
     rng = np.random.default_rng(0)
     for scene in ((3, 7), (4, 4), (E, 2), (E, E)):
         true = scenes.captions(*scene)
@@ -129,7 +129,7 @@ def test_every_true_caption_of_a_scene_can_be_its_description():
         np.testing.assert_allclose(shares, weights / weights.sum(), atol=0.04)
 
 
-def test_batches_show_the_scene_that_they_tell_of_and_go_on_where_they_stopped():
+def test_batches_show_the_scene_of_their_caption_and_continue_from_a_saved_state():
     cells = scenes.Cells(digits())
     batches = scenes.Scenes(cells, 200, seed=5)
     images, ids = next(batches)
@@ -147,7 +147,7 @@ def test_batches_show_the_scene_that_they_tell_of_and_go_on_where_they_stopped()
     assert not np.array_equal(second[0], images)
 
 
-def test_a_picture_has_any_digit_of_the_kind_in_its_own_cell():
+def test_each_cell_of_a_picture_has_a_random_digit_of_its_class():
     source = digits()
     wanted = np.array(EVERY * 20)
     pictures = scenes.Cells(source).picture(np.random.default_rng(0), wanted)
@@ -158,7 +158,7 @@ def test_a_picture_has_any_digit_of_the_kind_in_its_own_cell():
 
 
 class Grey:
-    """A judge that reads the cells of `digits` without fail; a feature is the class."""
+    """A judge that reads the cells of `digits` without errors. Its feature is the class."""
 
     def read(self, cells):
         kinds = np.where(cells.mean((1, 2, 3)) < -0.95, E, np.round((cells.mean((1, 2, 3)) + 0.9) * 10 - 0.1)).astype(int)
@@ -168,7 +168,7 @@ class Grey:
 GREY: Any = Grey()
 
 
-def test_the_reading_of_an_image_is_left_then_right():
+def test_an_image_is_read_from_left_to_right():
     from experiments.text_digits.study import read
 
     images = scenes.Cells(digits()).picture(np.random.default_rng(0), np.array(EVERY))
@@ -177,7 +177,7 @@ def test_the_reading_of_an_image_is_left_then_right():
     np.testing.assert_array_equal(seen.features[..., 0], EVERY)
 
 
-def test_prompts_are_even_and_keep_apart_what_training_never_has():
+def test_prompts_are_balanced_and_separate_the_held_out_pairs():
     from experiments.text_digits.study import prompts
 
     groups = prompts(70, seed=0)
@@ -193,10 +193,11 @@ def test_prompts_are_even_and_keep_apart_what_training_never_has():
 
 
 class Painter:
-    """Draws the first digit that a text names, and on the right the next one, or by other noise the one after.
+    """A painter with known behaviour.
 
-    What the negative prompt names it leaves out, if it obeys. Of two prompts it draws both digits, the second only where it
-    is odd.
+    It draws the first digit `a` of a text on the left. On the right it draws `a + 1` for seed 2 and `a + 2` for other seeds.
+    If it obeys, it does not draw the digit of the negative prompt on the right. For two prompts it draws both digits, the
+    second only if it is odd.
     """
 
     def __init__(self, obeys=True):
@@ -214,7 +215,7 @@ class Painter:
 
 
 @pytest.mark.parametrize(("obeys", "removed"), [(True, 1.0), (False, 0.0)])
-def test_what_a_negative_prompt_removes_is_counted_among_the_scenes_that_had_it(obeys, removed):
+def test_removal_by_a_negative_prompt_is_counted_among_the_scenes_that_had_the_digit(obeys, removed):
     from experiments.text_digits.study import Config, negatives
 
     painter: Any = Painter(obeys)
@@ -227,7 +228,7 @@ def test_what_a_negative_prompt_removes_is_counted_among_the_scenes_that_had_it(
         assert (row["removed"], row["removed_by_chance"], row["wanted_after"]) == (removed, 1.0, 1.0)
 
 
-def test_compositions_count_the_scenes_with_both_seen_pairs_and_unseen_apart():
+def test_compositions_count_the_scenes_with_both_digits_separately_for_held_out_pairs():
     from experiments.text_digits.study import Config, compositions
 
     painter: Any = Painter()
@@ -236,11 +237,11 @@ def test_compositions_count_the_scenes_with_both_seen_pairs_and_unseen_apart():
         some = [pair for pair in itertools.permutations(range(10), 2) if bool(scenes.held_out(*pair)) == apart]
         odd = np.mean([b % 2 for _, b in some])
         np.testing.assert_allclose([row[f"anywhere{name}"], row[f"placed{name}"]], odd)
-        # By the caption alone this painter draws a and a + 2, which is no pair that is held out.
+        # For one caption this painter draws a and a + 2, which is not a held-out pair.
         np.testing.assert_allclose(row[f"caption{name}"], np.mean([b == (a + 2) % 10 for a, b in some]))
 
 
-def test_accuracy_is_of_seen_pairs_and_unseen_ones_apart():
+def test_accuracy_is_reported_separately_for_held_out_pairs():
     from experiments.text_digits.study import judged, read
 
     groups = {"one": ["a three"] * 4, "and": ["a three and a five"] * 4, "and, held out": ["a three and a six"] * 4}
@@ -253,8 +254,8 @@ def test_accuracy_is_of_seen_pairs_and_unseen_ones_apart():
     assert (row["accuracy"], row["held_out"]) == (0.75, 0.25)
 
 
-def test_a_painter_gives_each_prompt_its_own_sample_whatever_the_batch():
-    """And a text in the unconditional branch is where it is guided away from."""
+def test_a_painter_draws_the_same_sample_of_a_prompt_in_any_batch():
+    """A text in the unconditional branch is a negative prompt."""
     import guidance_jax as gj
     from experiments.text_digits.model import Painter, Size, untrained
 
@@ -268,17 +269,17 @@ def test_a_painter_gives_each_prompt_its_own_sample_whatever_the_batch():
     other = Painter(model, steps=3, batch=3)
     np.testing.assert_allclose(images, other(gj.cfg, 2.0, 0, cond=texts), atol=1e-4)
     assert not np.allclose(images, other(gj.cfg, 2.0, 1, cond=texts), atol=1e-2)
-    # Guided away from what it is guided to, at any scale, the model is at scale 1.
+    # With equal positive and negative prompts every scale gives the result of scale 1.
     same = other(gj.cfg, 5.0, 0, cond=texts, uncond=texts)
     np.testing.assert_allclose(same, other(gj.cfg, 1.0, 0, cond=texts), atol=1e-3)
-    # At scale 0 only the negative prompt is left.
+    # At scale 0 only the negative prompt is used.
     np.testing.assert_allclose(
         other(gj.cfg, 0.0, 0, cond=texts, uncond=texts[::-1]), other(gj.cfg, 1.0, 0, cond=texts[::-1]), atol=1e-3
     )
     assert not np.allclose(other(gj.cfg, 0.0, 0, cond=texts), other(gj.cfg, 1.0, 0, cond=texts), atol=1e-2)
 
 
-def test_the_contrast_is_the_cross_entropy_both_ways():
+def test_the_contrastive_loss_is_the_mean_cross_entropy_in_both_directions():
     from experiments.text_digits.model import contrast
 
     rng = np.random.default_rng(0)
@@ -290,7 +291,7 @@ def test_the_contrast_is_the_cross_entropy_both_ways():
     np.testing.assert_allclose(contrast(texts, images, jnp.float32(1.5)), expected, rtol=1e-5)
 
 
-def test_padding_says_nothing_to_the_denoiser():
+def test_padding_does_not_change_the_output_of_the_denoiser():
     from experiments.text_digits.model import Size, untrained
 
     model = untrained(Size(width=16, blocks=1, heads=2, text_width=8, text_blocks=1, text_heads=2))
@@ -310,14 +311,14 @@ def test_padding_says_nothing_to_the_denoiser():
     ("change", "message"),
     [({"scales": (1.0, 2.0)}, "must include 0 and 1"), ({"prompts": 0}, "at least 1"), ({"drop_rate": 2}, "drop")],
 )
-def test_a_config_that_makes_no_sense_is_told(change, message):
+def test_a_config_with_a_wrong_value_raises(change, message):
     from experiments.text_digits.study import Config
 
     with pytest.raises(ValueError, match=message):
         Config(**change)
 
 
-def test_a_run_of_seconds_leaves_a_report_and_is_found_again(lenient, tmp_path, capsys):
+def test_a_smoke_run_writes_a_report_and_its_checkpoint_is_used_again(lenient, tmp_path, capsys):
     from experiments.text_digits.model import Painter, trained
     from experiments.text_digits.study import Config, main, reader, small, sweep
 

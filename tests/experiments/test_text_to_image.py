@@ -1,4 +1,4 @@
-"""The text-to-image command: the pictures it reads, its calibrated scale."""
+"""Tests of the text-to-image command: the pictures that it reads and its calibrated scale."""
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_picture_stands_upright_as_its_camera_says(tmp_path, orientation):
-    """EXIF 2.32, tag 274: how the stored rows and columns lie."""
+def test_a_picture_is_rotated_as_its_camera_recorded(tmp_path, orientation):
+    """EXIF 2.32, tag 274: the orientation of the stored rows and columns."""
     from experiments.text_to_image import read
 
     upright = np.random.default_rng(0).integers(0, 256, (3, 5, 3), np.uint8)
@@ -37,7 +37,7 @@ def test_a_picture_stands_upright_as_its_camera_says(tmp_path, orientation):
     assert read(tmp_path / "a.png", (6, 10), "nearest").shape == (6, 10, 3)
 
 
-def test_pictures_of_every_kind_are_read_and_what_is_none_is_told(tmp_path):
+def test_pictures_of_every_kind_are_read_and_other_files_raise(tmp_path):
     from experiments.text_to_image import read
 
     colours = np.random.default_rng(0).integers(0, 256, (3, 5, 4), np.uint8)
@@ -57,19 +57,19 @@ def test_pictures_of_every_kind_are_read_and_what_is_none_is_told(tmp_path):
         read(tmp_path / "nothing.png")
 
 
-def test_a_scale_is_calibrated_on_the_prompts(tmp_path):
+def test_the_calibrated_scale_is_measured_on_the_prompts(tmp_path):
     from experiments.text_to_image import Config, measured, program
 
     directory = write_model(tmp_path / "model")
     model = text_to_image.load(directory)
-    told = {"model": directory, "prompts": ("a dog", "the cat"), "steps": 3, "batch": 2, "calibration": 4}
-    config, size = Config(guidance="calibrated", **told), (16, 24)
+    options = {"model": directory, "prompts": ("a dog", "the cat"), "steps": 3, "batch": 2, "calibration": 4}
+    config, size = Config(guidance="calibrated", **options), (16, 24)
     curve = measured(model, config, size)
     np.testing.assert_allclose(curve.ratio, model.levels(3).ratio[:-1], rtol=1e-5)
     assert ((curve.rho > 0) & (curve.rho <= 1)).all()
     texts = model.tokenize(config.prompts), model.tokenize([None, None])
     arguments = model.params, keys(2), *texts, jnp.full(2, 6.0), None, None
     images = jax.jit(program(model, config, size))(*arguments, gj.Curve(curve.ratio, jnp.ones(3)))
-    np.testing.assert_allclose(images, jax.jit(program(model, Config(**told), size))(*arguments), atol=1e-5)  # CFG
+    np.testing.assert_allclose(images, jax.jit(program(model, Config(**options), size))(*arguments), atol=1e-5)  # CFG
     with pytest.raises(ValueError, match="whole pictures"):
         Config(directory, ("a dog",), guidance="calibrated", image=directory, mask=directory)

@@ -1,4 +1,4 @@
-"""The toy in the plane: its truth is what it says, and autoguidance does there what CFG does not."""
+"""Tests of the toy in the plane: its density is exact, and autoguidance keeps the branches that CFG drops."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ def world():
     return toy_2d.grow(toy_2d.Config())
 
 
-def test_exact_samples_are_worth_the_most_and_the_classes_are_mirror_images(world):
+def test_exact_samples_have_the_best_metrics_and_the_classes_are_mirror_images(world):
     y = toy_2d.classes(4000)
 
     @jax.jit
@@ -55,6 +55,6 @@ def test_a_smoke_run_writes_its_table_and_pictures(tmp_path):
     ("change", "message"),
     [({"blur": 0.2}, "below weak_blur"), ({"steps": 0}, "at least 1"), ({"scales": (1.0,)}, "must include scale, 3")],
 )
-def test_a_config_that_makes_no_sense_is_told(change, message):
+def test_a_config_with_a_wrong_value_raises(change, message):
     with pytest.raises(ValueError, match=message):
         toy_2d.Config(**change)

@@ -1,5 +1,7 @@
-"""What the tests of generation draw, here and in processes of their own: guided samples of a small network, to six digits, in
-bytes."""
+"""The programs of the tests of generation: guided samples of a small network, stored in bytes to six digits.
+
+Some functions run in separate processes, which tests kill.
+"""
 
 import itertools
 import os
@@ -10,11 +12,11 @@ from typing import Any
 
 SIDE = 16.0
 SAMPLES, BATCH, SHARD = 80, 4, 8
-"""Of the runs that are killed: ten shards of two batches."""
+"""The size of a run that is killed. It has ten shards of two batches."""
 
 
 def inputs(scale: float = 2.0) -> Any:
-    """A small network, which predicts x0 of three classes and, of label 3, of none; and a scale."""
+    """The parameters of a small network, and a scale. The network predicts x0. Label 3 is no class."""
     import numpy as np
 
     rng = np.random.default_rng(0)
@@ -23,7 +25,7 @@ def inputs(scale: float = 2.0) -> Any:
 
 
 def encoded(x: Any) -> Any:
-    """Numbers `[B, D]` in (-8, 8) as images `[B, D, 1, 3]`: 24 bits of each, in three bytes."""
+    """Numbers `[B, D]` in (-8, 8) as images `[B, D, 1, 3]`. The three bytes of a pixel hold 24 bits of a number."""
     import jax.numpy as jnp
 
     bits = jnp.clip((x + SIDE / 2) * (2**24 / SIDE), 0, 2**24 - 1).astype(jnp.uint32)
@@ -32,13 +34,13 @@ def encoded(x: Any) -> Any:
 
 
 def decoded(images: Any) -> Any:
-    """`encoded`, back from uint8: to 1e-6."""
+    """The inverse of `encoded` for uint8 images, with an error of at most 1e-6."""
     digits = images[:, :, 0].astype(float)
     return (digits @ [65536.0, 256.0, 1.0]) * (SIDE / 2**24) - SIDE / 2
 
 
 def guided(inputs: Any, keys: Any, labels: Any) -> Any:
-    """`[B, 3]`; the classes go round with the labels, so that labels can be numbers of samples."""
+    """Samples `[B, 3]`. The class is the label modulo 3, so labels can be the numbers of the samples."""
     import jax.numpy as jnp
 
     import guidance_jax as gj
@@ -55,7 +57,7 @@ def program(inputs: Any, keys: Any, labels: Any) -> Any:
 
 
 def start(cache: Path, devices: int) -> None:
-    """JAX in a process of its own, compiled programs kept in `cache`."""
+    """Start JAX in a separate process. Compiled programs are kept in `cache`."""
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     import jax
 
@@ -65,7 +67,7 @@ def start(cache: Path, devices: int) -> None:
 
 
 def logged(log: Path, pause: float) -> Any:
-    """The program, with a line a batch that names the samples in it, and a pause."""
+    """The program. It writes one line per batch with the numbers of its samples, and pauses."""
     import jax
 
     compiled = jax.jit(program)
@@ -76,14 +78,16 @@ def logged(log: Path, pause: float) -> Any:
         time.sleep(pause)
         return compiled(inputs, keys, labels)
 
-    # It is compiled: a callback inside of it would keep it out of the cache.
+    # The log is outside of the compiled program, because programs with a callback are not cached.
     call.lower = compiled.lower  # pyright: ignore[reportFunctionMemberAccess]
     return call
 
 
 def doomed(cache: Path, directory: Path, log: Path, death: str = "") -> None:
-    """Draws, and logs the numbers of all samples in work; kills itself in the writing of its second shard, if it is to die
-    when that is "half written", "written", or "in place"."""
+    """Draws samples and logs their numbers.
+
+    With `death` it kills itself while it writes its second shard: when the file is "half written", "written", or "in place".
+    """
     start(cache, 1)
     import numpy as np
 
@@ -115,7 +119,7 @@ def doomed(cache: Path, directory: Path, log: Path, death: str = "") -> None:
 
 
 def assembling(cache: Path, directory: Path, begun: Path, go: Path) -> None:
-    """Draws what the doomed draw, and stops amid the assembly, until it may go on."""
+    """Draws the samples of `doomed`, and waits during the assembly until the file `go` exists."""
     start(cache, 1)
     import numpy as np
 
@@ -137,7 +141,7 @@ def assembling(cache: Path, directory: Path, begun: Path, go: Path) -> None:
 
 
 def one_of_two(cache: Path, directory: Path, log: Path, port: int, process: int) -> None:
-    """Process 0 or 1 of two, with four devices each; 1 is the slower one."""
+    """Process 0 or 1 of two with four devices each. Process 1 is slower."""
     start(cache, 4)
     import jax
     import jax.numpy as jnp
@@ -152,15 +156,15 @@ def one_of_two(cache: Path, directory: Path, log: Path, port: int, process: int)
     assert jax.local_device_count() == 4
     slow, labels = logged(log, 0.1 * process), np.arange(SAMPLES)
     drawn = generate(slow, inputs(), labels, 0, directory, {"of": "two"}, batch=8, shard=8)
-    # Each is back when all shards are there, not only its own.
+    # Each process returns when all shards exist, not only its own.
     assert len(drawn.samples()[0]) == SAMPLES
 
     def nothing(inputs: Any, keys: Any, labels: Any) -> Any:
         return jnp.where(labels == 9, jnp.nan, 0.0)[:, None, None, None]
 
-    # It stops process 1, and process 0 hears of it.
-    error, told = ((RuntimeError, "process 1 stopped with Float"), (FloatingPointError, "of 1 samples are not finite: 9"))[
+    # Process 1 stops with an error, and process 0 receives it.
+    error, message = ((RuntimeError, "process 1 stopped with Float"), (FloatingPointError, "of 1 samples are not finite: 9"))[
         process
     ]
-    with pytest.raises(error, match=told):
+    with pytest.raises(error, match=message):
         generate(nothing, (), np.arange(16), 0, directory.parent / "not finite", {}, batch=8, shard=8)

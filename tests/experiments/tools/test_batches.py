@@ -1,4 +1,4 @@
-"""The order in which batches are drawn: each record once an epoch, alike on any number of processes and after a stop."""
+"""Tests of the order of batches: once per epoch for each record, the same for any number of processes and after a restart."""
 
 import json
 from typing import Any
@@ -10,7 +10,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 
 
 def numbered(records=23):
-    """A set whose images say their own number, at the left, and a constant at the right."""
+    """A data set whose images hold their own number on the left and a constant on the right."""
     from experiments.tools import data
 
     images = np.full((records, 2, 2, 1), -1, np.float32)
@@ -19,12 +19,12 @@ def numbered(records=23):
 
 
 def drawn(batches, count):
-    """The labels of so many batches, `[count, B]`, and their images."""
+    """The labels `[count, B]` of `count` batches, and their images."""
     images, labels = zip(*(next(batches) for _ in range(count)), strict=True)
     return np.stack(labels), np.stack(images)
 
 
-def test_each_epoch_visits_each_record_once_in_an_order_of_its_own():
+def test_each_epoch_has_each_record_once_in_its_own_order():
     from experiments.tools import data
 
     labels, images = drawn(data.batches(numbered(), 8, seed=0), 23 * 3)
@@ -32,18 +32,18 @@ def test_each_epoch_visits_each_record_once_in_an_order_of_its_own():
     epochs = labels.reshape(24, 23)
     np.testing.assert_array_equal(np.sort(epochs), np.tile(np.arange(23), (24, 1)))
     assert len({tuple(epoch) for epoch in epochs}) == 24
-    # A shuffle: no record has a place it prefers. The statistic has 22 * 22 degrees of freedom.
+    # Every record is equally likely at every position. The statistic has 22 * 22 degrees of freedom.
     many = drawn(data.batches(numbered(), 23, seed=1), 400)[0]
     counts = np.stack([np.bincount(column, minlength=23) for column in many.T])
     assert abs(((counts - 400 / 23) ** 2 / (400 / 23)).sum() * 22 / 23 - 484) < 5 * np.sqrt(2 * 484)
     again, other = (drawn(data.batches(numbered(), 8, seed=seed), 23 * 3)[0] for seed in (0, 1))
     np.testing.assert_array_equal(again, labels)
     assert (other != labels).any()
-    # A batch may be larger than the set.
+    # A batch may be larger than the data set.
     np.testing.assert_array_equal(np.sort(drawn(data.batches(numbered(3), 6, seed=0), 2)[0].reshape(4, 3)), [[0, 1, 2]] * 4)
 
 
-def test_processes_read_the_rows_of_the_one_global_batch():
+def test_processes_read_their_rows_of_the_global_batch():
     from experiments.tools import data
 
     whole = drawn(data.batches(numbered(), 12, seed=2, flip=True), 9)
@@ -58,7 +58,7 @@ def test_processes_read_the_rows_of_the_one_global_batch():
         data.batches(numbered(0), 12, 2)
 
 
-def test_flips_mirror_half_of_the_images_anew_each_time():
+def test_flips_mirror_half_of_the_images_and_are_drawn_again_in_each_epoch():
     from experiments.tools import data
 
     plain, flipped = (drawn(data.batches(numbered(), 20, seed=0, flip=flip), 100) for flip in (False, True))
@@ -70,7 +70,7 @@ def test_flips_mirror_half_of_the_images_anew_each_time():
 
 
 @pytest.mark.parametrize("ahead", [0, 1, 7])
-def test_a_restored_state_goes_on_as_the_undisturbed_stream(ahead):
+def test_a_restored_state_continues_as_the_uninterrupted_stream(ahead):
     import grain
 
     from experiments.tools import data
@@ -78,7 +78,7 @@ def test_a_restored_state_goes_on_as_the_undisturbed_stream(ahead):
     read = grain.ReadOptions(num_threads=min(ahead, 3), prefetch_buffer_size=ahead)
     make = lambda: data.batches(numbered(), 6, seed=0, flip=True, read=read)
     whole, first = drawn(make(), 20), make()
-    for at in (0, 1, 3, 4, 11):  # 23 = 3 * 6 + 5: before, within and after the batch that holds two epochs
+    for at in (0, 1, 3, 4, 11):  # 23 = 3 * 6 + 5: before, within and after the batch with records of two epochs.
         first.set_state({"next_index": 0})
         for _ in range(at):
             next(first)
@@ -115,7 +115,7 @@ def test_orbax_saves_and_restores_the_iterator(tmp_path):
     np.testing.assert_array_equal(drawn(resumed, 5)[0], after)
 
 
-def test_workers_draw_the_same_and_any_number_of_them_resumes(tmp_path):
+def test_workers_draw_the_same_batches_and_a_state_restores_for_any_number_of_workers(tmp_path):
     from experiments.tools import data
 
     data.load("digits", "test", tmp_path)

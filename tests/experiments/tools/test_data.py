@@ -1,4 +1,4 @@
-"""Data sets: prepared from files, read again, and refused where they are damaged."""
+"""Tests of data sets: they are prepared from files and read again, and damaged ones raise."""
 
 import gzip
 import importlib.util
@@ -46,7 +46,7 @@ def write(folder, parts, prefix="", test="t10k", zipped=True):
 
 
 def pairs(images, labels):
-    """The multiset of an image's bytes with its label."""
+    """The sorted pairs of the bytes of an image and its label."""
     images = np.round((np.asarray(images) + 1) * 127.5) if np.issubdtype(images.dtype, np.floating) else images
     return sorted((image.astype(np.uint8).tobytes(), int(label)) for image, label in zip(images, labels, strict=True))
 
@@ -61,7 +61,7 @@ def digits(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """A small Fashion-MNIST: the folder of its prepared set, what is in it, and the folder of its files."""
+    """A small Fashion-MNIST: the folder of the prepared set, its arrays, and the folder of its files."""
     from experiments.tools import prepare
 
     root, parts = tmp_path_factory.mktemp("fashion"), arrays()
@@ -69,7 +69,7 @@ def prepared(tmp_path_factory):
     return root / "sets", parts, root / "files"
 
 
-def test_the_digits_come_back_as_scikit_learn_ships_them(digits):
+def test_the_digits_equal_those_of_scikit_learn(digits):
     shipped: Any = load_digits()
     assert {split: len(d) for split, d in digits.items()} == {"train": 1437, "test": 360}
     images = np.concatenate([d.images for d in digits.values()])
@@ -82,7 +82,7 @@ def test_the_digits_come_back_as_scikit_learn_ships_them(digits):
     assert images.max() == 1
 
 
-def test_idx_files_become_the_tfds_set(prepared):
+def test_idx_files_become_a_set_that_equals_that_of_tfds(prepared):
     import tensorflow_datasets as tfds
 
     from experiments.tools import data, prepare
@@ -114,7 +114,7 @@ def test_idx_files_become_the_tfds_set(prepared):
     )
 
 
-def test_emnist_has_file_names_and_classes_of_its_own(tmp_path):
+def test_emnist_has_its_own_file_names_and_classes(tmp_path):
     from experiments.tools import data, prepare
 
     parts = arrays(classes=37, train=40)
@@ -124,7 +124,7 @@ def test_emnist_has_file_names_and_classes_of_its_own(tmp_path):
     assert (read.classes, prepare.prepare("emnist/letters", tmp_path).info.full_name) == (37, "emnist/letters/3.1.0")
 
 
-def test_what_tfds_has_prepared_by_itself_is_read_too(tmp_path, prepared):
+def test_a_set_that_tfds_prepared_is_read(tmp_path, prepared):
     import PIL.Image
     import tensorflow_datasets as tfds
     from tensorflow_datasets.image_classification.mnist import FashionMNIST
@@ -184,7 +184,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damaged_files_are_named_and_nothing_is_written(tmp_path, prepared, damage):
+def test_damaged_files_raise_by_name_and_nothing_is_written(tmp_path, prepared, damage):
     from experiments.tools import data
 
     name, change, message = DAMAGES[damage]
@@ -195,7 +195,7 @@ def test_damaged_files_are_named_and_nothing_is_written(tmp_path, prepared, dama
     assert [path.name for path in (tmp_path / "sets").rglob("*")] == [".lock"]
 
 
-def test_missing_files_are_named_with_the_package_that_has_them(tmp_path, prepared):
+def test_missing_files_raise_with_the_name_of_their_package(tmp_path, prepared):
     from experiments.tools import data
 
     files = Path(shutil.copytree(prepared[2], tmp_path / "files"))
@@ -206,13 +206,13 @@ def test_missing_files_are_named_with_the_package_that_has_them(tmp_path, prepar
         load(files)
     with pytest.raises(FileNotFoundError, match="nowhere is not a directory"):
         load(tmp_path / "nowhere")
-    # Mended, it just goes on.
+    # With all files it works.
     for name in (LABELS, "t10k-images-idx3-ubyte.gz"):
         shutil.copy(prepared[2] / name, files)
     assert len(load(files)) == 13
 
 
-def test_other_files_than_those_prepared_are_refused(tmp_path, prepared):
+def test_files_that_differ_from_the_prepared_ones_raise(tmp_path, prepared):
     from experiments.tools import data
 
     other = arrays()
@@ -222,7 +222,7 @@ def test_other_files_than_those_prepared_are_refused(tmp_path, prepared):
     assert len(data.load("fashion_mnist", "train", prepared[0], tmp_path / "not there")) == 47
 
 
-def test_killed_while_it_prepares_a_second_call_just_works(tmp_path, prepared):
+def test_after_a_kill_during_preparation_the_next_call_works(tmp_path, prepared):
     from experiments.tools import data
 
     script = (
@@ -247,7 +247,7 @@ def test_killed_while_it_prepares_a_second_call_just_works(tmp_path, prepared):
     assert [path.name for path in (tmp_path / "fashion_mnist").iterdir()] == ["3.0.1"]
 
 
-def test_many_at_once_prepare_one_set(tmp_path, prepared):
+def test_four_threads_prepare_one_set(tmp_path, prepared):
     from experiments.tools import data
 
     sizes = []
@@ -261,7 +261,7 @@ def test_many_at_once_prepare_one_set(tmp_path, prepared):
     assert [path.name for path in (tmp_path / "fashion_mnist").iterdir()] == ["3.0.1"]
 
 
-def test_a_damaged_prepared_set_is_told(tmp_path, prepared):
+def test_a_damaged_prepared_set_raises(tmp_path, prepared):
     from experiments.tools import data
 
     where = Path(shutil.copytree(prepared[0], tmp_path / "sets"))
@@ -273,21 +273,21 @@ def test_a_damaged_prepared_set_is_told(tmp_path, prepared):
 
 
 @pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
-@pytest.mark.parametrize("told", [b"", b"{", b"[1]", b"3", b"{}", b"\xff\xfe", b"[" * 100_000, None])
-def test_a_prepared_set_that_does_not_tell_what_it_is_is_told(tmp_path, prepared, name, told):
-    """None: the file is missing."""
+@pytest.mark.parametrize("raw", [b"", b"{", b"[1]", b"3", b"{}", b"\xff\xfe", b"[" * 100_000, None])
+def test_a_prepared_set_with_a_damaged_or_missing_description_raises(tmp_path, prepared, name, raw):
+    """The file is missing if `raw` is None."""
     from experiments.tools import data
 
     where = Path(shutil.copytree(prepared[0], tmp_path / "sets"))
     (path,) = where.rglob(name)
-    path.unlink() if told is None else path.write_bytes(told)
+    path.unlink() if raw is None else path.write_bytes(raw)
     before = sorted(where.rglob("*"))
     with pytest.raises(RuntimeError, match=f"the set in {path.parent} is damaged: .*Move it away"):
         data.load("fashion_mnist", "train", where)
     assert sorted(where.rglob("*")) == before
 
 
-def test_a_place_of_a_set_that_holds_none_is_told(tmp_path):
+def test_a_directory_without_its_set_raises(tmp_path):
     from experiments.tools import data
 
     place = tmp_path / "digits" / "1.0.0"
@@ -306,7 +306,7 @@ def test_a_place_of_a_set_that_holds_none_is_told(tmp_path):
 
 
 @pytest.mark.parametrize("split", ["test[:0]", "test[5:3]", "test[:0%]", "train[:9]+test[3:3]"])
-def test_an_empty_split_is_told_and_not_called_damaged(prepared, split):
+def test_an_empty_split_raises_with_the_sizes_of_the_splits(prepared, split):
     from experiments.tools import data
 
     with pytest.raises(ValueError, match=r"is empty\. Its splits and their numbers of images: .*test 13"):
@@ -315,7 +315,7 @@ def test_an_empty_split_is_told_and_not_called_damaged(prepared, split):
         data.load("fashion_mnist", "tset", prepared[0])
 
 
-def test_what_tfds_cannot_prepare_here_is_told(tmp_path, monkeypatch):
+def test_a_set_that_tfds_cannot_prepare_raises(tmp_path, monkeypatch):
     import tensorflow_datasets as tfds
 
     from experiments.tools import data

@@ -1,4 +1,4 @@
-"""Devices: rows split over them, parameters on all of them, and processes that are told apart."""
+"""Tests of devices: rows are split over them, parameters are copied to all of them, and processes are started."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ import pytest
 from experiments.tools import devices
 
 
-def test_rows_are_split_in_order_and_parameters_are_everywhere():
+def test_rows_are_split_in_order_and_parameters_are_on_every_device():
     mesh = devices.mesh()
     assert mesh.axis_names == ("data",)
     rows = np.arange(32.0, dtype=np.float32).reshape(16, 2)
@@ -23,14 +23,14 @@ def test_rows_are_split_in_order_and_parameters_are_everywhere():
     assert all(part.data.shape == (3,) for part in everywhere.addressable_shards)
 
 
-def test_a_mesh_of_some_devices():
+def test_a_mesh_can_have_some_of_the_devices():
     mesh = devices.mesh(jax.devices()[2:4])
     assert [device.id for device in mesh.devices] == [2, 3]
     with pytest.raises(ValueError, match="3 rows do not divide evenly among 2 devices"):
         devices.share(mesh, np.zeros((3, 1)))
 
 
-def test_one_process_talks_to_itself():
+def test_with_one_process_gather_and_first_return_its_own_values():
     assert devices.gather("x") == ["x"]
     assert devices.first(lambda: [1]) == [1]
     with pytest.raises(KeyError):
@@ -46,7 +46,7 @@ def test_one_process_talks_to_itself():
         ({"JAX_NUM_PROCESSES": "two"}, ("host:1",), "JAX_NUM_PROCESSES must be an integer, 0 or more, got 'two'"),
     ],
 )
-def test_processes_that_make_no_sense_are_told(monkeypatch, environment, arguments, message):
+def test_wrong_numbers_of_processes_raise(monkeypatch, environment, arguments, message):
     for name in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
@@ -55,7 +55,7 @@ def test_processes_that_make_no_sense_are_told(monkeypatch, environment, argumen
         devices.start(*arguments)
 
 
-def test_start_takes_the_environment_and_the_cluster(monkeypatch):
+def test_start_reads_the_arguments_the_environment_or_the_cluster(monkeypatch):
     asked = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda *arguments: asked.append(arguments))
     for name, value in (("JAX_COORDINATOR_ADDRESS", "host:1"), ("JAX_NUM_PROCESSES", "4"), ("JAX_PROCESS_ID", "3")):

@@ -1,4 +1,4 @@
-"""The judge's augmentation."""
+"""Tests of the augmentation for the judge."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ import pytest
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 
-def test_jitter_moves_by_a_pixel_at_most():
+def test_jitter_shifts_by_at_most_one_pixel():
     from experiments.tools.evaluator import jitter
 
     image = np.full((200, 8, 8, 1), -1.0, np.float32)

@@ -1,4 +1,4 @@
-"""The trainer: what it keeps, what it refuses, what it says."""
+"""Tests of the trainer: its checkpoints, its errors, and its logs."""
 
 import contextlib
 import dataclasses
@@ -23,7 +23,7 @@ def standard():
 
 
 class Batches:
-    """Batches of 8 rows, each drawn from its own number."""
+    """Batches of 8 rows. The position of a batch is its seed."""
 
     def __init__(self, rows=8):
         self.rows, self.drawn, self.position = rows, 0, 0
@@ -41,7 +41,7 @@ class Batches:
 
 
 class Job:
-    """A line fitted to noise, in a directory."""
+    """A linear model fitted to noise, with a directory for its runs."""
 
     def __init__(self, directory):
         self.directory, self.batches = directory, Batches()
@@ -76,7 +76,7 @@ def job(tmp_path):
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
-    """A run of 12 steps with the checkpoints 4, 8 and 12; to be copied, and hurt."""
+    """A run of 12 steps with the checkpoints 4, 8 and 12. Tests copy it and damage the copy."""
     job = Job(tmp_path_factory.mktemp("done"))
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         return job, np.asarray(job.fit()["w"])
@@ -88,16 +88,16 @@ def copied(done, directory):
     return job
 
 
-def test_the_steps_are_those_of_adamw_by_hand(done):
+def test_the_steps_equal_adamw_by_hand(done):
     from experiments.tools.progress import scalars
 
-    w, m, v, average, told, rate = np.zeros(2), np.zeros(2), np.zeros(2), np.zeros(2), [], 0.0
+    w, m, v, average, losses, rate = np.zeros(2), np.zeros(2), np.zeros(2), np.zeros(2), [], 0.0
     batches, norms = Batches(), []
     for k in range(12):
         x = next(batches)[0].astype(np.float64)
         noise = np.asarray(jax.random.normal(jax.random.fold_in(jax.random.key(0), k), (8,)), np.float64)
         residual = x @ w - 1 + 0.1 * noise
-        told.append((residual**2).mean())
+        losses.append((residual**2).mean())
         gradient = 2 * x.T @ residual / 8
         norms.append(np.linalg.norm(gradient))
         gradient = gradient / max(1, norms[-1])
@@ -108,12 +108,12 @@ def test_the_steps_are_those_of_adamw_by_hand(done):
         average = keep * average + (1 - keep) * w
     run = done[0].run()
     np.testing.assert_allclose(done[1], average, rtol=2e-5)
-    np.testing.assert_allclose(list(scalars(run, "loss").values()), told, rtol=2e-5)
+    np.testing.assert_allclose(list(scalars(run, "loss").values()), losses, rtol=2e-5)
     assert scalars(run, "gradient_norm")[11] == pytest.approx(norms[11], rel=2e-5)
     assert scalars(run, "learning_rate")[11] == pytest.approx(rate, rel=1e-5)
 
 
-def test_a_checkpoint_serves_its_own_config_and_no_other(done, tmp_path):
+def test_a_checkpoint_is_used_for_its_own_config_only(done, tmp_path):
     job = copied(done, tmp_path)
     np.testing.assert_array_equal(job.fit()["w"], done[1])
     np.testing.assert_array_equal(job.fit(checkpoint_every=5, keep=1)["w"], done[1])
@@ -126,7 +126,7 @@ def test_a_checkpoint_serves_its_own_config_and_no_other(done, tmp_path):
     assert job.batches.drawn == 0
 
 
-def test_it_goes_on_from_every_checkpoint_to_the_same_bits(done, tmp_path):
+def test_training_continues_from_every_checkpoint_to_the_same_bits(done, tmp_path):
     for step in (8, 4):
         job = copied(done, tmp_path / str(step))
         for later in range(step + 4, 13, 4):
@@ -135,7 +135,7 @@ def test_it_goes_on_from_every_checkpoint_to_the_same_bits(done, tmp_path):
         assert job.batches.drawn == 12 - step
 
 
-def test_one_device_trains_as_eight_do(done, job):
+def test_one_device_gives_the_result_of_eight(done, job):
     from experiments.tools import devices
 
     one = job.fit(mesh=devices.mesh(jax.devices()[:1]))
@@ -143,7 +143,7 @@ def test_one_device_trains_as_eight_do(done, job):
     assert one["w"].sharding.device_set == {jax.devices()[0]}
 
 
-def test_snapshots_stay(job, monkeypatch):
+def test_snapshots_are_kept_beside_the_newest_checkpoints(job, monkeypatch):
     from experiments.tools.fit import restore
 
     last = job.fit(snapshots=(3, 5), keep=1)
@@ -158,7 +158,7 @@ def test_snapshots_stay(job, monkeypatch):
         restore(run, like, 4)
 
 
-def test_a_damaged_or_missing_snapshot_takes_nothing_else_away(job):
+def test_a_damaged_or_missing_snapshot_leaves_the_other_checkpoints_usable(job):
     from experiments.tools.fit import restore
 
     last = job.fit(snapshots=(3, 5), keep=1)
@@ -179,7 +179,7 @@ def test_a_damaged_or_missing_snapshot_takes_nothing_else_away(job):
         restore(run, like, 3)
     with pytest.warns(UserWarning, match=r"the snapshots \[3\] are missing .* continues from step 12 without them"):
         np.testing.assert_array_equal(job.fit(snapshots=(3, 5), keep=1)["w"], last["w"])
-    # The newest is damaged as well: it goes on from the other snapshot, which stays.
+    # The newest checkpoint is damaged too. Training continues from the other snapshot and keeps it.
     shutil.rmtree(run / "12" / "average")
     with pytest.raises(OSError, match=r"/12 is damaged: .*Call `fit`: it moves this one aside"):
         restore(run, like)
@@ -191,7 +191,7 @@ def test_a_damaged_or_missing_snapshot_takes_nothing_else_away(job):
         restore(run / "nowhere", like)
 
 
-def test_what_is_set_aside_is_never_written_over(done, tmp_path):
+def test_damaged_checkpoints_that_were_moved_aside_are_never_overwritten(done, tmp_path):
     job = copied(done, tmp_path)
     for _ in range(2):
         shutil.rmtree(job.run() / "12" / "params")
@@ -200,7 +200,7 @@ def test_what_is_set_aside_is_never_written_over(done, tmp_path):
     assert sorted(path.name for path in (job.run() / "damaged").iterdir()) == ["12", "12-2"]
 
 
-def test_names_that_are_no_steps_and_checkpoints_that_stray_in_are_left_out(done, tmp_path):
+def test_names_that_are_no_steps_are_ignored_and_checkpoints_of_other_runs_are_moved_aside(done, tmp_path):
     job = copied(done, tmp_path)
     run = job.run()
     for name in ("012", "١٢", "notes", "16.tmp"):
@@ -215,12 +215,12 @@ def test_names_that_are_no_steps_and_checkpoints_that_stray_in_are_left_out(done
     assert {"012", "١٢", "notes", "16.tmp"} <= {path.name for path in run.iterdir()}
 
 
-@pytest.mark.parametrize("told", [b"", b"{}", b"[1]", b"null", b'{"data": 1', b"\xff\xfe", b"[" * 100_000])
-def test_a_damaged_identity_is_written_anew_and_nothing_is_trained_anew(done, tmp_path, told):
+@pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b"null", b'{"data": 1', b"\xff\xfe", b"[" * 100_000])
+def test_a_damaged_identity_is_written_again_without_training(done, tmp_path, content):
     job = copied(done, tmp_path)
     path = job.run() / "identity.json"
     whole = path.read_text()
-    path.write_bytes(told)
+    path.write_bytes(content)
     (job.run() / "identity.tmp").write_text("of somebody else")
     (job.run() / "0123abcd.identity.json.tmp").write_text("ours, half")
     with pytest.warns(UserWarning, match=r"identity\.json is damaged .*written again"):
@@ -230,7 +230,7 @@ def test_a_damaged_identity_is_written_anew_and_nothing_is_trained_anew(done, tm
     assert [path.name for path in job.run().glob("*.tmp")] == ["identity.tmp"]
 
 
-def test_parameters_without_values_are_kept_with_the_others(job):
+def test_parameters_without_elements_are_saved_and_restored(job):
     from experiments.tools.fit import restore
 
     params = {"w": jnp.zeros(2), "none": jnp.zeros((0, 3)), "half": jnp.zeros((2, 0), jnp.bfloat16)}
@@ -243,7 +243,7 @@ def test_parameters_without_values_are_kept_with_the_others(job):
         np.testing.assert_array_equal(found["w"], last["w"])
 
 
-def test_what_no_checkpoint_can_hold_is_told_before_the_training(job):
+def test_parameters_and_states_that_no_checkpoint_can_hold_raise_before_training(job):
     for params in ({}, {"w": jnp.zeros((0, 2))}):
         with pytest.raises(ValueError, match="params hold no numbers"):
             job.fit(params=params)
@@ -256,7 +256,7 @@ def test_what_no_checkpoint_can_hold_is_told_before_the_training(job):
     assert not list(job.directory.iterdir())
 
 
-def test_a_directory_that_cannot_be_is_told(job):
+def test_a_directory_that_cannot_be_used_raises(job):
     (job.directory / "file").write_text("")
     with pytest.raises(OSError, match=r"the directory .*file/net-.* cannot be made: Not a directory"):
         Job(job.directory / "file").fit()
@@ -265,7 +265,7 @@ def test_a_directory_that_cannot_be_is_told(job):
         job.fit()
 
 
-def test_only_a_full_disk_is_called_full(job, monkeypatch):
+def test_only_the_error_of_a_full_disk_mentions_a_full_disk(job, monkeypatch):
     from experiments.tools import checkpoints
 
     def fails(error):
@@ -274,18 +274,18 @@ def test_only_a_full_disk_is_called_full(job, monkeypatch):
 
         return save
 
-    for error, told in (
+    for error, message in (
         (ValueError("zero size"), r"zero size\. Fix that and start again\. There is no checkpoint yet\."),
         (OSError(errno.ENOSPC, "No space left on device"), r"Is the disk full\? A checkpoint takes 40 bytes, and .* are free"),
         (RuntimeError("ts: Disk quota exceeded"), r"Is the disk full\? .* Make room and start again"),
     ):
         monkeypatch.setattr(checkpoints.ocp.CheckpointManager, "save", fails(error))
-        with pytest.raises(OSError, match=r"(?s)the checkpoint of step 4 could not be written to .*" + told) as caught:
+        with pytest.raises(OSError, match=r"(?s)the checkpoint of step 4 could not be written to .*" + message) as caught:
             job.fit()
-        assert ("disk full" in str(caught.value)) == ("disk full" in told)
+        assert ("disk full" in str(caught.value)) == ("disk full" in message)
 
 
-def test_the_curve_is_whole_whatever_the_clock_says(done, job, monkeypatch):
+def test_the_curve_is_complete_if_the_clock_is_set_back(done, job, monkeypatch):
     from experiments.tools import progress
 
     def stops(params, key, images, labels):
@@ -299,17 +299,17 @@ def test_the_curve_is_whole_whatever_the_clock_says(done, job, monkeypatch):
     monkeypatch.setattr(progress.time, "time", lambda: 1e9)  # The clock is set back.
     job.fit()
     names = sorted(path.name for path in job.run().glob("events*"))
-    assert names[0] == first.name  # TensorBoard goes by the names.
+    assert names[0] == first.name  # TensorBoard reads them in the order of their names.
     curve = progress.scalars(job.run(), "loss")
     assert list(curve) == list(range(12))
     expected = progress.scalars(done[0].run(), "loss")
     assert [curve[step] for step in range(8, 12)] != [expected[step] for step in range(8, 12)]
-    # Named by a version that trusted the clock.
+    # A name as an earlier version made it from the clock alone.
     (job.run() / names[1]).rename(job.run() / names[1].replace(names[1].split(".")[3], "1000000000"))
     assert progress.scalars(job.run(), "loss") == curve
 
 
-def test_of_one_step_the_log_that_began_last_counts(tmp_path, monkeypatch):
+def test_of_overlapping_logs_the_one_that_started_at_the_later_step_is_used(tmp_path, monkeypatch):
     from experiments.tools import progress
 
     for start, clock, steps in ((0, 2e9, range(10)), (4, 1e9, range(4, 7))):
@@ -351,7 +351,7 @@ def hurt(path, how):
 
 
 @pytest.mark.parametrize("how", ["truncated", "emptied", 0.03, 0.35, 0.62, 0.97])
-def test_damage_to_any_file_never_changes_what_is_read(done, tmp_path, how):
+def test_damage_to_any_file_raises_or_changes_no_value(done, tmp_path, how):
     from experiments.tools.checkpoints import DamagedError, read
 
     like = {"average": {"w": jnp.zeros(2)}, "params": {"w": jnp.zeros(2)}}
@@ -370,14 +370,14 @@ def test_damage_to_any_file_never_changes_what_is_read(done, tmp_path, how):
             _, found = read(work, like)
         except DamagedError:
             caught.append(file)
-        else:  # The file says nothing that matters.
+        else:  # The change does not affect the values.
             assert all(found[part]["w"].tobytes() == whole[part]["w"].tobytes() for part in like), file
         shutil.rmtree(work)
     assert any("d" in file.parts for file in caught)
     assert any("about" in file.parts for file in caught)
 
 
-def test_a_changed_value_that_orbax_does_not_see_is_seen(done, tmp_path):
+def test_a_changed_value_that_orbax_does_not_detect_warns(done, tmp_path):
     import orbax.checkpoint as ocp
 
     job = copied(done, tmp_path)
@@ -390,7 +390,7 @@ def test_a_changed_value_that_orbax_does_not_see_is_seen(done, tmp_path):
         np.testing.assert_array_equal(job.fit()["w"], done[1])
 
 
-def test_the_newest_good_checkpoint_is_taken_with_a_warning_and_none_is_an_error(done, tmp_path):
+def test_the_newest_good_checkpoint_is_used_with_a_warning_and_without_one_it_raises(done, tmp_path):
     job = copied(done, tmp_path)
     for step in (12, 8):
         for path in (job.run() / str(step) / "params" / "d").iterdir():
@@ -408,7 +408,7 @@ def test_the_newest_good_checkpoint_is_taken_with_a_warning_and_none_is_an_error
     assert all((job.run() / str(step)).exists() for step in (4, 8, 12))
 
 
-def test_a_half_written_checkpoint_is_dropped_with_a_warning(done, tmp_path):
+def test_a_half_written_checkpoint_is_removed_with_a_warning(done, tmp_path):
     job = copied(done, tmp_path)
     (job.run() / "12").rename(job.run() / "12.orbax-checkpoint-tmp")
     with pytest.warns(UserWarning, match="the checkpoint of step 12 .* was half-written"):
@@ -417,7 +417,7 @@ def test_a_half_written_checkpoint_is_dropped_with_a_warning(done, tmp_path):
     assert not list(job.run().glob("*tmp*"))
 
 
-def test_a_checkpoint_of_another_network_or_config_is_refused(done, tmp_path):
+def test_a_checkpoint_of_another_network_or_config_raises(done, tmp_path):
     from experiments.tools.fit import restore
 
     job = copied(done, tmp_path)
@@ -431,15 +431,15 @@ def test_a_checkpoint_of_another_network_or_config_is_refused(done, tmp_path):
     with pytest.raises(ValueError, match="'w' of average"):
         restore(job.run(), {"w": jnp.zeros(2, int)})
     path = job.run() / "identity.json"
-    said = json.loads(path.read_text())
-    path.write_text(json.dumps(said | {"data": 7}))
+    held = json.loads(path.read_text())
+    path.write_text(json.dumps(held | {"data": 7}))
     with pytest.raises(ValueError, match="contradicts its directory's name: data is 7 there and 1 here"):
         job.fit()
     with pytest.raises(ValueError, match="identity must not hold seed"):
         job.fit(identity={"seed": 3})
 
 
-def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_last_checkpoint(job):
+def test_a_loss_that_is_not_finite_raises_and_names_the_step_and_the_last_checkpoint(job):
     def burst(params, key, images, labels):
         return (params["w"] ** 2).sum() + jnp.where(jnp.abs(images - last).max() == 0, jnp.nan, 0.0)
 
@@ -461,14 +461,14 @@ def fit_other(job):
     return fit("other", nan, {"w": jnp.zeros(2)}, Batches(), job.training(), 0, job.directory, {})
 
 
-def test_a_parameter_that_is_not_finite_is_never_kept(job):
+def test_a_parameter_that_is_not_finite_raises_and_is_never_saved(job):
     steep = lambda params, key, images, labels: (params["w"] * 1e-3).sum()
     with pytest.raises(FloatingPointError, match=r"average\.w of net is not finite after 3 steps\. There is no checkpoint"):
         job.fit(loss=steep, learning_rate=3e38, checkpoint_every=3)
     assert not [path for path in job.run(learning_rate=3e38, checkpoint_every=3).iterdir() if path.name.isdecimal()]
 
 
-def test_batches_that_do_not_fit_are_told(job):
+def test_batches_of_the_wrong_size_or_type_raise(job):
     with pytest.raises(ValueError, match=r"a batch of 8 is 8 rows in each of 1 processes, got \[16, 16\]"):
         job.fit(batches=Batches(16))
     with pytest.raises(ValueError, match="12 rows do not divide evenly among 8 devices"):
@@ -477,7 +477,7 @@ def test_batches_that_do_not_fit_are_told(job):
         job.fit(batches=iter([]))
 
 
-def test_two_trainings_of_one_run_do_not_mix(job):
+def test_a_second_training_of_the_same_run_raises(job):
     from experiments.tools.checkpoints import Checkpoints
 
     job.run().mkdir(parents=True)
@@ -488,7 +488,7 @@ def test_two_trainings_of_one_run_do_not_mix(job):
     job.fit()
 
 
-def test_the_share_of_waiting_is_measured(monkeypatch):
+def test_the_fraction_of_waiting_time_is_measured(monkeypatch):
     from experiments.tools import progress
 
     now = iter([0.0, 1.0, 4.0, 10.0, 11.0, 12.0, 20.0, 20.0])
@@ -511,13 +511,13 @@ def test_the_share_of_waiting_is_measured(monkeypatch):
         ({"checkpoint_every": 0}, "checkpoint_every must be at least 1"),
     ],
 )
-def test_training_that_makes_no_sense_is_told(job, changes, message):
+def test_a_training_with_a_wrong_value_raises(job, changes, message):
     with pytest.raises(ValueError, match=message):
         job.training(**changes)
 
 
-def test_the_averages_of_bfloat16_parameters_are_kept_in_float32_and_given_in_theirs(job):
-    """With decay .999 in bfloat16 they would be the first parameters for ever."""
+def test_the_averages_of_bfloat16_parameters_are_stored_in_float32_and_returned_in_bfloat16(job):
+    """In bfloat16 with decay 0.999 the averages would never change."""
     from experiments.tools.checkpoints import read
     from experiments.tools.fit import restore
 
@@ -536,8 +536,8 @@ def test_the_averages_of_bfloat16_parameters_are_kept_in_float32_and_given_in_th
     np.testing.assert_array_equal(job.fit(square, params, **changes)["w"], found["w"])
 
 
-def test_a_run_begun_with_another_generator_is_another_one(done, tmp_path):
-    """Runs that do not tell their generator, as all before it was told, are of threefry2x32."""
+def test_a_run_with_another_generator_has_another_directory(done, tmp_path):
+    """A run whose identity has no generator uses threefry2x32."""
     job = copied(done, tmp_path)
     assert "generator" not in json.loads((job.run() / "identity.json").read_text())
     old = job.run()

@@ -1,4 +1,4 @@
-"""Folders of PNG or JPEG files as data sets: their splits and labels, training and sampling from them, and their errors."""
+"""Tests of folders of PNG or JPEG files as data sets: splits, labels, training, sampling, and errors."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ from experiments.tools import data, folders
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 NAMES = ("one", "three", "two")
-"""Sorted: not in the order of the digits."""
+"""In the order of the alphabet, which is not the order of the digits."""
 
 
 def digits(digit: int, count: int) -> np.ndarray:
@@ -60,7 +60,7 @@ def pixels(path: Path) -> bytes:
 
 
 def stored(images: np.ndarray) -> list[bytes]:
-    """The pixels of images in [-1, 1], in bytes."""
+    """The pixels of images in [-1, 1] as bytes."""
     return [np.round((image + 1) * 127.5).astype(np.uint8).tobytes() for image in images]
 
 
@@ -95,7 +95,7 @@ def test_train_and_test_folders_are_the_splits(classes, tmp_path):
         load(tmp_path / "own")
 
 
-def test_the_version_is_that_of_the_files(classes, tmp_path):
+def test_the_version_depends_on_the_files_and_not_on_the_path(classes, tmp_path):
     version = load(classes).version
     moved = Path(shutil.copytree(classes, tmp_path / "elsewhere"))
     assert load(moved).version == load(moved, "test").version == version
@@ -105,7 +105,7 @@ def test_the_version_is_that_of_the_files(classes, tmp_path):
     assert len({load(moved).version, load(classes, size=4).version, version}) == 3
 
 
-def test_a_name_is_a_folder_where_tfds_has_none(classes, tmp_path, monkeypatch):
+def test_a_name_is_a_folder_if_tfds_has_no_such_set(classes, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert folders.named("photos") == Path("photos")
     assert folders.named("./digits") == Path("digits")
@@ -121,7 +121,7 @@ def test_a_name_is_a_folder_where_tfds_has_none(classes, tmp_path, monkeypatch):
         data.load("photos", "train", tmp_path, tmp_path)
 
 
-def test_colours_transparency_and_turned_photographs(tmp_path):
+def test_colours_transparency_and_rotated_photographs_are_read(tmp_path):
     folder, grey = tmp_path / "mixed", np.full((4, 6), 100, np.uint8)
     folder.mkdir()
     save(folder / "a.png", grey)
@@ -133,12 +133,12 @@ def test_colours_transparency_and_turned_photographs(tmp_path):
     (image,) = stored(load(folder, labelled=False).images)
     np.testing.assert_array_equal(np.frombuffer(image, np.uint8).reshape(4, 6, 3)[0, ::5], [[255, 255, 255], [255, 0, 0]])
     exif = Image.Exif()
-    exif[274] = 6  # Turned by a quarter.
+    exif[274] = 6  # Rotated by 90 degrees.
     Image.fromarray(np.repeat(grey.T[..., None], 3, 2)).save(folder / "c.jpg", exif=exif)
     assert load(folder, labelled=False).images.shape == (2, 4, 6, 3)
 
 
-def test_resizing_crops_the_centre_and_leaves_what_fits(classes, tmp_path):
+def test_resizing_crops_the_centre_and_keeps_images_of_the_right_size(classes, tmp_path):
     wide = np.zeros((8, 12), np.uint8)
     wide[:, 2:10] = digits(1, 1)[0]
     wide[:, :2] = 255
@@ -190,7 +190,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_wrong_folder_is_refused_with_what_to_do(classes, name):
+def test_a_wrong_folder_raises_and_the_message_names_the_fix(classes, name):
     change, error, message = CHANGES[name]
     change(classes)
     with pytest.raises(error, match=message):
@@ -204,7 +204,7 @@ def test_hidden_files_are_ignored(classes):
     assert load(classes).names == NAMES
 
 
-def test_a_file_that_changes_its_size_later_is_named(classes):
+def test_a_file_that_changes_its_size_later_raises(classes):
     source = data.records(str(classes), "train", Path("/nowhere"))
     assert isinstance(source, folders.Images)
     for path in source.paths:
@@ -215,7 +215,7 @@ def test_a_file_that_changes_its_size_later_is_named(classes):
 
 @pytest.fixture
 def config(tmp_path):
-    """As cheap as it gets; optax does not run under strict promotion."""
+    """The smallest study. optax does not run under strict promotion."""
     from experiments.fashion_mnist import study
 
     network = gj.networks.UNetConfig((8, 8, 1), 10, widths=(8,), heads=2)
@@ -237,8 +237,8 @@ def config(tmp_path):
         yield small
 
 
-def test_a_model_of_ones_own_classes(classes, config):
-    """The study's own steps: train, sample, judge; then the command that draws more."""
+def test_a_folder_of_classes_is_trained_sampled_and_judged(classes, config):
+    """The steps of the study are run, then the command that draws more samples."""
     from experiments.fashion_mnist import study
     from experiments.tools import generate
 
@@ -256,7 +256,7 @@ def test_a_model_of_ones_own_classes(classes, config):
     np.testing.assert_array_equal(labels, [0, 1, 2, 0, 1, 2])
 
 
-def test_too_few_held_out_images_for_the_judge_are_refused(classes, config):
+def test_too_few_held_out_images_for_the_judge_raise(classes, config):
     from experiments.fashion_mnist import study
 
     for name in NAMES:
@@ -266,13 +266,13 @@ def test_too_few_held_out_images_for_the_judge_are_refused(classes, config):
         study.main(dataclasses.replace(config, dataset=str(classes)))
 
 
-def test_a_model_of_images_without_labels(flat, config, capsys):
+def test_a_folder_without_labels_trains_an_unconditional_model(flat, config, capsys):
     from experiments.fashion_mnist import study
     from experiments.tools import generate, models
 
     found = study.main(dataclasses.replace(config, dataset=str(flat)))
-    assert "denoiser is unconditional" in (said := capsys.readouterr().out)
-    assert f"experiments.tools.generate {config.out} --guidance unconditional" in said
+    assert "denoiser is unconditional" in (printed := capsys.readouterr().out)
+    assert f"experiments.tools.generate {config.out} --guidance unconditional" in printed
     assert (Path(found["samples"]) / "grid.png").exists()
     assert len(list(Path(found["samples"]).glob("samples_16x8x8x1.npz"))) == 1
     assert json.loads((config.out / "models.json").read_text())["names"] == []

@@ -1,4 +1,4 @@
-"""Many samples in shards: each of its own key, one set a directory, nothing damaged and nothing that is no number kept."""
+"""Tests of generation in shards: one key per sample, one set per directory, and no shard with damage or with NaN."""
 
 import contextlib
 import dataclasses
@@ -16,12 +16,12 @@ import pytest
 from experiments.tools import generate, models, shards
 
 N = 22
-"""Two shards of two batches of four, and one and a half batches."""
+"""Two shards of two batches of four samples, and a last shard of one and a half batches."""
 
 
 @pytest.fixture(scope="module")
 def program():
-    """One compiled program for all that draw here."""
+    """One compiled program for all tests."""
     return jax.jit(generator.program)
 
 
@@ -51,7 +51,7 @@ def draw(program, tmp_path):
 
 
 def pixels(labels):
-    """`[B, 1, 1, 1]` floating."""
+    """The labels as floating images `[B, 1, 1, 1]`."""
     return labels[:, None, None, None].astype(float)
 
 
@@ -59,7 +59,7 @@ def contents(of: shards.Shards):
     return {path.name: path.read_bytes() for path in of.directory.glob("*")}
 
 
-def test_sample_i_is_of_the_key_of_its_number_and_of_its_label(draw):
+def test_sample_i_has_the_key_of_its_number_and_its_label(draw):
     labels = np.random.default_rng(0).integers(0, 3, N)
     images, kept = draw(labels=labels).samples()
     assert images.dtype == np.uint8
@@ -70,15 +70,15 @@ def test_sample_i_is_of_the_key_of_its_number_and_of_its_label(draw):
     assert np.abs(np.diff(np.sort(expected[:, 0]))).min() > 1e-4
 
 
-def test_the_set_is_the_same_whatever_the_default_generator_is(draw):
-    """Of rbg `jax.vmap` draws by the first key alone, so a set is of threefry2x32; one that was begun so goes on so."""
+def test_the_set_is_the_same_for_every_default_generator(draw):
+    """With rbg, `jax.vmap` uses only the first key, so every set uses threefry2x32, also one that is continued."""
     images, _ = draw().samples()
     draw("grown", 10)
     with jax.default_prng_impl("rbg"):
         np.testing.assert_array_equal(draw("grown").samples()[0], images)
 
 
-def test_the_set_is_the_same_for_any_shards_and_growth_to_the_bit_and_for_any_batch_to_rounding(draw):
+def test_shards_and_growth_do_not_change_the_bits_and_the_batch_size_changes_only_rounding(draw):
     images, labels = draw().samples()
     for size in (4, 12, 40):
         np.testing.assert_array_equal(draw(f"shards of {size}", shard=size).samples()[0], images)
@@ -117,15 +117,15 @@ def test_a_sweep_of_scales_is_traced_once(draw):
     assert traced == 1
 
 
-def test_bytes_are_the_nearest(draw):
-    # Between the bytes 99 and 100, half a hundredth to either side of the middle; and out of [-1, 1].
+def test_values_are_rounded_to_the_nearest_byte(draw):
+    # Two values are 0.005 below and above the middle of the bytes 99 and 100. Two are out of [-1, 1].
     values = jnp.array([99.495, 99.505, -3.0, 300.0]) / 127.5 - 1
     shades = lambda inputs, keys, labels: jnp.tile(values[None, None, :, None], (len(keys), 1, 1, 1))
     np.testing.assert_array_equal(draw(program=shades).samples()[0][0, 0, :, 0], [99, 100, 0, 255])
 
 
 @pytest.mark.parametrize("harm", ["cut", "emptied", "pixel", "header", "directory of the archive"])
-def test_a_damaged_shard_is_made_again_with_a_warning(draw, harm):
+def test_a_damaged_shard_is_drawn_again_with_a_warning(draw, harm):
     whole = draw()
     before, path = contents(whole), whole.path(1)
     content = bytearray(path.read_bytes())
@@ -146,7 +146,7 @@ def test_a_damaged_shard_is_made_again_with_a_warning(draw, harm):
 
 
 @pytest.mark.parametrize(
-    ("other", "told"),
+    ("other", "message"),
     [
         ({"seed": 4}, "seed is 3 there, and 4 is requested"),
         ({"scale": 2.5}, "scale is 2.0 there, and 2.5 is requested"),
@@ -155,15 +155,15 @@ def test_a_damaged_shard_is_made_again_with_a_warning(draw, harm):
         ({"identity": {"scale": 2.0, "net": {"width": 8}}}, 'net is "nothing" there, and {"width": 8} is requested'),
     ],
 )
-def test_a_directory_of_another_set_is_refused_and_left_as_it_is(draw, other, told):
+def test_a_directory_of_another_set_raises_and_stays_unchanged(draw, other, message):
     before = contents(draw())
     with pytest.raises(ValueError, match=r"holds another set: .*Nothing is changed there: use another directory") as error:
         draw(**other)
-    assert told in str(error.value)
+    assert message in str(error.value)
     assert contents(draw()) == before
 
 
-def test_shards_that_stray_in_from_another_set_are_refused(draw):
+def test_shards_of_another_set_raise(draw):
     one, other = draw("one"), draw("other", seed=4)
     other.path(1).replace(one.path(1))
     with pytest.raises(ValueError, match=r"shard-00001\.npz belongs to another set than identity\.json"):
@@ -183,17 +183,17 @@ DAMAGES += [
 ]
 
 
-@pytest.mark.parametrize("told", DAMAGES)
-def test_a_damaged_identity_is_told_and_written_anew_from_the_shards(draw, told):
-    """None: it is missing."""
+@pytest.mark.parametrize("content", DAMAGES)
+def test_a_damaged_identity_raises_when_read_and_is_written_again_from_the_shards(draw, content):
+    """The identity is missing if `content` is None."""
     whole = draw()
     before, path = contents(whole), whole.directory / "identity.json"
 
     def hurt():
-        path.unlink() if told is None else path.write_bytes(told)
+        path.unlink() if content is None else path.write_bytes(content)
 
     hurt()
-    error, what = (FileNotFoundError, "no generated set") if told is None else (ValueError, r"damaged.*Start the generation")
+    error, what = (FileNotFoundError, "no generated set") if content is None else (ValueError, r"damaged.*Start the generation")
     with pytest.raises(error, match=f"identity.*{what}|{what}.*identity"):
         shards.samples(whole.directory)
     with pytest.raises(ValueError, match=r"holds shard-00000\.npz, .*identity\.json.* not of the requested set"):
@@ -204,7 +204,7 @@ def test_a_damaged_identity_is_told_and_written_anew_from_the_shards(draw, told)
 
 
 @pytest.mark.parametrize(
-    ("held", "told"),
+    ("held", "message"),
     [
         (
             {"identity.json": b'{"name": "net", "seed": 0, "training": {"steps": 3}}', "lock": b""},
@@ -215,28 +215,28 @@ def test_a_damaged_identity_is_told_and_written_anew_from_the_shards(draw, told)
         ({"dataset_info.json": b"{}"}, r"holds dataset_info\.json"),
     ],
 )
-def test_a_directory_of_something_else_is_refused_and_left_as_it_is(draw, tmp_path, held, told):
+def test_a_directory_with_other_files_raises_and_stays_unchanged(draw, tmp_path, held, message):
     (tmp_path / "set").mkdir()
     for name, content in {**held, "3.tmp": b"of somebody else"}.items():
         (tmp_path / "set" / name).write_bytes(content)
     before = {path.name: path.read_bytes() for path in (tmp_path / "set").iterdir()}
-    with pytest.raises(ValueError, match=f"{told}.*[uU]se another directory"):
+    with pytest.raises(ValueError, match=f"{message}.*[uU]se another directory"):
         draw()
     assert {path.name: path.read_bytes() for path in (tmp_path / "set").iterdir()} == before
 
 
-def test_a_directory_that_cannot_be_is_told(draw, tmp_path):
+def test_a_directory_that_cannot_be_made_raises(draw, tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
-    for name, told in (("file", "it is a file"), ("file/set", "Not a directory"), ("link", "a link to nothing")):
-        with pytest.raises(OSError, match=f"the directory .*{name} cannot be made: .*{told}"):
+    for name, message in (("file", "it is a file"), ("file/set", "Not a directory"), ("link", "a link to nothing")):
+        with pytest.raises(OSError, match=f"the directory .*{name} cannot be made: .*{message}"):
             draw(name)
     (tmp_path / "far").mkdir()
     (tmp_path / "near").symlink_to(tmp_path / "far")
     assert draw("near").samples()[0].shape == draw("far").samples()[0].shape
 
 
-def test_images_that_are_not_finite_are_named_and_never_saved(draw, tmp_path):
+def test_images_that_are_not_finite_raise_with_their_numbers_and_are_never_saved(draw, tmp_path):
     def program(inputs, keys, labels):
         broken = (labels == 10) | (labels == 13)
         return jnp.where(broken, jnp.array([0.0, jnp.nan, jnp.inf])[labels % 3], 0.0)[:, None, None, None]
@@ -247,7 +247,7 @@ def test_images_that_are_not_finite_are_named_and_never_saved(draw, tmp_path):
     assert sorted(path.name for path in (tmp_path / "set").iterdir()) == ["identity.json", "shard-00000.npz"]
 
 
-def test_a_full_disk_is_told_and_what_is_finished_stays(draw, tmp_path):
+def test_a_full_disk_raises_and_finished_shards_stay(draw, tmp_path):
     large = lambda inputs, keys, labels: jnp.zeros((len(keys), 64, 64, 1)) + 0.01 * pixels(labels)
     draw("small", 8, program=large)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -260,10 +260,10 @@ def test_a_full_disk_is_told_and_what_is_finished_stays(draw, tmp_path):
             draw("small", program=large)
     assert sorted(path.name for path in (tmp_path / "small").iterdir()) == ["identity.json", "shard-00000.npz"]
     images, labels = draw("small", program=large).samples()
-    # The shards fit, the one file of all of them does not; and then all but the picture.
+    # First the shards fit and the file with all of them does not. Then only the picture does not fit.
     again = lambda: draw("small", program=lambda *_: pytest.fail("drawn again"), finish=generate.assembled())
     whole = shards.opened(tmp_path / "small")
-    for limit, finish, told in (
+    for limit, finish, message in (
         (60_000, again, r"samples_22x64x64x1\.npz cannot be written: File too large\. .* takes 91\.29 kB, and"),
         (60, lambda: generate.grid(whole), r"grid\.png cannot be written: File too large\. .* takes .* and .* are free"),
     ):
@@ -271,7 +271,7 @@ def test_a_full_disk_is_told_and_what_is_finished_stays(draw, tmp_path):
         with contextlib.ExitStack() as stack:
             stack.callback(resource.setrlimit, resource.RLIMIT_FSIZE, limits)
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
-            with pytest.raises(OSError, match=told) as error:
+            with pytest.raises(OSError, match=message) as error:
                 finish()
         assert "The 3 of 3 shards that are finished are kept" in str(error.value)
         assert contents(whole) == before
@@ -281,7 +281,7 @@ def test_a_full_disk_is_told_and_what_is_finished_stays(draw, tmp_path):
     np.testing.assert_array_equal(images[:, 5, 7, 0], np.rint((0.01 * labels + 1) * 127.5))
 
 
-def test_what_interrupted_writing_left_is_removed(draw, tmp_path):
+def test_partial_files_of_an_interrupted_run_are_removed(draw, tmp_path):
     before = contents(draw())
     ours = ("shard-00002.npz.tmp", "0123abcd.identity.json.tmp", "0123abcd.grid.png.tmp", "samples_2x3x1x1.npz.tmp")
     for name in ours:
@@ -292,7 +292,7 @@ def test_what_interrupted_writing_left_is_removed(draw, tmp_path):
     assert contents(draw()) == before | theirs
 
 
-def test_what_is_being_written_is_never_removed(draw, tmp_path):
+def test_a_file_that_is_being_written_is_never_removed(draw, tmp_path):
     whole = draw()
     with shards.replacing(whole.directory / "grid.png") as file:
         file.write(b"slow")
@@ -300,7 +300,7 @@ def test_what_is_being_written_is_never_removed(draw, tmp_path):
     assert (whole.directory / "grid.png").read_bytes() == b"slow"
 
 
-def test_the_set_is_finished_before_another_program_may_write(draw, tmp_path):
+def test_another_program_cannot_write_before_the_set_is_finished(draw, tmp_path):
     def finish(whole):
         whole.assemble()
         with pytest.raises(RuntimeError, match="another program is writing into"):
@@ -311,7 +311,7 @@ def test_the_set_is_finished_before_another_program_may_write(draw, tmp_path):
         assert len(file["arr_1"]) == N
 
 
-def test_two_programs_do_not_write_into_one_directory(draw, tmp_path):
+def test_a_second_program_in_the_same_directory_raises(draw, tmp_path):
     before = contents(draw())
     with shards.alone(tmp_path / "set"), pytest.raises(RuntimeError, match=r"another program is writing into .*set"):
         draw()
@@ -319,7 +319,7 @@ def test_two_programs_do_not_write_into_one_directory(draw, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "message"),
     [
         ({"batch": 4, "devices": 8}, "a batch of 4 does not divide evenly among 8 devices. Use 8"),
         ({"batch": 0}, "a batch of 0 .* Use 1"),
@@ -334,12 +334,12 @@ def test_two_programs_do_not_write_into_one_directory(draw, tmp_path):
         ({"program": lambda inputs, keys, labels: jnp.zeros((len(labels), 3))}, r"returned float32\[4, 3\], expected floating"),
     ],
 )
-def test_what_cannot_be_is_said(draw, wrong, told):
-    with pytest.raises(ValueError, match=told):
+def test_wrong_arguments_raise(draw, wrong, message):
+    with pytest.raises(ValueError, match=message):
         draw(**wrong)
 
 
-def test_the_bar_starts_at_what_was_found(draw, capsys):
+def test_the_progress_bar_starts_at_the_number_of_existing_samples(draw, capsys):
     draw("set", 16)
     capsys.readouterr()
     draw()
@@ -348,7 +348,7 @@ def test_the_bar_starts_at_what_was_found(draw, capsys):
     assert not capsys.readouterr().err
 
 
-def test_one_file_as_openais_evaluator_reads_it(draw):
+def test_the_assembled_file_has_the_format_of_openais_evaluator(draw):
     grey = lambda inputs, keys, labels: (5 * pixels(labels) + jnp.arange(6.0).reshape(1, 3, 2, 1)) / 127.5 - 1
     drawn = draw(program=grey, labels=np.arange(N) % 3)
     images = 5 * (np.arange(N) % 3)[:, None, None, None] + np.arange(6).reshape(3, 2, 1)
@@ -367,7 +367,7 @@ def test_one_file_as_openais_evaluator_reads_it(draw):
         drawn.assemble()
 
 
-def test_the_file_is_made_in_the_memory_of_a_shard(tmp_path):
+def test_assembly_needs_the_memory_of_a_few_shards_only(tmp_path):
     large = shards.Shards(tmp_path, np.zeros(64, np.int32), 2, {})
     large.claim()
     for number in range(large.count):
@@ -382,7 +382,7 @@ def test_the_file_is_made_in_the_memory_of_a_shard(tmp_path):
         np.testing.assert_array_equal(file["arr_0"][:, 0, 0, 0], np.arange(64) // 2)
 
 
-def test_the_grid_has_a_row_a_class(draw):
+def test_the_grid_has_one_row_per_class(draw):
     shade = lambda inputs, keys, labels: jnp.tile(pixels(labels) * 50 / 127.5 - 1, (1, 40, 40, 3))
     picture = generate.grid(draw(program=shade, labels=generate.balanced(N, (4, 0, 2))), columns=5)
     shown = np.rint(255 * plt.imread(picture)[..., :3])
@@ -392,11 +392,11 @@ def test_the_grid_has_a_row_a_class(draw):
     np.testing.assert_array_equal(generate.balanced(5, (4, 0, 2)), [4, 0, 2, 4, 0])
 
 
-def test_the_command_draws_what_the_run_was_trained_for(monkeypatch, tmp_path):
+def test_the_command_draws_guided_samples_of_the_run(monkeypatch, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     models.save(run, (4, 4, 1), ("a", "b", "c"), {"denoiser": {"kind": "UNet", "config": {}, "checkpoint": "here"}})
-    # A denoiser whose x0 is the class, in a shade of its own; v = alpha eps - sigma x0 at any noise.
+    # A denoiser whose x0 is the shade of the class: v = alpha eps - sigma x0 for every noise.
     shades = jnp.array([-0.5, 0.0, 0.5, 0.25])
 
     def network(params, x, t, label):
@@ -412,14 +412,14 @@ def test_the_command_draws_what_the_run_was_trained_for(monkeypatch, tmp_path):
     drawn = generate.main(config)
     images, labels = drawn.samples()
     np.testing.assert_array_equal(labels, [2, 0] * 6)
-    # Scale 2: twice the class's shade less that of no class.
+    # At scale 2 the result is twice the shade of the class minus the shade without a class.
     expected = np.clip(np.where(labels == 2, 2 * 0.5 - 0.25, 2 * -0.5 - 0.25), -1, 1)
     np.testing.assert_allclose(images[:, 0, 0, 0], np.rint((expected + 1) * 127.5), atol=1)
     names = {"identity.json", "shard-00000.npz", "shard-00001.npz", "samples_12x4x4x3.npz", "grid.png"}
     assert {path.name for path in drawn.directory.iterdir()} == names
-    told = json.loads((drawn.directory / "identity.json").read_text())["identity"]
-    assert told["scale"] == 2.0
-    assert told["networks"]["denoiser"]["checkpoint"] == "here"
+    held = json.loads((drawn.directory / "identity.json").read_text())["identity"]
+    assert held["scale"] == 2.0
+    assert held["networks"]["denoiser"]["checkpoint"] == "here"
     with pytest.raises(ValueError, match="labels must be classes of the run, 0 to 2"):
         generate.main(dataclasses.replace(config, labels=(3,)))
     with pytest.raises(ValueError, match=r"guidance must be one of .*cfg.*got 'cgf'"):

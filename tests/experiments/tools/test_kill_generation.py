@@ -1,4 +1,4 @@
-"""Generation that is killed at any moment, and generation by several processes, is the same as if nothing had happened."""
+"""Tests of generation that is killed, and of generation by several processes: the result is that of one uninterrupted run."""
 
 import collections
 import multiprocessing
@@ -15,7 +15,7 @@ from generator import BATCH, SAMPLES, SHARD
 
 @pytest.fixture(scope="module")
 def processes():
-    """Processes that are forked from one which has imported JAX and not used it."""
+    """A context that forks processes from one that has imported JAX and not used it."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["experiments.tools.generate", "generator", "pytest", "scipy.linalg"])
     return context
@@ -27,7 +27,7 @@ def cache(tmp_path_factory):
 
 
 def numbers(log):
-    """The numbers of the samples that have been in work, in order."""
+    """The numbers of the samples that were drawn, in order."""
     return [int(number) for number in log.read_text().split()] if log.exists() else []
 
 
@@ -35,7 +35,7 @@ def contents(directory):
     return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
-def test_killed_at_any_moment_nothing_is_lost_and_nothing_is_twice(processes, cache, tmp_path):
+def test_a_kill_at_any_moment_loses_no_shard_and_repeats_none(processes, cache, tmp_path):
     def started(directory, log, *death):
         process = processes.Process(target=generator.doomed, args=(cache, directory, log, *death))
         process.start()
@@ -53,7 +53,7 @@ def test_killed_at_any_moment_nothing_is_lost_and_nothing_is_twice(processes, ca
     assert len(expected) == SAMPLES // SHARD + 1
 
     seed = time.time_ns()
-    print(f"seed of the moments: {seed}")
+    print(f"seed of the times of death: {seed}")
     rng = np.random.default_rng(seed)
     deaths = ["half written", *rng.permutation(["written", "in place", "moment", "moment", "moment"])]
     directory, log = tmp_path / "killed", tmp_path / "killed.log"
@@ -85,7 +85,7 @@ def test_killed_at_any_moment_nothing_is_lost_and_nothing_is_twice(processes, ca
     assert counted.total() <= SAMPLES + killed * SHARD
 
 
-def test_a_second_program_is_turned_away_until_the_first_has_assembled_its_set(processes, cache, tmp_path):
+def test_a_second_program_is_refused_until_the_first_has_assembled_its_set(processes, cache, tmp_path):
     directory, begun, go = tmp_path / "set", tmp_path / "begun", tmp_path / "go"
     first = processes.Process(target=generator.assembling, args=(cache, directory, begun, go))
     first.start()
@@ -93,7 +93,7 @@ def test_a_second_program_is_turned_away_until_the_first_has_assembled_its_set(p
     while not begun.exists() and time.monotonic() < end:
         time.sleep(0.002)
     before = contents(directory)
-    assert len(before) == SAMPLES // SHARD + 2, "the shards, the identity, and the file that is being assembled"
+    assert len(before) == SAMPLES // SHARD + 2, "expected the shards, the identity, and the file that is being assembled"
     second = processes.Process(target=generator.doomed, args=(cache, directory, tmp_path / "second.log"))
     second.start()
     second.join(120)
@@ -109,15 +109,15 @@ def test_a_second_program_is_turned_away_until_the_first_has_assembled_its_set(p
         assert file["arr_1"].tolist() == list(range(SAMPLES))
 
 
-def test_two_processes_of_four_devices_draw_what_one_device_draws(processes, cache, tmp_path):
+def test_two_processes_of_four_devices_draw_the_samples_of_one_device(processes, cache, tmp_path):
     from experiments.tools.generate import generate
 
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     logs = [tmp_path / "0.log", tmp_path / "1.log"]
-    told = cache, tmp_path / "two"
-    pair = [processes.Process(target=generator.one_of_two, args=(*told, log, port, i)) for i, log in enumerate(logs)]
+    shared = cache, tmp_path / "two"
+    pair = [processes.Process(target=generator.one_of_two, args=(*shared, log, port, i)) for i, log in enumerate(logs)]
     for process in pair:
         process.start()
     for process in pair:
@@ -128,7 +128,7 @@ def test_two_processes_of_four_devices_draw_what_one_device_draws(processes, cac
 
     arguments = generator.program, generator.inputs(), np.arange(SAMPLES), 0
     one = generate(*arguments, tmp_path / "one", {}, batch=8, shard=8, devices=jax.devices()[:1])
-    # One process of eight devices finds all that the two have drawn, and draws it itself elsewhere.
+    # One process with eight devices uses the samples of the two processes, and draws equal ones in another directory.
     found = generate(
         lambda *_: pytest.fail("drawn again"), (), *arguments[2:], tmp_path / "two", {"of": "two"}, batch=8, shard=8
     )

@@ -1,4 +1,4 @@
-"""A training that is killed and started again ends in the same bits; on other devices and processes, to rounding."""
+"""Tests of trainings that are killed and restarted: the same bits, or equal up to rounding on other devices and processes."""
 
 import os
 import re
@@ -20,14 +20,14 @@ def trainees(tmp_path_factory):
         warnings.simplefilter("ignore")
         from tests.experiments.tools.trainee import Trainees
 
-    trainees = Trainees(tmp_path_factory.mktemp("said"))
+    trainees = Trainees(tmp_path_factory.mktemp("outputs"))
     yield trainees
     trainees.close()
 
 
 @pytest.fixture(scope="module")
 def undisturbed(trainees, tmp_path_factory):
-    """One training on one device, that nobody kills."""
+    """One training on one device without interruption."""
     task = trained(tmp_path_factory.mktemp("undisturbed"))
     trainees.finish(task)
     return task
@@ -40,14 +40,14 @@ def trained(directory, **where):
 
 
 def arrays(task):
-    """Every array of the snapshot and of the last checkpoint, as Orbax alone reads them."""
+    """Every array of the snapshot and of the last checkpoint, read by Orbax alone."""
     found = {}
     for step in (10, 40):
         for part in ("params", "average", "optimiser"):
             with ocp.PyTreeCheckpointer() as reader:
                 named = reader.restore(task.run / str(step) / part)
             found |= {(step, part, name): np.asarray(leaf) for name, leaf in named.items()}
-    assert len(found) == 2 * (2 + 2 + 6)  # Adam: two moments of two kernels, two counts.
+    assert len(found) == 2 * (2 + 2 + 6)  # Adam has two moments of two kernels, and two counts.
     return found
 
 
@@ -68,14 +68,14 @@ def until(condition):
 
 
 def written(task, begun):
-    """Whether a checkpoint is being written, since a moment."""
+    """Whether a checkpoint is being written that was started after `begun`."""
     try:
         return any(path.stat().st_mtime > begun for path in task.run.glob("*.orbax-checkpoint-tmp"))
     except FileNotFoundError:
         return False
 
 
-def test_killed_eight_times_it_ends_in_the_same_bits(trainees, undisturbed, tmp_path):
+def test_a_training_killed_eight_times_ends_in_the_same_bits(trainees, undisturbed, tmp_path):
     task, rng, half = trained(tmp_path, pause=0.01), np.random.default_rng(0), 0
     for number in range(8):
         begun = time.time()
@@ -89,8 +89,8 @@ def test_killed_eight_times_it_ends_in_the_same_bits(trainees, undisturbed, tmp_
         assert trainees.wait(process) == -signal.SIGKILL
         half += any(task.run.glob("*.orbax-checkpoint-tmp"))
     assert half >= 2
-    said = trainees.finish(task)
-    assert "continues from step" in said
+    output = trainees.finish(task)
+    assert "continues from step" in output
     killed, whole = arrays(task), arrays(undisturbed)
     assert killed.keys() == whole.keys()
     for name, array in whole.items():
@@ -99,7 +99,7 @@ def test_killed_eight_times_it_ends_in_the_same_bits(trainees, undisturbed, tmp_
     assert "net: from the checkpoint" in trainees.finish(task)
 
 
-def test_eight_devices_and_two_processes_train_as_one_device_does(trainees, undisturbed, tmp_path):
+def test_eight_devices_and_two_processes_give_the_result_of_one_device(trainees, undisturbed, tmp_path):
     (tmp_path / "8").mkdir()
     eight = trained(tmp_path / "8", devices=8)
     trainees.finish(eight)
@@ -114,7 +114,7 @@ def test_eight_devices_and_two_processes_train_as_one_device_does(trainees, undi
         np.testing.assert_allclose(losses(task), losses(undisturbed), rtol=1e-5, atol=1e-6)
         for name, array in arrays(task).items():
             np.testing.assert_allclose(array, expected[name], rtol=1e-4, atol=1e-5)
-    # The run moves: what two processes trained, one device takes up.
+    # One device continues the run of the two processes.
     for step in (36, 40):
         assert (four[0].run / str(step)).exists()
     os.replace(four[0].run / "40", tmp_path / "40")
@@ -122,33 +122,33 @@ def test_eight_devices_and_two_processes_train_as_one_device_does(trainees, undi
     np.testing.assert_allclose(losses(four[0]), losses(undisturbed), rtol=1e-5, atol=1e-6)
 
 
-def test_two_processes_killed_go_on_together(trainees, undisturbed, tmp_path):
+def test_two_killed_processes_continue_together(trainees, undisturbed, tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     tasks = [trained(tmp_path, devices=1, processes=2, process=i, port=port, pause=0.02) for i in range(2)]
     processes = [trainees.start(task) for task in tasks]
     until(lambda: (tasks[0].run / "12").exists())
-    for process in processes:  # Both at once: one that is left alone may end by itself.
+    for process in processes:  # Both at once, because one that is left alone may end by itself.
         os.kill(process, signal.SIGKILL)
     assert [trainees.wait(process) for process in processes] == [-signal.SIGKILL] * 2
     assert "continues from step" in trainees.finish(*tasks)
     np.testing.assert_allclose(losses(tasks[0]), losses(undisturbed), rtol=1e-5, atol=1e-6)
 
 
-def test_a_full_disk_is_told_with_the_last_good_checkpoint_and_nothing_is_lost(trainees, undisturbed, tmp_path):
+def test_a_full_disk_raises_with_the_last_good_checkpoint_and_nothing_is_lost(trainees, undisturbed, tmp_path):
     process = trainees.start(trained(tmp_path, pause=0.02))
     until(lambda: (trained(tmp_path).run / "12").exists())
     os.kill(process, signal.SIGKILL)
     trainees.wait(process)
-    for largest_file in (1200, 200):  # The checkpoint does not fit; not even the log.
+    for largest_file in (1200, 200):  # First the checkpoint does not fit, then the log does not fit either.
         full = trained(tmp_path, largest_file=largest_file)
         last = max(int(path.name) for path in full.run.glob("[0-9]*") if path.name.isdecimal())
         assert trainees.wait(trainees.start(full)) == 1
-        said = (trainees.said / "0.txt").read_text()
+        output = (trainees.outputs / "0.txt").read_text()
         what = "checkpoint" if largest_file == 1200 else "log"
-        assert re.search(rf"OSError: the {what} of step \d+ could not be written to .*Is the disk full\?", said), said
-        assert f"The last good checkpoint is of step {last}." in said
+        assert re.search(rf"OSError: the {what} of step \d+ could not be written to .*Is the disk full\?", output), output
+        assert f"The last good checkpoint is of step {last}." in output
     trainees.finish(trained(tmp_path))
     whole = arrays(undisturbed)
     assert all(array.tobytes() == whole[name].tobytes() for name, array in arrays(trained(tmp_path)).items())

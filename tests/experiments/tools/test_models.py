@@ -1,4 +1,4 @@
-"""The networks of a run, and the ways to guide by them."""
+"""Tests of the networks of a run and of the guidance methods that use them."""
 
 import json
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 
 
 def linear_run():
-    """Networks in closed form, in the shapes that the ways ask for."""
+    """Networks in closed form with the shapes that the methods need."""
     from experiments.tools.models import Run, Trained
 
     def denoiser(params, x, t, labels):
@@ -36,8 +36,8 @@ def sampled(run, name, scale):
     return np.asarray(generate((params, jnp.float32(scale)), keys, labels))
 
 
-def test_every_way_is_unguided_at_its_neutral_scale_and_guides_elsewhere():
-    """At scale 1 of a contrast the conditional model is sampled, at scale 0 of a classifier the unconditional one."""
+def test_every_method_is_unguided_at_its_neutral_scale_and_guided_at_others():
+    """A contrast at scale 1 samples the conditional model. A classifier at scale 0 samples the unconditional model."""
     from experiments.tools import models
 
     run = linear_run()
@@ -48,12 +48,12 @@ def test_every_way_is_unguided_at_its_neutral_scale_and_guides_elsewhere():
             continue
         neutral, start = (0.0, "unconditional") if "classifier" in name else (1.0, "conditional")
         start = "early" if name.startswith("early") else start
-        # CFG-Zero* starts with a step of nothing, whatever its scale.
+        # CFG-Zero* starts with a step of output zero at every scale.
         assert np.allclose(sampled(run, name, neutral), base[start], atol=1e-5) == (name != "cfg_zero_star"), name
         assert not np.allclose(sampled(run, name, 3.0), base[start], atol=1e-3), name
 
 
-def test_the_clean_classifier_is_told_no_time():
+def test_the_clean_classifier_receives_time_zero():
     run = linear_run()
     apply, params, _ = run.networks["clean"]
     assert not np.allclose(
@@ -65,7 +65,7 @@ def test_the_clean_classifier_is_told_no_time():
     assert not np.allclose(sampled(run, "clean_classifier", 2.0), sampled(run, "classifier", 2.0))
 
 
-def test_a_run_is_read_back_as_it_was_described(tmp_path, monkeypatch):
+def test_a_saved_run_is_loaded_with_its_networks_and_names(tmp_path, monkeypatch):
     from experiments.tools import models
 
     config = gj.networks.UNetConfig((4, 4, 1), 2, widths=(8, 8))
@@ -83,12 +83,12 @@ def test_a_run_is_read_back_as_it_was_described(tmp_path, monkeypatch):
     assert all((np.asarray(leaf).round() == 5).all() for leaf in jax.tree.leaves(moved))
 
 
-def test_what_is_no_run_is_told(tmp_path):
+def test_a_missing_or_damaged_run_raises(tmp_path):
     from experiments.tools import models
 
     with pytest.raises(FileNotFoundError, match=r"no models\.json"):
         models.load(tmp_path)
-    for entry, told in (
+    for entry, message in (
         ({"kind": "Transformer"}, "no network 'Transformer'"),
         ({"config": {"width": 3}}, "cannot be built"),
         ({"predicts": "nothing"}, "nothing"),
@@ -100,7 +100,7 @@ def test_what_is_no_run_is_told(tmp_path):
         good = {"kind": "UNetClassifier", "config": {"shape": [4, 4, 1], "classes": 2, "widths": [8]}, "checkpoint": "here"}
         models.save(tmp_path, (4, 4, 1), ("a", "b"), {"denoiser": good | entry})
         with pytest.raises(
-            ValueError, match=rf"models\.json is damaged or of another version: .*denoiser.*{told}.*own command"
+            ValueError, match=rf"models\.json is damaged or of another version: .*denoiser.*{message}.*own command"
         ):
             models.load(tmp_path)
     whole = {"shape": [4, 4, 1], "names": ["a"], "networks": {}}

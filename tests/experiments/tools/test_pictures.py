@@ -1,4 +1,4 @@
-"""Montages."""
+"""Tests of montages."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 
-def test_montage_keeps_every_tile_in_its_place():
+def test_a_montage_has_every_tile_at_its_row_and_column():
     from experiments.tools.pictures import montage
 
     images = np.linspace(-1, 1, 6).reshape(2, 3, 1, 1, 1) * np.ones((1, 1, 8, 8, 1))

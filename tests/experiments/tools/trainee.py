@@ -1,7 +1,7 @@
-"""Trainings in processes of their own, to be killed.
+"""Trainings in separate processes, which tests kill.
 
-`python -m tests.experiments.tools.trainee` forks one for each line that it reads. The imports are done once, before the forks,
-so a training starts in a fraction of a second. JAX starts in the children only.
+`python -m tests.experiments.tools.trainee` forks one process for each line that it reads. All modules are imported once,
+before the forks, so a training starts in a fraction of a second. JAX starts only in the children.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ IDENTITY = {"network": "tiny"}
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """One training: where, on what, and what is done to it."""
+    """One training: its directory, devices and processes, and its limits."""
 
     directory: str
     devices: int = 1
@@ -38,7 +38,7 @@ class Task:
     pause: float = 0.0
     """Seconds between steps."""
     largest_file: int = 0
-    """Bytes that a file may hold, where not 0: a disk that is full."""
+    """The maximum size of a file in bytes, which stands for a full disk. 0: no limit."""
 
     @property
     def run(self) -> Path:
@@ -46,7 +46,7 @@ class Task:
 
 
 class Slow:
-    """Batches with a pause before each."""
+    """Batches with a pause before each one."""
 
     def __init__(self, batches: Any, pause: float):
         self.batches, self.pause = batches, pause
@@ -87,15 +87,15 @@ def train(task: Task) -> None:
 
 
 def serve() -> None:
-    said = {}
+    writers = {}
     for line in sys.stdin:
         order = json.loads(line)
         if "wait" in order:
             code = os.waitstatus_to_exitcode(os.waitpid(order["wait"], 0)[1])
-            said.pop(order["wait"]).wait()
+            writers.pop(order["wait"]).wait()
             print(code, flush=True)
             continue
-        with open(order["said"], "w") as file:  # By way of a pipe, which no limit on files reaches.
+        with open(order["output"], "w") as file:  # Through a pipe, because the limit on files does not apply to pipes.
             writer = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=file)
         assert writer.stdin is not None
         child = os.fork()
@@ -111,17 +111,17 @@ def serve() -> None:
             finally:
                 os._exit(code)
         writer.stdin.close()
-        said[child] = writer
+        writers[child] = writer
         print(child, flush=True)
 
 
 class Trainees:
-    """Starts trainings, and waits for their ends; the tests' side of it."""
+    """Starts trainings and waits for them. Tests use this class."""
 
-    def __init__(self, said: Path):
+    def __init__(self, outputs: Path):
         flags = os.environ.get("XLA_FLAGS", "").split()
         flags = " ".join(flag for flag in flags if "device_count" not in flag)
-        self.said = said
+        self.outputs = outputs
         self._server = subprocess.Popen(
             [sys.executable, "-m", "tests.experiments.tools.trainee"],
             stdin=subprocess.PIPE,
@@ -131,18 +131,18 @@ class Trainees:
         )
 
     def start(self, task: Task) -> int:
-        return self._ask({"task": dataclasses.asdict(task), "said": str(self.said / f"{task.process}.txt")})
+        return self._ask({"task": dataclasses.asdict(task), "output": str(self.outputs / f"{task.process}.txt")})
 
     def wait(self, process: int) -> int:
-        """The exit code; minus the signal, where it was killed."""
+        """The exit code, or minus the number of the signal that killed the process."""
         return self._ask({"wait": process})
 
     def finish(self, *tasks: Task) -> str:
-        """Trains to the end, and returns what was said by the first process."""
+        """Trains to the end and returns the output of the first process."""
         codes = [self.wait(process) for process in [self.start(task) for task in tasks]]
-        said = [(self.said / f"{task.process}.txt").read_text() for task in tasks]
-        assert codes == [0] * len(tasks), "\n".join(said)
-        return said[0]
+        outputs = [(self.outputs / f"{task.process}.txt").read_text() for task in tasks]
+        assert codes == [0] * len(tasks), "\n".join(outputs)
+        return outputs[0]
 
     def close(self) -> None:
         assert self._server.stdin is not None

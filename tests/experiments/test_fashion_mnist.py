@@ -157,7 +157,7 @@ def test_what_is_no_run_is_told(tmp_path):
     for text in texts:
         (tmp_path / "models.json").write_bytes(text)
         for read in (models.load, models.entries):
-            with pytest.raises(ValueError, match=r"models\.json is damaged or of another version: .*writes the file anew"):
+            with pytest.raises(ValueError, match=r"models\.json is damaged or of another version: .*writes the file again"):
                 read(tmp_path)
     with pytest.raises(ValueError, match="no network 'Transformer'"):
         models.build({"kind": "Transformer", "config": {}})

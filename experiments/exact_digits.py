@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -344,10 +345,8 @@ def main(config: Config) -> dict[str, Any]:
         samples[name], rows = sweep(config, world, make, [[scale] for scale in scales], given)
         results[name] = [{"scale": scale} | row for scale, row in zip(scales, rows, strict=True)]
         shown = config.shown[under] if len(scales) > 1 else 1.0
-        title = f"{SHOWN.get(name.removeprefix('under-fitted, '), 'no guidance')}\nscale {shown:g}".replace(
-            " in an ", "\nin an "
-        )
-        grids[under][title] = world.images(samples[name][scales.index(shown), :, :4])
+        title = textwrap.fill(SHOWN.get(name.removeprefix("under-fitted, "), "no guidance"), 13)
+        grids[under][f"{title}\nscale {shown:g}"] = world.images(samples[name][scales.index(shown), :, :4])
     report(config, results)
     counts = [] if config.smoke else how_many(config, world)
     apart = float(jnp.abs(samples["classifier"] - samples["CFG"]).max())

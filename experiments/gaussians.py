@@ -318,7 +318,7 @@ def picture(config: Config) -> dict[str, float]:
         for axis in axes.flat[:5]:
             line: Any = {"colors": "#aaaaaa", "linewidths": 0.5, "zorder": 0.5}
             axis.contour(side, side, everything, levels=heights * everything.max(), **line)
-            axis.set(xlim=(-3.2, 3.4), ylim=(-3.3, 3.3), aspect="equal", xticks=[], yticks=[])
+            axis.set(xlim=(-3.2, 3.9), ylim=(-3.3, 3.8), aspect="equal", xticks=[], yticks=[])
             axis.grid(visible=False)
             axis.spines[:].set_visible(False)
         axes[1, 2].axis("off")

@@ -135,7 +135,8 @@ def grids(path: Path, columns: dict[str, np.ndarray], rows: Sequence[str], title
     height, width = next(iter(canvases.values())).shape[:2]
     wide = min((10 - labels) / len(columns), 0.45 * next(iter(columns.values())).shape[1] * width / height * len(rows))
     with plt.style.context(STYLE):
-        size = labels + wide * len(columns), (wide - 0.15) * height / width + 1.3
+        lines = title.count("\n") + max(name.count("\n") for name in columns)
+        size = labels + wide * len(columns), (wide - 0.15) * height / width + 1.1 + 0.25 * lines
         figure, axes = plt.subplots(1, len(columns), figsize=size, squeeze=False)
         for axis, (name, canvas) in zip(axes[0], canvases.items(), strict=True):
             axis.imshow(canvas if canvas.shape[2] == 3 else canvas[..., 0], vmin=0, vmax=1)

@@ -51,7 +51,7 @@ def by_prompt(images: np.ndarray, rows: int) -> np.ndarray:
 
 
 def accuracy(path: Path, metrics: dict[str, Any]) -> None:
-    """Prompts met over the scale: by kind, by pairs that training has and has not, and of each method against recall."""
+    """Prompts followed over the scale: by kind, by pairs that training has and has not, and of each method against recall."""
     ways, cfg, real = metrics["ways"], metrics["ways"]["CFG"], metrics["real"]
     scales = [row["scale"] for row in cfg]
     seen = [name for name in cfg[0]["kinds"] if not name.endswith("held out")]
@@ -80,10 +80,10 @@ def accuracy(path: Path, metrics: dict[str, Any]) -> None:
         kinds.set(title="CFG, by kind of prompt", xlabel="guidance scale")
         pairs.set(title="CFG, by pair of digits", xlabel="guidance scale")
         methods.set(title="Each method, against recall (labels: guidance scale)", xlabel="recall of the held-out digits")
-        figure.suptitle("Share of prompts met")
+        figure.suptitle("Share of prompts followed")
         for axis in axes.values():
             axis.xaxis.set_major_locator(MaxNLocator(8 if axis is methods else 4, steps=[1, 2, 4, 5, 10]))
-            axis.set(ylabel="prompts met", ylim=(0, 1.04))
+            axis.set(ylabel="prompts followed", ylim=(0, 1.04))
             legend_below(axis, 3 if axis is methods else 1, down=0.17 if axis is methods else 0.2)
         guided = [row["accuracy"] for rows in ways.values() for row in rows if row["scale"] > 0]
         methods.set_ylim(min(guided) - 0.01, min(1.01, max(guided) + 0.01))

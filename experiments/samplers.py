@@ -63,7 +63,7 @@ REMEDIES = {
     "dpmpp_sde, thresholded": Way(gj.dpmpp_sde(), "SDE", "thresholded"),
 }
 STYLES = {
-    "restarted at its ends": ("--", "s"),
+    "forgetting at its ends": ("--", "s"),
     "thresholded": ("--", "s"),
     "CFG rescaled": (":", "^"),
     "APG": ("-.", "D"),

@@ -330,13 +330,14 @@ class GuidedDenoiser(NamedTuple):
       look: `(state, level) -> (prediction, state, context)`: also returns the context of the guidance. Samplers that weight
         samples by the branches use it.
       base: `(state, level) -> (prediction, state)`: the prediction of the base. No other branch is evaluated.
-      between: `(level, next) -> GuidedDenoiser`: the guided denoiser of another step, for samplers that take inner steps. The
-        level where that step begins decides which branches are evaluated in it.
+      between: `(level, next, number) -> GuidedDenoiser`: the guided denoiser of an inner step, for samplers with inner steps.
+        The level where the inner step begins decides which branches are evaluated in it. Guidances and conditions draw new
+        noise for each number. At number 0 they draw the noise of the run's step.
     """
 
     look: Callable[[State, NoiseLevel], tuple[Prediction, State, Context]]
     base: Callable[[State, NoiseLevel], tuple[Prediction, State]]
-    between: "Callable[[NoiseLevel, NoiseLevel], GuidedDenoiser]"
+    between: "Callable[[NoiseLevel, NoiseLevel, Array], GuidedDenoiser]"
 
     def __call__(self, state: State, level: NoiseLevel) -> tuple[Prediction, State]:
         prediction, state, _ = self.look(state, level)

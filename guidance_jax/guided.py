@@ -23,6 +23,7 @@ from guidance_jax.checks.running import (
 )
 from guidance_jax.guidance.algebra import wants
 from guidance_jax.interfaces import Guidance
+from guidance_jax.noise import INNER, apart, fold
 from guidance_jax.programs.parts import build
 
 Networks = Branches | tuple[Branches, ...]
@@ -183,8 +184,9 @@ def guide(branches: Networks, guidance: Guidance, step: Step) -> GuidedDenoiser:
         prediction = predictions[next(iter(networks[0].conds))]
         return prediction, state._replace(evaluations=state.evaluations + count, x0=prediction.x0)
 
-    def between(level: NoiseLevel, next: NoiseLevel) -> GuidedDenoiser:
-        return guide(networks, guidance, step._replace(level=level, next=next))
+    def between(level: NoiseLevel, next: NoiseLevel, number: Array) -> GuidedDenoiser:
+        keys = jnp.where(jnp.asarray(number) == 0, step.keys, fold(apart(step.keys, INNER), number))
+        return guide(networks, guidance, step._replace(level=level, next=next, keys=keys))
 
     return GuidedDenoiser(guided, unguided, between)
 

@@ -23,6 +23,8 @@ from guidance_jax.checks.values import check_generator
 START = 0
 SAMPLER, GUIDANCE, DATA, IMAGE = (2**31 + i for i in range(4))
 """The streams: initial noise, samplers, guidances, noisy data, and everything in a run on a `PathEnd`."""
+INNER = 3
+"""The number by which the inner steps of a sampler are `apart`."""
 
 
 def normal(keys: Array, x: Array | jax.ShapeDtypeStruct) -> Array:

@@ -19,6 +19,7 @@ from guidance_jax.interfaces import Guidance, Sampler
 from guidance_jax.noise import IMAGE, SAMPLER, START, at_level, fold, normal
 from guidance_jax.programs.compiled import compiled
 from guidance_jax.programs.parts import calls_of
+from guidance_jax.samplers.restart import restart
 
 _RECORDS = function_kind("state", hint="for the path, use lambda state: state.x.")
 Trace = TypeAliasType("Trace", Annotated[Callable[[State], Any], _RECORDS])
@@ -155,7 +156,9 @@ def run(
       >>> print(state.evaluations, along.shape)
       4 (4, 3, 2)
     """
-    networks, like = check_run(keys, branches, guidance, levels, shape_or_x, sampler, calls_of(during, guidance))
+    # With restarts the run visits levels that are not in its path.
+    intervals = [] if calls_of(restart, sampler) else calls_of(during, guidance)
+    networks, like = check_run(keys, branches, guidance, levels, shape_or_x, sampler, intervals)
     path = jax.tree.map(lambda field: jnp.asarray(field, like.dtype), levels)
     shaped = isinstance(shape_or_x, tuple) and not isinstance(shape_or_x, State)
     start = None if shaped else shape_or_x

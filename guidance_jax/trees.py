@@ -257,7 +257,7 @@ def zero_padding(sampler: Sampler, mask: ArrayLike) -> Sampler:
         return GuidedDenoiser(
             lambda state, level: denoise.look(zeroed(state), level),
             lambda state, level: denoise.base(zeroed(state), level),
-            lambda level, next: inside(denoise.between(level, next)),
+            lambda *step: inside(denoise.between(*step)),
         )
 
     def step(denoise: GuidedDenoiser, state: State, level: NoiseLevel, next: NoiseLevel, keys: Array) -> State:

@@ -55,7 +55,7 @@ def check_population(
     size: int,
     kernels: bool,
     total: Any,
-    repeats: list[Call],
+    inner: list[Call],
 ) -> None:
     """Raises an error unless the arguments of `feynman_kac` make groups of particles.
 
@@ -68,7 +68,7 @@ def check_population(
       size: The number of particles per group.
       kernels: Whether the weights are ratios of kernels.
       total: The sum of the target's exponents.
-      repeats: The calls of `recur` in the sampler.
+      inner: The calls in the sampler that take inner steps.
     """
     count, networks = len(keys), check_networks(branches)
     right = size >= 2 and count % size == 0
@@ -80,7 +80,7 @@ def check_population(
             demand(alike, ALIKE, path=jax.tree_util.keystr(path), size=size, leaf=leaf)
     right = sampler.kernel is not None or not kernels
     demand(right, "feynman_kac: kernels (a guided target needs them) need samplers that have them; use ddpm() or ddim(1.0).")
-    demand(all(call.arguments["times"] == 1 for call in repeats), STRAIGHT)
+    demand(not inner, STRAIGHT)
     check_levels(levels, sampler)
     check_start(keys, levels, start)
     if not isinstance(total, int) or total != 1:

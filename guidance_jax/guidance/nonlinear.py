@@ -178,7 +178,7 @@ def beta_cfg(scale: Scale, power: Scale = 1.0, *, cond: Branch = "cond", uncond:
 
 @part()
 def recfg(scale: Scale, ratio: ElementScale, *, cond: Branch = "cond", uncond: Branch = "uncond") -> Guidance:
-    """Rectified CFG: coefficients that do not sum to one, so that guidance does not shift the mean.
+    """Rectified CFG: the coefficients need not sum to one, so that guidance does not shift the mean.
 
     `D = scale c + (1 - scale) ratio u`
 

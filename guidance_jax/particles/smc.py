@@ -31,6 +31,7 @@ from guidance_jax.particles.resampling import effective_size, systematic
 from guidance_jax.particles.targets import Target
 from guidance_jax.programs.parts import calls_of
 from guidance_jax.samplers.around import recur
+from guidance_jax.samplers.restart import restart
 from guidance_jax.sampling import run
 
 NOISY = 0.03
@@ -189,8 +190,8 @@ def feynman_kac(
     Reference: Skreta et al. 2025, arXiv:2503.02819; kernels, arXiv:2506.05668.
     """
     kernels = kernels or target.guidance is not None
-    repeats = calls_of(recur, sampler)
-    check_population(keys, branches, sampler, levels, shape_or_x, size, kernels, target.total, repeats)
+    inner = calls_of(restart, sampler) + [call for call in calls_of(recur, sampler) if call.arguments["times"] > 1]
+    check_population(keys, branches, sampler, levels, shape_or_x, size, kernels, target.total, inner)
     start, known = targets.start(keys, target, levels, shape_or_x, kernels)
     guidance = targets.drift(target) if target.guidance is None else chain(targets.drift(target), target.guidance)
     around = weighed(sampler, target, levels[-1], size, threshold=threshold, kernels=kernels, low=low, high=high)

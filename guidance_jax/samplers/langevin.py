@@ -20,6 +20,7 @@ class Base(GuidedDenoiser):
     Args:
       look: The guided prediction, the next state and the context, as in `GuidedDenoiser`.
       base: The unguided prediction of the base, and the next state. Calls use it.
+      between: The unguided denoiser of an inner step.
     """
 
     def __call__(self, state: State, level: NoiseLevel) -> tuple[Prediction, State]:
@@ -28,7 +29,7 @@ class Base(GuidedDenoiser):
 
 def unguided(denoise: GuidedDenoiser) -> Base:
     """The same, guided by nothing, in this step and in others."""
-    return Base(denoise.look, denoise.base, lambda level, next: unguided(denoise.between(level, next)))
+    return Base(denoise.look, denoise.base, lambda *step: unguided(denoise.between(*step)))
 
 
 @part()

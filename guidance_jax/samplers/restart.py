@@ -1,61 +1,74 @@
 """The Restart sampler: an interval of the noise levels is sampled several times, each time from fresh noise."""
 
+from typing import Annotated, Any
+
 import jax
 import jax.numpy as jnp
 from jax import Array
+from typing_extensions import TypeAliasType
 
 from guidance_jax.arrays import sqrt
 from guidance_jax.base import GuidedDenoiser, NoiseLevel, State
 from guidance_jax.checks.door import part, rule
-from guidance_jax.checks.kinds import AtLeastZero, Count, Positive
+from guidance_jax.checks.kinds import AtLeastZero, Positive
+from guidance_jax.checks.numbers import count
 from guidance_jax.interfaces import Sampler
-from guidance_jax.noise import contraction, fold, normal
+from guidance_jax.noise import INNER, apart, contraction, fold, normal
 from guidance_jax.schedules.schedule import Schedule
 
 RHO = 7.0
-"""That of the Karras spacing."""
+"""The exponent of the Karras spacing."""
 NEAR = 1e-3
-"""A level this close to low, relatively, has reached it: levels that are equal differ by rounding."""
+"""A level within this relative distance of low counts as low, since equal levels differ by rounding."""
 
 
-@part(rule("low must be below high", lambda low, high: low < high))
+FORGET = "to discard the history of a multistep sampler, use forget(dpmpp_2m(), 0.3, 5.0)."
+Repeats = TypeAliasType("Repeats", Annotated[int, count(hint=FORGET)])
+"""A whole number, at least 1, as `Count`."""
+
+
+@part(
+    rule("low must be below high", lambda low, high: low < high),
+    rule("high must have alpha > 0 in the schedule", lambda schedule, high: schedule.at(high).alpha > 0),
+)
 def restart(
     sampler: Sampler,
     schedule: Schedule,
-    steps: Count,
-    times: Count,
+    steps: Repeats,
+    times: Repeats,
     low: Positive,
     high: Positive,
     *,
     noise_scale: AtLeastZero = 1.0,
 ) -> Sampler:
-    """The Restart sampler: at noise level low, x is raised to high by fresh noise and sampled down again, several times.
+    """The Restart sampler: at noise level low, raise x to high with fresh noise and sample down again, several times.
 
     `x' = alpha' (x / alpha + noise_scale sqrt(r'^2 - r^2) z)`, with z fresh noise, r = sigma / alpha and `r' = high`. Then
     `steps` steps of the sampler lead back to r, at `r_i = (r'^(1/7) + i / steps (r^(1/7) - r'^(1/7)))^7`.
 
-    Fresh noise contracts the error that x has accumulated, and the few steps of an ODE sampler add little. The restarts follow
-    the first step that ends at or below low (to 0.1 %), and r is where that step ends. The released code takes the level
-    nearest to low: both agree if low is a level of the run. A step to sigma = 0 has no restarts. On a discrete schedule, high
-    is at most the largest `sigma / alpha`.
+    Fresh noise contracts the error that x has accumulated. The few steps of an ODE sampler add little error. The restarts
+    follow the first step that ends at or below low (to 0.1 %), once per run, and r is the level where that step ends. The
+    released code takes the level nearest to low. Both agree if low is a level of the run. There are no restarts after a step
+    to sigma = 0. x is raised at most to the schedule's maximum `sigma / alpha`.
 
-    The sampler's memory begins anew in each restart. Guidance sees each step between r' and r as a step of its own, with the
-    number of the run's step.
+    The sampler's memory begins anew in each restart. Guidance treats each inner step as a step with levels and draws of its
+    own. Its number is that of the run's step, so `reuse` counts all restarts as one step.
 
     For several intervals, nest: `restart(restart(heun(), schedule, 3, 2, 0.06, 0.3), schedule, 3, 1, 1.0, 2.0)`. Put the
     interval of the larger low outside, so that no restart runs within another.
 
     Args:
-      sampler: Whose steps are taken, an ODE sampler; `heun()` in the paper.
-      schedule: The noise schedule of the run's levels, for the levels in between.
-      steps: The steps from high down to low. The paper's N_Restart counts levels, and is `steps + 1`.
+      sampler: The sampler that takes the steps, of the ODE; `heun()` in the paper.
+      schedule: The noise schedule of the run's levels. It gives the levels of the inner steps.
+      steps: The number of steps from high to low. The paper's N_Restart counts levels, and is `steps + 1`.
       times: The number of restarts (K).
       low: The `sigma / alpha` where x is raised, `()` (t_min).
       high: The `sigma / alpha` to which x is raised, `()` (t_max).
       noise_scale: The standard deviation of z, `()` (S_noise).
 
     Raises:
-      ValueError: If steps or times is below 1, low is not below high, or a number is out of range or not a scalar.
+      ValueError: If steps or times is below 1, low is not below high, high is so large that alpha is 0, or a number is out of
+        range or not a scalar.
 
     Example:
       >>> one = gj.branches(gj.denoiser(lambda x, t, cond: 0 * x + 3, predicts="x0"), cond=None)
@@ -71,7 +84,8 @@ def restart(
     def path(level: NoiseLevel, next: NoiseLevel) -> tuple[NoiseLevel, NoiseLevel, Array]:
         """Where the run's step and those of the restarts begin and end, `[1 + times steps]`, and whether there are restarts."""
         dtype = level.sigma.dtype
-        bound, most = jnp.asarray(low, dtype) * (1 + NEAR), schedule.at(high).ratio.astype(dtype)
+        bound = jnp.asarray(low, dtype) * (1 + NEAR)
+        most = jnp.minimum(schedule.at(high).ratio, schedule(schedule.t_max).ratio).astype(dtype)
         inside = (level.ratio > bound) & (next.ratio <= bound) & (next.sigma > 0) & (most > next.ratio)
         # Without restarts these levels are not used. They end at half of high, so that gradients through them are finite.
         first, last = most ** (1 / RHO), jnp.where(inside, next.ratio, most / 2) ** (1 / RHO)
@@ -84,9 +98,13 @@ def restart(
             ends[name] = jnp.append(getattr(next, name), jnp.tile(field[1:], times))
         return NoiseLevel(**begins), NoiseLevel(**ends), inside
 
+    def init(x: Array) -> tuple[Any, Array]:
+        return sampler.init(x), jnp.zeros((), bool)
+
     def step(denoise: GuidedDenoiser, state: State, level: NoiseLevel, next: NoiseLevel, keys: Array) -> State:
-        begins, ends, inside = path(level, next)
-        start, end = begins[1], ends[-1]
+        memory, done = state.memory
+        begins, ends, crossed = path(level, next)
+        start, end, inside, keys = begins[1], ends[-1], crossed & ~done, apart(keys, INNER)
 
         def raised(state: State, i: Array) -> State:
             noise = jnp.asarray(noise_scale, state.x.dtype) * start.sigma * sqrt(1 - contraction(start, end) ** 2)
@@ -96,12 +114,13 @@ def restart(
         def taken(state: State, i: Array) -> State:
             state = jax.lax.cond((i > 0) & ((i - 1) % steps == 0), raised, lambda state, i: state, state, i)
             now, after = begins[i], ends[i]
-            return sampler.step(denoise.between(now, after), state, now, after, fold(keys, 2 * i))
+            return sampler.step(denoise.between(now, after, i), state, now, after, fold(keys, 2 * i))
 
         def body(state: State, i: Array) -> tuple[State, None]:
             return jax.lax.cond((i == 0) | inside, taken, lambda state, i: state, state, i), None
 
         # One loop that skips steps, so that a program of nested restarts has one copy of the network.
-        return jax.lax.scan(body, state, jnp.arange(1 + times * steps))[0]
+        state, _ = jax.lax.scan(body, state._replace(memory=memory), jnp.arange(1 + times * steps))
+        return state._replace(memory=(state.memory, done | crossed))
 
-    return Sampler(sampler.init, step, schedule=schedule)
+    return Sampler(init, step, schedule=schedule)

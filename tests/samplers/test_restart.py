@@ -10,7 +10,7 @@ import readings
 from worlds import classes, gaussians, keys, mixture
 
 import guidance_jax as gj
-from guidance_jax.noise import SAMPLER, at_level
+from guidance_jax.noise import INNER, SAMPLER, apart, at_level, step_keys
 
 EDM = gj.schedules.edm()
 MEAN, VARIANCE = 1.3, 0.25
@@ -57,7 +57,7 @@ def drawn(n, level=None, steps=0, times=0):
     noise = lambda keys: np.asarray(jax.vmap(lambda key: jax.random.normal(key, (1,)))(keys)).ravel()
     if level is None:
         return noise(fold(keys(n), 0))
-    own = at_level(keys(n), level, SAMPLER)
+    own = apart(at_level(keys(n), level, SAMPLER), INNER)
     return np.stack([noise(fold(own, 2 * (1 + k * steps) + 1)) for k in range(times)])
 
 
@@ -330,6 +330,36 @@ def test_restart_works_within_other_samplers():
     jax.effects_barrier()
     assert (x[:, 2] == 0).all()
     assert {float(value) for value in seen if value is not None} == {0.0}
+
+
+def test_restarts_follow_once_per_run_also_if_churn_raises_later_steps_above_low():
+    levels, one = gj.levels(EDM, 8, gj.spacings.karras()), gj.branches(gaussian().denoise, cond=gaussian().conds["cond"])
+    inner = gj.restart(gj.ddim(), EDM, 2, 1, levels.ratio[4], 20.0)
+    count = lambda sampler: gj.evaluations(keys(12), one, gj.chain(), sampler, levels, (1,))
+    assert count(inner) == count(gj.churn(inner, EDM, 0.2)) == 8 + 2
+    with pytest.raises(ValueError, match="this sampler remembers the step before"):
+        count(gj.recur(inner, 3))
+
+
+def test_conditions_draw_anew_in_each_restart():
+    levels, seen = gj.levels(EDM, 4, gj.spacings.karras()), []
+
+    def drawn(step):
+        draw = jax.vmap(jax.random.uniform)(step_keys(step))
+        jax.debug.callback(lambda draw: seen.append(float(draw[0])), draw, ordered=True)
+        return draw
+
+    random = gj.branches(gj.denoiser(lambda x, t, cond: 0 * x + cond[:, None], predicts="x0"), cond=drawn)
+    gj.sample(keys(1), random, gj.chain(), gj.restart(gj.ddim(), EDM, 2, 3, levels.ratio[2], 20.0), levels, (1,))
+    jax.effects_barrier()
+    assert len(seen) == len(set(seen)) == 4 + 6
+
+
+def test_an_interval_that_only_the_restarts_visit_does_not_warn(recwarn):
+    levels, two = gj.levels(EDM, 3, gj.spacings.karras()), classes(mixture(), jnp.array([0, 1]))
+    sampler = gj.restart(gj.ddim(), EDM, 4, 2, 1.0, 50.0)
+    assert gj.evaluations(keys(2), two, gj.during(gj.cfg(3.0), 5.0, 60.0), sampler, levels, (3,)) > 3 + 8
+    assert not recwarn.list
 
 
 def test_counts_are_structure_and_other_numbers_are_data():

@@ -1,6 +1,5 @@
 """Guidance methods. Each turns the predictions of branches, or a gradient, into the one prediction that the sampler uses."""
 
-from guidance_jax.guidance import conditions, curves, scales
 from guidance_jax.guidance.algebra import add, chain, during, in_space, masked, on_channels, relative_to, unless_one
 from guidance_jax.guidance.apg import apg
 from guidance_jax.guidance.feedback import feedback
@@ -27,8 +26,6 @@ __all__ = [
     "classifier",
     "clip_norm",
     "compose",
-    "conditions",
-    "curves",
     "direction",
     "dps",
     "dual_cfg",
@@ -59,7 +56,6 @@ __all__ = [
     "relative_to",
     "rescale",
     "reuse",
-    "scales",
     "source",
     "stateless",
     "tcfg",

@@ -1,6 +1,5 @@
 """Noise schedules, which map the network's time to `(alpha, sigma)`, and the paths of noise levels that samplers follow."""
 
-from guidance_jax.schedules import spacings
 from guidance_jax.schedules.continuous import cosine, edm, flow, linear, shift
 from guidance_jax.schedules.paths import below, levels, reverse, strength
 from guidance_jax.schedules.schedule import Schedule
@@ -20,7 +19,6 @@ __all__ = [
     "reverse",
     "scaled_linear",
     "shift",
-    "spacings",
     "strength",
     "zero_terminal_snr",
 ]

@@ -52,7 +52,7 @@ ROWS: dict[str, Row] = {
     "churn without a schedule": (
         lambda: gj.churn(gj.heun()),
         TypeError,
-        r"churn: schedule is missing; gj\.schedules\.cosine\(\)",
+        r"churn: schedule is missing; use gj\.schedules\.cosine\(\)",
     ),
     "churn without an amount": (lambda: gj.churn(gj.heun(), EDM), TypeError, r"churn: amount is missing"),
     "churn without a sampler": (lambda: gj.churn(EDM, 0.2), TypeError, r"churn: amount is missing|churn: sampler.*a Sampler"),
@@ -198,12 +198,12 @@ ROWS: dict[str, Row] = {
     "restart by another schedule": (
         lambda: stepped(gj.restart(gj.heun(), gj.schedules.flow(), 2, 2, 0.1, 1.0)),
         ValueError,
-        r"schedule is not that of the levels",
+        r"the sampler.s schedule must match the levels: at sigma / alpha = ",
     ),
     "restart backwards": (
         lambda: stepped(gj.restart(gj.heun(), EDM, 2, 2, 0.1, 1.0), levels=gj.schedules.reverse(PATH)),
         ValueError,
-        r"which this sampler does not go; ddim\(\) and heun\(\) do",
+        r"from data to noise, and this sampler cannot; use ddim\(\) or heun\(\)",
     ),
     "a kernel of a mean alone": (
         lambda: stepped(gj.samplers.gaussian(lambda p, a, b: p.x0)),

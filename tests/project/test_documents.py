@@ -115,6 +115,5 @@ def test_the_chinese_readme_has_the_content_of_the_english_one():
 def test_the_readme_names_every_method_and_sampler():
     """Every public name of `guidance` and of `samplers` is in its tables, or beside them."""
     readme = (ROOT / "README.md").read_text()
-    public = {name: getattr(room, name) for room in (guidance, samplers) for name in room.__all__}
-    for name in (name for name, value in public.items() if callable(value)):
+    for name in (*guidance.__all__, *samplers.__all__):
         assert re.search(rf"`[^`\n]*\b{name}\b[^`\n]*`", readme), name

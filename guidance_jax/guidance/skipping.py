@@ -1,4 +1,4 @@
-"""Guidance that skips network evaluations: reuse of past changes, an adaptive end, and predicted unconditional branches."""
+"""Guidance that skips network evaluations: reuse of past changes, adaptive stopping, and predicted unconditional branches."""
 
 from typing import Annotated, Any, NamedTuple
 

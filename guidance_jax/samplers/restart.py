@@ -67,8 +67,8 @@ def restart(
       noise_scale: The standard deviation of z, `()` (S_noise).
 
     Raises:
-      ValueError: If steps or times is below 1, low is not below high, high is so large that alpha is 0, or a number is out of
-        range or not a scalar.
+      ValueError: If steps or times is below 1, or low is not below high. If alpha is 0 at high. If a number is out of range or
+        not a scalar.
 
     Example:
       >>> one = gj.branches(gj.denoiser(lambda x, t, cond: 0 * x + 3, predicts="x0"), cond=None)

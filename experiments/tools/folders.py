@@ -24,6 +24,8 @@ HELD_OUT = 5
 """One image in so many is held out, where the folder has no splits."""
 GREY = {"1", "L", "LA"}
 COLOUR = {"RGB", "RGBA", "P", "PA", "CMYK", "YCbCr"}
+DEPTH_AT = 24
+"""The position of the bit depth in a PNG file, in the header chunk IHDR."""
 TURNED = 5
 """EXIF orientations from here on exchange width and height."""
 Groups = dict[str, dict[str, list[Path]]]
@@ -211,14 +213,18 @@ def _header(path: Path) -> tuple[tuple[int, int], bool, str]:
     try:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
+            file.seek(DEPTH_AT)
+            depth = file.read(1)
         with Image.open(path, formats=FORMATS) as image:
             (width, height), mode = image.size, image.mode
+            deep = image.format == "PNG" and depth == b"\x10"  # Pillow reads 16-bit colours as 8-bit ones, without an error.
             if image.format != "PNG" and image.getexif().get(ExifTags.Base.Orientation, 1) >= TURNED:
                 width, height = height, width
     except Exception as error:  # A damaged file fails in a dozen ways.
         raise _damaged(path, error) from error
-    if mode not in GREY | COLOUR:
-        raise ValueError(f"{path} has pixels of Pillow's mode {mode}. Use 8 bits per channel: convert the file.")
+    if deep or mode not in GREY | COLOUR:
+        what = "16 bits" if deep else f"pixels of Pillow's mode {mode}"
+        raise ValueError(f"{path} must have at most 8 bits per channel, got {what}; use a converted copy of the file.")
     return (width, height), mode in GREY, digest
 
 

@@ -3,6 +3,9 @@
 import dataclasses
 import json
 import shutil
+import struct
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -159,14 +162,24 @@ def no_png(folder: Path) -> None:
     (folder / "two" / "03.png").write_text("<html>")
 
 
-def deep(folder: Path) -> None:
-    Image.fromarray(np.zeros((8, 8), np.uint16)).save(folder / "two" / "03.png")
+def deep(kind: int, channels: int) -> Callable[[Path], object]:
+    """A change that writes a 16-bit PNG file with a colour type of the PNG standard. Pillow writes grey ones only."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header, rows = struct.pack(">IIBBBBB", 8, 8, 16, kind, 0, 0, 0), zlib.compress((b"\0" + bytes(16 * channels)) * 8)
+    content = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    return lambda folder: (folder / "two" / "03.png").write_bytes(content)
 
 
 CHANGES = {
     "cut": (broken, ValueError, r"two/03\.png cannot be read as a PNG or JPEG file: .*Replace it"),
     "no PNG": (no_png, ValueError, r"two/03\.png cannot be read as a PNG or JPEG file\. Replace it"),
-    "16 bits": (deep, ValueError, r"two/03\.png has pixels of Pillow's mode I;16.*8 bits per channel"),
+    **{
+        f"16 bits, {name}": (deep(*kind), ValueError, r"two/03\.png must have at most 8 bits per channel, got 16 bits; use a")
+        for name, kind in {"grey": (0, 1), "RGB": (2, 3), "grey and alpha": (4, 2), "RGBA": (6, 4)}.items()
+    },
     "nowhere": (shutil.rmtree, FileNotFoundError, r"there is no folder .*photos\."),
     "a file": (lambda f: (shutil.rmtree(f), f.write_text("")), NotADirectoryError, r"photos is a file. Use a folder"),
     "empty": (lambda f: [shutil.rmtree(f / name) for name in NAMES], ValueError, r"photos is empty\. Use a folder with PNG"),

@@ -1,7 +1,9 @@
 """Tests of folders of PNG or JPEG files as data sets: splits, labels, training, sampling, and errors."""
 
 import dataclasses
+import functools
 import json
+import os
 import shutil
 import struct
 import zlib
@@ -173,6 +175,11 @@ def deep(kind: int, channels: int) -> Callable[[Path], object]:
     return lambda folder: (folder / "two" / "03.png").write_bytes(content)
 
 
+def rename(folder: Path, names: tuple[str, ...]) -> None:
+    for old, new in zip(NAMES, names, strict=False):
+        (folder / old).rename(folder / new)
+
+
 CHANGES = {
     "cut": (broken, ValueError, r"two/03\.png cannot be read as a PNG or JPEG file: .*Replace it"),
     "no PNG": (no_png, ValueError, r"two/03\.png cannot be read as a PNG or JPEG file\. Replace it"),
@@ -192,6 +199,24 @@ CHANGES = {
         r"photos holds class folders \(one, \.\.\.\) and loose images \(a\.png, \.\.\.\)",
     ),
     "deeper": (lambda f: (f / "one" / "more").mkdir(), ValueError, r"photos/one holds the folder more\."),
+    **{
+        f"a class called {', '.join(names)}": (
+            functools.partial(rename, names=names),
+            ValueError,
+            rf"photos must be classes, or exactly train and test, got {', '.join(names)}; use the names train and test",
+        )
+        for names in (("test", "train", "val"), ("Test", "Train"), ("train",), ("VALIDATION",), ("test", "valid"))
+    },
+    "a class that is not UTF-8": (
+        lambda f: (f / "one").rename(f / os.fsdecode(b"caf\xe9")),
+        ValueError,
+        r"name of a class must be UTF-8, got the folder .*photos/caf\\xe9; use another name",
+    ),
+    "a damaged file whose name is not UTF-8": (
+        lambda f: (f / "one" / os.fsdecode(b"caf\xe9.png")).write_text("<html>"),
+        ValueError,
+        r"one/caf\\xe9\.png cannot be read as a PNG or JPEG file\. Replace it",
+    ),
     "no labels": (
         lambda f: [(shutil.copytree(f / "one", f, dirs_exist_ok=True), [shutil.rmtree(f / name) for name in NAMES])],
         ValueError,
@@ -208,6 +233,14 @@ def test_a_wrong_folder_raises_and_the_message_names_the_fix(classes, name):
     change(classes)
     with pytest.raises(error, match=message):
         load(classes, {"no such split": "val", "an empty split": "test[:0]"}.get(name, "train"))
+
+
+def test_a_file_name_that_is_not_utf8_is_accepted(classes):
+    version, expected = load(classes).version, stored(load(classes, "test").images)
+    first = classes / "one" / "00.png"
+    first.rename(first.with_name(os.fsdecode(b"00\xe9.png")))
+    assert sorted(stored(load(classes, "test").images)) == sorted(expected)
+    assert load(classes).version != version
 
 
 def test_hidden_files_are_ignored(classes):

@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -247,8 +248,8 @@ def unconditional(config: Config, digest: str) -> dict[str, Any]:
     out = config.out / "samples" / digest / "unconditional"
     size: Any = {"samples": config.samples, "steps": config.steps, "batch": config.batch, "shard": config.batch}
     generate.draw(generate.Config(config.out, out, guidance="unconditional", scale=1.0, seed=config.seed + 1, **size))
-    more = f"python3 -m experiments.tools.generate {config.out} --guidance unconditional"
-    print(f"More samples: {more} --samples 50000 --out {config.out.with_name(config.out.name + '_samples')}")
+    run, samples = (shlex.quote(str(path)) for path in (config.out, config.out.with_name(config.out.name + "_samples")))
+    print(f"More samples: python3 -m experiments.tools.generate {run} --guidance unconditional --samples 50000 --out {samples}")
     return {"samples": str(out)}
 
 

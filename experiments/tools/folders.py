@@ -90,7 +90,12 @@ def named(name: str) -> Path | None:
 
     A name that begins with ".", "/" or "~" is always a folder. Any other name is a folder if there is one and TFDS has no
     data set of that name.
+
+    Raises:
+      ValueError: If the name is empty.
     """
+    if not name:
+        raise ValueError('dataset must be a folder or a name of TFDS, got ""; use "." for the current directory.')
     if name.startswith((".", "/", "~")):
         return Path(name).expanduser()
     known = name.partition("/")[0].partition(":")[0] in tfds.list_builders(with_community_datasets=False)

@@ -118,6 +118,8 @@ def test_a_name_is_a_folder_if_tfds_has_no_such_set(classes, tmp_path, monkeypat
     (tmp_path / "emnist" / "letters").mkdir(parents=True)
     for name in ("digits", "emnist/letters", "mnist:3.0.1", "nothing"):
         assert folders.named(name) is None
+    with pytest.raises(ValueError, match=r'dataset must be a folder or a name of TFDS, got ""; use "\." for the current'):
+        data.load("", "train", tmp_path)
     with pytest.raises(ValueError, match=r"'nothing' is neither a folder nor a data set of TFDS"):
         data.load("nothing", "train", tmp_path)
     with pytest.raises(ValueError, match=r"size is 8, but 'digits' is a set of TFDS"):
@@ -241,6 +243,12 @@ def test_a_file_name_that_is_not_utf8_is_accepted(classes):
     first.rename(first.with_name(os.fsdecode(b"00\xe9.png")))
     assert sorted(stored(load(classes, "test").images)) == sorted(expected)
     assert load(classes).version != version
+
+
+def test_the_suggested_command_quotes_a_path_with_spaces(flat):
+    spaced = flat.rename(flat.with_name("my photos"))
+    with pytest.raises(ValueError, match=r"--dataset '/.*/my photos'$"):
+        load(spaced)
 
 
 def test_hidden_files_are_ignored(classes):

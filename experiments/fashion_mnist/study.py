@@ -30,13 +30,13 @@ from jax import Array
 import guidance_jax as gj
 from experiments.fashion_mnist import report
 from experiments.fashion_mnist.sweep import SCALES, Sweep, headlines
-from experiments.tools import data, devices, generate, models
+from experiments.tools import checks, data, devices, generate, models
 from experiments.tools.evaluator import Evaluator, Judge, jitter
 from experiments.tools.fit import Training, fit, run_directory
 
 CLEAN = 0.0
 NEAREST = 5
-"""Neighbours of each held-out image that the judge looks at."""
+"""The number of neighbours of each image that the judge uses."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,10 +261,11 @@ def main(config: Config) -> dict[str, Any]:
     jax.config.update("jax_compilation_cache_dir", str((config.out / "compilation_cache").absolute()))
     load = functools.partial(data.load, directory=config.out / "data", manual_dir=config.manual_dir, size=config.size)
     train_set, held_out = (load(config.dataset, split, labelled=False) for split in ("train", "test"))
-    if train_set.names and len(held_out) <= NEAREST:
-        raise ValueError(
-            f"the test split of {config.dataset} has {len(held_out)} images, and the judge needs at least {NEAREST + 1}."
-        )
+    if train_set.names:
+        checks.check_count(config.dataset, "train", train_set, NEAREST + 1)
+        checks.check_count(config.dataset, "test", held_out, NEAREST + 1)
+    networks = (config.network, config.classifier_network) if train_set.names else (config.network,)
+    checks.check_size(config.dataset, train_set.images.shape[1:], *networks)
     run, judge, digest = train(config, train_set, held_out)
     if judge is None:
         return unconditional(config, digest)

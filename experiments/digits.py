@@ -22,7 +22,7 @@ from flax import nnx
 from jax import Array
 
 import guidance_jax as gj
-from experiments.tools import data, pictures
+from experiments.tools import checks, data, pictures
 from experiments.tools.evaluator import Evaluator, jitter
 from experiments.tools.fit import Training, fit
 
@@ -304,6 +304,8 @@ def main(config: Config) -> dict[str, Any]:
     train_set, test_set = (
         data.load(config.dataset, split, config.out / "data", size=config.size) for split in ("train", "test")
     )
+    checks.check_count(config.dataset, "train", train_set, images=2, per_class=2)  # A covariance per class needs two.
+    checks.check_count(config.dataset, "test", test_set, images=4)  # Precision and recall use three neighbours.
     trained = train(config, train_set)
     shape, classes = train_set.images.shape[1:], train_set.classes
     begin = time.perf_counter()

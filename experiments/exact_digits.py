@@ -29,7 +29,7 @@ from jax import Array
 from sklearn.decomposition import PCA
 
 import guidance_jax as gj
-from experiments.tools import data, idx, pictures
+from experiments.tools import checks, data, idx, pictures
 from experiments.tools.pictures import METHODS
 
 CLEAN = gj.NoiseLevel(*map(jnp.float32, (0.0, 1.0, 0.0)))
@@ -329,13 +329,21 @@ def main(config: Config) -> dict[str, Any]:
     config.out.mkdir(parents=True, exist_ok=True)
     load, splits = lambda split: data.load(config.dataset, split, config.out / "data", size=config.size), ("train", "test")
     train, test = (fashion(config.fashion, s) for s in splits) if config.fashion else map(load, splits)
+    name, values = str(config.fashion or config.dataset), int(np.prod(train.images.shape[1:]))
+    checks.check_count(name, "train", train, config.components, per_class=2)  # A covariance per class needs two.
+    checks.check_count(name, "test", test, images=1)
+    if values < config.components:
+        raise ValueError(
+            f"components must be at most {values}, the number of values of an image, got {config.components}; use fewer."
+        )
     world, reading = fit(config, train, test)
     print(f"The mixture was fitted to {len(train.labels)} images. The judge never saw them, and reads {reading:.1%} of them.")
     rng, laws = np.random.default_rng((config.seed, 2)), zip(*map(np.asarray, world.moments), strict=True)
     fresh = np.array([rng.multivariate_normal(mean, covariance, config.samples) for mean, covariance in laws])
     floor = jax.tree.map(float, measure(world, world.judge, jnp.asarray(fresh, jnp.float32)))
     results: dict[str, Any] = {"exact samples": [floor | {"scale": 1.0, "evaluations": 0, "milliseconds": 0.0}]}
-    real = np.stack([test.images[test.labels == y][:4] for y in range(train.classes)])
+    each = min(4, config.samples, np.bincount(test.labels).min())
+    real = np.stack([test.images[test.labels == y][:each] for y in range(train.classes)])
     samples, scans, grids = {}, {}, [{"held-out\nimages": real}, {"held-out\nimages": real}]
     for name, make in methods(config, world).items():
         if name in SCANS:
@@ -346,7 +354,7 @@ def main(config: Config) -> dict[str, Any]:
         results[name] = [{"scale": scale} | row for scale, row in zip(scales, rows, strict=True)]
         shown = config.shown[under] if len(scales) > 1 else 1.0
         title = textwrap.fill(SHOWN.get(name.removeprefix("under-fitted, "), "no guidance"), 13)
-        grids[under][f"{title}\nscale {shown:g}"] = world.images(samples[name][scales.index(shown), :, :4])
+        grids[under][f"{title}\nscale {shown:g}"] = world.images(samples[name][scales.index(shown), :, :each])
     report(config, results)
     counts = [] if config.smoke else how_many(config, world)
     apart = float(jnp.abs(samples["classifier"] - samples["CFG"]).max())

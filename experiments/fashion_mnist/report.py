@@ -12,7 +12,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 import guidance_jax as gj
 from experiments.fashion_mnist.sweep import Sweep
-from experiments.tools import data, models
+from experiments.tools import data, folders, models
 from experiments.tools.pictures import METHODS, STYLE, grids, label_points, legend_below, save
 
 Curves = dict[str, list[dict[str, Any]]]
@@ -190,7 +190,7 @@ def write(config: Any, metrics: dict[str, Any], sweep: Sweep, held_out: data.Dat
         points = {f"scale {scale:g}": by_class(sweep.images(way, scale, config.samples), classes, each) for scale in scales}
         grids(out / f"classes_{way}.png", points, names, f"Samples by {models.WAYS[way].title}, one row per class", labels=1.2)
     gradients(out / "gradients.png", sweep.run, held_out)
-    title = "Fashion-MNIST" if config.dataset == "fashion_mnist" else config.dataset
+    title = "Fashion-MNIST" if config.dataset == "fashion_mnist" else folders.printable(config.dataset)
     (out / "report.md").write_text("\n".join(text(metrics, title)) + "\n")
     print(f"\n{out / 'report.md'} has all tables and pictures.\n")
     print("\n".join(table(metrics["headlines"])), "\n")

@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,13 +30,13 @@ from jax import Array
 import guidance_jax as gj
 from experiments.fashion_mnist import report
 from experiments.fashion_mnist.sweep import SCALES, Sweep, headlines
-from experiments.tools import data, devices, generate, models
+from experiments.tools import checks, data, devices, generate, models
 from experiments.tools.evaluator import Evaluator, Judge, jitter
 from experiments.tools.fit import Training, fit, run_directory
 
 CLEAN = 0.0
 NEAREST = 5
-"""Neighbours of each held-out image that the judge looks at."""
+"""The number of neighbours of each image that the judge uses."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,8 +248,8 @@ def unconditional(config: Config, digest: str) -> dict[str, Any]:
     out = config.out / "samples" / digest / "unconditional"
     size: Any = {"samples": config.samples, "steps": config.steps, "batch": config.batch, "shard": config.batch}
     generate.draw(generate.Config(config.out, out, guidance="unconditional", scale=1.0, seed=config.seed + 1, **size))
-    more = f"python3 -m experiments.tools.generate {config.out} --guidance unconditional"
-    print(f"More samples: {more} --samples 50000 --out {config.out.with_name(config.out.name + '_samples')}")
+    run, samples = (shlex.quote(str(path)) for path in (config.out, config.out.with_name(config.out.name + "_samples")))
+    print(f"More samples: python3 -m experiments.tools.generate {run} --guidance unconditional --samples 50000 --out {samples}")
     return {"samples": str(out)}
 
 
@@ -260,10 +261,11 @@ def main(config: Config) -> dict[str, Any]:
     jax.config.update("jax_compilation_cache_dir", str((config.out / "compilation_cache").absolute()))
     load = functools.partial(data.load, directory=config.out / "data", manual_dir=config.manual_dir, size=config.size)
     train_set, held_out = (load(config.dataset, split, labelled=False) for split in ("train", "test"))
-    if train_set.names and len(held_out) <= NEAREST:
-        raise ValueError(
-            f"the test split of {config.dataset} has {len(held_out)} images, and the judge needs at least {NEAREST + 1}."
-        )
+    if train_set.names:
+        checks.check_count(config.dataset, "train", train_set, NEAREST + 1)
+        checks.check_count(config.dataset, "test", held_out, NEAREST + 1)
+    networks = (config.network, config.classifier_network) if train_set.names else (config.network,)
+    checks.check_size(config.dataset, train_set.images.shape[1:], *networks)
     run, judge, digest = train(config, train_set, held_out)
     if judge is None:
         return unconditional(config, digest)

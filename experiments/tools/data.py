@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import shlex
 import sys
 from pathlib import Path
 from typing import Any, Protocol
@@ -160,18 +161,21 @@ def described(name: str, version: str) -> str:
 
 def _images(folder: Path, split: str, manual_dir: Path | None, size: int | None, labelled: bool) -> folders.Images:
     if manual_dir is not None:
-        raise ValueError(f"manual_dir is {manual_dir}, but {folder} is a folder of images. Leave manual_dir out.")
+        raise ValueError(
+            f"manual_dir is {manual_dir}, but {folders.printable(folder)} is a folder of images. Leave manual_dir out."
+        )
     found = folders.splits(folder, size)
     if labelled and not found["train"].names:
+        shown = folders.printable(folder)
         raise ValueError(
-            f"{folder} has images without labels, and this command needs labels. Put the images of each class into a folder of "
-            f"its own. To train without labels: python3 -m experiments.fashion_mnist --dataset {folder}"
+            f"{shown} has images without labels, and this command needs labels. Put the images of each class into a folder of "
+            f"its own. To train without labels: python3 -m experiments.fashion_mnist --dataset {shlex.quote(shown)}"
         )
     info = {
         each: tfds.core.SplitInfo(name=each, shard_lengths=[len(images)], num_bytes=0, filename_template=None)
         for each, images in found.items()
     }
-    parts = [(found[each], range(start, end)) for each, start, end in _parts(str(folder), split, info)]
+    parts = [(found[each], range(start, end)) for each, start, end in _parts(folders.printable(folder), split, info)]
     index = [(source, i) for source, part in parts for i in part]
     paths, labels = tuple(source.paths[i] for source, i in index), np.array([source.labels[i] for source, i in index])
     return dataclasses.replace(found["train"], paths=paths, labels=labels)

@@ -154,7 +154,7 @@ def digits(
     out: Path, samples: dict[str, np.ndarray], scales: tuple[float, ...], metrics: dict[str, Any], test_set: Any
 ) -> None:
     """Write a grid of samples for each method, an overview of all methods, and the curves of fidelity and diversity."""
-    each = min(5, samples["cfg"].shape[2])
+    each = min(5, samples["cfg"].shape[2], np.bincount(test_set.labels).min())
     at = {scale: i for i, scale in enumerate(scales)}
     shown = [scale for scale in (1.0, 2.0, 4.0, 12.0) if scale in at] or list(scales[:4])
     real = np.stack([test_set.images[test_set.labels == y][:each] for y in range(test_set.classes)])

@@ -31,12 +31,15 @@ SCHEDULE, SPACING = gj.schedules.cosine(), gj.spacings.karras(sigma_min=0.02, si
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """The size of a network."""
+    """The size of a network.
+
+    Args:
+      width: Width of the hidden layers. In a convolutional network it is the width of the first layer.
+      blocks: Number of residual blocks. In a convolutional network it is the number of convolutions.
+    """
 
     width: int = 256
-    """Width of the hidden layers. In a convolutional network it is the width of the first layer."""
     blocks: int = 4
-    """Number of residual blocks. In a convolutional network it is the number of convolutions."""
 
     def __post_init__(self) -> None:
         if self.width < 1 or self.blocks < 1:
@@ -45,40 +48,43 @@ class Size:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Guided handwritten digits."""
+    """Guided handwritten digits.
+
+    Args:
+      out: The directory for pictures, metrics and checkpoints.
+      dataset: A folder of PNG or JPEG files with one subfolder per class, or the TFDS name of a set of labelled images.
+      size: For a folder of images: crop the largest centred square of each, and resize it to this many pixels (Lanczos filter).
+      seed: The seed of all random numbers.
+      denoiser: Training of the denoiser that is guided. It predicts v, and labels are dropped in training.
+      classifier: Training of the noise-aware classifier that guides.
+      evaluator: Training of the judge, a convolutional classifier of clean images that no guidance method uses.
+      denoiser_size: The size of the denoiser.
+      classifier_size: The size of the classifier.
+      evaluator_size: The size of the judge.
+      drop_rate: The probability of dropping the label in training.
+      scales: Guidance scales of every method. In CFG, 1 is the conditional model and 0 the unconditional one.
+      samples: Number of samples per scale, with equal numbers per class.
+      steps: Number of sampler steps.
+      calibrations: Also compare calibrations on other numbers of samples, another seed, real images and fewer noise levels.
+      smoke: Check the job in seconds at toy size. The numbers of such a run mean nothing.
+    """
 
     out: Path = Path("out/digits")
-    """The directory for pictures, metrics and checkpoints."""
     dataset: str = "digits"
-    """A folder of PNG or JPEG files with one subfolder per class, or the TFDS name of a set of labelled images."""
     size: int | None = None
-    """For a folder of images: crop the largest centred square of each, and resize it to this many pixels (Lanczos filter)."""
     seed: int = 0
-    """The seed of all random numbers."""
     denoiser: Training = Training(steps=8000)
-    """Training of the denoiser that is guided. It predicts v, and labels are dropped in training."""
     classifier: Training = Training(steps=3000, weight_decay=0.05)
-    """Training of the noise-aware classifier that guides."""
     evaluator: Training = Training(steps=1500, batch=128, weight_decay=0.05)
-    """Training of the judge, a convolutional classifier of clean images that no guidance method uses."""
     denoiser_size: Size = Size()
-    """The size of the denoiser."""
     classifier_size: Size = Size(blocks=3)
-    """The size of the classifier."""
     evaluator_size: Size = Size(width=32, blocks=2)
-    """The size of the judge."""
     drop_rate: float = 0.15
-    """The probability of dropping the label in training."""
     scales: tuple[float, ...] = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
-    """Guidance scales of every method. In CFG, 1 is the conditional model and 0 the unconditional one."""
     samples: int = 1000
-    """Number of samples per scale, with equal numbers per class."""
     steps: int = 30
-    """Number of sampler steps."""
     calibrations: bool = False
-    """Also compare calibrations on other numbers of samples, another seed, real images and fewer noise levels."""
     smoke: bool = False
-    """Check the job in seconds at toy size. The numbers of such a run mean nothing."""
 
     def __post_init__(self) -> None:
         for scale in (0.0, 1.0):

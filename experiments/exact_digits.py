@@ -58,36 +58,39 @@ SCANS = {
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Guided images without training."""
+    """Guided images without training.
+
+    Args:
+      out: The directory for pictures and `metrics.json`.
+      dataset: A folder of PNG or JPEG files with one subfolder per class, or the TFDS name of a set of labelled images.
+      size: For a folder of images: crop the largest centred square of each, and resize it to this many pixels (Lanczos filter).
+      fashion: A folder with the four IDX files of Fashion-MNIST, such as Debian's dataset-fashion-mnist. It replaces `dataset`.
+      components: Number of principal components.
+      underfit: Blur of the under-fitted model: its square is added to the variance of every component.
+      weak: Blur of the weaker model of autoguidance.
+      scales: Guidance scales. 1 is the unguided model.
+      shown: The scale of the exact model and of the under-fitted one, in pictures and summary. The scans use the first.
+      budget: Maximum increase of the class FD for the interval and for APG. Each scan chooses the highest accuracy within it.
+      samples: Number of samples per class and setting.
+      steps: Number of sampler steps.
+      seed: The seed of the samples. The scans use other random numbers.
+      smoke: Check the job in seconds at toy size. The numbers of such a run mean nothing.
+    """
 
     out: Path = Path("out/exact_digits")
-    """The directory for pictures and `metrics.json`."""
     dataset: str = "digits"
-    """A folder of PNG or JPEG files with one subfolder per class, or the TFDS name of a set of labelled images."""
     size: int | None = None
-    """For a folder of images: crop the largest centred square of each, and resize it to this many pixels (Lanczos filter)."""
     fashion: Path | None = None
-    """A folder with the four IDX files of Fashion-MNIST, such as Debian's dataset-fashion-mnist. It replaces `dataset`."""
     components: int = 24
-    """Number of principal components."""
     underfit: float = 0.2
-    """Blur of the under-fitted model: its square is added to the variance of every component."""
     weak: float = 0.4
-    """Blur of the weaker model of autoguidance."""
     scales: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
-    """Guidance scales. 1 is the unguided model."""
     shown: tuple[float, float] = (4.0, 2.0)
-    """The scale of the exact model and of the under-fitted one, in pictures and summary. The scans use the first."""
     budget: float = 0.05
-    """Maximum increase of the class FD for the interval and for APG. Each scan chooses the highest accuracy within it."""
     samples: int = 300
-    """Number of samples per class and setting."""
     steps: int = 32
-    """Number of sampler steps."""
     seed: int = 0
-    """The seed of the samples. The scans use other random numbers."""
     smoke: bool = False
-    """Check the job in seconds at toy size. The numbers of such a run mean nothing."""
 
     def __post_init__(self) -> None:
         if not {1.0, *self.shown} <= set(self.scales):

@@ -30,34 +30,37 @@ from experiments.tools.pictures import INK, METHODS, MUTED
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The densities that guidance samples."""
+    """The densities that guidance samples.
+
+    Args:
+      out: The directory for pictures and `metrics.json`.
+      conditional_variance: v_c, the variance of p(x | y).
+      unconditional_variance: v_u, the variance of p(x).
+      scales: Guidance scales of the table of variances.
+      steps: Number of sampler steps.
+      samples: Number of samples per scale, in the tables and in the picture.
+      particles: Number of particles per group. It must divide the number of samples.
+      tilted_scales: Guidance scales of the mixture's table. Each must be at least 1.
+      tilted_steps: Number of sampler steps of the particles and in the mixture's table.
+      counts: Numbers of sampler steps in the table of the particles' errors. Its scale is the first of `tilted_scales`.
+      picture_scale: The guidance scale of the picture.
+      seed: The seed of the samples.
+      smoke: Check the job in seconds at toy size. The numbers of such a run mean nothing.
+    """
 
     out: Path = Path("out/gaussians")
-    """The directory for pictures and `metrics.json`."""
     conditional_variance: float = 0.5
-    """v_c, the variance of p(x | y)."""
     unconditional_variance: float = 2.0
-    """v_u, the variance of p(x)."""
     scales: tuple[float, ...] = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)
-    """Guidance scales of the table of variances."""
     steps: int = 1000
-    """Number of sampler steps."""
     samples: int = 20_000
-    """Number of samples per scale, in the tables and in the picture."""
     particles: int = 2000
-    """Number of particles per group. It must divide the number of samples."""
     tilted_scales: tuple[float, ...] = (2.0, 3.0, 5.0)
-    """Guidance scales of the mixture's table. Each must be at least 1."""
     tilted_steps: int = 200
-    """Number of sampler steps of the particles and in the mixture's table."""
     counts: tuple[int, ...] = (10, 20, 40, 80, 160)
-    """Numbers of sampler steps in the table of the particles' errors. Its scale is the first of `tilted_scales`."""
     picture_scale: float = 3.0
-    """The guidance scale of the picture."""
     seed: int = 0
-    """The seed of the samples."""
     smoke: bool = False
-    """Check the job in seconds at toy size. The numbers of such a run mean nothing."""
 
     def __post_init__(self) -> None:
         if not 0 < self.conditional_variance < self.unconditional_variance:

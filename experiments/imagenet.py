@@ -42,18 +42,32 @@ TRAINED = 1000
 
 
 class ADM(NamedTuple):
-    """A released U-Net and the classifier of its images."""
+    """A released U-Net and the classifier of its images.
+
+    Args:
+      network: The sizes of the U-Net.
+      classifier: The sizes of the noise-aware classifier.
+      files: The names of the files of weights, of the U-Net and of the classifier.
+      scale: The published guidance scale for 250 steps of DDPM.
+      schedule: The noise schedule of the training.
+    """
 
     network: adm.ADMConfig
     classifier: adm.ADMConfig
     files: tuple[str, str]
     scale: float
-    """The published guidance scale for 250 steps of DDPM."""
     schedule: Callable[[], Schedule] = gj.schedules.ddpm_linear
 
 
 class DiT(NamedTuple):
-    """A released transformer, and the autoencoder of its latents."""
+    """A released transformer, and the autoencoder of its latents.
+
+    Args:
+      network: The sizes of the transformer.
+      autoencoder: The sizes of the autoencoder.
+      files: The names of the files of weights, of the transformer and of the autoencoder.
+      scale: The published guidance scale.
+    """
 
     network: dit.DiTConfig
     autoencoder: autoencoder.AutoencoderConfig
@@ -99,40 +113,43 @@ WAYS = {
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Images of ImageNet's classes by a released network."""
+    """Images of ImageNet's classes by a released network.
+
+    Args:
+      model: adm-64, adm-128, adm-256, adm-256-uncond, adm-512, dit-256 or dit-512.
+      weights: The directory with the released files under their original names.
+      out: The directory of this set of samples. The default is named by model, sampler and scale, in out/imagenet.
+      scale: The guidance scale. The default is the published one. At scale 0 ADM's classifier is neither read nor evaluated.
+      samples: Number of samples. A later run with a larger number extends the set.
+      labels: The classes to sample in turn. The default is all classes.
+      sampler: ddpm, with the learned variance, or ddim.
+      steps: Number of sampler steps. The default is 250 for ddpm and 25 for ddim. For ddim it must divide 1,000.
+      guided_channels: Number of guided channels of DiT's four latent channels: 3 as published, or 4.
+      dtype: The data type of the weights and of the networks' arithmetic. Samplers always use float32.
+      seed: The seed. Sample i depends on the seed and on i only.
+      batch: Number of samples per batch on all devices of a process.
+      shard: Samples per file, a multiple of the batch. A killed run loses at most one unfinished file.
+      coordinator: For several processes: host:port of process 0, or "auto" on a cluster that JAX detects.
+      processes: The number of processes.
+      process: The number of this process, from 0.
+    """
 
     model: str = "adm-256"
-    """adm-64, adm-128, adm-256, adm-256-uncond, adm-512, dit-256 or dit-512."""
     weights: Path = Path("models")
-    """The directory with the released files under their original names."""
     out: Path | None = None
-    """The directory of this set of samples. The default is named by model, sampler and scale, in out/imagenet."""
     scale: float | None = None
-    """The guidance scale. The default is the published one. At scale 0 ADM's classifier is neither read nor evaluated."""
     samples: int = 50_000
-    """Number of samples. A later run with a larger number extends the set."""
     labels: tuple[int, ...] = ()
-    """The classes to sample in turn. The default is all classes."""
     sampler: str = "ddpm"
-    """ddpm, with the learned variance, or ddim."""
     steps: int | None = None
-    """Number of sampler steps. The default is 250 for ddpm and 25 for ddim. For ddim it must divide 1,000."""
     guided_channels: int = 3
-    """Number of guided channels of DiT's four latent channels: 3 as published, or 4."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """The data type of the weights and of the networks' arithmetic. Samplers always use float32."""
     seed: int = 0
-    """The seed. Sample i depends on the seed and on i only."""
     batch: int = 32
-    """Number of samples per batch on all devices of a process."""
     shard: int = 512
-    """Samples per file, a multiple of the batch. A killed run loses at most one unfinished file."""
     coordinator: str | None = None
-    """For several processes: host:port of process 0, or "auto" on a cluster that JAX detects."""
     processes: int | None = None
-    """The number of processes."""
     process: int | None = None
-    """The number of this process, from 0."""
 
     def __post_init__(self) -> None:
         for name, names in (("model", MODELS), ("sampler", WAYS)):

@@ -42,32 +42,36 @@ COLORS = {
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """A guidance scale per noise level, learned by gradients."""
+    """A guidance scale per noise level, learned by gradients.
+
+    Args:
+      out: The directory for the picture and `metrics.json`.
+      target: w of the tilted density that is the target, at least 1.
+      steps: Number of sampler steps.
+      knots: Number of knots of the learned scale. They are uniform in log(sigma / alpha) over the sampler's levels.
+      iterations: Number of training iterations of Adam.
+      rate: The initial learning rate. It falls to 0 along a cosine.
+      roughness: Weight of the mean squared difference of neighbouring knots. It smooths the scale at levels where it has no
+        effect.
+      batch: Number of samples, and of exact samples, per training iteration and per evaluation of the search.
+      repeats: Number of independent test sets of samples and exact samples. Their spread gives the error bars.
+      judged: Number of samples, and of exact samples, per test set.
+      seed: The seed of all random numbers.
+      smoke: Check the job in seconds at toy size. The numbers of such a run mean nothing.
+    """
 
     out: Path = Path("out/learn_schedule")
-    """The directory for the picture and `metrics.json`."""
     target: float = 3.0
-    """w of the tilted density that is the target, at least 1."""
     steps: int = 10
-    """Number of sampler steps."""
     knots: int = 6
-    """Number of knots of the learned scale. They are uniform in log(sigma / alpha) over the sampler's levels."""
     iterations: int = 400
-    """Number of training iterations of Adam."""
     rate: float = 0.1
-    """The initial learning rate. It falls to 0 along a cosine."""
     roughness: float = 2e-4
-    """Weight of the mean squared difference of neighbouring knots. It smooths the scale at levels where it has no effect."""
     batch: int = 1500
-    """Number of samples, and of exact samples, per training iteration and per evaluation of the search."""
     repeats: int = 8
-    """Number of independent test sets of samples and exact samples. Their spread gives the error bars."""
     judged: int = 8000
-    """Number of samples, and of exact samples, per test set."""
     seed: int = 0
-    """The seed of all random numbers."""
     smoke: bool = False
-    """Check the job in seconds at toy size. The numbers of such a run mean nothing."""
 
     def __post_init__(self) -> None:
         if self.target < 1:

@@ -73,32 +73,36 @@ STYLES = {
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The cost of each sampler, and its stability at a large guidance scale."""
+    """The cost of each sampler, and its stability at a large guidance scale.
+
+    Args:
+      out: The directory for the picture and `metrics.json`.
+      dimension: The dimension of the mixture.
+      samples: Number of samples per run, over all classes.
+      scale: The usual guidance scale, for the table of costs and for the interval.
+      large: The large guidance scale, for the table of stability.
+      targets: Sliced Wasserstein distances to reach at the usual scale, in decreasing order. The data have a deviation of about
+        0.6.
+      most: Maximum number of network evaluations per sample to reach a target.
+      steps: Numbers of sampler steps in the tables by steps.
+      only: The rows to compute. The default is all rows.
+      exact: Number of steps of the long runs.
+      seed: The seed of mixture and samples.
+      smoke: Check the job in seconds at toy size. The numbers of such a run mean nothing.
+    """
 
     out: Path = Path("out/samplers")
-    """The directory for the picture and `metrics.json`."""
     dimension: int = 8
-    """The dimension of the mixture."""
     samples: int = 16_384
-    """Number of samples per run, over all classes."""
     scale: float = 3.0
-    """The usual guidance scale, for the table of costs and for the interval."""
     large: float = 15.0
-    """The large guidance scale, for the table of stability."""
     targets: tuple[float, ...] = (0.05, 0.02)
-    """Sliced Wasserstein distances to reach at the usual scale, in decreasing order. The data have a deviation of about 0.6."""
     most: int = 1024
-    """Maximum number of network evaluations per sample to reach a target."""
     steps: tuple[int, ...] = (8, 12, 16, 24, 32)
-    """Numbers of sampler steps in the tables by steps."""
     only: tuple[str, ...] = ()
-    """The rows to compute. The default is all rows."""
     exact: int = 250
-    """Number of steps of the long runs."""
     seed: int = 0
-    """The seed of mixture and samples."""
     smoke: bool = False
-    """Check the job in seconds at toy size. The numbers of such a run mean nothing."""
 
     def __post_init__(self) -> None:
         if self.dimension < 1 or self.samples < 3 or min(self.steps) < 2 or self.exact < 2:

@@ -50,50 +50,53 @@ SPACINGS = {"published": None, "karras": gj.spacings.karras(), "trailing": gj.sp
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Pictures of prompts by a published text-to-image model."""
+    """Pictures of prompts by a published text-to-image model.
+
+    Args:
+      model: A directory in the Hugging Face layout with Stable Diffusion 1.x, 2.x or XL.
+      prompts: One or several prompts.
+      negative: The negative prompt. The default is the unconditional input of the published model.
+      guidance: The guidance method: none, cfg, calibrated, interval, rescale, apg, cfg_zero_star or tcfg.
+      scale: One guidance scale, or one per prompt. Scale 1 is the conditional model.
+      sampler: The sampler: dpmpp_2m, dpmpp_sde, unipc, ddim, ddpm or euler_ancestral.
+      steps: Number of sampler steps.
+      spacing: The spacing of the noise levels: published, karras or trailing.
+      height: Height of the pictures in pixels. The default is that of the image, or else of the model.
+      width: Width of the pictures in pixels. The default is that of the image, or else of the model.
+      calibration: Number of unguided pictures of the prompts on which a calibrated scale is measured. They ignore the image.
+      samples: Number of pictures per prompt.
+      batch: Number of pictures per batch.
+      seed: The seed. The noise of picture i depends on the seed and on i only.
+      image: A picture to start from. It is rotated by its EXIF orientation.
+      strength: The fraction of the path from noise that is sampled. The default is 0.8, or 1 with a mask.
+      mask: A picture that is white where the image is repainted.
+      tile: Decode in tiles with this side in latent pixels. One latent pixel is eight pixels of the picture.
+      dtype: The data type of the networks.
+      variant: The variant in the names of the weight files, for example fp16.
+      out: The directory for the pictures.
+    """
 
     model: tyro.conf.Positional[Path]
-    """A directory in the Hugging Face layout with Stable Diffusion 1.x, 2.x or XL."""
     prompts: tyro.conf.Positional[tuple[str, ...]]
-    """One or several prompts."""
     negative: str | None = None
-    """The negative prompt. The default is the unconditional input of the published model."""
     guidance: str = "cfg"
-    """The guidance method: none, cfg, calibrated, interval, rescale, apg, cfg_zero_star or tcfg."""
     scale: tuple[float, ...] = (7.5,)
-    """One guidance scale, or one per prompt. Scale 1 is the conditional model."""
     sampler: str = "dpmpp_2m"
-    """The sampler: dpmpp_2m, dpmpp_sde, unipc, ddim, ddpm or euler_ancestral."""
     steps: int = 20
-    """Number of sampler steps."""
     spacing: str = "published"
-    """The spacing of the noise levels: published, karras or trailing."""
     height: int | None = None
-    """Height of the pictures in pixels. The default is that of the image, or else of the model."""
     width: int | None = None
-    """Width of the pictures in pixels. The default is that of the image, or else of the model."""
     calibration: int = 64
-    """Number of unguided pictures of the prompts on which a calibrated scale is measured. They ignore the image."""
     samples: int = 1
-    """Number of pictures per prompt."""
     batch: int = 4
-    """Number of pictures per batch."""
     seed: int = 0
-    """The seed. The noise of picture i depends on the seed and on i only."""
     image: Path | None = None
-    """A picture to start from. It is rotated by its EXIF orientation."""
     strength: float | None = None
-    """The fraction of the path from noise that is sampled. The default is 0.8, or 1 with a mask."""
     mask: Path | None = None
-    """A picture that is white where the image is repainted."""
     tile: int | None = None
-    """Decode in tiles with this side in latent pixels. One latent pixel is eight pixels of the picture."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """The data type of the networks."""
     variant: str | None = None
-    """The variant in the names of the weight files, for example fp16."""
     out: Path = Path("out/text_to_image")
-    """The directory for the pictures."""
 
     def __post_init__(self) -> None:
         for name, names in (("guidance", WAYS), ("sampler", SAMPLERS), ("spacing", SPACINGS)):

@@ -52,28 +52,31 @@ SHOWN = {
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Guidance of a weak model in the plane."""
+    """Guidance of a weak model in the plane.
+
+    Args:
+      out: The directory for pictures and `metrics.json`.
+      blur: Standard deviation of the network's blur. The branches have a standard deviation of at most 0.03 across.
+      weak_blur: Standard deviation of the weaker guide's blur.
+      scale: Guidance scale of every method in the table and in the picture.
+      scales: Guidance scales of the curves. They must include `scale`.
+      interval: The interval of `sigma / alpha` in which the method "interval" guides.
+      steps: Number of sampler steps.
+      samples: Number of samples per method and scale, over both classes.
+      seed: The seed of the samples.
+      smoke: Check the job in seconds at toy size. The numbers of such a run mean nothing.
+    """
 
     out: Path = Path("out/toy_2d")
-    """The directory for pictures and `metrics.json`."""
     blur: float = 0.06
-    """Standard deviation of the network's blur. The branches have a standard deviation of at most 0.03 across."""
     weak_blur: float = 0.12
-    """Standard deviation of the weaker guide's blur."""
     scale: float = 3.0
-    """Guidance scale of every method in the table and in the picture."""
     scales: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0, 6.0)
-    """Guidance scales of the curves. They must include `scale`."""
     interval: tuple[float, float] = (0.1, 0.3)
-    """The interval of `sigma / alpha` in which the method "interval" guides."""
     steps: int = 32
-    """Number of sampler steps."""
     samples: int = 2000
-    """Number of samples per method and scale, over both classes."""
     seed: int = 0
-    """The seed of the samples."""
     smoke: bool = False
-    """Check the job in seconds at toy size. The numbers of such a run mean nothing."""
 
     def __post_init__(self) -> None:
         if not 0 < self.blur < self.weak_blur:
@@ -85,17 +88,24 @@ class Config:
 
 
 class World(NamedTuple):
-    """The exact trees, and the blurred trees of the networks."""
+    """The exact trees, and the blurred trees of the networks.
+
+    Args:
+      truth: The exact distribution of the two classes.
+      model: The distribution of the network: the truth, blurred.
+      weaker: The distribution of the weaker guide: the truth, blurred more.
+      branches: The number of each component's branch, `[K]`.
+      shares: The weight of each branch, over both classes.
+      edge: The log-density that 99 % of exact samples exceed.
+      clean: The noise level of clean data.
+    """
 
     truth: gj.oracles.GaussianMixture
     model: gj.oracles.GaussianMixture
     weaker: gj.oracles.GaussianMixture
     branches: Array
-    """The number of each component's branch, `[K]`."""
     shares: Array
-    """The weight of each branch, over both classes."""
     edge: Array
-    """The log-density that 99 % of exact samples exceed."""
     clean: gj.NoiseLevel
 
 

@@ -39,22 +39,25 @@ TOKENS = 77
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The speed of text-to-image compared with diffusers' pipeline."""
+    """The speed of text-to-image compared with diffusers' pipeline.
+
+    Args:
+      preset: cpu: a quarter of Stable Diffusion's width at 32 x 32 latents. gpu: its full size in bfloat16 at 64 x 64 latents.
+      out: The directory for `diffusers.json`.
+      batch: Number of images per batch. With guidance the network's batch has twice as many.
+      steps: Number of sampler steps.
+      scale: The guidance scale.
+      rounds: Number of rounds. In each round every program is timed once.
+      smoke: Check the job in seconds at toy size. The numbers of such a run mean nothing.
+    """
 
     preset: Literal["cpu", "gpu"] = "cpu"
-    """cpu: a quarter of Stable Diffusion's width at 32 x 32 latents. gpu: its full size in bfloat16 at 64 x 64 latents."""
     out: Path = Path("out/diffusers")
-    """The directory for `diffusers.json`."""
     batch: int = 1
-    """Number of images per batch. With guidance the network's batch has twice as many."""
     steps: int = 20
-    """Number of sampler steps."""
     scale: float = 7.5
-    """The guidance scale."""
     rounds: int = 10
-    """Number of rounds. In each round every program is timed once."""
     smoke: bool = False
-    """Check the job in seconds at toy size. The numbers of such a run mean nothing."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,12 +34,15 @@ SMOKE = {"block_out_channels": (8, 16, 16, 16), "cross_attention_dim": 12, "atte
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Host memory and time for loading published weights."""
+    """Host memory and time for loading published weights.
+
+    Args:
+      out: The directory for `loading.json`, and for the files of weights during the run.
+      smoke: Check the job in seconds at toy size. The numbers of such a run mean nothing.
+    """
 
     out: Path = Path("out/loading")
-    """The directory for `loading.json`, and for the files of weights during the run."""
     smoke: bool = False
-    """Check the job in seconds at toy size. The numbers of such a run mean nothing."""
 
     @property
     def network(self) -> dict[str, Any]:

@@ -36,22 +36,25 @@ class Traces:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The cost of guidance beyond the network."""
+    """The cost of guidance beyond the network.
+
+    Args:
+      out: The directory for `overhead.json`.
+      steps: Number of sampler steps.
+      pairs: Number of timed pairs of runs. The table has the median ratio.
+      networks: Time every network without guidance, with CFG, with CFG in an interval and with a classifier.
+      methods: Time every method on the DiT, with half the number of steps.
+      programs: Count the traces of `sample` outside of `jit`, on the toy network.
+      smoke: Check the job in seconds at toy size. The numbers of such a run mean nothing.
+    """
 
     out: Path = Path("out/overhead")
-    """The directory for `overhead.json`."""
     steps: int = 20
-    """Number of sampler steps."""
     pairs: int = 15
-    """Number of timed pairs of runs. The table has the median ratio."""
     networks: bool = True
-    """Time every network without guidance, with CFG, with CFG in an interval and with a classifier."""
     methods: bool = True
-    """Time every method on the DiT, with half the number of steps."""
     programs: bool = True
-    """Count the traces of `sample` outside of `jit`, on the toy network."""
     smoke: bool = False
-    """Check the job in seconds at toy size. The numbers of such a run mean nothing."""
 
     def __post_init__(self) -> None:
         if self.steps < 4 or self.pairs < 1:

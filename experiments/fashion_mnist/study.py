@@ -41,53 +41,57 @@ NEAREST = 5
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Guidance on Fashion-MNIST or your own images, from the data to the report."""
+    """Guidance on Fashion-MNIST or your own images, from the data to the report.
+
+    Args:
+      out: The directory for data, checkpoints, samples and the report.
+      dataset: A folder of PNG or JPEG files with one subfolder per class, or the TFDS name of a set of labelled images. Without
+        subfolders there are no labels: then only an unconditional model is trained and sampled. TFDS needs TensorFlow once to
+        prepare a set, unless `manual_dir` is given.
+      manual_dir: A folder with the four IDX files of "fashion_mnist" or another set like MNIST. They need neither network nor
+        TensorFlow. Debian's package dataset-fashion-mnist puts them in /usr/share/datasets/fashion-mnist.
+      size: For a folder of images: crop the largest centred square of each, and resize it to this many pixels (Lanczos filter).
+      seed: The seed of all random numbers.
+      network: The denoiser that is guided. Its shape and classes are replaced by those of the data.
+      classifier_network: The network of both classifiers that guide. One is trained on noisy images, the other on clean images.
+      evaluator_width: Number of channels of the judge's first convolution. The judge has three convolutions.
+      denoiser: Training of the denoiser. The under-trained model is its second snapshot, and the weaker guide is its first
+        snapshot.
+      classifier: Training of both classifiers that guide.
+      evaluator: Training of the judge.
+      loss: The denoiser's loss: the error of v, the same with min-SNR weights, or EDM's loss with its preconditioning.
+      drop_rate: The probability of dropping the label in training.
+      steps: Number of steps of DPM-Solver++ 2M, on Karras' noise levels.
+      samples: Number of samples per point of the sweeps, with equal numbers per class.
+      headline: Number of samples per row of the main table.
+      calibration: Number of samples on which the calibrated scale is measured.
+      batch: Number of samples per batch.
+      coordinator: For several processes: host:port of process 0, or "auto" on a cluster that provides it. None: one process.
+      processes: The number of processes.
+      process: The number of this process, from 0.
+    """
 
     out: Path = Path("out/fashion_mnist")
-    """The directory for data, checkpoints, samples and the report."""
     dataset: str = "fashion_mnist"
-    """A folder of PNG or JPEG files with one subfolder per class, or the TFDS name of a set of labelled images. Without
-    subfolders there are no labels: then only an unconditional model is trained and sampled. TFDS needs TensorFlow once to
-    prepare a set, unless `manual_dir` is given."""
     manual_dir: Path | None = None
-    """A folder with the four IDX files of "fashion_mnist" or another set like MNIST. They need neither network nor TensorFlow.
-    Debian's package dataset-fashion-mnist puts them in /usr/share/datasets/fashion-mnist."""
     size: int | None = None
-    """For a folder of images: crop the largest centred square of each, and resize it to this many pixels (Lanczos filter)."""
     seed: int = 0
-    """The seed of all random numbers."""
     network: gj.networks.UNetConfig = gj.networks.UNetConfig((28, 28, 1), 10, widths=(32, 64), patch=2)
-    """The denoiser that is guided. Its shape and classes are replaced by those of the data."""
     classifier_network: gj.networks.UNetConfig = gj.networks.UNetConfig((28, 28, 1), 10, widths=(32, 64), patch=2)
-    """The network of both classifiers that guide. One is trained on noisy images, the other on clean images."""
     evaluator_width: int = 32
-    """Number of channels of the judge's first convolution. The judge has three convolutions."""
     denoiser: Training = Training(steps=7000, batch=64, learning_rate=2e-3, snapshots=(300, 1000))
-    """Training of the denoiser. The under-trained model is its second snapshot, and the weaker guide is its first snapshot."""
     classifier: Training = Training(steps=3500, batch=64, weight_decay=0.05)
-    """Training of both classifiers that guide."""
     evaluator: Training = Training(steps=5000, batch=64, learning_rate=2e-3, weight_decay=0.05)
-    """Training of the judge."""
     loss: Literal["v", "min_snr", "edm"] = "v"
-    """The denoiser's loss: the error of v, the same with min-SNR weights, or EDM's loss with its preconditioning."""
     drop_rate: float = 0.1
-    """The probability of dropping the label in training."""
     steps: int = 12
-    """Number of steps of DPM-Solver++ 2M, on Karras' noise levels."""
     samples: int = 2000
-    """Number of samples per point of the sweeps, with equal numbers per class."""
     headline: int = 5000
-    """Number of samples per row of the main table."""
     calibration: int = 1000
-    """Number of samples on which the calibrated scale is measured."""
     batch: int = 250
-    """Number of samples per batch."""
     coordinator: str | None = None
-    """For several processes: host:port of process 0, or "auto" on a cluster that provides it. None: one process."""
     processes: int | None = None
-    """The number of processes."""
     process: int | None = None
-    """The number of this process, from 0."""
 
     def __post_init__(self) -> None:
         if len(self.denoiser.snapshots) != 2:

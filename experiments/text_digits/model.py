@@ -44,22 +44,25 @@ PAINTED = "train[:50%]"
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """The sizes of the text encoder and of the denoiser."""
+    """The sizes of the text encoder and of the denoiser.
+
+    Args:
+      width: Width of the denoiser's tokens.
+      blocks: Number of blocks of the denoiser.
+      heads: Number of attention heads of the denoiser.
+      patch: Side of the square of pixels that makes one token. At 8 a token is a whole digit.
+      text_width: Width of the text's tokens.
+      text_blocks: Number of blocks of the text encoder.
+      text_heads: Number of attention heads of the text encoder.
+    """
 
     width: int = 192
-    """Width of the denoiser's tokens."""
     blocks: int = 4
-    """Number of blocks of the denoiser."""
     heads: int = 4
-    """Number of attention heads of the denoiser."""
     patch: int = 8
-    """Side of the square of pixels that makes one token. At 8 a token is a whole digit."""
     text_width: int = 64
-    """Width of the text's tokens."""
     text_blocks: int = 2
-    """Number of blocks of the text encoder."""
     text_heads: int = 4
-    """Number of attention heads of the text encoder."""
 
 
 SIZE = Size()
@@ -129,16 +132,18 @@ class Model(NamedTuple):
       levels = gj.levels(SCHEDULE, 12, gj.spacings.karras(sigma_min=0.02, sigma_max=60.0))
       two = gj.branches(model.denoiser(), cond=cond, uncond=uncond)
       images = gj.sample(jax.random.split(jax.random.key(0), 8), two, gj.cfg(3.0), gj.dpmpp_2m(), levels, scenes.SHAPE)
+
+    Args:
+      apply: `(params, x, t, text)` to v.
+      read: `(params, ids)` to the denoiser's condition and the embeddings of the texts.
+      contrast: `(params, images, embeddings)` to CLIP's loss.
+      params: The parameters of all parts.
     """
 
     apply: Callable[..., Array]
-    """`(params, x, t, text)` to v."""
     read: Callable[..., tuple[Tokens, Array]]
-    """`(params, ids)` to the denoiser's condition and the embeddings of the texts."""
     contrast: Callable[..., Array]
-    """`(params, images, embeddings)` to CLIP's loss."""
     params: Any
-    """The parameters of all parts."""
 
     def encode(self, texts: Sequence[str], params: Any = None) -> Tokens:
         """The denoiser's condition for texts. The empty text gives the unconditional model."""

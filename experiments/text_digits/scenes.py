@@ -25,14 +25,17 @@ LENGTH = 10
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """One kind of caption."""
+    """One kind of caption.
+
+    Args:
+      template: The text. "{a}" and "{b}" are two different digits with their article, and "{a:bare}" is one without it.
+      true: `(left, right, a, b)` to whether the caption agrees with the scene.
+      weight: Relative frequency in training, among the kinds that can describe a scene.
+    """
 
     template: str
-    """The text. "{a}" and "{b}" are two different digits with their article, and "{a:bare}" is one without it."""
     true: Callable[[int, int, int, int], bool]
-    """`(left, right, a, b)` to whether the caption agrees with the scene."""
     weight: int = 1
-    """Relative frequency in training, among the kinds that can describe a scene."""
 
     @property
     def digits(self) -> int:

@@ -41,38 +41,41 @@ WAYS: dict[str, Callable[[Any], gj.Guidance]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Text to image on scenes of two digits."""
+    """Text to image on scenes of two digits.
+
+    Args:
+      out: The directory for pictures, metrics and checkpoints.
+      seed: The seed of all random numbers.
+      model: Training of the text encoder and of the denoiser, together.
+      evaluator: Training of the judge.
+      size: The sizes of the text encoder and of the denoiser.
+      drop_rate: The probability of an empty text in training.
+      scales: Guidance scales of CFG. 1 is the conditional model, and 0 is the model with the empty text.
+      others: Guidance scales of the other methods.
+      calibrated: Guidance scales of both forms of the calibrated scale, for prompts and for classes.
+      scale: The guidance scale of negative prompts.
+      prompts: Number of prompts per kind and scale.
+      repeats: Number of samples per pair of digits, for negative prompts and for compositions.
+      steps: Number of sampler steps.
+      batch: Number of samples per batch.
+      smoke: Check the job in seconds at toy size. The numbers of such a run mean nothing.
+    """
 
     out: Path = OUT
-    """The directory for pictures, metrics and checkpoints."""
     seed: int = 0
-    """The seed of all random numbers."""
     model: Training = TRAINING
-    """Training of the text encoder and of the denoiser, together."""
     evaluator: Training = Training(steps=1500, batch=128, weight_decay=0.05)
-    """Training of the judge."""
     size: Size = SIZE
-    """The sizes of the text encoder and of the denoiser."""
     drop_rate: float = 0.1
-    """The probability of an empty text in training."""
     scales: tuple[float, ...] = (0.0, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 16.0)
-    """Guidance scales of CFG. 1 is the conditional model, and 0 is the model with the empty text."""
     others: tuple[float, ...] = (2.0, 4.0, 8.0)
-    """Guidance scales of the other methods."""
     calibrated: tuple[float, ...] = (2.0, 4.0, 8.0, 16.0)
-    """Guidance scales of both forms of the calibrated scale, for prompts and for classes."""
     scale: float = 5.0
-    """The guidance scale of negative prompts."""
     prompts: int = 64
-    """Number of prompts per kind and scale."""
     repeats: int = 6
-    """Number of samples per pair of digits, for negative prompts and for compositions."""
     steps: int = 12
-    """Number of sampler steps."""
     batch: int = 128
-    """Number of samples per batch."""
     smoke: bool = False
-    """Check the job in seconds at toy size. The numbers of such a run mean nothing."""
 
     def __post_init__(self) -> None:
         if not {0.0, 1.0} <= set(self.scales):
@@ -108,12 +111,15 @@ def reader(config: Config) -> Judge:
 
 
 class Reading(NamedTuple):
-    """The judge's reading of samples."""
+    """The judge's reading of samples.
+
+    Args:
+      scenes: The digits `[N, 2]`, left and right.
+      features: The features of the cells, `[N, 2, F]`.
+    """
 
     scenes: np.ndarray
-    """The digits `[N, 2]`, left and right."""
     features: np.ndarray
-    """The features of the cells, `[N, 2, F]`."""
 
 
 def read(judge: Judge, images: np.ndarray) -> Reading:

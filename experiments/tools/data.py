@@ -32,16 +32,19 @@ class Source(Protocol):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Data:
-    """A data set in memory."""
+    """A data set in memory.
+
+    Args:
+      images: `[N, H, W, C]`, float32 in [-1, 1].
+      labels: `[N]`, int32: positions in `names`; 0 everywhere without labels.
+      names: The class names; empty without labels.
+      version: TFDS' version of the set, or a digest of a folder's files.
+    """
 
     images: np.ndarray
-    """`[N, H, W, C]`, float32 in [-1, 1]."""
     labels: np.ndarray
-    """`[N]`, int32: positions in `names`; 0 everywhere without labels."""
     names: tuple[str, ...]
-    """The class names; empty without labels."""
     version: str
-    """TFDS' version of the set, or a digest of a folder's files."""
 
     @property
     def classes(self) -> int:
@@ -58,18 +61,21 @@ class Data:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Records:
-    """A prepared TFDS set on disk, for sets that do not fit into memory. Records are read on demand."""
+    """A prepared TFDS set on disk, for sets that do not fit into memory. Records are read on demand.
+
+    Args:
+      records: The data source of TFDS.
+      shape: `(H, W, C)` of one image.
+      names: The class names.
+      version: TFDS' version of the set.
+      folder: Where the prepared set is, for errors.
+    """
 
     records: Any
-    """The data source of TFDS."""
     shape: tuple[int, int, int]
-    """`(H, W, C)` of one image."""
     names: tuple[str, ...]
-    """The class names."""
     version: str
-    """TFDS' version of the set."""
     folder: Path
-    """Where the prepared set is, for errors."""
 
     @property
     def classes(self) -> int:

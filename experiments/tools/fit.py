@@ -31,28 +31,31 @@ NOT_THE_RESULT = ("checkpoint_every", "keep")
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """How one network is trained: AdamW with warm-up, a cosine schedule and averaged parameters."""
+    """How one network is trained: AdamW with warm-up, a cosine schedule and averaged parameters.
+
+    Args:
+      steps: Optimiser steps.
+      batch: Samples per step, over all devices and processes.
+      learning_rate: The maximum learning rate. It decays to 0 along a cosine.
+      warmup: Steps in which the learning rate rises linearly from 0 to its maximum; at most a tenth of all steps.
+      weight_decay: Coefficient of AdamW's decoupled weight decay.
+      clip: Maximum global norm of a gradient. Larger gradients are scaled down to it.
+      ema: Decay per step of the exponential moving average of the parameters. Training returns the averages.
+      snapshots: Steps whose checkpoints are never deleted.
+      checkpoint_every: Steps between checkpoints. It does not change the result.
+      keep: How many of the newest checkpoints are kept. It does not change the result.
+    """
 
     steps: int
-    """Optimiser steps."""
     batch: int = 256
-    """Samples per step, over all devices and processes."""
     learning_rate: float = 1e-3
-    """The maximum learning rate. It decays to 0 along a cosine."""
     warmup: int = 100
-    """Steps in which the learning rate rises linearly from 0 to its maximum; at most a tenth of all steps."""
     weight_decay: float = 0.0
-    """Coefficient of AdamW's decoupled weight decay."""
     clip: float = 1.0
-    """Maximum global norm of a gradient. Larger gradients are scaled down to it."""
     ema: float = 0.999
-    """Decay per step of the exponential moving average of the parameters. Training returns the averages."""
     snapshots: tuple[int, ...] = ()
-    """Steps whose checkpoints are never deleted."""
     checkpoint_every: int = 1000
-    """Steps between checkpoints. It does not change the result."""
     keep: int = 2
-    """How many of the newest checkpoints are kept. It does not change the result."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "checkpoint_every", "keep"):

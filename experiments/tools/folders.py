@@ -38,20 +38,23 @@ Groups = dict[str, dict[str, list[Path]]]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Images:
-    """A split of a folder, on disk: files are decoded when they are read."""
+    """A split of a folder, on disk: files are decoded when they are read.
+
+    Args:
+      paths: The file of each image.
+      labels: `[N]`, int32: positions in `names`; 0 everywhere without labels.
+      names: The class names; empty without labels.
+      shape: `(H, W, C)` of every image that is read.
+      version: A digest of the whole folder's files, their labels and `shape`; it does not depend on where the folder is.
+      resized: Whether images are cropped and resized to `shape`.
+    """
 
     paths: tuple[Path, ...]
-    """The file of each image."""
     labels: np.ndarray
-    """`[N]`, int32: positions in `names`; 0 everywhere without labels."""
     names: tuple[str, ...]
-    """The class names; empty without labels."""
     shape: tuple[int, int, int]
-    """`(H, W, C)` of every image that is read."""
     version: str
-    """A digest of the whole folder's files, their labels and `shape`; it does not depend on where the folder is."""
     resized: bool
-    """Whether images are cropped and resized to `shape`."""
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -47,43 +47,46 @@ _meetings = itertools.count()
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Many guided samples, drawn with the networks of a run."""
+    """Many guided samples, drawn with the networks of a run.
+
+    Args:
+      run: The output directory of a finished experiments.fashion_mnist: it holds the trained networks.
+      out: The directory of this set. It must hold nothing else.
+      guidance: The way to guide: cfg, calibrated (measured first), interval, rescale, apg, cfg_zero_star, autoguidance,
+        classifier, clean_classifier, unconditional, conditional, early, early_cfg or early_autoguidance.
+      scale: The guidance scale. 1 is the conditional model, or Bayes' rule for a classifier.
+      samples: The number of samples. The same command with a larger number extends the set.
+      labels: The classes to draw, in turn, as numbers from 0. Empty: all of them.
+      sampler: The sampler: ddim, ddpm, heun, dpmpp_2m, dpmpp_2s, dpmpp_3m, dpmpp_sde or unipc.
+      steps: The number of sampler steps, on Karras' noise levels.
+      sigma_min: The last noise level before 0, in sigma / alpha.
+      sigma_max: The first noise level, in sigma / alpha.
+      seed: The seed of the samples. Sample i depends on the seed and on i.
+      batch: Samples at a time, over all devices of a process.
+      shard: Samples per file, a multiple of the batch. A kill loses at most one file.
+      channels: Channels of the assembled file. 3 repeats the channel of grey images, for evaluators that need colours.
+      coordinator: For several processes: host:port of process 0, or "auto" on a cluster that provides it. None: one process.
+      processes: The number of processes.
+      process: The number of this process, from 0.
+    """
 
     run: tyro.conf.Positional[Path]
-    """The output directory of a finished experiments.fashion_mnist: it holds the trained networks."""
     out: Path
-    """The directory of this set. It must hold nothing else."""
     guidance: str = "cfg"
-    """The way to guide: cfg, calibrated (measured first), interval, rescale, apg, cfg_zero_star, autoguidance, classifier,
-    clean_classifier, unconditional, conditional, early, early_cfg or early_autoguidance."""
     scale: float = 2.0
-    """The guidance scale. 1 is the conditional model, or Bayes' rule for a classifier."""
     samples: int = 50_000
-    """The number of samples. The same command with a larger number extends the set."""
     labels: tuple[int, ...] = ()
-    """The classes to draw, in turn, as numbers from 0. Empty: all of them."""
     sampler: str = "dpmpp_2m"
-    """The sampler: ddim, ddpm, heun, dpmpp_2m, dpmpp_2s, dpmpp_3m, dpmpp_sde or unipc."""
     steps: int = 18
-    """The number of sampler steps, on Karras' noise levels."""
     sigma_min: float = 0.02
-    """The last noise level before 0, in sigma / alpha."""
     sigma_max: float = 60.0
-    """The first noise level, in sigma / alpha."""
     seed: int = 0
-    """The seed of the samples. Sample i depends on the seed and on i."""
     batch: int = 256
-    """Samples at a time, over all devices of a process."""
     shard: int = 1024
-    """Samples per file, a multiple of the batch. A kill loses at most one file."""
     channels: int | None = None
-    """Channels of the assembled file. 3 repeats the channel of grey images, for evaluators that need colours."""
     coordinator: str | None = None
-    """For several processes: host:port of process 0, or "auto" on a cluster that provides it. None: one process."""
     processes: int | None = None
-    """The number of processes."""
     process: int | None = None
-    """The number of this process, from 0."""
 
     def __post_init__(self) -> None:
         for name, names in (("guidance", models.WAYS), ("sampler", SAMPLERS)):

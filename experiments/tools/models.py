@@ -33,14 +33,17 @@ MODULES: dict[str, tuple[Any, Any]] = {
 
 
 class Trained(NamedTuple):
-    """A network as a pure function, with its parameters."""
+    """A network as a pure function, with its parameters.
+
+    Args:
+      apply: `(params, x, t, labels) -> prediction`, or `(params, x, t) -> logits` for a classifier.
+      params: The parameters, a pytree of arrays.
+      predicts: What a denoising network predicts; "edm" with EDM's preconditioning; None for a classifier.
+    """
 
     apply: Callable[..., Array]
-    """`(params, x, t, labels) -> prediction`, or `(params, x, t) -> logits` for a classifier."""
     params: Any
-    """The parameters, a pytree of arrays."""
     predicts: str | None = None
-    """What a denoising network predicts; "edm" with EDM's preconditioning; None for a classifier."""
 
     def bind(self, params: Any) -> Any:
         """The denoiser, or the classifier `(x, t) -> logits`, with the given parameters."""
@@ -51,16 +54,19 @@ class Trained(NamedTuple):
 
 
 class Run(NamedTuple):
-    """The networks that a study trained on one data set."""
+    """The networks that a study trained on one data set.
+
+    Args:
+      shape: `(H, W, C)` of one image.
+      names: The class names; empty without labels. The null label is `len(names)`.
+      networks: The networks by name: "denoiser", "early", "weak", "classifier", "clean".
+      curve: The measured curve of the calibrated scale; None until `calibrated` has measured it.
+    """
 
     shape: tuple[int, int, int]
-    """`(H, W, C)` of one image."""
     names: tuple[str, ...]
-    """The class names; empty without labels. The null label is `len(names)`."""
     networks: dict[str, Trained]
-    """The networks by name: "denoiser", "early", "weak", "classifier", "clean"."""
     curve: gj.Curve | None = None
-    """The measured curve of the calibrated scale; None until `calibrated` has measured it."""
 
 
 def describe(kind: str, config: Any, predicts: str | None = None) -> dict[str, Any]:
@@ -154,18 +160,21 @@ def _damaged(run: Path, why: str) -> DamagedError:
 
 
 class Way(NamedTuple):
-    """A way to sample: which networks it needs, and how it guides with them."""
+    """A way to sample: which networks it needs, and how it guides with them.
+
+    Args:
+      title: Its name in tables and figures.
+      networks: The names of the networks it needs.
+      guide: `(*networks, labels, null, scale) -> branches, guidance`, with networks as `Trained.bind` returns them.
+      calibrated: Whether the scale follows the run's curve.
+      labelled: Whether the way needs class labels.
+    """
 
     title: str
-    """Its name in tables and figures."""
     networks: tuple[str, ...]
-    """The names of the networks it needs."""
     guide: Callable[..., tuple[Any, gj.Guidance]]
-    """`(*networks, labels, null, scale) -> branches, guidance`, with networks as `Trained.bind` returns them."""
     calibrated: bool = False
-    """Whether the scale follows the run's curve."""
     labelled: bool = True
-    """Whether the way needs class labels."""
 
 
 Guided = tuple[Any, gj.Guidance]

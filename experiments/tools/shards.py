@@ -30,16 +30,19 @@ OTHERS = ("models.json", "checkpoints", "lock", "dataset_info.json", "model_inde
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Shards:
-    """A set of labelled images in files. The set can be extended: existing shards do not change."""
+    """A set of labelled images in files. The set can be extended: existing shards do not change.
+
+    Args:
+      directory: The directory of this set. It holds nothing else.
+      labels: `[N]` integers, the label of each sample.
+      size: Samples per shard. The last shard has the remainder.
+      identity: All that a sample depends on besides its number and label, JSON-able.
+    """
 
     directory: Path
-    """The directory of this set. It holds nothing else."""
     labels: np.ndarray
-    """`[N]` integers, the label of each sample."""
     size: int
-    """Samples per shard. The last shard has the remainder."""
     identity: dict[str, Any]
-    """All that a sample depends on besides its number and label, JSON-able."""
 
     @property
     def count(self) -> int:

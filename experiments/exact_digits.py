@@ -112,7 +112,14 @@ def fashion(folder: Path, split: str) -> data.Data:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class World:
-    """Classes of images as Gaussians in PCA space, the judge's logits, and the map from PCA space to images."""
+    """Classes of images as Gaussians in PCA space, the judge's logits, and the map from PCA space to images.
+
+    Args:
+      moments: The mean and the covariance of each class.
+      weights: The weight of each class.
+      judge: From points in PCA space to logits.
+      images: From points in PCA space to images.
+    """
 
     moments: tuple[Array, Array]
     weights: Array

@@ -98,7 +98,13 @@ MODELS: dict[str, ADM | DiT] = {
 
 
 class Way(NamedTuple):
-    """A sampler with the spacing and the number of steps of the released code."""
+    """A sampler with the spacing and the number of steps of the released code.
+
+    Args:
+      sampler: The sampler.
+      spacing: The spacing of its levels.
+      steps: The number of steps.
+    """
 
     sampler: gj.Sampler
     spacing: Any

@@ -84,7 +84,13 @@ class Config:
 
 
 class World(NamedTuple):
-    """The mixture, the sampler's noise levels, and the knots of the scale in log(sigma / alpha)."""
+    """The mixture, the sampler's noise levels, and the knots of the scale in log(sigma / alpha).
+
+    Args:
+      mixture: The exact mixture.
+      levels: The sampler's noise levels.
+      knots: The places where the scale may bend, in log(sigma / alpha).
+    """
 
     mixture: gj.oracles.GaussianMixture
     levels: gj.NoiseLevel
@@ -134,7 +140,14 @@ def criterion(world: World, guidance: gj.Guidance, target: Array, key: Array, re
 
 
 class Found(NamedTuple):
-    """An interval, its scale, and the value of the criterion. A constant scale has the interval (0, infinity]."""
+    """An interval, its scale, and the value of the criterion. A constant scale has the interval (0, infinity].
+
+    Args:
+      low: The lower bound, in `sigma / alpha`.
+      high: The upper bound, in `sigma / alpha`.
+      scale: The guidance scale in the interval.
+      criterion: The value of the criterion.
+    """
 
     low: float
     high: float

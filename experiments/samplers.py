@@ -28,7 +28,13 @@ SCHEDULE = gj.schedules.edm()
 
 
 class Way(NamedTuple):
-    """A sampler, the law to which it converges, and the kind of guidance."""
+    """A sampler, the law to which it converges, and the kind of guidance.
+
+    Args:
+      sampler: The sampler.
+      law: "ODE" or "SDE".
+      guidance: The name of the guidance.
+    """
 
     sampler: gj.Sampler
     law: str = "ODE"

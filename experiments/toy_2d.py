@@ -30,7 +30,12 @@ UNGUIDED, GUIDED = ("unguided", "weaker guide"), ("autoguidance", "CFG", "classi
 
 
 class Shown(NamedTuple):
-    """How the figures name a method, and the method whose colour it has."""
+    """How the figures name a method, and the method whose colour it has.
+
+    Args:
+      title: The title of the method's panel.
+      method: The method whose colour it has.
+    """
 
     title: str
     method: str

@@ -62,7 +62,15 @@ class Config:
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """A network by diffusers' options, and the device on which it runs."""
+    """A network by diffusers' options, and the device on which it runs.
+
+    Args:
+      network: The options of diffusers' U-Net.
+      side: The side of the latents in pixels.
+      dtype: The dtype of the network.
+      device: The device of PyTorch.
+      compiled: Whether diffusers' network runs under `torch.compile`.
+    """
 
     network: dict[str, Any]
     side: int

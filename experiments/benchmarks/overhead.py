@@ -63,7 +63,14 @@ class Config:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A network with its classifier, the shape of a sample and the batch size."""
+    """A network with its classifier, the shape of a sample and the batch size.
+
+    Args:
+      shape: The shape of a sample.
+      batch: The batch size.
+      network: Makes the network from random numbers.
+      classifier: Makes the classifier from random numbers.
+    """
 
     shape: tuple[int, ...]
     batch: int

@@ -73,7 +73,11 @@ PAIRED = ("left of", "right of", "and")
 
 @dataclasses.dataclass(frozen=True)
 class Noun:
-    """A digit that formats itself in a template."""
+    """A digit that formats itself in a template.
+
+    Args:
+      digit: The digit, 0 to 9.
+    """
 
     digit: int
 

@@ -183,7 +183,16 @@ def _text(name: str, training: Training, seed: int, identity: dict[str, Any]) ->
 
 @dataclasses.dataclass
 class _Run:
-    """One training and its directory. Only process 0 has `store` and `events`."""
+    """One training and its directory. Only process 0 has `store` and `events`.
+
+    Args:
+      name: The name of the network.
+      training: The options of the training.
+      path: The directory.
+      mesh: The devices.
+      store: The checkpoints.
+      events: The writer of TensorBoard's event files.
+    """
 
     name: str
     training: Training

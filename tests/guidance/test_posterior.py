@@ -193,7 +193,7 @@ def test_a_ddpm_step_with_mean_shift_moves_by_w_sigma_g(x64, variance):
     def after(prediction):
         state = gj.State(jnp.asarray(x), (), (), jnp.int32(0), jnp.zeros_like(x))
         look, base = lambda state, level: (prediction, state, context), lambda state, level: (plain, state)
-        guided = GuidedDenoiser(look, base, lambda level, next: guided)
+        guided = GuidedDenoiser(look, base, lambda *step: guided)
         return gj.ddpm(variance).step(guided, state, at.level, at.next, at.keys).x
 
     shift = after(guided) - after(plain)

@@ -116,11 +116,11 @@ def restart(
             now, after = begins[i], ends[i]
             return sampler.step(denoise.between(now, after, i), state, now, after, fold(keys, 2 * i))
 
-        def body(state: State, i: Array) -> tuple[State, None]:
-            return jax.lax.cond((i == 0) | inside, taken, lambda state, i: state, state, i), None
+        def body(i: Array, state: State) -> State:
+            return jax.lax.cond((i == 0) | inside, taken, lambda state, i: state, state, i)
 
         # One loop that skips steps, so that a program of nested restarts has one copy of the network.
-        state, _ = jax.lax.scan(body, state._replace(memory=memory), jnp.arange(1 + times * steps))
+        state = jax.lax.fori_loop(0, 1 + times * steps, body, state._replace(memory=memory))
         return state._replace(memory=(state.memory, done | crossed))
 
     return Sampler(init, step, schedule=schedule)

@@ -110,7 +110,7 @@ def test_a_missing_or_damaged_run_raises(tmp_path):
     for text in texts:
         (tmp_path / "models.json").write_bytes(text)
         for read in (models.load, models.entries):
-            with pytest.raises(ValueError, match=r"models\.json is damaged or of another version: .*writes the file anew"):
+            with pytest.raises(ValueError, match=r"models\.json is damaged or of another version: .*writes the file again"):
                 read(tmp_path)
     with pytest.raises(ValueError, match="no network 'Transformer'"):
         models.build({"kind": "Transformer", "config": {}})

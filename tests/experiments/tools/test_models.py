@@ -105,7 +105,7 @@ def test_a_missing_or_damaged_run_raises(tmp_path):
             models.load(tmp_path)
     whole = {"shape": [4, 4, 1], "names": ["a"], "networks": {}}
     texts = [b"", b"{", b"[1]", b"null", b"\xff\xfe", b"[" * 100_000]
-    for change in ({"shape": [4, 4]}, {"shape": 4}, {"names": "ab"}, {"names": []}, {"networks": []}, {"networks": {"a": 1}}):
+    for change in ({"shape": [4, 4]}, {"shape": 4}, {"names": "ab"}, {"names": [1]}, {"networks": []}, {"networks": {"a": 1}}):
         texts.append(json.dumps(whole | change).encode())
     for text in texts:
         (tmp_path / "models.json").write_bytes(text)

@@ -162,7 +162,7 @@ def test_a_method_composes_with_every_other_part(name):
     assert np.abs(x - before(row.source)).max() > 1e-3
     inside = lambda: jax.eval_shape(lambda: run(gj.in_space("v", method), w))
     if name in OWN_SPACE:
-        with pytest.raises(ValueError, match="put it beside"):
+        with pytest.raises(ValueError, match=r"use chain\(guidance, in_space\(\.\.\.\)\)"):
             inside()
     else:
         assert inside().shape == (B, *SHAPE)

@@ -192,7 +192,8 @@ class Entrance:
         if words:
             quoted: dict[str, Any] = {name: repr(value) for name, value in values.items() if isinstance(value, str)}
             got = " and ".join(f"{name} {{{name}}}" for name in names)
-            demand(lambda: holds(**values), f"{self.name}: {words}, got {got}.", **values | quoted)
+            must, _, use = words.partition("; ")
+            demand(lambda: holds(**values), f"{self.name}: {must}, got {got}{f'; {use}.' if use else '.'}", **values | quoted)
         else:
             holds(**values)
 

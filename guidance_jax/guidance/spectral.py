@@ -24,7 +24,7 @@ Cutoff = TypeAliasType("Cutoff", Annotated[ArrayLike, number("a fraction of the 
 """One number in (0, 1]."""
 
 
-@part(rule("scales must hold at least one scale; one alone is CFG", lambda scales: len(scales) > 0))
+@part(rule("scales must hold at least one scale; use cfg(scale) for one band", lambda scales: len(scales) > 0))
 def fdg(scales: Sequence[Scale] = (10.0, 5.0), *, cond: Branch = "cond", uncond: Branch = "uncond") -> Guidance:
     """Frequency-decoupled guidance: CFG with one scale per level of a Laplacian pyramid.
 

@@ -224,7 +224,7 @@ SHAPERS = (gj.rescale(0.7), gj.momentum(0.5), gj.clip_norm(1.0), gj.project(), g
 def test_a_shaper_that_comes_first_in_a_chain_warns_once(shaper):
     (message,) = warned(lambda: run(gj.chain(shaper, gj.cfg(2.0))))
     assert f"chain({shaper!r}, cfg(scale=2.0))" in message
-    assert f"put it after what guides: chain(cfg(scale=2.0), {shaper!r})" in message
+    assert f"put it after a source: chain(cfg(scale=2.0), {shaper!r})" in message
     assert not warned(lambda: run(gj.chain(gj.cfg(2.0), shaper)))
     assert not warned(lambda: run(gj.chain(gj.chain(gj.cfg(2.0), shaper), shaper)))
 

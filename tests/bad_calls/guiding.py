@@ -144,7 +144,7 @@ ROWS: dict[str, Row] = {
     "cfg_pp in a space": (
         lambda: guided(gj.in_space("v", gj.cfg_pp(0.5))),
         ValueError,
-        r"in_space.*its own space.*chain.*cfg_pp",
+        r"in_space.*its own space.*cfg_pp.*use chain\(",
     ),
     "a branch behind its guidance": (
         lambda: gj.relative_to(GUIDED, "cond"),
@@ -403,7 +403,7 @@ ROWS: dict[str, Row] = {
     "a classifier in a space": (
         lambda: guided(gj.in_space("eps", gj.classifier(log_prob, 1.0))),
         ValueError,
-        r"in_space: .*its own space.*chain.*classifier\(",
+        r"in_space: .*its own space.*classifier\(.*use chain\(",
     ),
     "a classifier of three scales": (lambda: guided(gj.classifier(log_prob, THREE)), ValueError, r"classifier: scale.*\(3,\)"),
     "mean_shift of an unknown variance": (

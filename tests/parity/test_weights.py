@@ -54,7 +54,7 @@ def test_whole_modules_arguments_and_old_files_raise(tmp_path):
         with pytest.raises(ValueError, match="refused: it asks for"):
             pretrained.open_weights(tmp_path / "w.pt")
     torch.save({"w": torch.ones(2)}, tmp_path / "w.pt", _use_new_zipfile_serialization=False)
-    with pytest.raises(ValueError, match=r"w\.pt is of PyTorch's format before 1\.6"):
+    with pytest.raises(ValueError, match=r"w\.pt has PyTorch's format before 1\.6"):
         pretrained.open_weights(tmp_path / "w.pt")
     torch.save({"w": torch.ones(2).to(torch.float8_e4m3fn)}, tmp_path / "w.pt")
     with pytest.raises(ValueError, match=r"w\.pt is refused.*float8"):

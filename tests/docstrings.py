@@ -11,13 +11,8 @@ from typing import Any
 import guidance_jax as gj
 
 SECTIONS = ("Args", "Returns", "Raises", "Example", "Reference", "References")
-EQUATIONS = (
-    *("guidance", "samplers", "schedules", "spacings", "scales", "scores"),
-    *("metrics", "targets", "particles", "likelihood"),
-)
-"""The layers whose functions are formulae."""
-EXPLAINED = ("guidance_jax",)
-"""The packages whose public classes explain every field, or parameter of `__init__`, under Args. `("guidance_jax",)` is all."""
+EQUATIONS = ("guidance", "samplers", "schedules", "scores", "metrics", "particles", "likelihood")
+"""The rooms whose functions are formulae."""
 SHAPE = re.compile(r"`\(\)`|\[[A-Za-z0-9 ,.+*/'\[\]-]+\]|PRNG key|likewise|the same|as (of|for) `|the shape of")
 EQUATION = re.compile(r"`[^`]*( = |<-|==| [-+*/<>] |\^|\||min\(|exp\(|mean of )[^`]*`|^ {4,}\S.* = ", re.MULTILINE)
 SOURCE = re.compile(r'arXiv:\d{4}\.\d{4,5}|openreview \w+|doi:\S+|(19|20)\d\d, (\w+, )?"')
@@ -183,8 +178,8 @@ def lacking(value: Any, doc: str | None, ours: bool = False, silent: bool = Fals
 
 
 def unexplained(value: Any, given: dict[str, str]) -> list[str]:
-    """The fields, or parameters of `__init__`, that the Args of a class do not explain, in the packages of `EXPLAINED`."""
-    if not inspect.isclass(value) or not value.__module__.startswith(EXPLAINED):
+    """The fields, or parameters of `__init__`, that the Args of a class do not explain."""
+    if not inspect.isclass(value):
         return []
     wanted, below = parameters(value) or fields(value), fields(value)
     lacks = [f"Args: {name} is not explained" for name in wanted if name not in given]

@@ -9,9 +9,7 @@ import numpy as np
 from jax import Array
 
 from guidance_jax.base import NoiseLevel
-from guidance_jax.checks.numbers import (
-    check_shape,
-)
+from guidance_jax.checks.numbers import check_shape
 from guidance_jax.checks.traced import concrete, demand
 from guidance_jax.checks.words import call_it, check_takes, described
 from guidance_jax.programs.parts import Function, Part

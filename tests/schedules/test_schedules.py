@@ -103,7 +103,7 @@ def test_schedules_accept_traced_parameters():
         (lambda: gj.spacings.quadratic(1.2), "quadratic: reach must be a share, above 0 and at most 1, got 1.2"),
         (
             lambda: gj.schedules.zero_terminal_snr(gj.schedules.cosine()),
-            r"discrete, with at least two steps; .*got schedule cosine\(\)",
+            r"must be discrete, with at least two steps, got schedule cosine\(\); use cosine",
         ),
         (lambda: gj.schedules.shift(gj.schedules.scaled_linear(), 3.0), r"must be continuous.*got schedule scaled_linear\(\)"),
         (lambda: gj.schedules.shift(gj.schedules.flow(), -3.0), "shift: factor must be a positive number, got -3.0"),

@@ -6,6 +6,7 @@ import os
 # Optimise for compile time, which is most of the time of these tests. The last flag halves it, but aborts in later versions.
 os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    " --xla_cpu_parallel_codegen_split_count=1"
     + " --xla_cpu_use_fusion_emitters=false" * (tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 11))
 )
 os.environ["JAX_PLATFORMS"] = "cpu"

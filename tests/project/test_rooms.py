@@ -28,7 +28,7 @@ PARTS = {
 """What the methods and the samplers of one room share. No method imports another paper's file."""
 ACROSS = {"contract", "fuzz", "fuzz_files"}
 """Tests of every method with every sampler, and of every reader of files."""
-ELSEWHERE = {"experiments", "parity", "bad_calls", "project"}
+ELSEWHERE = {"experiments", "parity", "bad_calls", "mutants", "project"}
 """The folders of `tests` that have no room in the library."""
 
 

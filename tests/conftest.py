@@ -24,3 +24,10 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 def x64():
     with jax.enable_x64(True):
         yield
+
+
+def pytest_xdist_auto_num_workers(config):
+    """No workers for a part of the tests: each would start JAX and import every test again."""
+    if config.option.keyword or config.args_source.name == "ARGS":
+        return 0
+    return None

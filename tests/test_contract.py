@@ -15,27 +15,58 @@ from guidance_jax import guidance, samplers
 COMBINATORS = {"add", "chain", "direction", "during", "in_space", "relative_to", "source", "stateless", "fit_linear"}
 
 
+KINDS = ("cfg", "cfg_pp", "apg", "adaptive", "feedback", "dps", "classifier", "reuse")
+"""A contrast, another eps, shaping with momentum, skipping, its own memory, a gradient through the network, one outside it,
+and reused predictions."""
+
+SHARES = (0.3, 0.6, 1.0, 1.2)
+
+
 def values(row):
-    """Some values between the neutral one and beyond the usual one."""
-    return jnp.array([row.neutral + share * (row.usual - row.neutral) for share in (0.3, 0.6, 1.0, 1.2)])
+    """One value per sample, between the neutral one and beyond the usual one."""
+    return jnp.array([row.neutral + share * (row.usual - row.neutral) for share in SHARES])
+
+
+def sharded(program):
+    """A program of rows in which each device has one row, by `shard_map` with its default check."""
+    mesh = jax.make_mesh((B,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:B])
+    rows = jax.sharding.PartitionSpec("rows")
+    return jax.jit(jax.shard_map(program, mesh=mesh, in_specs=rows, out_specs=rows))
 
 
 @functools.cache
-def program(name):
-    """The method's jitted run with one value per sample, and the number of its traces."""
+def alone(name):
+    """The method's run with one value per sample and each sample on a device of its own, and the number of its traces."""
     traces = []
 
-    @jax.jit
     def generate(value, w):
         traces.append(1)
         return run(TABLE[name].make(value, w), w)
 
-    return lambda value, w: generate(jnp.broadcast_to(jnp.float32(value), B), w), traces
+    program = sharded(generate)
+    return lambda value, w: program(jnp.broadcast_to(jnp.asarray(value, float), B), w), traces
+
+
+@functools.cache
+def together(name):
+    """The run of a whole batch for several values at once, and the derivative of the samples' sum by each value."""
+
+    def total(value, w):
+        x = run(TABLE[name].make(value, w), w)
+        return x.sum(), x
+
+    program = jax.jit(jax.vmap(jax.value_and_grad(total, has_aux=True), in_axes=(0, None)))
+
+    def both(values, w):
+        (sums, x), slopes = program(values, w)
+        return np.asarray(x), np.asarray(sums), np.asarray(slopes)
+
+    return both
 
 
 @functools.cache
 def before(source):
-    return run(source, world())
+    return np.asarray(run(source, world()))
 
 
 def test_every_public_method_has_its_row():
@@ -44,40 +75,46 @@ def test_every_public_method_has_its_row():
 
 
 @pytest.mark.parametrize("name", TABLE)
-def test_the_neutral_value_is_the_base_and_the_usual_value_is_not(name):
-    row, (generate, _) = TABLE[name], program(name)
-    np.testing.assert_allclose(generate(row.neutral, world()), before(row.source), rtol=1e-5, atol=1e-5)
+def test_the_neutral_value_is_the_base_and_the_usual_value_is_not(x64, name):
+    row, (generate, _) = TABLE[name], alone(name)
+    np.testing.assert_allclose(generate(row.neutral, world()), before(row.source), rtol=1e-9, atol=1e-9)
     assert np.abs(generate(row.usual, world()) - before(row.source)).max() > 1e-3
 
 
 @pytest.mark.parametrize("name", TABLE)
-def test_many_values_share_one_trace_per_sample_and_vmap_is_a_loop(name):
-    w, (generate, traces) = world(), program(name)
-    each = [generate(value, w) for value in values(TABLE[name])]
-    by_sample = generate(values(TABLE[name]), w._replace())
-    generate(values(TABLE[name])[0], w._replace(keys=keys(B, seed=1), target=w.target + 1))
+def test_values_share_a_trace_and_per_sample_or_vmapped_or_sharded_they_are_the_same(x64, name):
+    w, row, (generate, traces) = world(), TABLE[name], alone(name)
+    by_sample = generate(values(row), w)
+    each = [np.asarray(generate(value, w)) for value in values(row)]
+    generate(values(row)[0], w._replace(keys=keys(B, seed=1), target=w.target + 1))
     assert len(traces) == 1
     assert len({float(x.sum()) for x in each}) == len(each)
     for i, x in enumerate(each):
-        np.testing.assert_allclose(by_sample[i], x[i], rtol=1e-4, atol=1e-5)
-    together = jax.jit(jax.vmap(lambda value: run(TABLE[name].make(value, w), w)))(values(TABLE[name]))
-    np.testing.assert_allclose(together, jnp.stack(each), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(by_sample[i], x[i], rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(together(name)(values(row), w)[0], np.stack(each), rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize("name", TABLE)
-def test_a_sample_does_not_depend_on_its_batch(name):
-    w, value, (generate, _) = world(), TABLE[name].usual, program(name)
-    everyone = generate(value, w)
-    order = jnp.array([2, 0, 3, 1])
-    np.testing.assert_allclose(generate(value, jax.tree.map(lambda a: a[order], w)), everyone[order], rtol=1e-4, atol=1e-5)
+def test_a_sample_does_not_depend_on_its_batch(x64, name):
+    """Permuted, and among others. The sharded runs above have it alone."""
+    w, scales = world(), values(TABLE[name])
+    everyone = together(name)(scales, w)[0]
+    order = np.array([2, 0, 3, 1])
+    permuted = together(name)(scales, jax.tree.map(lambda a: a[order], w))[0]
+    np.testing.assert_allclose(permuted, everyone[:, order], rtol=1e-9, atol=1e-9)
     others = World(keys(B, 5), *jax.tree.map(lambda a: 2 * a - 1, w[1:]))
     strangers = jax.tree.map(lambda a, b: b.at[0].set(a[0]), w, others)
-    np.testing.assert_allclose(generate(value, strangers)[0], everyone[0], rtol=1e-4, atol=1e-5)
-    alone = run(TABLE[name].make(value, world(batch=1)), world(batch=1))
-    np.testing.assert_allclose(alone[0], everyone[0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(together(name)(scales, strangers)[0][:, 0], everyone[:, 0], rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", TABLE)
+def test_the_gradient_in_the_parameter_is_the_difference_quotient(x64, name):
+    value, h = float(values(TABLE[name])[1]), 1e-6
+    _, sums, slopes = together(name)(jnp.array([value - h, value, value + h, value]), world())
+    np.testing.assert_allclose(slopes[1], (sums[2] - sums[0]) / (2 * h), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", KINDS)
 def test_jit_gives_the_eager_result(name):
     """`sample` always runs jitted. Here a method's own update, with its state, runs operation by operation."""
     w, level, after = world(), gj.schedules.cosine()(0.6), gj.schedules.cosine()(0.5)
@@ -138,15 +175,6 @@ def test_results_and_gradients_are_finite_without_difference_and_without_spread(
         assert all(np.isfinite(gradient(value, target)).all() for value in values(row))
 
 
-@pytest.mark.parametrize("name", TABLE)
-def test_the_gradient_in_the_parameter_is_the_difference_quotient(x64, name):
-    w, h = world(), 1e-6
-    total = lambda value: run(TABLE[name].make(value, w), w).sum()
-    value = float(values(TABLE[name])[1])
-    around, gradients = jax.jit(jax.vmap(jax.value_and_grad(total)))(jnp.array([value - h, value, value + h]))
-    np.testing.assert_allclose(gradients[1], (around[2] - around[0]) / (2 * h), rtol=1e-5, atol=1e-7)
-
-
 GRADIENTS = {"classifier", "mean_shift", "universal", "dps", "freedom", "mpgd", "pigdm", "lgd", "tfg", "reg"}
 OWN_SPACE = GRADIENTS | {"cfg_pp", "feedback", "beta_cfg", "recfg", "cfg_zero_star"}
 """Methods that accept only the space of x0, or set another in their row."""
@@ -154,65 +182,63 @@ OWN_SPACE = GRADIENTS | {"cfg_pp", "feedback", "beta_cfg", "recfg", "cfg_zero_st
 
 @pytest.mark.parametrize("name", TABLE)
 def test_a_method_composes_with_every_other_part(name):
+    """One method of each kind runs. The others are traced."""
     row, w = TABLE[name], world()
     method = row.make(row.usual, w)
-    together = gj.chain(gj.during(method, 0.1, 20.0), gj.add(gj.reuse(method, 2), gj.cfg(2.0)), gj.rescale(0.5))
-    x = run(together, w)
-    assert np.isfinite(x).all()
-    assert np.abs(x - before(row.source)).max() > 1e-3
-    inside = lambda: jax.eval_shape(lambda: run(gj.in_space("v", method), w))
     if name in OWN_SPACE:
         with pytest.raises(ValueError, match=r"use chain\(guidance, in_space\(\.\.\.\)\)"):
-            inside()
+            jax.eval_shape(lambda: run(gj.in_space("v", method), w))
+    inner = method if name in OWN_SPACE else gj.in_space("v", method)
+    chain = gj.chain(gj.during(inner, 0.1, 20.0), gj.add(gj.reuse(method, 2), gj.cfg(2.0)), gj.rescale(0.5))
+    if name in KINDS:
+        x = run(chain, w)
+        assert np.isfinite(x).all()
+        assert np.abs(x - run(row.source, w)).max() > 1e-3
     else:
-        assert inside().shape == (B, *SHAPE)
+        assert jax.eval_shape(lambda: run(chain, w)).shape == (B, *SHAPE)
 
 
-EVERY_METHOD = ("ddpm", "heun", "dpmpp_2m")
-"""A sampler that draws, one with two evaluations per step, and one with memory. They run every method. Other samplers run one
-method of each kind."""
-KINDS = ("cfg", "cfg_pp", "apg", "adaptive", "feedback", "dps", "classifier", "reuse")
-"""A contrast, another eps, shaping with momentum, skipping, its own memory, a gradient through the network, one outside it,
-and reused predictions."""
-PAIRS = [(name, sampler) for sampler in SAMPLERS for name in (TABLE if sampler in EVERY_METHOD else KINDS) if sampler != "ddim"]
+DIFFERENT = ("cfg_pp", "dps", "feedback")
+"""Another eps, a gradient through the network, and memory. Each sampler takes these. `adaptive`, which skips, runs below."""
+PAIRS = [(name, "heun") for name in TABLE] + [(name, s) for s in SAMPLERS for name in DIFFERENT if s not in ("ddim", "heun")]
+
+
+def half(x, t, cond):
+    return network(x.astype(jnp.bfloat16), t.astype(jnp.bfloat16), cond.astype(jnp.bfloat16))
 
 
 @pytest.mark.parametrize(("name", "sampler"), PAIRS)
-def test_with_every_sampler_a_bfloat16_network_leaves_the_state_in_float32(name, sampler):
+def test_with_every_sampler_a_bfloat16_network_receives_and_leaves_float32(name, sampler):
     w, row, seen = world(), TABLE[name], []
 
-    def half(x, t, cond):
+    def recorded(x, t, cond):
         seen.append(x.dtype)
-        return network(x.astype(jnp.bfloat16), t.astype(jnp.bfloat16), cond.astype(jnp.bfloat16))
+        return half(x, t, cond)
 
-    x = run(row.make(row.usual, w), w, SAMPLERS[sampler], half)
-    assert x.dtype == jnp.float32
-    assert set(seen) == {jnp.dtype("float32")}
-    assert np.isfinite(x).all()
-    assert len(np.unique(np.asarray(x).round(4))) > B
-
-
-@functools.cache
-def sharded(program):
-    """A program of a world with its rows split over devices by `shard_map`, with its default check."""
-    mesh = jax.make_mesh((2,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
-    rows = jax.sharding.PartitionSpec("rows")
-    return jax.jit(jax.shard_map(program, mesh=mesh, in_specs=rows, out_specs=rows))
-
-
-@pytest.mark.parametrize("name", TABLE)
-def test_every_method_runs_in_shard_map_as_without(name):
-    row, w = TABLE[name], world()
-    found = sharded(lambda w: run(row.make(jnp.float32(row.usual), w), w))(w)
-    np.testing.assert_allclose(found, program(name)[0](row.usual, w), rtol=1e-4, atol=1e-5)
+    x = jax.eval_shape(lambda w: run(row.make(row.usual, w), w, SAMPLERS[sampler], recorded), w)
+    assert (x.shape, x.dtype, set(seen)) == ((B, *SHAPE), jnp.float32, {jnp.dtype("float32")})
 
 
 @pytest.mark.parametrize("sampler", sorted(set(SAMPLERS) - {"ddim"}))
 def test_every_sampler_runs_in_shard_map_as_without(sampler):
-    """With a guidance that has memory, skips evaluations, and has one number per sample."""
+    """With a bfloat16 network and a guidance that has memory, skips evaluations, and has one number per sample."""
     w = world()
-    generate = lambda w: run(gj.adaptive(gj.cfg(2.0 + w.target[:, 0, 0]), 0.97), w, SAMPLERS[sampler])
-    np.testing.assert_allclose(sharded(generate)(w), jax.jit(generate)(w), rtol=1e-4, atol=1e-5)
+    generate = lambda w: run(gj.adaptive(gj.cfg(2.0 + w.target[:, 0, 0]), 0.97), w, SAMPLERS[sampler], half)
+    found = np.asarray(jax.jit(generate)(w))
+    assert len(np.unique(found.round(4))) > B
+    np.testing.assert_allclose(sharded(generate)(w), found, rtol=1e-4, atol=1e-5)
+
+
+RUN = list(zip(KINDS, 3 * ("ddpm", "heun", "dpmpp_2m"), strict=False))
+"""Each kind of method, with a sampler that draws, one of two evaluations per step, or one with memory."""
+
+
+@pytest.mark.parametrize(("name", "sampler"), RUN)
+def test_each_kind_of_method_runs_with_another_sampler(name, sampler):
+    w, row = world(), TABLE[name]
+    x = np.asarray(run(row.make(row.usual, w), w, SAMPLERS[sampler], half))
+    assert np.isfinite(x).all()
+    assert len(np.unique(x.round(4))) > B
 
 
 @pytest.mark.filterwarnings("ignore:feynman_kac")

@@ -101,7 +101,8 @@ def test_guidance_away_from_a_perturbed_branch_is_one_call_for_all_branches():
     assert calls == [3 * B] * 2
     by_hand, (alpha, sigma, t) = X, map(np.asarray, (levels.alpha, levels.sigma, levels.t))
     for i in range(2):
-        c, u, p = (np.asarray(apply(params, by_hand, np.full(B, t[i], np.float32), cond)) for cond in conds.values())
+        outputs = {name: np.asarray(apply(params, by_hand, np.full(B, t[i]), cond)) for name, cond in conds.items()}
+        c, u, p = (outputs[name] for name in ("cond", "uncond", "perturbed"))
         v = c + (c - u) + 3 * (c - p)
         x0, eps = alpha[i] * by_hand - sigma[i] * v, sigma[i] * by_hand + alpha[i] * v
         by_hand = alpha[i + 1] * x0 + sigma[i + 1] * eps

@@ -65,7 +65,7 @@ def test_a_sample_does_not_depend_on_its_batch(network):
     changed = apply(params, x * np.float32(1 + others[:, None, None, None]), t + np.float32(others), (labels + others) % 5)
     change = np.abs(np.asarray(changed) - out).max((1, 2, 3))
     assert change[1] < 1e-5
-    assert (change[others] > 0.1).all()
+    assert (change[others] > 0.01).all()
 
 
 @pytest.mark.parametrize(
@@ -88,6 +88,7 @@ def test_sizes_that_define_no_network_raise(change, message):
 
 def test_calls_that_do_not_fit_the_network_raise(network):
     apply, params, *_ = network
+    apply = apply.__wrapped__  # Without jit, which would hide the values of labels.
     small = lambda *inputs, **changes: jax.eval_shape(lambda: build(dataclasses.replace(SMALL, **changes))()(*inputs))
     x, t, labels = jnp.zeros((2, 16, 16, 3)), jnp.zeros(2), jnp.array([1, 3])
     with pytest.raises(ValueError, match="multiples of 2 for this network"):

@@ -168,7 +168,7 @@ def test_tiles_need_one_program_and_the_same_memory_for_any_size_of_latents():
         used: Any = jax.jit(decode).lower(jnp.zeros((1, side, side, 3))).compile().memory_analysis()
         return used.temp_size_in_bytes
 
-    small, large = (memory(tiled(decode, 16, 4), side) for side in (32, 96))
+    small, large = (memory(tiled(lambda z: decode(z), 16, 4), side) for side in (32, 96))
     # Once for its shape, once for the loop.
     assert traces == [(1, 16, 16, 3)] * 4
     assert large < 1.1 * small, (small, large)

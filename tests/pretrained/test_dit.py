@@ -58,7 +58,6 @@ RUN = nnx.jit(lambda network, *given: network(*given))
     [
         # The positions, 294,912 numbers at size 256, count as parameters, as in the log of the published code.
         ("DiT-XL/2", 256, 675_129_632),
-        ("DiT-XL/2", 512, 675_129_632 + 3 * 294_912),
         ("DiT-S/8", 256, 33_148_160),
     ],
 )
@@ -116,7 +115,7 @@ def test_bfloat16_weights_compute_in_bfloat16():
 
 
 def test_latents_of_another_size_and_labels_outside_the_range_raise():
-    network, (x, t, labels) = load(pretrained.from_arrays(weights())), inputs()
+    network, (x, t, labels) = load(pretrained.from_arrays(weights())), map(jnp.asarray, inputs())
     for wrong in (x[:, :4], x[..., :3], x[:, :, :2]):
         with pytest.raises(ValueError, match=r"samples of \(6, 6, 4\), got x of shape"):
             network(wrong, t, labels)

@@ -12,7 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
+    pytest.mark.usefixtures("kept_programs"),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +78,7 @@ def job(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory):
+def done(tmp_path_factory, kept_programs):
     """A run of 12 steps with the checkpoints 4, 8 and 12. Tests copy it and damage the copy."""
     job = Job(tmp_path_factory.mktemp("done"))
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -291,25 +292,44 @@ def config(tmp_path):
         yield small
 
 
-def test_a_folder_of_classes_is_trained_sampled_and_judged(classes, config):
-    """The steps of the study are run, then the command that draws more samples."""
+@pytest.mark.slow
+def test_a_folder_of_classes_has_networks_samples_and_a_judge(classes, config, monkeypatch):
+    """The steps of the study, then the command that draws more samples. The networks are traced with the folder's batches and
+    not trained: a folder without labels trains one.
+    """
     from experiments.fashion_mnist import study
-    from experiments.tools import generate
+    from experiments.tools import generate, models
 
-    config = dataclasses.replace(config, dataset=str(classes))
-    run, judge, digest = study.train(config, load(classes), load(classes, "test"))
+    drawn = {}
+
+    def untrained(name, loss, params, batches, training, seed, directory, identity):
+        drawn[name] = images, labels = next(batches)
+        like = jax.eval_shape(jax.value_and_grad(loss), params, jax.random.key(seed), images, labels)
+        assert jax.tree.map(jnp.shape, like) == ((), jax.tree.map(jnp.shape, params))
+        assert identity["data"] == f"folder {found.version}, 27 images"
+        return params
+
+    monkeypatch.setattr(study, "fit", untrained)
+    monkeypatch.setattr(models, "restore", lambda path, like, step: like)
+    config, found = dataclasses.replace(config, dataset=str(classes)), load(classes)
+    run, judge, digest = study.train(config, found, load(classes, "test"))
+    assert drawn.keys() == {"denoiser", "classifier", "clean", "evaluator"}
+    of_folder = set(zip(stored(found.images), found.labels.tolist(), strict=True))
+    for images, labels in drawn.values():
+        assert set(zip(stored(images), labels.tolist(), strict=True)) <= of_folder
     assert judge is not None
     assert run.names == NAMES
     assert json.loads((config.out / "models.json").read_text())["names"] == list(NAMES)
     row = study.Sweep(run, judge, config.out / "samples", digest, steps=2, batch=16, seed=1).row("cfg", 2.0, 16)
     assert row["samples"] == 16
     assert np.isfinite([row[name] for name in ("accuracy", "fd", "precision", "recall")]).all()
-    again = generate.Config(config.out, config.out / "more", samples=6, steps=2, batch=8, shard=8)
+    again = generate.Config(config.out, config.out / "more", guidance="conditional", samples=6, steps=2, batch=8, shard=8)
     images, labels = generate.main(again).samples()
     assert images.shape == (6, 8, 8, 1)
     np.testing.assert_array_equal(labels, [0, 1, 2, 0, 1, 2])
 
 
+@pytest.mark.slow
 def test_a_folder_without_labels_trains_an_unconditional_model(flat, config, capsys):
     from experiments.fashion_mnist import study
     from experiments.tools import generate, models

@@ -83,7 +83,8 @@ def test_no_text_is_zeros_for_xl_and_the_empty_text_for_others(of_first, of_xl):
     assert text.pooled[1:].any(1).all()
     assert np.array_equal(text.sizes, [[16, 24, 0, 0, 16, 24]] * 3)
     model, sizes = of_xl.model, np.array([5, 6, 1, 2, 7, 8])
-    encoded = jax.jit(lambda prompts: model.encode(model.params, prompts, sizes=sizes).text.sizes)(model.tokenize(["a"]))
+    only_sizes = jax.jit(lambda params, prompts: model.encode(params, prompts, sizes=sizes).text.sizes)
+    encoded = only_sizes(model.params, model.tokenize(["a"]))
     assert np.array_equal(encoded, [[5, 6, 1, 2, 7, 8]])
     states = np.asarray(of_first.cond([None, "", "a dog"]).text.states)
     assert np.array_equal(states[0], states[1])
@@ -107,12 +108,12 @@ def test_latents_are_shifted_and_scaled(of_first):
     encode = lambda params, images: (jnp.asarray(mean), jnp.asarray(log_variance))
     latent = of_first.model.latent.__class__(block_out_channels=(8, 12), shift_factor=0.5)
     model = of_first.model._replace(latent=latent, vae=(encode, lambda params, z: z))
-    run = jax.jit(lambda images: (model.encode_image({"vae": {}}, images), model.encode_image({"vae": {}}, images, keys(2))))
+    run = jax.jit(lambda images: [model.encode_image(model.params, images, drawn) for drawn in (None, keys(2))])
     z, drawn = map(np.asarray, run(picture(2, 16, 24)))
     np.testing.assert_allclose(z, (mean - 0.5) * 0.18215, rtol=1e-5, atol=1e-6)
     spread = (drawn - z) / 0.18215 / np.exp(log_variance / 2)
     assert 0.9 < spread.std() < 1.1
-    images = jax.jit(lambda z: model.decode({"vae": {}}, z))(z)
+    images = jax.jit(lambda z: model.decode(model.params, z))(z)
     np.testing.assert_allclose(images, np.clip(mean, -1, 1), rtol=1e-5, atol=1e-6)
 
 

@@ -59,6 +59,7 @@ def of_xl(xl):
     return Programs(xl)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["of_first", "of_xl"])
 def test_a_sample_depends_on_its_own_prompts_and_scales(kind, request):
     of = request.getfixturevalue(kind)
@@ -120,7 +121,7 @@ def test_latents_are_shifted_and_scaled(of_first):
 def test_image_to_image_keeps_the_image_that_little_noise_hides(of_first):
     model = of_first.model
     z = of_first.encode_image(model.params, picture(3, 16, 24))
-    path = gj.schedules.strength(model.levels(40), 0.05)
+    path = gj.schedules.strength(model.levels(100), 0.02)
     start = jax.jit(gj.diffuse)(keys(3), z, path[0])
     x = of_first.draw(["a dog", "cat", "mat"], [None] * 3, [1.0] * 3, path, start)
     assert 0 < np.abs(x - z).max() < 0.5
@@ -144,6 +145,7 @@ def test_inpainting_keeps_the_known_part(of_first):
     assert np.abs(x - z).max() > 0.5
 
 
+@pytest.mark.slow
 def test_inpainting_networks_require_their_channels(tmp_path, of_first):
     model = text_to_image.load(write_model(tmp_path / "nine", unet={"in_channels": 9}))
     known = np.ones((1, 16, 16, 1), bool)
@@ -273,23 +275,22 @@ import jax, jax.numpy as jnp
 from experiments.tools import memory
 from guidance_jax.pretrained import text_to_image
 jax.block_until_ready(text_to_image.load(sys.argv[2], dtype=jnp.bfloat16))  # What packages take once.
+kept = []  # Memory of the first model must not be free for the second.
 for dtype in (jnp.bfloat16, jnp.float32):
     model, rise = memory.peak(lambda: jax.block_until_ready(text_to_image.load(sys.argv[1], dtype=dtype)))
+    kept.append(model)
     print(json.dumps([rise, sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))]))
-    kept = memory.own()
-    del model
-    print(json.dumps([kept - memory.own()]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells a process's own memory")
 def test_loading_holds_no_second_copy(first, tmp_path):
     wide = {"block_out_channels": [256, 512], "norm_num_groups": 32, "layers_per_block": 2, "attention_head_dim": 8}
     directory = write_model(tmp_path / "wide", unet=wide)
     command = [sys.executable, "-c", MEASURED, str(directory), str(first)]
     out = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]).stdout
-    found = [json.loads(line) for line in out.splitlines()[-4:]]
-    for (rise, size), (freed,), least in zip(found[::2], found[1::2], (75e6, 150e6), strict=True):
+    for line, least in zip(out.splitlines()[-2:], (75e6, 150e6), strict=True):
+        rise, size = json.loads(line)
         assert size > least
         assert rise < 1.2 * size + 80e6, f"{rise / 1e6:.0f} MB for {size / 1e6:.0f} MB of parameters"
-        assert freed > 0.9 * size, "the measurement after this one could use the memory again"

@@ -326,7 +326,7 @@ def test_a_folder_of_classes_has_networks_samples_and_a_judge(classes, config, m
 
 @pytest.mark.slow
 def test_a_folder_without_labels_trains_an_unconditional_model(flat, config, capsys, monkeypatch):
-    """The loss of the study is traced. The one that is trained has the same gradient for every weight, which compiles faster."""
+    """The loss of the study is traced. The one that is trained is linear, which compiles faster."""
     from experiments.fashion_mnist import study
     from experiments.tools import generate, models
 

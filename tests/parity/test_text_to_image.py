@@ -33,7 +33,7 @@ PIPELINES = {
 }
 
 
-def generator(model, sampler, path, sizes=(None, None), **options):
+def pipeline_of(model, sampler, path, sizes=(None, None), **options):
     """This library's latents and images, as one program for all prompts and starts. `sizes` are for the prompts and for the
     negative prompts.
     """
@@ -71,7 +71,7 @@ def test_whole_pipelines_agree(tmp_path, make, scheduler, sampler, negative, rew
     options = {"prompt": PROMPTS, "negative_prompt": negative, "height": SIZE[0], "width": SIZE[1], "guidance_scale": 7.5}
     theirs = pipeline(**options, num_inference_steps=STEPS, latents=to_torch(x), output_type="latent").images
     model = text_to_image.load(tmp_path)
-    generate = generator(model, sampler(), model.levels(STEPS))
+    generate = pipeline_of(model, sampler(), model.levels(STEPS))
     latents, images = generate(negative, x)
     agree(latents, from_torch(theirs))
     agree(images, decoded(pipeline, theirs))
@@ -98,7 +98,7 @@ def test_image_to_image_agrees(tmp_path, refine):
     z = from_torch(torch.randn(mean.shape, generator=torch.Generator().manual_seed(5)))
     path = gj.schedules.strength(model.levels(STEPS), 0.65)
     x = path.alpha[0] * x0 + path.sigma[0] * z
-    agree(generator(model, gj.ddim(), path, sizes)(NEGATIVE, x)[0], from_torch(theirs))
+    agree(pipeline_of(model, gj.ddim(), path, sizes)(NEGATIVE, x)[0], from_torch(theirs))
 
 
 def test_inpainting_by_an_inpainting_network_agrees(tmp_path):
@@ -116,7 +116,7 @@ def test_inpainting_by_an_inpainting_network_agrees(tmp_path):
     with torch.no_grad():
         mean = pipeline.vae.encode(to_torch(images * known)).latent_dist.mean * pipeline.vae.config.scaling_factor
     agree(channels[..., 1:], from_torch(mean), 1e-4)
-    generate = generator(model, gj.ddim(), model.levels(STEPS), channels=jnp.asarray(channels))
+    generate = pipeline_of(model, gj.ddim(), model.levels(STEPS), channels=jnp.asarray(channels))
     agree(generate(NEGATIVE, x)[0], from_torch(theirs))
 
 

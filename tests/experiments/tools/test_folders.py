@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import awake
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +21,7 @@ from sklearn.datasets import load_digits
 
 import guidance_jax as gj
 from experiments.tools import data, folders
+from guidance_jax import pretrained
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -269,9 +271,18 @@ def test_a_file_that_changes_its_size_later_raises(classes):
 
 
 @pytest.fixture
-def config(tmp_path):
-    """The smallest study. optax does not run under strict promotion."""
+def config(tmp_path, monkeypatch):
+    """The smallest study. Its initial parameters are drawn by NumPy. optax does not run under strict promotion."""
     from experiments.fashion_mnist import study
+    from experiments.tools import models
+
+    def build(described, seed=0):
+        module, config = models.MODULES[described["kind"]]
+        network = pretrained.abstract(functools.partial(module, config(**described["config"])))
+        apply, params = gj.networks.from_nnx(network)
+        return models.Trained(apply, awake.drawn(params, seed), described.get("predicts"))
+
+    monkeypatch.setattr(models, "build", build)
 
     network = gj.networks.UNetConfig((8, 8, 1), 10, widths=(8,), heads=2)
     training = study.Training(steps=2, batch=8)

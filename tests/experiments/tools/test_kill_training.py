@@ -43,7 +43,7 @@ def trained(directory, **where):
 def arrays(task):
     """Every array of the snapshot and of the last checkpoint, read by Orbax alone."""
     found = {}
-    for step in (10, 24):
+    for step in (10, 16):
         for part in ("params", "average", "optimiser"):
             with ocp.PyTreeCheckpointer() as reader:
                 named = reader.restore(task.run / str(step) / part)
@@ -56,7 +56,7 @@ def losses(task):
     from experiments.tools.progress import scalars
 
     found = scalars(task.run, "loss")
-    assert list(found) == list(range(24))
+    assert list(found) == list(range(16))
     return np.array(list(found.values()))
 
 
@@ -121,14 +121,14 @@ def test_two_killed_processes_continue_together_to_the_result_of_one(trainees, u
     assert "continues from step" in trainees.finish(*tasks)
     near(tasks[0], undisturbed)
     # One device continues the run of the two processes.
-    os.replace(tasks[0].run / "24", tmp_path / "24")
-    assert "continues from step 20" in trainees.finish(trained(tmp_path))
+    os.replace(tasks[0].run / "16", tmp_path / "16")
+    assert "continues from step 12" in trainees.finish(trained(tmp_path))
     near(tasks[0], undisturbed)
 
 
 def test_a_full_disk_raises_with_the_last_good_checkpoint_and_nothing_is_lost(trainees, undisturbed, tmp_path):
     shutil.copytree(undisturbed.run, trained(tmp_path).run)
-    for step in (20, 24):  # The snapshot of step 10 is left.
+    for step in (12, 16):  # The snapshot of step 10 is left.
         shutil.rmtree(trained(tmp_path).run / str(step))
     for largest_file in (1200, 200):  # First the checkpoint does not fit, then the log does not fit either.
         full = trained(tmp_path, largest_file=largest_file)

@@ -22,7 +22,7 @@ import numpy as np
 from experiments.tools import data, devices
 from experiments.tools.fit import Training, fit, run_directory
 
-TRAINING = Training(steps=24, batch=8, learning_rate=0.05, checkpoint_every=4, snapshots=(10,), ema=0.9)
+TRAINING = Training(steps=16, batch=8, learning_rate=0.05, checkpoint_every=4, snapshots=(10,), ema=0.9)
 IDENTITY = {"network": "tiny"}
 
 

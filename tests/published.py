@@ -104,15 +104,18 @@ FILES = {
 }
 
 
-def modules(settings):
-    """The modules of the parts, without weights."""
-    builds = {
-        "unet": lambda s: functools.partial(unet.UNet2DCondition, unet.unet_condition_config(s)),
-        "vae": lambda s: functools.partial(autoencoder.AutoencoderKL, autoencoder.autoencoder_config(s)),
-        "text_encoder": lambda s: functools.partial(clip.CLIPText, clip.clip_text_config(s)),
-    }
-    builds["text_encoder_2"] = builds["text_encoder"]
-    return {name: pretrained.abstract(builds[name](s)) for name, s in settings.items()}
+BUILDS = {
+    "unet": lambda s: functools.partial(unet.UNet2DCondition, unet.unet_condition_config(s)),
+    "vae": lambda s: functools.partial(autoencoder.AutoencoderKL, autoencoder.autoencoder_config(s)),
+    "text_encoder": lambda s: functools.partial(clip.CLIPText, clip.clip_text_config(s)),
+    "text_encoder_2": lambda s: functools.partial(clip.CLIPText, clip.clip_text_config(s)),
+}
+
+
+@functools.lru_cache(maxsize=8)
+def weights(part, settings):
+    """The arrays of a part, from its settings as JSON. Models that the tests write share most of their parts."""
+    return random_arrays(pretrained.abstract(BUILDS[part](json.loads(settings))))
 
 
 def write_model(directory, *, xl=False, **changes):
@@ -123,10 +126,10 @@ def write_model(directory, *, xl=False, **changes):
         settings |= {"unet": UNET | XL | {"cross_attention_dim": 22}, "text_encoder_2": TEXT_2}
         kind = "StableDiffusionXLPipeline"
     settings = {name: value | changes.get(name, {}) for name, value in settings.items()}
-    for name, module in modules(settings).items():
+    for name, of_part in settings.items():
         (directory / name).mkdir(parents=True)
-        (directory / name / "config.json").write_text(json.dumps(settings[name]))
-        save_file(random_arrays(module), directory / name / f"{FILES[name]}.safetensors")
+        (directory / name / "config.json").write_text(json.dumps(of_part))
+        save_file(weights(name, json.dumps(of_part)), directory / name / f"{FILES[name]}.safetensors")
     classes = {"unet": UNET["_class_name"], "vae": VAE["_class_name"]}
     index = {"_class_name": kind, "safety_checker": [None, None]}
     index |= {name: ["library", classes.get(name, value.get("architectures", [""])[0])] for name, value in settings.items()}

@@ -2,6 +2,7 @@
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 
 @pytest.fixture
@@ -11,3 +12,21 @@ def no_constants():
     jax.config.update("jax_captured_constants_warn_bytes", 4000)
     yield
     jax.config.update("jax_captured_constants_warn_bytes", before)
+
+
+@pytest.fixture(scope="module")
+def kept_programs(tmp_path_factory):
+    """Programs that are built again, as each training builds its own, are compiled once per module."""
+    changes = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: jax.config.values[name] for name in changes}
+    for name, value in changes.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()

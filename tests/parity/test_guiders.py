@@ -107,10 +107,12 @@ def each(make, outputs, number=3):
     return torch.stack([guide(make(i), predictions, number, STEPS)[i] for i in batch])
 
 
-@pytest.mark.parametrize(
-    ("space", "tolerance"), [*((space, 1e-8) for space in WORLDS), ("x0", 1e-5), ("eps", 1e-5)], indirect=["tolerance"]
-)
-@pytest.mark.parametrize("name", METHODS)
+SPACES = dict(zip(METHODS, itertools.cycle([("x0", "v"), ("eps", "velocity")]))) | {"cfg": tuple(WORLDS)}
+"""Where each method is compared. The way into a space is the same for all of them."""
+CASES = [(name, space, 1e-8) for name, spaces in SPACES.items() for space in spaces] + [(name, "x0", 1e-5) for name in METHODS]
+
+
+@pytest.mark.parametrize(("name", "space", "tolerance"), CASES, indirect=["tolerance"])
 def test_the_guider_agrees_for_every_sample_at_its_own_scale(name, space, tolerance):
     kinds, method = METHODS[name]
     # The norm of diffusers' mambo_g raises for more than two axes after the batch.

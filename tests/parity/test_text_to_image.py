@@ -33,9 +33,10 @@ PIPELINES = {
 }
 
 
-def generated(model, sampler, negative, x, path, sizes=(None, None), **options):
-    """This library's latents, in one program. `sizes` are for the prompts and for the negative prompts."""
-    prompts, negative = model.tokenize(PROMPTS), model.tokenize(negative or [None, None])
+def pipeline_of(model, sampler, path, sizes=(None, None), **options):
+    """This library's latents and images, as one program for all prompts and starts. `sizes` are for the prompts and for the
+    negative prompts.
+    """
     keys = jax.random.split(jax.random.key(0), 2)
 
     @jax.jit
@@ -45,7 +46,7 @@ def generated(model, sampler, negative, x, path, sizes=(None, None), **options):
         x = gj.sample(keys, gj.branches(model.denoiser(params), **conds), gj.cfg(7.5), sampler, path, x)
         return x, model.decode(params, x)
 
-    return run(model.params, prompts, negative, x)
+    return lambda negative, x: run(model.params, model.tokenize(PROMPTS), model.tokenize(negative or [None, None]), x)
 
 
 def agree(ours, theirs, tolerance=1e-4):
@@ -70,11 +71,12 @@ def test_whole_pipelines_agree(tmp_path, make, scheduler, sampler, negative, rew
     options = {"prompt": PROMPTS, "negative_prompt": negative, "height": SIZE[0], "width": SIZE[1], "guidance_scale": 7.5}
     theirs = pipeline(**options, num_inference_steps=STEPS, latents=to_torch(x), output_type="latent").images
     model = text_to_image.load(tmp_path)
-    latents, images = generated(model, sampler(), negative, x, model.levels(STEPS))
+    generate = pipeline_of(model, sampler(), model.levels(STEPS))
+    latents, images = generate(negative, x)
     agree(latents, from_torch(theirs))
     agree(images, decoded(pipeline, theirs))
-    without = generated(model, sampler(), ["the", "the"], x, model.levels(STEPS))[0]
-    assert np.abs(np.asarray(without - latents)).max() > 0.05  # The prompts have an effect.
+    without = generate(["the", "the"], x)[0]
+    assert np.abs(np.asarray(without) - np.asarray(latents)).max() > 0.05  # The prompts have an effect.
 
 
 @pytest.mark.parametrize("refine", [False, True], ids=["first", "refiner"])
@@ -86,7 +88,7 @@ def test_image_to_image_agrees(tmp_path, refine):
     sizes = (None, (*SIZE, 0, 0, 2.5)) if refine else (None, None)
     model = text_to_image.load(tmp_path)
     images = np.tanh(noise(2, 2, *SIZE, 3))
-    x0 = model.encode_image(model.params, jnp.asarray(images))
+    x0 = jax.jit(model.encode_image)(model.params, images)
     with torch.no_grad():
         mean = pipeline.vae.encode(to_torch(images)).latent_dist.mean * pipeline.vae.config.scaling_factor
     agree(x0, from_torch(mean), 1e-4)
@@ -96,7 +98,7 @@ def test_image_to_image_agrees(tmp_path, refine):
     z = from_torch(torch.randn(mean.shape, generator=torch.Generator().manual_seed(5)))
     path = gj.schedules.strength(model.levels(STEPS), 0.65)
     x = path.alpha[0] * x0 + path.sigma[0] * z
-    agree(generated(model, gj.ddim(), NEGATIVE, x, path, sizes)[0], from_torch(theirs))
+    agree(pipeline_of(model, gj.ddim(), path, sizes)(NEGATIVE, x)[0], from_torch(theirs))
 
 
 def test_inpainting_by_an_inpainting_network_agrees(tmp_path):
@@ -106,7 +108,7 @@ def test_inpainting_by_an_inpainting_network_agrees(tmp_path):
     images, x = np.tanh(noise(2, 2, *SIZE, 3)), noise(1, 2, *LATENTS, 4)
     known = np.ones((2, *SIZE, 1), np.float32)
     known[0, 3:9, 5:], known[1, :, :7] = 0, 0
-    channels = model.painted(model.params, jnp.asarray(images), known)
+    channels = np.asarray(jax.jit(model.painted)(model.params, images, known))
     options = {"prompt": PROMPTS, "negative_prompt": NEGATIVE, "strength": 1.0, "guidance_scale": 7.5, "output_type": "latent"}
     options |= {"image": to_torch(images), "mask_image": to_torch(1 - known), "latents": to_torch(x)}
     options |= {"height": SIZE[0], "width": SIZE[1], "masked_image_latents": to_torch(channels[..., 1:])}
@@ -114,7 +116,8 @@ def test_inpainting_by_an_inpainting_network_agrees(tmp_path):
     with torch.no_grad():
         mean = pipeline.vae.encode(to_torch(images * known)).latent_dist.mean * pipeline.vae.config.scaling_factor
     agree(channels[..., 1:], from_torch(mean), 1e-4)
-    agree(generated(model, gj.ddim(), NEGATIVE, x, model.levels(STEPS), channels=channels)[0], from_torch(theirs))
+    generate = pipeline_of(model, gj.ddim(), model.levels(STEPS), channels=jnp.asarray(channels))
+    agree(generate(NEGATIVE, x)[0], from_torch(theirs))
 
 
 SCHEDULERS = {

@@ -36,17 +36,20 @@ def test_the_released_sizes_have_the_published_parameter_counts(name, count):
 
 @pytest.fixture(scope="module")
 def network():
-    return networks.from_nnx(pretrained.load(build(TINY), pretrained.from_arrays(arrays(build(TINY)))))
+    """The pure function, its parameters, inputs and the output."""
+    apply, params = networks.from_nnx(pretrained.load(build(TINY), pretrained.from_arrays(arrays(build(TINY)))))
+    x = np.random.default_rng(0).normal(size=(3, 4, 8, 3)).astype(np.float32)
+    inputs = x, np.float32([0, 500, 999]), np.int32([0, 4, 2])
+    apply = jax.jit(apply)
+    return apply, params, inputs, np.asarray(apply(params, *inputs))
 
 
 def test_bfloat16_is_close_and_stays_bfloat16(network):
-    apply, params = network
+    *_, inputs, exact = network
     half = pretrained.load(build(TINY), pretrained.from_arrays(arrays(build(TINY))), dtype=jnp.bfloat16)
-    x, t, labels = jax.random.normal(jax.random.key(0), (3, 4, 8, 3)), jnp.array([0.0, 500.0, 999.0]), jnp.array([0, 4, 2])
-    found = jax.jit(lambda half, *inputs: half(*inputs))(half, x, t, labels)
+    found = jax.jit(lambda half, *inputs: half(*inputs))(half, *inputs)
     assert found.dtype == jnp.bfloat16
-    exact = jax.jit(apply)(params, x, t, labels)
-    error = np.abs(found.astype(jnp.float32) - exact)
+    error = np.abs(np.float32(found) - exact)
     assert 1e-4 < error.max() < 0.1 * np.abs(exact).max()
     classify = pretrained.load(
         build(CLASSIFIER, adm.ADMClassifier),
@@ -57,12 +60,12 @@ def test_bfloat16_is_close_and_stays_bfloat16(network):
 
 
 def test_a_sample_does_not_depend_on_its_batch(network):
-    apply, params = network
-    x, t, labels = jax.random.normal(jax.random.key(0), (2, 6, 5, 3)), jnp.array([10.0, 900.0]), jnp.array([1, 3])
-    both = jax.jit(apply)(params, x, t, labels)
-    alone = jax.jit(apply)(params, x[1:], t[1:], labels[1:])
-    np.testing.assert_allclose(both[1:], alone, atol=1e-5)
-    assert np.abs(both[0] - both[1]).max() > 0.1
+    apply, params, (x, t, labels), out = network
+    others = np.arange(3) != 1
+    changed = apply(params, x * np.float32(1 + others[:, None, None, None]), t + np.float32(others), (labels + others) % 5)
+    change = np.abs(np.asarray(changed) - out).max((1, 2, 3))
+    assert change[1] < 1e-5
+    assert (change[others] > 0.01).all()
 
 
 @pytest.mark.parametrize(
@@ -84,7 +87,8 @@ def test_sizes_that_define_no_network_raise(change, message):
 
 
 def test_calls_that_do_not_fit_the_network_raise(network):
-    apply, params = network
+    apply, params, *_ = network
+    apply = apply.__wrapped__  # Without jit, which would hide the values of labels.
     small = lambda *inputs, **changes: jax.eval_shape(lambda: build(dataclasses.replace(SMALL, **changes))()(*inputs))
     x, t, labels = jnp.zeros((2, 16, 16, 3)), jnp.zeros(2), jnp.array([1, 3])
     with pytest.raises(ValueError, match="multiples of 2 for this network"):

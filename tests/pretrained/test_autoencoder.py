@@ -1,32 +1,27 @@
 """The published autoencoder's sizes, configuration and precision, and decoding by tiles."""
 
+import functools
 from typing import Any
 
+import awake
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-import guidance_jax as gj
 from guidance_jax import pretrained
 from guidance_jax.pretrained.autoencoder import AutoencoderConfig, AutoencoderKL, autoencoder_config, current_name, tiled
 
 TINY = AutoencoderConfig(block_out_channels=(8, 16), norm_num_groups=4, layers_per_block=1)
 
 
-def awake(dtype=jnp.float32):
-    """The tiny network with random weights, also gains and biases."""
-    rng = np.random.default_rng(0)
-    graph, state = nnx.split(nnx.eval_shape(lambda: AutoencoderKL(TINY, rngs=nnx.Rngs(0))))
-
-    def weight(p):
-        values = rng.normal(size=p.shape) * (np.prod(p.shape[:-1]) ** -0.5 if len(p.shape) > 1 else 0.3)
-        return jnp.asarray(values + (len(p.shape) == 1), dtype)
-
-    return nnx.merge(graph, jax.tree.map(weight, state))
+@functools.cache
+def tiny(dtype=jnp.float32):
+    return awake.module(functools.partial(AutoencoderKL, TINY), dtype)
 
 
+Z = np.random.default_rng(1).normal(size=(2, 20, 7, 4)).astype(np.float32)
 DECODE = nnx.jit(AutoencoderKL.decode)
 BY_TILES = nnx.jit(lambda network, z: tiled(network.decode, 12, 4)(z))
 
@@ -83,20 +78,19 @@ def test_older_names_are_those_of_attention_only():
 
 
 def test_bfloat16_weights_compute_in_bfloat16_with_and_without_tiles():
-    network, half, z = awake(), awake(jnp.bfloat16), jax.random.normal(jax.random.key(1), (2, 20, 7, 4))
-    for decode in (DECODE, BY_TILES):
-        image, near = decode(network, z), decode(half, z)
-        assert near.dtype == jnp.bfloat16
-        assert np.abs(near.astype(jnp.float32) - image).mean() < 0.03 * np.asarray(image).std()
-    moments = jax.eval_shape(half.encode, jax.ShapeDtypeStruct((1, 4, 6, 3), jnp.float32))
+    near, image = np.asarray(DECODE(tiny(jnp.bfloat16), Z)), np.asarray(DECODE(tiny(), Z))
+    assert near.dtype == jnp.bfloat16
+    assert np.abs(np.float32(near) - image).mean() < 0.03 * image.std()
+    assert jax.eval_shape(BY_TILES, tiny(jnp.bfloat16), Z).dtype == jnp.bfloat16
+    moments = jax.eval_shape(tiny(jnp.bfloat16).encode, jax.ShapeDtypeStruct((1, 4, 6, 3), jnp.float32))
     assert {moment.dtype for moment in moments} == {jnp.dtype(jnp.bfloat16)}
 
 
 def test_the_log_variance_is_bounded():
-    network = awake()
+    network = awake.module(functools.partial(AutoencoderKL, TINY))
     conv: Any = network.quant_conv
     conv.bias[...] = jnp.array([0, 0, 0, 0, 99.0, -99.0, 0, 0])
-    mean, log_variance = nnx.jit(AutoencoderKL.encode)(network, jnp.zeros((1, 4, 6, 3)))
+    mean, log_variance = map(np.asarray, nnx.jit(AutoencoderKL.encode)(network, np.zeros((1, 4, 6, 3), np.float32)))
     assert (mean.shape, log_variance.shape) == ((1, 2, 3, 4), (1, 2, 3, 4))
     np.testing.assert_array_equal(log_variance[0, 0, 0, :2], [20, -30])
 
@@ -104,7 +98,7 @@ def test_the_log_variance_is_bounded():
 def looking(reach, factor=2):
     """A nonlinear decoder in which each pixel of the image depends only on the latents up to `reach` away."""
     side = 2 * reach + 1
-    kernel = jax.random.normal(jax.random.key(0), (side, side, 3, 2))
+    kernel = np.random.default_rng(0).normal(size=(side, side, 3, 2)).astype(np.float32)
 
     def decode(z):
         h = jax.lax.conv_general_dilated(z, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
@@ -115,27 +109,32 @@ def looking(reach, factor=2):
     return decode
 
 
-@pytest.mark.parametrize("size", [(23, 40), (12, 13), (31, 9), (24, 36)])
-@pytest.mark.parametrize(("tile", "overlap"), [(12, 4), (12, 7), (9, 4)])
+@pytest.mark.parametrize(
+    ("size", "tile", "overlap"),
+    [((23, 40), 12, 4), ((12, 13), 12, 7), ((31, 9), 9, 4), ((31, 9), 12, 4), ((24, 36), 12, 7)],
+)
 def test_tiles_do_not_change_a_decoder_that_looks_at_most_a_quarter_of_the_overlap_away(size, tile, overlap):
-    decode, z = looking(reach=1), jax.random.normal(jax.random.key(1), (2, *size, 3))
-    np.testing.assert_allclose(jax.jit(tiled(decode, tile, overlap))(z), decode(z), rtol=1e-5, atol=1e-5)
-    further = looking(reach=2 + overlap // 4)
-    seams = np.abs(tiled(further, tile, overlap)(z) - further(z)).max()
-    assert seams > 1e-2
+    near, further = looking(reach=1), looking(reach=2 + overlap // 4)
+    run = jax.jit(lambda z: [(tiled(decode, tile, overlap)(z), decode(z)) for decode in (near, further)])
+    found = run(np.random.default_rng(1).normal(size=(2, *size, 3)).astype(np.float32))
+    (by_tiles, whole), (seamed, seamless) = jax.tree.map(np.asarray, found)
+    np.testing.assert_allclose(by_tiles, whole, rtol=1e-5, atol=1e-5)
+    assert np.abs(seamed - seamless).max() > 1e-2
 
 
 def test_every_pixel_has_weight_one_even_if_tiles_do_not_overlap():
-    z = jnp.ones((1, 23, 17, 1))
-    for tile, overlap in [(5, 0), (1, 0), (6, 1), (8, 7), (16, 5)]:
-        np.testing.assert_allclose(tiled(lambda z: z.repeat(3, 1).repeat(3, 2), tile, overlap)(z), 1, rtol=1e-6)
+    cases = [(5, 0), (1, 0), (6, 1), (8, 7), (16, 5)]
+    decode = lambda z: z.repeat(3, 1).repeat(3, 2)
+    run = jax.jit(lambda z: [tiled(decode, tile, overlap)(z) for tile, overlap in cases])
+    for case, image in zip(cases, run(np.ones((1, 23, 17, 1), np.float32)), strict=True):
+        np.testing.assert_allclose(image, 1, rtol=1e-6, err_msg=str(case))
 
 
 def test_seams_are_gradual():
     """A decoder whose output is the mean of its tile makes seams most visible. The image has a ramp from tile to tile."""
     mean = lambda z: jnp.broadcast_to(z.mean((1, 2), keepdims=True), (len(z), 2 * z.shape[1], 2 * z.shape[2], 1))
-    z = jnp.arange(48.0)[None, :, None, None].repeat(4, axis=2)
-    image = np.asarray(tiled(mean, 16, 8)(z))[0, :, 0, 0]
+    z = np.arange(48, dtype=np.float32)[None, :, None, None].repeat(4, axis=2)
+    image = np.asarray(jax.jit(tiled(mean, 16, 8))(z))[0, :, 0, 0]
     between = np.diff(image)
     assert (between >= -1e-4).all()
     # The means differ by 8 over half the overlap, which is 8 pixels of the image.
@@ -144,39 +143,43 @@ def test_seams_are_gradual():
 
 
 def test_the_tiles_of_an_autoencoder_are_decoded_separately():
-    network, z = awake(), jax.random.normal(jax.random.key(1), (2, 20, 7, 4))
-    image = BY_TILES(network, z)
+    image = np.asarray(BY_TILES(tiny(), Z))
+    first, second = (np.asarray(DECODE(tiny(), z)) for z in (Z[:, :12], Z[:, 8:]))
     assert image.shape == (2, 40, 14, 3)
-    np.testing.assert_allclose(image[:, :18], DECODE(network, z[:, :12])[:, :18], rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(image[:, 22:], DECODE(network, z[:, 8:])[:, 6:], rtol=1e-4, atol=1e-4)
-    assert np.abs(image - DECODE(network, z)).max() > 1e-2
-    np.testing.assert_array_equal(BY_TILES(network, z[:, :12]), DECODE(network, z[:, :12]))
+    np.testing.assert_allclose(image[:, :18], first[:, :18], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(image[:, 22:], second[:, 6:], rtol=1e-4, atol=1e-4)
+    assert np.abs(image - DECODE(tiny(), Z)).max() > 1e-2
+
+
+def test_latents_that_fit_into_one_tile_are_decoded_as_they_are():
+    z, decode = np.random.default_rng(1).normal(size=(2, 12, 9, 3)).astype(np.float32), looking(reach=2)
+    once, by_tiles = (str(jax.make_jaxpr(f)(z)) for f in (decode, tiled(decode, 12, 4)))
+    assert by_tiles == once
 
 
 def test_tiles_need_one_program_and_the_same_memory_for_any_size_of_latents():
-    apply, params = gj.networks.from_nnx(awake(), "decode")
-    traces = []
+    traces, within = [], looking(reach=2)
 
-    def decode(params, z):
+    def decode(z):
         traces.append(z.shape)
-        return apply(params, z)
+        return within(z)
 
     def memory(decode, side):
-        used: Any = jax.jit(decode).lower(params, jnp.zeros((1, side, side, 4))).compile().memory_analysis()
+        used: Any = jax.jit(decode).lower(jnp.zeros((1, side, side, 3))).compile().memory_analysis()
         return used.temp_size_in_bytes
 
-    by_tiles = lambda params, z: tiled(lambda z: decode(params, z), 16, 4)(z)
-    small, large = (memory(by_tiles, side) for side in (32, 96))
+    small, large = (memory(tiled(lambda z: decode(z), 16, 4), side) for side in (32, 96))
     # Once for its shape, once for the loop.
-    assert traces == [(1, 16, 16, 4)] * 4
+    assert traces == [(1, 16, 16, 3)] * 4
     assert large < 1.1 * small, (small, large)
-    assert memory(apply, 96) > 5 * large
+    assert memory(within, 96) > 5 * large
 
 
 def test_gradients_pass_through_tiles():
-    decode, z = looking(reach=1), jax.random.normal(jax.random.key(1), (1, 14, 11, 3))
-    gradient = lambda decode: jax.grad(lambda z: (decode(z) ** 2).sum())(z)
-    np.testing.assert_allclose(gradient(tiled(decode, 8, 4)), gradient(decode), rtol=1e-4, atol=1e-4)
+    decode, z = looking(reach=1), np.random.default_rng(1).normal(size=(1, 14, 11, 3)).astype(np.float32)
+    gradient = lambda decode: jax.grad(lambda z: (decode(z) ** 2).sum())
+    ours, theirs = jax.jit(lambda z: (gradient(tiled(decode, 8, 4))(z), gradient(decode)(z)))(z)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("tile", "overlap"), [(8, 8), (8, -1), (0, 0)])

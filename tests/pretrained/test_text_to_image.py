@@ -27,117 +27,142 @@ def xl(tmp_path_factory):
     return write_model(tmp_path_factory.mktemp("xl"), xl=True)
 
 
-def generator(model, steps=3, size=(16, 24)):
-    @jax.jit
-    def generate(params, keys, prompts, negative, scale):
-        cond, uncond = (model.encode(params, texts, *size) for texts in (prompts, negative))
-        two = gj.branches(model.denoiser(params), cond=cond, uncond=uncond)
-        return gj.sample(keys, two, gj.cfg(scale), gj.dpmpp_2m(), model.levels(steps), model.latents(*size))
+class Programs:
+    """A model and its functions, each compiled once, for batches of three images of 16 x 24 pixels."""
 
-    return generate
+    def __init__(self, directory):
+        self.model = model = text_to_image.load(directory)
+        self.encode_image, self.decode = jax.jit(model.encode_image), jax.jit(model.decode, static_argnames="tile")
+        self.encode = jax.jit(model.encode, static_argnums=(2, 3))
+
+        @jax.jit
+        def sample(params, cond, uncond, scale, path, start):
+            two = gj.branches(model.denoiser(params), cond=cond, uncond=uncond)
+            return gj.sample(keys(3), two, gj.cfg(scale), gj.ddim(), path, start)
+
+        self.sample = sample
+
+    def cond(self, texts):
+        return self.encode(self.model.params, self.model.tokenize(texts), 16, 24)
+
+    def draw(self, texts, negative, scale, path, start):
+        return np.asarray(self.sample(self.model.params, self.cond(texts), self.cond(negative), np.float32(scale), path, start))
 
 
-def drawn(model, cond, sampler, path, start):
-    @jax.jit
-    def draw(params, cond):
-        return gj.sample(keys(2), gj.branches(model.denoiser(params), cond=cond), gj.chain(), sampler, path, start)
-
-    return draw(model.params, cond)
+@pytest.fixture(scope="module")
+def of_first(first):
+    return Programs(first)
 
 
-@pytest.mark.parametrize("kind", ["first", "xl"])
+@pytest.fixture(scope="module")
+def of_xl(xl):
+    return Programs(xl)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["of_first", "of_xl"])
 def test_a_sample_depends_on_its_own_prompts_and_scales(kind, request):
-    model = text_to_image.load(request.getfixturevalue(kind))
-    generate = generator(model)
-    texts, negative, scale = ["a dog", "the cat", "a dog"], ["mat", None, "mat"], jnp.array([7.5, 3.0, 1.0])
-    x = generate(model.params, keys(3), model.tokenize(texts), model.tokenize(negative), scale)
-    assert x.shape == (3, 8, 12, 4)
-    alone = generate(model.params, keys(3)[1:2], model.tokenize(["the cat"]), model.tokenize([None]), scale[1:2])
-    np.testing.assert_allclose(x[1:2], alone, rtol=1e-4, atol=1e-4)
-    # At scale 1 the negative prompt has no effect.
-    unguided = generate(model.params, keys(3)[2:], model.tokenize(["a dog"]), model.tokenize([""]), scale[2:])
-    np.testing.assert_allclose(x[2:], unguided, rtol=1e-4, atol=1e-4)
-    other = generate(model.params, keys(3)[1:2], model.tokenize(["the dog"]), model.tokenize([None]), scale[1:2])
-    assert jnp.abs(other - alone).max() > 0.01
-    images = jax.jit(model.decode)(model.params, x / 20)
-    assert images.shape == (3, 16, 24, 3)
-    assert jnp.abs(images).max() <= 1
+    of = request.getfixturevalue(kind)
+    path = of.model.levels(2)
+    start = np.float32(path.sigma[0]) * np.random.default_rng(0).standard_normal((3, 8, 12, 4), np.float32)
+    draw = lambda *asked: of.draw(*asked, path, start)
+    x = draw(["a dog", "the cat", "a dog"], ["mat", None, "mat"], [7.5, 3.0, 1.0])
+    assert x.shape == (3, *of.model.latents(16, 24)) == (3, 8, 12, 4)
+    # Nothing changes for the second sample. At scale 1, the negative prompt of the third one has no effect.
+    other = draw(["the dog", "the cat", "a dog"], ["mat", None, "the cat"], [7.5, 3.0, 1.0])
+    np.testing.assert_allclose(x[1:], other[1:], rtol=1e-4, atol=1e-4)
+    assert np.abs(x - other)[0].max() > 0.01
+    other = draw(["a dog", "the cat", "cat"], ["cat", None, "mat"], [7.5, 5.0, 1.0])
+    assert (np.abs(x - other).max((1, 2, 3)) > 0.01).all()
 
 
-def test_no_text_is_zeros_for_xl_and_the_empty_text_for_others(first, xl):
-    model = text_to_image.load(xl)
-    cond = jax.jit(model.encode, static_argnums=(2, 3))(model.params, model.tokenize([None, "", "a dog"]), 16, 24)
-    assert not cond.text.states[0].any()
-    assert not cond.text.pooled[0].any()
-    assert cond.text.states[1:].any(2).all()
-    assert cond.text.pooled[1:].any(1).all()
-    assert np.array_equal(cond.text.sizes, [[16, 24, 0, 0, 16, 24]] * 3)
-    encoded = jax.jit(model.encode)(model.params, model.tokenize(["a"]), sizes=jnp.array([5, 6, 1, 2, 7, 8]))
-    assert np.array_equal(encoded.text.sizes, [[5, 6, 1, 2, 7, 8]])
-    model = text_to_image.load(first)
-    states = jax.jit(model.encode)(model.params, model.tokenize([None, ""])).text.states
+def test_no_text_is_zeros_for_xl_and_the_empty_text_for_others(of_first, of_xl):
+    text = jax.tree.map(np.asarray, of_xl.cond([None, "", "a dog"]).text)
+    assert not text.states[0].any()
+    assert not text.pooled[0].any()
+    assert text.states[1:].any(2).all()
+    assert text.pooled[1:].any(1).all()
+    assert np.array_equal(text.sizes, [[16, 24, 0, 0, 16, 24]] * 3)
+    model, sizes = of_xl.model, np.array([5, 6, 1, 2, 7, 8])
+    only_sizes = jax.jit(lambda params, prompts: model.encode(params, prompts, sizes=sizes).text.sizes)
+    encoded = only_sizes(model.params, model.tokenize(["a"]))
+    assert np.array_equal(encoded, [[5, 6, 1, 2, 7, 8]])
+    states = np.asarray(of_first.cond([None, "", "a dog"]).text.states)
     assert np.array_equal(states[0], states[1])
 
 
-def test_images_are_encoded_and_decoded_also_by_tiles(first):
-    model = text_to_image.load(first)
+def test_images_are_encoded_and_decoded_also_by_tiles(of_first):
+    model = of_first.model
     assert model.latents() == (8, 8, 4)
     with pytest.raises(ValueError, match=r"height must be a multiple of \d, .*got 15 pixels"):
         model.latents(15, 16)
-    images = picture(2, 16, 24)
-    z = jax.jit(model.encode_image)(model.params, images)
-    drawn = jax.jit(model.encode_image)(model.params, images, keys(2))
-    _, log_variance = jax.jit(model.vae[0])(model.params["vae"], images)
-    spread = (drawn - z) / model.latent.scaling_factor / jnp.exp(log_variance / 2)
+    z = of_first.encode_image(model.params, picture(3, 16, 24))
+    whole, tiled = (np.asarray(of_first.decode(model.params, z, tile=tile)) for tile in (None, 8))
+    assert whole.shape == (3, 16, 24, 3)
+    assert np.abs(whole).max() <= 1
+    assert 0 < np.abs(whole - tiled).max() < 1
+
+
+def test_latents_are_shifted_and_scaled(of_first):
+    """With an autoencoder whose moments and images are known."""
+    mean, log_variance = np.random.default_rng(0).standard_normal((2, 2, 8, 12, 4), np.float32)
+    encode = lambda params, images: (jnp.asarray(mean), jnp.asarray(log_variance))
+    latent = of_first.model.latent.__class__(block_out_channels=(8, 12), shift_factor=0.5)
+    model = of_first.model._replace(latent=latent, vae=(encode, lambda params, z: z))
+    run = jax.jit(lambda images: [model.encode_image(model.params, images, drawn) for drawn in (None, keys(2))])
+    z, drawn = map(np.asarray, run(picture(2, 16, 24)))
+    np.testing.assert_allclose(z, (mean - 0.5) * 0.18215, rtol=1e-5, atol=1e-6)
+    spread = (drawn - z) / 0.18215 / np.exp(log_variance / 2)
     assert 0.9 < spread.std() < 1.1
-    decode = jax.jit(model.decode, static_argnames="tile")
-    whole, tiled = decode(model.params, z), decode(model.params, z, tile=8)
-    assert 0 < jnp.abs(whole - tiled).max() < 1
-    moved = text_to_image.load(first)._replace(latent=model.latent.__class__(block_out_channels=(8, 12), shift_factor=0.5))
-    np.testing.assert_allclose(
-        jax.jit(moved.encode_image)(model.params, images), z - 0.5 * moved.latent.scaling_factor, atol=1e-5
-    )
-    np.testing.assert_allclose(jax.jit(moved.decode)(model.params, z - 0.5 * moved.latent.scaling_factor), whole, atol=1e-4)
+    images = jax.jit(lambda z: model.decode(model.params, z))(z)
+    np.testing.assert_allclose(images, np.clip(mean, -1, 1), rtol=1e-5, atol=1e-6)
 
 
-def test_image_to_image_keeps_the_image_that_little_noise_hides(first):
-    model = text_to_image.load(first)
-    z = jax.jit(model.encode_image)(model.params, picture(2, 16, 24))
-    path = gj.schedules.strength(model.levels(20), 0.05)
-    cond = jax.jit(model.encode)(model.params, model.tokenize(["a dog", "cat"]))
-    x = gj.diffuse(keys(2), z, jax.tree.map(lambda field: field[0], path))
-    x = drawn(model, cond, gj.ddim(), path, x)
-    assert 0 < jnp.abs(x - z).max() < 0.5
+def test_image_to_image_keeps_the_image_that_little_noise_hides(of_first):
+    model = of_first.model
+    z = of_first.encode_image(model.params, picture(3, 16, 24))
+    path = gj.schedules.strength(model.levels(100), 0.02)
+    start = jax.jit(gj.diffuse)(keys(3), z, path[0])
+    x = of_first.draw(["a dog", "cat", "mat"], [None] * 3, [1.0] * 3, path, start)
+    assert 0 < np.abs(x - z).max() < 0.5
 
 
-def test_inpainting_keeps_the_known_part(first):
-    model = text_to_image.load(first)
-    z = jax.jit(model.encode_image)(model.params, picture(2, 16, 24))
-    known = np.ones((2, 16, 24, 1))
+def test_inpainting_keeps_the_known_part(of_first):
+    model = of_first.model
+    z = np.asarray(of_first.encode_image(model.params, picture(3, 16, 24)))
+    known = np.ones((3, 16, 24, 1))
     known[:, 5:12, 7:] = 0
-    mask = model.mask(known)
+    mask = np.asarray(model.mask(known))
     assert np.array_equal(mask[0, :, :, 0] == 0, np.outer(np.isin(np.arange(8), [2, 3, 4, 5]), np.arange(12) >= 3))
-    cond = jax.jit(model.encode)(model.params, model.tokenize(["a dog", "cat"]))
-    x = drawn(model, cond, gj.inpaint(gj.ddim(), z, mask), model.levels(3, gj.spacings.trailing()), z.shape[1:])
+
+    @jax.jit
+    def draw(params, cond, z, mask):
+        path, one = model.levels(2, gj.spacings.trailing()), gj.branches(model.denoiser(params), cond=cond)
+        return gj.sample(keys(3), one, gj.chain(), gj.inpaint(gj.ddim(), z, mask), path, z.shape[1:])
+
+    x = np.asarray(draw(model.params, of_first.cond(["a dog", "cat", "mat"]), z, mask))
     np.testing.assert_allclose(x * mask, z * mask, atol=1e-5)
-    assert jnp.abs(x - z).max() > 0.5
+    assert np.abs(x - z).max() > 0.5
 
 
-def test_inpainting_networks_require_their_channels(tmp_path, first):
+@pytest.mark.slow
+def test_inpainting_networks_require_their_channels(tmp_path, of_first):
     model = text_to_image.load(write_model(tmp_path / "nine", unet={"in_channels": 9}))
     known = np.ones((1, 16, 16, 1), bool)
     known[:, :, :5] = False
-    channels = jax.jit(model.painted)(model.params, picture(1, 16, 16), known)
-    assert np.array_equal(channels[0, 0, :, 0], [1, 1, 1, 0, 0, 0, 0, 0])
-    level = jax.tree.map(lambda field: field[0], model.levels(2))
-    x, prompts = jnp.ones((1, 8, 8, 4)), model.tokenize(["a dog"])
-    for beside, given in ((channels, model), (None, text_to_image.load(first))):
-        cond = jax.jit(given.encode)(given.params, prompts, channels=beside)
-        denoise = jax.jit(lambda params, cond, given=given: given.denoiser(params)(x, level, cond))
-        assert denoise(given.params, cond).eps.shape == x.shape
-        wrong = cond._replace(channels=x if beside is None else None)
+    latents = jnp.zeros((1, 8, 8, 4))
+    channels = model._replace(vae=(lambda params, images: (latents, latents), model.vae[1])).painted(
+        model.params, picture(1, 16, 16), known
+    )
+    assert np.array_equal(np.asarray(channels)[0, 0, :, 0], [1, 1, 1, 0, 0, 0, 0, 0])
+    level, x, prompts = model.levels(2)[0], jnp.ones((1, 8, 8, 4)), model.tokenize(["a dog"])
+    for beside, given in ((channels, model), (None, of_first.model)):
+        encode = lambda params, given=given, beside=beside: given.encode(params, prompts, channels=beside)
+        denoise = lambda params, given=given, encode=encode: given.denoiser(params)(x, level, encode(params))
+        assert jax.eval_shape(denoise, given.params).eps.shape == x.shape
+        wrong = jax.eval_shape(encode, given.params)._replace(channels=x if beside is None else None)
         with pytest.raises(ValueError, match="channels beside the latents"):
-            given.denoiser(given.params)(x, level, wrong)
+            jax.eval_shape(lambda cond, given=given: given.denoiser(given.params)(x, level, cond), wrong)
     with pytest.raises(ValueError, match="a network of 8 channels is not supported"):
         text_to_image.load(write_model(tmp_path / "eight", unet={"in_channels": 8}))
 
@@ -157,10 +182,13 @@ def test_bfloat16_several_files_and_variants_are_loaded(first, tmp_path):
     whole, half = (text_to_image.load(directory, dtype=jnp.bfloat16, variant=variant) for variant in (None, "fp16"))
     assert {leaf.dtype for leaf in jax.tree.leaves(half.params)} == {jnp.dtype(jnp.bfloat16)}
     for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(half.params), strict=True):
-        np.testing.assert_allclose(a.astype(jnp.float32), b.astype(jnp.float32), rtol=0.01, atol=1e-5)
-    x = generator(half)(half.params, keys(1), half.tokenize(["a dog"]), half.tokenize([None]), jnp.array([2.0]))
-    assert x.dtype == jnp.float32
-    assert jnp.isfinite(x).all()
+        np.testing.assert_allclose(np.float32(a), np.float32(b), rtol=0.01, atol=1e-5)
+
+    def generate(params, prompts):
+        one = gj.branches(half.denoiser(params), cond=half.encode(params, prompts))
+        return gj.sample(keys(1), one, gj.chain(), gj.ddim(), half.levels(2), half.latents())
+
+    assert jax.eval_shape(generate, half.params, half.tokenize(["a dog"])).dtype == jnp.float32
     (part / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"unet: expected diffusion_pytorch_model.*found a.fp16.*variant=\"fp16\""):
         text_to_image.load(directory)
@@ -242,24 +270,27 @@ def test_a_wrong_directory_raises(tmp_path):
 
 
 MEASURED = """
-import functools, json, sys
+import json, sys
 import jax, jax.numpy as jnp
 from experiments.tools import memory
 from guidance_jax.pretrained import text_to_image
-load = functools.partial(text_to_image.load, dtype=getattr(jnp, sys.argv[3]))
-jax.block_until_ready(load(sys.argv[2]))  # What packages take once.
-model, rise = memory.peak(lambda: jax.block_until_ready(load(sys.argv[1])))
-print(json.dumps([rise, sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))]))
+jax.block_until_ready(text_to_image.load(sys.argv[2], dtype=jnp.bfloat16))  # What packages take once.
+kept = []  # Memory of the first model must not be free for the second.
+for dtype in (jnp.bfloat16, jnp.float32):
+    model, rise = memory.peak(lambda: jax.block_until_ready(text_to_image.load(sys.argv[1], dtype=dtype)))
+    kept.append(model)
+    print(json.dumps([rise, sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells a process's own memory")
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_loading_holds_no_second_copy(first, tmp_path, dtype):
+def test_loading_holds_no_second_copy(first, tmp_path):
     wide = {"block_out_channels": [256, 512], "norm_num_groups": 32, "layers_per_block": 2, "attention_head_dim": 8}
     directory = write_model(tmp_path / "wide", unet=wide)
-    command = [sys.executable, "-c", MEASURED, str(directory), str(first), dtype]
+    command = [sys.executable, "-c", MEASURED, str(directory), str(first)]
     out = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]).stdout
-    rise, size = json.loads(out.splitlines()[-1])
-    assert size > (150e6 if dtype == "float32" else 75e6)
-    assert rise < 1.2 * size + 80e6, f"{rise / 1e6:.0f} MB for {size / 1e6:.0f} MB of parameters"
+    for line, least in zip(out.splitlines()[-2:], (75e6, 150e6), strict=True):
+        rise, size = json.loads(line)
+        assert size > least
+        assert rise < 1.2 * size + 80e6, f"{rise / 1e6:.0f} MB for {size / 1e6:.0f} MB of parameters"

@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
-from worlds import keys
+from awake import awake
 
-from guidance_jax import networks, pretrained
+from guidance_jax import pretrained
 from guidance_jax.networks import layers
 from guidance_jax.pretrained.unet import Text, UNet2DCondition, UNetConditionConfig, unet_condition_config
 from guidance_jax.pretrained.weights import abstract
@@ -92,7 +91,7 @@ REFINER = {
     "transformer_layers_per_block": 4,
     "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
 }
-COUNTS = {"1.5": 859_520_964, "2.1": 865_910_724, "XL": 2_567_463_684, "refiner": 2_259_526_660, "inpainting": 859_535_364}
+COUNTS = {"1.5": 859_520_964, "XL": 2_567_463_684}
 PUBLISHED = {"1.5": FIRST, "2.1": SECOND, "XL": XL, "refiner": REFINER, "inpainting": {**FIRST, "in_channels": 9}}
 
 
@@ -103,18 +102,22 @@ B = 3
 
 
 @functools.cache
-def awake(dtype="float32"):
-    """A small network of the XL kind with noise added to its initial parameters, and its inputs."""
-    apply, params = networks.from_nnx(UNet2DCondition(SMALL, rngs=nnx.Rngs(0)))
-    leaves, treedef = jax.tree.flatten(params)
-    moved = [(p + 0.2 * jax.random.normal(k, p.shape)).astype(dtype) for p, k in zip(leaves, keys(len(leaves)), strict=True)]
-    return jax.jit(apply), jax.tree.unflatten(treedef, moved)
+def network(dtype="float32"):
+    """A small network of the XL kind, and its parameters."""
+    return awake(functools.partial(UNet2DCondition, SMALL), dtype=dtype)
+
+
+@functools.cache
+def output(dtype="float32"):
+    apply, params = network(dtype)
+    return np.asarray(apply(params, *inputs()))
 
 
 def inputs():
-    draws = [(B, 5, 6, 3), (B, 7, 6), (B, 5), (B, 6)]
-    x, states, pooled, sizes = (jax.random.normal(k, shape) for k, shape in zip(keys(4), draws, strict=True))
-    return x, jnp.array([999.0, 500.5, 0.0]), Text(states, pooled, 100 * jnp.abs(sizes))
+    shapes = [(B, 5, 6, 3), (B, 7, 6), (B, 5), (B, 6)]
+    rng = np.random.default_rng(0)
+    x, states, pooled, sizes = (rng.standard_normal(shape, np.float32) for shape in shapes)
+    return x, np.float32([999, 500.5, 0]), Text(states, pooled, 100 * np.abs(sizes))
 
 
 @pytest.mark.parametrize("name", COUNTS)
@@ -122,6 +125,15 @@ def test_published_configurations_have_the_published_number_of_parameters(name):
     config = unet_condition_config(PUBLISHED[name])
     network = abstract(lambda rngs: UNet2DCondition(config, rngs=rngs))
     assert pretrained.parameter_count(network) == COUNTS[name]
+
+
+def test_the_other_published_configurations_differ_where_their_files_do():
+    """2.1, the refiner and the network for inpainting."""
+    read = {name: unet_condition_config(settings) for name, settings in PUBLISHED.items()}
+    assert read["2.1"] == dataclasses.replace(read["1.5"], heads=(5, 10, 20, 20), text=1024)
+    assert read["inpainting"] == dataclasses.replace(read["1.5"], in_channels=9)
+    sizes = {"widths": (384, 768, 1536, 1536), "heads": (6, 12, 24, 24), "depths": (0, 4, 4, 0), "middle": 4}
+    assert read["refiner"] == dataclasses.replace(read["XL"], **sizes, text=1280, added=2560)
 
 
 def test_settings_that_a_published_configuration_omits_have_the_defaults_of_diffusers():
@@ -165,31 +177,31 @@ def test_a_config_is_checked_and_hashable():
 
 
 def test_every_input_affects_the_output_of_its_own_sample_only():
-    apply, params = awake()
+    apply, params = network()
     x, t, text = inputs()
-    assert text.pooled is not None
-    assert text.sizes is not None
-    out = np.asarray(apply(params, x, t, text))
-    assert out.shape == (B, 5, 6, 4)
-    moved = [
-        (x.at[1].add(0.1), t, text),
-        (x, t.at[1].add(1.0), text),
-        (x, t, text._replace(states=text.states.at[1, 3].add(0.1))),
-        (x, t, text._replace(pooled=text.pooled.at[1].add(0.1))),
-        (x, t, text._replace(sizes=text.sizes.at[1, 5].add(1.0))),
-    ]
-    for changed in moved:
-        change = np.abs(np.asarray(apply(params, *changed)) - out).max((1, 2, 3))
+    assert output().shape == (B, 5, 6, 4)
+
+    def moved(array, *at):
+        array = np.array(array)
+        array[(1, *at)] += 1.0 if array.max() > 10 else 0.1
+        return array
+
+    for changed in (
+        (moved(x), t, text),
+        (x, moved(t), text),
+        (x, t, text._replace(states=moved(text.states, 3))),
+        (x, t, text._replace(pooled=moved(text.pooled))),
+        (x, t, text._replace(sizes=moved(text.sizes, 5))),
+    ):
+        change = np.abs(np.asarray(apply(params, *changed)) - output()).max((1, 2, 3))
         assert change[1] > 1e-3
         assert max(change[0], change[2]) < 1e-5
 
 
 def test_bfloat16_gives_nearly_the_same_output():
-    exact = np.asarray(awake()[0](awake()[1], *inputs()))
-    apply, params = awake("bfloat16")
-    out = apply(params, *inputs())
+    exact, out = output(), output("bfloat16")
     assert out.dtype == jnp.bfloat16
-    error = np.linalg.norm(np.asarray(out, np.float32) - exact) / np.linalg.norm(exact)
+    error = np.linalg.norm(np.float32(out) - exact) / np.linalg.norm(exact)
     assert 1e-3 < error < 0.03
 
 
@@ -203,27 +215,34 @@ def test_bfloat16_gives_nearly_the_same_output():
     ],
 )
 def test_inputs_of_another_kind_raise(changes, message):
-    apply, params = awake()
+    apply, params = network()
     x, t, text = inputs()
     with pytest.raises(ValueError, match=message):
         apply(params, changes.pop("x", x), t, text._replace(**changes))
 
 
 def test_a_text_with_more_inputs_than_the_network_has_raises():
-    config = dataclasses.replace(SMALL, added=0)
-    network = UNet2DCondition(config, rngs=nnx.Rngs(0))
+    apply, params = awake(functools.partial(UNet2DCondition, dataclasses.replace(SMALL, added=0)))
     with pytest.raises(ValueError, match="= 0, or be None if that is 0, got float32"):
-        network(*inputs())
+        apply(params, *inputs())
 
 
 def test_attention_of_many_pixels_in_parts_is_that_of_all_at_once():
-    q, k, v = (jax.random.normal(key, (2, n, 2, 3)) for key, n in zip(keys(3), (530, 520, 520), strict=True))
-    mask = jnp.arange(520)[None] < jnp.array([[520], [3]])
+    rng = np.random.default_rng(0)
+    q, k, v, dout = (rng.standard_normal((2, n, 2, 3), np.float32) for n in (530, 520, 520, 530))
+    mask = jnp.asarray(np.arange(520)[None] < np.array([[520], [3]]))
     assert q.shape[1] * k.shape[1] > layers.MANY
     assert q.shape[1] % layers.ROWS
-    reference = lambda q, k, v: jax.nn.dot_product_attention(q, k, v, mask=mask[:, None, None])
-    ours, pull = jax.vjp(lambda q, k, v: layers.attention(q, k, v, mask[:, None]), q, k, v)
-    theirs, pull_theirs = jax.vjp(reference, q, k, v)
-    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
-    for a, b in zip(pull(q), pull_theirs(q), strict=True):
+    ours = lambda q, k, v: layers.attention(q, k, v, mask[:, None])
+    theirs = lambda q, k, v: jax.nn.dot_product_attention(q, k, v, mask=mask[:, None, None])
+
+    @jax.jit
+    def both(q, k, v, dout):
+        found = []
+        for f in (ours, theirs):
+            out, pull = jax.vjp(f, q, k, v)
+            found.append((out, *pull(dout)))
+        return found
+
+    for a, b in zip(*both(q, k, v, dout), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)

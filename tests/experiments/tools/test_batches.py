@@ -115,6 +115,7 @@ def test_orbax_saves_and_restores_the_iterator(tmp_path):
     np.testing.assert_array_equal(drawn(resumed, 5)[0], after)
 
 
+@pytest.mark.slow
 def test_workers_draw_the_same_batches_and_a_state_restores_for_any_number_of_workers(tmp_path):
     from experiments.tools import data
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import awake
 import jax
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from sklearn.datasets import load_digits
 
 import guidance_jax as gj
 from experiments.tools import data, folders
+from guidance_jax import pretrained
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -268,9 +270,21 @@ def test_a_file_that_changes_its_size_later_raises(classes):
 
 
 @pytest.fixture
-def config(tmp_path):
-    """The smallest study. optax does not run under strict promotion."""
+def config(tmp_path, monkeypatch):
+    """The smallest study. Its initial parameters are drawn by NumPy. optax does not run under strict promotion."""
     from experiments.fashion_mnist import study
+    from experiments.tools import models
+
+    @functools.cache
+    def abstract(kind, settings):
+        module, config = models.MODULES[kind]
+        return gj.networks.from_nnx(pretrained.abstract(functools.partial(module, config(**json.loads(settings)))))
+
+    def build(described, seed=0):
+        apply, params = abstract(described["kind"], json.dumps(described["config"], sort_keys=True))
+        return models.Trained(apply, awake.drawn(params, seed), described.get("predicts"))
+
+    monkeypatch.setattr(models, "build", build)
 
     network = gj.networks.UNetConfig((8, 8, 1), 10, widths=(8,), heads=2)
     training = study.Training(steps=2, batch=8)
@@ -291,28 +305,53 @@ def config(tmp_path):
         yield small
 
 
-def test_a_folder_of_classes_is_trained_sampled_and_judged(classes, config):
-    """The steps of the study are run, then the command that draws more samples."""
+@pytest.mark.slow
+def test_a_folder_of_classes_has_networks_samples_and_a_judge(classes, config, monkeypatch):
+    """The steps of the study. The networks are traced with the folder's batches and not trained."""
     from experiments.fashion_mnist import study
-    from experiments.tools import generate
+    from experiments.tools import models
 
-    config = dataclasses.replace(config, dataset=str(classes))
-    run, judge, digest = study.train(config, load(classes), load(classes, "test"))
+    drawn = {}
+
+    def untrained(name, loss, params, batches, training, seed, directory, identity):
+        drawn[name] = images, labels = next(batches)
+        assert jax.eval_shape(loss, params, jax.random.key(seed), images, labels).shape == ()
+        assert identity["data"] == f"folder {found.version}, 27 images"
+        return params
+
+    monkeypatch.setattr(study, "fit", untrained)
+    monkeypatch.setattr(models, "restore", lambda path, like, step: like)
+    config, found = dataclasses.replace(config, dataset=str(classes)), load(classes)
+    config.out.mkdir()
+    run, judge, digest = study.train(config, found, load(classes, "test"))
+    assert drawn.keys() == {"denoiser", "classifier", "clean", "evaluator"}
+    of_folder = set(zip(stored(found.images), found.labels.tolist(), strict=True))
+    for images, labels in drawn.values():
+        assert set(zip(stored(images), labels.tolist(), strict=True)) <= of_folder
     assert judge is not None
     assert run.names == NAMES
     assert json.loads((config.out / "models.json").read_text())["names"] == list(NAMES)
     row = study.Sweep(run, judge, config.out / "samples", digest, steps=2, batch=16, seed=1).row("cfg", 2.0, 16)
     assert row["samples"] == 16
     assert np.isfinite([row[name] for name in ("accuracy", "fd", "precision", "recall")]).all()
-    again = generate.Config(config.out, config.out / "more", samples=6, steps=2, batch=8, shard=8)
-    images, labels = generate.main(again).samples()
-    assert images.shape == (6, 8, 8, 1)
-    np.testing.assert_array_equal(labels, [0, 1, 2, 0, 1, 2])
 
 
-def test_a_folder_without_labels_trains_an_unconditional_model(flat, config, capsys):
+@pytest.mark.slow
+def test_a_folder_without_labels_trains_an_unconditional_model(flat, config, capsys, monkeypatch):
+    """The loss of the study is traced. The one that is trained is linear, which compiles faster."""
     from experiments.fashion_mnist import study
     from experiments.tools import generate, models
+
+    losses = study.losses
+
+    def flat_losses(*given):
+        def loss(params, key, images, labels):
+            assert jax.eval_shape(losses(*given)["denoiser"], params, key, images, labels).shape == ()
+            return sum(leaf.sum() for leaf in jax.tree.leaves(params)) * (labels == 0).all()
+
+        return {"denoiser": loss}
+
+    monkeypatch.setattr(study, "losses", flat_losses)
 
     found = study.main(dataclasses.replace(config, dataset=str(flat)))
     assert "denoiser is unconditional" in (printed := capsys.readouterr().out)

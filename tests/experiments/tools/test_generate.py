@@ -64,8 +64,9 @@ def test_sample_i_has_the_key_of_its_number_and_its_label(draw):
     images, kept = draw(labels=labels).samples()
     assert images.dtype == np.uint8
     np.testing.assert_array_equal(kept, labels)
-    keys = jnp.stack([jax.random.fold_in(jax.random.key(3), i) for i in range(N)])
-    expected = jax.jit(generator.guided)(generator.inputs(), keys, jnp.asarray(labels, jnp.int32))
+    keys = lambda numbers: jax.vmap(lambda i: jax.random.fold_in(jax.random.key(3), i))(numbers)
+    by_hand = jax.jit(lambda inputs, numbers, labels: generator.guided(inputs, keys(numbers), labels))
+    expected = np.asarray(by_hand(generator.inputs(), np.arange(N), np.int32(labels)))
     np.testing.assert_allclose(generator.decoded(images), expected, atol=1e-5)
     assert np.abs(np.diff(np.sort(expected[:, 0]))).min() > 1e-4
 

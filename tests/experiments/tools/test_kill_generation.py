@@ -55,7 +55,7 @@ def test_a_kill_at_any_moment_loses_no_shard_and_repeats_none(processes, cache, 
     seed = time.time_ns()
     print(f"seed of the times of death: {seed}")
     rng = np.random.default_rng(seed)
-    deaths = ["half written", *rng.permutation(["written", "in place", "moment", "moment", "moment"])]
+    deaths = ["half written", *rng.permutation(["written", "in place", "moment", "moment"])]
     directory, log = tmp_path / "killed", tmp_path / "killed.log"
     directory.mkdir()
     killed = torn = 0
@@ -77,7 +77,7 @@ def test_a_kill_at_any_moment_loses_no_shard_and_repeats_none(processes, cache, 
         whole = {name: content for name, content in left.items() if not name.endswith(".tmp")}
         assert whole.items() <= expected.items()
         assert {name for name in there if not name.endswith(".tmp")} <= whole.keys()
-    assert killed >= 5
+    assert killed >= 4
     assert torn >= 1
     assert finished(directory, log) == expected
     counted = collections.Counter(numbers(log))

@@ -22,7 +22,7 @@ import numpy as np
 from experiments.tools import data, devices
 from experiments.tools.fit import Training, fit, run_directory
 
-TRAINING = Training(steps=40, batch=8, learning_rate=0.05, checkpoint_every=4, snapshots=(10,), ema=0.9)
+TRAINING = Training(steps=16, batch=8, learning_rate=0.05, checkpoint_every=4, snapshots=(10,), ema=0.9)
 IDENTITY = {"network": "tiny"}
 
 
@@ -39,6 +39,8 @@ class Task:
     """Seconds between steps."""
     largest_file: int = 0
     """The maximum size of a file in bytes, which stands for a full disk. 0: no limit."""
+    compiled: str = ""
+    """The directory of compiled programs, which all trainings share."""
 
     @property
     def run(self) -> Path:
@@ -70,7 +72,7 @@ def loss(params: Any, key: jax.Array, images: jax.Array, labels: jax.Array) -> j
 
 def train(task: Task) -> None:
     jax.config.update("jax_num_cpu_devices", task.devices)
-    jax.config.update("jax_compilation_cache_dir", f"{task.directory}/compiled-{task.devices}-{task.processes}")
+    jax.config.update("jax_compilation_cache_dir", f"{task.compiled}/{task.devices}-{task.processes}")
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     if task.processes > 1:
         devices.start(f"localhost:{task.port}", task.processes, task.process)
@@ -131,6 +133,7 @@ class Trainees:
         )
 
     def start(self, task: Task) -> int:
+        task = dataclasses.replace(task, compiled=str(self.outputs / "compiled"))
         return self._ask({"task": dataclasses.asdict(task), "output": str(self.outputs / f"{task.process}.txt")})
 
     def wait(self, process: int) -> int:

@@ -34,6 +34,15 @@ def context(x, x0, level, base="cond", number=0, start=None):
     return gj.Context(jnp.asarray(x), level, at, branches[base], branches)
 
 
+def along(world, names=NAMES, base="cond"):
+    """Three contexts at falling noise, as steps 0, 1 and 2 of a run."""
+    found = []
+    for k in range(3):
+        x, x0, _ = draw(world, names, seed=k)
+        found.append(context(x, x0, SCHEDULES[WORLDS[world][1]]()(0.9 - 0.3 * k), base, number=k))
+    return found
+
+
 def walk(guidance, contexts, asked=None):
     """The prediction of each context in turn. `asked` records whether the unconditional branch was wanted."""
     state, predictions = guidance.init(contexts[0].x), []
@@ -43,6 +52,31 @@ def walk(guidance, contexts, asked=None):
         prediction, state = guidance.update(here.base, state, here)
         predictions.append(prediction)
     return predictions
+
+
+def same(ours, theirs, contexts, message=""):
+    """Two guidances give the same x0 and eps in each context. A sampler sees nothing else, so their runs are the same."""
+    for got, wanted in zip(walk(ours, contexts), walk(theirs, contexts), strict=True):
+        np.testing.assert_allclose(got.x0, wanted.x0, rtol=1e-9, atol=1e-11, err_msg=message)
+        np.testing.assert_allclose(got.eps, wanted.eps, rtol=1e-9, atol=1e-11, err_msg=message)
+
+
+def apart(one, other, contexts):
+    """The largest difference between the x0 of two guidances."""
+    pairs = zip(walk(one, contexts), walk(other, contexts), strict=True)
+    return max(np.abs(np.asarray(a.x0) - np.asarray(b.x0)).max() for a, b in pairs)
+
+
+class StoppedError(Exception):
+    """A run has passed all checks and warnings, and is now traced."""
+
+
+def stop(denoise, state, level, next, keys):
+    raise StoppedError
+
+
+STOP = gj.Sampler(lambda x: (), stop)
+"""A sampler that ends a run before it is compiled."""
 
 
 def cfg(c, u, w):

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
-from worlds import SCHEDULES, step
+from worlds import SCHEDULES, keys, step
 
 import guidance_jax as gj
 
@@ -65,6 +65,25 @@ def apart(one, other, contexts):
     """The largest difference between the x0 of two guidances."""
     pairs = zip(walk(one, contexts), walk(other, contexts), strict=True)
     return max(np.abs(np.asarray(a.x0) - np.asarray(b.x0)).max() for a, b in pairs)
+
+
+MIXING = np.array([[0.9, -0.4, 0.3], [0.2, 0.7, -0.5], [-0.3, 0.6, 0.8]])
+GIVEN = {"cond": np.linspace(-1.0, 1.5, 6), "uncond": np.full(6, -0.3)}
+"""The conditions of six samples in `run`."""
+
+
+def network(x, t, cond):
+    return jnp.tanh(x @ MIXING.astype(x.dtype) + cond[:, None]) + 0.3 * t[:, None]
+
+
+DENOISE = gj.denoiser(network, predicts="v")
+
+
+def run(guidance, sampler=None, **conds):
+    """Samples of a small network that mixes the three coordinates of x."""
+    levels = gj.levels(SCHEDULES["cosine"](), 6, gj.spacings.karras())
+    given = {name: jnp.asarray(cond, float) for name, cond in (conds or GIVEN).items()}
+    return gj.sample(keys(6), gj.branches(DENOISE, **given), guidance, sampler or gj.ddim(), levels, (3,))
 
 
 class StoppedError(Exception):

@@ -79,6 +79,13 @@ def network(x, t, cond):
 DENOISE = gj.denoiser(network, predicts="v")
 
 
+def predicted(x, level, cond):
+    """The x0 and the eps of `DENOISE`, in NumPy."""
+    a, s, t = float(level.alpha), float(level.sigma), float(level.t)
+    v = np.tanh(x @ MIXING + np.asarray(cond)[:, None]) + 0.3 * t
+    return (a * x - s * v) / (a**2 + s**2), (s * x + a * v) / (a**2 + s**2)
+
+
 def run(guidance, sampler=None, **conds):
     """Samples of a small network that mixes the three coordinates of x."""
     levels = gj.levels(SCHEDULES["cosine"](), 6, gj.spacings.karras())

@@ -86,6 +86,13 @@ def predicted(x, level, cond):
     return (a * x - s * v) / (a**2 + s**2), (s * x + a * v) / (a**2 + s**2)
 
 
+def gaussian(x, level, cond):
+    """The denoiser of a Gaussian of mean and variance `cond`."""
+    mean, variance = cond
+    pull = (x - level.alpha * mean) / (level.alpha**2 * variance + level.sigma**2)
+    return gj.Prediction(mean + level.alpha * variance * pull, level.sigma * pull)
+
+
 def run(guidance, sampler=None, **conds):
     """Samples of a small network that mixes the three coordinates of x."""
     levels = gj.levels(SCHEDULES["cosine"](), 6, gj.spacings.karras())

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.integrate import quad
+from walks import gaussian
 from worlds import keys, path
 
 import guidance_jax as gj
@@ -22,14 +23,9 @@ FINE = 8001
 """The number of steps of the finest path. The coarser paths are parts of it, so that all share their programs."""
 
 
-def gaussian(x, level, cond):
-    """The denoiser of N(mean, variance), the columns of its condition, for data of one dimension."""
-    pull = (x - level.alpha * cond[:, :1]) / (level.alpha**2 * cond[:, 1:] + level.sigma**2)
-    return gj.Prediction(cond[:, :1] + level.alpha * cond[:, 1:] * pull, level.sigma * pull)
-
-
 def gaussians(batch, means, variances=(V_C, V_U)):
-    cond, uncond = (jnp.broadcast_to(jnp.stack([*pair]), (batch, 2)) for pair in zip(means, variances, strict=True))
+    column = lambda value: jnp.full((batch, 1), value, float)
+    cond, uncond = ((column(mean), column(variance)) for mean, variance in zip(means, variances, strict=True))
     return gj.branches(gaussian, cond=cond, uncond=uncond)
 
 
@@ -305,7 +301,7 @@ def test_predictor_corrector_guidance_samples_the_tilted_law_with_many_correctio
 
 def few(guidance, sampler, batch=3):
     levels = gj.levels(gj.schedules.flow(), 4, gj.spacings.trailing())
-    return gj.sample(keys(batch), gaussians(batch, jnp.array([1.0, 0.0])), guidance, sampler, levels, (1,))
+    return gj.sample(keys(batch), gaussians(batch, (1.0, 0.0)), guidance, sampler, levels, (1,))
 
 
 def test_gradients_in_eta_and_size_are_finite_from_alpha_zero():

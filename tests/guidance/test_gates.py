@@ -69,7 +69,7 @@ def run(networks, guidance, sampler=None):
     return jax.block_until_ready(generate([list(network.conds.values()) for network in networks], guidance))
 
 
-@pytest.mark.parametrize("k", [1, 3, 7])
+@pytest.mark.parametrize("k", [1, 7])
 def test_gates_compile_few_copies_skip_closed_branches_and_do_not_change_samples(x64, k):
     network = Network()
     state = run(one(network, k), gated(k))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from walks import W, close, kernel, walk
+from walks import W, close, gaussian, kernel, walk
 from worlds import SCHEDULES, keys, step
 
 import guidance_jax as gj
@@ -292,13 +292,6 @@ VARIANCES = np.array([[0.3, 0.6], [0.5, 0.2], [0.4, 0.4]])[CLASS]
 
 def near_point(x0):
     return -((x0 - jnp.array([[1.0, 2.0]])) ** 2).sum(1)
-
-
-def gaussian(x, level, cond):
-    """The denoiser of one Gaussian per sample, of mean and variance `cond`."""
-    mean, variance = cond
-    pull = (x - level.alpha * mean) / (level.alpha**2 * variance + level.sigma**2)
-    return gj.Prediction(mean + level.alpha * variance * pull, level.sigma * pull)
 
 
 def three_levels():

@@ -92,7 +92,7 @@ def test_skipping_stays_a_conditional_under_vmap(over, wrap):
         return gj.sample(key, branches, wrap(gj.cfg(scale)), gj.ddim(), LEVELS, (3,))
 
     mapped = {"scales": (0, None, None), "conditions and keys": (None, 0, 0)}[over]
-    numbers = np.linspace([-1.0] * B, [1.5] * B, 3, dtype=np.float32)
+    numbers = jnp.asarray(np.linspace([-1.0] * B, [1.5] * B, 3), jnp.float32)
     axes = np.linspace(1, 4, 3, dtype=np.float32), numbers, jnp.stack([keys(B, s) for s in range(3)])
     given = [all_ if axis == 0 else all_[0] for all_, axis in zip(axes, mapped, strict=True)]
     together = jax.block_until_ready(jax.vmap(generate, in_axes=mapped)(*given))

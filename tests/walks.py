@@ -1,4 +1,4 @@
-"""Shared by tests of methods: drawn predictions, a guidance applied along them, and formulae of several papers."""
+"""Shared by tests of methods: drawn predictions, a guidance applied along them, a small network, formulae of several papers."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -44,12 +44,15 @@ def along(world, names=NAMES, base="cond"):
 
 
 def walk(guidance, contexts, asked=None):
-    """The prediction of each context in turn. `asked` records whether the unconditional branch was wanted."""
+    """The prediction of each context in turn. The guidance can read only the branches that it declares. `asked` records whether
+    the unconditional branch was wanted.
+    """
     state, predictions = guidance.init(contexts[0].x), []
     for here in contexts:
         if asked is not None:
             asked.append(bool(guidance.wants(state, here.step)["uncond"]))
-        prediction, state = guidance.update(here.base, state, here)
+        declared = here._replace(branches={name: p for name, p in here.branches.items() if name in guidance.needs})
+        prediction, state = guidance.update(here.base, state, declared)
         predictions.append(prediction)
     return predictions
 

@@ -1,5 +1,7 @@
 """Shared by tests of methods: drawn predictions, a guidance applied along them, a small network, formulae of several papers."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 from worlds import SCHEDULES, keys, step
@@ -96,10 +98,10 @@ def gaussian(x, level, cond):
     return gj.Prediction(mean + level.alpha * variance * pull, level.sigma * pull)
 
 
-def run(guidance, sampler=None, **conds):
+def run(guidance, sampler: gj.Sampler | None = None, **conds):
     """Samples of a small network that mixes the three coordinates of x."""
     levels = gj.levels(SCHEDULES["cosine"](), 6, gj.spacings.karras())
-    given = {name: jnp.asarray(cond, float) for name, cond in (conds or GIVEN).items()}
+    given: dict[str, Any] = {name: jnp.asarray(cond, float) for name, cond in (conds or GIVEN).items()}
     return gj.sample(keys(6), gj.branches(DENOISE, **given), guidance, sampler or gj.ddim(), levels, (3,))
 
 

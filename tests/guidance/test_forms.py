@@ -22,7 +22,8 @@ def levels(steps=6, schedule=None):
 
 
 def two():
-    return gj.branches(DENOISE, **{name: jnp.asarray(cond) for name, cond in GIVEN.items()})
+    conds: dict = {name: jnp.asarray(cond) for name, cond in GIVEN.items()}
+    return gj.branches(DENOISE, **conds)
 
 
 def near(x, level):

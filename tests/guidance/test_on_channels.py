@@ -42,7 +42,7 @@ def test_where_channels_mix_the_run_is_that_of_the_published_network(x64):
 def doubled(channels):
     """A shaper of the first channels."""
     factors = np.where(np.arange(2) < channels, 2.0, 1.0)
-    return gj.stateless(lambda prediction, context: factors[None, None, None] * prediction.x0, shapes=True)
+    return gj.stateless(lambda prediction, context: prediction.x0 * factors[None, None, None], shapes=True)
 
 
 def test_the_other_channels_keep_the_result_of_earlier_guidance(x64):
@@ -52,7 +52,8 @@ def test_the_other_channels_keep_the_result_of_earlier_guidance(x64):
 
 def test_its_cost_is_that_of_the_guidance_within():
     levels = gj.levels(gj.schedules.cosine(), 6, gj.spacings.karras())
-    two = gj.branches(DENOISE, **{name: jnp.asarray(cond, float) for name, cond in GIVEN.items()})
+    conds: dict = {name: jnp.asarray(cond, float) for name, cond in GIVEN.items()}
+    two = gj.branches(DENOISE, **conds)
     count = lambda guidance: int(gj.evaluations(keys(6), two, guidance, gj.ddim(), levels, (3,)))
     assert count(gj.on_channels(gj.during(gj.cfg(3.0), levels.ratio[4], levels.ratio[1]), 2)) == 6 + 3
     assert count(gj.on_channels(gj.reuse(gj.cfg(3.0), 2), 2)) == 6 + 3

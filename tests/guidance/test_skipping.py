@@ -20,7 +20,8 @@ CONDS = {"cond": np.linspace(-1.0, 1.5, B), "uncond": np.full(B, -0.3)}
 
 
 def two():
-    return gj.branches(DENOISE, **{name: jnp.asarray(cond) for name, cond in CONDS.items()})
+    conds: dict = {name: jnp.asarray(cond) for name, cond in CONDS.items()}
+    return gj.branches(DENOISE, **conds)
 
 
 def quadratic(x0):
@@ -142,7 +143,7 @@ def test_adaptive_at_a_threshold_of_one_never_ends():
 @pytest.mark.parametrize("first", ["cond", "uncond"])
 def test_adaptive_continues_with_the_conditional_model_for_any_base(x64, first):
     levels = gj.levels(gj.schedules.edm(), 20, gj.spacings.karras())
-    given = {name: jnp.asarray(CONDS[name]) for name in sorted(CONDS, reverse=first == "uncond")}
+    given: dict = {name: jnp.asarray(CONDS[name]) for name in sorted(CONDS, reverse=first == "uncond")}
     x = 80 * np.random.default_rng(0).normal(size=(B, 3))
     guidance = gj.adaptive(gj.cfg(5.0), -2.0)  # it ends after the first step
     found = gj.sample(keys(B), gj.branches(DENOISE, **given), guidance, gj.ddim(), levels, jnp.asarray(x))

@@ -1,8 +1,10 @@
-"""Shared by tests of methods: drawn predictions, a guidance applied along them, and formulae of several papers."""
+"""Shared by tests of methods: drawn predictions, a guidance applied along them, a small network, formulae of several papers."""
+
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from worlds import SCHEDULES, step
+from worlds import SCHEDULES, keys, step
 
 import guidance_jax as gj
 
@@ -34,15 +36,85 @@ def context(x, x0, level, base="cond", number=0, start=None):
     return gj.Context(jnp.asarray(x), level, at, branches[base], branches)
 
 
+def along(world, names=NAMES, base="cond"):
+    """Three contexts at falling noise, as steps 0, 1 and 2 of a run."""
+    found = []
+    for k in range(3):
+        x, x0, _ = draw(world, names, seed=k)
+        found.append(context(x, x0, SCHEDULES[WORLDS[world][1]]()(0.9 - 0.3 * k), base, number=k))
+    return found
+
+
 def walk(guidance, contexts, asked=None):
-    """The prediction of each context in turn. `asked` records whether the unconditional branch was wanted."""
+    """The prediction of each context in turn. The guidance can read only the branches that it declares. `asked` records whether
+    the unconditional branch was wanted.
+    """
     state, predictions = guidance.init(contexts[0].x), []
     for here in contexts:
         if asked is not None:
             asked.append(bool(guidance.wants(state, here.step)["uncond"]))
-        prediction, state = guidance.update(here.base, state, here)
+        declared = here._replace(branches={name: p for name, p in here.branches.items() if name in guidance.needs})
+        prediction, state = guidance.update(here.base, state, declared)
         predictions.append(prediction)
     return predictions
+
+
+def same(ours, theirs, contexts, message=""):
+    """Two guidances give the same x0 and eps in each context. A sampler sees nothing else, so their runs are the same."""
+    for got, wanted in zip(walk(ours, contexts), walk(theirs, contexts), strict=True):
+        np.testing.assert_allclose(got.x0, wanted.x0, rtol=1e-9, atol=1e-11, err_msg=message)
+        np.testing.assert_allclose(got.eps, wanted.eps, rtol=1e-9, atol=1e-11, err_msg=message)
+
+
+def apart(one, other, contexts):
+    """The largest difference between the x0 of two guidances."""
+    pairs = zip(walk(one, contexts), walk(other, contexts), strict=True)
+    return max(np.abs(np.asarray(a.x0) - np.asarray(b.x0)).max() for a, b in pairs)
+
+
+MIXING = np.array([[0.9, -0.4, 0.3], [0.2, 0.7, -0.5], [-0.3, 0.6, 0.8]])
+GIVEN = {"cond": np.linspace(-1.0, 1.5, 6), "uncond": np.full(6, -0.3)}
+"""The conditions of six samples in `run`."""
+
+
+def network(x, t, cond):
+    return jnp.tanh(x @ MIXING.astype(x.dtype) + cond[:, None]) + 0.3 * t[:, None]
+
+
+DENOISE = gj.denoiser(network, predicts="v")
+
+
+def predicted(x, level, cond):
+    """The x0 and the eps of `DENOISE`, in NumPy."""
+    a, s, t = float(level.alpha), float(level.sigma), float(level.t)
+    v = np.tanh(x @ MIXING + np.asarray(cond)[:, None]) + 0.3 * t
+    return (a * x - s * v) / (a**2 + s**2), (s * x + a * v) / (a**2 + s**2)
+
+
+def gaussian(x, level, cond):
+    """The denoiser of a Gaussian of mean and variance `cond`."""
+    mean, variance = cond
+    pull = (x - level.alpha * mean) / (level.alpha**2 * variance + level.sigma**2)
+    return gj.Prediction(mean + level.alpha * variance * pull, level.sigma * pull)
+
+
+def run(guidance, sampler: gj.Sampler | None = None, **conds):
+    """Samples of a small network that mixes the three coordinates of x."""
+    levels = gj.levels(SCHEDULES["cosine"](), 6, gj.spacings.karras())
+    given: dict[str, Any] = {name: jnp.asarray(cond, float) for name, cond in (conds or GIVEN).items()}
+    return gj.sample(keys(6), gj.branches(DENOISE, **given), guidance, sampler or gj.ddim(), levels, (3,))
+
+
+class StoppedError(Exception):
+    """A run has passed all checks and warnings, and is now traced."""
+
+
+def stop(denoise, state, level, next, keys):
+    raise StoppedError
+
+
+STOP = gj.Sampler(lambda x: (), stop)
+"""A sampler that ends a run before it is compiled."""
 
 
 def cfg(c, u, w):

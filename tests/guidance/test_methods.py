@@ -4,7 +4,7 @@ import functools
 import itertools
 from types import SimpleNamespace
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import pytest
 import scipy.ndimage
@@ -188,8 +188,10 @@ def test_a_shaper_is_the_formula_of_its_paper_for_any_base(x64, name, world):
     agrees(gj.relative_to("cond", gj.chain(gj.cfg(W), shaper)), shaped, world)
 
 
-@pytest.mark.parametrize("space", SPACES)
-@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize(
+    ("space", "world"),
+    [("x0", "sequence"), ("eps", "image"), ("v", "vector"), ("v", "image"), ("score", "vector"), ("velocity", "sequence")],
+)
 def test_a_space_is_the_output_of_a_network_of_that_kind(x64, space, world):
     for name in ("cfg", "tcfg", "apg", "mambo_g", "beta_cfg", "recfg", "relative_to"):
         guidance, formula = METHODS[name]
@@ -285,7 +287,7 @@ def test_a_period_that_is_not_an_integer_raises():
     ],
 )
 def test_parameters_that_do_not_fit_x_raise(shape, make, message):
-    x, level = jnp.zeros(shape), gj.schedules.cosine()(0.6)
+    x, level = np.zeros(shape, np.float32), gj.schedules.cosine()(0.6)
     branches = gj.branches(gj.denoiser(lambda x, t, cond: x, "x0"), **dict.fromkeys(NAMES))
     with pytest.raises(ValueError, match=message):
-        gj.guided(branches, make())(x, level)
+        jax.eval_shape(lambda x: gj.guided(branches, make())(x, level), x)

@@ -1,10 +1,12 @@
 """Methods that take gradients against the formulae of their papers, in NumPy, per sample, in float64."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from walks import W, close, kernel, walk
+from walks import W, close, gaussian, kernel, walk
 from worlds import SCHEDULES, keys, step
 
 import guidance_jax as gj
@@ -283,36 +285,55 @@ MOVED = {
 """The error of a step relative to the move that the docstrings of `freedom` and `tfg` state."""
 
 
+MOVE, CLASS = 0.05, np.arange(16) % 3
+MEANS = np.array([[-1.0, 0.5], [1.0, -0.3], [0.2, 1.0]])[CLASS]
+VARIANCES = np.array([[0.3, 0.6], [0.5, 0.2], [0.4, 0.4]])[CLASS]
+
+
+def near_point(x0):
+    return -((x0 - jnp.array([[1.0, 2.0]])) ** 2).sum(1)
+
+
+def three_levels():
+    return gj.levels(COSINE, 10, gj.spacings.karras())[4:7]
+
+
+@functools.cache
+def said():
+    """A program: the moves of `freedom` and of `tfg` in a step from x at the second level, as their docstrings state them."""
+    level, next = three_levels()[1:]
+    denoise = lambda x: gaussian(x, level, (MEANS, VARIANCES)).x0
+
+    def moves(x):
+        in_x = MOVE * jax.grad(lambda x: near_point(denoise(x)).sum())(x)
+        in_x0 = MOVE * jax.grad(lambda x0: near_point(x0).sum())(denoise(x))
+        return in_x, next.alpha / level.alpha * in_x + next.alpha * in_x0
+
+    return jax.jit(moves)
+
+
 @pytest.mark.parametrize("name", MOVED)
 def test_a_step_of_one_evaluation_moves_by_exactly_the_documented_amount(x64, name):
     sampler, *missed = MOVED[name]
-    means = jnp.array([[-1.0, 0.5], [1.0, -0.3], [0.2, 1.0]])
-    spreads = jax.vmap(jnp.diag)(jnp.array([[0.3, 0.6], [0.5, 0.2], [0.4, 0.4]]))
-    m, n = gj.oracles.GaussianMixture(means, spreads, jnp.ones(3), jnp.arange(3)), 16
-    labels, rate = jnp.arange(n) % 3, 0.05
-    ends = gj.levels(COSINE, 10, gj.spacings.karras())[4:7]
-    start = ends.sigma[0] * jax.random.normal(jax.random.key(3), (n, 2)) + ends.alpha[0]
-    near = lambda x0: -((x0 - jnp.array([[1.0, 2.0]])) ** 2).sum(1)
-    level, next = ends[1:]
-    denoise = lambda x: m.denoise(x, level, labels).x0
+    ends = three_levels()
+    start = float(ends.sigma[0]) * np.asarray(jax.random.normal(jax.random.key(3), (16, 2))) + float(ends.alpha[0])
+    branches = gj.branches(gaussian, cond=(jnp.asarray(MEANS), jnp.asarray(VARIANCES)))
+    guidances = gj.freedom(near_point, MOVE), gj.tfg(near_point, MOVE, MOVE, inner_steps=1)
 
-    def in_the_second_step(guidance):
-        def update(prediction, state, context):
-            guided, state = guidance.update(prediction, state, context)
-            return jax.tree.map(lambda a, b: jnp.where(context.step.number == 1, a, b), guided, prediction), state
+    def run(which):
+        """Unguided, and in the second step with the guidance of this number, counted from 1; 0 is none."""
 
-        return guidance.replace(update=update)
+        def update(prediction, context):
+            guided = [guidance.update(prediction, (), context)[0] for guidance in guidances]
+            chosen = jnp.where(context.step.number == 1, which, 0)
+            return jax.tree.map(lambda *leaves: jnp.stack(leaves)[chosen], prediction, *guided)
 
-    run = lambda guidance: gj.sample(
-        keys(n), gj.branches(m.denoise, cond=labels), guidance, sampler, ends, start, trace=lambda state: state.x
-    )
-    plain, along = run(gj.chain())
-    in_x = rate * jax.grad(lambda x: near(denoise(x)).sum())(along[0])
-    in_x0 = rate * jax.grad(lambda x0: near(x0).sum())(denoise(along[0]))
-    both = next.alpha / level.alpha * in_x + next.alpha * in_x0
-    guidances = gj.freedom(near, rate), gj.tfg(near, rate, rate, inner_steps=1)
-    for guidance, said, share in zip(guidances, (in_x, both), missed, strict=True):
-        off = jnp.linalg.norm(run(in_the_second_step(guidance))[0] - plain - said) / jnp.linalg.norm(said)
+        either = gj.stateless(update, derivatives=(None,))
+        return gj.sample(keys(16), branches, either, sampler, ends, jnp.asarray(start), trace=lambda state: state.x)
+
+    x, along = (np.asarray(found) for found in jax.jit(jax.vmap(run))(np.arange(3)))
+    for moved, move, share in zip((x[1] - x[0], x[2] - x[0]), said()(along[0, 0]), missed, strict=True):
+        off = np.linalg.norm(moved - move) / np.linalg.norm(move)
         assert abs(off - share) < (0.005 if share else 1e-9), off
 
 

@@ -7,73 +7,94 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from counted import LABELS, LEVELS, B, Counted
-from worlds import classes, keys, mixture
+from walks import DENOISE, predicted
+from worlds import keys, mixture
 
 import guidance_jax as gj
-from guidance_jax.noise import normal
 
 RATIO = np.asarray(LEVELS.ratio)
 ONCE, TWICE = [B], [2 * B]
+
+
+CONDS = {"cond": np.linspace(-1.0, 1.5, B), "uncond": np.full(B, -0.3)}
+
+
+def two():
+    conds: dict = {name: jnp.asarray(cond) for name, cond in CONDS.items()}
+    return gj.branches(DENOISE, **conds)
 
 
 def quadratic(x0):
     return -(x0**2).sum(1)
 
 
-@pytest.mark.parametrize("every", [1, 2, 3, 7])
+def batches_of(guidance, sampler=None):
+    """The batch sizes of the calls in a run of the small network."""
+    return Counted(DENOISE).run(guidance, sampler, conds={name: jnp.asarray(c, jnp.float32) for name, c in CONDS.items()})
+
+
+@pytest.mark.parametrize("every", [1, 3])
 def test_reuse_evaluates_every_kth_step(every):
-    batches = Counted(mixture().denoise).run(gj.reuse(gj.cfg(3.0), every))
+    batches = batches_of(gj.reuse(gj.cfg(3.0), every))
     assert batches == [2 * B if i % every == 0 else B for i in range(20)]
 
 
 def test_reuse_in_an_interval_evaluates_the_first_step_inside():
     """The interval opens at an odd step. The steps are counted from there."""
-    batches = Counted(mixture().denoise).run(gj.during(gj.reuse(gj.cfg(3.0), 2), RATIO[12], RATIO[3]))
+    batches = batches_of(gj.during(gj.reuse(gj.cfg(3.0), 2), RATIO[12], RATIO[3]))
     assert batches == [2 * B if i in (3, 5, 7, 9, 11) else B for i in range(20)]
 
 
 def test_reuse_treats_a_corrector_as_part_of_its_step():
-    batches = Counted(mixture().denoise).run(gj.reuse(gj.cfg(3.0), 2), gj.heun())
+    batches = batches_of(gj.reuse(gj.cfg(3.0), 2), gj.heun())
     assert batches == [2 * B, 2 * B, B, B] * 9 + [2 * B, 2 * B, B]
 
 
 def test_reuse_counts_from_the_start_of_a_run_that_starts_midway(x64):
     """The first step of image-to-image is evaluated. The second part of a divided run also counts from its own start."""
-    m, levels = mixture(), gj.levels(gj.schedules.edm(), 12, gj.spacings.karras())
-    late = levels[5:]
-    x = 3 * jax.random.normal(jax.random.key(0), (B, 3))
-    run = lambda guidance: gj.sample(keys(B), classes(m, LABELS), guidance, gj.ddim(), late, x)
-    np.testing.assert_allclose(run(gj.reuse(gj.cfg(3.0), 1)), run(gj.cfg(3.0)), rtol=1e-12)
-    assert np.isfinite(run(gj.reuse(gj.cfg(3.0), 3))).all()
-    assert np.abs(run(gj.reuse(gj.cfg(3.0), 3)) - run(gj.cfg(3.0))).max() > 1e-3
+    late = gj.levels(gj.schedules.edm(), 12, gj.spacings.karras())[5:]
+    x = jnp.asarray(3 * np.random.default_rng(0).normal(size=(B, 3)))
+    run = lambda guidance: gj.sample(keys(B), two(), guidance, gj.ddim(), late, x)
+    guided, third = run(gj.cfg(3.0)), run(gj.reuse(gj.cfg(3.0), 3))
+    np.testing.assert_allclose(run(gj.reuse(gj.cfg(3.0), 1)), guided, rtol=1e-12)
+    assert np.isfinite(third).all()
+    assert np.abs(third - guided).max() > 1e-3
 
 
 def test_reuse_repeats_the_change_of_eps_too(x64):
     """CFG++ renoises with another eps. Skipped steps use the eps of the last difference, converted to the current level."""
-    m, levels = mixture(), gj.levels(gj.schedules.cosine(), 6, gj.spacings.karras())
-    x = start = levels.sigma[0] * jax.random.normal(jax.random.key(0), (B, 3))
+    levels = gj.levels(gj.schedules.cosine(), 6, gj.spacings.karras())
+    x = start = np.random.default_rng(0).normal(size=(B, 3))
     d = 0.0
     for i in range(6):
-        level, after = levels[i], levels[i + 1]
-        c = m.denoise(x, level, LABELS)
+        level, (a, s), after = levels[i], (float(levels.alpha[i]), float(levels.sigma[i])), levels[i + 1]
+        x0, eps = predicted(x, level, CONDS["cond"])
         if i % 3 == 0:
-            d = c.x0 - m.denoise(x, level, jnp.full_like(LABELS, -1)).x0
-        x = after.alpha * (c.x0 - 0.4 * d) + after.sigma * (c.eps + level.alpha / level.sigma * d)
-    found = gj.sample(keys(B), classes(m, LABELS), gj.reuse(gj.cfg_pp(0.6), 3), gj.ddim(), levels, start)
+            d = x0 - predicted(x, level, CONDS["uncond"])[0]
+        x = float(after.alpha) * (x0 - 0.4 * d) + float(after.sigma) * (eps + a / s * d)
+    found = gj.sample(keys(B), two(), gj.reuse(gj.cfg_pp(0.6), 3), gj.ddim(), levels, jnp.asarray(start))
     np.testing.assert_allclose(found, x, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("over", ["scales", "labels and keys"])
-@pytest.mark.parametrize("wrap", [lambda g: gj.reuse(g, 3), lambda g: gj.adaptive(g, 0.9)])
-def test_skipping_stays_a_conditional_under_vmap(wrap, over):
-    counted = Counted(mixture().denoise)
+@pytest.mark.parametrize(
+    ("over", "wrap"),
+    [
+        ("conditions and keys", lambda g: gj.reuse(g, 3)),
+        ("scales", lambda g: gj.adaptive(g, 0.9)),
+        ("conditions and keys", lambda g: gj.adaptive(g, 0.9)),
+    ],
+    ids=["reuse", "adaptive scales", "adaptive conditions"],
+)
+def test_skipping_stays_a_conditional_under_vmap(over, wrap):
+    counted = Counted(DENOISE)
 
-    def generate(scale, labels, key):
-        branches = gj.branches(counted, cond=labels, uncond=jnp.full_like(labels, -1))
+    def generate(scale, number, key):
+        branches = gj.branches(counted, cond=number, uncond=jnp.full_like(number, -0.3))
         return gj.sample(key, branches, wrap(gj.cfg(scale)), gj.ddim(), LEVELS, (3,))
 
-    mapped = {"scales": (0, None, None), "labels and keys": (None, 0, 0)}[over]
-    axes = jnp.linspace(1, 4, 3), jnp.stack([LABELS] * 3), jnp.stack([keys(B, s) for s in range(3)])
+    mapped = {"scales": (0, None, None), "conditions and keys": (None, 0, 0)}[over]
+    numbers = jnp.asarray(np.linspace([-1.0] * B, [1.5] * B, 3), jnp.float32)
+    axes = np.linspace(1, 4, 3, dtype=np.float32), numbers, jnp.stack([keys(B, s) for s in range(3)])
     given = [all_ if axis == 0 else all_[0] for all_, axis in zip(axes, mapped, strict=True)]
     together = jax.block_until_ready(jax.vmap(generate, in_axes=mapped)(*given))
     jax.effects_barrier()
@@ -88,27 +109,27 @@ def test_skipping_stays_a_conditional_under_vmap(wrap, over):
 
 
 def test_adaptive_ends_for_each_sample_and_saves_evaluations_once_all_have_ended():
-    m, threshold = mixture(), 0.95
+    m, threshold, guidance = mixture(), 0.95, gj.adaptive(gj.cfg(3.0), 0.95)
     counted = Counted(m.denoise)
-    batches = counted.run(gj.adaptive(gj.cfg(3.0), threshold))
-    assert sorted(batches, reverse=True) == batches
-    assert 0 < batches.count(2 * B) < 20
+    branches = gj.branches(counted, cond=LABELS, uncond=jnp.full_like(LABELS, -1))
+    x = np.float32(LEVELS.sigma[0]) * np.random.default_rng(0).normal(size=(B, 3)).astype(np.float32)
+    state, _ = jax.block_until_ready(gj.run(keys(B), branches, guidance, gj.ddim(), LEVELS, jnp.asarray(x)))
+    jax.effects_barrier()
     # By hand: a sample is guided up to and including the step in which its cosine first passes the threshold.
-    x = LEVELS.sigma[0] * normal(jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys(B), 0), jnp.zeros((B, 3)))
+    both = jax.jit(lambda x, level: [m.denoise(x, level, label) for label in (LABELS, jnp.full_like(LABELS, -1))])
     ended, last = np.zeros(B, bool), 0
     for i in range(20):
-        level, after = LEVELS[i], LEVELS[i + 1]
-        c, u = m.denoise(x, level, LABELS), m.denoise(x, level, jnp.full_like(LABELS, -1))
-        scale = jnp.where(ended, 1.0, 3.0)[:, None]
-        d = u + scale * (c - u)
-        x = after.alpha * d.x0 + after.sigma * d.eps
+        (c, c_eps), (u, u_eps) = ((np.asarray(p.x0), np.asarray(p.eps)) for p in both(x, LEVELS[i]))
+        scale = np.where(ended, 1.0, 3.0)[:, None].astype(np.float32)
+        alpha, sigma = (np.asarray(field[i + 1]) for field in (LEVELS.alpha, LEVELS.sigma))
+        x = alpha * (u + scale * (c - u)) + sigma * (u_eps + scale * (c_eps - u_eps))
         last = last if ended.all() else i + 1
-        cosine = (c.eps * u.eps).sum(1) / jnp.linalg.norm(c.eps, axis=1) / jnp.linalg.norm(u.eps, axis=1)
-        ended |= np.asarray(cosine > threshold)
-    guidance = gj.adaptive(gj.cfg(3.0), threshold)
-    found = gj.sample(keys(B), classes(m, LABELS), guidance, gj.ddim(), LEVELS, (3,))
-    np.testing.assert_allclose(found, x, rtol=1e-3, atol=1e-3)
-    assert batches == TWICE * last + ONCE * (20 - last)
+        cosine = (c_eps * u_eps).sum(1) / np.linalg.norm(c_eps, axis=1) / np.linalg.norm(u_eps, axis=1)
+        ended |= cosine > threshold
+    np.testing.assert_allclose(state.x, x, rtol=1e-3, atol=1e-3)
+    assert 0 < last < 20
+    assert counted.batches == TWICE * last + ONCE * (20 - last)
+    assert int(state.evaluations) == 20 + last
 
 
 def test_adaptive_at_a_threshold_of_one_never_ends():
@@ -121,23 +142,26 @@ def test_adaptive_at_a_threshold_of_one_never_ends():
 
 @pytest.mark.parametrize("first", ["cond", "uncond"])
 def test_adaptive_continues_with_the_conditional_model_for_any_base(x64, first):
-    m, levels = mixture(), gj.levels(gj.schedules.edm(), 20, gj.spacings.karras())
-    start, rest = levels[:2], levels[1:]
-    conds: dict[str, Any] = {"cond": LABELS, "uncond": jnp.full_like(LABELS, -1)}
-    two = gj.branches(m.denoise, **{name: conds[name] for name in sorted(conds, reverse=first == "uncond")})
-    found = gj.sample(keys(B), two, gj.adaptive(gj.cfg(5.0), -2.0), gj.ddim(), levels, (3,))  # it ends after the first step
-    x = gj.sample(keys(B), two, gj.cfg(5.0), gj.ddim(), start, (3,))
-    expected = gj.sample(keys(B), gj.branches(m.denoise, cond=LABELS), gj.chain(), gj.ddim(), rest, x)
-    np.testing.assert_allclose(found, expected, rtol=1e-10)
+    levels = gj.levels(gj.schedules.edm(), 20, gj.spacings.karras())
+    given: dict = {name: jnp.asarray(CONDS[name]) for name in sorted(CONDS, reverse=first == "uncond")}
+    x = 80 * np.random.default_rng(0).normal(size=(B, 3))
+    guidance = gj.adaptive(gj.cfg(5.0), -2.0)  # it ends after the first step
+    found = gj.sample(keys(B), gj.branches(DENOISE, **given), guidance, gj.ddim(), levels, jnp.asarray(x))
+    for i in range(20):
+        (c, c_eps), (u, u_eps) = (predicted(x, levels[i], CONDS[name]) for name in ("cond", "uncond"))
+        scale = 5.0 if i == 0 else 1.0
+        alpha, sigma = float(levels.alpha[i + 1]), float(levels.sigma[i + 1])
+        x = alpha * (u + scale * (c - u)) + sigma * (u_eps + scale * (c_eps - u_eps))
+    np.testing.assert_allclose(found, x, rtol=1e-9)
 
 
 def test_cfg_zero_star_evaluates_only_the_base_in_its_first_steps():
-    batches = Counted(mixture().denoise).run(gj.cfg_zero_star(3.0, 4))
+    batches = batches_of(gj.cfg_zero_star(3.0, 4))
     assert batches == ONCE * 4 + TWICE * 16
 
 
 def test_linear_reuse_saves_evaluations_between_its_steps():
-    batches = Counted(mixture().denoise).run(gj.linear_reuse(3.0, jnp.array([1.0, -0.5, -0.5, 0.5, 0.5]), 4))
+    batches = batches_of(gj.linear_reuse(3.0, jnp.array([1.0, -0.5, -0.5, 0.5, 0.5]), 4))
     assert batches == [2 * B if i < 2 or i % 4 == 0 else B for i in range(20)]
 
 
@@ -167,10 +191,10 @@ class Passes:
         self.backward.clear()
         conds: dict = {"cond": jnp.ones(B), "uncond": jnp.zeros(B)}
         arguments = keys(B), gj.branches(self.denoise, **conds), guidance, sampler or gj.ddim(), LEVELS, (3,)
-        jax.block_until_ready(gj.sample(*arguments))
+        state, _ = jax.block_until_ready(gj.run(*arguments))
         jax.effects_barrier()
         counted = list(self.forward), list(self.backward)
-        assert int(gj.evaluations(*arguments)) == sum(counted[0]) // B
+        assert int(state.evaluations) == sum(counted[0]) // B
         return counted
 
 
@@ -208,29 +232,25 @@ def test_a_gradient_beside_cfg_does_not_change_the_calls_of_cfg():
 
 
 def test_recurrence_costs_its_repetitions_inside_its_interval():
-    batches = Counted(mixture().denoise).run(gj.cfg(2.0), gj.recur(gj.ddim(), 3, RATIO[15], RATIO[2]))
+    batches = batches_of(gj.cfg(2.0), gj.recur(gj.ddim(), 3, RATIO[15], RATIO[2]))
     assert batches == TWICE * (7 + 3 * 13)
 
 
 def test_one_condition_after_another_gives_the_samples_of_the_batch(x64):
     """With `batched=False` there is one call of size B per condition, and the samples are the same."""
-    m, levels = mixture(), gj.levels(gj.schedules.edm(), 6, gj.spacings.karras())
-    calls = []
+    calls, levels = [], gj.levels(gj.schedules.edm(), 6, gj.spacings.karras())
 
     def denoise(x, level, cond):
         jax.debug.callback(lambda x: calls.append(len(x)), x)
-        return m.denoise(x, level, cond)
+        return DENOISE(x, level, cond)
 
-    conds: dict = {"cond": LABELS, "uncond": jnp.full_like(LABELS, -1), "negative": (LABELS + 1) % 3}
+    conds: dict = {name: jnp.asarray(cond) for name, cond in CONDS.items()} | {"negative": jnp.asarray(1 - CONDS["cond"])}
     guidance = gj.compose({"cond": 3.0, "negative": -1.0})
-    one_by_one = gj.branches(denoise, batched=False, **conds)
-    x = gj.sample(keys(B), one_by_one, guidance, gj.heun(), levels, (3,))
-    jax.block_until_ready(x)
+    sample = lambda branches: gj.sample(keys(B), branches, guidance, gj.heun(), levels, (3,))
+    x = jax.block_until_ready(sample(gj.branches(denoise, batched=False, **conds)))
     jax.effects_barrier()
     assert calls == ONCE * (3 * 11)
-    np.testing.assert_allclose(
-        x, gj.sample(keys(B), gj.branches(m.denoise, **conds), guidance, gj.heun(), levels, (3,)), rtol=1e-10
-    )
+    np.testing.assert_allclose(x, sample(gj.branches(DENOISE, **conds)), rtol=1e-10)
 
 
 def test_one_condition_after_another_needs_less_memory():

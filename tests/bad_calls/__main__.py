@@ -34,7 +34,8 @@ if __name__ == "__main__":
     assert sampled().shape == (2, 2), "the unchanged run fails, so its rows prove nothing"
     report = {}
     for table in sys.argv[1:] or TABLES:
-        for name, (call, *_) in importlib.import_module(f"bad_calls.{table}").ROWS.items():
+        for name, (call, error, pattern) in importlib.import_module(f"bad_calls.{table}").ROWS.items():
             start = time.perf_counter()
-            report[f"{table}: {name}"] = outcome(call) | {"seconds": time.perf_counter() - start}
+            expected = {"expected": error.__name__, "pattern": pattern}
+            report[f"{table}: {name}"] = outcome(call) | expected | {"seconds": time.perf_counter() - start}
     json.dump(report, sys.stdout)

@@ -62,11 +62,12 @@ def test_score_and_denoiser_are_derivatives_of_log_prob(x64):
 def of_scale():
     """A program of a scale: the mixture of data of that scale, and samples of each class."""
 
+    one = mixture()
+    spread = jnp.asarray(covariances(one), float)
+
     @jax.jit
     def program(scale):
-        m = mixture()
-        spread = scale**2 * jnp.asarray(covariances(m), float)
-        m = gj.oracles.GaussianMixture(scale * m.means, spread, jnp.exp(m.log_weights), m.labels)
+        m = gj.oracles.GaussianMixture(scale * one.means, scale**2 * spread, jnp.exp(one.log_weights), one.labels)
         return m, m.sample(jax.random.key(0), 23 * 32, jnp.arange(23 * 32) % 4 - 1)
 
     return program
@@ -134,7 +135,7 @@ def test_predictions_and_scores_are_finite_at_both_ends(x64):
     clean, noise = (denoised(m, jnp.asarray(x), level, jnp.asarray(labels)) for level in ends)
     np.testing.assert_allclose(clean.x0, x, atol=1e-12)
     np.testing.assert_allclose(clean.eps, 0, atol=1e-12)
-    chosen = (labels[:, None] == m.labels) | (labels[:, None] == -1)
+    chosen = (labels[:, None] == np.asarray(m.labels)) | (labels[:, None] == -1)
     weights = chosen * np.exp(m.log_weights)
     np.testing.assert_allclose(noise.x0, weights @ np.asarray(m.means) / weights.sum(1, keepdims=True), atol=1e-12)
     np.testing.assert_allclose(noise.eps, x, atol=1e-12)

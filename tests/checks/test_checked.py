@@ -35,6 +35,13 @@ def two(labels=LABELS):
     return gj.branches(denoise, cond=labels, uncond=0 * labels - 1)
 
 
+def of_a_mixture(labels):
+    """The branches of a mixture whose classes are known in the program."""
+    with jax.ensure_compile_time_eval():
+        known = mixture()
+    return classes(known, labels)
+
+
 def generate(scale=2.0, levels=None, x=None, guidance=gj.cfg, sampler=None, branches=None):
     start, levels = X if x is None else x, path() if levels is None else levels
     return gj.sample(keys(B), branches or two(), guidance(scale), sampler or gj.ddim(), levels, start)
@@ -74,7 +81,7 @@ def grouped(labels):
 
 MORE = {
     "a label": (
-        lambda labels: generate(branches=classes(mixture(), labels)),
+        lambda labels: generate(branches=of_a_mixture(labels)),
         jnp.array([0, 7, 2]),
         r"label .*7.* is outside -1\.\.2",
     ),

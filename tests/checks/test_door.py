@@ -57,6 +57,7 @@ WRONG = {
     "not finite": (lambda: made(jnp.nan), ValueError, "made: scale must be .*finite.*got nan"),
     "below": (lambda: made(1.0, 0.0, 0.0), ValueError, "made: high must be a positive number, got 0.0"),
     "too large for float32": (lambda: made(1e39), ValueError, "made: scale.*1e[+]?39.*in float32 as inf"),
+    "too large below 0": (lambda: made(-1e39), ValueError, "made: scale.*-1e[+]?39.*in float32 as -inf"),
     "a fraction above": (lambda: made(1.0, eta=1.5), ValueError, r"made: eta must be a number in \[0, 1\], got 1.5"),
     "a count of half": (
         lambda: anyhow(1.0, count=1.5),

@@ -7,12 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from bad_calls.__main__ import TABLES
 
 TESTS = Path(__file__).parents[1]
 OWN = tuple(str(TESTS.parent / part) for part in ("guidance_jax", "experiments", "tests/bad_calls/jobs.py"))
 
 
+@pytest.mark.slow
 def test_every_wrong_call_raises_with_what_it_got_and_the_fix_and_a_right_call_costs_less_than_50_microseconds():
     """The calls run in one process without the checked annotations of these tests, because users do not have them."""
     cheap = " ".join(flag for flag in os.environ["XLA_FLAGS"].split() if "device_count" not in flag)

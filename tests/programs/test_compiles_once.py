@@ -197,6 +197,7 @@ def test_the_cache_is_bounded(monkeypatch):
         assert len(compiled._PROGRAMS) == len(known._SEEN) == min(size - 1, 2)
 
 
+@pytest.mark.slow
 def test_particles_likelihoods_and_calibrations_compile_once():
     traces = Traced.calls
     traces.clear()

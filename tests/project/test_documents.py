@@ -25,7 +25,9 @@ MODULES = sorted(
 """The modules with examples."""
 
 
-@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize(
+    "module", [pytest.param(name, marks=pytest.mark.slow) if name == "guidance_jax.likelihood" else name for name in MODULES]
+)
 def test_examples_run(module):
     names = {name: getattr(gj, name) for name in gj.__all__}
     names |= {"gj": gj, "jax": jax, "jnp": jnp, "np": np, "nnx": nnx, "linen": linen}
@@ -47,6 +49,7 @@ def names_after(readme: str) -> dict[str, Any]:
     return names
 
 
+@pytest.mark.slow
 def test_the_readmes_code_gives_the_results_it_states():
     names = names_after("README.md")
     assert names["grid"].shape == (3, 4, 28, 28, 1)

@@ -82,6 +82,7 @@ def imported(code):
     return json.loads(ran.stdout)
 
 
+@pytest.mark.slow
 def test_importing_takes_little_longer_than_its_dependencies_and_loads_no_optional_package():
     """By the minima of alternating runs."""
     runs = [(imported(OURS), imported(THEIRS)) for _ in range(2)]

@@ -147,6 +147,21 @@ def test_a_bounded_norm_is_over_all_entries_except_padding(guidance):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), found, expected)
 
 
+def test_a_network_receives_zeros_as_padding():
+    """Also a network that reads its mask nowhere."""
+    flat, cloud = gj.trees.flat(CLOUD, points=True), drawn(CLOUD)
+
+    @jax.jit
+    def program(cloud):
+        seen = []
+        t = jnp.array([0.0] * B)
+        flat.network(lambda cloud, t, given: seen.append(cloud) or cloud)(flat.ravel(cloud), t, gj.trees.Padded(t, MASK))
+        return seen[0]
+
+    expected = jax.tree.map(lambda leaf: np.where(MASK[:, :, None], leaf, 0), cloud)
+    jax.tree.map(np.testing.assert_array_equal, program(cloud), expected)
+
+
 @pytest.mark.parametrize(
     ("guidance", "sampler"),
     [("norm", "ddpm"), ("apg", "ddim"), ("gradient", "heun"), ("cfg", "dpmpp_sde"), ("clip_norm", "dpmpp_2m")],

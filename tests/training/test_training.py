@@ -174,6 +174,13 @@ def test_ema_is_the_warmed_up_average(x64):
         np.testing.assert_allclose(average, expected, rtol=1e-12)
 
 
+def test_ema_of_half_precision_is_in_float32():
+    half = jnp.asarray(np.ones(2), jnp.bfloat16)
+    average = gj.training.ema(half, jnp.bfloat16(0.5) * half, 10**6, decay=0.999)
+    assert average.dtype == jnp.float32
+    np.testing.assert_allclose(average, 0.9995, rtol=1e-6)
+
+
 def test_bad_input_raises():
     x0, level = jnp.ones((2, 3)), gj.schedules.cosine()(jnp.array([0.5, 0.5]))
     with pytest.raises(ValueError, match=r"predicts must be 'eps' or .*got 'noise'"):

@@ -59,10 +59,9 @@ class Encoding(NamedTuple):
       steps: `[B]`, the number of steps of the solver, including rejected ones.
 
     Example:
-      >>> one = gj.branches(gj.denoiser(lambda x, t, cond: 0 * x, predicts="x0"), cond=None)
-      >>> found = gj.likelihood.encode(one, gj.chain(), jnp.ones((1, 2)), gj.schedules.edm(sigma_min=1.0))
-      >>> print(found.log_likelihood.round(2), found.latent.round(0))
-      [-2.84] [[80. 80.]]
+      >>> found = gj.likelihood.Encoding(log_likelihood=jnp.array([-2.5]), latent=80 * jnp.ones((1, 2)), steps=jnp.array([9]))
+      >>> print(found.log_likelihood, found.latent)
+      [-2.5] [[80. 80.]]
     """
 
     log_likelihood: Float[Array, "b"]

@@ -27,12 +27,7 @@ def normal_log_prob(x, mean, variance):
 
 @pytest.mark.parametrize(
     ("make", "predicts"),
-    [
-        (gj.schedules.edm, "x0"),
-        (gj.schedules.cosine, "v"),
-        (gj.schedules.ddpm_linear, "eps"),
-        (gj.schedules.flow, "velocity"),
-    ],
+    [(gj.schedules.ddpm_linear, "eps"), (gj.schedules.flow, "velocity")],
 )
 def test_the_density_of_a_mixture_is_exact(x64, make, predicts):
     """It is exact except for the start, N(0, sigma^2) instead of the mixture at that level. Where alpha is 0 they are equal."""
@@ -44,17 +39,17 @@ def test_the_density_of_a_mixture_is_exact(x64, make, predicts):
         exact = truth.denoise(x, level, y)
         return OUTPUTS[predicts](exact.x0, exact.eps, alpha, sigma)
 
-    x = truth.sample(jax.random.key(1), 5, labels)
-    found = TINY(classes(truth, labels)._replace(denoise=gj.denoiser(network, predicts)), gj.chain(), x, schedule)
-    most = schedule(schedule.t_max)
-    start = norm.logpdf(found.latent, scale=most.sigma).sum(1)
-    np.testing.assert_allclose(
-        found.log_likelihood - start + truth.log_prob(found.latent, most, labels),
-        truth.log_prob(x, schedule(schedule.t_min), labels),
-        atol=2e-7,
-    )
+    @jax.jit
+    def program():
+        x, (least, most) = truth.sample(jax.random.key(1), 5, labels), map(schedule, (schedule.t_min, schedule.t_max))
+        found = TINY(classes(truth, labels)._replace(denoise=gj.denoiser(network, predicts)), gj.chain(), x, schedule)
+        return found, most.sigma, truth.log_prob(found.latent, most, labels), truth.log_prob(x, least, labels)
+
+    found, sigma, at_most, expected = jax.tree.map(np.asarray, program())
+    start = norm.logpdf(found.latent, scale=sigma).sum(1)
+    np.testing.assert_allclose(found.log_likelihood - start + at_most, expected, atol=2e-7)
     if predicts == "velocity":
-        np.testing.assert_allclose(start, truth.log_prob(found.latent, most, labels), atol=1e-12)
+        np.testing.assert_allclose(start, at_most, atol=1e-12)
 
 
 def guided_law(w, interval, low, high):
@@ -78,24 +73,26 @@ def guided_law(w, interval, low, high):
     return mean, high**2 * np.exp(-2 * growth(high))
 
 
+@pytest.mark.slow
 def test_guided_gaussians_in_intervals_have_their_exact_density(x64):
     """CFG of Gaussians in an interval is Gaussian, by an affine ODE. vmap over scales and intervals."""
     schedule = gj.schedules.edm(0.01, 50.0)
     x, branches = jnp.array([[0.3], [2.0]]), gaussians(M_C, V_C, M_U, V_U)
     cases = [(w, low, high) for w in (0.0, 0.5, 3.0, 8.0) for low, high in ((0.01, 50.0), (0.4, 3.0))]
     solve = lambda w, low, high: TINY(branches, gj.during(gj.cfg(w), low, high), x, schedule).log_likelihood
-    for (w, *interval), found in zip(cases, jax.vmap(solve)(*jnp.array(cases).T), strict=True):
+    for (w, *interval), found in zip(cases, jax.jit(jax.vmap(solve))(*np.array(cases).T), strict=True):
         mean, variance = guided_law(w, interval, 0.01, 50.0)
-        np.testing.assert_allclose(found, normal_log_prob(x[:, 0], mean, variance), rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(found, normal_log_prob(np.asarray(x[:, 0]), mean, variance), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_densities_from_infinite_noise_and_their_gradients_are_the_closed_forms(x64):
     """From sigma / alpha = infinity, the variance is `(v_c + s)^w (v_u + s)^(1 - w)`, with s the square of the minimum sigma /
     alpha.
     """
     schedule = gj.schedules.flow()
-    s = float(schedule(schedule.t_min).ratio) ** 2
     level = schedule(schedule.t_min)
+    s = float(level.ratio) ** 2
     branches = gaussians(0.7, V_C, 0.7, V_U)
 
     def found(x, w):
@@ -105,11 +102,12 @@ def test_densities_from_infinite_noise_and_their_gradients_are_the_closed_forms(
         variance = level.alpha**2 * (V_C + s) ** w * (V_U + s) ** (1 - w)
         return -0.5 * ((x - level.alpha * 0.7) ** 2 / variance + jnp.log(2 * jnp.pi * variance))
 
-    at = jnp.array(1.9), jnp.array(3.0)
-    for a, b in zip(*(jax.value_and_grad(f, argnums=(0, 1))(*at) for f in (found, exact)), strict=True):
+    both = jax.jit(lambda *at: [jax.value_and_grad(f, argnums=(0, 1))(*at) for f in (found, exact)])
+    for a, b in zip(*both(1.9, 3.0), strict=True):
         np.testing.assert_allclose(np.array(a), np.array(b), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_gradient_guidance_is_differentiated_through(x64):
     """REG pulls back through the network, and the divergence differentiates that. The exact classifier is Bayes' rule."""
     schedule = gj.schedules.edm(0.01, 50.0)
@@ -124,73 +122,101 @@ def test_a_gradient_guidance_is_differentiated_through(x64):
     np.testing.assert_allclose(found, normal_log_prob(0.8, 0.0, variance), rtol=1e-6)
 
     truth, flow, labels = mixture(2), gj.schedules.flow(), jnp.array([0, 2])
-    x = truth.sample(jax.random.key(1), 2, labels)
 
     def of_class(x, label):
         classify = gj.classifier(lambda x, level: truth.class_log_prob(x, level, label[None]), 1.0)
         return TINY(gj.branches(truth.denoise, uncond=jnp.array([-1])), classify, x[None], flow).log_likelihood[0]
 
-    np.testing.assert_allclose(jax.vmap(of_class)(x, labels), truth.log_prob(x, flow(flow.t_min), labels), atol=2e-7)
+    @jax.jit
+    def program():
+        x = truth.sample(jax.random.key(1), 2, labels)
+        return jax.vmap(of_class)(x, labels), truth.log_prob(x, flow(flow.t_min), labels)
+
+    np.testing.assert_allclose(*program(), atol=2e-7)
 
 
 def test_the_density_of_a_guided_mixture_on_the_line_is_normalised_and_not_the_tilted_one(x64):
     """It integrates to one, and its cumulative distribution is that of the latents."""
     truth, schedule, n = mixture(1), gj.schedules.flow(), 401
-    x, labels, w = jnp.linspace(-9.0, 9.0, n), jnp.zeros(n, int), 3.0
-    found = encode(classes(truth, labels), gj.cfg(w), x[:, None], schedule, tolerance=1e-8)
-    p = np.exp(found.log_likelihood)
+    x, labels, w = jnp.asarray(np.linspace(-9.0, 9.0, n)), jnp.asarray(np.zeros(n, int)), 3.0
+
+    @jax.jit
+    def program():
+        found = encode(classes(truth, labels), gj.cfg(w), x[:, None], schedule, tolerance=1e-8)
+        level = schedule(schedule.t_min)
+        return found, sum(k * truth.log_prob(x[:, None], level, y) for k, y in ((w, labels), (1 - w, labels - 1)))
+
+    found, tilted = jax.tree.map(np.asarray, program())
+    p, tilted = np.exp(found.log_likelihood), np.exp(tilted)
     cumulative = cumulative_simpson(p, x=np.asarray(x), initial=0)
     np.testing.assert_allclose(cumulative[-1], 1, atol=1e-5)
     np.testing.assert_allclose(cumulative, norm.cdf(found.latent[:, 0]), atol=2e-5)
-    level = schedule(schedule.t_min)
-    tilted = np.exp(sum(k * truth.log_prob(x[:, None], level, y) for k, y in ((w, labels), (1 - w, labels - 1))))
     tilted /= np.trapezoid(tilted, x)
     assert np.trapezoid(np.abs(p - tilted), x) / 2 > 0.03
 
 
+@functools.cache
+def estimated(probes):
+    """A program of a Gaussian, samples and keys: Hutchinson's estimates, and the exact log-likelihood, in float64."""
+
+    @jax.jit
+    def program(one, x, keys):
+        labels, flow = jnp.zeros(len(x), int), gj.schedules.flow()
+        branches = gj.branches(one.denoise, cond=labels)
+        found = gj.log_likelihood(branches, gj.chain(), x, flow, keys=keys, probes=probes, tolerance=1e-8)
+        return found, one.log_prob(x, flow(flow.t_min), labels)
+
+    return program
+
+
+def gaussian(covariance):
+    mean = jnp.array([[1.0, 2.0, 3.0]])
+    return gj.oracles.GaussianMixture(mean, jnp.array(covariance)[None], jnp.ones(1), jnp.zeros(1, int))
+
+
+@pytest.mark.slow
 def test_hutchinsons_estimate_is_unbiased_and_narrows_with_more_probes(x64):
-    truth, schedule, n = mixture(3), gj.schedules.cosine(), 200
-    x = jnp.broadcast_to(truth.sample(jax.random.key(3), 1, 1), (n, 3))
-    branches = lambda n: classes(truth, jnp.ones(n, int))
-    solve = functools.partial(gj.log_likelihood, tolerance=1e-5)
-    exact = solve(branches(1), gj.cfg(2.0), x[:1], schedule)[0]
+    one, n = gaussian([[1.0, 0.6, -0.3], [0.6, 0.8, 0.2], [-0.3, 0.2, 0.5]]), 200
     spreads = []
     for probes in (1, 4):
-        found = solve(branches(n), gj.cfg(2.0), x, schedule, keys=keys(n, probes), probes=probes)
+        found, exact = map(np.asarray, estimated(probes)(one, jnp.ones((n, 3)), keys(n, probes)))
         spreads.append(found.std())
         assert 0.05 < spreads[-1] < 2
-        assert abs(found.mean() - exact) < 3.5 * spreads[-1] / math.sqrt(n)
+        assert abs(found.mean() - exact[0]) < 3.5 * spreads[-1] / math.sqrt(n)
     np.testing.assert_allclose(spreads[0] / spreads[1], 2, rtol=0.3)
 
 
 def test_hutchinsons_estimate_is_exact_for_a_diagonal_jacobian(x64):
-    one = gj.oracles.GaussianMixture(
-        jnp.array([[1.0, 2.0, 3.0]]), jnp.diag(jnp.array([0.2, 1.0, 4.0]))[None], jnp.ones(1), jnp.zeros(1, int)
-    )
-    branches, x = gj.branches(one.denoise, cond=jnp.zeros(4, int)), jnp.ones((4, 3))
-    found = gj.log_likelihood(branches, gj.chain(), x, gj.schedules.flow(), keys=keys(4), probes=1, tolerance=1e-8)
-    np.testing.assert_allclose(found, one.log_prob(x, gj.schedules.flow()(2e-3), jnp.zeros(4, int)), atol=1e-6)
+    one = gaussian([[0.2, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 4.0]])
+    np.testing.assert_allclose(*estimated(1)(one, jnp.ones((200, 3)), keys(200)), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_sample_does_not_depend_on_its_batch_and_its_latent_leads_back(x64):
     truth, schedule, labels = mixture(2), gj.schedules.cosine(), jnp.array([0, 1, 2, 0])
-    x = truth.sample(jax.random.key(4), 4, labels) * jnp.array([[1.0], [1.5], [3.0], [1.0]])
-    together = encode(classes(truth, labels), gj.cfg(2.0), x, schedule, tolerance=1e-6)
+    x = jnp.asarray(np.asarray(truth.means)[[0, 2, 4, 1]] * np.array([[1.0], [1.5], [3.0], [1.0]]))
+    program = jax.jit(lambda x, labels: encode(classes(truth, labels), gj.cfg(2.0), x, schedule, tolerance=1e-6))
+    together = program(x, labels)
     assert len(set(together.steps.tolist())) > 1
-    alone = encode(classes(truth, labels[1:2]), gj.cfg(2.0), x[1:2], schedule, tolerance=1e-6)
-    np.testing.assert_allclose(alone.log_likelihood[0], together.log_likelihood[1], rtol=1e-11)
-    down = gj.levels(schedule, 400, gj.spacings.karras())
-    down = jax.tree.map(lambda field: field[:-1], down)
+    among_others = program(jnp.where(np.arange(4)[:, None] == 1, x, -2 * x), jnp.array([2, 1, 0, 1]))
+    assert among_others.steps.tolist() != together.steps.tolist()
+    np.testing.assert_allclose(among_others.log_likelihood[1], together.log_likelihood[1], rtol=1e-11)
+    down = gj.levels(schedule, 400, gj.spacings.karras())[:-1]
     back = gj.sample(keys(4), classes(truth, labels), gj.cfg(2.0), gj.heun(), down, together.latent)
     np.testing.assert_allclose(back, x, rtol=1e-3, atol=1e-3)
 
 
 def test_float32_is_accurate_to_its_own_tolerance():
     truth, schedule, labels = mixture(2), gj.schedules.flow(), jnp.array([0, 1, 2, -1])
-    x = truth.sample(jax.random.key(5), 4, labels)
-    found = jax.jit(lambda x: encode(classes(truth, labels), gj.chain(), x, schedule))(x)
+
+    @jax.jit
+    def program():
+        x = truth.sample(jax.random.key(5), 4, labels)
+        return encode(classes(truth, labels), gj.chain(), x, schedule), truth.log_prob(x, schedule(schedule.t_min), labels)
+
+    found, expected = program()
     assert found.log_likelihood.dtype == found.latent.dtype == jnp.float32
-    np.testing.assert_allclose(found.log_likelihood, truth.log_prob(x, schedule(schedule.t_min), labels), atol=2e-4)
+    np.testing.assert_allclose(found.log_likelihood, expected, atol=2e-4)
     assert max(found.steps) < 40
 
 
@@ -200,11 +226,15 @@ def test_bits_per_dimension_of_uniform_noise_are_exact():
     np.testing.assert_allclose(gj.likelihood.bits_per_dimension(nats, (3,)), [5.0], rtol=1e-6)
 
 
+X = jnp.asarray(np.ones((3, 2)), float)
+
+
 def call(guidance, x=None, **keywords):
-    labels = jnp.array([0, 1, 2])
-    x = jnp.ones((3, 2)) if x is None else x
-    conds = keywords.pop("conds", {"cond": labels, "uncond": labels * 0 - 1})
-    return gj.log_likelihood(gj.branches(mixture(2).denoise, **conds), guidance, x, gj.schedules.edm(), **keywords)
+    x = X if x is None else x
+    conds = keywords.pop("conds", {"cond": jnp.array([0, 1, 2]), "uncond": jnp.array([-1] * 3)})
+    keywords |= {"keys": keys(keywords["keys"])} if "keys" in keywords else {}
+    denoise = gj.denoiser(lambda x, t, label: jnp.tanh(x) + label[:, None].astype(x.dtype), predicts="x0")
+    return gj.log_likelihood(gj.branches(denoise, **conds), guidance, x, gj.schedules.edm(), **keywords)
 
 
 @pytest.mark.parametrize(
@@ -213,12 +243,12 @@ def call(guidance, x=None, **keywords):
         ({"guidance": gj.chain(gj.cfg(2.0), gj.momentum(-0.5))}, "keeps 1 arrays"),
         ({"guidance": gj.reuse(gj.cfg(2.0), 2)}, "must have no memory"),
         ({"guidance": gj.cfg(2.0), "probes": 4}, "needs keys"),
-        ({"guidance": gj.cfg(2.0), "probes": 0, "keys": keys(3)}, "at least 1, got 0"),
-        ({"guidance": gj.cfg(2.0), "keys": keys(2)}, r"B = 2 keys"),
+        ({"guidance": gj.cfg(2.0), "probes": 0, "keys": 3}, "at least 1, got 0"),
+        ({"guidance": gj.cfg(2.0), "keys": 2}, r"B = 2 keys"),
         ({"guidance": gj.cfg(2.0, cond="cnd")}, "Did you mean 'cond'"),
-        ({"guidance": gj.cfg(2.0), "x": jnp.full((3, 2), jnp.nan)}, "NaN or infinite"),
+        ({"guidance": gj.cfg(2.0), "x": jnp.asarray(np.full((3, 2), np.nan), float)}, "NaN or infinite"),
         (
-            {"guidance": gj.icg(2.0), "conds": {"cond": jnp.arange(3), "random": gj.conditions.random_labels(3)}},
+            {"guidance": gj.icg(2.0), "conds": {"cond": jnp.array([0, 1, 2]), "random": gj.conditions.random_labels(3)}},
             "the same in every step",
         ),
     ],
@@ -231,7 +261,7 @@ def test_runs_without_a_likelihood_raise(arguments, message):
 @pytest.mark.parametrize(
     "guidance",
     [
-        gj.cfg(jnp.arange(3.0)),
+        gj.cfg(jnp.array([0.0, 1.0, 2.0])),
         gj.stateless(lambda p, _: p.replace(x0=p.x0 * jnp.ones((3, 1)), eps=p.eps * jnp.ones((3, 1)))),
         gj.classifier(lambda x, level: -(x**2).sum(1) * jnp.arange(3.0), 1.0),
     ],
@@ -241,11 +271,6 @@ def test_one_number_per_sample_hidden_in_the_guidance_raises(guidance):
     with pytest.raises(ValueError, match=r"shape|must be \[1\], got float32\[3\]") as caught:
         call(guidance)
     assert any("vmap" in note for note in caught.value.__notes__)
-
-
-def test_cfg_pp_has_no_ode():
-    with pytest.raises(Exception, match="CFG\\+\\+"):
-        jax.block_until_ready(call(gj.cfg_pp(0.6)))
 
 
 @functools.cache
@@ -278,9 +303,11 @@ def test_a_poisoned_sample_is_nan_alone_and_delays_no_other(poison):
     assert found.steps[1] < 100
 
 
-def test_cfg_pp_beside_a_poisoned_sample_still_raises():
-    with pytest.raises(Exception, match="CFG\\+\\+"):
-        jax.block_until_ready(jax.jit(lambda x: call(gj.cfg_pp(0.6), x))(jnp.ones((3, 2)).at[0].set(jnp.nan)))
+def test_cfg_pp_has_no_ode_also_beside_a_poisoned_sample():
+    program = jax.jit(lambda x: call(gj.cfg_pp(0.6), x))
+    for first in (1.0, np.nan):
+        with pytest.raises(Exception, match="CFG\\+\\+"):
+            jax.block_until_ready(program(np.array([[first] * 2, [1.0] * 2, [1.0] * 2], np.float32)))
 
 
 def test_too_few_steps_raise():

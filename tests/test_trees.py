@@ -7,15 +7,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from worlds import keys
 
 import guidance_jax as gj
 
 B, N, K = 3, 4, 2
 COUNTS = jnp.array([4, 2, 3])
-CLOUD = {"position": jnp.zeros((N, 3)), "type": jnp.zeros((N, K))}
-PARAMETERS = {"mean": jnp.zeros(2), "scale": jnp.zeros(())}
-KEYS = jax.random.split(jax.random.key(0), B)
-PATH = gj.levels(gj.schedules.cosine(), 5, gj.spacings.trailing())
+ZEROS = lambda *shape: jnp.asarray(np.zeros(shape), float)
+CLOUD = {"position": ZEROS(N, 3), "type": ZEROS(N, K)}
+PARAMETERS = {"mean": ZEROS(2), "scale": ZEROS()}
+
+
+@functools.cache
+def path():
+    return gj.levels(gj.schedules.cosine(), 5, gj.spacings.trailing())
+
+
+MASK = jnp.asarray(np.arange(N)[None] < np.asarray(COUNTS)[:, None])
 
 
 def normed(prediction, context):
@@ -36,11 +44,8 @@ SAMPLERS = {"ddim": gj.ddim(), "ddpm": gj.ddpm(), "heun": gj.heun(), "dpmpp_sde"
 
 def drawn(like, seed=1, batch=B):
     """A tree of numbers with a batch of them."""
-    leaves, structure = jax.tree.flatten(like)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    return jax.tree.unflatten(
-        structure, [jax.random.normal(k, (batch, *leaf.shape)) for k, leaf in zip(keys, leaves, strict=True)]
-    )
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=(batch, *leaf.shape)), float), like)
 
 
 def attention(cloud, t, given):
@@ -56,14 +61,19 @@ def attention(cloud, t, given):
 
 def padded_run(n, guidance, sampler):
     """Samples of clouds of `COUNTS` points, padded to n."""
-    flat = gj.trees.flat({"position": jnp.zeros((n, 3)), "type": jnp.zeros((n, K))}, points=True)
-    mask = jnp.arange(n)[None] < COUNTS[:, None]
+    flat = gj.trees.flat({"position": ZEROS(n, 3), "type": ZEROS(n, K)}, points=True)
+    mask = jnp.asarray(np.arange(n)[None] < np.asarray(COUNTS)[:, None])
     given: dict[str, Any] = {name: gj.trees.Padded(jnp.full(B, c), mask) for name, c in (("cond", 1.0), ("uncond", 0.0))}
     two = gj.branches(gj.denoiser(flat.network(attention), predicts="eps"), **given)
-    sampler = gj.trees.zero_padding(sampler, flat.mask(mask))
-    trace = lambda state: (state.x, state.x0)
-    x, along = gj.sample(KEYS, two, guidance, sampler, PATH, (flat.size,), trace=trace)
-    return flat, mask, x, along
+    trace, start = lambda state: (state.x, state.x0), (flat.size,)
+
+    @jax.jit
+    def run():
+        there = flat.mask(mask)
+        x, along = gj.sample(keys(B), two, guidance, gj.trees.zero_padding(sampler, there), path(), start, trace=trace)
+        return flat.unravel(x), there, x, along
+
+    return jax.tree.map(np.asarray, run())
 
 
 @pytest.mark.parametrize("points", [False, True])
@@ -88,73 +98,96 @@ def test_cfg_of_a_dictionary_of_parameters_is_cfg_leaf_by_leaf():
         return {"mean": jnp.sin(tree["mean"]) + cond[:, None], "scale": tree["scale"] * cond + tree["mean"].sum(1)}
 
     denoise = gj.denoiser(flat.network(network), predicts="x0")
-    ones, level = jnp.ones(B), PATH[1]
-    two = gj.branches(denoise, cond=ones, uncond=0 * ones)
-    tree = drawn(PARAMETERS)
-    guided = flat.unravel(gj.guided(two, gj.cfg(3.0))(flat.ravel(tree), level).x0)
-    c, u = network(tree, None, ones), network(tree, None, 0 * ones)
+    level, two = path()[1], gj.branches(denoise, cond=jnp.array([1.0] * B), uncond=jnp.array([0.0] * B))
+
+    @jax.jit
+    def program(tree):
+        guided = flat.unravel(gj.guided(two, gj.cfg(3.0))(flat.ravel(tree), level).x0)
+        return guided, *(network(tree, None, cond) for cond in two.conds.values())
+
+    guided, c, u = jax.tree.map(np.asarray, program(drawn(PARAMETERS)))
     expected = jax.tree.map(lambda c, u: u + 3 * (c - u), c, u)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), guided, expected)
-    samples = flat.unravel(gj.sample(KEYS, two, gj.cfg(3.0), gj.ddim(), PATH, (flat.size,)))
+    samples = jax.eval_shape(lambda: flat.unravel(gj.sample(keys(B), two, gj.cfg(3.0), gj.ddim(), path(), (flat.size,))))
     assert jax.tree.map(jnp.shape, samples) == {"mean": (B, 2), "scale": (B,)}
 
 
-def test_cfg_of_a_cloud_is_cfg_leaf_by_leaf():
-    flat, cloud, level = gj.trees.flat(CLOUD, points=True), drawn(CLOUD), PATH[2]
-    mask = jnp.arange(N)[None] < COUNTS[:, None]
-    given = [gj.trees.Padded(jnp.full(B, c), mask) for c in (1.0, 0.0)]
+def of_cloud(guidance):
+    """The network's two predictions of a padded cloud, and the guided one, as trees."""
+    flat, cloud, level = gj.trees.flat(CLOUD, points=True), drawn(CLOUD), path()[2]
+    given = [gj.trees.Padded(jnp.array([c] * B), MASK) for c in (1.0, 0.0)]
     two = gj.branches(gj.denoiser(flat.network(attention), predicts="x0"), cond=given[0], uncond=given[1])
-    found = flat.unravel(gj.guided(two, gj.cfg(3.0))(flat.ravel(cloud), level).x0)
-    c, u = (attention(cloud, None, each) for each in given)
-    expected = jax.tree.map(lambda c, u: jnp.where(mask[:, :, None], u + 3 * (c - u), 0), c, u)
+
+    @jax.jit
+    def program(cloud):
+        x, denoise = flat.ravel(cloud), gj.guided(two, guidance)
+        found = denoise(x, level, denoise.init(x))[0].x0
+        return [attention(cloud, None, each) for each in given], flat.unravel(found)
+
+    return jax.tree.map(np.asarray, program(cloud))
+
+
+def test_cfg_of_a_cloud_is_cfg_leaf_by_leaf():
+    (c, u), found = of_cloud(gj.cfg(3.0))
+    expected = jax.tree.map(lambda c, u: np.where(MASK[:, :, None], u + 3 * (c - u), 0), c, u)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), found, expected)
 
 
 @pytest.mark.parametrize("guidance", ["clip_norm", "apg"])
 def test_a_bounded_norm_is_over_all_entries_except_padding(guidance):
     """The norm is over both leaves and all points of a cloud, for any output of the network in the padding."""
-    flat, cloud, level, most = gj.trees.flat(CLOUD, points=True), drawn(CLOUD), PATH[2], 0.7
-    mask = jnp.arange(N)[None] < COUNTS[:, None]
-    given = [gj.trees.Padded(jnp.full(B, c), mask) for c in (1.0, 0.0)]
-    two = gj.branches(gj.denoiser(flat.network(attention), predicts="x0"), cond=given[0], uncond=given[1])
+    most = 0.7
     # The change is 3 times a difference with bounded length, or a single such difference.
     bounded = {"clip_norm": gj.chain(gj.cfg(4.0), gj.clip_norm(3 * most)), "apg": gj.apg(4.0, beta=0.0, max_norm=most, eta=1.0)}
-    denoise, x = gj.guided(two, bounded[guidance]), flat.ravel(cloud)
-    found = flat.unravel(denoise(x, level, denoise.init(x))[0].x0)
-    c, u = (attention(cloud, None, each) for each in given)
-    gap = jax.tree.map(lambda c, u: jnp.where(mask[:, :, None], c - u, 0), c, u)
-    length = jnp.sqrt(sum((leaf**2).sum((1, 2), keepdims=True) for leaf in jax.tree.leaves(gap)))
+    (c, u), found = of_cloud(bounded[guidance])
+    gap = jax.tree.map(lambda c, u: np.where(MASK[:, :, None], c - u, 0), c, u)
+    length = np.sqrt(sum((leaf**2).sum((1, 2), keepdims=True) for leaf in jax.tree.leaves(gap)))
     assert (length > most).all()
-    expected = jax.tree.map(lambda c, d: jnp.where(mask[:, :, None], c, 0) + 3 * d * most / length, c, gap)
+    expected = jax.tree.map(lambda c, d: np.where(MASK[:, :, None], c, 0) + 3 * d * most / length, c, gap)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), found, expected)
+
+
+def test_a_network_receives_zeros_as_padding():
+    """Also a network that reads its mask nowhere."""
+    flat, cloud = gj.trees.flat(CLOUD, points=True), drawn(CLOUD)
+
+    @jax.jit
+    def program(cloud):
+        seen = []
+        t = jnp.array([0.0] * B)
+        flat.network(lambda cloud, t, given: seen.append(cloud) or cloud)(flat.ravel(cloud), t, gj.trees.Padded(t, MASK))
+        return seen[0]
+
+    expected = jax.tree.map(lambda leaf: np.where(MASK[:, :, None], leaf, 0), cloud)
+    jax.tree.map(np.testing.assert_array_equal, program(cloud), expected)
 
 
 @pytest.mark.parametrize(
     ("guidance", "sampler"),
-    [(guidance, "ddpm") for guidance in GUIDANCES] + [("cfg", sampler) for sampler in SAMPLERS if sampler != "ddpm"],
+    [("norm", "ddpm"), ("apg", "ddim"), ("gradient", "heun"), ("cfg", "dpmpp_sde"), ("clip_norm", "dpmpp_2m")],
 )
 def test_padding_stays_0_and_nothing_depends_on_it(guidance, sampler):
-    flat, mask, x, along = padded_run(N, GUIDANCES[guidance], SAMPLERS[sampler])
-    there = flat.mask(mask)
+    clouds, there, x, along = padded_run(N, GUIDANCES[guidance], SAMPLERS[sampler])
     for values in (x, *along):
-        assert (jnp.where(there, 0, values) == 0).all()
-    assert bool(jnp.isfinite(x).all())
-    assert (jnp.where(there, x, 1) != 0).all()
-    more, _, wide, _ = padded_run(N + 3, GUIDANCES[guidance], SAMPLERS[sampler])
-    cut = jax.tree.map(lambda leaf: leaf[:, :N], more.unravel(wide))
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-5), flat.unravel(x), cut)
+        assert (np.where(there, 0, values) == 0).all()
+    assert np.isfinite(x).all()
+    assert (np.where(there, x, 1) != 0).all()
+    wide, *_ = padded_run(N + 3, GUIDANCES[guidance], SAMPLERS[sampler])
+    cut = jax.tree.map(lambda leaf: leaf[:, :N], wide)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-5), clouds, cut)
 
 
 def test_a_single_cloud_is_the_same_among_padded_ones():
-    flat, _, x, _ = padded_run(N, gj.cfg(2.0), gj.ddpm())
-    own = gj.trees.flat({"position": jnp.zeros((2, 3)), "type": jnp.zeros((2, K))}, points=True)
+    clouds, *_ = padded_run(N, gj.cfg(2.0), gj.ddpm())
+    own = gj.trees.flat({"position": ZEROS(2, 3), "type": ZEROS(2, K)}, points=True)
 
     def network(cloud, t, cond):
         return attention(cloud, t, gj.trees.Padded(cond, jnp.ones((1, 2))))
 
     two = gj.branches(gj.denoiser(own.network(network), predicts="eps"), cond=jnp.ones(1), uncond=jnp.zeros(1))
-    alone = own.unravel(gj.sample(KEYS[1:2], two, gj.cfg(2.0), gj.ddpm(), PATH, (own.size,)))
-    cut = jax.tree.map(lambda leaf: leaf[1:2, :2], flat.unravel(x))
+    run = jax.jit(lambda: own.unravel(gj.sample(keys(B)[1:2], two, gj.cfg(2.0), gj.ddpm(), path(), (own.size,))))
+    alone = run()
+    cut = jax.tree.map(lambda leaf: leaf[1:2, :2], clouds)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-5), alone, cut)
 
 
@@ -167,7 +200,7 @@ def test_each_leaf_may_have_its_own_mask():
 def test_padding_draws_no_noise_in_a_kernel():
     sampler = gj.trees.zero_padding(gj.ddpm(), jnp.array([[1, 1, 0]]))
     kernel: Any = sampler.kernel
-    mean, deviation = kernel(gj.Prediction(jnp.ones((1, 3)), jnp.ones((1, 3))), PATH[1], PATH[2])
+    mean, deviation = kernel(gj.Prediction(jnp.ones((1, 3)), jnp.ones((1, 3))), path()[1], path()[2])
     assert mean.shape == (1, 3)
     assert bool((deviation[0, :2] > 0).all())
     assert deviation[0, 2] == 0

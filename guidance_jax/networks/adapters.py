@@ -34,7 +34,7 @@ def from_nnx(module: nnx.Module, method: str = "__call__") -> tuple[Callable[...
 
     Example:
       >>> apply, params = gj.networks.from_nnx(gj.networks.MLP((2,), classes=3, width=8, blocks=1, rngs=nnx.Rngs(0)))
-      >>> print(apply(params, jnp.ones((5, 2)), jnp.ones(5), jnp.zeros(5, int)).shape)
+      >>> print(jax.jit(apply)(params, jnp.ones((5, 2)), jnp.ones(5), jnp.zeros(5, int)).shape)
       (5, 2)
     """
     graph, params, rest = nnx.split(module, nnx.Param, ...)

@@ -250,7 +250,7 @@ class DiT(nnx.Module):
     Example:
       >>> config = gj.networks.DiTConfig((8, 8, 1), classes=10, width=32, blocks=1, heads=2)
       >>> network = gj.networks.DiT(config, rngs=nnx.Rngs(0))
-      >>> print(network(jnp.ones((5, 8, 8, 1)), jnp.ones(5), jnp.zeros(5, int)).shape)
+      >>> print(jax.jit(network)(jnp.ones((5, 8, 8, 1)), jnp.ones(5), jnp.zeros(5, int)).shape)
       (5, 8, 8, 1)
 
     Reference: Peebles & Xie 2023, arXiv:2212.09748; attention to tokens is that of Chen et al. 2023, arXiv:2310.00426.

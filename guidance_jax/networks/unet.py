@@ -178,9 +178,9 @@ class UNet(nnx.Module):
       ValueError: When called, if an image does not have the config's shape or a label is out of range.
 
     Example:
-      >>> config = gj.networks.UNetConfig((8, 8, 1), classes=10, widths=(8, 16))
+      >>> config = gj.networks.UNetConfig((8, 8, 1), classes=10, widths=(8, 8))
       >>> network = gj.networks.UNet(config, rngs=nnx.Rngs(0))
-      >>> print(network(jnp.ones((5, 8, 8, 1)), jnp.ones(5), jnp.zeros(5, int)).shape)
+      >>> print(jax.jit(network)(jnp.ones((5, 8, 8, 1)), jnp.ones(5), jnp.zeros(5, int)).shape)
       (5, 8, 8, 1)
 
     Reference: Ho et al. 2020, arXiv:2006.11239, appendix B; the scale and shift are those of Dhariwal & Nichol 2021,

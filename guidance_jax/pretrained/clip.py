@@ -175,10 +175,10 @@ class CLIPText(nnx.Module):
       ValueError: When called, if a text is longer than the encoder's window.
 
     Example:
-      >>> sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+      >>> sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
       >>> config = gj.pretrained.clip.CLIPTextConfig(vocab_size=10, **sizes)
       >>> encode = gj.pretrained.clip.CLIPText(config, rngs=nnx.Rngs(0))
-      >>> print(encode(jnp.array([[8, 3, 5, 9]])).last.shape)
+      >>> print(jax.jit(encode)(jnp.array([[8, 3, 5, 9]])).last.shape)
       (1, 4, 8)
 
     Reference: Radford et al. 2021, arXiv:2103.00020; transformers' models/clip/modeling_clip.py.

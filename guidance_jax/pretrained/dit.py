@@ -148,7 +148,7 @@ class DiT(nnx.Module):
     Example:
       >>> config = gj.pretrained.dit.DiTConfig(input_size=8, hidden_size=16, depth=1, num_heads=2, num_classes=10)
       >>> network = gj.pretrained.dit.DiT(config, rngs=nnx.Rngs(0))
-      >>> print(network(jnp.ones((3, 8, 8, 4)), jnp.full(3, 999.0), jnp.array([3, 7, 10])).shape)
+      >>> print(jax.jit(network)(jnp.ones((3, 8, 8, 4)), jnp.full(3, 999.0), jnp.array([3, 7, 10])).shape)
       (3, 8, 8, 8)
 
     Reference: Peebles & Xie 2023, arXiv:2212.09748; facebookresearch/DiT, models.py.

@@ -256,10 +256,10 @@ class UNet2DCondition(nnx.Module):
         conditions are missing, have another width, or are given to a network without them.
 
     Example:
-      >>> sizes = dict(widths=(8, 16), depths=(1, 0), heads=(2, 2), text=6, groups=4)
+      >>> sizes = dict(widths=(8, 8), depths=(1, 0), heads=(2, 2), text=8, groups=4)
       >>> network = gj.pretrained.unet.UNet2DCondition(gj.pretrained.unet.UNetConditionConfig(**sizes), rngs=nnx.Rngs(0))
-      >>> text = gj.pretrained.unet.Text(jnp.ones((2, 5, 6)))
-      >>> print(network(jnp.ones((2, 7, 9, 4)), jnp.array([999.0, 0.0]), text).shape)
+      >>> text = gj.pretrained.unet.Text(jnp.ones((2, 5, 8)))
+      >>> print(jax.jit(network)(jnp.ones((2, 7, 9, 4)), jnp.array([999.0, 0.0]), text).shape)
       (2, 7, 9, 4)
 
     Reference: Rombach et al. 2022, arXiv:2112.10752; Podell et al. 2023, arXiv:2307.01952 (XL).

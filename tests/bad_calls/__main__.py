@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import time
+import timeit
 import traceback
 from pathlib import Path
 
@@ -29,12 +30,17 @@ def outcome(call) -> dict:
 if __name__ == "__main__":
     os.environ["JAX_PLATFORMS"] = "cpu"
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+    import guidance_jax as gj
     from bad_calls.world import sampled
 
     assert sampled().shape == (2, 2), "the unchanged run fails, so its rows prove nothing"
     report = {}
     for table in sys.argv[1:] or TABLES:
-        for name, (call, *_) in importlib.import_module(f"bad_calls.{table}").ROWS.items():
+        for name, (call, error, pattern) in importlib.import_module(f"bad_calls.{table}").ROWS.items():
             start = time.perf_counter()
-            report[f"{table}: {name}"] = outcome(call) | {"seconds": time.perf_counter() - start}
+            expected = {"expected": error.__name__, "pattern": pattern}
+            report[f"{table}: {name}"] = outcome(call) | expected | {"seconds": time.perf_counter() - start}
+    made, bounds = gj.cfg(2.0), (0.1, 3.0)
+    right = min(timeit.repeat(lambda: gj.during(made, *bounds), number=100, repeat=20)) / 100
+    report["a right call"] = {"seconds": right}
     json.dump(report, sys.stdout)

@@ -1,6 +1,8 @@
 # type: ignore  # every row is wrong, its types too
 """Wrong calls of training, metrics, oracles, particles and likelihoods."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,6 +39,9 @@ def calibration(**wrong):
     return gj.calibrate(**{"keys": KEYS, "branches": TWO, "x0": X, "levels": PATH} | wrong)
 
 
+measured = functools.cache(calibration)
+
+
 def nats(guidance=CFG, x=X, branches=TWO, schedule=CLEAN, **more):
     return gj.log_likelihood(branches, guidance, x, schedule, **more)
 
@@ -55,9 +60,9 @@ ROWS: dict[str, Row] = {
     "a calibration by a key": (lambda: calibration(keys=KEY), ValueError, r"keys must be \[B\].*shape \(\)"),
     "a negative power": (lambda: calibration(power=-1.0), ValueError, r"calibrate: power.*\[0, inf\).*-1\.0"),
     "a calibration of broken samples": (lambda: calibration(x0=X * jnp.nan), ValueError, r"x must be finite.*2 of 2"),
-    "a calibration and a number": (lambda: calibration() + 1.0, TypeError, r"added to another Calibration.*the float 1\.0"),
+    "a calibration and a number": (lambda: measured() + 1.0, TypeError, r"added to another Calibration.*the float 1\.0"),
     "calibrations of other levels": (
-        lambda: calibration() + calibration(levels=gj.levels(EDM, 4, gj.spacings.karras())),
+        lambda: measured() + jax.tree.map(lambda sums: sums[:2], measured()),
         ValueError,
         r"two calibrations must have the same levels.*sigma / alpha",
     ),

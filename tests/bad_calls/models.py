@@ -123,7 +123,7 @@ ROWS: dict[str, Row] = {
         r"ratio must be known.*traced.*outside",
     ),
     "parameters that are not bound": (
-        lambda: through(gj.networks.from_nnx(gj.networks.MLP((2,), 2, 8, 1, rngs=nnx.Rngs(0)))[0]),
+        lambda: through(gj.networks.from_nnx(nnx.Linear(2, 2, use_bias=False, rngs=nnx.Rngs(0)))[0]),
         TypeError,
         r"apply takes the parameters first, got float32\[2,2\]; bind them.*network, called with x float32\[2,2\], t ",
     ),

@@ -2,6 +2,7 @@
 """Wrong calls of a text-to-image model, and wrong model directories."""
 
 import functools
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -17,11 +18,18 @@ IMAGES, KNOWN, LATENTS = jnp.zeros((2, 16, 24, 3)), jnp.ones((2, 16, 24, 1)), jn
 
 
 @functools.cache
+def written(name):
+    """The temporary directory of a tiny model."""
+    options = {"xl": {"xl": True}, "sizeless": {"unet": {"sample_size": None}}, "nine": {"unet": {"in_channels": 9}}}
+    directory = tempfile.TemporaryDirectory()
+    write_model(Path(directory.name), **options.get(name, {}))
+    return directory
+
+
+@functools.cache
 def model(name="first"):
     """A tiny model: of Stable Diffusion, of XL, or one whose files do not state its image size."""
-    options = {"xl": {"xl": True}, "sizeless": {"unet": {"sample_size": None}}, "nine": {"unet": {"in_channels": 9}}}
-    with tempfile.TemporaryDirectory() as directory:
-        return text_to_image.load(write_model(Path(directory), **options.get(name, {})))
+    return text_to_image.load(written(name).name)
 
 
 def on(name, *args, of="first", **options):
@@ -34,6 +42,13 @@ def with_params(name, *args, of="first", **options):
 
 def encoded(of="first", **options):
     return with_params("encode", on("tokenize", ["a dog", "a cat"], of=of), of=of, **options)
+
+
+@functools.cache
+def condition(of="first"):
+    """The condition of two prompts, of one program."""
+    prompts = on("tokenize", ["a dog", "a cat"], of=of)
+    return jax.jit(lambda params: on("encode", params, prompts, of=of))(model(of).params)
 
 
 def denoised(x, cond, of="first"):
@@ -50,7 +65,7 @@ def loaded(files, **options):
 
 def of_variant(variant, files):
     with tempfile.TemporaryDirectory() as directory:
-        write_model(Path(directory))
+        shutil.copytree(written("first").name, directory, dirs_exist_ok=True)
         for name in files:
             (Path(directory) / name).write_bytes(b"")
         return text_to_image.load(directory, variant=variant)
@@ -157,13 +172,13 @@ ROWS: dict[str, Row] = {
         r"cond must be a Condition, got a Prompts.*model\.encode",
     ),
     "images for latents": (
-        lambda: denoised(IMAGES, encoded()),
+        lambda: denoised(IMAGES, condition()),
         ValueError,
         r"latents x must be \[B, h, w, 4\], got float32\[2,16,24,3\]",
     ),
-    "latents of no axes": (lambda: denoised(jnp.zeros((2, 8)), encoded()), ValueError, r"\[B, h, w, 4\], got float32\[2,8\]"),
+    "latents of no axes": (lambda: denoised(jnp.zeros((2, 8)), condition()), ValueError, r"\[B, h, w, 4\], got float32\[2,8\]"),
     "latents of whole numbers": (
-        lambda: denoised(jnp.zeros((2, 8, 12, 4), int), encoded()),
+        lambda: denoised(jnp.zeros((2, 8, 12, 4), int), condition()),
         TypeError,
         r"latents x must be an array of floating.*int32",
     ),

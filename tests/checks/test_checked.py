@@ -1,5 +1,6 @@
 """Tests of `checks.checked`: it checks traced values inside the program, and without it the program is unchanged."""
 
+import functools
 import importlib
 import pkgutil
 
@@ -14,14 +15,36 @@ import guidance_jax as gj
 from guidance_jax import checks
 from guidance_jax.checks import traced
 
-M, B = mixture(), 3
-PATH = gj.levels(gj.schedules.edm(), 3, gj.spacings.karras())
-LABELS = jnp.arange(B)
+B = 3
+LABELS = jnp.asarray(np.arange(B), int)
+X = jnp.asarray(np.ones((B, 3)), float)
 
 
-def generate(scale=2.0, labels=LABELS, levels=PATH, x=None, guidance=gj.cfg, sampler=None):
-    start = (3,) if x is None else x
-    return gj.sample(keys(B), classes(M, labels), guidance(scale), sampler or gj.ddim(), levels, start)
+@functools.cache
+def path():
+    return gj.levels(gj.schedules.edm(), 3, gj.spacings.karras())
+
+
+def with_sigma(number, sigma):
+    """The path with another sigma at one level."""
+    return path().replace(sigma=jnp.where(np.arange(4) == number, sigma, path().sigma))
+
+
+def two(labels=LABELS):
+    denoise = gj.denoiser(lambda x, t, label: jnp.tanh(x) + label[:, None].astype(x.dtype), predicts="x0")
+    return gj.branches(denoise, cond=labels, uncond=0 * labels - 1)
+
+
+def of_a_mixture(labels):
+    """The branches of a mixture whose classes are known in the program."""
+    with jax.ensure_compile_time_eval():
+        known = mixture()
+    return classes(known, labels)
+
+
+def generate(scale=2.0, levels=None, x=None, guidance=gj.cfg, sampler=None, branches=None):
+    start, levels = X if x is None else x, path() if levels is None else levels
+    return gj.sample(keys(B), branches or two(), guidance(scale), sampler or gj.ddim(), levels, start)
 
 
 def interval(scale):
@@ -29,28 +52,39 @@ def interval(scale):
 
 
 def classified(scale):
-    return gj.classifier(lambda x, level: M.class_log_prob(x, level, LABELS), scale)
+    return gj.classifier(lambda x, level: -((x - 1) ** 2).sum(1) / (1 + level.sigma**2), scale)
+
+
+@functools.cache
+def checked():
+    return gj.checked(generate)
 
 
 WRONG = {
-    "a scale": ({"scale": jnp.nan}, r"cfg: scale must be a finite number, got nan"),
-    "one of the scales": ({"scale": jnp.array([1.0, jnp.inf, 2.0])}, r"cfg: scale must be a finite number, got .*inf"),
-    "a label": ({"labels": LABELS.at[1].set(7)}, r"label .*7.* is outside -1\.\.2"),
-    "levels": (
-        {"levels": PATH.replace(sigma=PATH.sigma.at[1].set(90.0))},
-        r"(?s)levels must decrease.*sigma .*9",
+    "a scale": (lambda: {"scale": jnp.nan}, r"cfg: scale must be a finite number, got nan"),
+    "one of the scales": (
+        lambda: {"scale": jnp.array([1.0, jnp.inf, 2.0])},
+        r"cfg: scale must be a finite number, got .*inf",
     ),
-    "a level of NaN": ({"levels": PATH.replace(sigma=PATH.sigma.at[1].set(jnp.nan))}, r"(?s)levels must have finite.*nan"),
-    "x": ({"x": jnp.full((B, 3), jnp.inf)}, r"x must be finite at the start of the run, got NaN"),
+    "levels": (lambda: {"levels": with_sigma(1, 90.0)}, r"(?s)levels must decrease.*sigma .*9"),
+    "a level of NaN": (lambda: {"levels": with_sigma(1, jnp.nan)}, r"(?s)levels must have finite.*nan"),
+    "tiny levels": (lambda: {"levels": with_sigma(2, 1e-30)}, r"(?s)levels must have finite.*at least 1\.1e-19 unless it is 0"),
+    "x": (lambda: {"x": jnp.full((B, 3), jnp.inf)}, r"x must be finite at the start of the run, got NaN"),
 }
+"""Arguments of one program, except for the case with one scale per sample."""
 
 
 def grouped(labels):
     target = gj.targets.rewarded(gj.targets.tilted(1.5), lambda x0, level: jnp.where(labels == 2, jnp.nan, -(x0**2).sum(1)))
-    return gj.feynman_kac(keys(4), classes(M, labels % 2), target, gj.ddpm(), PATH, (3,), size=2).x
+    return gj.feynman_kac(keys(4), two(labels % 2), target, gj.ddpm(), path(), (3,), size=2).x
 
 
 MORE = {
+    "a label": (
+        lambda labels: generate(branches=of_a_mixture(labels)),
+        jnp.array([0, 7, 2]),
+        r"label .*7.* is outside -1\.\.2",
+    ),
     "an interval": (
         lambda low: generate(guidance=lambda w: gj.during(gj.cfg(w), low, 1.0)),
         5.0,
@@ -69,11 +103,6 @@ MORE = {
         r"inpaint: known must be finite inside the mask, got NaN .* 1 places",
     ),
     "a beta": (lambda beta: gj.targets.annealed(beta).exponents, jnp.nan, r"annealed: beta must be a positive number, got nan"),
-    "tiny levels": (
-        lambda sigma: generate(levels=PATH.replace(sigma=PATH.sigma.at[2].set(sigma))),
-        1e-30,
-        r"(?s)levels must have finite.*at least 1\.1e-19 unless it is 0",
-    ),
 }
 
 
@@ -87,9 +116,10 @@ def test_traced_values_are_checked_wherever_known_values_are(name):
 
 @pytest.mark.parametrize("name", WRONG)
 def test_a_wrong_traced_value_raises(name):
-    wrong, message = WRONG[name]
+    make, message = WRONG[name]
+    right = {"scale": 2.0, "levels": path(), "x": X}
     with pytest.raises(checkify.JaxRuntimeError, match=message):
-        gj.checked(generate)(**wrong)
+        checked()(**right | make())
 
 
 @pytest.mark.parametrize("guidance", [interval, classified])
@@ -111,7 +141,7 @@ def test_the_error_names_the_step_that_diverged():
 
 
 def test_a_function_that_was_compiled_before_is_checked_too():
-    compiled = jax.jit(generate)
+    compiled = jax.jit(lambda scale: generate(scale))
     assert np.isnan(compiled(jnp.nan)).all()
     with pytest.raises(checkify.JaxRuntimeError, match="finite"):
         gj.checked(compiled)(jnp.nan)
@@ -125,7 +155,7 @@ def insisting():
 
 
 def test_an_unchecked_program_contains_no_checks(monkeypatch):
-    program = lambda: str(jax.make_jaxpr(lambda *given: generate(*given))(2.0, LABELS, PATH, jnp.ones((B, 3))))
+    program = lambda: str(jax.make_jaxpr(lambda *given: generate(*given))(2.0, path(), X))
     asked_not = program()
     monkeypatch.setattr(traced.checkify, "check", lambda *_, **__: pytest.fail("a check is in the program"))
     with monkeypatch.context() as none:

@@ -1,9 +1,7 @@
-"""Tests of the decorators `door` and `part`: they check annotations at every public call, cost little, and keep signatures."""
+"""Tests of the decorators `door` and `part`: they check annotations at every public call and keep signatures."""
 
 import inspect
 import pickle
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -59,6 +57,7 @@ WRONG = {
     "not finite": (lambda: made(jnp.nan), ValueError, "made: scale must be .*finite.*got nan"),
     "below": (lambda: made(1.0, 0.0, 0.0), ValueError, "made: high must be a positive number, got 0.0"),
     "too large for float32": (lambda: made(1e39), ValueError, "made: scale.*1e[+]?39.*in float32 as inf"),
+    "too large below 0": (lambda: made(-1e39), ValueError, "made: scale.*-1e[+]?39.*in float32 as -inf"),
     "a fraction above": (lambda: made(1.0, eta=1.5), ValueError, r"made: eta must be a number in \[0, 1\], got 1.5"),
     "a count of half": (
         lambda: anyhow(1.0, count=1.5),
@@ -158,18 +157,3 @@ def test_a_call_remembers_its_arguments_with_static_ones_apart():
     assert again != jax.tree.map(lambda leaf: leaf + 1, guidance)
     assert jax.tree.structure(made(1.0)) == jax.tree.structure(made(scale=3.0))
     assert jax.tree.structure(made(1.0, count=2)) != jax.tree.structure(made(1.0))
-
-
-COST = """
-import timeit
-import guidance_jax as gj
-
-guidance = gj.cfg(2.0)
-print(min(timeit.repeat(lambda: gj.during(guidance, 0.1, 3.0), number=100, repeat=20)) / 100)
-"""
-
-
-def test_a_decorated_call_costs_less_than_50_microseconds():
-    """Measured without the checked annotations of these tests, as users call it."""
-    done = subprocess.run([sys.executable, "-c", COST], capture_output=True, text=True, check=True)
-    assert float(done.stdout) < 50e-6

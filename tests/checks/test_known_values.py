@@ -17,17 +17,25 @@ import guidance_jax as gj
 from guidance_jax import guidance, samplers, scales, schedules, spacings, targets, training
 
 B, SHAPE = 2, (4, 2)
-X, LABELS, KEY = jnp.ones((B, *SHAPE)), jnp.array([0, 1]), jax.random.key(0)
-KEYS = jax.random.split(KEY, B)
+ONES = lambda *shape: jnp.asarray(np.ones(shape), float)
+X, LABELS, KEY = ONES(B, *SHAPE), jnp.array([0, 1]), jax.random.key(0)
+KEYS = jax.random.wrap_key_data(jnp.asarray(np.arange(4, dtype=np.uint32).reshape(2, 2)))
 COSINE, FLOW = gj.schedules.cosine(), gj.schedules.flow(t_max=0.99)
-LEVEL, NEXT = COSINE(0.5), COSINE(0.4)
+
+
+def cosine(t):
+    """The level of the cosine schedule at a time, or those at several, by NumPy: collecting the tests compiles nothing."""
+    return gj.NoiseLevel(*(jnp.asarray(field, float) for field in (t, np.cos(np.pi / 2 * t), np.sin(np.pi / 2 * t))))
+
+
+LEVEL, NEXT, PATH = cosine(np.array(0.5)), cosine(np.array(0.4)), cosine(np.array([0.9, 0.5, 0.1, 0.0]))
 CLOSE = lambda x0: -((x0 - 1) ** 2).mean((1, 2))
 NOISY = lambda x, level: CLOSE(x)
 CFG = gj.cfg(2.0)
 NAMES = ("cond", "uncond", "weak", "perturbed", "random", "retimed", "negative", "image")
 SCALED = gj.denoiser(lambda x, t, c: x * c[:, None, None], "x0")
-NETWORK = gj.branches(SCALED, batched=True, **{name: jnp.arange(2.0) for name in NAMES})
-BAD = {"nan": jnp.nan, "inf": jnp.inf, "-inf": -jnp.inf, "1e39": 1e39, "-1e39": -1e39}
+NETWORK = gj.branches(SCALED, batched=True, **{name: jnp.array([0.0, 1.0]) for name in NAMES})
+BAD = {"nan": jnp.nan, "inf": jnp.inf, "-inf": -jnp.inf, "1e39": 1e39}
 
 ARGUMENTS = {
     guidance: {
@@ -69,11 +77,11 @@ ARGUMENTS = {
     | {"calibrated": {"curve": gj.Curve(jnp.array([0.1, 10.0]), jnp.array([1.0, 0.1])), "scale": 2.0}},
     spacings: {},
     schedules: {
-        "below": {"path": gj.levels(COSINE, 3, gj.spacings.karras()), "ratio": 5.0},
+        "below": {"path": PATH, "ratio": 5.0},
         "discrete": {"betas": lambda v: np.array([1e-3, v])},
         "flow": {"t_max": 0.99},
         "shift": {"schedule": FLOW, "factor": 3.0},
-        "strength": {"path": gj.levels(COSINE, 3, gj.spacings.karras()), "share": 0.5},
+        "strength": {"path": PATH, "share": 0.5},
     },
     targets: {
         "annealed": {"beta": 2.0},
@@ -84,11 +92,11 @@ ARGUMENTS = {
         "classifier_loss": {"classify": lambda x, t: x[:, 0], "key": KEY, "x0": X, "level": LEVEL, "labels": LABELS},
         "denoising_loss": {"network": lambda x, t, c: x, "key": KEY, "x0": X, "level": LEVEL, "cond": None, "predicts": "v"},
         "diffuse": {"key": KEY, "level": LEVEL},
-        "drop": {"key": KEY, "cond": jnp.ones((B, 3)), "null": lambda v: v, "rate": 1.0},
+        "drop": {"key": KEY, "cond": ONES(B, 3), "null": lambda v: v, "rate": 1.0},
         "edm_loss": {"network": lambda x, t, c: x, "key": KEY, "x0": X, "level": LEVEL, "cond": None, "sigma_data": 0.5},
-        "ema": {"average": jnp.zeros(2), "params": jnp.ones(2), "step": 3},
+        "ema": {"average": ONES(2), "params": ONES(2), "step": 3},
         "log_normal_levels": {"key": KEY, "schedule": COSINE, "n": 2},
-        "min_snr": {"level": COSINE(jnp.array([0.3, 0.6])), "predicts": "v"},
+        "min_snr": {"level": cosine(np.array([0.3, 0.6])), "predicts": "v"},
     },
 }
 """The other arguments of each function. A function of `v` puts the number into an argument that is not itself a number."""

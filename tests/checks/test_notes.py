@@ -4,6 +4,7 @@ import functools
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import linen, nnx
 from worlds import keys
@@ -11,8 +12,12 @@ from worlds import keys
 import guidance_jax as gj
 
 B = 2
-LABELS = jnp.arange(B)
-PATH = gj.levels(gj.schedules.cosine(), 2, gj.spacings.karras())
+LABELS = jnp.asarray(np.arange(B), int)
+
+
+@functools.cache
+def path():
+    return gj.levels(gj.schedules.cosine(), 2, gj.spacings.karras())
 
 
 class Dropping(nnx.Module):
@@ -25,7 +30,7 @@ class Dropping(nnx.Module):
 
 def run(network=None, denoise=None, guidance=None, cond: Any = LABELS):
     denoise = denoise or gj.denoiser(network or (lambda x, t, cond: x), predicts="x0")
-    return gj.sample(keys(B), gj.branches(denoise, cond=cond, uncond=cond), guidance or gj.cfg(2.0), gj.ddim(), PATH, (3,))
+    return gj.sample(keys(B), gj.branches(denoise, cond=cond, uncond=cond), guidance or gj.cfg(2.0), gj.ddim(), path(), (3,))
 
 
 def classify(x, t):

@@ -1,5 +1,6 @@
 """NumPy arrays of float64 and int64 are converted as JAX converts them, without a warning, and give the same numbers."""
 
+import functools
 import warnings
 
 import jax
@@ -12,21 +13,25 @@ from worlds import keys
 import guidance_jax as gj
 
 RNG, KEY = np.random.default_rng(0), jax.random.key(1)
-PATH = gj.levels(gj.schedules.cosine(), 4, gj.spacings.karras())
 X, LABELS = RNG.normal(size=(4, 3)), np.arange(4) % 2
-ONE = jax.tree.map(lambda field: np.asarray(field[1], np.float64), PATH)
+ONE = jax.tree.map(lambda field: np.asarray(field, np.float64), gj.NoiseLevel(*map(jnp.float32, (0.4, 0.8, 0.6))))
 EACH = jax.tree.map(lambda field: np.full(4, field), ONE)
 MOMENTS = RNG.normal(size=(2, 3)), np.stack([np.eye(3)] * 2), np.ones(2), np.arange(2)
 TIMES = RNG.normal(size=(5, 4, 3))
+
+
+@functools.cache
+def path_of_four():
+    return gj.levels(gj.schedules.cosine(), 4, gj.spacings.karras())
 
 
 def world(given):
     return gj.oracles.GaussianMixture(*given["moments"])
 
 
-def run(given, guidance, sampler=None, path=PATH, start=(3,)):
+def run(given, guidance, sampler=None, path=None, start=(3,)):
     two = gj.branches(world(given).denoise, cond=given["labels"], uncond=-np.ones_like(given["labels"]))
-    return gj.sample(keys(4), two, guidance, sampler or gj.ddim(), path, start)
+    return gj.sample(keys(4), two, guidance, sampler or gj.ddim(), path or path_of_four(), start)
 
 
 def network(x, t, cond):
@@ -34,10 +39,7 @@ def network(x, t, cond):
 
 
 CALLS = {
-    "sample, from x": lambda g: run(g, gj.cfg(2.0), start=g["x"]),
-    "sample, one scale per sample": lambda g: run(g, gj.cfg(g["many"])),
-    "sample, levels": lambda g: run(g, gj.cfg(g["number"]), path=g["path"]),
-    "during": lambda g: run(g, gj.during(gj.cfg(2.0), 0.1 * g["number"], 5 * g["number"])),
+    "sample": lambda g: run(g, gj.during(gj.cfg(g["many"]), 0.1 * g["number"], 5 * g["number"]), path=g["path"], start=g["x"]),
     "linear_reuse": lambda g: run(g, gj.linear_reuse(2.0, g["x"][0])),
     "dps": lambda g: run(g, gj.dps(lambda x0: x0[:, :1], g["x"][:, :1], 0.1 * g["number"])),
     "inpaint": lambda g: run(g, gj.cfg(2.0), gj.inpaint(gj.ddpm(), g["x"], np.arange(3) < 2)),
@@ -47,7 +49,7 @@ CALLS = {
             gj.branches(world(g).denoise, cond=jnp.ones(4, int), uncond=-jnp.ones(4, int)),
             gj.targets.tilted(g["number"]),
             gj.heun_sde(2.0),
-            PATH,
+            path_of_four(),
             (3,),
             size=4,
         ).x
@@ -73,7 +75,7 @@ CALLS = {
     "metrics.vendi": lambda g: gj.metrics.vendi(g["x"]),
     "fit_linear": lambda g: gj.fit_linear(g["times"], 2 * g["times"][::-1]),
     "schedules.discrete": lambda g: gj.levels(gj.schedules.discrete(abs(g["x"][0]) / 9), 2, gj.spacings.uniform()),
-    "schedules.below": lambda g: gj.schedules.below(PATH, g["number"]),
+    "schedules.below": lambda g: gj.schedules.below(path_of_four(), g["number"]),
 }
 
 
@@ -88,7 +90,7 @@ def test_numpy_arrays_give_the_same_numbers_as_jax_arrays(name):
         "each": EACH,
         "moments": MOMENTS,
         "times": TIMES,
-        "path": jax.tree.map(lambda field: np.asarray(field, np.float64), PATH),
+        "path": jax.tree.map(lambda field: np.asarray(field, np.float64), path_of_four()),
     }
     jaxtyping.config.update("jaxtyping_disable", True)  # as in a user's program
     try:

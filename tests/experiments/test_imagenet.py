@@ -6,7 +6,6 @@ import json
 
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from pickled import tensor, write
@@ -68,6 +67,8 @@ def usual(imagenet, tmp_path_factory):
 
 
 def test_adm_g_reads_files_of_weights_and_writes_the_file_for_the_evaluator(imagenet, usual):
+    import matplotlib.pyplot as plt
+
     found, labels, out = usual
     assert found.shape == (20, 8, 8, 3)
     np.testing.assert_array_equal(labels, np.arange(20) % 5)

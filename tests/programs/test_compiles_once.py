@@ -42,8 +42,9 @@ def apply(params, x, t, cond):
 
 
 def params(seed):
-    draws = jax.random.split(jax.random.key(seed), 2)
-    return {"kernel": jax.random.normal(draws[0], (3, 3)) / 3, "table": jax.random.normal(draws[1], (CLASSES, 3))}
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+    rng = np.random.default_rng(seed)
+    return {"kernel": draw(3, 3), "table": draw(CLASSES, 3)}
 
 
 class Module(nnx.Module):
@@ -71,14 +72,27 @@ class Tree(equinox.Module):
 
 
 NETWORKS = {"partial": lambda seed: Partial(apply, params(seed)), "nnx": Module, "equinox": Tree}
-LABELS = jnp.arange(B)
-PATH = gj.levels(gj.schedules.cosine(), 12, gj.spacings.karras())
+LABELS = np.arange(B, dtype=np.int32)
 
 
-def drawn(network, scale=2.0, low=0.1, labels=LABELS, seed=0, path=PATH):
+@functools.cache
+def levels():
+    return gj.levels(gj.schedules.cosine(), 12, gj.spacings.karras())
+
+
+@functools.cache
+def four_levels():
+    return gj.levels(gj.schedules.cosine(), 4, gj.spacings.karras())
+
+
+def ones(size):
+    return jnp.asarray(np.ones((B, size), np.float32))
+
+
+def drawn(network, scale=2.0, low=0.1, labels=LABELS, seed=0, path=None):
     """A run that creates all its parts anew, as a cell of a notebook does."""
-    two = gj.branches(gj.denoiser(network, predicts="v"), cond=labels, uncond=jnp.full_like(labels, CLASSES - 1))
-    return gj.sample(keys(B, seed), two, gj.during(gj.cfg(scale), low, 5.0), gj.ddim(), path, (3,))
+    two = gj.branches(gj.denoiser(network, predicts="v"), cond=labels, uncond=np.full_like(labels, CLASSES - 1))
+    return gj.sample(keys(B, seed), two, gj.during(gj.cfg(scale), low, 5.0), gj.ddim(), path or levels(), (3,))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -111,16 +125,16 @@ def test_an_eager_call_traces_the_network_once(name):
 def test_a_label_outside_the_range_raises_at_any_call(monkeypatch):
     monkeypatch.setattr(known, "_SEEN", type(known._SEEN)())
     network = Partial(apply, params(0))
-    drawn(network, labels=jnp.array([1, 2, 1, 2]))
+    drawn(network, labels=np.array([1, 2, 1, 2]))
     TRACES.clear()
-    drawn(network, labels=jnp.array([2, 2, 1, 1]))
+    drawn(network, labels=np.array([2, 2, 1, 1]))
     assert not TRACES
-    drawn(network, labels=jnp.array([0, 3, 1, 1]))  # A new range is checked once.
+    drawn(network, labels=np.array([0, 3, 1, 1]))  # A new range is checked once.
     assert TRACES
     for wrong in (7, -1):
         for _ in range(2):
             with pytest.raises(ValueError, match=rf"label {wrong} is outside 0\.\.4"):
-                drawn(network, labels=jnp.array([1, 2, wrong, 2]))
+                drawn(network, labels=np.array([1, 2, wrong, 2]))
 
 
 @pytest.mark.parametrize(
@@ -153,7 +167,7 @@ def test_a_function_never_uses_an_old_value_of_what_it_depends_on(kind, monkeypa
     conds: dict[str, Any] = {"cond": jnp.ones(B), "uncond": jnp.zeros(B)}
     conds = {"cond": jnp.zeros(B, int)} if kind == "an oracle" else conds
     two = gj.branches(denoise, **conds)
-    draw = lambda: gj.sample(keys(B), two, guidance, gj.ddim(), PATH, jnp.ones((B, 1))).mean()
+    draw = lambda: np.mean(gj.sample(keys(B), two, guidance, gj.ddim(), levels(), ones(1)))
     before, again = draw(), draw()
     assert before == again
     held[0], array[:], owner.w, mixture.means = 5.0, 5.0, 5.0, jnp.array([[5.0]])
@@ -165,7 +179,7 @@ def test_a_function_never_uses_an_old_value_of_what_it_depends_on(kind, monkeypa
 def test_a_function_that_counts_its_traces_is_traced_once():
     counted = []
     one = gj.branches(gj.denoiser(lambda x, t, cond: counted.append(1) or x / 2, predicts="x0"), cond=LABELS)
-    draw = lambda: gj.sample(keys(B), one, gj.chain(), gj.ddim(), PATH, jnp.ones((B, 3)))
+    draw = lambda: gj.sample(keys(B), one, gj.chain(), gj.ddim(), levels(), ones(3))
     draw()
     traces = len(counted)
     draw()
@@ -179,10 +193,11 @@ def test_the_cache_is_bounded(monkeypatch):
     monkeypatch.setattr(known, "_SEEN", type(known._SEEN)())
     for size in (2, 3, 4, 5):
         one = gj.branches(gj.denoiser(lambda x, t, cond: x / 2, predicts="x0"), cond=LABELS)
-        gj.sample(keys(B), one, gj.chain(), gj.ddim(), PATH, jnp.ones((B, size)))
+        gj.sample(keys(B), one, gj.chain(), gj.ddim(), levels(), ones(size))
         assert len(compiled._PROGRAMS) == len(known._SEEN) == min(size - 1, 2)
 
 
+@pytest.mark.slow
 def test_particles_likelihoods_and_calibrations_compile_once():
     traces = Traced.calls
     traces.clear()
@@ -192,12 +207,11 @@ def test_particles_likelihoods_and_calibrations_compile_once():
         return 0 * x + mean
 
     one = lambda mean: gj.branches(gj.denoiser(Partial(apply, jnp.float32(mean)), predicts="x0"), cond=None, uncond=None)
-    path = gj.levels(gj.schedules.edm(0.1, 10.0), 5, gj.spacings.karras())
-    ddpm, schedule, x0 = gj.ddpm(), gj.schedules.flow(0.05), jnp.ones((8, 2))
+    ddpm, schedule = gj.ddpm(), gj.schedules.flow(0.05)
     for run in (
-        lambda v: gj.feynman_kac(keys(8), one(v), gj.targets.tilted(v), ddpm, path, (2,), size=8).x,
-        lambda v: gj.log_likelihood(one(v), gj.cfg(v), x0, schedule),
-        lambda v: gj.calibrate(keys(8), one(v), x0, path, power=v).along.cond,
+        lambda v: gj.feynman_kac(keys(B), one(v), gj.targets.tilted(v), ddpm, four_levels(), (1,), size=B).x,
+        lambda v: gj.log_likelihood(one(v), gj.cfg(v), ones(1), schedule),
+        lambda v: gj.calibrate(keys(B), one(v), ones(1), four_levels(), power=v).along.cond,
     ):
         run(1.5)
         traces.clear()
@@ -206,25 +220,44 @@ def test_particles_likelihoods_and_calibrations_compile_once():
 
 
 def through(method, w):
-    """Samples of a method that is an argument."""
+    """Samples of a method that is an argument, and their mean square."""
     two = gj.branches(gj.denoiser(contract_network, "v"), **w.conds)
-    path = gj.levels(gj.schedules.cosine(), 4, gj.spacings.karras())
-    return gj.sample(w.keys, two, method, gj.ddim(), path, w.target)
+    x = gj.sample(w.keys, two, method, gj.ddim(), four_levels(), w.target)
+    return (x**2).mean(), x
+
+
+def two_of(name, w):
+    """A method with two values of its number, with the functions of the first."""
+    make, usual = TABLE[name].make, TABLE[name].usual
+    one, other = make(jnp.float32(usual), w), make(jnp.float32(0.9 * usual), w)
+    return one, jax.tree.unflatten(jax.tree.structure(one), jax.tree.leaves(other))
+
+
+OF_EACH_KIND = ("compose", "dps", "apg", "linear_reuse", "adaptive", "unless_one", "dynamic_threshold")
+"""Numbers by name, a tree of arrays, a memory, an array, a method within a method, a number twice, and a shaper."""
 
 
 @pytest.mark.parametrize("name", TABLE)
 def test_a_guidance_is_an_argument_of_vmap_and_of_grad(name):
-    w, make = world(), TABLE[name].make
-    low, high = (make(jnp.float32(value), w) for value in (TABLE[name].usual, 0.9 * TABLE[name].usual))
-    high = jax.tree.unflatten(jax.tree.structure(low), jax.tree.leaves(high))  # Some rows create their functions anew.
-    both = jax.tree.map(lambda a, b: jnp.stack([jnp.asarray(a), jnp.asarray(b)]), low, high)
-    together = jax.jit(jax.vmap(through, in_axes=(0, None)))(both, w)
-    for one, method in zip(together, (low, high), strict=True):
-        np.testing.assert_allclose(one, through(method, w), rtol=1e-4, atol=1e-4)
-    slopes = jax.jit(jax.grad(lambda method, w: (through(method, w) ** 2).mean(), allow_int=True))(low, w)
-    real = [leaf for leaf in jax.tree.leaves(slopes) if jnp.issubdtype(leaf.dtype, jnp.floating)]
-    assert real
-    assert all(np.isfinite(leaf).all() for leaf in real)
+    """For one method of each kind with its numbers; for all others up to the program."""
+    w = world()
+    pair = two_of(name, w)
+    both = jax.tree.map(lambda a, b: np.stack([a, b]), *pair)
+    real = [leaf for leaf in jax.tree.leaves(both) if np.issubdtype(leaf.dtype, np.floating)]
+    assert any((leaf[0] != leaf[1]).any() for leaf in real)
+    if name not in OF_EACH_KIND:
+        _, together = jax.eval_shape(jax.vmap(through, in_axes=(0, None)), both, w)
+        assert together.shape == (2, *w.target.shape)
+        return
+    slopes, together = jax.jit(jax.vmap(jax.grad(through, allow_int=True, has_aux=True), in_axes=(0, None)))(both, w)
+    alone = jax.jit(through)
+    for x, method in zip(together, pair, strict=True):
+        np.testing.assert_allclose(x, alone(method, w)[1], rtol=1e-4, atol=1e-4)
+    assert np.abs(together[0] - together[1]).max() > 1e-3
+    found = [leaf for leaf in jax.tree.leaves(slopes) if np.issubdtype(leaf.dtype, np.floating)]
+    assert len(found) == len(real)
+    assert all(np.isfinite(leaf).all() for leaf in found)
+    assert any(np.abs(leaf).max() > 0 for leaf in found)
 
 
 PARTS = {
@@ -266,8 +299,9 @@ def test_the_repr_of_a_part_is_its_call():
 
 def test_an_unpickled_denoiser_denoises():
     denoise = gj.denoisers.clip(gj.denoiser(Partial(apply, params(0)), predicts="v"), -0.5, 0.5)
-    x, level = jax.random.normal(jax.random.key(0), (B, 3)), gj.schedules.cosine()(0.5)
+    x, level = ones(3), gj.NoiseLevel(*map(jnp.float32, (0.5, 0.6, 0.8)))
     back = pickle.loads(pickle.dumps(denoise))
-    np.testing.assert_array_equal(back(x, level, LABELS).x0, denoise(x, level, LABELS).x0)
-    slope = jax.grad(lambda denoise: denoise(x, level, LABELS).x0.sum())(denoise)
+    call = jax.jit(lambda denoise: denoise(x, level, LABELS).x0)
+    np.testing.assert_array_equal(call(back), call(denoise))
+    slope = jax.eval_shape(jax.grad(lambda denoise: denoise(x, level, LABELS).x0.sum()), denoise)
     assert len(jax.tree.leaves(slope)) == 4  # two parameters and two bounds

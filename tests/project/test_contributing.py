@@ -61,6 +61,7 @@ def test_contributing_is_one_page_and_its_files_exist():
         assert (ROOT / name).exists() or (ROOT / "guidance_jax" / name).exists(), name
 
 
+@pytest.mark.slow
 def test_the_command_builds_the_site(tmp_path):
     pytest.importorskip("pdoc")
     command = re.search(r"`python3 (-m pdoc .*) -o out/site`", GUIDE)

@@ -18,7 +18,7 @@ W = world()
 STEPS = 3
 LEVELS = gj.levels(COSINE, STEPS, gj.spacings.karras())
 DENOISE = gj.denoiser(network, predicts="v")
-X = jax.random.normal(jax.random.key(7), (len(W.keys), *SHAPE))
+X = jnp.asarray(np.random.default_rng(7).normal(size=(len(W.keys), *SHAPE)), float)
 
 
 def drawn(step):
@@ -30,7 +30,7 @@ EITHER = gj.icg(2.0), gj.lgd(W.log_prob, 0.3, draws=2)
 DRAWS = gj.add(*EITHER)
 """A guidance that draws: its condition, and its own noise."""
 FORGETFUL = {
-    **{name: SAMPLERS[name] for name in SAMPLERS if not jax.tree.leaves(SAMPLERS[name].init(X))},
+    **{name: SAMPLERS[name] for name in SAMPLERS if not jax.tree.leaves(jax.eval_shape(SAMPLERS[name].init, X))},
     "ddim(1)": gj.ddim(1.0),
     "ddpm(large)": gj.ddpm("large"),
     "predictor_corrector(guided)": gj.predictor_corrector(gj.ddpm(), 2, guided=True),

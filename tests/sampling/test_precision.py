@@ -5,6 +5,7 @@ import importlib.util
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from contract import SAMPLERS, TABLE, run, world
 from jax.lax import Precision
@@ -13,11 +14,12 @@ from worlds import keys
 
 import guidance_jax as gj
 
-WORLD = gj.oracles.GaussianMixture(jnp.eye(3), jnp.stack([jnp.eye(3)] * 3), jnp.ones(3), jnp.arange(3))
-X, LABELS, LEVEL = jnp.ones((4, 3)), jnp.ones(4, int), gj.schedules.cosine().at(0.5)
+EYE = jnp.asarray(np.eye(3), float)
+WORLD = gj.oracles.GaussianMixture(EYE, jnp.asarray(np.stack([np.eye(3)] * 3), float), EYE.sum(0), jnp.array([0, 1, 2]))
+X, LABELS, LEVEL = jnp.asarray(np.ones((4, 3)), float), jnp.array([1] * 4), gj.NoiseLevel(*map(jnp.float32, (0.3, 0.89, 0.45)))
 PATH = gj.levels(gj.schedules.cosine(), 2, gj.spacings.trailing())
-GROUPS = gj.branches(WORLD.denoise, cond=LABELS, uncond=jnp.full(4, -1))
-SETS = jax.random.normal(jax.random.key(0), (2, 9, 4))
+GROUPS = gj.branches(WORLD.denoise, cond=LABELS, uncond=jnp.array([-1] * 4))
+SETS = jnp.asarray(np.random.default_rng(0).normal(size=(2, 9, 4)), float)
 
 
 def exact(f, *given):

@@ -13,8 +13,8 @@ N = 4096
 
 
 def data(m, seed=0):
-    labels = jnp.arange(N) % 3
-    return m.sample(jax.random.key(seed), N, labels), labels
+    labels = jnp.asarray(np.arange(N) % 3)
+    return jax.jit(lambda: m.sample(jax.random.key(seed), N, labels))(), labels
 
 
 @pytest.mark.parametrize("predicts", OUTPUTS)
@@ -25,23 +25,23 @@ def test_the_exact_denoiser_minimises_the_loss(x64, predicts):
     level = gj.training.noise_levels(jax.random.key(1), schedule, N)
     exact = network(m, schedule, predicts)
 
+    @jax.jit
     def loss(offset):
         return gj.training.denoising_loss(
             lambda x, t, cond: exact(x, t, cond) + offset, predicts, jax.random.key(2), x0, level, labels
         )
 
-    sigma = level.sigma if predicts == "score" else jnp.ones(N)
+    sigma = np.asarray(level.sigma) if predicts == "score" else np.ones(N)
     for offset in (-0.5, 0.5):
-        rise = np.asarray(loss(offset) - loss(0.0) - (sigma * offset) ** 2)
+        rise = np.asarray(loss(offset)) - np.asarray(loss(0.0)) - (sigma * offset) ** 2
         assert abs(rise.mean()) < 5 * rise.std() / np.sqrt(N)
 
 
 def test_the_loss_is_zero_for_a_single_point(x64):
     """For data of one point every exact output is known, so each loss is 0."""
     x0 = jnp.ones((8, 3))
-    for name, schedule in SCHEDULES.items():
-        schedule = schedule()
-        level = gj.training.noise_levels(jax.random.key(1), schedule, 8)
+    for name in ("cosine", "ddpm_linear", "edm", "flow"):
+        schedule = SCHEDULES[name]()
 
         def output(predicts, schedule=schedule):
             def apply(x, t, cond):
@@ -51,12 +51,15 @@ def test_the_loss_is_zero_for_a_single_point(x64):
 
             return apply
 
-        for predicts in OUTPUTS:
-            loss = gj.training.denoising_loss(output(predicts), predicts, jax.random.key(2), x0, level, None)
-            np.testing.assert_allclose(loss, 0, atol=1e-10, err_msg=f"{name} {predicts}")
-            assert (
-                gj.training.denoising_loss(lambda x, t, c: x + 5, predicts, jax.random.key(2), x0, level, None) > 1e-9
-            ).all()
+        @jax.jit
+        def losses(schedule=schedule, output=output):
+            level = gj.training.noise_levels(jax.random.key(1), schedule, 8)
+            loss = lambda network, predicts: gj.training.denoising_loss(network, predicts, jax.random.key(2), x0, level, None)
+            return {predicts: (loss(output(predicts), predicts), loss(lambda x, t, c: x + 5, predicts)) for predicts in OUTPUTS}
+
+        for predicts, (exact, wrong) in losses().items():
+            np.testing.assert_allclose(exact, 0, atol=1e-10, err_msg=f"{name} {predicts}")
+            assert (np.asarray(wrong) > 1e-9).all(), f"{name} {predicts}"
 
 
 def test_edm_loss_is_the_weighted_denoising_error(x64):
@@ -65,31 +68,36 @@ def test_edm_loss_is_the_weighted_denoising_error(x64):
     x0 = jax.random.normal(jax.random.key(0), (6, 3))
     level = gj.training.noise_levels(jax.random.key(1), schedule, 6)
     f = lambda x, t, cond: jnp.sin(x) * t[:, None]
-    loss = gj.training.edm_loss(f, s, jax.random.key(2), x0, level, None)
-    x, _ = gj.training.diffuse(jax.random.key(2), x0, level)
-    error = ((gj.denoisers.edm(f, s)(x, level, None).x0 - x0) ** 2).mean(1)
+
+    @jax.jit
+    def program():
+        x, _ = gj.training.diffuse(jax.random.key(2), x0, level)
+        error = ((gj.denoisers.edm(f, s)(x, level, None).x0 - x0) ** 2).mean(1)
+        return gj.training.edm_loss(f, s, jax.random.key(2), x0, level, None), error
+
+    loss, error = map(np.asarray, program())
     weight = (level.sigma**2 + s**2) / (level.sigma * s) ** 2
-    np.testing.assert_allclose(loss, weight * error, rtol=1e-10)
+    np.testing.assert_allclose(loss, np.asarray(weight) * error, rtol=1e-10)
 
 
 def test_the_exact_posterior_minimises_the_classifier_loss(x64):
     m, schedule = mixture(), gj.schedules.cosine()
-    x0 = m.sample(jax.random.key(0), N)
-    posterior0 = gj.NoiseLevel(*map(jnp.asarray, (0.0, 1.0, 0.0)))
-    scores = jnp.stack([m.class_log_prob(x0, posterior0, jnp.full(N, y)) for y in range(3)], axis=1)
-    labels = jax.random.categorical(jax.random.key(3), scores)
-    level = gj.training.noise_levels(jax.random.key(1), schedule, N)
+    clean = gj.NoiseLevel(*map(jnp.asarray, (0.0, 1.0, 0.0)))
+    scores = lambda x, level: jnp.stack([m.class_log_prob(x, level, jnp.full(N, y)) for y in range(3)], axis=1)
 
+    @jax.jit
+    @jax.value_and_grad
     def loss(sharpness):
-        def classify(x, t):
-            each = [m.class_log_prob(x, schedule(t), jnp.full(N, y)) for y in range(3)]
-            return sharpness * jnp.stack(each, axis=1)
-
+        x0 = m.sample(jax.random.key(0), N)
+        labels = jax.random.categorical(jax.random.key(3), scores(x0, clean))
+        level = gj.training.noise_levels(jax.random.key(1), schedule, N)
+        classify = lambda x, t: sharpness * scores(x, schedule(t))
         return gj.training.classifier_loss(classify, jax.random.key(2), x0, level, labels).mean()
 
-    assert loss(1.0) < loss(0.8)
-    assert loss(1.0) < loss(1.25)
-    np.testing.assert_allclose(jax.grad(loss)(1.0), 0, atol=0.03)
+    (blunt, _), (exact, slope), (sharp, _) = map(loss, (0.8, 1.0, 1.25))
+    assert exact < blunt
+    assert exact < sharp
+    np.testing.assert_allclose(slope, 0, atol=0.03)
 
 
 def test_noise_levels_cover_the_schedule_evenly():
@@ -104,34 +112,42 @@ def test_noise_levels_cover_the_schedule_evenly():
             assert (t == np.round(t)).all()
 
 
-@pytest.mark.parametrize("predicts", OUTPUTS)
 @pytest.mark.parametrize("name", ["cosine", "edm", "flow"])
-def test_min_snr_weights_the_error_in_x0(x64, predicts, name):
+def test_min_snr_weights_the_error_in_x0(x64, name):
     """An output with a known offset has the offset in x0 that the denoiser computes from it."""
-    schedule, x = SCHEDULES[name](), jax.random.normal(jax.random.key(0), (5, 3))
-    level = schedule(schedule.t_min + jnp.array([0.05, 0.3, 0.5, 0.8, 0.95]) * (schedule.t_max - schedule.t_min))
-    network = lambda offset: gj.denoiser(lambda x, t, cond: jnp.sin(x) + offset, predicts)(x, level, None).x0
-    error = ((network(0.1) - network(0.0)) ** 2).mean(1)
-    loss = 0.1**2 * (level.sigma**2 if predicts == "score" else jnp.ones(5))
+    schedule, x = SCHEDULES[name](), jnp.asarray(np.random.default_rng(0).normal(size=(5, 3)))
+
+    @jax.jit
+    def program():
+        level = schedule(schedule.t_min + jnp.array([0.05, 0.3, 0.5, 0.8, 0.95]) * (schedule.t_max - schedule.t_min))
+        x0 = lambda offset, predicts: gj.denoiser(lambda x, t, cond: jnp.sin(x) + offset, predicts)(x, level, None).x0
+        errors = {predicts: ((x0(0.1, predicts) - x0(0.0, predicts)) ** 2).mean(1) for predicts in OUTPUTS}
+        return level, errors, {predicts: gj.training.min_snr(level, predicts) for predicts in OUTPUTS}
+
+    level, errors, weights = jax.tree.map(np.asarray, program())
     snr = (level.alpha / level.sigma) ** 2
     assert (snr < 5).any()
     assert (snr > 5).any()
-    np.testing.assert_allclose(gj.training.min_snr(level, predicts) * loss, np.minimum(snr, 5.0) * error, rtol=1e-9)
+    for predicts in OUTPUTS:
+        loss = 0.1**2 * (level.sigma**2 if predicts == "score" else np.ones(5))
+        expected = np.minimum(snr, 5.0) * errors[predicts]
+        np.testing.assert_allclose(weights[predicts] * loss, expected, rtol=1e-9, err_msg=predicts)
 
 
 def test_min_snr_is_finite_at_the_ends():
     ends = gj.NoiseLevel(*(jnp.array(x) for x in ([0.0, 1.0], [1.0, 0.0], [0.0, 1.0])))
     expected = {"eps": (0, 1), "score": (0, 1), "x0": (5, 0), "v": (0, 0), "velocity": (0, 0)}
+    found = jax.jit(lambda: {predicts: gj.training.min_snr(ends, predicts) for predicts in expected})()
     for predicts, weight in expected.items():
-        np.testing.assert_allclose(gj.training.min_snr(ends, predicts), weight, err_msg=predicts)
+        np.testing.assert_allclose(found[predicts], weight, err_msg=predicts)
 
 
 def test_log_normal_levels_are_normal_in_the_logarithm_and_stay_in_the_schedule(x64):
     level = gj.training.log_normal_levels(jax.random.key(0), gj.schedules.cosine(), 2000, mean=-0.4, deviation=1.0)
-    log_ratio = np.sort(np.log(level.sigma / level.alpha))
+    log_ratio = np.sort(np.log(np.asarray(level.sigma) / np.asarray(level.alpha)))
     quantiles = scipy.stats.norm.ppf((np.arange(2000) + 0.5) / 2000) - 0.4
     np.testing.assert_allclose(log_ratio[20:-20], quantiles[20:-20], atol=0.03)
-    np.testing.assert_allclose(level.alpha**2 + level.sigma**2, 1, rtol=1e-12)
+    np.testing.assert_allclose(np.asarray(level.alpha) ** 2 + np.asarray(level.sigma) ** 2, 1, rtol=1e-12)
     narrow = gj.training.log_normal_levels(jax.random.key(0), gj.schedules.edm(0.3, 0.31), 200)
     np.testing.assert_allclose([narrow.sigma.min(), narrow.sigma.max()], [0.3, 0.31], rtol=1e-6)
     with pytest.raises(ValueError, match="one of 1000 steps"):
@@ -141,7 +157,8 @@ def test_log_normal_levels_are_normal_in_the_logarithm_and_stay_in_the_schedule(
 def test_drop_accepts_any_pytree_and_drops_whole_samples():
     cond = {"label": jnp.arange(4000) % 10, "text": jnp.ones((4000, 3, 2))}
     dropped = gj.training.drop(jax.random.key(0), cond, {"label": 10, "text": jnp.zeros((3, 2))}, rate=0.2)
-    gone = np.asarray(dropped["label"] == 10)
+    cond, dropped = jax.tree.map(np.asarray, (cond, dropped))
+    gone = dropped["label"] == 10
     np.testing.assert_array_equal((dropped["text"] == 0).all((1, 2)), gone)
     np.testing.assert_array_equal((dropped["text"] == 1).all((1, 2)), ~gone)
     np.testing.assert_array_equal(dropped["label"][~gone], cond["label"][~gone])
@@ -155,6 +172,13 @@ def test_ema_is_the_warmed_up_average(x64):
         expected = keep * expected + (1 - keep) * value
         average = gj.training.ema(average, jnp.array(value), step, decay=0.15)
         np.testing.assert_allclose(average, expected, rtol=1e-12)
+
+
+def test_ema_of_half_precision_is_in_float32():
+    half = jnp.asarray(np.ones(2), jnp.bfloat16)
+    average = gj.training.ema(half, jnp.bfloat16(0.5) * half, 10**6, decay=0.999)
+    assert average.dtype == jnp.float32
+    np.testing.assert_allclose(average, 0.9995, rtol=1e-6)
 
 
 def test_bad_input_raises():

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sklearn.datasets import load_digits
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -70,6 +69,8 @@ def prepared(tmp_path_factory):
 
 
 def test_the_digits_equal_those_of_scikit_learn(digits):
+    from sklearn.datasets import load_digits
+
     shipped: Any = load_digits()
     assert {split: len(d) for split, d in digits.items()} == {"train": 1437, "test": 360}
     images = np.concatenate([d.images for d in digits.values()])

@@ -1,13 +1,14 @@
 """Runs of particles for which the law of the target is known, and statistics of them."""
 
+import functools
 import warnings
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from one_program import one_program
 from scipy.special import logsumexp
-from worlds import gaussians
 
 import guidance_jax as gj
 
@@ -19,14 +20,25 @@ def edm():
     return gj.levels(gj.schedules.edm(0.05, 40.0), 12, gj.spacings.karras())
 
 
+@functools.cache
+def gaussian(mean, variance):
+    """The denoiser of `N(mean, variance)`, one object per law."""
+
+    def denoise(x, level, cond):
+        away = (x - level.alpha * mean) / (level.alpha**2 * variance + level.sigma**2)
+        return gj.Prediction(mean + level.alpha * variance * away, level.sigma * away)
+
+    return denoise
+
+
 def pair():
-    return gaussians(M["cond"], V["cond"], M["uncond"], V["uncond"])
+    return tuple(gj.Branches(gaussian(M[name], V[name]), {name: None}) for name in M)
 
 
 def quiet(*args, **kwargs):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return gj.feynman_kac(*args, **kwargs)
+        return one_program(gj.feynman_kac, *args, **kwargs)
 
 
 def normal(x, mean, variance):

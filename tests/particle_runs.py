@@ -1,6 +1,5 @@
 """Runs of particles for which the law of the target is known, and statistics of them."""
 
-import functools
 import warnings
 from typing import Any
 
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from one_program import one_program
 from scipy.special import logsumexp
+from worlds import gaussian
 
 import guidance_jax as gj
 
@@ -18,17 +18,6 @@ FINE = gj.schedules.edm(0.02, 40.0), 40, gj.spacings.karras()
 
 def edm():
     return gj.levels(gj.schedules.edm(0.05, 40.0), 12, gj.spacings.karras())
-
-
-@functools.cache
-def gaussian(mean, variance):
-    """The denoiser of `N(mean, variance)`, one object per law."""
-
-    def denoise(x, level, cond):
-        away = (x - level.alpha * mean) / (level.alpha**2 * variance + level.sigma**2)
-        return gj.Prediction(mean + level.alpha * variance * away, level.sigma * away)
-
-    return denoise
 
 
 def pair():

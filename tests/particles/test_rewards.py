@@ -11,9 +11,9 @@ import pytest
 from jax.experimental import checkify
 from jax.tree_util import Partial
 from one_program import one_program
-from particle_runs import FINE, M, V, gaussian, pair, pooled, quiet, reward, same
+from particle_runs import FINE, M, V, pair, pooled, quiet, reward, same
 from scipy.stats import norm, truncnorm
-from worlds import keys
+from worlds import gaussian, keys
 
 import guidance_jax as gj
 from guidance_jax import targets

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from one_program import one_program
-from particle_runs import crescent, edm, gaussian, pair, quiet, reward
-from worlds import classes, keys, mixture
+from particle_runs import crescent, edm, pair, quiet, reward
+from worlds import classes, gaussian, keys, mixture
 
 import guidance_jax as gj
 from guidance_jax import targets

@@ -1,7 +1,6 @@
 """Samplers without guidance have the law of the mixture: their samples are as close to exact samples as another exact set.
 
-Every sampler that draws noise is here, and one that draws none. The orders of the others are in `test_orders.py`. `ddpm()` is
-`ddim(1.0)`.
+Every family that draws noise is here, and one sampler that draws none. The orders of the others are in `test_orders.py`.
 """
 
 import functools
@@ -20,7 +19,6 @@ LABELS = jnp.arange(N) % 3
 EDM = gj.schedules.edm(0.01, 50.0)
 SAMPLERS = {
     "heun": (gj.heun(), 40),
-    "ddim(0.5)": (gj.ddim(0.5), 200),
     "ddpm(large)": (gj.ddpm("large"), 300),
     "dpmpp_sde": (gj.dpmpp_sde(), 100),
     "heun_sde": (gj.heun_sde(), 80),

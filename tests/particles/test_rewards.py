@@ -104,6 +104,7 @@ def test_a_hard_constraint_gives_the_law_within_its_set():
         assert 0 < dead.sum() < n
 
 
+@pytest.mark.slow
 def test_a_group_of_dead_particles_raises_and_does_not_affect_other_groups(recwarn):
     far, (jitted, checked) = np.repeat([-100.0, 0.0], 4), programs()
     with pytest.raises(ValueError, match=r"in 1 of 2 groups of 4 particles all particles are dead"):

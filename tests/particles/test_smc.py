@@ -17,6 +17,7 @@ def separated():
     return gj.oracles.GaussianMixture(jnp.array([[-4.0], [4.0]]), jnp.full((2, 1, 1), 0.1), jnp.ones(2), jnp.arange(2))
 
 
+@pytest.mark.slow
 def test_a_run_warns_where_weights_degenerate(recwarn):
     m, n, levels = separated(), 64, gj.levels(gj.schedules.edm(0.02, 40.0), 20, gj.spacings.karras())
     run = lambda scale: gj.feynman_kac(

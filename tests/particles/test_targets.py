@@ -131,6 +131,7 @@ def tilted_and_plain():
 
 @pytest.mark.filterwarnings("ignore:feynman_kac")
 @pytest.mark.parametrize("scale", [2.0, 5.0])
+@pytest.mark.slow
 def test_the_tilted_law_has_its_moments_modes_and_normaliser_and_plain_guidance_does_not(scale):
     size, groups = SIZE, GROUPS
     found, plain, density = jax.tree.map(np.asarray, tilted_and_plain()(scale))

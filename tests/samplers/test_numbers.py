@@ -18,7 +18,7 @@ TRACED = {
     "dpmpp_3m": lambda v: gj.dpmpp_3m(curvature=v),
     "dpmpp_sde": lambda v: gj.dpmpp_sde(v, noise_scale=1 + v),
 }
-UNTRACED = {name: ROWS[name].make(SCHEDULE) for name in ("ddpm large", "ddpm learned", "flow_heun", "dpmpp_2m", "unipc 3")}
+UNTRACED = {name: ROWS[name].make(SCHEDULE) for name in ("ddpm learned", "flow_heun", "unipc 3")}
 
 
 def from_alpha_zero():

@@ -268,6 +268,7 @@ def test_a_sample_does_not_depend_on_its_batch_and_each_restart_has_its_own_nois
     assert abs(x.var() / (3 * times) - 1) < 5 * np.sqrt(2 / n)
 
 
+@pytest.mark.slow
 def test_values_are_data_under_jit_vmap_and_grad_from_alpha_zero(x64):
     flow, two = gj.schedules.flow(), two_gaussians(2)
     levels = known(gj.levels(flow, 6, gj.spacings.trailing()))

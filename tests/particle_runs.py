@@ -6,8 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from one_program import one_program
 from scipy.special import logsumexp
-from worlds import gaussians
+from worlds import gaussian
 
 import guidance_jax as gj
 
@@ -20,13 +21,13 @@ def edm():
 
 
 def pair():
-    return gaussians(M["cond"], V["cond"], M["uncond"], V["uncond"])
+    return tuple(gj.Branches(gaussian(M[name], V[name]), {name: None}) for name in M)
 
 
 def quiet(*args, **kwargs):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return gj.feynman_kac(*args, **kwargs)
+        return one_program(gj.feynman_kac, *args, **kwargs)
 
 
 def normal(x, mean, variance):

@@ -1,5 +1,7 @@
 """The exact worlds of the tests."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,6 +35,17 @@ def mixture(dimension: int = 3, seed: int = 0) -> gj.oracles.GaussianMixture:
     return gj.oracles.GaussianMixture(
         jnp.asarray(means, float), jnp.asarray(covariances, float), jnp.arange(1.0, 6.0), jnp.array([0, 0, 1, 1, 2])
     )
+
+
+@functools.cache
+def gaussian(mean: float, variance: float):
+    """The denoiser of `N(mean, variance)`, one object per law."""
+
+    def denoise(x, level, cond):
+        away = (x - level.alpha * mean) / (level.alpha**2 * variance + level.sigma**2)
+        return gj.Prediction(mean + level.alpha * variance * away, level.sigma * away)
+
+    return denoise
 
 
 def gaussians(m_c: float, v_c: float, m_u: float, v_u: float) -> tuple[gj.Branches, ...]:

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from one_program import one_program
 from particle_runs import crescent, edm, pair, quiet, reward
-from worlds import classes, gaussians, keys, mixture
+from worlds import classes, gaussian, keys, mixture
 
 import guidance_jax as gj
 from guidance_jax import targets
@@ -16,21 +17,23 @@ def separated():
     return gj.oracles.GaussianMixture(jnp.array([[-4.0], [4.0]]), jnp.full((2, 1, 1), 0.1), jnp.ones(2), jnp.arange(2))
 
 
+@pytest.mark.slow
 def test_a_run_warns_where_weights_degenerate(recwarn):
     m, n, levels = separated(), 64, gj.levels(gj.schedules.edm(0.02, 40.0), 20, gj.spacings.karras())
     run = lambda scale: gj.feynman_kac(
         keys(n), classes(m, jnp.zeros(n, int)), targets.tilted(scale), gj.heun_sde(), levels, (1,), size=32
     )
+    jitted = jax.jit(run)
     with pytest.warns(UserWarning, match=r"degenerate in 2 of 2 groups of 32 particles"):
         found = run(15.0)
     assert (found.ancestors < 8).all()
     recwarn.clear()
-    jax.block_until_ready(jax.jit(run)(15.0))
+    jax.block_until_ready(jitted(15.0))
     jax.effects_barrier()
     assert ["degenerate" in str(warning.message) for warning in recwarn.list] == [True]
     recwarn.clear()
-    for fine in (run, jax.jit(run)):
-        assert (fine(1.2).ancestors > 8).all()
+    for fine in (run, jitted):
+        assert (np.asarray(fine(1.2).ancestors) > 8).all()
     jax.effects_barrier()
     assert not recwarn.list
 
@@ -38,54 +41,54 @@ def test_a_run_warns_where_weights_degenerate(recwarn):
 def test_groups_do_not_affect_each_other():
     m, size = mixture(), 16
     levels = gj.levels(gj.schedules.edm(0.05, 20.0), 8, gj.spacings.karras())
-    labels = jnp.repeat(jnp.array([0, 1, 2]), size)
     run = lambda key, labels: quiet(
         key, classes(m, labels), targets.tilted(3.0), gj.heun_sde(), levels, (3,), size=size, threshold=0.9
     )
-    together, alone = run(keys(3 * size), labels), run(keys(3 * size)[size : 2 * size], labels[size : 2 * size])
-    np.testing.assert_allclose(together.x[size : 2 * size], alone.x, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(together.log_weights[size : 2 * size], alone.log_weights, rtol=1e-4, atol=1e-4)
-    for name in ("log_normaliser", "effective", "least", "ancestors"):
-        np.testing.assert_allclose(getattr(together, name)[1], getattr(alone, name)[0], rtol=1e-3, err_msg=name)
-    assert (together.least < 0.9 * size).all()
+    # The second group keeps its keys and its label. The others have new ones.
+    own = np.repeat([False, True, False], size)
+    a = run(keys(3 * size), np.repeat([0, 1, 2], size))
+    b = run(jnp.where(own, keys(3 * size), keys(3 * size, 1)), np.repeat([1, 1, 0], size))
+    np.testing.assert_array_equal((a.x == b.x).all(1), own)
+    np.testing.assert_array_equal(a.log_weights[own], b.log_weights[own])
+    for name in ("log_normaliser", "effective", "least", "ancestors", "spread", "spread_error"):
+        assert (getattr(a, name) == getattr(b, name)).tolist() == [False, True, False], name
+    assert (a.least < 0.9 * size).all()
 
 
 @pytest.mark.filterwarnings("ignore:feynman_kac")
 def test_many_scales_share_one_trace_and_vmap_is_a_loop():
     traces = []
 
-    def run(scale, beta):
+    def run(scale):
         traces.append(1)
-        a = gj.feynman_kac(keys(16), pair(), targets.tilted(scale), gj.ddpm(), edm(), (1,), size=8)
-        b = gj.feynman_kac(keys(16), pair(), targets.annealed(beta), gj.ddpm(), edm(), (1,), size=8, kernels=True)
-        return a, b
+        return gj.feynman_kac(keys(16), pair(), targets.tilted(scale), gj.ddpm(), edm(), (1,), size=8)
 
-    jitted, values = jax.jit(run), jnp.array([0.0, 1.0, 3.5])
-    each = [jitted(value, 1 + value / 7) for value in values]
+    jitted, values = jax.jit(run), np.array([0.0, 1.0, 3.5], np.float32)
+    each = [jitted(value) for value in values]
     assert len(traces) == 1
-    together = jax.vmap(lambda value: run(value, 1 + value / 7))(values)
+    together = jax.jit(jax.vmap(run))(values)
     for i, one in enumerate(each):
-        jax.tree.map(lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-3, atol=1e-3), together, one)
+        jax.tree.map(lambda a, b, i=i: np.testing.assert_allclose(np.asarray(a)[i], b, rtol=1e-3, atol=1e-3), together, one)
     # Without a tilt: as many samples of the model, with equal weights.
-    np.testing.assert_allclose(each[1][0].effective, 8, rtol=1e-3)
+    np.testing.assert_allclose(each[1].effective, 8, rtol=1e-3)
     np.testing.assert_allclose(
-        each[1][0].x, gj.sample(keys(16), pair(), gj.chain(), gj.ddpm(), edm(), (1,)), rtol=1e-4, atol=1e-5
+        each[1].x, one_program(gj.sample, keys(16), pair(), gj.chain(), gj.ddpm(), edm(), (1,)), rtol=1e-4, atol=1e-5
     )
+    assert each[1].evaluations == 2 * 12, "the cost of the sampler, and no more"
+    # Another inverse temperature, with kernels, can be traced too.
+    cool = lambda beta: gj.feynman_kac(keys(16), pair(), targets.annealed(beta), gj.ddpm(), edm(), (1,), size=8, kernels=True)
+    assert jax.eval_shape(jax.vmap(cool), values).log_normaliser.shape == (3, 2)
 
 
-def test_its_cost_is_that_of_its_sampler():
-    for sampler, each in ((gj.ddpm(), 12), (gj.heun(), 23)):
-        found = quiet(keys(8), pair(), targets.tilted(2.0), sampler, edm(), (1,), size=8)
-        assert found.evaluations == 2 * each
-
-
-@pytest.mark.parametrize("dtype", [jnp.float64, jnp.bfloat16])
-def test_the_output_has_the_dtype_of_the_input(x64, dtype):
+@pytest.mark.filterwarnings("ignore:feynman_kac")
+def test_the_output_has_the_dtype_of_the_input(x64):
     levels = jax.tree.map(lambda field: field.astype(jnp.float32), edm())
     target = targets.rewarded(targets.annealed(1.5), reward)
     half = gj.Branches(lambda x, level, cond: gj.Prediction(x / 2, x / 2), {"cond": None})
-    found = quiet(keys(8), half, target, gj.heun_sde(), levels, jnp.ones((8, 1), dtype), size=4)
-    assert found.x.dtype == dtype
+    run = lambda x: gj.feynman_kac(keys(8), half, target, gj.heun_sde(), levels, x, size=4)
+    assert jax.eval_shape(run, jnp.ones((8, 1))).x.dtype == jnp.float64
+    found = jax.jit(run)(jnp.ones((8, 1), jnp.bfloat16))
+    assert found.x.dtype == jnp.bfloat16
     assert np.isfinite(found.log_normaliser).all()
 
 
@@ -95,17 +98,22 @@ def tilt(sampler, steps, n, **how):
     """
     v_c, v_u, w = 0.7, 1.9, 2.3
     levels = gj.levels(gj.schedules.cosine(), steps, gj.spacings.karras())
-    found = gj.feynman_kac(
-        keys(n), gaussians(0.0, v_c, 0.0, v_u), targets.tilted(w), sampler, levels, (1,), **({"size": n} | how)
+    found = one_program(
+        gj.feynman_kac,
+        keys(n),
+        tuple(gj.Branches(gaussian(0.0, v), {name: None}) for name, v in (("cond", v_c), ("uncond", v_u))),
+        targets.tilted(w),
+        sampler,
+        levels,
+        (1,),
+        **({"size": n} | how),
     )
-    square = (np.exp(found.log_weights) * np.asarray(found.x[:, 0]) ** 2).sum()
+    square = (np.exp(found.log_weights) * np.asarray(found.x)[:, 0] ** 2).sum()
     return square * (w / v_c + (1 - w) / v_u), found
 
 
 def test_spread_shows_the_error_of_too_few_steps():
-    """The variance is 23 % off in 20 steps of `heun_sde(2.0)`, and a third off in 20 steps of kernels. In 80 steps of
-    `heun_sde()`, as in the README, it is right.
-    """
+    """The variance is 23 % off in 20 steps of `heun_sde(2.0)`, and a third off in 20 steps of kernels."""
     with pytest.warns(
         UserWarning, match=r"the spread of the particles is 0\.8\d ± 0\.0\d times the spread that the target's score implies"
     ):
@@ -113,26 +121,21 @@ def test_spread_shows_the_error_of_too_few_steps():
     assert 0.74 < ratio < 0.80
     assert 0.78 < found.spread[0] < 0.87
     assert min(found.effective[0], found.ancestors[0]) > 7000
-    ratio, found = tilt(gj.heun_sde(), 80, 8192)
-    assert abs(ratio - 1) < 0.05
-    assert abs(found.spread[0] - 1) < 0.05
-    assert found.spread_error[0] < 0.05
     with pytest.warns(UserWarning, match=r"the spread of the particles is 0\.[67]\d"):
         ratio, found = tilt(gj.ddim(1.0), 20, 8192, kernels=True)
     assert 0.6 < ratio < 0.8
 
 
 def test_spread_is_one_for_the_right_law_in_any_dimension_and_group():
-    """By Stein's identity, also for mixtures: for each group, without its reward, and only within the interval."""
+    """By Stein's identity, also for mixtures: for each group, and only within the interval."""
     m, size = crescent(), 512
     branches, levels = classes(m, jnp.zeros(4 * size, int)), gj.levels(gj.schedules.edm(0.02, 20.0), 80, gj.spacings.karras())
-    run = lambda target, **how: quiet(keys(4 * size), branches, target, gj.heun_sde(), levels, (2,), size=size, **how)
-    found = run(targets.tilted(1.5))
+    run = lambda low: quiet(keys(4 * size), branches, targets.tilted(1.5), gj.heun_sde(), levels, (2,), size=size, low=low)
+    found = run(0.0)
     assert (np.abs(found.spread - 1) < 4 * found.spread_error).all()
     assert (found.spread_error < 0.1).all()
-    assert len(set(np.asarray(found.spread).tolist())) == 4
-    assert np.isnan(run(targets.rewarded(targets.tilted(1.5), lambda x0, level: -x0[:, 0])).spread).all()
-    assert np.isnan(run(targets.tilted(1.5), low=50.0).spread).all()
+    assert len(set(found.spread.tolist())) == 4
+    assert np.isnan(run(50.0).spread).all()
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from one_program import one_program
 from sampler_rows import MEAN_C, MEAN_U, ROWS, RUNS, SCALE, STEPS, VAR_C, VAR_U, guided, one, two_gaussians
-from worlds import SCHEDULES, classes, keys, mixture, path, sampler_noise
+from worlds import SCHEDULES, keys, path, sampler_noise
 
 import guidance_jax as gj
 
@@ -18,23 +19,33 @@ def schedule_named(name):
 
 
 @functools.cache
-def program(name, schedule):
-    """A run of the sampler over any levels of STEPS steps, compiled once. It returns samples and evaluations."""
-    sampler = ROWS[name].make(schedule and schedule_named(schedule))
+def known_branches():
+    return two_gaussians(RUNS)
 
-    @jax.jit
-    def generate(levels):
-        state, _ = gj.run(keys(RUNS), two_gaussians(RUNS), gj.cfg(SCALE), sampler, levels, (1,))
-        return state.x.ravel(), state.evaluations
 
-    return generate
+def generated(sampler, levels, guidance=None):
+    """The samples, `[RUNS]`, and evaluations of a run. Samplers that differ in numbers share a program."""
+    guidance = gj.cfg(SCALE) if guidance is None else guidance
+    state, _ = one_program(gj.run, keys(RUNS), known_branches(), guidance, sampler, levels, (1,))
+    return state.x.ravel(), state.evaluations
+
+
+@functools.cache
+def spaced(name, spacing):
+    return jax.tree.map(np.asarray, gj.levels(schedule_named(name), STEPS, spacing))
+
+
+@jax.jit
+def drawn(levels):
+    x = jnp.zeros((RUNS, 1))
+    start = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 0), (1,)))(keys(RUNS))
+    steps = lambda fold: [sampler_noise(keys(RUNS), levels, i, x, fold) for i in range(STEPS)]
+    return [jnp.concatenate([start, *steps(fold)], axis=1) for fold in (None, 1)]
 
 
 def noise(levels, fold=None):
     """The standard normal numbers of every run, at its start and in each step: `[RUNS, STEPS + 1]`."""
-    x = jnp.zeros((RUNS, 1))
-    start = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 0), (1,)))(keys(RUNS))
-    return np.concatenate([start, *(sampler_noise(keys(RUNS), levels, i, x, fold) for i in range(STEPS))], axis=1)
+    return np.asarray(drawn(levels)[fold == 1])
 
 
 def read(step, levels, start, z, denoise=guided):
@@ -49,31 +60,13 @@ def read(step, levels, start, z, denoise=guided):
 @pytest.mark.parametrize("name", ROWS)
 def test_samples_are_those_of_the_paper_for_the_same_noise(x64, name):
     row = ROWS[name]
-    for schedule in row.schedules or SCHEDULES:
-        levels = gj.levels(schedule_named(schedule), STEPS, gj.spacings.trailing())
-        samples, evaluations = program(name, schedule if row.schedules else None)(levels)
+    sampler = row.make(row.schedule and schedule_named(row.schedule))
+    for schedule in [row.schedule] if row.schedule else SCHEDULES:
+        levels = spaced(schedule, gj.spacings.trailing())
+        samples, evaluations = generated(sampler, levels)
         z0, *z = noise(levels, row.fold).T
         np.testing.assert_allclose(samples, read(row.reading, levels, levels.sigma[0] * z0, z), rtol=1e-9, err_msg=schedule)
         assert evaluations == 2 * (row.evaluations * (STEPS - 1) + 1)
-
-
-@pytest.mark.parametrize("name", ROWS)
-def test_the_variance_after_n_steps_is_an_exact_product(x64, name):
-    """The coefficients of the start and of each step's noise are solved for from many runs. Their squares add up."""
-    row = ROWS[name]
-    schedule, *_ = row.schedules or ("cosine",)
-    levels = gj.levels(schedule_named(schedule), STEPS, gj.spacings.trailing())
-    samples, _ = program(name, schedule if row.schedules else None)(levels)
-    design = np.concatenate([np.ones((RUNS, 1)), noise(levels, row.fold)], 1)
-    coefficients, _, rank, _ = np.linalg.lstsq(design, np.asarray(samples), rcond=None)
-    assert rank == STEPS + 2
-    np.testing.assert_allclose(design @ coefficients, samples, atol=1e-10)
-
-    at_zero = read(row.reading, levels, 0.0, np.zeros(STEPS))
-    by_start = read(row.reading, levels, float(levels.sigma[0]), np.zeros(STEPS)) - at_zero
-    by_noise = [read(row.reading, levels, 0.0, unit) - at_zero for unit in np.eye(STEPS)]
-    np.testing.assert_allclose(coefficients[0], at_zero, rtol=1e-9)
-    np.testing.assert_allclose(np.sum(coefficients[1:] ** 2), np.sum(np.square([by_start, *by_noise])), rtol=1e-9)
 
 
 def adjusted_ddim(denoise, x, memory, now, after, z):
@@ -111,19 +104,18 @@ def heun_with_the_first_conditional_output(denoise, x, memory, now, after, z):
     ],
 )
 def test_defects_of_other_libraries_are_detected(x64, name, defective):
-    levels = gj.levels(gj.schedules.cosine(), STEPS, gj.spacings.trailing())
+    levels = spaced("cosine", gj.spacings.trailing())
     z0, *z = noise(levels).T
     wrong = read(defective, levels, levels.sigma[0] * z0, z)
-    assert np.abs(np.asarray(program(name, None)(levels)[0]) - wrong).min() > 1e-4
+    assert np.abs(generated(ROWS[name].make(None), levels)[0] - wrong).min() > 1e-4
 
 
-@pytest.mark.parametrize("name", ["dpmpp_2m", "dpmpp_3m", "dpmpp_sde eta", "unipc 2", "unipc 3"])
+@pytest.mark.parametrize("name", ["dpmpp_2m", "dpmpp_3m", "dpmpp_sde eta", "unipc 3"])
 def test_cfg_plus_plus_is_the_unconditional_step_plus_the_difference(x64, name):
     """A multistep sampler remembers the x0 that its eps implies, which is the unconditional one."""
     share, step = 0.7, ROWS[name].reading
-    levels = gj.levels(gj.schedules.cosine(), STEPS, gj.spacings.trailing())
-    sampler = ROWS[name].make(gj.schedules.cosine())
-    samples = gj.sample(keys(RUNS), two_gaussians(RUNS), gj.cfg_pp(share), sampler, levels, (1,)).ravel()
+    levels = spaced("cosine", gj.spacings.trailing())
+    samples, _ = generated(ROWS[name].make(None), levels, gj.cfg_pp(share))
     c, u = one(MEAN_C, VAR_C), one(MEAN_U, VAR_U)
 
     def beside(denoise, x, memory, now, after, z):
@@ -138,18 +130,18 @@ def test_cfg_plus_plus_is_the_unconditional_step_plus_the_difference(x64, name):
 def test_between_two_levels_the_network_receives_the_time_there(x64, name):
     """A denoiser that computes the level from t gives the same samples. The times here lie between the discrete steps."""
     schedule = gj.schedules.ddpm_linear()
-    levels = gj.levels(schedule, STEPS, gj.spacings.trailing())
+    levels = spaced("ddpm_linear", gj.spacings.trailing())
     branches, sampler = two_gaussians(RUNS, schedule), ROWS[name].make(schedule)
-    samples = gj.sample(keys(RUNS), branches, gj.cfg(SCALE), sampler, levels, (1,)).ravel()
-    np.testing.assert_allclose(samples, program(name, "ddpm_linear")(levels)[0], rtol=1e-9)
+    samples = one_program(gj.sample, keys(RUNS), branches, gj.cfg(SCALE), sampler, levels, (1,)).ravel()
+    np.testing.assert_allclose(samples, generated(sampler, levels)[0], rtol=1e-9)
 
 
 def test_churn_does_not_exceed_the_maximum_of_the_schedule(x64):
     schedule = gj.schedules.ddpm_linear()
-    levels = path(gj.levels(schedule, STEPS, gj.spacings.trailing()), slice(None, 2))
+    levels = path(spaced("ddpm_linear", gj.spacings.trailing()), slice(None, 2))
     assert levels.t[0] == schedule.t_max
-    run = lambda sampler: gj.sample(keys(3), two_gaussians(3), gj.cfg(SCALE), sampler, levels, (1,))
-    np.testing.assert_allclose(run(gj.churn(gj.euler(), schedule, 0.3)), run(gj.euler()), rtol=1e-12)
+    churned, plain = (generated(sampler, levels)[0] for sampler in (gj.churn(gj.euler(), schedule, 0.3), gj.euler()))
+    np.testing.assert_allclose(churned, plain, rtol=1e-12)
 
 
 def test_the_number_zero_draws_no_noise():
@@ -171,27 +163,25 @@ def test_the_number_zero_draws_no_noise():
 
 def test_samplers_that_coincide_for_some_value_give_the_same_samples(x64):
     """Euler ancestral is DDIM for every eta, and the first step of SDE is DDPM's."""
-    levels = gj.levels(gj.schedules.cosine(), STEPS, gj.spacings.karras())
-    run = lambda sampler, levels=levels: gj.sample(keys(3), two_gaussians(3), gj.cfg(SCALE), sampler, levels, (1,))
+    levels = spaced("cosine", gj.spacings.karras())
     for same, as_this in [
         (gj.euler(), gj.ddim()),
-        (gj.euler_ancestral(0.6), gj.ddim(0.6)),
+        (gj.euler_ancestral(0.6, noise_scale=1.0), gj.ddim(0.6)),
         (gj.euler_ancestral(), gj.ddpm()),
         (gj.dpmpp_sde(0), gj.dpmpp_2m()),
     ]:
-        np.testing.assert_allclose(run(same), run(as_this), rtol=1e-10)
+        np.testing.assert_allclose(generated(same, levels)[0], generated(as_this, levels)[0], rtol=1e-10, err_msg=str(same))
     first = path(levels, slice(None, 2))
-    np.testing.assert_allclose(run(gj.dpmpp_sde(), first), run(gj.ddpm(), first), rtol=1e-10)
+    np.testing.assert_allclose(generated(gj.dpmpp_sde(), first)[0], generated(gj.ddpm(), first)[0], rtol=1e-10)
 
 
 def test_a_run_may_start_midway(x64):
     """A run of the second half, from the state after the first half, ends as the whole run does."""
-    m, labels = mixture(), jnp.arange(6) % 3
-    levels = gj.levels(gj.schedules.cosine(), 20, gj.spacings.karras())
-    first, second = path(levels, slice(None, 11)), path(levels, slice(10, None))
-    for sampler in (gj.ddim(), gj.dpmpp_2s(gj.schedules.cosine())):
-        run = lambda levels, start, s=sampler: gj.sample(keys(6), classes(m, labels), gj.cfg(2.0), s, levels, start)
-        np.testing.assert_allclose(run(second, run(first, (3,))), run(levels, (3,)), rtol=1e-12)
+    levels, sampler = spaced("cosine", gj.spacings.trailing()), ROWS["dpmpp_2s"].make(gj.schedules.cosine())
+    first, second = path(levels, slice(None, 4)), path(levels, slice(3, None))
+    halfway = generated(sampler, first)[0][:, None]
+    ended = one_program(gj.sample, keys(RUNS), known_branches(), gj.cfg(SCALE), sampler, second, halfway).ravel()
+    np.testing.assert_allclose(ended, generated(sampler, levels)[0], rtol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Evaluation of branches, and guided denoisers for samplers and for loops of your own."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from guidance_jax.base import Branches, Cond, Context, Derivative, GuidedDenoiser, NoiseLevel, Prediction, State, Step
+from guidance_jax.base import Branches, Cond, Context, Derivative, GuidedDenoiser, NoiseLevel, Prediction, State, Step, pytree
 from guidance_jax.checks.door import also, door
 from guidance_jax.checks.kinds import Denoise
 from guidance_jax.checks.outcomes import Asked, Slopes, check_update, predicted
@@ -65,8 +66,10 @@ class Memory(NamedTuple):
     number: Array
 
 
-class Guided(NamedTuple):
-    """A guided denoiser for a loop of your own: `(x, level) -> Prediction`.
+@pytree
+@dataclasses.dataclass(frozen=True, eq=False)
+class Guided:
+    """A guided denoiser for a loop of your own: `(x, level) -> Prediction`. It may be jitted.
 
     Args:
       branches: One `Branches`, or a tuple of them.

@@ -112,6 +112,13 @@ def test_guidance_with_memory_is_the_same_in_a_custom_loop_as_in_sample(x64, nam
         np.testing.assert_allclose(looped(step)[0], steps, rtol=1e-10, atol=1e-10)
 
 
+def test_a_guided_denoiser_may_be_jitted():
+    branches, schedule, x = world()
+    denoise = gj.guided(branches, gj.cfg(3.0))
+    jitted, eager = jax.jit(denoise)(x, schedule(0.5)), denoise(x, schedule(0.5))
+    np.testing.assert_allclose(jitted.x0, eager.x0, rtol=1e-5)
+
+
 def test_guidance_without_memory_works_with_and_without_a_memory():
     branches, schedule, x = world()
     denoise, level = gj.guided(branches, gj.cfg(3.0)), schedule.at(2.0)

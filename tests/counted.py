@@ -27,8 +27,8 @@ class Counted:
         self.batches.clear()
         conds = conds or {"cond": LABELS, "uncond": jnp.full_like(LABELS, -1)}
         arguments = keys(B), gj.branches(self, **conds), guidance, sampler or gj.ddim(), levels, (3,)
-        jax.block_until_ready(gj.sample(*arguments))
+        state, _ = jax.block_until_ready(gj.run(*arguments))
         jax.effects_barrier()
         batches = list(self.batches)
-        assert int(gj.evaluations(*arguments)) == sum(batches) // B
+        assert state.evaluations == sum(batches) // B
         return batches

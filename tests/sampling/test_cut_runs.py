@@ -7,18 +7,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from contract import COSINE, SAMPLERS, SHAPE, TABLE, network, world
+from contract import COSINE, SAMPLERS, SHAPE, TABLE, B, network, world
+from quick import quick_keys
 from worlds import keys, path, step
 
 import guidance_jax as gj
 from guidance_jax import conditions
 from guidance_jax.noise import normal, step_keys
 
-W = world()
+W = world()._replace(keys=quick_keys(B))
 STEPS = 3
 LEVELS = gj.levels(COSINE, STEPS, gj.spacings.karras())
 DENOISE = gj.denoiser(network, predicts="v")
-X = jax.random.normal(jax.random.key(7), (len(W.keys), *SHAPE))
+X = jax.random.normal(jax.random.key(7), (B, *SHAPE))
 
 
 def drawn(step):

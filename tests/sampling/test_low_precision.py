@@ -139,6 +139,9 @@ def test_a_run_is_in_float32_and_its_samples_are_rounded(dtype):
     assert gj.sample(keys(4), branches, guidance, gj.ddpm(), LEVELS, x).dtype == dtype
 
 
+OF_MIXTURES = "denoise", "score", "log_prob", "class_log_prob"
+
+
 def test_measures_classifiers_and_oracles_are_computed_in_float32(dtype):
     rng = np.random.default_rng(0)
     logits, labels = rng.normal(size=(3000, 10)).astype(dtype), rng.integers(0, 10, 3000)
@@ -146,9 +149,9 @@ def test_measures_classifiers_and_oracles_are_computed_in_float32(dtype):
 
     @jax.jit
     def of_logits(logits, c):
-        log_prob = gj.scores.class_log_prob(lambda x, t: x, labels)(logits, LEVEL)
+        log_prob = gj.scores.class_log_prob(lambda x, t: x, jnp.asarray(labels))(logits, LEVEL)
         score = gj.metrics.inception_score(logits)
-        return score, gj.metrics.accuracy(logits, labels), log_prob, gj.fit_linear(c, 2 * c)[1:, 0]
+        return score, gj.metrics.accuracy(logits, jnp.asarray(labels)), log_prob, gj.fit_linear(c, 2 * c)[1:, 0]
 
     score, accuracy, log_prob, slope = of_logits(logits, c)
     p = np.exp(logits.astype(np.float64))
@@ -162,10 +165,7 @@ def test_measures_classifiers_and_oracles_are_computed_in_float32(dtype):
     def measured(x, a, b):
         means, covariances, weights = (jnp.asarray(value, x.dtype) for value in ([[-1.0], [1.0]], np.ones((2, 1, 1)), [1, 1]))
         m = gj.oracles.GaussianMixture(means, covariances, weights, jnp.arange(2))
-        of = [
-            getattr(m, what)(x, path(LEVELS, 1), jnp.zeros(5, int))
-            for what in ("denoise", "score", "log_prob", "class_log_prob")
-        ]
+        of = [getattr(m, what)(x, path(LEVELS, 1), jnp.zeros(5, int)) for what in OF_MIXTURES]
         return of, [measure(a, b) for measure in (gj.metrics.energy_distance, gj.metrics.kid, gj.metrics.fid)]
 
     wide = (given.astype(np.float32) for given in (x, a, b))

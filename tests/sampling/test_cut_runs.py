@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from contract import COSINE, SAMPLERS, SHAPE, TABLE, B, network, world
+from contract import COSINE, SAMPLERS, SHAPE, TABLE, B, network, updates, world
 from quick import quick_keys
 from worlds import keys, path, step
 
@@ -95,18 +95,8 @@ def test_guidance_with_memory_continues_from_the_state():
 def test_guidance_without_memory_is_the_same_whatever_the_number_of_the_step():
     """So a run from x alone, which counts from 0 again, continues with it. Those that draw, draw by the level."""
     parts = {name: ROWS[name] for name in ROWS if name not in COUNTING}
-    wanted = {need: True for part in parts.values() for need in part.needs}
-    asked = frozenset[str | None]().union(*(part.derivatives for part in parts.values()))
-    level, after = path(LEVELS, 1), path(LEVELS, 2)
-
-    @jax.jit
-    def guided(number):
-        step = gj.Step(number, level, after, W.keys)
-        found, _, derivatives = gj.evaluate(BRANCHES, X, step, level, wanted, asked)
-        context = gj.Context(X, level, step, found["cond"], found, derivatives)
-        return {name: part.update(context.base, part.init(X), context)[0] for name, part in parts.items()}
-
-    first, later = guided(jnp.int32(0)), guided(jnp.int32(2))
+    guided = jax.jit(lambda number: updates(parts, BRANCHES, W.keys, X, number, path(LEVELS, 1), path(LEVELS, 2)))
+    first, later = guided(0), guided(2)
     for name in parts:
         assert np.isfinite(first[name].x0).all(), name
         np.testing.assert_array_equal(later[name].x0, first[name].x0, name)

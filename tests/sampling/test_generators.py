@@ -77,19 +77,25 @@ def test_a_generator_that_draws_by_the_first_key_raises(what, generator):
         DRAW[what](keys(generator))
 
 
-@jax.jit
+def draws(keys):
+    """Those of `diffuse`, and of a guidance or a condition."""
+    return DRAW["diffuse"](keys), jax.vmap(jax.random.normal)(step_keys(stepped(keys)))
+
+
 def all_draws(keys):
-    """A sampler's, a guidance's, a condition's and the start's draws in one run, and those of `diffuse`."""
+    """Those too of a run: its start, sampler, condition and guidance."""
     drawn = lambda step: conditions.time_noise(1.0)(step)[:, None]
     guidance = gj.add(gj.icg(2.0), gj.lgd(lambda x0: -(x0**2).sum(1), 1.0, draws=2))
-    return run(keys, guidance, random=drawn), DRAW["diffuse"](keys), jax.vmap(jax.random.normal)(step_keys(stepped(keys)))
+    return run(keys, guidance, random=drawn), *draws(keys)
 
 
-@pytest.mark.parametrize("generator", RIGHT)
-def test_with_any_other_generator_a_sample_depends_on_its_own_key(generator):
+@pytest.mark.parametrize(
+    ("generator", "drawn"), zip(RIGHT, (all_draws, draws, all_draws, draws), strict=True), ids=RIGHT
+)  # the words of their keys are 2, 4, 1 and 2
+def test_with_any_other_generator_a_sample_depends_on_its_own_key(generator, drawn):
     """Neither on the other keys nor on its place in the batch."""
-    given = keys(generator, 5)
-    together, moved = all_draws(given[:4]), all_draws(given[jnp.array([4, 2, 1, 0])])
+    given, drawn = keys(generator, 5), jax.jit(drawn)
+    together, moved = drawn(given[:4]), drawn(given[jnp.array([4, 2, 1, 0])])
     for here, there in zip(together, moved, strict=True):
         np.testing.assert_allclose(there[1:], here[2::-1], rtol=1e-5, atol=1e-6)
         assert len(np.unique(np.append(here, there[:1]).reshape(5, -1)[:, 0])) == 5

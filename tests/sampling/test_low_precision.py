@@ -142,6 +142,14 @@ def test_a_run_is_in_float32_and_its_samples_are_rounded(dtype):
 OF_MIXTURES = "denoise", "score", "log_prob", "class_log_prob"
 
 
+@jax.jit
+def measured(x, a, b):
+    means, covariances, weights = (jnp.asarray(value, x.dtype) for value in ([[-1.0], [1.0]], np.ones((2, 1, 1)), [1, 1]))
+    m = gj.oracles.GaussianMixture(means, covariances, weights, jnp.arange(2))
+    of = [getattr(m, what)(x, path(LEVELS, 1), jnp.zeros(5, int)) for what in OF_MIXTURES]
+    return of, [measure(a, b) for measure in (gj.metrics.energy_distance, gj.metrics.kid, gj.metrics.fid)]
+
+
 def test_measures_classifiers_and_oracles_are_computed_in_float32(dtype):
     rng = np.random.default_rng(0)
     logits, labels = rng.normal(size=(3000, 10)).astype(dtype), rng.integers(0, 10, 3000)
@@ -160,13 +168,6 @@ def test_measures_classifiers_and_oracles_are_computed_in_float32(dtype):
     np.testing.assert_allclose(accuracy, (logits.argmax(1) == labels).mean(), rtol=1e-6)
     np.testing.assert_allclose(log_prob, np.log(p)[np.arange(3000), labels], rtol=1e-4)
     np.testing.assert_allclose(slope, 2, rtol=1e-3)
-
-    @jax.jit
-    def measured(x, a, b):
-        means, covariances, weights = (jnp.asarray(value, x.dtype) for value in ([[-1.0], [1.0]], np.ones((2, 1, 1)), [1, 1]))
-        m = gj.oracles.GaussianMixture(means, covariances, weights, jnp.arange(2))
-        of = [getattr(m, what)(x, path(LEVELS, 1), jnp.zeros(5, int)) for what in OF_MIXTURES]
-        return of, [measure(a, b) for measure in (gj.metrics.energy_distance, gj.metrics.kid, gj.metrics.fid)]
 
     wide = (given.astype(np.float32) for given in (x, a, b))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), measured(x, a, b), measured(*wide))

@@ -23,19 +23,25 @@ def first(levels: gj.NoiseLevel) -> gj.NoiseLevel:
 def drawn(sampler: gj.Sampler, levels: gj.NoiseLevel) -> dict[tuple[int, ...], int]:
     """How often each number that a run draws occurs, recorded where the library draws normal numbers."""
     seen: list[np.ndarray] = []
+    branches = gj.branches(gj.denoiser(lambda x, t, cond: 0 * x, predicts="x0"), cond=None)
 
     def watched(key, size, dtype):
         numbers = plain(key, size, dtype)
         jax.debug.callback(lambda z: seen.append(z), numbers)
         return numbers
 
+    @jax.jit
+    def draws(given):
+        x = gj.diffuse(given, jnp.zeros((2, 3)), first(levels))
+        of_a_guidance = normal(step_keys(gj.Step(jnp.int32(0), first(levels), first(levels), given)), x)
+        edited, from_noise = (
+            gj.sample(given, branches, gj.chain(), chosen, levels, start) for chosen, start in ((sampler, x), (gj.ddim(), (3,)))
+        )
+        return edited, from_noise, of_a_guidance
+
     plain, jax.random.normal = jax.random.normal, watched
     try:
-        x = gj.diffuse(keys(2), jnp.zeros((2, 3)), first(levels))
-        denoise = gj.denoiser(lambda x, t, cond: 0 * x, predicts="x0")
-        gj.sample(keys(2), gj.branches(denoise, cond=None), gj.chain(), sampler, levels, x).block_until_ready()
-        gj.sample(keys(2), gj.branches(denoise, cond=None), gj.chain(), gj.ddim(), levels, (3,)).block_until_ready()
-        normal(step_keys(gj.Step(jnp.int32(0), first(levels), first(levels), keys(2))), x)
+        jax.block_until_ready(draws(keys(2)))
         jax.effects_barrier()
     finally:
         jax.random.normal = plain
@@ -146,7 +152,7 @@ def correlated(x: jax.Array, level: gj.NoiseLevel, cond: None) -> gj.Prediction:
     return gj.Prediction(x0, (x - level.alpha * x0) / level.sigma)
 
 
-def inpainted(times: int, n: int = 1024, steps: int = 40) -> np.ndarray:
+def inpainted(times: int, n: int = 1024, steps: int = 20) -> np.ndarray:
     """Samples of a correlated Gaussian with a given first coordinate."""
     levels = gj.levels(gj.schedules.cosine(0.02, 0.98), steps, gj.spacings.exponential())
     # The larger variance is exact for data of unit variance.

@@ -60,7 +60,7 @@ def test_gradients_in_scales_levels_and_parameters_are_right_with_and_without_re
         branches = gj.branches(denoise, cond=jnp.arange(1.0, 5.0), uncond=jnp.zeros(4))
         guidance = gj.chain(gj.during(gj.cfg(scale), 0.05), gj.momentum(-0.3))
         moved = gj.NoiseLevel(levels.t, levels.alpha, levels.alpha * ratio)
-        return (gj.sample(keys(4), branches, guidance, gj.heun(), moved, (3,), remat=remat) ** 2).sum()
+        return (gj.sample(keys(4), branches, guidance, gj.dpmpp_2m(), moved, (3,), remat=remat) ** 2).sum()
 
     inputs = (jnp.array([1.0, 2.0, 3.0, 0.5]), levels.ratio, jax.random.normal(jax.random.key(0), (3, 3)))
     gradient = jax.jit(jax.value_and_grad(total), static_argnums=1)

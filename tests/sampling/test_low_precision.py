@@ -146,8 +146,9 @@ OF_MIXTURES = "denoise", "score", "log_prob", "class_log_prob"
 def measured(x, a, b):
     means, covariances, weights = (jnp.asarray(value, x.dtype) for value in ([[-1.0], [1.0]], np.ones((2, 1, 1)), [1, 1]))
     m = gj.oracles.GaussianMixture(means, covariances, weights, jnp.arange(2))
-    of = [getattr(m, what)(x, path(LEVELS, 1), jnp.zeros(5, int)) for what in OF_MIXTURES]
-    return of, [measure(a, b) for measure in (gj.metrics.energy_distance, gj.metrics.kid, gj.metrics.fid)]
+    of_x = [getattr(m, what)(x, path(LEVELS, 1), jnp.zeros(5, int)) for what in OF_MIXTURES]
+    of_sets = [measure(a, b) for measure in (gj.metrics.energy_distance, gj.metrics.kid, gj.metrics.fid)]
+    return (of_x, of_sets), m.sample(jax.random.key(0), 2000)
 
 
 def test_measures_classifiers_and_oracles_are_computed_in_float32(dtype):
@@ -170,7 +171,6 @@ def test_measures_classifiers_and_oracles_are_computed_in_float32(dtype):
     np.testing.assert_allclose(slope, 2, rtol=1e-3)
 
     wide = (given.astype(np.float32) for given in (x, a, b))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), measured(x, a, b), measured(*wide))
-    means, covariances = jnp.asarray([[-1.0], [1.0]], dtype), jnp.ones((2, 1, 1), dtype)
-    narrow = gj.oracles.GaussianMixture(means, covariances, jnp.ones(2, dtype), jnp.arange(2))
-    assert len(np.unique(np.asarray(narrow.sample(jax.random.key(0), 2000)))) > 1900
+    (found, samples), (expected, _) = measured(x, a, b), measured(*wide)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found, expected)
+    assert len(np.unique(np.asarray(samples))) > 1900

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from quick import quick_keys
 from worlds import keys, path, peaked
 
 import guidance_jax as gj
@@ -19,7 +20,7 @@ LEVELS = gj.levels(gj.schedules.cosine(), 6, gj.spacings.karras())
 
 
 def arguments(scale=2.0, sampler=None, guidance=gj.cfg, levels=LEVELS):
-    return keys(4), peaked(LABELS), guidance(scale), sampler or gj.ddpm(), levels, (3,)
+    return quick_keys(4), peaked(LABELS), guidance(scale), sampler or gj.ddpm(), levels, (3,)
 
 
 @pytest.mark.filterwarnings("ignore:.* guides nowhere:UserWarning")  # the run that stops before the interval
@@ -60,7 +61,7 @@ def test_gradients_in_scales_levels_and_parameters_are_right_with_and_without_re
         branches = gj.branches(denoise, cond=jnp.arange(1.0, 5.0), uncond=jnp.zeros(4))
         guidance = gj.chain(gj.during(gj.cfg(scale), 0.05), gj.momentum(-0.3))
         moved = gj.NoiseLevel(levels.t, levels.alpha, levels.alpha * ratio)
-        return (gj.sample(keys(4), branches, guidance, gj.dpmpp_2m(), moved, (3,), remat=remat) ** 2).sum()
+        return (gj.sample(quick_keys(4), branches, guidance, gj.dpmpp_2m(), moved, (3,), remat=remat) ** 2).sum()
 
     inputs = (jnp.array([1.0, 2.0, 3.0, 0.5]), levels.ratio, jax.random.normal(jax.random.key(0), (3, 3)))
     gradient = jax.jit(jax.value_and_grad(total), static_argnums=1)
@@ -88,7 +89,7 @@ def gradients_bytes(steps, remat):
         denoise = gj.denoiser(functools.partial(network, params), predicts="v")
         branches = gj.branches(denoise, cond=jnp.ones(B), uncond=jnp.zeros(B))
         levels = gj.levels(gj.schedules.cosine(), steps, gj.spacings.karras())
-        return gj.sample(keys(B), branches, gj.cfg(scale), gj.ddim(), levels, (D,), remat=remat).sum()
+        return gj.sample(quick_keys(B), branches, gj.cfg(scale), gj.ddim(), levels, (D,), remat=remat).sum()
 
     shapes = {"in": (D, WIDTH), "rows": (DEPTH, WIDTH), "out": (WIDTH, D)}
     params = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick import quick_keys
 from worlds import keys, path, step
 
 import guidance_jax as gj
@@ -119,7 +120,7 @@ def test_particles_resample_by_sums_in_float32(dtype):
     levels = gj.levels(gj.schedules.cosine(0.02, 0.98), 4, gj.spacings.uniform())
     half = jax.tree.map(lambda field: field.astype(dtype), levels)
     target = TARGETS[jnp.dtype(dtype).name]
-    run = jax.jit(lambda levels: gj.feynman_kac(keys(64), both, target, gj.ddpm(), levels, (2,), size=64, threshold=0.0))
+    run = jax.jit(lambda levels: gj.feynman_kac(quick_keys(64), both, target, gj.ddpm(), levels, (2,), size=64, threshold=0.0))
     found, wide = run(half), run(jax.tree.map(lambda field: field.astype(jnp.float32), half))
     assert found.x.dtype == dtype
     np.testing.assert_allclose(found.log_normaliser, wide.log_normaliser, rtol=1e-5)
@@ -132,11 +133,11 @@ def test_a_run_is_in_float32_and_its_samples_are_rounded(dtype):
     )
     drawing = gj.lgd(lambda x0: -(x0**2).sum(1).astype(dtype), 0.1, draws=3)
     guidance = gj.chain(gj.add(gj.apg(2.0), gj.feedback(0.9)), drawing)
-    state, _ = gj.run(keys(4), branches, guidance, gj.ddpm(), LEVELS, x)
-    wide, _ = gj.run(keys(4), branches, guidance, gj.ddpm(), LEVELS, x.astype(float))
+    state, _ = gj.run(quick_keys(4), branches, guidance, gj.ddpm(), LEVELS, x)
+    wide, _ = gj.run(quick_keys(4), branches, guidance, gj.ddpm(), LEVELS, x.astype(float))
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.floating))
     np.testing.assert_array_equal(state.x, wide.x)
-    assert gj.sample(keys(4), branches, guidance, gj.ddpm(), LEVELS, x).dtype == dtype
+    assert gj.sample(quick_keys(4), branches, guidance, gj.ddpm(), LEVELS, x).dtype == dtype
 
 
 OF_MIXTURES = "denoise", "score", "log_prob", "class_log_prob"

@@ -131,6 +131,7 @@ def test_a_custom_generator_that_draws_by_the_first_key_raises_too():
         run(made("of-first", bits(first)))
 
 
+@pytest.mark.slow
 def test_a_default_of_another_generator_raises_or_changes_nothing_that_draws_by_one_key():
     """As on TPU. Functions of one key work there. For functions of one key per sample, the error states what to write."""
     x0, level = jnp.ones((500, 4)), gj.schedules.edm()(jnp.zeros(500))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from contract import SAMPLERS, SHAPE, TABLE, B, network, run, updates, world
-from jax._src.source_info_util import summarize
+from jax.extend.source_info_util import summarize
 from jax.lax import Precision
 from jaxprs import products
 from worlds import keys

@@ -56,9 +56,10 @@ def check_cuts(sampler, start, guidance=gj.chain(), branches=DRAWS, compare=same
     run = lambda levels, start, **asked: gj.run(W.keys, branches, guidance, sampler, levels, start, **asked)
     _, whole = jax.jit(functools.partial(run, trace=lambda state: state))(LEVELS, start)
     single = jax.jit(lambda levels, start: run(levels, start)[0])
+    remembered = isinstance(start, gj.State)
     for number in range(STEPS):
-        after, expected = single(path(LEVELS, slice(number, number + 2)), start), path(whole, number)
-        remembered = isinstance(start, gj.State)
+        after = single(path(LEVELS, slice(number, number + 2)), start)
+        expected = jax.tree.map(lambda field, i=number: field[i], whole)
         compare(*((after, expected) if remembered else (after.x, expected.x)))
         start = after if remembered else after.x
     assert np.isfinite(start.x if remembered else start).all()

@@ -29,6 +29,7 @@ def exact(f, *given):
     return len(found)
 
 
+BEGIN, END = PATH[0], PATH[1]
 W, START = world(), jnp.ones((B, *SHAPE))
 BRANCHES = gj.branches(gj.denoiser(network, predicts="v"), **W.conds)
 
@@ -38,7 +39,7 @@ def test_methods_have_no_product_in_default_precision():
 
     def loss(values):
         methods = {name: TABLE[name].make(value, W) for name, value in values.items()}
-        return sum((after.x0**2).sum() for after in updates(methods, BRANCHES, W.keys, START, 0, *PATH[:2]).values())
+        return sum((after.x0**2).sum() for after in updates(methods, BRANCHES, W.keys, START, 0, BEGIN, END).values())
 
     assert exact(jax.value_and_grad(loss), {name: row.usual for name, row in TABLE.items()}) > 0
 
@@ -47,10 +48,10 @@ def test_samplers_have_no_product_in_default_precision():
     """In a step from their initial memory."""
 
     def steps(scale):
-        denoise = gj.guide(BRANCHES, gj.cfg(scale), gj.Step(jnp.int32(0), *PATH[:2], W.keys))
+        denoise = gj.guide(BRANCHES, gj.cfg(scale), gj.Step(jnp.int32(0), BEGIN, END, W.keys))
         state = gj.State(START, (), (), jnp.int32(0), START)
         begun = {name: state._replace(memory=sampler.init(START)) for name, sampler in SAMPLERS.items()}
-        return [sampler.step(denoise, begun[name], *PATH[:2], W.keys).x for name, sampler in SAMPLERS.items()]
+        return [sampler.step(denoise, begun[name], BEGIN, END, W.keys).x for name, sampler in SAMPLERS.items()]
 
     exact(steps, 2.0)
 

@@ -132,3 +132,13 @@ def run(method, w, sampler=None, network=network):
     denoise = gj.denoiser(network, predicts="v")
     levels = gj.levels(gj.schedules.cosine(), 4, gj.spacings.karras())
     return gj.sample(w.keys, gj.branches(denoise, **w.conds), method, sampler or SAMPLERS["ddim"], levels, SHAPE)
+
+
+def updates(methods, branches, keys, x, number, level, after):
+    """The prediction of each method, by name, in one step from its initial memory. All branches are evaluated once."""
+    wanted = {need: True for method in methods.values() for need in method.needs}
+    asked = frozenset().union(*(method.derivatives for method in methods.values()))
+    step = gj.Step(jnp.asarray(number, jnp.int32), level, after, keys)
+    found, _, derivatives = gj.evaluate(branches, x, step, level, wanted, asked)
+    context = gj.Context(x, level, step, found["cond"], found, derivatives)
+    return {name: method.update(context.base, method.init(x), context)[0] for name, method in methods.items()}

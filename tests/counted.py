@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from worlds import keys
+from quick import quick_keys
 
 import guidance_jax as gj
 
@@ -26,9 +26,9 @@ class Counted:
     def run(self, guidance, sampler=None, levels=LEVELS, conds: Any = None):
         self.batches.clear()
         conds = conds or {"cond": LABELS, "uncond": jnp.full_like(LABELS, -1)}
-        arguments = keys(B), gj.branches(self, **conds), guidance, sampler or gj.ddim(), levels, (3,)
+        arguments = quick_keys(B), gj.branches(self, **conds), guidance, sampler or gj.ddim(), levels, (3,)
         state, _ = jax.block_until_ready(gj.run(*arguments))
         jax.effects_barrier()
         batches = list(self.batches)
-        assert int(state.evaluations) == sum(batches) // B
+        assert state.evaluations == sum(batches) // B
         return batches

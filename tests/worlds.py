@@ -92,3 +92,29 @@ def path(levels: gj.NoiseLevel, i: int | slice) -> gj.NoiseLevel:
 
 def step(level: gj.NoiseLevel, after: gj.NoiseLevel | None = None, number: int = 0, batch: int = 1) -> gj.Step:
     return gj.Step(jnp.int32(number), level, level if after is None else after, keys(batch))
+
+
+PEAK = 0.25
+"""The variance of a peak."""
+
+
+def peaks_x0(x, alpha, sigma, labels, xp=jnp):
+    """The posterior mean of `peaks`, in JAX or in NumPy."""
+    labels, total = labels[:, None], alpha**2 * PEAK + sigma**2
+    mean = xp.where(labels < 0, xp.tanh(alpha * x / total), (labels - 1).astype(x.dtype))
+    return (alpha * PEAK * x + sigma**2 * mean) / total
+
+
+def peaks(x: jax.Array, level: gj.NoiseLevel, labels: jax.Array) -> gj.Prediction:
+    """The exact denoiser, in each coordinate, of a peak at -1, 0 or 1 (labels 0, 1 and 2), or of two at -1 and 1 (label -1).
+
+    It is elementwise, so a run with it compiles in a third of the time of one with a `mixture`.
+    """
+    alpha, sigma = (jnp.asarray(field, x.dtype).reshape(-1, *[1] * (x.ndim - 1)) for field in (level.alpha, level.sigma))
+    x0 = peaks_x0(x, alpha, sigma, labels)
+    return gj.Prediction(x0, (x - alpha * x0) / sigma)
+
+
+def peaked(labels: jax.Array, denoise=peaks) -> gj.Branches:
+    """The branches `cond` and `uncond` of `peaks`."""
+    return gj.branches(denoise, cond=labels, uncond=jnp.full_like(labels, -1))

@@ -7,18 +7,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from contract import COSINE, SAMPLERS, SHAPE, TABLE, network, world
+from contract import COSINE, SAMPLERS, SHAPE, TABLE, B, network, updates, world
+from quick import quick_keys
 from worlds import keys, path, step
 
 import guidance_jax as gj
 from guidance_jax import conditions
 from guidance_jax.noise import normal, step_keys
 
-W = world()
+W = world()._replace(keys=quick_keys(B))
 STEPS = 3
 LEVELS = gj.levels(COSINE, STEPS, gj.spacings.karras())
 DENOISE = gj.denoiser(network, predicts="v")
-X = jnp.asarray(np.random.default_rng(7).normal(size=(len(W.keys), *SHAPE)), float)
+X = jnp.asarray(np.random.default_rng(7).normal(size=(B, *SHAPE)), float)
 
 
 def drawn(step):
@@ -26,17 +27,15 @@ def drawn(step):
 
 
 BRANCHES = gj.branches(DENOISE, batched=True, **W.conds | {"random": drawn})
-EITHER = gj.icg(2.0), gj.lgd(W.log_prob, 0.3, draws=2)
-DRAWS = gj.add(*EITHER)
-"""A guidance that draws: its condition, and its own noise."""
-FORGETFUL = {
-    **{name: SAMPLERS[name] for name in SAMPLERS if not jax.tree.leaves(jax.eval_shape(SAMPLERS[name].init, X))},
-    "ddim(1)": gj.ddim(1.0),
-    "ddpm(large)": gj.ddpm("large"),
-    "predictor_corrector(guided)": gj.predictor_corrector(gj.ddpm(), 2, guided=True),
-    "recur(inpaint)": gj.recur(gj.inpaint(gj.ddpm(), jnp.ones(SHAPE), jnp.arange(SHAPE[0])[:, None] < 2), 2),
+DRAWS = gj.branches(DENOISE, random=drawn)
+"""One branch, whose condition is drawn in every step. All draws of guidances and conditions have these keys."""
+ALL = SAMPLERS | {
+    "predictor_corrector": gj.predictor_corrector(gj.ddpm(), 2, guided=True),
+    "recur": gj.recur(gj.inpaint(gj.ddpm(), jnp.ones(SHAPE), jnp.arange(SHAPE[0])[:, None] < 2), 2),
 }
-REMEMBERING = {name: SAMPLERS[name] for name in SAMPLERS if name not in FORGETFUL}
+"""Those of the contract, and two that draw more often."""
+FORGETFUL = {name: sampler for name, sampler in ALL.items() if not jax.tree.leaves(jax.eval_shape(sampler.init, X))}
+REMEMBERING = {name: ALL[name] for name in ALL if name not in FORGETFUL}
 
 
 def same(a, b):
@@ -44,10 +43,7 @@ def same(a, b):
 
 
 def near(a, b):
-    """Compares results that are rounded differently in programs of different lengths.
-
-    These are unipc, also with a trace, and, with heun, one value of 64 when two drawing guidances run for one step.
-    """
+    """Compares results that are rounded differently in programs of different lengths."""
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), a, b)
 
 
@@ -55,31 +51,29 @@ def begun(sampler, guidance):
     return gj.State(X, sampler.init(X), guidance.init(X), jnp.int32(0), jnp.zeros_like(X), jnp.int32(0))
 
 
-def check_cuts(sampler, guidance, start, compare=same):
-    """Cuts at every step, with one program for each number of steps."""
-    run = jax.jit(lambda levels, start: gj.run(W.keys, BRANCHES, guidance, sampler, levels, start)[0])
-    whole = run(LEVELS, start)
-    assert whole.number == STEPS
-    for cut in range(1, STEPS):
-        half = run(path(LEVELS, slice(cut + 1)), start)
-        rest = run(path(LEVELS, slice(cut, None)), half if isinstance(start, gj.State) else half.x)
-        compare(*((rest, whole) if isinstance(start, gj.State) else (rest.x, whole.x)))
+def check_cuts(sampler, start, guidance=gj.chain(), branches=DRAWS, compare=same):  # noqa: B008
+    """Cuts after every step: each step of a run equals a run of one step, which continues from the x or the state before."""
+    run = lambda levels, start, **asked: gj.run(W.keys, branches, guidance, sampler, levels, start, **asked)
+    _, whole = jax.jit(functools.partial(run, trace=lambda state: state))(LEVELS, start)
+    single = jax.jit(lambda levels, start: run(levels, start)[0])
+    remembered = isinstance(start, gj.State)
+    for number in range(STEPS):
+        after = single(path(LEVELS, slice(number, number + 2)), start)
+        expected = jax.tree.map(lambda field, i=number: field[i], whole)
+        compare(*((after, expected) if remembered else (after.x, expected.x)))
+        start = after if remembered else after.x
+    assert np.isfinite(start.x if remembered else start).all()
     return whole
 
 
 @pytest.mark.parametrize("name", FORGETFUL)
 def test_without_memory_x_is_enough_to_continue(name):
-    check_cuts(FORGETFUL[name], DRAWS, X, near if name == "heun" else same)
-
-
-@pytest.mark.parametrize("guidance", EITHER, ids=["icg", "lgd"])
-def test_heun_continues_exactly_from_x_or_from_the_state(guidance):
-    check_cuts(gj.heun(), guidance, X)
+    check_cuts(FORGETFUL[name], X)
 
 
 @pytest.mark.parametrize("name", REMEMBERING)
 def test_with_memory_the_state_is_enough_to_continue(name):
-    check_cuts(REMEMBERING[name], DRAWS, begun(REMEMBERING[name], DRAWS), near if name == "unipc" else same)
+    check_cuts(REMEMBERING[name], begun(REMEMBERING[name], gj.chain()), compare=near if name == "unipc" else same)
 
 
 ROWS = {name: row.make(row.usual, W) for name, row in TABLE.items()}
@@ -88,38 +82,42 @@ COUNTING = {
     "cfg_zero_star": gj.cfg_zero_star(2.0, 2),
     "feedback": gj.feedback(0.7, offset=-0.3),
     "reuse": gj.reuse(gj.apg(2.0), 2),
-    "tfg": ROWS["tfg"],
 }
-"""Guidances that have memory or depend on the number of the step, and one that draws more than once per step."""
+"""Guidances that have memory or depend on the number of the step."""
 
 
-@pytest.mark.parametrize("name", COUNTING)
-def test_guidance_with_memory_continues(name):
-    whole = check_cuts(gj.ddpm(), COUNTING[name], begun(gj.ddpm(), COUNTING[name]))
-    assert np.isfinite(whole.x).all()
+def test_guidance_with_memory_continues_from_the_state():
+    """All side by side, each with its own memory in the state."""
+    guidance = gj.add(*(gj.chain(part, gj.amplify(1 / len(COUNTING))) for part in COUNTING.values()))
+    whole = check_cuts(gj.ddpm(), begun(gj.ddpm(), guidance), guidance, BRANCHES, near)
+    assert whole.number.tolist() == [1, 2, 3]
 
 
-@pytest.mark.parametrize("half", range(2))
-def test_all_other_guidance_continues_side_by_side(half):
-    parts = [ROWS[name] for name in ROWS if name not in COUNTING][half::2]
-    guidance = gj.add(*(gj.chain(part, gj.amplify(1 / len(parts))) for part in parts))
-    whole = check_cuts(gj.ddpm(), guidance, begun(gj.ddpm(), guidance), near)
-    assert np.isfinite(whole.x).all()
+def test_guidance_without_memory_is_the_same_whatever_the_number_of_the_step():
+    """So a run from x alone, which counts from 0 again, continues with it. Those that draw, draw by the level."""
+    parts = {name: ROWS[name] for name in ROWS if name not in COUNTING}
+    guided = jax.jit(lambda number: updates(parts, BRANCHES, W.keys, X, number, path(LEVELS, 1), path(LEVELS, 2)))
+    first, later = guided(0), guided(2)
+    for name in parts:
+        assert np.isfinite(first[name].x0).all(), name
+        np.testing.assert_array_equal(later[name].x0, first[name].x0, name)
+        np.testing.assert_array_equal(later[name].eps, first[name].eps, name)
 
 
 def test_a_run_from_noise_continues_with_all_that_it_reports():
     """Not jitted, from a shape. The evaluations and the trace continue, and the dtypes are those of the whole run."""
     guidance, sampler = gj.chain(gj.reuse(gj.cfg(2.0), 2), gj.momentum(-0.5)), gj.dpmpp_sde()
-    run = functools.partial(gj.run, W.keys, BRANCHES, guidance, sampler, trace=lambda state: (state.number, state.x0))
+    record = lambda state: (state.number, state.x0)
+    run = functools.partial(gj.run, W.keys, BRANCHES, guidance, sampler, trace=record)
     whole, along = run(LEVELS, SHAPE)
     half, before = run(path(LEVELS, slice(2)), SHAPE)
     rest, after = run(path(LEVELS, slice(1, None)), half)
     same(rest, whole)
-    same(jax.tree.map(lambda a, b: jnp.concatenate([a, b]), before, after), along)
+    same(jax.tree.map(lambda a, b: np.concatenate([a, b]), before, after), along)
     assert along[0].tolist() == [1, 2, 3]
     ends = W.keys, BRANCHES, guidance, sampler, path(LEVELS, slice(1, None)), half
-    same(gj.sample(*ends), whole.x)
-    assert gj.evaluations(*ends) == whole.evaluations == 5
+    same(gj.sample(*ends, trace=record), (whole.x, after))
+    assert rest.evaluations == 5
     # From x alone the sampler restarts at first order, and the guidance from its initial memory.
     assert np.abs(gj.sample(*ends[:-1], half.x) - whole.x).max() > 1e-3
 
@@ -148,9 +146,9 @@ def test_a_state_of_another_run_raises():
 def test_particles_draw_by_level_too():
     """With a target without guidance the weights stay equal, so a cut run equals the whole one."""
     one = gj.branches(DENOISE, cond=jnp.zeros((4, 2)), uncond=jnp.ones((4, 2)))
-    run = lambda levels, start: gj.feynman_kac(W.keys, one, gj.targets.tilted(1.0), gj.ddpm(), levels, start, size=4)
-    whole, half = run(LEVELS, SHAPE), run(path(LEVELS, slice(3)), SHAPE)
-    same(run(path(LEVELS, slice(2, None)), half.x).x, whole.x)
+    run = jax.jit(lambda levels, x: gj.feynman_kac(W.keys, one, gj.targets.tilted(1.0), gj.ddpm(), levels, x, size=4).x)
+    half = run(path(LEVELS, slice(2)), X)
+    same(run(path(LEVELS, slice(1, 3)), half), run(path(LEVELS, slice(3)), X))
 
 
 N, DIMENSION = 64, 512
@@ -170,41 +168,43 @@ def exact(levels, variance):
     return variance
 
 
+RUN = jax.jit(lambda keys, levels, x: gj.sample(keys, GAUSSIAN, gj.chain(), gj.ddpm(), levels, x))
+DIFFUSE = jax.jit(gj.diffuse)
+
+
 @pytest.fixture(scope="module")
 def walked():
-    run = jax.jit(lambda levels, x: gj.sample(keys(N), GAUSSIAN, gj.chain(), gj.ddpm(), levels, x))
-    start = EDM.sigma[0] * jax.random.normal(jax.random.key(5), (N, DIMENSION))
-    return run, run(EDM, start)
+    start = float(EDM.sigma[0]) * jax.random.normal(jax.random.key(5), (N, DIMENSION))
+    return start, RUN(keys(N), EDM, start)
 
 
 def is_of(x, variance):
     """Compares to five standard deviations. Runs that reuse the noise of x0 would be off by forty."""
-    np.testing.assert_allclose(jnp.square(x).mean(), variance, rtol=5 * (2 / x.size) ** 0.5)
+    np.testing.assert_allclose(np.square(x, dtype=np.float64).mean(), variance, rtol=5 * (2 / x.size) ** 0.5)
 
 
 def test_the_variance_of_a_whole_and_of_a_cut_run_is_exact(walked):
-    run, whole = walked
+    start, whole = walked
     is_of(whole, exact(EDM, 6400.0))
     assert abs(exact(EDM, 6400.0) - 0.7666) < 1e-3
-    start = EDM.sigma[0] * jax.random.normal(jax.random.key(5), (N, DIMENSION))
-    same(run(path(EDM, slice(20, None)), run(path(EDM, slice(21)), start)), whole)
+    same(RUN(keys(N), path(EDM, slice(20, None)), RUN(keys(N), path(EDM, slice(21)), start)), whole)
 
 
-@pytest.mark.parametrize("cut", [lambda p: gj.schedules.strength(p, 0.6), lambda p: gj.schedules.below(p, 5.0)])
-def test_image_to_image_of_a_runs_own_result_has_the_right_variance_with_its_own_keys(walked, cut):
-    run, whole = walked
-    end = cut(EDM)
+def test_image_to_image_of_a_runs_own_result_has_the_right_variance_with_its_own_keys(walked):
+    _, whole = walked
+    end = gj.schedules.strength(EDM, 0.5)
     level = path(end, 0)
-    x = gj.diffuse(keys(N), whole, level)
+    same(gj.schedules.below(EDM, float(level.sigma)), end)
+    x = DIFFUSE(keys(N), whole, level)
     expected = exact(end, exact(EDM, 6400.0) + float(level.sigma) ** 2)
-    is_of(run(end, x), expected)
-    same(run(path(end, slice(9, None)), run(path(end, slice(10)), x)), run(end, x))
+    again = RUN(keys(N), end, x)
+    is_of(again, expected)
+    same(RUN(keys(N), path(end, slice(10, None)), RUN(keys(N), path(end, slice(11)), x)), again)
     # By hand the steps repeat the noise of x0. To avoid this, use the mark or other keys, as the docstring says.
     by_hand = gj.NoiseLevel(**vars(end))
-    assert jnp.square(run(by_hand, x)).mean() > 1.04 * expected
+    assert np.square(RUN(keys(N), by_hand, x)).mean() > 1.04 * expected
     others = jax.vmap(jax.random.fold_in, (0, None))(keys(N), 1)
-    x = gj.diffuse(others, whole, level)
-    is_of(gj.sample(others, GAUSSIAN, gj.chain(), gj.ddpm(), by_hand, x), expected)
+    is_of(RUN(others, by_hand, DIFFUSE(others, whole, level)), expected)
 
 
 def test_the_end_of_a_run_is_marked_and_samplers_receive_a_plain_level():
@@ -224,22 +224,26 @@ def test_the_end_of_a_run_is_marked_and_samplers_receive_a_plain_level():
     same(gj.sample(W.keys, two, gj.autoguidance(2.0), gj.ddim(), gj.NoiseLevel(**vars(end)), SHAPE), deterministic)
     target = gj.targets.rewarded(gj.targets.tilted(1.0), lambda x0, level: seen.append(type(level)) or 0 * x0.sum((1, 2)))
     one = gj.branches(DENOISE, cond=jnp.zeros((4, 2)), uncond=jnp.ones((4, 2)))
-    gj.feynman_kac(W.keys, one, target, gj.ddpm(), end, SHAPE, size=4)
+    before = len(seen)
+    jax.eval_shape(lambda: gj.feynman_kac(W.keys, one, target, gj.ddpm(), end, SHAPE, size=4))
+    assert len(seen) > before
     assert set(seen) == {gj.NoiseLevel}
 
 
 def test_every_stream_is_distinct_and_a_level_in_float64_is_that_in_float32(x64):
     levels = gj.levels(gj.schedules.cosine(), 5, gj.spacings.karras())
-    like = jax.ShapeDtypeStruct((2, 4), jnp.float32)
-    single = jax.tree.map(lambda field: field.astype(jnp.float32), levels)
+    x0 = jnp.zeros((2, 4), jnp.float32)
+
+    @jax.jit
+    def drawn(level):
+        return normal(step_keys(step(level, batch=2)), x0), gj.diffuse(keys(2), x0, level)
+
     rows = []
     for i in range(5):
-        wide, narrow = (path(levels, i), path(single, i))
-        noise = normal(step_keys(step(wide, batch=2)), like)
-        same(normal(step_keys(step(narrow, batch=2)), like), noise)
-        x0 = jnp.zeros(like.shape, jnp.float32)
-        data = gj.diffuse(keys(2), x0, wide)
-        same(gj.diffuse(keys(2), x0, narrow), data)
+        wide = path(levels, i)
+        narrow = jax.tree.map(lambda field: field.astype(jnp.float32), wide)
+        noise, data = drawn(wide)
+        same(drawn(narrow), (noise, data))
         rows += [*np.asarray(noise), *np.asarray(data / float(narrow.sigma))]
     rows = np.stack(rows)
     close = np.abs(rows[:, None] - rows[None]).max(2) < 1e-3
@@ -250,7 +254,8 @@ def test_conditions_drawn_in_every_step_depend_on_the_level():
     """At a level they are the same for any start of the run. At another level they differ."""
     levels = gj.levels(COSINE, 40, gj.spacings.karras())
     draws = (conditions.random_labels(1000), conditions.time_noise(1.0))
-    at = lambda i, number: [np.asarray(draw(step(path(levels, i), number=number, batch=4))) for draw in draws]
+    every = jax.jit(lambda level, number: [draw(step(level, number=number, batch=4)) for draw in draws])
+    at = lambda i, number: every(path(levels, i), number)
     same(at(3, 3), at(3, 0))
     assert all((a != b).any() for a, b in zip(at(3, 0), at(4, 0), strict=True))
 

@@ -4,13 +4,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from worlds import classes, gaussians, keys, mixture, path
+from quick import quick_keys
+from worlds import PEAK, keys, path, peaked, peaks, peaks_x0
 
 import guidance_jax as gj
 from guidance_jax.noise import normal, step_keys
 
 LABELS = jnp.arange(6) % 3
 LEVELS = gj.levels(gj.schedules.cosine(), 10, gj.spacings.karras())
+
+
+DIFFUSE = jax.jit(gj.diffuse)
 
 
 def first(levels: gj.NoiseLevel) -> gj.NoiseLevel:
@@ -20,19 +24,25 @@ def first(levels: gj.NoiseLevel) -> gj.NoiseLevel:
 def drawn(sampler: gj.Sampler, levels: gj.NoiseLevel) -> dict[tuple[int, ...], int]:
     """How often each number that a run draws occurs, recorded where the library draws normal numbers."""
     seen: list[np.ndarray] = []
+    branches = gj.branches(gj.denoiser(lambda x, t, cond: 0 * x, predicts="x0"), cond=None)
 
     def watched(key, size, dtype):
         numbers = plain(key, size, dtype)
         jax.debug.callback(lambda z: seen.append(z), numbers)
         return numbers
 
+    @jax.jit
+    def draws(given):
+        x = gj.diffuse(given, jnp.zeros((2, 3)), first(levels))
+        of_a_guidance = normal(step_keys(gj.Step(jnp.int32(0), first(levels), first(levels), given)), x)
+        edited, from_noise = (
+            gj.sample(given, branches, gj.chain(), chosen, levels, start) for chosen, start in ((sampler, x), (gj.ddim(), (3,)))
+        )
+        return edited, from_noise, of_a_guidance
+
     plain, jax.random.normal = jax.random.normal, watched
     try:
-        x = gj.diffuse(keys(2), jnp.zeros((2, 3)), first(levels))
-        denoise = gj.denoiser(lambda x, t, cond: 0 * x, predicts="x0")
-        gj.sample(keys(2), gj.branches(denoise, cond=None), gj.chain(), sampler, levels, x).block_until_ready()
-        gj.sample(keys(2), gj.branches(denoise, cond=None), gj.chain(), gj.ddim(), levels, (3,)).block_until_ready()
-        normal(step_keys(gj.Step(jnp.int32(0), first(levels), first(levels), keys(2))), x)
+        jax.block_until_ready(draws(keys(2)))
         jax.effects_barrier()
     finally:
         jax.random.normal = plain
@@ -50,15 +60,18 @@ def test_all_draws_of_diffuse_inpaint_and_a_run_are_distinct():
 
 def test_diffuse_noises_each_sample_by_its_own_key_to_its_level():
     x0, level = jnp.full((40000, 2), 3.0), gj.schedules.cosine()(0.6)
-    x = gj.diffuse(keys(40000), x0, level)
-    z = (x - level.alpha * x0) / level.sigma
+    given = keys(40000)
+    x = np.asarray(DIFFUSE(given, x0, level))
+    z = (x - float(level.alpha) * 3) / float(level.sigma)
     np.testing.assert_allclose(z.mean(0), 0, atol=4 / 200)
-    np.testing.assert_allclose(jnp.cov(z.T), np.eye(2), atol=6 / 200)
-    np.testing.assert_array_equal(gj.diffuse(keys(40000)[7:9], x0[:2], level), x[7:9])
-    of_each = gj.schedules.cosine()(jnp.linspace(0.1, 0.9, 5))
-    each = gj.diffuse(keys(5), x0[:5], of_each)
-    for i in range(5):
-        np.testing.assert_allclose(each[i], gj.diffuse(keys(5), x0[:5], path(of_each, i))[i], rtol=1e-6)
+    np.testing.assert_allclose(np.cov(z.T), np.eye(2), atol=6 / 200)
+    few, at = given[7:9], jax.jit(gj.schedules.cosine())(jnp.array([0.6, 0.1]))
+    alone = DIFFUSE(few, x0[:2], level)
+    np.testing.assert_array_equal(alone, x[7:9])
+    # A level of each sample's own.
+    each = DIFFUSE(few, x0[:2], at)
+    np.testing.assert_allclose(each[0], alone[0], rtol=1e-6)
+    np.testing.assert_allclose(each[1], DIFFUSE(few, x0[:2], path(at, 1))[1], rtol=1e-6)
 
 
 def test_a_path_is_cut_by_strength_or_by_noise():
@@ -81,34 +94,35 @@ def test_a_path_is_cut_by_strength_or_by_noise():
 
 def test_image_to_image_keeps_the_law_of_the_data(x64):
     """Exact samples of a Gaussian that are noised to any level and denoised are exact again. More noise changes them more."""
-    mean, deviation, n = 1.3, 0.5**0.5, 2000
-    x0 = mean + deviation * jax.random.normal(jax.random.key(9), (n, 1))
+    mean, deviation, n = 1.0, PEAK**0.5, 2000
+    x0 = mean + deviation * np.random.default_rng(9).normal(size=(n, 1))
     levels, kept = gj.levels(gj.schedules.edm(0.01), 40, gj.spacings.exponential()), []
     for bound in (0.3, 3.0):
         cut = gj.schedules.below(levels, bound)
-        x = gj.diffuse(keys(n), x0, first(cut))
-        after = gj.sample(keys(n), gaussians(mean, 0.5, 0.0, 1.0), gj.chain(), gj.heun(), cut, x)
+        x = DIFFUSE(keys(n), x0, first(cut))
+        after = np.asarray(gj.sample(keys(n), peaked(jnp.full(n, 2)), gj.chain(), gj.heun(), cut, x))
         np.testing.assert_allclose(after.mean(), mean, atol=4 * deviation / n**0.5)
-        np.testing.assert_allclose(after.var(), 0.5, rtol=4 * (2 / n) ** 0.5)
-        kept.append(float(jnp.corrcoef(after.ravel(), x0.ravel())[0, 1]))
-        noisy = first(cut).ratio
-        np.testing.assert_allclose(kept[-1], deviation / (0.5 + noisy**2) ** 0.5, atol=0.03)
+        np.testing.assert_allclose(after.var(), PEAK, rtol=4 * (2 / n) ** 0.5)
+        kept.append(float(np.corrcoef(after.ravel(), x0.ravel())[0, 1]))
+        np.testing.assert_allclose(kept[-1], deviation / (PEAK + float(first(cut).ratio) ** 2) ** 0.5, atol=0.03)
+    assert kept[1] < kept[0] - 0.3
 
 
 def test_momentum_and_reuse_start_with_the_run_at_any_level(x64):
     """momentum and apg count from the run's own first step, in which reuse evaluates its difference."""
-    m, cut = mixture(), gj.schedules.strength(gj.levels(gj.schedules.cosine(), 10, gj.spacings.karras()), 0.6)
-    start = gj.diffuse(keys(6), m.sample(jax.random.key(1), 6), first(cut))
+    cut = gj.schedules.strength(gj.levels(gj.schedules.cosine(), 10, gj.spacings.karras()), 0.6)
+    start = np.random.default_rng(1).normal(size=(6, 3))
     beta, w, every = -0.6, 3.0, 2
-    uncond = jnp.full_like(LABELS, -1)
+    labels = np.asarray(LABELS)
 
     def walk(contrast):
-        x, running = start, jnp.zeros_like(start)
+        x, running = start, np.zeros_like(start)
+        alphas, sigmas = np.asarray(cut.alpha), np.asarray(cut.sigma)
         for number in range(6):
-            level, after = path(cut, number), path(cut, number + 1)
-            c, u = m.denoise(x, level, LABELS).x0, m.denoise(x, level, uncond).x0
+            alpha, sigma = alphas[number], sigmas[number]
+            c, u = (peaks_x0(x, alpha, sigma, given, np) for given in (labels, np.full_like(labels, -1)))
             running, guided = contrast(number, running, c, u)
-            x = after.alpha * guided + after.sigma / level.sigma * (x - level.alpha * guided)
+            x = alphas[number + 1] * guided + sigmas[number + 1] / sigma * (x - alpha * guided)
         return x
 
     def apg(number, running, c, u):
@@ -120,7 +134,7 @@ def test_momentum_and_reuse_start_with_the_run_at_any_level(x64):
         running = c - u if number % every == 0 else running
         return running, c + (w - 1) * running
 
-    run = lambda guidance: gj.run(keys(6), classes(m, LABELS), guidance, gj.ddim(), cut, start)[0]
+    run = lambda guidance: gj.run(quick_keys(6), peaked(LABELS), guidance, gj.ddim(), cut, jnp.asarray(start))[0]
     np.testing.assert_allclose(run(gj.apg(w, beta=beta, max_norm=1e9)).x, walk(apg), rtol=1e-9)
     reused = run(gj.reuse(gj.cfg(w), every))
     np.testing.assert_allclose(reused.x, walk(reuse), rtol=1e-9)
@@ -130,15 +144,21 @@ def test_momentum_and_reuse_start_with_the_run_at_any_level(x64):
 CORRELATION, MEANS, GIVEN = 0.8, (1.0, -0.5), 2.5
 
 
-def inpainted(times: int, n: int = 1024, steps: int = 40) -> jax.Array:
+def correlated(x: jax.Array, level: gj.NoiseLevel, cond: None) -> gj.Prediction:
+    """The exact denoiser of two correlated coordinates, in their sum and difference."""
+    total, apart = x.sum(1) - level.alpha * sum(MEANS), x[:, 0] - x[:, 1] - level.alpha * (MEANS[0] - MEANS[1])
+    gain = lambda variance: level.alpha * variance / (level.alpha**2 * variance + level.sigma**2)
+    along, across = gain(1 + CORRELATION) * total / 2, gain(1 - CORRELATION) * apart / 2
+    x0 = jnp.stack([MEANS[0] + along + across, MEANS[1] + along - across], 1)
+    return gj.Prediction(x0, (x - level.alpha * x0) / level.sigma)
+
+
+def inpainted(times: int, n: int = 1024, steps: int = 20) -> np.ndarray:
     """Samples of a correlated Gaussian with a given first coordinate."""
-    covariance = jnp.array([[[1.0, CORRELATION], [CORRELATION, 1.0]]])
-    m = gj.oracles.GaussianMixture(jnp.array([MEANS]), covariance, jnp.ones(1), jnp.zeros(1, int))
     levels = gj.levels(gj.schedules.cosine(0.02, 0.98), steps, gj.spacings.exponential())
     # The larger variance is exact for data of unit variance.
     sampler = gj.recur(gj.inpaint(gj.ddpm("large"), jnp.array([GIVEN, jnp.nan]), jnp.array([True, False])), times)
-    branches = gj.branches(m.denoise, cond=jnp.zeros(n, int))
-    return gj.sample(keys(n), branches, gj.chain(), sampler, levels, (2,))
+    return np.asarray(gj.sample(keys(n), gj.branches(correlated, cond=None), gj.chain(), sampler, levels, (2,)))
 
 
 def test_inpainting_approaches_the_conditional_law_only_with_recurrence():
@@ -159,9 +179,13 @@ def test_inpainting_approaches_the_conditional_law_only_with_recurrence():
 def test_inpainting_has_the_samplers_own_bias(variance, said):
     """The unknown half of N(0, I) is the sampler's result for N(0, 1). Each step is affine, so its variance is a product."""
     levels, n = gj.levels(gj.schedules.cosine(), 20, gj.spacings.karras()), 4096
-    m = gj.oracles.GaussianMixture(jnp.zeros((1, 2)), jnp.eye(2)[None], jnp.ones(1), jnp.zeros(1, int))
+
+    def denoise(x, level, cond):
+        total = level.alpha**2 + level.sigma**2
+        return gj.Prediction(level.alpha / total * x, level.sigma / total * x)
+
     sampler = gj.inpaint(gj.ddpm(variance), jnp.array([1.0, jnp.nan]), jnp.array([True, False]))
-    x = gj.sample(keys(n), gj.branches(m.denoise, cond=jnp.zeros(n, int)), gj.chain(), sampler, levels, (2,))
+    x = np.asarray(gj.sample(keys(n), gj.branches(denoise, cond=None), gj.chain(), sampler, levels, (2,)))
     alpha, sigma = (np.asarray(field, np.float64) for field in (levels.alpha, levels.sigma))
     exact = sigma[0] ** 2
     for i in range(20):
@@ -199,19 +223,18 @@ def test_inpainting_sets_the_known_part_before_and_after_every_step():
 
 
 def test_a_fractional_mask_blends_and_an_empty_mask_changes_nothing():
-    run = lambda sampler: gj.sample(keys(6), classes(mixture(), LABELS), gj.cfg(2.0), sampler, LEVELS, (3,))
+    run = lambda sampler: gj.sample(quick_keys(6), peaked(LABELS), gj.cfg(2.0), sampler, LEVELS, (3,))
     plain = run(gj.dpmpp_2m())
     np.testing.assert_allclose(run(gj.inpaint(gj.dpmpp_2m(), jnp.nan, 0.0)), plain, rtol=1e-4, atol=1e-5)
-    known = jnp.arange(18.0).reshape(6, 3)
-    np.testing.assert_array_equal(run(gj.inpaint(gj.heun(), known, 1)), known)
+    known = np.arange(18.0, dtype=np.float32).reshape(6, 3)
     denoise = gj.denoiser(lambda x, t, cond: 0 * x + 3, predicts="x0")
-    half = gj.inpaint(gj.ddim(), known, jnp.array([0.0, 0.25, 1.0]))
-    x = gj.sample(keys(6), gj.branches(denoise, cond=None), gj.chain(), half, LEVELS, (3,))
-    np.testing.assert_allclose(x, jnp.stack([0 * known[:, 0] + 3, 0.75 * 3 + 0.25 * known[:, 1], known[:, 2]], 1))
+    half = gj.inpaint(gj.heun(), jnp.asarray(known), jnp.array([0.0, 0.25, 1.0]))
+    x = gj.sample(quick_keys(6), gj.branches(denoise, cond=None), gj.chain(), half, LEVELS, (3,))
+    np.testing.assert_allclose(x, np.stack([0 * known[:, 0] + 3, 0.75 * 3 + 0.25 * known[:, 1], known[:, 2]], 1))
 
 
 def test_runs_that_cannot_be_inpainted_or_repeated_raise():
-    run = lambda sampler: gj.sample(keys(6), classes(mixture(), LABELS), gj.chain(), sampler, LEVELS, (3,))
+    run = lambda sampler: gj.sample(quick_keys(6), peaked(LABELS), gj.chain(), sampler, LEVELS, (3,))
     for build, message in (
         (lambda: gj.inpaint(gj.ddim(), 0.0, jnp.array([0, 2])), r"mask must be a mask, in \[0, 1\], got \[0 2\]"),
         (lambda: gj.inpaint(gj.ddim(), 0.0, jnp.array([0, jnp.nan])), r"mask must be a mask, in \[0, 1\], got \[ ?0. nan\]"),
@@ -228,14 +251,14 @@ def test_runs_that_cannot_be_inpainted_or_repeated_raise():
 SCALES = jnp.array([1.0, 1.0, 1.0, 2.0, 2.0, 2.0])
 
 
-def round_trip(sampler, steps, schedule):
-    """Inverts data to noise and samples from it. Returns the data, the noise, and the new samples."""
+DATA = np.random.default_rng(2).normal(size=(6, 3)) / 2 + np.asarray(LABELS)[:, None] - 1
+
+
+def way(sampler, steps, schedule):
+    """Both directions of a run between data and noise, as one program."""
     levels = path(gj.levels(schedule, steps + 1, gj.spacings.uniform()), slice(-1))
-    m = mixture()
-    data = m.sample(jax.random.key(2), 6, LABELS)
-    run = lambda levels, x: gj.sample(keys(6), classes(m, LABELS), gj.cfg(SCALES.astype(x.dtype)), sampler, levels, x)
-    noise = run(gj.schedules.reverse(levels), data)
-    return data, noise, run(levels, noise)
+    run = lambda levels, x: gj.sample(quick_keys(6), peaked(LABELS), gj.cfg(SCALES.astype(float)), sampler, levels, x)
+    return lambda x: run(gj.schedules.reverse(levels), x), lambda x: run(levels, x)
 
 
 @pytest.mark.parametrize(
@@ -245,29 +268,31 @@ def round_trip(sampler, steps, schedule):
 )
 def test_inversion_has_the_samplers_order_with_and_without_guidance(x64, sampler, order, back, schedule):
     """The way back cancels the leading error of a method of even order, so Heun's round trip gains one order."""
-    _, exact, _ = round_trip(gj.heun(), 3200, schedule)
+    data = jnp.asarray(DATA)
+    exact = np.asarray(way(gj.heun(), 3200, schedule)[0](data))
     errors = []
-    for steps in (200, 400, 800):
-        data, noise, again = round_trip(sampler, steps, schedule)
-        errors.append([jnp.abs(d.reshape(2, 9)).max(1) for d in (noise - exact, again - data)])
-    measured = np.log2(np.divide(errors[:-1], errors[1:]))
-    assert (abs(measured[:, 0] - order) < 0.25).all(), measured
-    assert (abs(measured[:, 1] - back) < 0.25).all(), measured
+    for steps in (300, 600):
+        invert, sample = way(sampler, steps, schedule)
+        noise = invert(data)
+        errors.append([np.abs(d.reshape(2, 9)).max(1) for d in (np.asarray(noise) - exact, np.asarray(sample(noise)) - DATA)])
+    measured = np.log2(np.divide(*errors))
+    assert (abs(measured[0] - order) < 0.25).all(), measured
+    assert (abs(measured[1] - back) < 0.25).all(), measured
 
 
 def test_an_interval_contains_the_same_steps_in_both_directions(x64):
     """Intervals are half-open at step boundaries, so Heun keeps its order there and back, with the evaluations of sampling."""
     levels = path(gj.levels(gj.schedules.edm(0.05, 20.0), 13, gj.spacings.uniform()), slice(-1))
-    m, guidance = mixture(), gj.during(gj.cfg(2.0), levels.ratio[9], levels.ratio[4])
-    sets = []
+    guidance = gj.during(gj.cfg(2.0), levels.ratio[9], levels.ratio[4])
+    asked, sets = [], []
+
+    def denoise(x, level, cond):
+        jax.debug.callback(lambda x, sigma: asked.append((len(x) // 6, round(float(sigma), 4))), x, level.sigma)
+        return peaks(x, level, cond)
+
     for way in (levels, gj.schedules.reverse(levels)):
-        asked = []
-
-        def denoise(x, level, cond, asked=asked):
-            jax.debug.callback(lambda x, sigma: asked.append((len(x) // 6, round(float(sigma), 4))), x, level.sigma)
-            return m.denoise(x, level, cond)
-
-        gj.sample(keys(6), classes(m, LABELS)._replace(denoise=denoise), guidance, gj.heun(), way, jnp.ones((6, 3)))
+        asked.clear()
+        jax.block_until_ready(gj.sample(quick_keys(6), peaked(LABELS, denoise), guidance, gj.heun(), way, jnp.ones((6, 3))))
         jax.effects_barrier()
         sets.append(sorted(asked))
     assert sets[0] == sets[1]
@@ -277,34 +302,34 @@ def test_an_interval_contains_the_same_steps_in_both_directions(x64):
 def test_encodings_of_one_gaussian_are_the_exact_map_of_the_data(x64):
     """`x_T = alpha_T m + s_T / s_0 (x - alpha_0 m)`, `s^2 = alpha^2 v + sigma^2`: the ODE's exact flow."""
     levels = gj.levels(gj.schedules.cosine(0.01, 0.99), 400, gj.spacings.uniform())
-    start, end = path(levels, -2), first(levels)
-    x = jnp.linspace(-2, 3, 7)[:, None]
-    encode = lambda sampler: gj.sample(
-        keys(7), gaussians(1.3, 0.5, 0.0, 1.0), gj.chain(), sampler, gj.schedules.reverse(levels), x
-    )
-    deviation = [jnp.sqrt(level.alpha**2 * 0.5 + level.sigma**2) for level in (start, end)]
-    exact = end.alpha * 1.3 + deviation[1] / deviation[0] * (x - start.alpha * 1.3)
+    back, mean = gj.schedules.reverse(levels), 1.0
+    x = np.linspace(-1, 3, 7)[:, None]
+    encode = lambda sampler: gj.sample(keys(7), peaked(jnp.full(7, 2)), gj.chain(), sampler, back, jnp.asarray(x))
+    (alpha, end_alpha), (sigma, end_sigma) = (np.asarray(field)[[0, -1]] for field in (back.alpha, back.sigma))
+    grown = np.sqrt((end_alpha**2 * PEAK + end_sigma**2) / (alpha**2 * PEAK + sigma**2))
+    exact = end_alpha * mean + grown * (x - alpha * mean)
     np.testing.assert_allclose(encode(gj.heun()), exact, atol=2e-4)
     np.testing.assert_allclose(encode(gj.ddim()), exact, atol=2e-2)
 
 
 def test_encodings_of_a_mixture_are_standard_normal():
-    n, m = 2000, mixture(2)
-    labels = jnp.full(n, -1)
+    n, rng = 2000, np.random.default_rng(3)
+    data = rng.choice([-1.0, 1.0], size=(n, 2)) + PEAK**0.5 * rng.normal(size=(n, 2))
     levels = gj.levels(gj.schedules.cosine(0.02, 0.998), 40, gj.spacings.karras())
     back = gj.schedules.reverse(levels)
-    x = gj.diffuse(keys(n), m.sample(jax.random.key(3), n), first(back))
-    z = gj.sample(keys(n), classes(m, labels), gj.cfg(1.0), gj.heun(), back, x) / levels.sigma[0]
+    x = DIFFUSE(keys(n), data.astype(np.float32), first(back))
+    noise = gj.sample(keys(n), peaked(jnp.full(n, -1)), gj.cfg(1.0), gj.heun(), back, x)
+    z = np.asarray(noise) / float(levels.sigma[0])
     np.testing.assert_allclose(z.mean(0), 0, atol=4 / n**0.5)
     np.testing.assert_allclose(np.cov(z.T), np.eye(2), atol=4 * (2 / n) ** 0.5)
     np.testing.assert_allclose((z**4).mean(0), 3, atol=4 * (96 / n) ** 0.5)
-    uniform = np.asarray(jax.scipy.stats.norm.cdf(jnp.sort(z[:, 0])))
+    uniform = np.asarray(jax.scipy.stats.norm.cdf(np.sort(z[:, 0])))
     assert np.abs(uniform - (np.arange(n) + 0.5) / n).max() < 1.63 / n**0.5
 
 
 def test_wrong_runs_from_data_to_noise_raise():
     up = gj.schedules.reverse(LEVELS)
-    run = lambda sampler, levels, start: gj.sample(keys(6), classes(mixture(), LABELS), gj.chain(), sampler, levels, start)
+    run = lambda sampler, levels, start: gj.sample(quick_keys(6), peaked(LABELS), gj.chain(), sampler, levels, start)
     data = jnp.ones((6, 3))
     clean = LEVELS[::-1]
     for sampler, levels, start, message in (

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick import quick_keys
 from worlds import keys, path, step
 
 import guidance_jax as gj
@@ -29,15 +30,19 @@ def is_drawn_wide(z, dtype):
 
 def test_diffuse_and_every_part_that_draws_per_step_draw_in_float32(dtype):
     given, x0 = keys(100), jnp.zeros((100, 1000), dtype)
-    is_drawn_wide(gj.diffuse(given, x0, LEVEL), dtype)
-    is_drawn_wide(normal(given, x0), dtype)
-    np.testing.assert_array_equal(gj.diffuse(given, x0, LEVEL), gj.diffuse(given, x0.astype(float), LEVEL).astype(dtype))
     half = jax.tree.map(lambda field: field.astype(dtype), LEVEL)
-    is_drawn_wide(gj.diffuse(given, x0, half), dtype)
-    many = keys(100_000)
-    offsets = conditions.time_noise(1.0)(gj.Step(jnp.int32(0), half, half, many))
-    is_drawn_wide(offsets, dtype)
-    is_drawn_wide(normal(step_keys(step(half, batch=100)), x0), dtype)
+
+    @jax.jit
+    def drawn(x0, many):
+        offsets = conditions.time_noise(1.0)(gj.Step(jnp.int32(0), half, half, many))
+        from_half = gj.diffuse(given, x0, half), offsets, normal(step_keys(step(half, batch=100)), x0)
+        return gj.diffuse(given, x0, LEVEL), normal(given, x0), *from_half
+
+    found = drawn(x0, keys(100_000))
+    for z in found:
+        is_drawn_wide(z, dtype)
+    wide = jax.jit(gj.diffuse)(given, x0.astype(float), LEVEL)
+    np.testing.assert_array_equal(found[0], np.asarray(wide).astype(dtype))
 
 
 def test_training_draws_and_averages_in_float32(dtype):
@@ -53,19 +58,22 @@ def test_training_draws_and_averages_in_float32(dtype):
         return x / 2
 
     wide = x0.astype(float)
-    losses = {
-        "eps": lambda x0: gj.training.denoising_loss(network, "eps", key, x0, level, None),
-        "v": lambda x0: gj.training.denoising_loss(network, "v", key, x0, level, None),
-        "edm": lambda x0: gj.training.edm_loss(network, 1.0, key, x0, level, None),
-        "classifier": lambda x0: gj.training.classifier_loss(lambda x, t: x[:, :7], key, x0, level, jnp.zeros(50, int)),
-    }
-    for name, loss in losses.items():
+
+    @jax.jit
+    def losses(x0):
+        return {
+            "eps": gj.training.denoising_loss(network, "eps", key, x0, level, None),
+            "v": gj.training.denoising_loss(network, "v", key, x0, level, None),
+            "edm": gj.training.edm_loss(network, 1.0, key, x0, level, None),
+            "classifier": gj.training.classifier_loss(lambda x, t: x[:, :7], key, x0, level, jnp.zeros(50, int)),
+        }
+
+    narrow, expected = losses(x0), losses(wide)
+    for name, found in narrow.items():
         # Only the inputs of the network are rounded. An average in bfloat16 would have three digits.
-        found = loss(x0)
         assert found.dtype == jnp.float32, name
-        np.testing.assert_allclose(
-            found, loss(wide), rtol=0 if name == "classifier" else 3e-4, atol=2e-2 if name == "classifier" else 0
-        )
+        rtol, atol = (0, 2e-2) if name == "classifier" else (3e-4, 0)
+        np.testing.assert_allclose(found, expected[name], rtol=rtol, atol=atol, err_msg=name)
         assert len(np.unique(np.asarray(found))) > 45, name
     assert jnp.dtype(dtype) in asked
     assert (
@@ -89,14 +97,20 @@ def test_an_average_in_low_precision_does_not_stall(dtype):
     np.testing.assert_allclose(started["w"], 1.9)
 
 
+TARGETS = {"bfloat16": gj.targets.tilted(1.5), "float16": gj.targets.product({"cond": 0.7, "uncond": 0.6})}
+
+
 @pytest.mark.filterwarnings("ignore:feynman_kac")
 def test_particles_resample_by_sums_in_float32(dtype):
-    for weights in (jnp.zeros(1000), jnp.log(jnp.arange(1.0, 1001.0))):
+    chosen = jax.jit(
+        lambda weights: (gj.particles.systematic(jax.random.key(0), weights), gj.particles.effective_size(weights))
+    )
+    for weights in (np.zeros(1000), np.log(np.arange(1.0, 1001.0))):
         weights = weights.astype(dtype)
-        w = np.exp(np.asarray(weights, np.float64))
-        times = np.bincount(gj.particles.systematic(jax.random.key(0), weights), minlength=1000)
-        assert (np.abs(times - 1000 * w / w.sum()) < 1 + 1e-3).all()
-        np.testing.assert_allclose(gj.particles.effective_size(weights), w.sum() ** 2 / (w**2).sum(), rtol=1e-4)
+        w = np.exp(weights.astype(np.float64))
+        parents, size = chosen(weights)
+        assert (np.abs(np.bincount(parents, minlength=1000) - 1000 * w / w.sum()) < 1 + 1e-3).all()
+        np.testing.assert_allclose(size, w.sum() ** 2 / (w**2).sum(), rtol=1e-4)
 
     def of_mean(x, level, mean):
         x0 = (level.alpha * x + level.sigma**2 * mean) / (level.alpha**2 + level.sigma**2)
@@ -105,12 +119,11 @@ def test_particles_resample_by_sums_in_float32(dtype):
     both = gj.branches(of_mean, cond=0.3 * jnp.ones((64, 1)), uncond=jnp.zeros((64, 1)))
     levels = gj.levels(gj.schedules.cosine(0.02, 0.98), 4, gj.spacings.uniform())
     half = jax.tree.map(lambda field: field.astype(dtype), levels)
-    run = lambda levels, target: gj.feynman_kac(keys(64), both, target, gj.ddpm(), levels, (2,), size=64, threshold=0.0)
-    for target in (gj.targets.tilted(1.5), gj.targets.product({"cond": 0.7, "uncond": 0.6})):
-        rounded = jax.tree.map(lambda field: field.astype(jnp.float32), half)
-        found, wide = run(half, target), run(rounded, target)
-        assert found.x.dtype == dtype
-        np.testing.assert_allclose(found.log_normaliser, wide.log_normaliser, rtol=1e-5)
+    target = TARGETS[jnp.dtype(dtype).name]
+    run = jax.jit(lambda levels: gj.feynman_kac(quick_keys(64), both, target, gj.ddpm(), levels, (2,), size=64, threshold=0.0))
+    found, wide = run(half), run(jax.tree.map(lambda field: field.astype(jnp.float32), half))
+    assert found.x.dtype == dtype
+    np.testing.assert_allclose(found.log_normaliser, wide.log_normaliser, rtol=1e-5)
 
 
 def test_a_run_is_in_float32_and_its_samples_are_rounded(dtype):
@@ -118,37 +131,47 @@ def test_a_run_is_in_float32_and_its_samples_are_rounded(dtype):
     branches = gj.branches(
         gj.denoiser(lambda x, t, cond: x * cond, predicts="v"), cond=jnp.ones((4, 1)), uncond=jnp.zeros((4, 1))
     )
-    for guidance in (gj.apg(2.0), gj.feedback(0.9), gj.lgd(lambda x0: -(x0**2).sum(1).astype(dtype), 0.1, draws=3)):
-        state, _ = gj.run(keys(4), branches, guidance, gj.ddpm(), LEVELS, x)
-        wide, _ = gj.run(keys(4), branches, guidance, gj.ddpm(), LEVELS, x.astype(float))
-        assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.floating))
-        np.testing.assert_array_equal(state.x, wide.x)
-        assert gj.sample(keys(4), branches, guidance, gj.ddpm(), LEVELS, x).dtype == dtype
+    drawing = gj.lgd(lambda x0: -(x0**2).sum(1).astype(dtype), 0.1, draws=3)
+    guidance = gj.chain(gj.add(gj.apg(2.0), gj.feedback(0.9)), drawing)
+    state, _ = gj.run(quick_keys(4), branches, guidance, gj.ddpm(), LEVELS, x)
+    wide, _ = gj.run(quick_keys(4), branches, guidance, gj.ddpm(), LEVELS, x.astype(float))
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.floating))
+    np.testing.assert_array_equal(state.x, wide.x)
+    assert gj.sample(quick_keys(4), branches, guidance, gj.ddpm(), LEVELS, x).dtype == dtype
+
+
+OF_MIXTURES = "denoise", "score", "log_prob", "class_log_prob"
+
+
+@jax.jit
+def measured(x, a, b):
+    means, covariances, weights = (jnp.asarray(value, x.dtype) for value in ([[-1.0], [1.0]], np.ones((2, 1, 1)), [1, 1]))
+    m = gj.oracles.GaussianMixture(means, covariances, weights, jnp.arange(2))
+    of_x = [getattr(m, what)(x, path(LEVELS, 1), jnp.zeros(5, int)) for what in OF_MIXTURES]
+    of_sets = [measure(a, b) for measure in (gj.metrics.energy_distance, gj.metrics.kid, gj.metrics.fid)]
+    return (of_x, of_sets), m.sample(jax.random.key(0), 2000)
 
 
 def test_measures_classifiers_and_oracles_are_computed_in_float32(dtype):
     rng = np.random.default_rng(0)
-    logits = jnp.asarray(rng.normal(size=(3000, 10)), dtype)
-    p = np.exp(np.asarray(logits, np.float64))
+    logits, labels = rng.normal(size=(3000, 10)).astype(dtype), rng.integers(0, 10, 3000)
+    c, x, (a, b) = (rng.normal(size=shape).astype(dtype) for shape in ((3, 50, 4), (5, 1), (2, 200, 3)))
+
+    @jax.jit
+    def of_logits(logits, c):
+        log_prob = gj.scores.class_log_prob(lambda x, t: x, jnp.asarray(labels))(logits, LEVEL)
+        score = gj.metrics.inception_score(logits)
+        return score, gj.metrics.accuracy(logits, jnp.asarray(labels)), log_prob, gj.fit_linear(c, 2 * c)[1:, 0]
+
+    score, accuracy, log_prob, slope = of_logits(logits, c)
+    p = np.exp(logits.astype(np.float64))
     p /= p.sum(1, keepdims=True)
-    exact = np.exp((p * np.log(p / p.mean(0))).sum(1).mean())
-    np.testing.assert_allclose(gj.metrics.inception_score(logits), exact, rtol=1e-5)
-    labels = jnp.asarray(rng.integers(0, 10, 3000))
-    np.testing.assert_allclose(gj.metrics.accuracy(logits, labels), (np.asarray(logits).argmax(1) == labels).mean(), rtol=1e-6)
-    log_prob = gj.scores.class_log_prob(lambda x, t: x, labels)(logits, LEVEL)
+    np.testing.assert_allclose(score, np.exp((p * np.log(p / p.mean(0))).sum(1).mean()), rtol=1e-5)
+    np.testing.assert_allclose(accuracy, (logits.argmax(1) == labels).mean(), rtol=1e-6)
     np.testing.assert_allclose(log_prob, np.log(p)[np.arange(3000), labels], rtol=1e-4)
-    c = jnp.asarray(rng.normal(size=(3, 50, 4)), dtype)
-    np.testing.assert_allclose(gj.fit_linear(c, 2 * c)[1:, 0], 2, rtol=1e-3)
-    means, covariances = jnp.asarray([[-1.0], [1.0]], dtype), jnp.ones((2, 1, 1), dtype)
-    narrow = gj.oracles.GaussianMixture(means, covariances, jnp.ones(2, dtype), jnp.arange(2))
-    wide = gj.oracles.GaussianMixture(means.astype(float), covariances.astype(float), jnp.ones(2), jnp.arange(2))
-    assert len(np.unique(np.asarray(narrow.sample(jax.random.key(0), 2000)))) > 1900
-    x = jnp.asarray(rng.normal(size=(5, 1)), dtype)
-    for what in ("denoise", "score", "log_prob", "class_log_prob"):
-        found, sure = (
-            getattr(m, what)(at, path(LEVELS, 1), jnp.zeros(5, int)) for m, at in ((narrow, x), (wide, x.astype(float)))
-        )
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found, sure)
-    a, b = jnp.asarray(rng.normal(size=(2, 200, 3)), dtype)
-    for measure in (gj.metrics.energy_distance, gj.metrics.kid, gj.metrics.fid):
-        np.testing.assert_allclose(measure(a, b), measure(a.astype(float), b.astype(float)), rtol=1e-6)
+    np.testing.assert_allclose(slope, 2, rtol=1e-3)
+
+    wide = (given.astype(np.float32) for given in (x, a, b))
+    (found, samples), (expected, _) = measured(x, a, b), measured(*wide)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found, expected)
+    assert len(np.unique(np.asarray(samples))) > 1900

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from contract import SAMPLERS, TABLE, run, world
+from contract import SAMPLERS, SHAPE, TABLE, B, network, run, updates, world
+from jax.extend.source_info_util import summarize
 from jax.lax import Precision
 from jaxprs import products
 from worlds import keys
@@ -23,22 +24,42 @@ SETS = jnp.asarray(np.random.default_rng(0).normal(size=(2, 9, 4)), float)
 
 
 def exact(f, *given):
-    found = [e.params["precision"] for e in products(f, *given)]
-    assert set(found) <= {(Precision.HIGHEST, Precision.HIGHEST)}, f"{found.count(None)} of {len(found)} have the default"
+    """The number of products of a function. Fails with the place in the source of each that has the default precision."""
+    found = products(f, *given)
+    wrong = {summarize(e.source_info) for e in found if e.params["precision"] != (Precision.HIGHEST, Precision.HIGHEST)}
+    assert not wrong, f"{len(wrong)} products of {len(found)} have the default: {sorted(wrong)}"
     return len(found)
 
 
-@pytest.mark.parametrize("name", TABLE)
-def test_methods_have_no_product_in_default_precision(name):
-    w, row = world(), TABLE[name]
-    loss = lambda value: (run(row.make(value, w), w) ** 2).sum()
-    exact(jax.value_and_grad(loss), row.usual)
+BEGIN, END = PATH[0], PATH[1]
+W, START = world(), jnp.ones((B, *SHAPE))
+BRANCHES = gj.branches(gj.denoiser(network, predicts="v"), **W.conds)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_samplers_have_no_product_in_default_precision(name):
-    w = world()
-    exact(lambda scale: run(gj.cfg(scale), w, SAMPLERS[name]), 2.0)
+def test_methods_have_no_product_in_default_precision():
+    """Nor have their gradients."""
+
+    def loss(values):
+        methods = {name: TABLE[name].make(value, W) for name, value in values.items()}
+        return sum((after.x0**2).sum() for after in updates(methods, BRANCHES, W.keys, START, 0, BEGIN, END).values())
+
+    assert exact(jax.value_and_grad(loss), {name: row.usual for name, row in TABLE.items()}) > 0
+
+
+def test_samplers_have_no_product_in_default_precision():
+    """In a step from their initial memory."""
+
+    def steps(scale):
+        denoise = gj.guide(BRANCHES, gj.cfg(scale), gj.Step(jnp.int32(0), BEGIN, END, W.keys))
+        state = gj.State(START, (), (), jnp.int32(0), START)
+        begun = {name: state._replace(memory=sampler.init(START)) for name, sampler in SAMPLERS.items()}
+        return [sampler.step(denoise, begun[name], BEGIN, END, W.keys).x for name, sampler in SAMPLERS.items()]
+
+    exact(steps, 2.0)
+
+
+def test_a_run_has_no_product_in_default_precision():
+    exact(lambda scale: run(gj.cfg(scale), W), 2.0)
 
 
 ORACLE = {
@@ -53,9 +74,9 @@ ORACLE = {
 }
 
 
-@pytest.mark.parametrize("name", ORACLE)
-def test_oracles_have_no_product_in_default_precision(name):
-    assert exact(ORACLE[name], X) > 0
+def test_oracles_have_no_product_in_default_precision():
+    for name, f in ORACLE.items():
+        assert exact(f, X) > 0, name
 
 
 MEASURES = {
@@ -71,9 +92,8 @@ MEASURES = {
 }
 
 
-@pytest.mark.parametrize("name", MEASURES)
-def test_metrics_have_no_product_in_default_precision(name):
-    exact(MEASURES[name], *SETS)
+def test_metrics_have_no_product_in_default_precision():
+    exact(lambda *sets: [measure(*sets) for measure in MEASURES.values()], *SETS)
 
 
 def test_particles_have_no_product_in_default_precision():

@@ -134,10 +134,8 @@ def main(
     with ThreadPoolExecutor(jobs) as pool:
         for outcome in pool.map(lambda patch: judge(patch, tree.resolve(), timeout), chosen):
             outcomes.append(outcome)
-            print(
-                f"{'caught' if outcome.caught_by else 'NOT CAUGHT':10} {outcome.seconds:4.0f} s  {outcome.fault}  {outcome.caught_by}",
-                flush=True,
-            )
+            verdict = "caught" if outcome.caught_by else "NOT CAUGHT"
+            print(f"{verdict:10} {outcome.seconds:4.0f} s  {outcome.fault}  {outcome.caught_by}", flush=True)
             if out:
                 out.write_text(json.dumps([dataclasses.asdict(o) for o in outcomes], indent=1))
     missed = sum(not outcome.caught_by for outcome in outcomes)

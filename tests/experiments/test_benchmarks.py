@@ -1,6 +1,7 @@
 """Tests of the benchmarks: each runs at toy size and measures what it says."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import pytest
@@ -8,9 +9,12 @@ import pytest
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")]
 
 
-def test_loading_measures_every_pair_of_dtypes(tmp_path):
+def test_loading_measures_every_pair_of_dtypes(tmp_path, monkeypatch):
+    from experiments.benchmarks import loading
     from experiments.benchmarks.loading import LOADED, STORED, Config, main
 
+    # In this process. Six more would each start JAX.
+    monkeypatch.setattr(loading, "ProcessPoolExecutor", lambda count, *_, **__: ThreadPoolExecutor(count))
     rows = main(Config(out=tmp_path, smoke=True))
     assert json.loads((tmp_path / "loading.json").read_text()) == rows
     assert [(row["stored"], row["loaded"]) for row in rows] == [(stored, loaded) for stored in STORED for loaded in LOADED]

@@ -295,7 +295,7 @@ def test_the_contrastive_loss_is_the_mean_cross_entropy_in_both_directions():
 
 def test_padding_does_not_change_the_output_of_the_denoiser():
     model, rng = tiny(), np.random.default_rng(0)
-    x, t = rng.normal(size=(2, *scenes.SHAPE)).astype(np.float32), np.array([0.3, 0.7], np.float32)
+    x, t = jnp.asarray(rng.normal(size=(2, *scenes.SHAPE)), jnp.float32), jnp.array([0.3, 0.7])
     read = jax.jit(lambda texts: model.read(model.params, texts)[0])
     apply = jax.jit(lambda text: model.apply(model.params, x, t, text))
     text, other = (read(scenes.tokenise(["a three", second])) for second in ("two fives", "two sixes"))

@@ -255,7 +255,10 @@ def by_measurement(
 def components(real: data.Data, count: int = 16) -> tuple[Callable[[Array], Array], list[Any]]:
     """A projection to the principal components of real images, and the moments of each class there."""
     flat = lambda images: images.reshape(len(images), -1)
-    mean, (_, _, axes) = flat(real.images).mean(0), np.linalg.svd(flat(real.images) - flat(real.images).mean(0))
+    mean, (_, _, axes) = (
+        flat(real.images).mean(0),
+        np.linalg.svd(flat(real.images) - flat(real.images).mean(0), full_matrices=False),
+    )
     project = lambda images: (flat(images) - mean[None]) @ axes[:count].T
     classes = [project(real.images[real.labels == y]) for y in range(real.classes)]
     return project, [gj.metrics.moments(jnp.asarray(each)) for each in classes]
@@ -298,11 +301,11 @@ def main(config: Config) -> dict[str, Any]:
         names = ("denoiser", "classifier", "evaluator")
         config = dataclasses.replace(
             config,
-            **{n: dataclasses.replace(getattr(config, n), steps=30) for n in names},
-            **{f"{n}_size": dataclasses.replace(getattr(config, f"{n}_size"), width=32) for n in names},
-            scales=(0.0, 1.0, 2.0, 4.0),
-            samples=100,
-            steps=5,
+            **{n: dataclasses.replace(getattr(config, n), steps=5, batch=32) for n in names},
+            **{f"{n}_size": Size(width=8, blocks=1) for n in names},
+            scales=(0.0, 1.0, 4.0),
+            samples=50,
+            steps=3,
             out=config.out / "smoke",
         )
     config.out.mkdir(parents=True, exist_ok=True)

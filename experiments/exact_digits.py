@@ -334,7 +334,7 @@ def main(config: Config) -> dict[str, Any]:
     """Run the job. Returns the contents of `metrics.json`."""
     begin = time.perf_counter()
     if config.smoke:
-        small: Any = {"components": 10, "scales": (1.0, *sorted(config.shown)), "samples": 20, "steps": 8}
+        small: Any = {"scales": (1.0, *sorted(config.shown)), "samples": 50, "steps": 16}
         config = dataclasses.replace(config, **small, out=config.out / "smoke")
     config.out.mkdir(parents=True, exist_ok=True)
     load, splits = lambda split: data.load(config.dataset, split, config.out / "data", size=config.size), ("train", "test")

@@ -394,7 +394,7 @@ def plot_tilted(config: Config, rows: list[dict[str, Any]]) -> None:
 def main(config: Config) -> list[dict[str, Any]]:
     """Print the tables and draw the pictures. Returns the table of variances."""
     if config.smoke:
-        few = {"steps": 40, "samples": 500, "particles": 100, "tilted_steps": 40, "counts": (10, 40)}
+        few = {"steps": 40, "samples": 500, "particles": 100, "tilted_steps": 40, "counts": (40,), "tilted_scales": (2.0,)}
         config = dataclasses.replace(config, **few, out=config.out / "smoke")
     config.out.mkdir(parents=True, exist_ok=True)
     v_c, v_u = config.conditional_variance, config.unconditional_variance

@@ -162,7 +162,7 @@ def search(config: Config, world: World, bank: Array, scales: np.ndarray) -> tup
     times as many samples and a grid ten times as fine, around the best scales of the best five intervals.
     """
     ratio = np.asarray(world.levels.ratio[:-1], np.float64)
-    edges = [0.0, *np.sqrt(ratio[1:] * ratio[:-1])[::-1], np.inf]
+    edges = [0.0, *np.sqrt(ratio[1:] * ratio[:-1])[::-1].tolist(), np.inf]  # of one type, for one program
     spacing = scales[1] - scales[0]
 
     @functools.partial(jax.jit, static_argnames="n")
@@ -321,7 +321,7 @@ def main(config: Config) -> dict[str, dict[str, Any]]:
     """Search, train and judge. Print the table and draw the picture. Returns the table with one row per method."""
     scales = np.arange(0.5, 8.01, 0.5)
     if config.smoke:
-        small = {"steps": 4, "iterations": 3, "batch": 100, "judged": 100, "repeats": 2, "out": config.out / "smoke"}
+        small = {"steps": 4, "iterations": 120, "batch": 400, "judged": 2000, "repeats": 2, "out": config.out / "smoke"}
         config, scales = dataclasses.replace(config, **small), scales[:3]
     config.out.mkdir(parents=True, exist_ok=True)
     world = grow(config)

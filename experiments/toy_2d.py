@@ -294,7 +294,7 @@ def main(config: Config) -> dict[str, dict[str, Any]]:
     """Print the tables and draw the pictures. Returns the table with one row per method."""
     if config.smoke:
         out = config.out / "smoke"
-        config = dataclasses.replace(config, steps=12, samples=200, scales=(1.0, config.scale), out=out)
+        config = dataclasses.replace(config, steps=16, samples=600, scales=(1.0, config.scale), out=out)
     config.out.mkdir(parents=True, exist_ok=True)
     world = grow(config)
     found = study(config, world, (*UNGUIDED, *GUIDED))

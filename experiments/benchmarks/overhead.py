@@ -81,26 +81,36 @@ class Case:
 DIT = gj.networks.DiTConfig((16, 16, 3), CLASSES, width=192, blocks=6, heads=3, patch=2)
 UNET = gj.networks.UNetConfig((32, 32, 3), CLASSES, widths=(32, 64, 128), blocks=1)
 SMALL = {"width": 32, "blocks": 1}
-CASES = {
-    "MLP, toy": Case(
-        (2,),
-        1024,
-        lambda rngs: gj.networks.MLP((2,), CLASSES, width=64, blocks=2, rngs=rngs),
-        lambda rngs: gj.networks.MLPClassifier((2,), CLASSES, **SMALL, rngs=rngs),
-    ),
-    "DiT": Case(
-        tuple(DIT.shape),
-        4,
-        lambda rngs: gj.networks.DiT(DIT, rngs=rngs),
-        lambda rngs: gj.networks.MLPClassifier(DIT.shape, CLASSES, **SMALL, rngs=rngs),
-    ),
-    "U-Net": Case(
-        tuple(UNET.shape),
-        2,
-        lambda rngs: gj.networks.UNet(UNET, rngs=rngs),
-        lambda rngs: gj.networks.UNetClassifier(UNET, rngs=rngs),
-    ),
-}
+
+
+def cases(dit: gj.networks.DiTConfig, unet: gj.networks.UNetConfig) -> dict[str, Case]:
+    """The networks by name."""
+    return {
+        "MLP, toy": Case(
+            (2,),
+            1024,
+            lambda rngs: gj.networks.MLP((2,), CLASSES, width=64, blocks=2, rngs=rngs),
+            lambda rngs: gj.networks.MLPClassifier((2,), CLASSES, **SMALL, rngs=rngs),
+        ),
+        "DiT": Case(
+            tuple(dit.shape),
+            4,
+            lambda rngs: gj.networks.DiT(dit, rngs=rngs),
+            lambda rngs: gj.networks.MLPClassifier(dit.shape, CLASSES, **SMALL, rngs=rngs),
+        ),
+        "U-Net": Case(
+            tuple(unet.shape),
+            2,
+            lambda rngs: gj.networks.UNet(unet, rngs=rngs),
+            lambda rngs: gj.networks.UNetClassifier(unet, rngs=rngs),
+        ),
+    }
+
+
+CASES = cases(DIT, UNET)
+SMOKE = cases(
+    dataclasses.replace(DIT, shape=(8, 8, 3), width=12, blocks=1), dataclasses.replace(UNET, shape=(8, 8, 3), widths=(8,))
+)
 
 
 def seconds(run: Callable[[], Any]) -> float:
@@ -361,14 +371,15 @@ def main(config: Config) -> dict[str, Any]:
     if config.smoke:
         config = dataclasses.replace(config, steps=4, pairs=2, out=config.out / "smoke")
     config.out.mkdir(parents=True, exist_ok=True)
+    cases = SMOKE if config.smoke else CASES
     results: dict[str, Any] = {"device": str(jax.devices()[0]), "steps": config.steps, "cases": {}}
-    for name, case in tqdm(CASES.items(), desc="networks"):
+    for name, case in tqdm(cases.items(), desc="networks"):
         if config.networks:
             results["cases"][name] = measure(case, config)
     if config.methods:
-        results["methods"] = measure_methods(CASES["DiT"], config)
+        results["methods"] = measure_methods(cases["DiT"], config)
     if config.programs:
-        results["programs"] = measure_programs(CASES["MLP, toy"], config)
+        results["programs"] = measure_programs(cases["MLP, toy"], config)
     results["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(
         f"\n{config.steps} DDIM steps on {results['device']}. The ratio is the time of the guided run over that of the bare "

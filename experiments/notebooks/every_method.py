@@ -222,7 +222,8 @@ INK, MUTED, LIGHT = "#222222", "#777777", "#cccccc"
 family_of = {name: family for family, members in FAMILIES.items() for name in members}
 points = np.linspace(-2.4, 2.4, 161)
 grid = jnp.asarray(np.stack(np.meshgrid(points, points), -1).reshape(-1, 2), jnp.float32)
-outlines = [np.asarray(world.log_prob(grid, schedule.at(1e-3), jnp.full(len(grid), y))).reshape(161, 161) for y in range(3)]
+outline = jax.jit(lambda y: world.log_prob(grid, schedule.at(1e-3), jnp.full(len(grid), y)).reshape(161, 161))
+outlines = [np.asarray(outline(y)) for y in range(3)]
 distance = jax.jit(gj.metrics.sliced_wasserstein)
 
 columns = 7

@@ -50,9 +50,7 @@ TOY = "GUIDANCE_JAX_TOY" in os.environ  # runs in seconds, for the tests
 STEPS, EACH = (3, 1) if TOY else (20, 4)  # EACH: images per prompt
 
 # %%
-import dataclasses
 import functools
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -90,10 +88,8 @@ else:
     from experiments.text_digits import model as text_model
     from experiments.text_digits import scenes
 
-    size = text_model.Size(width=16, blocks=1, heads=2, text_width=8, text_blocks=1, text_heads=2) if TOY else text_model.SIZE
-    out = Path(tempfile.mkdtemp()) if TOY else text_model.OUT
-    training = dataclasses.replace(text_model.TRAINING, steps=4, batch=16) if TOY else text_model.TRAINING
-    small = text_model.trained(out, size=size, training=training)
+    tiny = text_model.Size(width=16, blocks=1, heads=2, text_width=8, text_blocks=1, text_heads=2)
+    small = text_model.untrained(tiny) if TOY else text_model.trained()
     params, denoiser = jax.device_put(small.params, on_each), small.denoiser
     encode = lambda params, ids: small.read(params, ids)[0]
     tokenize = lambda texts: jnp.asarray(scenes.tokenise(texts))

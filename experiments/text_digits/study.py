@@ -285,8 +285,8 @@ def small(config: Config) -> Config:
     return dataclasses.replace(
         config,
         out=config.out / "smoke",
-        model=dataclasses.replace(config.model, steps=20, batch=16),
-        evaluator=dataclasses.replace(config.evaluator, steps=20, batch=32),
+        model=dataclasses.replace(config.model, steps=4, batch=16),
+        evaluator=dataclasses.replace(config.evaluator, steps=4, batch=32),
         size=Size(width=16, blocks=1, heads=2, text_width=8, text_blocks=1, text_heads=2),
         scales=(0.0, 1.0, 3.0),
         others=(3.0,),

@@ -1,5 +1,7 @@
 """Tests of the digits job: its config and its judge."""
 
+import json
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -42,3 +44,16 @@ def test_the_program_of_the_judge_has_no_images_and_no_weights_as_constants(no_c
     assert rows[1]["accuracy"] == pytest.approx(float((apply(params, flat).argmax(1) == np.repeat(np.arange(10), 3)).mean()))
     found = [float(part) for part in gj.metrics.precision_recall(evaluator.features(jnp.asarray(real.images)), features)]
     np.testing.assert_allclose([rows[1]["precision"], rows[1]["recall"]], found, rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_smoke_run_writes_its_files_and_every_scale_of_zero_is_the_unconditional_model(lenient, tmp_path):
+    from experiments.digits import Config, main
+
+    metrics = main(Config(out=tmp_path, smoke=True))
+    out = tmp_path / "smoke"
+    assert json.loads((out / "metrics.json").read_text()) == json.loads(json.dumps(metrics))
+    assert {"calibration.png", "checkpoints"} < {path.name for path in out.iterdir()}
+    assert len(list(out.glob("*.png"))) > 3
+    assert metrics["cfg"][0] == pytest.approx(metrics["classifier"][0], abs=1e-3)
+    assert metrics["cfg"][1] == pytest.approx(metrics["calibrated"][1], abs=1e-3)

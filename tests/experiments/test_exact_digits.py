@@ -1,6 +1,7 @@
 """Tests of the training-free experiment: its files, its errors, and its findings."""
 
 import gzip
+import itertools
 import json
 
 import jax
@@ -11,41 +12,35 @@ import pytest
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 
-def test_a_smoke_run_writes_its_files(tmp_path):
-    from experiments.exact_digits import Config, main
+@pytest.mark.slow
+def test_cfg_raises_the_distance_and_autoguidance_lowers_it(tmp_path):
+    """The smoke run, and the files that it writes.
+
+    CFG raises accuracy and also the distance. CFG in an interval hardly raises the distance. For the under-fitted model CFG
+    raises the distance and autoguidance lowers it. The exact classifier guides as CFG does.
+    """
+    from experiments.exact_digits import SCANS, Config, main
 
     metrics = main(Config(out=tmp_path, smoke=True))
     names = {path.name for path in (tmp_path / "smoke").iterdir()}
     assert {"curves.png", "scans.png", "samples_exact.png", "samples_underfit.png", "metrics.json"} <= names
     assert json.loads((tmp_path / "smoke" / "metrics.json").read_text())["apart"] == metrics["apart"] < 1e-3
+    assert metrics["judge_on_real"] > 0.97
     for method, rows in metrics["results"].items():
         assert np.isfinite([list(row.values()) for row in rows]).all(), method
-    unguided, at_one = metrics["results"]["no guidance"][0], metrics["results"]["CFG"][0]
-    assert (at_one["scale"], at_one["evaluations"], unguided["evaluations"]) == (1, 16, 8)
+    at = lambda name, scale: next(row for row in metrics["results"][name] if row["scale"] == scale)
+    unguided, at_one, cfg = at("no guidance", 1), at("CFG", 1), at("CFG", 4)
+    assert (at_one["evaluations"], unguided["evaluations"]) == (32, 16)
     np.testing.assert_allclose(at_one["class_fd"], unguided["class_fd"], rtol=1e-3)
-
-
-def test_cfg_raises_the_distance_and_autoguidance_lowers_it(tmp_path):
-    """CFG raises accuracy and also the distance. CFG in an interval hardly raises the distance.
-
-    For the under-fitted model CFG raises the distance and autoguidance lowers it.
-    """
-    from experiments.exact_digits import Config, fit, methods, sweep
-    from experiments.tools import data
-
-    config = Config(samples=100, steps=24)
-    world, reading = fit(config, *(data.load("digits", split, tmp_path) for split in ("train", "test")))
-    assert reading > 0.97
-    make = methods(config, world)
-    at = lambda name, scale, *given: sweep(config, world, make[name], [[scale]], given)[1][0]
-    unguided, cfg, interval = at("no guidance", 1.0), at("CFG", 4.0), at("interval", 4.0, 0.3, 0.7)
-    assert min(cfg["fd"] / unguided["fd"] / 4, cfg["class_fd"] / unguided["class_fd"]) > 5
+    interval = metrics["scans"]["interval"]["rows"][list(itertools.product(*SCANS["interval"].values())).index((0.3, 0.7))]
+    assert min(cfg["fd"] / unguided["fd"] / 3, cfg["class_fd"] / unguided["class_fd"]) > 3
     assert interval["class_fd"] < 1.5 * unguided["class_fd"]
-    assert cfg["judged"] > interval["judged"] > unguided["judged"] + 0.005
-    under, worse, repaired = (at(f"under-fitted{name}", 2.0) for name in ("", ", CFG", ", autoguidance"))
-    assert under["fd"] > 3 * unguided["fd"]
+    assert min(cfg["judged"], interval["judged"]) > unguided["judged"] + 0.01
+    under = at("under-fitted", 1)
+    worse, repaired = (at(f"under-fitted, {name}", 2) for name in ("CFG", "autoguidance"))
+    assert under["fd"] > 2.5 * unguided["fd"]
     assert worse["fd"] > 2 * under["fd"]
-    assert max(repaired[key] / under[key] for key in ("fd", "class_fd")) < 0.5
+    assert max(repaired[key] / under[key] for key in ("fd", "class_fd")) < 0.6
 
 
 @pytest.mark.parametrize(

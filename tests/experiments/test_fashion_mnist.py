@@ -1,6 +1,7 @@
 """Tests of the Fashion-MNIST study: how the rows of its tables are chosen."""
 
 import dataclasses
+import re
 
 import pytest
 
@@ -61,3 +62,23 @@ def test_a_study_with_wrong_values_raises():
         Config(denoiser=Training(steps=10, snapshots=(5,)))
     with pytest.raises(ValueError, match="headline at least samples"):
         dataclasses.replace(Config(), samples=10_000)
+
+
+@pytest.mark.slow
+def test_a_smoke_run_writes_a_report_and_its_networks_draw_more_samples(lenient, tmp_path, monkeypatch):
+    from experiments.fashion_mnist import study
+    from experiments.fashion_mnist.sweep import SCALES, Sweep
+    from experiments.tools import generate
+
+    # The cost of two ways is measured. For each of the others it would compile its program again.
+    cost, timed = Sweep.cost, ("cfg", "classifier")
+    monkeypatch.setattr(Sweep, "cost", lambda self, way: cost(self, way if way in timed else "cfg"))
+    out = tmp_path / "study"
+    metrics = study.main(dataclasses.replace(study.PRESETS["smoke"][1], out=out))
+    assert set(metrics["curves"]) == set(SCALES)
+    report = (out / "report.md").read_text()
+    assert {line for line in metrics["headlines"] if line not in report} == set()
+    assert all((out / picture).stat().st_size > 1000 for picture in re.findall(r"\((\w+\.png)\)", report))
+    more = generate.Config(out, tmp_path / "more", guidance="cfg", scale=2.0, samples=20, steps=3, batch=16, shard=16)
+    images, labels = generate.main(more).samples()
+    assert (images.shape, labels.tolist()) == ((20, 8, 8, 1), [*range(10)] * 2)

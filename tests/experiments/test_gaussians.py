@@ -1,6 +1,7 @@
 """Tests of the closed forms of the Gaussian job."""
 
 import itertools
+import json
 import math
 
 import jax.numpy as jnp
@@ -56,3 +57,19 @@ def test_a_config_with_a_wrong_value_raises(change, message):
 
     with pytest.raises(ValueError, match=message):
         Config(**change)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:feynman_kac:UserWarning")  # so few particles degenerate
+def test_a_smoke_run_writes_its_tables_and_pictures(lenient, tmp_path):
+    from experiments.gaussians import SAMPLERS, Config, main
+
+    rows = main(Config(out=tmp_path, smoke=True))
+    names = {path.name for path in (tmp_path / "smoke").iterdir()}
+    assert names == {"variance.png", "tilted.png", "mixture.png", "metrics.json"}
+    found = json.loads((tmp_path / "smoke" / "metrics.json").read_text())
+    assert [row["sampler"] for row in found["steps"]] == list(SAMPLERS)
+    # Without guidance all laws are those of the data: p(x) at scale 0 and p(x | y) at scale 1.
+    for row, variance in zip((rows[0], rows[2]), (2.0, 0.5), strict=True):
+        laws = ("ddim", "ddpm", "tilted", "calibrated")
+        np.testing.assert_allclose([row[f"{law}_measured"] for law in laws], variance, rtol=0.3)

@@ -20,15 +20,22 @@ def read(name):
     return nbformat.read(NOTEBOOKS[name], as_version=4)
 
 
-def execute(name, monkeypatch, **environment):
-    """The outputs of all cells of the notebook, which runs in its own kernel as in a clone."""
-    monkeypatch.setenv("GUIDANCE_JAX_TOY", "1")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).strip(os.pathsep))
-    for variable, value in environment.items():
-        monkeypatch.setenv(variable, value)
-    notebook = read(name)
-    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(ROOT)}}).execute()
-    return [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+@pytest.fixture(scope="module")
+def client():
+    """A kernel as in a clone, which inherits the flags of these tests. The notebooks share it, because JAX starts slowly."""
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).strip(os.pathsep)
+    client = NotebookClient(nbformat.v4.new_notebook(), timeout=300)
+    with client.setup_kernel(env=os.environ | {"GUIDANCE_JAX_TOY": "1", "PYTHONPATH": path}, cwd=str(ROOT)):
+        yield client
+
+
+def execute(client, notebook, model=""):
+    """The outputs of all cells of a notebook, which sees no names of the notebooks before it."""
+    begin = f"%reset -f\nimport os\nos.environ['GUIDANCE_JAX_MODEL'] = {str(model)!r}\ndel os"
+    client.nb, cells = notebook, [nbformat.v4.new_code_cell(begin), *notebook.cells]
+    for index, cell in enumerate(cells):
+        client.execute_cell(cell, index)
+    return [output for cell in cells if cell.cell_type == "code" for output in cell.outputs]
 
 
 def printed(outputs):
@@ -39,19 +46,25 @@ def shown(outputs):
     return sum("image/png" in output.get("data", {}) for output in outputs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_a_notebook_runs_and_shows_its_pictures(name, monkeypatch):
-    outputs = execute(name, monkeypatch, GUIDANCE_JAX_MODEL="")
+def test_a_notebook_runs_and_shows_its_pictures(name, client):
+    outputs = execute(client, read(name))
     assert shown(outputs) == PICTURES[name]
     assert "8 cpu" in printed(outputs)
     errors = "".join(output.text for output in outputs if output.get("name") == "stderr")
     assert not re.findall(r"^.*(?<!Tqdm)Warning.*", errors, re.MULTILINE)
 
 
-def test_the_text_to_image_notebook_reads_a_directory(tmp_path, monkeypatch):
-    outputs = execute("text_to_image", monkeypatch, GUIDANCE_JAX_MODEL=str(write_model(tmp_path / "model")))
-    assert str(tmp_path / "model") in printed(outputs)
-    assert shown(outputs) == PICTURES["text_to_image"]
+@pytest.mark.slow
+def test_the_text_to_image_notebook_reads_a_directory(tmp_path, client):
+    """It is run until the first picture. What follows is the same for both models."""
+    notebook, model = read("text_to_image"), write_model(tmp_path / "model")
+    sweep = next(i for i, cell in enumerate(notebook.cells) if "images = pictures(gj.cfg" in cell.source)
+    notebook.cells = notebook.cells[: sweep + 1]
+    outputs = execute(client, notebook, model)
+    assert str(model) in printed(outputs)
+    assert shown(outputs) == 1
 
 
 @pytest.mark.parametrize("name", NAMES)

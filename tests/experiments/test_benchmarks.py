@@ -1,0 +1,37 @@
+"""Tests of the benchmarks: each runs at toy size and measures what it says."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")]
+
+
+def test_loading_measures_every_pair_of_dtypes(tmp_path, monkeypatch):
+    from experiments.benchmarks import loading
+    from experiments.benchmarks.loading import LOADED, STORED, Config, main
+
+    # In this process. Six more would each start JAX.
+    monkeypatch.setattr(loading, "ProcessPoolExecutor", lambda count, *_, **__: ThreadPoolExecutor(count))
+    rows = main(Config(out=tmp_path, smoke=True))
+    assert json.loads((tmp_path / "loading.json").read_text()) == rows
+    assert [(row["stored"], row["loaded"]) for row in rows] == [(stored, loaded) for stored in STORED for loaded in LOADED]
+    assert rows[0]["gigabytes"] == 2 * rows[1]["gigabytes"] > 0
+    assert [path.name for path in tmp_path.iterdir()] == ["loading.json"]
+
+
+def test_overhead_counts_evaluations_and_compiles_once_for_other_values(lenient, tmp_path, monkeypatch):
+    from experiments.benchmarks.overhead import CASES, Config, main
+
+    monkeypatch.setattr(jax, "clear_caches", lambda: None)  # The other tests of this process keep their programs.
+    found = main(Config(out=tmp_path, smoke=True))
+    assert json.loads((tmp_path / "smoke" / "overhead.json").read_text()) == found
+    assert list(found["cases"]) == list(CASES)
+    for name, rows in found["cases"].items():
+        counts = {row["method"]: row["evaluations"] for row in rows}
+        assert counts == {"no guidance": 4, "CFG": 8, "CFG in an interval": 6, "classifier": 4}, name
+    traces = {row["call"]: row["traces"] for row in found["programs"]}
+    assert traces["first"] > 0
+    assert {traces[call] for call in ("second", "another scale", "another interval", "other parameters", "another key")} == {0}

@@ -28,9 +28,9 @@ TESTS = {
     "guidance": ("guidance", "test_contract.py"),
     "samplers": ("samplers", "sampling", "test_contract.py"),
     "schedules": ("schedules", "sampling"),
-    "arrays": ("sampling", "guidance", "test_contract.py"),
-    "noise": ("sampling", "samplers", "test_contract.py"),
-    "scores": ("guidance", "test_oracles.py"),
+    "arrays": ("test_contract.py", "guidance"),
+    "noise": ("sampling", "samplers"),
+    "scores": ("test_oracles.py", "guidance"),
     "guided": ("test_guided.py", "guidance", "sampling"),
     "networks": ("networks", "pretrained"),
 }

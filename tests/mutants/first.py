@@ -1,4 +1,4 @@
-"""A pytest plugin: the tests whose names contain a word of `TESTS_FIRST` run first. Of the contract, only those run."""
+"""A pytest plugin: the tests whose names contain a word of `TESTS_FIRST` run first. Of the contract, only those run, if there are any."""
 
 import os
 import re
@@ -7,8 +7,12 @@ WORDS = re.compile("|".join(rf"(?<![a-z0-9]){re.escape(word)}(?![a-z0-9])" for w
 
 
 def pytest_collection_modifyitems(config, items):
-    named = [item for item in items if WORDS.search(item.nodeid)]
-    others = [item for item in items if not WORDS.search(item.nodeid)]
-    left = [item for item in others if "test_contract.py" in item.nodeid]
-    config.hook.pytest_deselected(items=left)
-    items[:] = named + [item for item in others if item not in left]
+    named, others = [], []
+    for item in items:
+        (named if WORDS.search(item.nodeid) else others).append(item)
+    contract = [item for item in others if "test_contract.py" in item.nodeid]
+    if any("test_contract.py" in item.nodeid for item in named):
+        config.hook.pytest_deselected(items=contract)
+    else:
+        named = contract + named
+    items[:] = named + [item for item in others if item not in contract]

@@ -1,4 +1,4 @@
-"""A pytest plugin: the tests whose names contain a word of `TESTS_FIRST` run first. Of the contract, only those run, if there are any."""
+"""A pytest plugin: tests whose names contain a word of `TESTS_FIRST` run first. Of the contract, only those run, if any."""
 
 import os
 import re

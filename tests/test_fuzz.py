@@ -20,7 +20,7 @@ def test_every_public_guidance_can_be_drawn():
 
 def test_random_chains_are_finite_and_couple_no_samples():
     seen = Counter[str]()
-    tried(CHAINS, seen, derandomize=True, phases=[Phase.generate])()
+    tried(CHAINS, seen, compiled=True, derandomize=True, phases=[Phase.generate])()
     assert seen["chains"] >= CHAINS
 
 
@@ -34,5 +34,5 @@ FOUND = {
 @pytest.mark.parametrize("name", FOUND)
 def test_earlier_failures_stay_fixed(name):
     recipe, schedule = FOUND[name]
-    with jax.disable_jit(), jax.enable_x64(True):
+    with jax.enable_x64(True):
         mates_do_nothing(recipe, SCHEDULES[schedule], "ddim", 0, False)

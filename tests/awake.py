@@ -1,4 +1,7 @@
-"""Networks whose every layer has an effect. Many layers start at zero, and each initialiser is a program per shape."""
+"""Networks whose every layer has an effect.
+
+Many layers start at zero, and JAX would compile an initialiser for each shape. So NumPy draws the parameters.
+"""
 
 from typing import Any
 

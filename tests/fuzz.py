@@ -204,18 +204,18 @@ def step_is_finite(recipe: Recipe, schedule: gj.Schedule, world: World, place: i
     x = level.alpha * world.target + level.sigma * world.x
 
     @jax.jit
-    def twice() -> tuple[list[gj.Prediction], Any]:
+    def twice() -> tuple[list[gj.Prediction], list[Any]]:
         state = gj.State(x, (), guidance.init(x), jnp.int32(0), jnp.zeros_like(x))
         denoise = gj.guide(world.branches, guidance, gj.Step(jnp.int32(place), level, after, world.keys))
-        first, state = denoise(state, level)
-        second, state = denoise(state, level)
-        return [first, second], state.guidance
+        first, once = denoise(state, level)
+        second, again = denoise(once, level)
+        return [first, second], [once.guidance, again.guidance]
 
-    predictions, memory = twice()
+    predictions, memories = twice()
     for prediction in predictions:
         assert np.isfinite(prediction.x0).all(), "x0 is not finite"
         assert np.isfinite(prediction.eps).all(), "eps is not finite"
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(memory) if leaf.dtype == x.dtype), "the state"
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(memories) if leaf.dtype == x.dtype), "the state"
 
 
 def mates_do_nothing(recipe: Recipe, schedule: gj.Schedule, sampler: str, one: int, same: bool) -> None:

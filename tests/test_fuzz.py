@@ -22,6 +22,7 @@ def test_random_chains_are_finite_and_couple_no_samples():
     seen = Counter[str]()
     tried(CHAINS, seen, compiled=True, derandomize=True, phases=[Phase.generate])()
     assert seen["chains"] >= CHAINS
+    assert len(seen) > 2 * CHAINS
 
 
 FOUND = {

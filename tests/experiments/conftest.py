@@ -8,9 +8,13 @@ from jax.experimental.compilation_cache import compilation_cache
 @pytest.fixture
 def lenient():
     """The default promotion of users, because optax mixes integers and floats. Jobs keep compiled programs in their folder."""
+    before = jax.config.values["jax_compilation_cache_dir"]
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
-    jax.config.update("jax_compilation_cache_dir", None)
+        try:
+            yield
+        finally:
+            jax.config.update("jax_compilation_cache_dir", before)
+            compilation_cache.reset_cache()
 
 
 @pytest.fixture

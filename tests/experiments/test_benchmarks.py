@@ -1,6 +1,7 @@
 """Tests of the benchmarks: each runs at toy size and measures what it says."""
 
 import json
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -11,11 +12,20 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationW
 
 def test_loading_measures_every_pair_of_dtypes(tmp_path, monkeypatch):
     from experiments.benchmarks import loading
-    from experiments.benchmarks.loading import LOADED, STORED, Config, main
+    from experiments.benchmarks.loading import LOADED, SMOKE, STORED, Config, main
 
-    # In this process. Six more would each start JAX.
-    monkeypatch.setattr(loading, "ProcessPoolExecutor", lambda count, *_, **__: ThreadPoolExecutor(count))
+    pools = []
+
+    def threads(count, context, max_tasks_per_child):
+        """In this process. Six more would each start JAX."""
+        pools.append((count, context.get_start_method(), max_tasks_per_child))
+        return ThreadPoolExecutor(count)
+
+    assert pickle.loads(pickle.dumps((loading.write, loading.measure, SMOKE))) == (loading.write, loading.measure, SMOKE)
+    monkeypatch.setattr(loading, "ProcessPoolExecutor", threads)
     rows = main(Config(out=tmp_path, smoke=True))
+    assert pools == [(1, "spawn", 1)]
+    assert min(row["peak"] for row in rows) > 0
     assert json.loads((tmp_path / "loading.json").read_text()) == rows
     assert [(row["stored"], row["loaded"]) for row in rows] == [(stored, loaded) for stored in STORED for loaded in LOADED]
     assert rows[0]["gigabytes"] == 2 * rows[1]["gigabytes"] > 0

@@ -3,7 +3,11 @@
 import dataclasses
 import re
 
+import jax
+import jax.numpy as jnp
 import pytest
+
+import guidance_jax as gj
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -68,11 +72,20 @@ def test_a_study_with_wrong_values_raises():
 def test_a_smoke_run_writes_a_report_and_its_networks_draw_more_samples(lenient, tmp_path, monkeypatch):
     from experiments.fashion_mnist import study
     from experiments.fashion_mnist.sweep import SCALES, Sweep
-    from experiments.tools import generate
+    from experiments.tools import generate, models
 
-    # The cost of two ways is measured. For each of the others it would compile its program again.
     cost, timed = Sweep.cost, ("cfg", "classifier")
-    monkeypatch.setattr(Sweep, "cost", lambda self, way: cost(self, way if way in timed else "cfg"))
+
+    def measured(self, way):
+        """The cost of two ways is measured. Each of the others would compile its program again, so it is only traced."""
+        if way in timed:
+            return cost(self, way)
+        count, params = models.program(self.run, models.WAYS[way], gj.dpmpp_2m(), self.levels, gj.evaluations)
+        keys, labels = jax.random.split(jax.random.key(0), self.batch), jnp.zeros(self.batch, jnp.int32)
+        assert jax.eval_shape(count, (params, jnp.float32(2)), keys, labels).shape == ()
+        return cost(self, "cfg")
+
+    monkeypatch.setattr(Sweep, "cost", measured)
     out = tmp_path / "study"
     metrics = study.main(dataclasses.replace(study.PRESETS["smoke"][1], out=out))
     assert set(metrics["curves"]) == set(SCALES)

@@ -1,6 +1,7 @@
 """Samplers without guidance have the law of the mixture: their samples are as close to exact samples as another exact set.
 
-Every family that draws noise is here, and one sampler that draws none. The orders of the others are in `test_orders.py`.
+One sampler of every family that draws noise is here unless a closed form tests its law, and one that draws none. The orders of
+the others are in `test_orders.py`.
 """
 
 import functools

@@ -18,7 +18,7 @@ TRACED = {
     "dpmpp_3m": lambda v: gj.dpmpp_3m(curvature=v),
     "dpmpp_sde": lambda v: gj.dpmpp_sde(v, noise_scale=1 + v),
 }
-UNTRACED = {name: ROWS[name].make(SCHEDULE) for name in ("ddpm learned", "flow_heun", "unipc 3")}
+UNTRACED = {name: ROWS[name].make(SCHEDULE) for name in ("ddpm large", "ddpm learned", "flow_heun", "unipc 3")}
 
 
 def from_alpha_zero():
@@ -66,6 +66,7 @@ def test_many_values_are_one_program_and_are_finite_from_alpha_zero_with_exact_g
     h = 1e-6
     sums, slopes = with_gradients(summed, [0.4 - h, 0.4, 0.4 + h, 0.0, 0.9])
     np.testing.assert_allclose(slopes[1], (sums[2] - sums[0]) / (2 * h), rtol=1e-5)
+    np.testing.assert_allclose(sums[4], jax.jit(summed)(0.9, from_alpha_zero()), rtol=1e-10)
     # The number zero, which is known, has another program: it draws nothing.
     np.testing.assert_allclose(sums[3], jax.jit(lambda levels: summed(0.0, levels))(from_alpha_zero()), rtol=1e-10)
 

@@ -285,6 +285,7 @@ def test_values_are_data_under_jit_vmap_and_grad_from_alpha_zero(x64):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((sums, slopes)))
     np.testing.assert_allclose(slopes[1][1], (sums[3] - sums[2]) / (2 * h), rtol=1e-5)
     assert slopes[0][1] == 0
+    np.testing.assert_allclose(sums[1], jax.jit(summed)(0.6, 3.0, 1.1, levels), rtol=1e-10)
     first = jax.jit(summed)(50.0, 60.0, 1.0, path(levels, slice(None, 2)))  # From alpha = 0 past both bounds in one step.
     assert np.isfinite(first)
 

@@ -94,7 +94,7 @@ def test_guidance_with_memory_continues_from_the_state():
 
 
 def test_guidance_without_memory_is_the_same_whatever_the_number_of_the_step():
-    """So a run from x alone, which counts from 0 again, continues with it. Those that draw, draw by the level."""
+    """So a run from x alone, which counts from 0 again, continues with it."""
     parts = {name: ROWS[name] for name in ROWS if name not in COUNTING}
     guided = jax.jit(lambda number: updates(parts, BRANCHES, W.keys, X, number, path(LEVELS, 1), path(LEVELS, 2)))
     first, later = guided(0), guided(2)

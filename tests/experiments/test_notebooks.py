@@ -32,10 +32,11 @@ def client():
 def execute(client, notebook, model=""):
     """The outputs of all cells of a notebook, which sees no names of the notebooks before it."""
     begin = f"%reset -f\nimport os\nos.environ['GUIDANCE_JAX_MODEL'] = {str(model)!r}\ndel os"
-    client.nb, cells = notebook, [nbformat.v4.new_code_cell(begin), *notebook.cells]
-    for index, cell in enumerate(cells):
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(begin))
+    client.nb = notebook
+    for index, cell in enumerate(notebook.cells):
         client.execute_cell(cell, index)
-    return [output for cell in cells if cell.cell_type == "code" for output in cell.outputs]
+    return [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
 
 
 def printed(outputs):

@@ -13,6 +13,7 @@ from typing import Any
 
 import awake
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image

@@ -1,7 +1,7 @@
 """Every sampler with the independent NumPy version from its paper, and two Gaussians for its runs."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -41,7 +41,7 @@ def two_gaussians(batch, schedule=None):
 
 
 class Row(NamedTuple):
-    make: Callable[[gj.Schedule], gj.Sampler]
+    make: Callable[[Any], gj.Sampler]
     reading: Callable[..., tuple[float, object]]
     evaluations: int = 1
     """In a step that does not end at sigma' = 0; there it is one."""

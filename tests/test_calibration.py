@@ -35,8 +35,8 @@ def at(*ratios):
 
 
 def mixture(means, variances, weights, labels):
-    shaped = (np.array(part, np.float32)[:, None] for part in (means, variances))
-    return gj.oracles.GaussianMixture(*(jnp.asarray(part) for part in shaped), jnp.array(weights), jnp.array(labels))
+    means, variances = (jnp.asarray(np.array(part, np.float32)[:, None]) for part in (means, variances))
+    return gj.oracles.GaussianMixture(means, variances, jnp.array(weights), jnp.array(labels))
 
 
 @functools.cache
@@ -299,8 +299,8 @@ def test_two_networks_and_conditions_of_the_step_can_be_calibrated():
     v = np.array([4.0, 1.0]) ** 2
     np.testing.assert_allclose(found, v / (1 + v) * (2 + v) ** 2 / (v**2 + 4 * v), rtol=0.03)
     np.testing.assert_allclose(*errors, rtol=1e-5)
-    both = v / (1 + v)  # the other class, drawn half of the time, has its mean 2 / (1 + v) * v away
-    np.testing.assert_allclose(other, both / (both + (2 * v / (1 + v)) ** 2 / 2), rtol=0.1)
+    own = v / (1 + v)  # the other class, drawn half of the time, has its mean 2 / (1 + v) * v away
+    np.testing.assert_allclose(other, own / (own + (2 * v / (1 + v)) ** 2 / 2), rtol=0.1)
 
 
 def test_equal_branches_need_no_calibration_and_sums_are_in_float32():

@@ -1,6 +1,7 @@
 """Tests of the learned schedule: its target is the tilted density, its gradient is exact, and training lowers the criterion."""
 
 import json
+from typing import Any
 
 import jax
 import numpy as np
@@ -36,7 +37,7 @@ def test_exact_samples_have_the_moments_of_the_tilted_density():
 
 def test_equal_knots_are_a_constant_scale_and_the_gradient_is_the_difference_quotient(x64):
     config = learn_schedule.Config(steps=4, knots=3)
-    target = np.random.default_rng(0).normal(size=(50, 2))
+    target: Any = np.random.default_rng(0).normal(size=(50, 2))
 
     @jax.jit
     def losses(at, others):

@@ -87,7 +87,7 @@ def test_gradients_in_a_scan_have_the_fast_axis_order():
 
     def orders(step):
         run = lambda x, kernel: lax.scan(lambda x, _: (step(x, kernel), None), x, None, length=4)[0]
-        program = jax.jit(run).lower(x, kernel).compile().as_text()
+        program = jax.jit(run).lower(x, kernel).compile().as_text() or ""
         return set(re.findall(r" convolution\(.*dim_labels=(\w+)->", program))
 
     slow, fast = (ascent(functools.partial(f, **same)) for f in (lax.conv_general_dilated, networks.conv_general_dilated))

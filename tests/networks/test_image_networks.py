@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,12 +25,13 @@ KINDS = {"unet": (UNet, UNET), "dit": (DiT, DIT), "classifier": (UNetClassifier,
 SHALLOW = {"unet": {"widths": (8,), "attention": (0,)}, "dit": {"blocks": 1}}
 
 
-def normal(seed, *shape):
+def normal(seed: int, *shape: int) -> Any:
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-X, T, LABELS = normal(1, B, 8, 8, 1), np.float32([0.2, 0.5, 0.8]), np.int32([0, 3, 2])
-TOKENS = Tokens(LABELS, normal(2, B, 4, 5), np.arange(4)[None] < np.array([[4], [2], [3]]))
+LABELS: Any
+X, T, LABELS = normal(1, B, 8, 8, 1), np.array([0.2, 0.5, 0.8], np.float32), np.array([0, 3, 2], np.int32)
+TOKENS = Tokens(LABELS, normal(2, B, 4, 5), jnp.asarray(np.arange(4)[None] < np.array([[4], [2], [3]])))
 
 
 def inputs(kind):
@@ -159,7 +161,7 @@ def test_a_condition_without_tokens_is_the_null_condition_with_a_finite_gradient
 
 def test_tokens_join_a_perturbed_condition_and_wrong_tokens_raise():
     apply, params = network("dit")
-    asked = Perturbed(TOKENS, skip=np.array([False, True, False]))
+    asked = Perturbed(TOKENS, skip=jnp.array([False, True, False]))
     out = np.asarray(apply(params, X, T, asked))
     np.testing.assert_allclose(out[::2], output("dit")[::2], rtol=1e-4, atol=1e-5)
     assert np.abs(out[1] - output("dit")[1]).max() > 1e-3
@@ -174,7 +176,7 @@ def test_tokens_join_a_perturbed_condition_and_wrong_tokens_raise():
 def test_normalised_queries_and_keys_do_not_depend_on_scale(normed):
     attend, params = awake(functools.partial(dit.Block, dataclasses.replace(DIT, qk_norm=normed)), "attend")
     kernel = np.asarray(params["qkv"]["kernel"][...]).reshape(16, 2, 3, 8)
-    h, factors = normal(0, B, 4, 16), np.float32([7, 3, 1])[None, None, :, None]
+    h, factors = normal(0, B, 4, 16), np.array([7, 3, 1], np.float32)[None, None, :, None]
     before = np.asarray(attend(params, h, None))
     params["qkv"]["kernel"][...] = jnp.asarray((kernel * factors).reshape(16, 48))
     params["qkv"]["bias"][...] = jnp.asarray((np.asarray(params["qkv"]["bias"][...]).reshape(2, 3, 8) * factors[0]).reshape(48))
@@ -220,7 +222,7 @@ def test_the_classifier_treats_samples_separately_and_its_gradient_is_that_of_it
     direction = normal(3, *X.shape)
 
     def log_p(s):
-        logits = np.float64(apply(params, X + np.float32(s) * direction, T))
+        logits = np.asarray(apply(params, X + np.float32(s) * direction, T), np.float64)
         return logits[:, 0] - np.log(np.exp(logits).sum(1))
 
     slope = (log_p(0.01) - log_p(-0.01)) / 0.02

@@ -23,7 +23,7 @@ NETWORKS = {
     "unet": functools.partial(gj.networks.UNet, UNET),
 }
 X = np.random.default_rng(1).normal(size=(4, 8, 8, 1)).astype(np.float32)
-T, LABELS = np.float32([0.1, 0.4, 0.7, 0.9]), np.int32([0, 1, 2, 3])
+T, LABELS = np.array([0.1, 0.4, 0.7, 0.9], np.float32), np.array([0, 1, 2, 3], np.int32)
 
 
 @functools.cache
@@ -77,7 +77,7 @@ def test_a_network_learns_to_denoise(name):
     """Three classes of constant images. A few steps reduce the loss far below that of predicting zero."""
     apply, params = gj.networks.from_nnx(SMALLEST[name](rngs=nnx.Rngs(0)))
     labels = jnp.asarray(np.arange(48) % 3)
-    x0 = jnp.asarray(np.broadcast_to(np.float32(labels)[:, None, None, None] - 1, (48, 8, 8, 1)))
+    x0 = jnp.asarray(np.broadcast_to(np.asarray(labels, np.float32)[:, None, None, None] - 1, (48, 8, 8, 1)))
 
     def loss(params, key):
         level = gj.training.noise_levels(key, gj.schedules.cosine(), 48)

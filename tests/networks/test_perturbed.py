@@ -1,6 +1,7 @@
 """Perturbed forward passes of the DiT. The perturbation is part of the condition, so it joins the batch."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +16,13 @@ from guidance_jax.networks import Perturbed
 from guidance_jax.networks.dit import Block, blur
 
 B = 4
-LABELS = np.int32([0, 1, 2, 0])
+LABELS: Any = np.array([0, 1, 2, 0], np.int32)
 X, T = np.random.default_rng(1).normal(size=(B, 8, 8, 1)).astype(np.float32), np.linspace(0.2, 0.8, B, dtype=np.float32)
 CONFIG = networks.DiTConfig((8, 8, 1), 3, width=16, blocks=2, heads=2, perturbed=(1,))
+NO: Any
+YES: Any
 NO, YES = np.zeros(B, bool), np.ones(B, bool)
-PLAIN = Perturbed(LABELS, identity=NO, skip=NO, blur=np.zeros(B, np.float32))
+PLAIN = Perturbed(LABELS, identity=NO, skip=NO, blur=jnp.asarray(np.zeros(B, np.float32)))
 KINDS = {
     "identity": PLAIN._replace(identity=YES),
     "skip": PLAIN._replace(skip=YES),
@@ -67,7 +70,7 @@ def test_identity_attention_is_attention_of_each_token_to_itself():
 def test_infinitely_blurred_queries_attend_alike_and_a_blur_is_gaussian():
     q = np.random.default_rng(3).normal(size=(B, 16, 2, 3)).astype(np.float32)
     none, gaussian, everywhere, _ = np.asarray(
-        jax.jit(blur, static_argnums=1)(np.stack([q[0]] * B), (4, 4), np.float32([0, 0.7, np.inf, 0]))
+        jax.jit(blur, static_argnums=1)(np.stack([q[0]] * B), (4, 4), np.array([0, 0.7, np.inf, 0], np.float32))
     )
     np.testing.assert_allclose(none, q[0], rtol=1e-6)
     np.testing.assert_allclose(everywhere, np.broadcast_to(q[0].mean(0), q[0].shape), rtol=1e-5, atol=1e-6)
@@ -90,7 +93,9 @@ def test_guidance_away_from_a_perturbed_branch_is_one_call_for_all_branches():
         return apply(params, x, t, cond)
 
     first = np.arange(B)
-    weak = Perturbed(LABELS, identity=first == 0, skip=first == 1, blur=np.where(first == 2, np.inf, 0).astype(np.float32))
+    weak = Perturbed(
+        LABELS, identity=first == 0, skip=first == 1, blur=jnp.asarray(np.where(first == 2, np.inf, 0), np.float32)
+    )
     conds = {"cond": PLAIN, "uncond": PLAIN._replace(labels=np.full(B, 3, np.int32)), "perturbed": weak}
     conds = jax.tree.map(jnp.asarray, conds)
     branches = gj.branches(gj.denoiser(network, predicts="v"), **conds)

@@ -78,7 +78,7 @@ def test_weights_of_exact_kernels_are_exact_with_five_steps(x64, name, schedule)
     levels = path(gj.levels(make, 6, gj.spacings.karras()), slice(None, -1))
     branches, sampler, clean = exact_kernels(levels), gj.ddpm("learned"), path(levels, -1)
     kernel: Any = sampler.kernel
-    start = 3 * np.random.default_rng(5).normal(size=(n, 1))
+    start: Any = 3 * np.random.default_rng(5).normal(size=(n, 1))
     found = quiet(keys(n), branches, target, sampler, levels, start, size=n, threshold=0.0, kernels=True)
     x = paths(keys(n), target, sampler, levels, start, branches)
     sigma, alpha = np.asarray(levels.sigma), np.asarray(levels.alpha)

@@ -39,7 +39,7 @@ def network():
     """The pure function, its parameters, inputs and the output."""
     apply, params = networks.from_nnx(pretrained.load(build(TINY), pretrained.from_arrays(arrays(build(TINY)))))
     x = np.random.default_rng(0).normal(size=(3, 4, 8, 3)).astype(np.float32)
-    inputs = x, np.float32([0, 500, 999]), np.int32([0, 4, 2])
+    inputs = x, np.array([0, 500, 999], np.float32), np.array([0, 4, 2], np.int32)
     apply = jax.jit(apply)
     return apply, params, inputs, np.asarray(apply(params, *inputs))
 

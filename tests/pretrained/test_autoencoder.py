@@ -21,7 +21,7 @@ def tiny(dtype=jnp.float32):
     return awake.module(functools.partial(AutoencoderKL, TINY), dtype)
 
 
-Z = np.random.default_rng(1).normal(size=(2, 20, 7, 4)).astype(np.float32)
+Z: Any = np.random.default_rng(1).normal(size=(2, 20, 7, 4)).astype(np.float32)
 DECODE = nnx.jit(AutoencoderKL.decode)
 BY_TILES = nnx.jit(lambda network, z: tiled(network.decode, 12, 4)(z))
 
@@ -90,7 +90,7 @@ def test_the_log_variance_is_bounded():
     network = awake.module(functools.partial(AutoencoderKL, TINY))
     conv: Any = network.quant_conv
     conv.bias[...] = jnp.array([0, 0, 0, 0, 99.0, -99.0, 0, 0])
-    mean, log_variance = map(np.asarray, nnx.jit(AutoencoderKL.encode)(network, np.zeros((1, 4, 6, 3), np.float32)))
+    mean, log_variance = map(np.asarray, nnx.jit(AutoencoderKL.encode)(network, jnp.zeros((1, 4, 6, 3))))
     assert (mean.shape, log_variance.shape) == ((1, 2, 3, 4), (1, 2, 3, 4))
     np.testing.assert_array_equal(log_variance[0, 0, 0, :2], [20, -30])
 
@@ -98,7 +98,7 @@ def test_the_log_variance_is_bounded():
 def looking(reach, factor=2):
     """A nonlinear decoder in which each pixel of the image depends only on the latents up to `reach` away."""
     side = 2 * reach + 1
-    kernel = np.random.default_rng(0).normal(size=(side, side, 3, 2)).astype(np.float32)
+    kernel: Any = np.random.default_rng(0).normal(size=(side, side, 3, 2)).astype(np.float32)
 
     def decode(z):
         h = jax.lax.conv_general_dilated(z, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))

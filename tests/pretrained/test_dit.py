@@ -47,7 +47,7 @@ def load(tensors, **options):
 
 def inputs():
     x = np.random.default_rng(1).normal(size=(3, 6, 6, 4)).astype(np.float32)
-    return x, np.float32([999, 0, 400]), np.int32([0, 7, 3])
+    return x, np.array([999, 0, 400], np.float32), np.array([0, 7, 3], np.int32)
 
 
 RUN = nnx.jit(lambda network, *given: network(*given))

@@ -117,7 +117,7 @@ def inputs():
     shapes = [(B, 5, 6, 3), (B, 7, 6), (B, 5), (B, 6)]
     rng = np.random.default_rng(0)
     x, states, pooled, sizes = (rng.standard_normal(shape, np.float32) for shape in shapes)
-    return x, np.float32([999, 500.5, 0]), Text(states, pooled, 100 * np.abs(sizes))
+    return x, np.array([999, 500.5, 0], np.float32), Text(states, pooled, 100 * np.abs(sizes))
 
 
 @pytest.mark.parametrize("name", COUNTS)

@@ -46,7 +46,7 @@ def test_samplers_are_finite_from_alpha_zero_to_sigma_zero_with_finite_gradients
         guidance = gj.chain(gj.cfg(scale), gj.rescale(0.5))
         return gj.sample(keys(2), two, guidance, UNTRACED[name], levels, (3,)).sum()
 
-    with_gradients(summed, np.float32([3.0]))
+    with_gradients(summed, np.array([3.0], np.float32))
 
 
 def test_gradient_in_the_scale_is_the_difference_quotient(x64):

@@ -1,6 +1,7 @@
 """Orders of convergence, against a Runge-Kutta solution of the same guided flow that shares no code with the samplers."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -62,8 +63,9 @@ def branches():
 
 def end(guidance, sampler, levels, x):
     """The last x of a run, STEPS steps at a time. So all runs of a sampler are one program, whatever their length."""
-    memory = jax.tree.map(np.asarray, (sampler.init(jnp.asarray(x)), guidance.init(jnp.asarray(x))))
-    state = gj.State(x, *memory, np.int32(0), np.zeros_like(x), np.int32(0))
+    memory: Any = jax.tree.map(np.asarray, (sampler.init(jnp.asarray(x)), guidance.init(jnp.asarray(x))))
+    zeros: Any = (np.int32(0), np.zeros_like(x), np.int32(0))
+    state = gj.State(x, *memory, *zeros)
     assert (len(levels) - 1) % STEPS == 0
     for i in range(0, len(levels) - 1, STEPS):
         part = path(levels, slice(i, i + STEPS + 1))

@@ -99,7 +99,7 @@ def test_schedules_accept_traced_parameters():
         return gj.levels(gj.schedules.linear(beta_max=beta_max), 4, gj.spacings.trailing()).alpha[0]
 
     step = 1e-2
-    values, slopes = jax.jit(jax.vmap(jax.value_and_grad(last_alpha)))(np.float32([20 - step, 20, 20 + step]))
+    values, slopes = jax.jit(jax.vmap(jax.value_and_grad(last_alpha)))(np.array([20 - step, 20, 20 + step], np.float32))
     np.testing.assert_allclose(slopes[1], (values[2] - values[0]) / (2 * step), rtol=1e-2)
 
 

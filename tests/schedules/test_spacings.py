@@ -73,8 +73,8 @@ def test_exponential_is_even_in_the_log_and_the_limit_of_karras_for_large_rho(x6
     for schedule in (gj.schedules.edm(), gj.schedules.cosine(), gj.schedules.flow(t_max=0.99)):
         even, limit = (schedule(make(schedule, 12)) for make in (gj.spacings.exponential(), gj.spacings.karras(1e7)))
         ratio = np.asarray(even.sigma) / np.asarray(even.alpha)
-        ends = schedule(schedule.t_max).ratio, schedule(schedule.t_min).ratio
-        np.testing.assert_allclose(ratio, np.geomspace(*map(float, ends), 12), rtol=1e-9)
+        high, low = float(schedule(schedule.t_max).ratio), float(schedule(schedule.t_min).ratio)
+        np.testing.assert_allclose(ratio, np.geomspace(high, low, 12), rtol=1e-9)
         np.testing.assert_allclose(np.asarray(limit.sigma) / np.asarray(limit.alpha), ratio, rtol=1e-5)
 
 

@@ -10,9 +10,8 @@ def pytest_collection_modifyitems(config, items):
     named, others = [], []
     for item in items:
         (named if WORDS.search(item.nodeid) else others).append(item)
-    contract = [item for item in others if "test_contract.py" in item.nodeid]
     if any("test_contract.py" in item.nodeid for item in named):
-        config.hook.pytest_deselected(items=contract)
-    else:
-        named = contract + named
-    items[:] = named + [item for item in others if item not in contract]
+        left = [item for item in others if "test_contract.py" in item.nodeid]
+        config.hook.pytest_deselected(items=left)
+        others = [item for item in others if item not in left]
+    items[:] = named + others

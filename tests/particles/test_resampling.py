@@ -54,6 +54,12 @@ def test_resampling_leaves_the_normaliser_without_bias(x64):
         assert 4 * normaliser.std() / np.sqrt(groups) < 0.1 * exact
 
 
+def test_effective_size_of_half_precision_is_that_of_float32():
+    size = gj.particles.effective_size(jnp.zeros(999, jnp.float16))
+    assert size.dtype == jnp.float32
+    np.testing.assert_allclose(size, 999, rtol=1e-5)
+
+
 def test_effective_size_and_systematic_accept_weights_that_are_zero():
     weights = np.full((4, 1000), -np.inf, np.float32)
     two, odd, even = weights[1:]

@@ -52,6 +52,12 @@ def reference(name: str, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return alpha, np.sqrt(1 - alpha**2)
 
 
+def test_the_rates_of_ddpm_scale_with_the_number_of_steps(x64):
+    """A schedule of 250 steps ends with about the noise of one of 1000."""
+    rates = 4 * np.linspace(1e-4, 0.02, 250)
+    np.testing.assert_allclose(gj.schedules.ddpm_linear(250)(249).alpha, np.sqrt(np.prod(1 - rates)), rtol=1e-9)
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_a_schedule_is_the_formula_of_its_paper(x64, name):
     schedule = ALL[name]()

@@ -255,10 +255,8 @@ def by_measurement(
 def components(real: data.Data, count: int = 16) -> tuple[Callable[[Array], Array], list[Any]]:
     """A projection to the principal components of real images, and the moments of each class there."""
     flat = lambda images: images.reshape(len(images), -1)
-    mean, (_, _, axes) = (
-        flat(real.images).mean(0),
-        np.linalg.svd(flat(real.images) - flat(real.images).mean(0), full_matrices=False),
-    )
+    mean = flat(real.images).mean(0)
+    _, _, axes = np.linalg.svd(flat(real.images) - mean, full_matrices=False)
     project = lambda images: (flat(images) - mean[None]) @ axes[:count].T
     classes = [project(real.images[real.labels == y]) for y in range(real.classes)]
     return project, [gj.metrics.moments(jnp.asarray(each)) for each in classes]

@@ -59,7 +59,8 @@ class Encoding(NamedTuple):
       steps: `[B]`, the number of steps of the solver, including rejected ones.
 
     Example:
-      >>> found = gj.likelihood.Encoding(log_likelihood=jnp.array([-2.5]), latent=80 * jnp.ones((1, 2)), steps=jnp.array([9]))
+      >>> latent, steps = 80 * jnp.ones((1, 2)), jnp.array([9])
+      >>> found = gj.likelihood.Encoding(jnp.array([-2.5]), latent, steps)
       >>> print(found.log_likelihood, found.latent)
       [-2.5] [[80. 80.]]
     """

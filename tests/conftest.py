@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+from pathlib import Path
 
 # Optimise for compile time, which is most of the time of these tests. The last flag halves it, but aborts in later versions.
 os.environ["XLA_FLAGS"] = (
@@ -28,7 +29,6 @@ def x64():
 
 
 def pytest_xdist_auto_num_workers(config):
-    """No workers for a part of the tests: each would start JAX and import every test again."""
-    if config.option.keyword or config.args_source.name == "ARGS":
-        return 0
-    return None
+    """No workers for a selection of tests: each would start JAX and import every test again."""
+    everything = config.args_source.name != "ARGS" or Path(__file__).parent in {Path(arg).resolve() for arg in config.args}
+    return None if everything and not config.option.keyword else 0

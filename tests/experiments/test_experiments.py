@@ -1,4 +1,4 @@
-"""Every job is a command: its configuration is read from the options that its documentation and `.ci/run` once used."""
+"""Every job is a command that reads its configuration from options."""
 
 import importlib
 import runpy

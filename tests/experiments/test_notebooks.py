@@ -59,7 +59,7 @@ def test_a_notebook_runs_and_shows_its_pictures(name, client):
 
 @pytest.mark.slow
 def test_the_text_to_image_notebook_reads_a_directory(tmp_path, client):
-    """It is run until the first picture. The notebook of the model that it trains runs to the end, by the same cells."""
+    """It is run until the first picture. The test above runs all cells, with another model."""
     notebook, model = read("text_to_image"), write_model(tmp_path / "model")
     sweep = next(i for i, cell in enumerate(notebook.cells) if "images = pictures(gj.cfg" in cell.source)
     notebook.cells = notebook.cells[: sweep + 1]

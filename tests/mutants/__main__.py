@@ -103,9 +103,9 @@ def judge(patch: Path, tree: Path, timeout: float) -> Outcome:
         except subprocess.TimeoutExpired:
             caught_by = f"no end after {timeout:.0f} s"
         else:
-            failed = re.search(r"^(?:FAILED|ERROR) (?:tests/)?(\S+)", run.stdout, re.MULTILINE)
-            if run.returncode not in (0, 1) and not failed:
+            if run.returncode not in (0, 1):  # Tests that cannot be collected show nothing of the fault.
                 raise RuntimeError(f"{fault}: pytest ended with {run.returncode}\n{run.stdout}\n{run.stderr}")
+            failed = re.search(r"^(?:FAILED|ERROR) (?:tests/)?(\S+)", run.stdout, re.MULTILINE)
             caught_by = failed[1] if failed else ""
     return Outcome(fault, patch.read_text().splitlines()[0], caught_by, time.perf_counter() - start)
 

@@ -1,4 +1,7 @@
-"""A pytest plugin: tests whose names contain a word of `TESTS_FIRST` run first. Of the contract, only those run, if any."""
+"""A pytest plugin: tests whose names contain a word of `TESTS_FIRST` run first.
+
+If tests of the contract are among them, its other tests are left out.
+"""
 
 import os
 import re

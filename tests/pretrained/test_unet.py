@@ -3,14 +3,12 @@
 import dataclasses
 import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from awake import awake
 
 from guidance_jax import pretrained
-from guidance_jax.networks import layers
 from guidance_jax.pretrained.unet import Text, UNet2DCondition, UNetConditionConfig, unet_condition_config
 from guidance_jax.pretrained.weights import abstract
 
@@ -225,24 +223,3 @@ def test_a_text_with_more_inputs_than_the_network_has_raises():
     apply, params = awake(functools.partial(UNet2DCondition, dataclasses.replace(SMALL, added=0)))
     with pytest.raises(ValueError, match="= 0, or be None if that is 0, got float32"):
         apply(params, *inputs())
-
-
-def test_attention_of_many_pixels_in_parts_is_that_of_all_at_once():
-    rng = np.random.default_rng(0)
-    q, k, v, dout = (rng.standard_normal((2, n, 2, 3), np.float32) for n in (530, 520, 520, 530))
-    mask = jnp.asarray(np.arange(520)[None] < np.array([[520], [3]]))
-    assert q.shape[1] * k.shape[1] > layers.MANY
-    assert q.shape[1] % layers.ROWS
-    ours = lambda q, k, v: layers.attention(q, k, v, mask[:, None])
-    theirs = lambda q, k, v: jax.nn.dot_product_attention(q, k, v, mask=mask[:, None, None])
-
-    @jax.jit
-    def both(q, k, v, dout):
-        found = []
-        for f in (ours, theirs):
-            out, pull = jax.vjp(f, q, k, v)
-            found.append((out, *pull(dout)))
-        return found
-
-    for a, b in zip(*both(q, k, v, dout), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)

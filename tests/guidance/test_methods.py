@@ -188,6 +188,17 @@ def test_a_shaper_is_the_formula_of_its_paper_for_any_base(x64, name, world):
     agrees(gj.relative_to("cond", gj.chain(gj.cfg(W), shaper)), shaped, world)
 
 
+def test_apg_has_the_defaults_of_its_paper():
+    """No parallel part, momentum -1/2 and a norm of at most 15."""
+    x, x0, level = draw("vector")
+    x0["cond"] *= 20
+    contexts = [context(x, x0, level), context(x, x0, level)]
+    d = x0["cond"] - x0["uncond"]
+    for k, got in enumerate(walk(gj.apg(3.0), contexts)):
+        changes = [projected(clipped(d[i] * (1 - 0.5 * k), 15.0), c, 0.0) for i, c in enumerate(x0["cond"])]
+        np.testing.assert_allclose(got.x0, x0["cond"] + 2 * np.array(changes), rtol=1e-5, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("space", "world"),
     [("x0", "sequence"), ("eps", "image"), ("v", "vector"), ("v", "image"), ("score", "vector"), ("velocity", "sequence")],

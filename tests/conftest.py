@@ -13,11 +13,11 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
 
+import annotations
 import jax
-import jaxtyping
 import pytest
 
-jaxtyping.install_import_hook("guidance_jax", "beartype.beartype")
+annotations.install()
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

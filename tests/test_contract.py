@@ -161,8 +161,11 @@ def flat(x, t, cond):
     return jnp.zeros_like(x)
 
 
-@pytest.mark.parametrize("name", TABLE)
-def test_results_and_gradients_are_finite_without_difference_and_without_spread(name):
+REMEMBERING = ("apg", "cfg_zero_star", "feedback", "linear_reuse", "reuse", "adaptive", "momentum")
+
+
+@pytest.mark.parametrize("name", REMEMBERING)
+def test_a_run_and_its_gradients_are_finite_without_difference_and_without_spread(name):
     w, row = world(), TABLE[name]
 
     def total(value, target):
@@ -171,9 +174,28 @@ def test_results_and_gradients_are_finite_without_difference_and_without_spread(
         levels = gj.levels(gj.schedules.cosine(), 3, gj.spacings.karras())
         return gj.sample(w.keys, gj.branches(denoise, **w.conds), row.make(value, own), gj.ddim(), levels, SHAPE).sum()
 
-    gradient = jax.jit(jax.value_and_grad(total))
+    gradient = jax.jit(jax.vmap(jax.value_and_grad(total), in_axes=(0, None)))
     for target in (w.target, jnp.zeros_like(w.target)):
-        assert all(np.isfinite(gradient(value, target)).all() for value in values(row))
+        assert np.isfinite(gradient(values(row), target)).all()
+
+
+def test_a_step_of_every_method_and_its_gradients_are_finite_without_difference_and_without_spread():
+    w, level, after = world(), gj.schedules.cosine()(0.6), gj.schedules.cosine()(0.5)
+    branches = gj.branches(gj.denoiser(flat, predicts="x0"), **w.conds)
+
+    def totals(given, target):
+        own = w._replace(target=target)
+        methods = {name: TABLE[name].make(value, own) for name, value in given.items()}
+        found = updates(methods, branches, w.keys, w.target, 0, level, after)
+        sums = {name: p.x0.sum() + p.eps.sum() for name, p in found.items()}
+        return sum(sums.values()), sums
+
+    gradient = jax.jit(jax.vmap(jax.value_and_grad(totals, has_aux=True), in_axes=(0, None)))
+    for target in (w.target, jnp.zeros_like(w.target)):
+        (_, sums), slopes = gradient({name: values(row) for name, row in TABLE.items()}, target)
+        for name in TABLE:
+            assert np.isfinite(sums[name]).all(), name
+            assert np.isfinite(slopes[name]).all(), name
 
 
 GRADIENTS = {"classifier", "mean_shift", "universal", "dps", "freedom", "mpgd", "pigdm", "lgd", "tfg", "reg"}
@@ -245,11 +267,21 @@ def test_with_every_sampler_a_bfloat16_network_receives_and_leaves_float32(name,
     assert (x.shape, x.dtype, set(seen)) == ((B, *SHAPE), jnp.float32, {jnp.dtype("float32")})
 
 
-@pytest.mark.parametrize("sampler", sorted(set(SAMPLERS) - {"ddim"}))
-def test_every_sampler_runs_in_shard_map_as_without(sampler):
-    """With a bfloat16 network and a guidance that has memory, skips evaluations, and has one number per sample."""
-    w = world()
-    generate = lambda w: run(gj.adaptive(gj.cfg(2.0 + w.target[:, 0, 0]), 0.97), w, SAMPLERS[sampler], half)
+def guided_by_memory(sampler):
+    """A run of a bfloat16 network by a guidance that has memory, skips evaluations, and has one number per sample."""
+    return lambda w: run(gj.adaptive(gj.cfg(2.0 + w.target[:, 0, 0]), 0.97), w, SAMPLERS[sampler], half)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_is_traced_in_shard_map(sampler):
+    """A carry that varies over the devices, or a sum across them, raises while tracing."""
+    assert jax.eval_shape(sharded(guided_by_memory(sampler)), world()).shape == (B, *SHAPE)
+
+
+@pytest.mark.parametrize("sampler", ["ddim(eta)", "churn(heun)", "dpmpp_2s(eta)", "predictor_corrector", "restart", "unipc"])
+def test_a_sampler_of_each_kind_runs_in_shard_map_as_without(sampler):
+    """One that draws, one of two evaluations, one around another, one with inner steps, two with memory."""
+    generate, w = guided_by_memory(sampler), world()
     found = np.asarray(jax.jit(generate)(w))
     assert np.isfinite(found).all()
     assert len(np.unique(found.round(4))) > B

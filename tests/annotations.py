@@ -1,7 +1,7 @@
 """Annotations of the library that are checked at every call.
 
-To make a check takes a hundred times as long as to do it. A function within a function would have a new one at each definition, so only
-its first three are checked.
+To make a check takes a hundred times as long as to do it. A function within a function would have a new one at each definition,
+so only its first three definitions are checked.
 """
 
 import ast

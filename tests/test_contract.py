@@ -22,9 +22,18 @@ and reused predictions."""
 SHARES = (0.3, 0.6, 1.0, 1.2)
 
 
+REMEMBERING = ("apg", "cfg_zero_star", "feedback", "linear_reuse", "reuse", "adaptive", "momentum")
+
+
 def values(row):
     """One value per sample, between the neutral one and beyond the usual one."""
     return jnp.array([row.neutral + share * (row.usual - row.neutral) for share in SHARES])
+
+
+def between(row, difference):
+    """These values, or one of them with its neighbours at a difference."""
+    second = float(values(row)[1])
+    return values(row) if difference is None else jnp.array([second - difference, second, second + difference, second])
 
 
 def sharded(program):
@@ -48,20 +57,59 @@ def alone(name):
 
 
 @functools.cache
-def together(name):
-    """The run of a whole batch for several values at once, and the derivative of the samples' sum by each value."""
+def runs(name):
+    """The run of a whole batch for several values at once, the samples' sums, and their derivatives in the values."""
 
     def total(value, w):
         x = run(TABLE[name].make(value, w), w)
         return x.sum(), x
 
-    program = jax.jit(jax.vmap(jax.value_and_grad(total, has_aux=True), in_axes=(0, None)))
+    return jax.jit(jax.vmap(jax.value_and_grad(total, has_aux=True), in_axes=(0, None)))
 
-    def both(values, w):
-        (sums, x), slopes = program(values, w)
-        return np.asarray(x), np.asarray(sums), np.asarray(slopes)
 
-    return both
+def step(given, w):
+    """The x0 of each method, by name, in one step of a batch."""
+    methods = {name: TABLE[name].make(value, w) for name, value in given.items()}
+    level, after = gj.schedules.cosine()(0.6), gj.schedules.cosine()(0.5)
+    branches = gj.branches(gj.denoiser(network, "v"), **w.conds)
+    x = jnp.cos(3 * w.target)
+    return {name: p.x0 for name, p in updates(methods, branches, w.keys, x, 0, level, after).items()}
+
+
+@functools.cache
+def steps():
+    """As `runs`, of a step of all methods without memory: one program."""
+
+    def total(given, w):
+        found = step(given, w)
+        sums = {name: x0.sum() for name, x0 in found.items()}
+        return sum(sums.values()), (sums, found)
+
+    return jax.jit(jax.vmap(jax.value_and_grad(total, has_aux=True), in_axes=(0, None)))
+
+
+def worlds_of_a_batch():
+    """A batch, permuted, and its first sample among others."""
+    w, order = world(), np.array([2, 0, 3, 1])
+    others = World(keys(B, 5), *jax.tree.map(lambda a: 2 * a - 1, w[1:]))
+    strangers = jax.tree.map(lambda a, b: b.at[0].set(a[0]), w, others)
+    return {"usual": w, "permuted": jax.tree.map(lambda a: a[order], w), "strangers": strangers}, order
+
+
+@functools.cache
+def found(world_name, difference):
+    """The x0 of a step for several values, the sums, and the derivatives, each by name of the method."""
+    given = {name: between(row, difference) for name, row in TABLE.items() if name not in REMEMBERING}
+    (_, (sums, x0)), slopes = steps()(given, worlds_of_a_batch()[0][world_name])
+    return jax.tree.map(np.asarray, (x0, sums, slopes))
+
+
+def together(name, world_name="usual", difference=None):
+    """Of a whole run if the method has memory, and otherwise of a step: for several values, x, sums and derivatives."""
+    if name not in REMEMBERING:
+        return tuple(of[name] for of in found(world_name, difference))
+    (sums, x), slopes = runs(name)(between(TABLE[name], difference), worlds_of_a_batch()[0][world_name])
+    return np.asarray(x), np.asarray(sums), np.asarray(slopes)
 
 
 @functools.cache
@@ -92,27 +140,30 @@ def test_values_share_a_trace_and_per_sample_or_vmapped_or_sharded_they_are_the_
     assert len({float(x.sum()) for x in each}) == len(each)
     for i, x in enumerate(each):
         np.testing.assert_allclose(by_sample[i], x[i], rtol=1e-9, atol=1e-9)
-    np.testing.assert_allclose(together(name)(values(row), w)[0], np.stack(each), rtol=1e-8, atol=1e-8)
+    if name in REMEMBERING:
+        np.testing.assert_allclose(together(name)[0], np.stack(each), rtol=1e-8, atol=1e-8)
+
+
+def test_one_value_per_sample_or_vmapped_is_the_same_in_a_step_of_every_method(x64):
+    given = {name: values(row) for name, row in TABLE.items() if name not in REMEMBERING}
+    for name, x0 in jax.jit(step)(given, world()).items():
+        vmapped = together(name)[0]
+        assert len(np.unique(vmapped[:, 0, 0, 0])) == len(vmapped), name
+        np.testing.assert_allclose(x0, vmapped[np.arange(B), np.arange(B)], rtol=1e-9, atol=1e-9, err_msg=name)
 
 
 @pytest.mark.parametrize("name", TABLE)
 def test_a_sample_does_not_depend_on_its_batch(x64, name):
     """Permuted, and among others. The sharded runs above have it alone."""
-    w, scales = world(), values(TABLE[name])
-    everyone = together(name)(scales, w)[0]
-    order = np.array([2, 0, 3, 1])
-    permuted = together(name)(scales, jax.tree.map(lambda a: a[order], w))[0]
-    np.testing.assert_allclose(permuted, everyone[:, order], rtol=1e-9, atol=1e-9)
-    others = World(keys(B, 5), *jax.tree.map(lambda a: 2 * a - 1, w[1:]))
-    strangers = jax.tree.map(lambda a, b: b.at[0].set(a[0]), w, others)
-    np.testing.assert_allclose(together(name)(scales, strangers)[0][:, 0], everyone[:, 0], rtol=1e-9, atol=1e-9)
+    everyone, order = together(name)[0], worlds_of_a_batch()[1]
+    np.testing.assert_allclose(together(name, "permuted")[0], everyone[:, order], rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(together(name, "strangers")[0][:, 0], everyone[:, 0], rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", TABLE)
 def test_the_gradient_in_the_parameter_is_the_difference_quotient(x64, name):
-    value, h = float(values(TABLE[name])[1]), 1e-6
-    _, sums, slopes = together(name)(jnp.array([value - h, value, value + h, value]), world())
-    np.testing.assert_allclose(slopes[1], (sums[2] - sums[0]) / (2 * h), rtol=1e-5, atol=1e-7)
+    _, sums, slopes = together(name, difference=1e-6)
+    np.testing.assert_allclose(slopes[1], (sums[2] - sums[0]) / 2e-6, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -159,9 +210,6 @@ def test_a_value_that_follows_the_level_is_its_value_there():
 def flat(x, t, cond):
     """Equal branches without spread and without dependence on x."""
     return jnp.zeros_like(x)
-
-
-REMEMBERING = ("apg", "cfg_zero_star", "feedback", "linear_reuse", "reuse", "adaptive", "momentum")
 
 
 @pytest.mark.parametrize("name", REMEMBERING)

@@ -7,7 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")]
+pytestmark = [
+    pytest.mark.smoke,
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
+]
 
 
 def test_loading_measures_every_pair_of_dtypes(tmp_path, monkeypatch):

@@ -59,6 +59,7 @@ def test_a_config_with_a_wrong_value_raises(change, message):
         Config(**change)
 
 
+@pytest.mark.smoke
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:feynman_kac:UserWarning")  # so few particles degenerate
 def test_a_smoke_run_writes_its_tables_and_pictures(lenient, tmp_path):

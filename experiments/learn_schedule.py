@@ -321,7 +321,7 @@ def main(config: Config) -> dict[str, dict[str, Any]]:
     """Search, train and judge. Print the table and draw the picture. Returns the table with one row per method."""
     scales = np.arange(0.5, 8.01, 0.5)
     if config.smoke:
-        small = {"steps": 4, "iterations": 120, "batch": 400, "judged": 2000, "repeats": 2, "out": config.out / "smoke"}
+        small = {"steps": 4, "iterations": 60, "batch": 200, "judged": 1000, "repeats": 2, "out": config.out / "smoke"}
         config, scales = dataclasses.replace(config, **small), scales[:3]
     config.out.mkdir(parents=True, exist_ok=True)
     world = grow(config)

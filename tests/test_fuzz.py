@@ -11,7 +11,7 @@ from guidance_jax import guidance
 
 COMBINATORS = {"stateless", "fit_linear"}
 """Functions that are not guidances themselves."""
-CHAINS = 8
+CHAINS = 4
 
 
 def test_every_public_guidance_can_be_drawn():

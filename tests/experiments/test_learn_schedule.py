@@ -53,7 +53,6 @@ def test_equal_knots_are_a_constant_scale_and_the_gradient_is_the_difference_quo
     np.testing.assert_allclose(gradient @ along, (up - down) / 2e-6, rtol=1e-5)
 
 
-@pytest.mark.smoke
 @pytest.mark.slow
 def test_a_smoke_run_halves_the_criterion_of_the_best_constant_and_writes_its_files(lenient, tmp_path):
     rows = learn_schedule.main(learn_schedule.Config(out=tmp_path, smoke=True))

@@ -319,7 +319,6 @@ def test_a_config_with_a_wrong_value_raises(change, message):
         Config(**change)
 
 
-@pytest.mark.smoke
 @pytest.mark.slow
 def test_a_smoke_run_writes_a_report_and_its_checkpoint_is_used_again(lenient, tmp_path, capsys, monkeypatch):
     from experiments.text_digits import study

@@ -1,9 +1,9 @@
 """Builds the documentation site: `python3 .github/site --out out/site`.
 
-Zensical with mkdocstrings was chosen after trying: it reads docstrings in Markdown, as ours are, which Sphinx does not without an
-unmaintained extension, and its search finds a name's entry first and works in pages that are opened from a folder. Material for
-MkDocs renders the same pages, but its search lists the entry of `autoguidance` below four other pages, and MkDocs has had no
-release since 2024.
+Zensical with mkdocstrings was chosen after trying three tools: it reads docstrings in Markdown, as ours are (Sphinx needs an
+unmaintained extension for that), and its search finds the entry of a name first, also in pages that are opened from a folder.
+Material for MkDocs renders the same pages, but its search lists the entry of `autoguidance` below four other pages, and MkDocs
+has had no release since 2024.
 """
 
 import argparse
@@ -29,21 +29,9 @@ from griffe_docstrings import readable
 from links import Site, page
 from names import ROOMS, ROOT, Entry, entries, modules, pages, room_of
 from nbconvert import MarkdownExporter
+from sources import GUIDES, PAPERS, guides, notebooks, place
 
 HERE = Path(__file__).parent
-GUIDES = (
-    *("first_steps", "concepts", "methods", "samplers", "schedules", "particles"),
-    *("gradients", "training", "published", "your_data", "moving", "questions"),
-)
-"""The guide pages, in reading order."""
-PAPERS = {
-    "README.md": "index.md",
-    "README.zh-CN.md": "chinese.md",
-    "experiments/README.md": "experiments.md",
-    ".github/CONTRIBUTING.md": "contributing.md",
-    "CHANGELOG.md": "changelog.md",
-}
-"""The other pages, and what each becomes."""
 NPM = {"katex": "0.19.1", "iframe-worker": "1.0.4"}
 """What the pages need from npm: formulae, and search in pages that are opened from a folder."""
 SHIM = "https://unpkg.com/iframe-worker/shim"
@@ -92,40 +80,18 @@ def stop(faults: list[str], draft: bool) -> None:
         raise SystemExit(f"{len(faults)} errors. With --draft the site is built anyway.")
 
 
-def sources(site: Site) -> dict[str, list[Path]]:
-    """The files that become pages, by kind. Each is told its page, for links between them."""
-    guides = [HERE / "guide" / f"{name}.md" for name in GUIDES]
-    site.faults += [f"{file.relative_to(ROOT)}: the page is missing" for file in guides if not file.exists()]
-    others = sorted(set((HERE / "guide").glob("*.md")) - set(guides))
-    site.faults += [
-        f"{file.relative_to(ROOT)}: give it a place in GUIDES, {Path(__file__).relative_to(ROOT)}" for file in others
-    ]
-    notebooks = sorted(
-        (ROOT / "experiments/notebooks").glob("*.ipynb"), key=lambda file: (file.stem != "quickstart", file.stem)
-    )
-    found = {
-        "guides": [file for file in guides if file.exists()],
-        "notebooks": notebooks,
-        "papers": [ROOT / name for name in PAPERS],
-    }
-    site.pages |= {ROOT / source: target for source, target in PAPERS.items()}
-    site.pages |= {file: f"guide/{file.stem}.md" for file in found["guides"]}
-    site.pages |= {file: f"notebooks/{file.stem}.md" for file in notebooks}
-    return found
-
-
 def written_pages(site: Site, told: Callable[[str], None]) -> Callable[[list[Any]], list[Any]]:
     """Writes all pages but the reference. Returns the navigation, as a function of the reference's."""
-    found = sources(site)
+    place(site)
     for file, target in site.pages.items():
         text = notebook(site, file, target) if file.suffix == ".ipynb" else page(site, file, file.read_text(), target)
         write(site.docs / target, text)
-    told(f"{len(found['guides'])} of {len(GUIDES)} guide pages, {len(found['notebooks'])} notebooks, {len(PAPERS)} others")
-    titled = lambda kind: [{title(site.docs / site.pages[file]): site.pages[file]} for file in found[kind]]
+    told(f"{len(guides())} of {len(GUIDES)} guide pages, {len(notebooks())} notebooks, {len(PAPERS)} others")
+    titled = lambda files: [{title(site.docs / site.pages[file]): site.pages[file]} for file in files]
     return lambda reference: [
         {"guidance_jax": "index.md"},
-        *([{"Guide": titled("guides")}] if found["guides"] else []),
-        {"Notebooks": titled("notebooks")},
+        *([{"Guide": titled(guides())}] if guides() else []),
+        {"Notebooks": titled(notebooks())},
         {"Experiments": "experiments.md"},
         {"Reference": reference},
         {"Project": [{"Contributing": "contributing.md"}, {"Changelog": "changelog.md"}, {"中文": "chinese.md"}]},

@@ -1,4 +1,4 @@
-"""Markdown of the repository as pages of the site: links, pictures, and code spans of public names."""
+"""Markdown of the repository as pages of the site: links, pictures, papers, and code spans of public names."""
 
 import os
 import re
@@ -14,8 +14,10 @@ TOKEN = re.compile(
     (?P<fence> ^[ ]*(?P<ticks>```+|~~~+)[^\n]*\n.*?^[ ]*(?P=ticks)[ ]*$ )
     | (?P<heading> ^\#+[ ].*?$ )
     | (?P<code> (?<!`)(?P<tick>`+)(?!`)[^\n]+?(?<!`)(?P=tick)(?!`) )
-    | (?P<link> (?P<bang>!?)\[(?P<label>(?:[^\[\]]|!?\[[^\[\]]*\](?:\([^()]*\))?)*)\]\((?P<where>[^()\s]+)(?P<title>(?:\s+"[^"]*")?)\) )
+    | (?P<link> (?P<bang>!?) \[ (?P<label> (?:[^\[\]]|!?\[[^\[\]]*\](?:\([^()]*\))?)* ) \]
+        \( (?P<where>[^()\s]+) (?P<title>(?:\s+"[^"]*")?) \) )
     | (?P<tag> (?P<before><(?P<kind>img|source|a)\b[^>]*?\b(?:src|srcset|href)=")(?P<address>[^"]+)" )
+    | (?P<paper> (?<![\w./:-]) (?:arXiv:)? (?P<number> (?:0[7-9]|[12]\d)(?:0[1-9]|1[0-2])\.\d{5}) (?![\w.]\d|\w) )
     """,
     re.DOTALL | re.MULTILINE | re.VERBOSE,
 )
@@ -76,6 +78,8 @@ def page(site: Site, source: Path, text: str, target: str) -> str:
         if token["tag"]:
             address = moved(site, source, token["address"], target, token["kind"] != "a", fault)
             return f'{token["before"]}{address or "#"}"'
+        if token["paper"]:
+            return f"[{token['paper']}](https://arxiv.org/abs/{token['number']})"
         return token[0]
 
     return lists(TOKEN.sub(rewritten, text))
@@ -89,7 +93,7 @@ def linked(site: Site, code: str, target: str) -> str:
 
 
 def lists(text: str) -> str:
-    """The same text with an empty line before each list that follows a paragraph at once. Python-Markdown needs it, GitHub does not."""
+    """The text with an empty line before each list after a paragraph, which Python-Markdown needs and GitHub does not."""
     done: list[str] = []
     fenced = paragraph = False
     for line in text.split("\n"):

@@ -52,10 +52,9 @@ def modules() -> dict[str, types.ModuleType]:
     def walk(module: types.ModuleType, prefix: str) -> None:
         for name in module.__all__:
             value = getattr(module, name)
-            if isinstance(value, types.ModuleType):
-                if value not in found.values():
-                    found[f"{prefix}{name}"] = value
-                    walk(value, f"{prefix}{name}.")
+            if isinstance(value, types.ModuleType) and value not in found.values():
+                found[f"{prefix}{name}"] = value
+                walk(value, f"{prefix}{name}.")
 
     walk(gj, "")
     return found

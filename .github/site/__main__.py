@@ -1,9 +1,8 @@
 """Builds the documentation site: `python3 .github/site --out out/site`.
 
-Zensical with mkdocstrings was chosen after trying three tools: it reads docstrings in Markdown, as ours are (Sphinx needs an
-unmaintained extension for that), and its search finds the entry of a name first, also in pages that are opened from a folder.
-Material for MkDocs renders the same pages, but its search lists the entry of `autoguidance` below four other pages, and MkDocs
-has had no release since 2024.
+Zensical with mkdocstrings was chosen among three tools that were tried: it reads docstrings in Markdown, as ours are, and its
+search finds the entry of a name first, also in pages that are opened from a folder. Sphinx needs an unmaintained extension for
+Markdown in docstrings, and Material for MkDocs lists the entry of `autoguidance` below four other pages.
 """
 
 import argparse
@@ -122,7 +121,7 @@ def notebook(site: Site, source: Path, target: str) -> str:
     text, resources = MarkdownExporter().from_notebook_node(book, names)
     for name, data in resources["outputs"].items():
         write(site.docs / Path(target).parent / name, data)
-    return text
+    return text.replace("![png]", "![Output of the cell above]")
 
 
 def written_reference(site: Site) -> list[Any]:

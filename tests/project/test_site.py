@@ -32,14 +32,9 @@ def site(tmp_path):
 
 def firsts(text):
     """The names that lead a code span in the first column of a table."""
-    rows = re.findall(r"^\|((?:[^|\n`\\]|\\.|`[^`\n]*`)*)\|", text, flags=re.MULTILINE)
-    return {
-        name
-        for cell in rows
-        for span in re.findall(r"`([^`]+)`", cell)
-        if span.startswith("gj.")
-        for name in names.written(span)[:1]
-    }
+    cells = re.findall(r"^\|((?:[^|\n`\\]|\\.|`[^`\n]*`)*)\|", text, flags=re.MULTILINE)
+    spans = [span for cell in cells for span in re.findall(r"`(gj\.[^`]+)`", cell)]
+    return {names.written(span)[0] for span in spans}
 
 
 def test_every_public_name_is_on_one_reference_page():
@@ -141,16 +136,11 @@ def test_one_command_builds_the_site(tmp_path):
     pages = {str(file.relative_to(tmp_path / "site")): file.read_text() for file in tmp_path.rglob("*.html")}
     assert set(pages) >= {"index.html", "guide/concepts.html", "notebooks/quickstart.html", "reference/schedules.html"}
     page = pages["reference/guidance.linear.html"]
-    entry = page[page.index('id="guidance_jax.guidance.linear.cfg"') :].partition(
-        'id="guidance_jax.guidance.linear.autoguidance"'
-    )[0]
-    for part in (
-        "<code>D = uncond + scale (cond - uncond)</code>",
-        "Raises:",
-        "arxiv.org/abs/2207.12598",
-        "kinds.Scale",
-        "&gt;&gt;&gt;",
-    ):
+    entry = page[
+        page.index('id="guidance_jax.guidance.linear.cfg"') : page.index('id="guidance_jax.guidance.linear.autoguidance"')
+    ]
+    equation, reference, kind = "<code>D = uncond + scale (cond - uncond)</code>", "arxiv.org/abs/2207.12598", "kinds.Scale"
+    for part in (equation, reference, kind, "Raises:", "&gt;&gt;&gt;"):
         assert part in entry, part
     assert 'class="katex"' in pages["guide/concepts.html"]
     assert re.search(r'<a href="\.\./reference/guidance\.linear\.html#[\w.]+\.cfg"><code>gj\.cfg', pages["guide/methods.html"])

@@ -55,8 +55,8 @@ def test_a_skeleton_is_documented(skeleton):
 
 def test_contributing_is_one_page_and_its_files_exist():
     assert len(GUIDE.splitlines()) < 150
-    names = re.findall(r"`((?:tests|experiments|\.github|\.ci|[a-z]+)/(?!NAME)[\w/.]*)`", GUIDE)
+    names = re.findall(r"`((?:tests|experiments|\.github|\.ci|[a-z]+)/[\w/.]*)`", GUIDE)
     assert len(names) > 20
     for name in names:
-        files = (ROOT / name, ROOT / "guidance_jax" / name)
-        assert any(file.exists() for file in files), name
+        file = name.partition("NAME")[0]  # of a file that is still to be written, its folder
+        assert (ROOT / file).exists() or (ROOT / "guidance_jax" / file).exists(), name

@@ -104,6 +104,7 @@ def test_a_fault_of_a_page_is_found(text, fault, site):
         ("`gj.samplers`", "[`gj.samplers`](../reference/index.md#samplers)"),
         ("`cfg(w)`, `x[0](y)`", "`cfg(w)`, `x[0](y)`"),
         ("```py\ngj.cfg\n```", "```py\ngj.cfg\n```"),
+        ("```python\ndef own():\n    gj.own()\n```", "```python\ndef own():\n    gj.own()\n```"),
         ("## `gj.cfg`", "## `gj.cfg`"),
         ("[`gj.cfg`](../../../README.md#two-commands)", "[`gj.cfg`](../index.md#two-commands)"),
         ("![a](../../../experiments/figures/toy_2d.png)", "![a](../files/experiments/figures/toy_2d.png)"),

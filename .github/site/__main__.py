@@ -201,6 +201,8 @@ def finished(out: Path, katex: Path, site: Site, told: Callable[[str], None]) ->
         shim = os.path.relpath(out / "assets/iframe-worker.js", file.parent)
         texts[file] = text.replace(SHIM, shim)
         file.write_text(texts[file])
+    for name in ("search.json", "search.js"):  # The results show formulae without their delimiters.
+        write(out / name, re.sub(r"\\\\[()\[\]]", "", (out / name).read_text()))
     told(f"{len(texts)} pages with their formulae")
     return faults + checked(texts, out, site.every.values())
 

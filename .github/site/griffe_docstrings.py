@@ -26,9 +26,14 @@ def readable(doc: str, every: dict[str, Entry]) -> str:
 
     def linked(span: re.Match[str]) -> str:
         start = re.match(r"(gj\.)?([A-Za-z_][\w.]*)", span[1])
-        found = every.get(start[2].rstrip(".")) if start and (start[1] or "." in start[2]) else None
+        sure = start and (start[1] or "." in start[2] or doc[: span.start()].endswith("The same as of "))
+        found = every.get(start[2].rstrip(".")) if start and sure else None
         return f"[{span[0]}][{found.path}]" if found else span[0]
 
+    def same(section: re.Match[str]) -> str:
+        return f"**{'Parameters' if section[1] == 'Args' else section[1]}** · {section[2]}"
+
+    doc = re.sub(r"^(Args|Raises):\n +(The same as of `[\w.]+`\.)$", same, doc, flags=re.MULTILINE)
     doc = re.sub(r"^Example:$", "Examples:", doc, flags=re.MULTILINE)
     doc = re.sub(r"^References?:\s+", "**Reference** · ", doc, flags=re.MULTILINE)
     doc = PAPER.sub(r"[arXiv:\1](https://arxiv.org/abs/\1)", doc)

@@ -1,6 +1,8 @@
 """Every public name is on one guide page and on one reference page, every link resolves, and one command builds the site."""
 
 import collections
+import html
+import inspect
 import json
 import re
 import subprocess
@@ -13,7 +15,7 @@ import names
 import nbformat
 import pytest
 import sources
-from docstrings import public
+from docstrings import SECTIONS, public
 
 import guidance_jax as gj
 
@@ -148,3 +150,19 @@ def test_one_command_builds_the_site(tmp_path):
     assert "data:image/png" in pages["notebooks/quickstart.html"] or list(tmp_path.rglob("notebooks/*/quickstart*.png"))
     search = json.loads((tmp_path / "site/search.json").read_text())
     assert any("autoguidance" in str(item) for item in search["items"])
+    shown = {name: letters(html.unescape(re.sub(r"<[^>]+>", "", text))) for name, text in pages.items()}
+    lost = [f"{name}: {line}" for name, line in lines() if letters(line) not in shown[f"reference/{EVERY[name].page}.html"]]
+    assert not lost
+
+
+def lines():
+    """The lines of every docstring without the names of parameters."""
+    for name, value in public().items():
+        for line in inspect.cleandoc(value.__doc__).splitlines():
+            heading = line.removesuffix(":") in SECTIONS or line.startswith("```")
+            if not heading and "doctest:" not in line:
+                yield name, re.sub(r"^  \*{0,2}[\w.]+: |^References?: ", "", line)
+
+
+def letters(text):
+    return re.sub(r"[^A-Za-z0-9]", "", text)

@@ -159,7 +159,7 @@ def lines():
     """The lines of every docstring without the names of parameters."""
     for name, value in public().items():
         for line in inspect.cleandoc(value.__doc__).splitlines():
-            heading = line.removesuffix(":") in SECTIONS or line.startswith("```")
+            heading = line.removesuffix(":") in SECTIONS or line.lstrip().startswith("```")
             if not heading and "doctest:" not in line:
                 yield name, re.sub(r"^  \*{0,2}[\w.]+: |^References?: ", "", line)
 

@@ -8,16 +8,18 @@ from pathlib import Path
 import pytest
 import tyro
 
-JOBS = (
-    "digits",
-    "exact_digits",
-    "gaussians",
-    "learn_schedule",
-    "samplers",
-    "toy_2d",
-    "benchmarks.loading",
-    "benchmarks.overhead",
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+FILES = (*EXPERIMENTS.glob("*.py"), *EXPERIMENTS.glob("benchmarks/*.py"))
+JOBS = sorted(
+    ".".join(file.relative_to(EXPERIMENTS).with_suffix("").parts)
+    for file in FILES
+    if "smoke: bool" in file.read_text() and file.stem != "diffusers"  # which needs torch
 )
+"""The jobs of one file that have a smoke run."""
+
+
+def test_the_jobs_are_found():
+    assert {"digits", "toy_2d", "benchmarks.loading"} <= set(JOBS)
 
 
 @pytest.mark.parametrize("job", JOBS)

@@ -1,10 +1,8 @@
-"""The skeletons of CONTRIBUTING.md run and pass the documentation test, and its command builds the site."""
+"""The skeletons of CONTRIBUTING.md run and pass the documentation test, and the files that it names exist."""
 
 import doctest
 import importlib.util
 import re
-import shlex
-import subprocess
 import sys
 from pathlib import Path
 
@@ -57,23 +55,8 @@ def test_a_skeleton_is_documented(skeleton):
 
 def test_contributing_is_one_page_and_its_files_exist():
     assert len(GUIDE.splitlines()) < 150
-    for name in re.findall(r"`(tests/[\w/.]+|[\w/]+/__init__\.py|\.ci/run|\.github/\w+)`", GUIDE):
-        assert (ROOT / name).exists() or (ROOT / "guidance_jax" / name).exists(), name
-
-
-@pytest.mark.slow
-def test_the_command_builds_the_site(tmp_path):
-    pytest.importorskip("pdoc")
-    command = re.search(r"`python3 (-m pdoc .*) -o out/site`", GUIDE)
-    assert command is not None
-    built = subprocess.run([sys.executable, *shlex.split(command[1]), "-o", tmp_path], cwd=ROOT, capture_output=True, text=True)
-    assert built.returncode == 0, built.stderr
-    pages = {file.stem: file.read_text() for file in tmp_path.rglob("*.html")}
-    assert set(pages) >= {"guidance_jax", "guidance", "samplers", "schedules", "metrics", "networks", "oracles", "training"}
-    page = pages["guidance_jax"]
-    section = page[page.index('<section id="cfg">') :].partition("</section>")[0]
-    for part in ("<code>D = uncond + scale (cond - uncond)</code>", "<strong>scale:</strong>", "Raises:", "&gt;&gt;&gt;"):
-        assert part in section
-    assert re.search(r"scale: (<[^>]*>)?Scale\b", section)
-    assert "2207.12598" in section
-    assert "MathJax" in page
+    names = re.findall(r"`((?:tests|experiments|\.github|\.ci|[a-z]+)/[\w/.]*)`", GUIDE)
+    assert len(names) > 20
+    for name in names:
+        file = name.partition("NAME")[0]  # of a file that is still to be written, its folder
+        assert (ROOT / file).exists() or (ROOT / "guidance_jax" / file).exists(), name

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,15 @@ def test_every_room_has_a_layer():
     assert sorted(rooms - {"__init__"}) == sorted(room for layer in LAYERS for room in layer)
 
 
+def test_contributing_draws_these_layers():
+    drawing = re.search(r"## Rooms and layers\n+```\n(.*?)```", (ROOT / ".github/CONTRIBUTING.md").read_text(), re.DOTALL)
+    assert drawing is not None
+    lines = [re.split(r" {2,}", line)[0] for line in drawing[1].splitlines() if not line.startswith(("experiments", " "))]
+    assert [set(line.replace("/", "").split(", ")) for line in lines] == [set(layer) for layer in LAYERS]
+    folders = {room for line in lines for room in line.split(", ") if room.endswith("/")}
+    assert folders == {f"{path.parent.name}/" for path in LIBRARY.glob("*/__init__.py")}
+
+
 def test_imports_go_one_way():
     floors = {room: floor for floor, layer in enumerate(LAYERS) for room in layer}
     found = set(edges())
@@ -90,6 +100,13 @@ def test_methods_and_samplers_stand_alone(room):
             module.split(".")[2] for module in imported(file, "guidance_jax") if module.startswith(f"guidance_jax.{room}.")
         }
         assert file.stem == "__init__" or beside <= PARTS[room], file
+
+
+@pytest.mark.parametrize("room", ["guidance", "particles", "samplers", "schedules", "training"])
+def test_every_file_of_a_room_of_formulae_has_a_fault_that_its_tests_notice(room):
+    """`python3 tests/mutants` puts them in."""
+    files = {file.stem for file in (LIBRARY / room).glob("*.py")} - {"__init__"}
+    assert files == {patch.name.partition(".")[0] for patch in (TESTS / "mutants" / room).glob("*.patch")}
 
 
 def test_experiments_are_tools_and_jobs():

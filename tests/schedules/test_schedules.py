@@ -52,6 +52,13 @@ def reference(name: str, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return alpha, np.sqrt(1 - alpha**2)
 
 
+def test_every_public_schedule_is_among_those_that_are_tested():
+    tested = {repr(make()).partition("(")[0] for make in ALL.values()} | {"discrete"}
+    makers = {name: getattr(gj.schedules, name) for name in gj.schedules.__all__}
+    made = {name for name, make in makers.items() if getattr(make, "__annotations__", {}).get("return") is gj.Schedule}
+    assert {name.rpartition(".")[2] for name in tested} == made
+
+
 def test_the_rates_of_ddpm_scale_with_the_number_of_steps(x64):
     """A schedule of 250 steps ends with about the noise of one of 1000."""
     rates = 4 * np.linspace(1e-4, 0.02, 250)

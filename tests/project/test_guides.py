@@ -1,0 +1,51 @@
+"""The code of the guide pages runs as a reader would paste it, and prints what its comments say."""
+
+import ast
+import contextlib
+import io
+import re
+import tokenize
+from pathlib import Path
+
+import jax
+import pytest
+
+GUIDES = sorted((Path(__file__).parents[2] / ".github" / "site" / "guide").glob("*.md"))
+IMPORTS = "import jax, jax.numpy as jnp\nimport guidance_jax as gj\n"
+
+
+def said(comments: dict[int, str], last: int, lines: list[str]) -> str:
+    """What a statement prints according to the comment on its last line, or else to the lines of comment below it."""
+    if last in comments:
+        return comments[last]
+    below = []
+    while last + 1 in comments and lines[last].lstrip().startswith("#"):
+        last += 1
+        below.append(comments[last])
+    return " ".join(below)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.stem)
+def test_a_guide_prints_what_it_says(page):
+    names: dict[str, object] = {"__name__": "__main__"}
+    exec(IMPORTS, names)
+    text = page.read_text()
+    for block in re.finditer(r"^```python\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE):
+        code = "\n" * text.count("\n", 0, block.start(1)) + block[1]  # a traceback then has the line of the page
+        lines = code.splitlines()
+        assert max(map(len, lines)) <= 100, [line for line in lines if len(line) > 100]
+        tokens = tokenize.generate_tokens(io.StringIO(code).readline)
+        comments = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
+        for statement in ast.parse(code).body:
+            run = compile(ast.Module([statement], []), str(page), "exec")
+            # As for a reader: the tests themselves run with strict promotion.
+            with (
+                contextlib.redirect_stdout(io.StringIO()) as printed,
+                jax.numpy_dtype_promotion("standard"),
+                jax.numpy_rank_promotion("allow"),
+            ):
+                exec(run, names)
+            if printed.getvalue():
+                last = statement.end_lineno or 0
+                assert printed.getvalue().split() == said(comments, last, lines).split(), f"{page.name}, line {last}"

@@ -20,7 +20,7 @@ from guidance_jax.checks.kinds import TreeNetwork, class_kind
 from guidance_jax.checks.trees import check_example, check_tree, check_vector
 from guidance_jax.interfaces import Sampler
 
-__all__ = ["Flat", "flat", "on_vectors", "zero_padding"]
+__all__ = ["Flat", "Padded", "flat", "on_vectors", "zero_padding"]
 
 
 class Padded(NamedTuple):

@@ -66,7 +66,7 @@ PUBLISHED = tuple(
         *("text_to_image.Condition", "text_to_image.Model", "text_to_image.Prompts"),
     )
 )
-TREES = ("trees.Flat", "trees.flat", "trees.on_vectors", "trees.zero_padding")
+TREES = ("trees.Flat", "trees.Padded", "trees.flat", "trees.on_vectors", "trees.zero_padding")
 OURS = {*TYPES, *LOOP, *ALGEBRA, *TREES, *TEXTBOOK, *HOUSE, *FILES, *PUBLISHED}
 """Names that come from no paper. They need no reference, and those of the algebra need no equation."""
 OF_FILES = {

@@ -215,9 +215,10 @@ def report(config: Config, preset: Preset, results: dict[str, Any]) -> None:
         f"\nA U-Net of {results['parameters']:,} parameters in {preset.dtype} on {results['device']}, {config.steps} steps of "
         f"DPM-Solver++ (2M) with CFG at batch {config.batch}, {torch.get_num_threads()} threads of PyTorch. Ours loads in "
         f"{results['load_s']:.1f} s and compiles in {results['compile_s']:.1f} s. The latents differ by at most "
-        f"{results['difference']:.1e} of their standard deviation. Medians of {config.rounds} rounds.\n"
+        f"{results['difference']:.1e} of their standard deviation. Seconds are medians of {config.rounds} rounds. The ratio "
+        "is the median of paired ratios, our time divided by the other time of the same round.\n"
     )
-    print("| | seconds | quartiles | our time relative to this |\n|---|---|---|---|")
+    print("| | seconds, median | quartiles | our time relative to this, median of pairs |\n|---|---|---|---|")
     for name, taken in times.items():
         low, middle, high = statistics.quantiles(taken, n=4, method="inclusive")
         ratio = statistics.median(our / their for our, their in zip(times["guidance_jax"], taken, strict=True))

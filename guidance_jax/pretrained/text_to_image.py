@@ -13,7 +13,14 @@ from guidance_jax.checks.door import door
 from guidance_jax.networks import from_nnx
 from guidance_jax.pretrained import autoencoder, clip, unet, weights
 from guidance_jax.pretrained.checks import FilePath, Parameters
-from guidance_jax.pretrained.directories import check_directory, check_variant, open_part, read_json
+from guidance_jax.pretrained.directories import (
+    OTHERS,
+    SUPPORTED,
+    check_directory,
+    check_variant,
+    open_part,
+    read_json,
+)
 from guidance_jax.pretrained.models import Condition, Model, Prompts
 from guidance_jax.pretrained.schedulers import scheduling
 from guidance_jax.pretrained.tokens import open_tokenizer
@@ -44,8 +51,9 @@ def load(
 ) -> Model:
     """A text-to-image model from a directory in the Hugging Face layout: Stable Diffusion 1.x, 2.x, XL, and inpainting.
 
-    Nothing is downloaded, and no code in a file is run: only safetensors, JSON and the tensors of pickles are read. The weights
-    go from the files to the devices, one at a time. A safety checker in the directory is not read.
+    SD3 and FLUX are not supported. Nothing is downloaded, and no code in a file is run: only safetensors, JSON and the tensors
+    of pickles are read. The weights go from the files to the devices, one at a time. A safety checker in the directory is not
+    read.
 
     Settings of older directories of Stable Diffusion 1 and 2 are corrected as in diffusers' pipelines. A scheduler's
     `steps_offset` becomes 1, and its `clip_sample` False, except for inpainting. The U-Net's `sample_size` of versions before
@@ -59,7 +67,8 @@ def load(
       variant: "fp16" for files `*.fp16.safetensors`, if a part has one.
 
     Raises:
-      FileNotFoundError: If a file is missing. The error names it.
+      FileNotFoundError: If the directory or a file is missing. The error names it. For a directory it has the command that
+        downloads the model.
       ValueError: If a file is damaged, or a part or a setting is not supported. The error names it.
       TypeError: If directory is not a path, or dtype is not a dtype.
       ImportError: If the packages safetensors or tokenizers are not installed.
@@ -85,7 +94,8 @@ def load(
     index = read_json(directory / "model_index.json", "which a directory in the Hugging Face layout of diffusers has")
     kind = index.get("_class_name")
     if kind not in PIPELINES:
-        raise ValueError(f"{directory} holds a {kind}, expected one of {', '.join(PIPELINES)}.")
+        advice = f" {SUPPORTED}" if OTHERS.search(str(kind)) else ""
+        raise ValueError(f"{directory} holds a {kind}, expected one of {', '.join(PIPELINES)}.{advice}")
     with _naming(directory / "model_index.json"):
         classes = {name: _class_of(index, name) for name in (*PARTS, "scheduler")}
     names = [name for name in ENCODERS if classes[name] is not None]

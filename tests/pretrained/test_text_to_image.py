@@ -221,7 +221,19 @@ def without(name):
 BROKEN = {
     "index": ("model_index.json", Path.unlink, FileNotFoundError, "there is no .*model_index.json, which a directory"),
     "json": ("model_index.json", cut, None, None),
-    "class": ("model_index.json", edited(_class_name="FluxPipeline"), ValueError, "holds a FluxPipeline, expected"),
+    "flux": (
+        "model_index.json",
+        edited(_class_name="FluxPipeline"),
+        ValueError,
+        "holds a FluxPipeline, expected .*SD3 and FLUX are not",
+    ),
+    "sd3": ("model_index.json", edited(_class_name="StableDiffusion3Pipeline"), ValueError, "SD3 and FLUX are not"),
+    "class": (
+        "model_index.json",
+        edited(_class_name="WanPipeline"),
+        ValueError,
+        r"holds a WanPipeline, expected [^;]*Pipeline\.$",
+    ),
     "unet": ("model_index.json", edited(unet=["diffusers", "UNet3D"]), ValueError, "unet is a UNet3D, expected"),
     "encoder": ("model_index.json", edited(text_encoder=[None, None]), ValueError, "names no text encoder"),
     "config": ("vae/config.json", Path.unlink, FileNotFoundError, "vae/config.json, the configuration of the vae"),
@@ -262,9 +274,34 @@ def test_a_damaged_or_unsupported_directory_raises(first, tmp_path, name, edit, 
         text_to_image.load(directory)
 
 
+REPOSITORY = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+MISSING = {
+    "stable-diffusion-v1-5": f"Download it: .*hf download {REPOSITORY} --local-dir stable-diffusion-v1-5$",
+    "a place/stable-diffusion-v1-5": f"Download it: .*hf download {REPOSITORY} --local-dir 'a place/stable-diffusion-v1-5'$",
+    "someone/a-model": "Download it: .*hf download someone/a-model --local-dir someone/a-model$",
+    "nothing": f"Download a model, such as .*hf download {REPOSITORY} --local-dir stable-diffusion-v1-5$",
+    "here/nothing": "Download a model, such as",
+    "black-forest-labs/FLUX.1-dev": "Download a model, such as",
+    "stable-diffusion-3.5-medium": "Download a model, such as",
+}
+
+
+@pytest.mark.parametrize(("directory", "message"), MISSING.items(), ids=MISSING)
+def test_a_missing_directory_says_how_to_download_it(tmp_path, monkeypatch, directory, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    whole = f"^there is no directory {tmp_path}/{directory}\\. .*XL are supported; SD3 and FLUX are not\\. {message}"
+    with pytest.raises(FileNotFoundError, match=whole):
+        text_to_image.load(directory)
+
+
+def test_a_file_of_flux_is_not_supported(tmp_path):
+    (tmp_path / "flux1-dev.safetensors").write_bytes(b"{}")
+    with pytest.raises(ValueError, match=r"one file, expected a directory .*SD3 and FLUX are not\.$"):
+        text_to_image.load(tmp_path)
+
+
 def test_a_wrong_directory_raises(tmp_path):
-    with pytest.raises(FileNotFoundError, match=f"no directory {tmp_path}/nothing"):
-        text_to_image.load(tmp_path / "nothing")
     with pytest.raises(FileNotFoundError, match=r"model_index\.json"):
         text_to_image.load(tmp_path)
 

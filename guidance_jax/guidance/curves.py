@@ -65,7 +65,8 @@ class Residuals(NamedTuple):
 
     Example:
       >>> a, b = jnp.array([1.0, 2.0]), jnp.array([2.0, 4.0])
-      >>> print(gj.guidance.curves.Residuals.of(a, b).cond, gj.guidance.curves.Residuals.of(a, b).product)
+      >>> sums = gj.guidance.curves.Residuals.of(a, b)
+      >>> print(sums.cond, sums.product)
       3.0 10.0
     """
 

@@ -101,7 +101,8 @@ def merge(a: Moments, b: Moments) -> Moments:
 
     Example:
       >>> x = jax.random.normal(jax.random.key(0), (1000, 3)) + 100
-      >>> whole, merged = gj.metrics.moments(x), gj.metrics.merge(gj.metrics.moments(x[:300]), gj.metrics.moments(x[300:]))
+      >>> whole = gj.metrics.moments(x)
+      >>> merged = gj.metrics.merge(gj.metrics.moments(x[:300]), gj.metrics.moments(x[300:]))
       >>> print(merged.count, jnp.allclose(whole.covariance, merged.covariance, atol=1e-5))
       1000 True
 
@@ -135,7 +136,8 @@ def fid(real: Measured, fake: Measured) -> Float[Array, ""]:
 
     Example:
       >>> real, fake = jax.random.normal(jax.random.key(0), (2, 10_000, 2))
-      >>> print(gj.metrics.fid(real, fake).round(2), gj.metrics.fid(real, gj.metrics.moments(fake + 1)).round(1))
+      >>> print(gj.metrics.fid(real, fake).round(2))
+      >>> print(gj.metrics.fid(real, gj.metrics.moments(fake + 1)).round(1))
       0.0 2.0
 
     Reference: Heusel et al. 2017, arXiv:1706.08500, equation 6.
@@ -166,7 +168,8 @@ def frechet_distance(
       TypeError: If an argument is not an array of floating numbers.
 
     Example:
-      >>> print(gj.metrics.frechet_distance(jnp.zeros(2), jnp.eye(2), jnp.array([3.0, 4.0]), 4 * jnp.eye(2)))
+      >>> a, b = jnp.zeros(2), jnp.array([3.0, 4.0])
+      >>> print(gj.metrics.frechet_distance(a, jnp.eye(2), b, 4 * jnp.eye(2)))
       27.0
 
     Reference: Heusel et al. 2017, arXiv:1706.08500, equation 6.

@@ -35,7 +35,8 @@ def sliced_wasserstein(a: Features, b: Features, key: Key, *, projections: Count
 
     Example:
       >>> a = jax.random.normal(jax.random.key(0), (500, 2))
-      >>> print(gj.metrics.sliced_wasserstein(a, a + jnp.array([[3.0, 4.0]]), jax.random.key(1), projections=4096).round(1))
+      >>> b, key = a + jnp.array([[3.0, 4.0]]), jax.random.key(1)
+      >>> print(gj.metrics.sliced_wasserstein(a, b, key, projections=4096).round(1))
       3.5
 
     Reference: Bonneel et al. 2015, "Sliced and Radon Wasserstein barycenters of measures".

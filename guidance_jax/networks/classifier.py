@@ -49,6 +49,7 @@ class UNetClassifier(nnx.Module):
       ValueError: If the coarsest width does not divide into heads; when called, if an image does not have the config's shape.
 
     Example:
+      >>> from flax import nnx
       >>> config = gj.networks.UNetConfig((8, 8, 1), classes=10, widths=(8,))
       >>> classify = gj.networks.UNetClassifier(config, rngs=nnx.Rngs(0))
       >>> x, t = jnp.ones((5, 8, 8, 1)), jnp.ones(5)

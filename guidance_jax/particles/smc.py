@@ -179,11 +179,13 @@ def feynman_kac(
         groups are right.
 
     Example:
-      >>> mixture = gj.oracles.GaussianMixture(jnp.array([[-1.0], [1.0]]), jnp.ones((2, 1, 1)), jnp.ones(2), jnp.arange(2))
+      >>> means, covariances = jnp.array([[-1.0], [1.0]]), jnp.ones((2, 1, 1))
+      >>> mixture = gj.oracles.GaussianMixture(means, covariances, jnp.ones(2), jnp.arange(2))
       >>> keys, label = jax.random.split(jax.random.key(0), 512), jnp.zeros(512, int)
       >>> two = gj.branches(mixture.denoise, cond=label, uncond=label - 1)
       >>> path = gj.levels(gj.schedules.edm(), 40, gj.spacings.karras())
-      >>> found = gj.feynman_kac(keys, two, gj.targets.tilted(2.0), gj.heun_sde(), path, (1,), size=512)
+      >>> target, sampler = gj.targets.tilted(2.0), gj.heun_sde()
+      >>> found = gj.feynman_kac(keys, two, target, sampler, path, (1,), size=512)
       >>> print(found.log_normaliser.round(1))
       [0.5]
 

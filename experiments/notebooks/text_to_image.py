@@ -16,8 +16,6 @@
 # %% [markdown]
 # # Text to image
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/guidance_jax/blob/main/experiments/notebooks/text_to_image.ipynb)
-#
 # Guidance of Stable Diffusion 1, 2 or XL, read from a directory in the Hugging Face layout:
 #
 # ```sh
@@ -28,19 +26,26 @@
 # captions describe scenes of two handwritten digits. All code after loading is the same for both models.
 
 # %%
+REPOSITORY = ""  # Set it to the address to install guidance_jax from. Empty: it is installed, or this notebook is in a clone.
+
 import importlib.metadata
 import importlib.util
+import pathlib
 import subprocess
 import sys
 
+clone = "./clone" if REPOSITORY else "../.."
 if importlib.util.find_spec("guidance_jax") is None:
-    subprocess.run(["git", "clone", "-q", "--depth", "1", "https://github.com/OWNER/guidance_jax", "clone"], check=True)
-    own = [f"{name}=={importlib.metadata.version(name)}" for name in ("jax", "jaxlib")]  # keeps the installed JAX
-    source = "./clone[experiments,pretrained]"
+    assert REPOSITORY or pathlib.Path("../../pyproject.toml").exists(), "Set REPOSITORY, in the first line of this cell."
+    if REPOSITORY:
+        subprocess.run(["git", "clone", "-q", "--depth", "1", REPOSITORY, clone], check=True)
+    source = f"{clone}[experiments,pretrained]"
+    # The installed JAX stays as it is.
+    own = [f"{name}=={importlib.metadata.version(name)}" for name in ("jax", "jaxlib") if importlib.util.find_spec(name)]
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", source, *own], check=True)
     importlib.invalidate_caches()
 if importlib.util.find_spec("experiments") is None:
-    sys.path.insert(0, "clone")
+    sys.path.insert(0, clone)
 
 # %% tags=["parameters"]
 import os

@@ -53,7 +53,7 @@ def systematic(key: Key, log_weights: LogWeights) -> Array:
 
     Example:
       >>> weights = jnp.array([0.5, 0.0, 0.25, 0.25])
-      >>> print(gj.particles.systematic(jax.random.key(0), jnp.log(weights)))
+      >>> print(jax.jit(gj.particles.systematic)(jax.random.key(0), jnp.log(weights)))
       [0 0 2 3]
 
     Reference: Kitagawa 1996, doi:10.1080/10618600.1996.10474692.

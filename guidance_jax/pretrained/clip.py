@@ -183,7 +183,7 @@ class CLIPText(nnx.Module):
       >>> sizes |= {"num_hidden_layers": 1, "num_attention_heads": 2}
       >>> config = gj.pretrained.clip.CLIPTextConfig(**sizes)
       >>> encode = gj.pretrained.clip.CLIPText(config, rngs=nnx.Rngs(0))
-      >>> print(jax.jit(encode)(jnp.array([[8, 3, 5, 9]])).last.shape)
+      >>> print(jax.eval_shape(encode, jnp.array([[8, 3, 5, 9]])).last.shape)
       (1, 4, 8)
 
     Reference: Radford et al. 2021, arXiv:2103.00020; transformers' models/clip/modeling_clip.py.

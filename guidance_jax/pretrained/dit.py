@@ -153,7 +153,7 @@ class DiT(nnx.Module):
       >>> config = gj.pretrained.dit.DiTConfig(input_size=8, **sizes)
       >>> network = gj.pretrained.dit.DiT(config, rngs=nnx.Rngs(0))
       >>> x, t, labels = jnp.ones((3, 8, 8, 4)), jnp.full(3, 999.0), jnp.array([3, 7, 10])
-      >>> print(jax.jit(network)(x, t, labels).shape)
+      >>> print(jax.eval_shape(network, x, t, labels).shape)
       (3, 8, 8, 8)
 
     Reference: Peebles & Xie 2023, arXiv:2212.09748; facebookresearch/DiT, models.py.

@@ -261,7 +261,8 @@ class UNet2DCondition(nnx.Module):
       >>> config = gj.pretrained.unet.UNetConditionConfig(**sizes)
       >>> network = gj.pretrained.unet.UNet2DCondition(config, rngs=nnx.Rngs(0))
       >>> text = gj.pretrained.unet.Text(jnp.ones((2, 5, 8)))
-      >>> print(jax.jit(network)(jnp.ones((2, 7, 9, 4)), jnp.array([999.0, 0.0]), text).shape)
+      >>> x, t = jnp.ones((2, 7, 9, 4)), jnp.array([999.0, 0.0])
+      >>> print(jax.eval_shape(network, x, t, text).shape)
       (2, 7, 9, 4)
 
     Reference: Rombach et al. 2022, arXiv:2112.10752; Podell et al. 2023, arXiv:2307.01952 (XL).

@@ -90,6 +90,7 @@ def installed(name, repository, here, monkeypatch):
     """The commands that the install cell of a notebook runs in a folder, on a machine without this library."""
     commands, install = [], next(cell.source for cell in read(name).cells if cell.cell_type == "code")
     monkeypatch.chdir(here)
+    monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(subprocess, "run", lambda command, check: commands.append(command[command[0] == sys.executable :]))
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "guidance_jax" else found(name))

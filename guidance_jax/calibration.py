@@ -62,7 +62,7 @@ def calibrate(
       >>> x0 = gj.sample(keys, two, gj.chain(), gj.ddim(), path, (1,))  # unguided, of branch cond
       >>> curve = gj.calibrate(keys, two, x0, path)
       >>> print(*(f"{rho:.1f}" for rho in curve.rho))
-      0.2 0.2 0.2 0.2 0.2 1.0 0.9 1.0
+      0.1 0.1 0.1 0.1 0.1 1.0 0.9 1.0
       >>> guidance = gj.cfg(gj.scales.calibrated(curve, 4.0))
       >>> guided = gj.sample(keys, two, guidance, gj.ddim(), path, (1,))
 

@@ -164,7 +164,7 @@ def beta(schedule: Schedule, scale: PerSample, a: AtLeastOne = 2.0, b: AtLeastOn
 
     Example:
       >>> schedule = gj.schedules.flow()
-      >>> print(gj.scales.beta(schedule, 3.0)(schedule(0.5)).round(2))
+      >>> print(jax.jit(gj.scales.beta(schedule, 3.0))(schedule(0.5)).round(2))
       4.0
 
     Reference: Malarz et al. 2025, arXiv:2502.10574.
@@ -202,7 +202,7 @@ def calibrated(curve: CurveLike, scale: PerSample, *, threshold: NonNegative = 0
     Example:
       >>> curve = gj.Curve(ratio=jnp.array([0.1, 1.0, 10.0]), rho=jnp.array([1.0, 0.5, 0.0]))
       >>> level = gj.schedules.edm().at(jnp.array([0.01, 0.1, 1.0, 10.0]))
-      >>> print(gj.scales.calibrated(curve, 4.0)(level))
+      >>> print(jax.jit(gj.scales.calibrated(curve, 4.0))(level))
       [4.  4.  1.6 1. ]
 
     Reference: Derived here; no publication of this form is known to us. Related are learned scales (arXiv:2510.00815), decaying

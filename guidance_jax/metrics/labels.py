@@ -58,7 +58,7 @@ def inception_score(logits: Logits, *, splits: Count = 1) -> Float[Array, ""]:
 
     Example:
       >>> score = jax.jit(gj.metrics.inception_score)
-      >>> print(score(100 * jnp.eye(4)), score(jnp.ones((4, 4))))
+      >>> print(score(100 * jnp.eye(4)).round(3), score(jnp.ones((4, 4))).round(3))
       4.0 1.0
 
     Reference: Salimans et al. 2016, arXiv:1606.03498.

@@ -60,7 +60,7 @@ class MLP(nnx.Module):
     Example:
       >>> from flax import nnx
       >>> network = gj.networks.MLP((2,), classes=3, width=8, blocks=1, rngs=nnx.Rngs(0))
-      >>> print(network(jnp.ones((5, 2)), jnp.ones(5), jnp.zeros(5, int)).shape)
+      >>> print(jax.jit(network)(jnp.ones((5, 2)), jnp.ones(5), jnp.zeros(5, int)).shape)
       (5, 2)
     """
 
@@ -103,7 +103,7 @@ class MLPClassifier(nnx.Module):
     Example:
       >>> from flax import nnx
       >>> classify = gj.networks.MLPClassifier((2,), classes=3, width=8, blocks=1, rngs=nnx.Rngs(0))
-      >>> print(classify(jnp.ones((5, 2)), jnp.ones(5)).shape)
+      >>> print(jax.jit(classify)(jnp.ones((5, 2)), jnp.ones(5)).shape)
       (5, 3)
     """
 

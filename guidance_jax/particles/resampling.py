@@ -27,7 +27,7 @@ def effective_size(log_weights: LogWeights) -> Array:
 
     Example:
       >>> weights = jnp.array([[1.0, 1.0], [1.0, 0.0], [0.0, 0.0]])
-      >>> print(gj.particles.effective_size(jnp.log(weights)))
+      >>> print(jax.jit(gj.particles.effective_size)(jnp.log(weights)))
       [2. 1. 0.]
 
     Reference: Kong et al. 1994, "Sequential imputations and Bayesian missing data problems".

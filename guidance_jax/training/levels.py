@@ -69,7 +69,8 @@ def log_normal_levels(
       ValueError: If the schedule is discrete, since its network is not trained between the steps.
 
     Example:
-      >>> level = gj.training.log_normal_levels(jax.random.key(0), gj.schedules.edm(), 1000)
+      >>> draw = lambda key: gj.training.log_normal_levels(key, gj.schedules.edm(), 1000)
+      >>> level = jax.jit(draw)(jax.random.key(0))
       >>> print(jnp.log(level.sigma).mean().round(1), jnp.log(level.sigma).std().round(1))
       -1.2 1.2
 

@@ -57,7 +57,6 @@ STEPS, EACH = (3, 1) if TOY else (20, 4)  # EACH: images per prompt
 # %%
 import functools
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -113,10 +112,12 @@ else:
 
 
 # %%
+encoded = jax.jit(encode)
+
+
 @functools.partial(jax.jit, static_argnums=0)
-def generate(guide, params, keys, texts, scale):
-    """Images for the texts of each branch. The first branch in alphabetical order is the base."""
-    conds: dict[str, Any] = {name: encode(params, tokens) for name, tokens in texts.items()}
+def generate(guide, params, keys, conds, scale):
+    """Images for the conditions of each branch. The first branch in alphabetical order is the base."""
     branches = gj.branches(denoiser(params), **conds)
     return decode(params, gj.sample(keys, branches, guide(scale), gj.dpmpp_2m(), levels, shape))
 
@@ -127,8 +128,9 @@ def pictures(guide, scales, **texts):
     keys, scales = jax.random.split(jax.random.key(0), EACH), np.asarray(scales, np.float32)
     for rows in (np.arange(n + -n % BATCH) % n).reshape(-1, BATCH):
         tokens = {name: tokenize([some[i] for i in rows]) for name, some in texts.items()}
-        batch = jax.device_put((keys[rows % EACH], tokens, jnp.asarray(scales[rows])), over_devices)
-        parts.append(np.asarray(generate(guide, params, *batch)))
+        keys_of, tokens, scale = jax.device_put((keys[rows % EACH], tokens, jnp.asarray(scales[rows])), over_devices)
+        conds = {name: encoded(params, each) for name, each in tokens.items()}
+        parts.append(np.asarray(generate(guide, params, keys_of, conds, scale)))
     return np.concatenate(parts)[:n]
 
 

@@ -22,6 +22,7 @@
 # %%
 REPOSITORY = ""  # Set it to the address to install guidance_jax from. Empty: it is installed, or this notebook is in a clone.
 
+# %%
 import importlib.metadata
 import importlib.util
 import pathlib
@@ -29,7 +30,7 @@ import subprocess
 import sys
 
 if importlib.util.find_spec("guidance_jax") is None:
-    assert REPOSITORY or pathlib.Path("../../pyproject.toml").exists(), "Set REPOSITORY, in the first line of this cell."
+    assert REPOSITORY or pathlib.Path("../../pyproject.toml").exists(), "Set REPOSITORY, in the first cell."
     source = f"guidance_jax[experiments] @ git+{REPOSITORY}" if REPOSITORY else "../..[experiments]"
     # The installed JAX stays as it is.
     own = [f"{name}=={importlib.metadata.version(name)}" for name in ("jax", "jaxlib") if importlib.util.find_spec(name)]

@@ -28,6 +28,7 @@
 # %%
 REPOSITORY = ""  # Set it to the address to install guidance_jax from. Empty: it is installed, or this notebook is in a clone.
 
+# %%
 import importlib.metadata
 import importlib.util
 import pathlib
@@ -36,7 +37,7 @@ import sys
 
 clone = "./clone" if REPOSITORY else "../.."
 if importlib.util.find_spec("guidance_jax") is None:
-    assert REPOSITORY or pathlib.Path("../../pyproject.toml").exists(), "Set REPOSITORY, in the first line of this cell."
+    assert REPOSITORY or pathlib.Path("../../pyproject.toml").exists(), "Set REPOSITORY, in the first cell."
     if REPOSITORY:
         subprocess.run(["git", "clone", "-q", "--depth", "1", REPOSITORY, clone], check=True)
     source = f"{clone}[experiments,pretrained]"

@@ -24,6 +24,7 @@
 # %%
 REPOSITORY = ""  # Set it to the address to install guidance_jax from. Empty: it is installed, or this notebook is in a clone.
 
+# %%
 import importlib.metadata
 import importlib.util
 import pathlib
@@ -31,7 +32,7 @@ import subprocess
 import sys
 
 if importlib.util.find_spec("guidance_jax") is None:
-    assert REPOSITORY or pathlib.Path("../../pyproject.toml").exists(), "Set REPOSITORY, in the first line of this cell."
+    assert REPOSITORY or pathlib.Path("../../pyproject.toml").exists(), "Set REPOSITORY, in the first cell."
     source = f"guidance_jax[experiments] @ git+{REPOSITORY}" if REPOSITORY else "../..[experiments]"
     # The installed JAX stays as it is.
     own = [f"{name}=={importlib.metadata.version(name)}" for name in ("jax", "jaxlib") if importlib.util.find_spec(name)]
@@ -42,9 +43,9 @@ if importlib.util.find_spec("guidance_jax") is None:
 import os
 
 TOY = "GUIDANCE_JAX_TOY" in os.environ  # runs in seconds, for the tests
-SAMPLES, STEPS, PARTICLE_STEPS = (64, 4, 4) if TOY else (4000, 32, 96)
+SAMPLES, STEPS, PARTICLE_STEPS = (64, 4, 4) if TOY else (3000, 32, 96)
 SCALES = [1.0, 3.0] if TOY else [1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0]
-SHOWN = 3.0  # the scale of the first picture and of the table
+SHOWN = 3.0  # the scale of the first picture
 
 # %%
 import functools
@@ -166,7 +167,7 @@ numbers = {name: jax.tree.map(np.asarray, judged(jnp.asarray(x), tilted)) for na
 
 first, at = SCALES.index(1.0), SCALES.index(SHOWN)
 rows = {"exact samples": ("exact", at), "no guidance": ("CFG", first)}
-rows |= {f"{name}, w = {SHOWN:g}": (name, at) for name in samples if name != "exact"}
+rows |= {f"{name}, w = {SCALES[i]:g}": (name, i) for i in sorted({at, len(SCALES) - 1}) for name in samples if name != "exact"}
 print(f"{'':22s}" + "".join(f"{key:>10s}" for key in numbers["CFG"]))
 for title, (name, i) in rows.items():
     print(f"{title:22s}" + "".join(f"{value[i]:10.3f}" for value in numbers[name].values()))
@@ -186,8 +187,9 @@ _, axes = plt.subplots(2, 4, figsize=(12, 6.2), layout="constrained")
 for axis, (title, x) in zip(axes.flat, panels.items(), strict=True):
     for y in (1, 2):
         axis.contour(points, points, densities[y], levels=[-3.5], colors="#cccccc", linewidths=0.8, linestyles="solid")
-    axis.contourf(points, points, np.exp(densities[0]), levels=8, cmap="Greys", alpha=0.5)
-    axis.scatter(*x[:1500].T, s=2, color=COLORS.get(title.partition(",")[0], COLORS["exact"]), alpha=0.5, linewidths=0)
+    axis.contourf(points, points, np.exp(densities[0]), levels=np.linspace(0.1, 1.4, 9), cmap="Greys", alpha=0.6, extend="max")
+    axis.contour(points, points, densities[0], levels=[-3.5], colors="#777777", linewidths=0.8, linestyles="solid")
+    axis.scatter(*x[:1000].T, s=2, color=COLORS.get(title.partition(",")[0], "#a61e4d"), alpha=0.6, linewidths=0)
     axis.set(xlim=(-2.4, 2.4), ylim=(-2.2, 2.4), aspect="equal")
     axis.set_title(title, fontsize=11)
     axis.axis("off")
@@ -197,14 +199,14 @@ plt.show()
 # ## Over the scale
 
 # %%
-_, axes = plt.subplots(1, 4, figsize=(13, 3.3), layout="constrained")
+figure, axes = plt.subplots(1, 4, figsize=(13, 3.6), layout="constrained")
 for axis, key in zip(axes, numbers["CFG"], strict=True):
     for name, row in numbers.items():
         style = ":" if name == "exact" else "o-"
         axis.plot(SCALES, row[key], style, color=COLORS[name], markersize=3, label="exact samples" if name == "exact" else name)
     axis.set(title=key, xlabel="guidance scale w")
     axis.spines[["top", "right"]].set_visible(False)
-axes[0].legend(frameon=False, fontsize=9)
+figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
 plt.show()
 
 # %% [markdown]

@@ -89,14 +89,14 @@ def test_a_notebook_equals_its_script_and_is_stored_with_its_outputs(name):
 
 
 def installed(name, repository, here, monkeypatch):
-    """The commands that the install cell of a notebook runs in a folder, on a machine without this library."""
-    commands, install = [], next(cell.source for cell in read(name).cells if cell.cell_type == "code")
+    """The commands that the second cell of a notebook runs in a folder, on a machine without this library."""
+    commands, (setting, install) = [], [cell.source for cell in read(name).cells if cell.cell_type == "code"][:2]
     monkeypatch.chdir(here)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(subprocess, "run", lambda command, check: commands.append(command[command[0] == sys.executable :]))
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "guidance_jax" else found(name))
-    exec(install.replace('REPOSITORY = ""', f"REPOSITORY = {repository!r}", 1), {})
+    exec(setting.replace('""', repr(repository), 1) + "\n" + install, {})
     return commands
 
 
@@ -116,7 +116,7 @@ def test_the_install_cell_needs_an_address_or_a_clone_and_keeps_the_installed_ja
         address_in = [part for command in (*before, pip) for part in command if address in part]
         local = [part for part in pip if part.startswith("../..[")]
         assert (len(address_in), len(local)) == ((1, 0) if repository else (0, 1))
-    with pytest.raises(AssertionError, match="Set REPOSITORY, in the first line of this cell"):
+    with pytest.raises(AssertionError, match="Set REPOSITORY, in the first cell"):
         installed(name, "", tmp_path, monkeypatch)
 
 

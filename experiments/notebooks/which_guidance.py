@@ -43,7 +43,7 @@ if importlib.util.find_spec("guidance_jax") is None:
 import os
 
 TOY = "GUIDANCE_JAX_TOY" in os.environ  # runs in seconds, for the tests
-SAMPLES, STEPS, PARTICLE_STEPS = (64, 4, 4) if TOY else (3000, 32, 96)
+SAMPLES, STEPS, PARTICLE_STEPS = (256, 4, 48) if TOY else (3000, 32, 96)
 SCALES = [1.0, 3.0] if TOY else [1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0]
 SHOWN = 3.0  # the scale of the first picture
 

@@ -310,7 +310,8 @@ class State(NamedTuple):
       number: The number of steps so far.
 
     Example:
-      >>> state = gj.State(jnp.ones((1, 2)), memory=(), guidance=(), evaluations=jnp.int32(0), x0=jnp.zeros((1, 2)))
+      >>> x, x0 = jnp.ones((1, 2)), jnp.zeros((1, 2))
+      >>> state = gj.State(x, memory=(), guidance=(), evaluations=jnp.int32(0), x0=x0)
       >>> print(state._replace(x=state.x / 2).x)
       [[0.5 0.5]]
     """

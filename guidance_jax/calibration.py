@@ -54,15 +54,17 @@ def calibrate(
       TypeError: If an argument is of another type.
 
     Example:
-      >>> mixture = gj.oracles.GaussianMixture(jnp.array([[-2.0], [2.0]]), jnp.ones((2, 1, 1)), jnp.ones(2), jnp.arange(2))
+      >>> means, covariances = jnp.array([[-2.0], [2.0]]), jnp.ones((2, 1, 1))
+      >>> mixture = gj.oracles.GaussianMixture(means, covariances, jnp.ones(2), jnp.arange(2))
       >>> keys, labels = jax.random.split(jax.random.key(0), 300), jnp.arange(300) % 2
       >>> two = gj.branches(mixture.denoise, cond=labels, uncond=jnp.full_like(labels, -1))
       >>> path = gj.levels(gj.schedules.edm(), 8, gj.spacings.karras())
-      >>> x0 = gj.sample(keys, two, gj.chain(), gj.dpmpp_2m(), path, (1,))  # the conditional branch, unguided
+      >>> x0 = gj.sample(keys, two, gj.chain(), gj.ddim(), path, (1,))  # unguided, of branch cond
       >>> curve = gj.calibrate(keys, two, x0, path)
       >>> print(*(f"{rho:.1f}" for rho in curve.rho))
-      0.2 0.2 0.2 0.2 0.2 1.0 0.9 1.0
-      >>> guided = gj.sample(keys, two, gj.cfg(gj.scales.calibrated(curve, 4.0)), gj.dpmpp_2m(), path, (1,))
+      0.1 0.1 0.1 0.1 0.1 1.0 0.9 1.0
+      >>> guidance = gj.cfg(gj.scales.calibrated(curve, 4.0))
+      >>> guided = gj.sample(keys, two, guidance, gj.ddim(), path, (1,))
 
     Reference: Derived here; we know no publication of this form. Related work: learned scales (arXiv:2510.00815), decaying
     scales (arXiv:2603.08155), the interval (arXiv:2404.07724) and precision-weighted products (arXiv:2404.07593).

@@ -126,7 +126,7 @@ def learned_variance(network: Network, predicts: Predicts) -> Denoiser:
       ValueError: If `predicts` is none of these. When called, if the output does not have twice the channels of x.
 
     Example:
-      >>> network = lambda x, t, cond: jnp.concatenate([jnp.zeros_like(x), jnp.full_like(x, -0.5)], -1)
+      >>> network = lambda x, t, cond: jnp.concatenate([0 * x, 0 * x - 0.5], -1)
       >>> denoise = gj.denoisers.learned_variance(network, predicts="eps")
       >>> print(denoise(jnp.ones((1, 2)), gj.schedules.cosine()(0.5), None).variance)
       [[0.25 0.25]]

@@ -119,15 +119,15 @@ def guided(branches: Networks, guidance: Guidance, keys: Array | None = None) ->
       ValueError: If a branch is missing. When called, if the level does not match x, or the memory of the guidance is missing.
 
     Example:
-      >>> mixture = gj.oracles.GaussianMixture(jnp.array([[-2.0], [2.0]]), jnp.ones((2, 1, 1)), jnp.ones(2), jnp.arange(2))
-      >>> two = gj.branches(mixture.denoise, cond=jnp.array([1]), uncond=jnp.array([-1]))
-      >>> denoise, path = gj.guided(two, gj.cfg(3.0)), gj.levels(gj.schedules.edm(), 20, gj.spacings.karras())
-      >>> x = 80 * jnp.ones((1, 1))
+      >>> denoise = gj.denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # predicts its condition
+      >>> two = gj.branches(denoise, cond=jnp.array([[1.0, 1.0]]), uncond=jnp.array([[0.0, 1.0]]))
+      >>> path = gj.levels(gj.schedules.flow(), 4, gj.spacings.trailing())
+      >>> denoise, x = jax.jit(gj.guided(two, gj.cfg(3.0))), jnp.ones((1, 2))
       >>> for level, after in zip(path[:-1], path[1:]):
       ...     prediction = denoise(x, level)
       ...     x = after.alpha * prediction.x0 + after.sigma * prediction.eps  # Euler's method
-      >>> print(x.round())
-      [[4.]]
+      >>> print(x)
+      [[3. 1.]]
     """
     check_named(guidance.needs | guidance.derivatives, check_networks(branches))
     build((branches, guidance))
@@ -168,7 +168,8 @@ def guide(branches: Networks, guidance: Guidance, step: Step) -> GuidedDenoiser:
     Example:
       >>> one = gj.branches(gj.denoiser(lambda x, t, cond: x / 2, predicts="x0"), cond=None)
       >>> level, after = gj.schedules.edm()(0.0), gj.schedules.edm()(-0.5)
-      >>> denoise = gj.guide(one, gj.chain(), gj.Step(jnp.int32(0), level, after, jax.random.split(jax.random.key(0), 1)))
+      >>> step = gj.Step(jnp.int32(0), level, after, jax.random.split(jax.random.key(0), 1))
+      >>> denoise = gj.guide(one, gj.chain(), step)
       >>> state = gj.State(jnp.ones((1, 1)), (), (), jnp.int32(0), jnp.zeros((1, 1)))
       >>> prediction, state = denoise(state, level)
       >>> print(prediction.x0, state.evaluations)

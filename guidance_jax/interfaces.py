@@ -66,7 +66,8 @@ class Sampler(Part):
       >>> def step(denoise, state, level, next, keys):
       ...     prediction, state = denoise(state, level)
       ...     return state._replace(x=next.alpha * prediction.x0 + next.sigma * prediction.eps)
-      >>> path, keys = gj.levels(gj.schedules.flow(), 2, gj.spacings.uniform()), jax.random.split(jax.random.key(0), 1)
+      >>> path = gj.levels(gj.schedules.flow(), 2, gj.spacings.uniform())
+      >>> keys = jax.random.split(jax.random.key(0), 1)
       >>> one = gj.branches(gj.denoiser(lambda x, t, cond: 0 * x + 3, predicts="x0"), cond=None)
       >>> print(gj.sample(keys, one, gj.chain(), gj.Sampler(lambda x: (), step), path, (2,)))
       [[3. 3.]]

@@ -122,10 +122,10 @@ def log_likelihood(
         eps that its x0 implies (CFG++), because small steps then do not converge to an ODE.
 
     Example:
-      >>> mixture = gj.oracles.GaussianMixture(jnp.array([[-2.0], [2.0]]), jnp.ones((2, 1, 1)), jnp.ones(2), jnp.arange(2))
-      >>> labels = jnp.array([1, 1])
-      >>> two = gj.branches(mixture.denoise, cond=labels, uncond=jnp.full_like(labels, -1))
-      >>> nats = gj.log_likelihood(two, gj.cfg(1.0), jnp.array([[2.0], [3.0]]), gj.schedules.flow())
+      >>> denoise = gj.denoiser(lambda x, t, cond: 0 * x + cond, predicts="velocity")
+      >>> two = gj.branches(denoise, cond=jnp.ones((2, 1)), uncond=jnp.zeros((2, 1)))
+      >>> x = jnp.array([[-3.0], [-4.0]])
+      >>> nats = gj.log_likelihood(two, gj.cfg(3.0), x, gj.schedules.flow())  # N(-3, 1)
       >>> [f"{value:.2f}" for value in nats]
       ['-0.92', '-1.42']
 
@@ -162,11 +162,13 @@ def encode(
       The same as of `log_likelihood`.
 
     Example:
-      >>> normal = gj.oracles.GaussianMixture(jnp.zeros((1, 2)), jnp.eye(2)[None], jnp.ones(1), jnp.zeros(1, int))
-      >>> one = gj.branches(normal.denoise, cond=jnp.array([0]))
-      >>> latent = gj.likelihood.encode(one, gj.chain(), jnp.array([[1.0, -2.0]]), gj.schedules.edm()).latent
-      >>> print(latent.round(0))
-      [[  80. -160.]]
+      >>> denoise = gj.denoiser(lambda x, t, cond: 0 * x + cond, predicts="velocity")
+      >>> two = gj.branches(denoise, cond=jnp.ones((2, 1)), uncond=jnp.zeros((2, 1)))
+      >>> x = jnp.array([[-2.0], [-5.0]])
+      >>> encoding = gj.likelihood.encode(two, gj.cfg(3.0), x, gj.schedules.flow())
+      >>> print(encoding.latent.round(1))  # x + 3
+      [[ 1.]
+       [-2.]]
 
     Reference: Song et al. 2021, arXiv:2011.13456, section 4.3.
     """

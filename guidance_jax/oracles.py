@@ -46,9 +46,10 @@ class GaussianMixture:
       TypeError: If the labels are not integers.
 
     Example:
-      >>> mixture = gj.oracles.GaussianMixture(jnp.array([[-2.0], [2.0]]), jnp.ones((2, 1, 1)), jnp.ones(2), jnp.arange(2))
-      >>> x, level = jnp.zeros((1, 1)), gj.schedules.edm()(0.0)
-      >>> print(mixture.denoise(x, level, jnp.array([1])).x0, mixture.denoise(x, level, jnp.array([-1])).x0)
+      >>> means, covariances = jnp.array([[-2.0], [2.0]]), jnp.ones((2, 1, 1))
+      >>> mixture = gj.oracles.GaussianMixture(means, covariances, jnp.ones(2), jnp.arange(2))
+      >>> denoise, x, level = jax.jit(mixture.denoise), jnp.zeros((1, 1)), gj.schedules.edm()(0.0)
+      >>> print(denoise(x, level, jnp.array([1])).x0, denoise(x, level, jnp.array([-1])).x0)
       [[1.]] [[0.]]
     """
 

@@ -76,11 +76,13 @@ def sample(
       ImportError: If progress is a name and `jax-tqdm` is not installed.
 
     Example:
-      >>> mixture = oracles.GaussianMixture(jnp.array([[-2.0], [2.0]]), jnp.ones((2, 1, 1)), jnp.ones(2), jnp.arange(2))
+      >>> means, covariances = jnp.array([[-2.0], [2.0]]), jnp.ones((2, 1, 1))
+      >>> mixture = gj.oracles.GaussianMixture(means, covariances, jnp.ones(2), jnp.arange(2))
       >>> labels = jnp.array([0, 1])
-      >>> two = branches(mixture.denoise, cond=labels, uncond=jnp.full_like(labels, -1))
-      >>> path = levels(schedules.edm(), 20, spacings.karras())
-      >>> x = sample(jax.random.split(jax.random.key(0), 2), two, cfg(3.0), ddim(), path, (1,))
+      >>> two = gj.branches(mixture.denoise, cond=labels, uncond=jnp.full_like(labels, -1))
+      >>> path = gj.levels(gj.schedules.edm(), 20, gj.spacings.karras())
+      >>> keys = jax.random.split(jax.random.key(0), 2)
+      >>> x = gj.sample(keys, two, gj.cfg(3.0), gj.ddim(), path, (1,))
       >>> print(x.shape, x.dtype)
       (2, 1) float32
     """
@@ -114,10 +116,11 @@ def evaluations(
       The same as of `sample`.
 
     Example:
-      >>> denoise = denoiser(lambda x, t, cond: 0 * x, predicts="x0")
-      >>> path = levels(schedules.edm(), 10, spacings.karras())
+      >>> denoise = gj.denoiser(lambda x, t, cond: 0 * x, predicts="x0")
+      >>> path = gj.levels(gj.schedules.edm(), 10, gj.spacings.karras())
       >>> keys = jax.random.split(jax.random.key(0), 1)
-      >>> print(evaluations(keys, branches(denoise, cond=None, uncond=None), cfg(2.0), heun(), path, (1,)))
+      >>> two = gj.branches(denoise, cond=None, uncond=None)
+      >>> print(gj.evaluations(keys, two, gj.cfg(2.0), gj.heun(), path, (1,)))
       38
     """
     return run(keys, branches, guidance, sampler, levels, shape_or_x)[0].evaluations
@@ -149,10 +152,11 @@ def run(
       The same as of `sample`.
 
     Example:
-      >>> denoise = denoiser(lambda x, t, cond: x / 2, predicts="x0")
-      >>> path = levels(schedules.edm(), 4, spacings.karras())
+      >>> denoise = gj.denoiser(lambda x, t, cond: x / 2, predicts="x0")
+      >>> path = gj.levels(gj.schedules.edm(), 4, gj.spacings.karras())
       >>> keys = jax.random.split(jax.random.key(0), 3)
-      >>> state, along = run(keys, branches(denoise, cond=None), chain(), ddim(), path, (2,), trace=lambda state: state.x0)
+      >>> one, trace = gj.branches(denoise, cond=None), lambda state: state.x0
+      >>> state, along = gj.run(keys, one, gj.chain(), gj.ddim(), path, (2,), trace=trace)
       >>> print(state.evaluations, along.shape)
       4 (4, 3, 2)
     """

@@ -121,7 +121,8 @@ class Flat:
           ValueError: If the mask has more axes than a leaf, or its axes do not match those of the leaf.
 
         Example:
-          >>> flat = gj.trees.flat({"position": jnp.zeros((3, 2)), "type": jnp.zeros((3, 1))}, points=True)
+          >>> cloud = {"position": jnp.zeros((3, 2)), "type": jnp.zeros((3, 1))}
+          >>> flat = gj.trees.flat(cloud, points=True)
           >>> print(flat.mask(jnp.arange(3)[None] < jnp.array([[2]])).astype(int))
           [[1 1 1 1 1 1 0 0 0]]
         """
@@ -178,11 +179,14 @@ def flat(example: Any, *, points: bool = False) -> Flat:
       ValueError: If there are no leaves, or the leaves differ in the number of points.
 
     Example:
-      >>> flat = gj.trees.flat({"position": jnp.zeros((4, 3)), "type": jnp.zeros((4, 2))}, points=True)
+      >>> cloud = {"position": jnp.zeros((4, 3)), "type": jnp.zeros((4, 2))}
+      >>> flat = gj.trees.flat(cloud, points=True)
       >>> mask = jnp.arange(4)[None] < jnp.array([[2], [4]])  # clouds of two and four points
       >>> network = flat.network(lambda cloud, t, given: jax.tree.map(jnp.ones_like, cloud))
-      >>> one = gj.branches(gj.denoiser(network, predicts="x0"), cond=gj.trees.Padded(jnp.zeros(2), mask))
-      >>> path, keys = gj.levels(gj.schedules.flow(), 3, gj.spacings.uniform()), jax.random.split(jax.random.key(0), 2)
+      >>> cond = gj.trees.Padded(jnp.zeros(2), mask)
+      >>> one = gj.branches(gj.denoiser(network, predicts="x0"), cond=cond)
+      >>> path = gj.levels(gj.schedules.flow(), 3, gj.spacings.uniform())
+      >>> keys = jax.random.split(jax.random.key(0), 2)
       >>> sampler = gj.trees.zero_padding(gj.ddim(), flat.mask(mask))
       >>> x = gj.sample(keys, one, gj.chain(), sampler, path, (flat.size,))
       >>> print(flat.unravel(x)["type"][0].round(3))
@@ -215,7 +219,8 @@ def on_vectors(flat: Flat, network: TreeNetwork) -> Callable[[Array, Array, Cond
 
     Example:
       >>> flat = gj.trees.flat({"mean": jnp.zeros(2), "scale": jnp.zeros(())})
-      >>> network = gj.trees.on_vectors(flat, lambda tree, t, cond: jax.tree.map(lambda leaf: leaf / 2, tree))
+      >>> halve = lambda tree, t, cond: jax.tree.map(lambda leaf: leaf / 2, tree)
+      >>> network = gj.trees.on_vectors(flat, halve)
       >>> print(network(jnp.ones((1, 3)), jnp.ones(1), None))
       [[0.5 0.5 0.5]]
     """
@@ -242,7 +247,8 @@ def zero_padding(sampler: Sampler, mask: ArrayLike) -> Sampler:
       mask: The mask, `[B, D]` or any shape that broadcasts to x. 1 or True marks a valid entry. `Flat.mask` makes it.
 
     Example:
-      >>> path, keys = gj.levels(gj.schedules.flow(), 3, gj.spacings.uniform()), jax.random.split(jax.random.key(0), 1)
+      >>> path = gj.levels(gj.schedules.flow(), 3, gj.spacings.uniform())
+      >>> keys = jax.random.split(jax.random.key(0), 1)
       >>> one = gj.branches(gj.denoiser(lambda x, t, cond: x, predicts="velocity"), cond=None)
       >>> sampler = gj.trees.zero_padding(gj.ddim(), jnp.array([[1, 1, 0]]))
       >>> print((gj.sample(keys, one, gj.chain(), sampler, path, (3,)) != 0).astype(int))

@@ -1,12 +1,16 @@
 """What a docstring lacks compared with its code, by the project's rules, as far as a program can check them."""
 
 import ast
+import doctest
 import functools
 import inspect
 import re
 import textwrap
 import types
 from typing import Any
+
+import jax
+import jax.numpy as jnp
 
 import guidance_jax as gj
 
@@ -24,6 +28,21 @@ ARRAYS = re.compile(r"\b(Array|ArrayLike|Features)\b")
 """Annotations whose shape is documented once, where the kind is defined: `Scale`, `Labels`."""
 JAXTYPED = re.compile(r"\b(Float|Int|Bool|Integer|Shaped|Num)\[")
 BARE = re.compile(r"\b(Array|Any|tuple|dict|list)\b")
+
+
+def pasted(test: doctest.DocTest) -> doctest.TestResults:
+    """Runs the examples of one docstring after two lines alone: `import jax, jax.numpy as jnp`, `import guidance_jax as gj`."""
+    test.globs = {"__name__": "__main__", "jax": jax, "jnp": jnp, "gj": gj}
+    return doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(test)
+
+
+def wide(text: str, first: int) -> list[str]:
+    """The lines of a docstring's examples that have more than 100 columns, with their numbers in the file."""
+    lines, found = text.split("\n"), []
+    for example in doctest.DocTestParser().get_examples(text):
+        shown = range(example.lineno, example.lineno + example.source.count("\n") + example.want.count("\n"))
+        found += [f"{first + i}: {lines[i].strip()}" for i in shown if len(lines[i]) > 100]
+    return found
 
 
 def public() -> dict[str, Any]:

@@ -16,21 +16,27 @@
 # %% [markdown]
 # # Bring your own network, method, sampler, classifier
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/guidance_jax/blob/main/experiments/notebooks/bring_your_own.ipynb)
-#
 # A network is any pure function $(x\,[B, \dots],\; t\,[B],\; y) \mapsto$ output. A guidance method is one function, and
 # so is a sampler. A classifier is any differentiable $\log p(y \mid x_t)$.
 
 # %%
+REPOSITORY = ""  # Set it to the address to install guidance_jax from. Empty: it is installed, or this notebook is in a clone.
+
+# %%
 import importlib.metadata
 import importlib.util
+import pathlib
 import subprocess
 import sys
 
 if importlib.util.find_spec("guidance_jax") is None:
-    source = "guidance_jax[experiments] @ git+https://github.com/OWNER/guidance_jax"
-    own = [f"{name}=={importlib.metadata.version(name)}" for name in ("jax", "jaxlib")]  # keeps the installed JAX
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", source, "equinox", *own], check=True)
+    assert REPOSITORY or pathlib.Path("../../pyproject.toml").exists(), "Set REPOSITORY, in the first cell."
+    source = f"guidance_jax[experiments] @ git+{REPOSITORY}" if REPOSITORY else "../..[experiments]"
+    # The installed JAX stays as it is.
+    own = [f"{name}=={importlib.metadata.version(name)}" for name in ("jax", "jaxlib") if importlib.util.find_spec(name)]
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "-q", source, "equinox", *own], check=True
+    )  # it keeps the installed JAX
     importlib.invalidate_caches()
 
 # %% tags=["parameters"]

@@ -16,8 +16,6 @@
 # %% [markdown]
 # # Every method in one picture
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/guidance_jax/blob/main/experiments/notebooks/every_method.ipynb)
-#
 # The data are three bent arms of Gaussians in the plane, with one class per arm. Their denoiser,
 # $\mathbb{E}[x_0 \mid x_t, y]$, and their posterior, $p(y \mid x_t)$, are known exactly at every noise level. Nothing is
 # trained, so there are no errors of a network. Every guidance method of the library samples the same class from the same
@@ -26,14 +24,20 @@
 # $$p_w(x) \propto p(x)^{1-w}\, p(x \mid y)^{w}.$$
 
 # %%
+REPOSITORY = ""  # Set it to the address to install guidance_jax from. Empty: it is installed, or this notebook is in a clone.
+
+# %%
 import importlib.metadata
 import importlib.util
+import pathlib
 import subprocess
 import sys
 
 if importlib.util.find_spec("guidance_jax") is None:
-    source = "guidance_jax[experiments] @ git+https://github.com/OWNER/guidance_jax"
-    own = [f"{name}=={importlib.metadata.version(name)}" for name in ("jax", "jaxlib")]  # keeps the installed JAX
+    assert REPOSITORY or pathlib.Path("../../pyproject.toml").exists(), "Set REPOSITORY, in the first cell."
+    source = f"guidance_jax[experiments] @ git+{REPOSITORY}" if REPOSITORY else "../..[experiments]"
+    # The installed JAX stays as it is.
+    own = [f"{name}=={importlib.metadata.version(name)}" for name in ("jax", "jaxlib") if importlib.util.find_spec(name)]
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", source, *own], check=True)
     importlib.invalidate_caches()
 

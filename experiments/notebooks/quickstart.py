@@ -16,20 +16,24 @@
 # %% [markdown]
 # # Quickstart: guided handwritten digits
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/guidance_jax/blob/main/experiments/notebooks/quickstart.ipynb)
-#
 # Train a small diffusion model and a noise-aware classifier on 8 x 8 digits, guide with both, and sweep the guidance
 # scale in one compiled program. It takes minutes on a CPU and less on a GPU or TPU. The code is the same for all of them.
 
 # %%
+REPOSITORY = ""  # Set it to the address to install guidance_jax from. Empty: it is installed, or this notebook is in a clone.
+
+# %%
 import importlib.metadata
 import importlib.util
+import pathlib
 import subprocess
 import sys
 
 if importlib.util.find_spec("guidance_jax") is None:
-    source = "guidance_jax[experiments] @ git+https://github.com/OWNER/guidance_jax"
-    own = [f"{name}=={importlib.metadata.version(name)}" for name in ("jax", "jaxlib")]  # keeps the installed JAX
+    assert REPOSITORY or pathlib.Path("../../pyproject.toml").exists(), "Set REPOSITORY, in the first cell."
+    source = f"guidance_jax[experiments] @ git+{REPOSITORY}" if REPOSITORY else "../..[experiments]"
+    # The installed JAX stays as it is.
+    own = [f"{name}=={importlib.metadata.version(name)}" for name in ("jax", "jaxlib") if importlib.util.find_spec(name)]
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", source, *own], check=True)
     importlib.invalidate_caches()
 

@@ -16,8 +16,6 @@
 # %% [markdown]
 # # Text to image
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/guidance_jax/blob/main/experiments/notebooks/text_to_image.ipynb)
-#
 # Guidance of Stable Diffusion 1, 2 or XL, read from a directory in the Hugging Face layout:
 #
 # ```sh
@@ -28,19 +26,27 @@
 # captions describe scenes of two handwritten digits. All code after loading is the same for both models.
 
 # %%
+REPOSITORY = ""  # Set it to the address to install guidance_jax from. Empty: it is installed, or this notebook is in a clone.
+
+# %%
 import importlib.metadata
 import importlib.util
+import pathlib
 import subprocess
 import sys
 
+clone = "./clone" if REPOSITORY else "../.."
 if importlib.util.find_spec("guidance_jax") is None:
-    subprocess.run(["git", "clone", "-q", "--depth", "1", "https://github.com/OWNER/guidance_jax", "clone"], check=True)
-    own = [f"{name}=={importlib.metadata.version(name)}" for name in ("jax", "jaxlib")]  # keeps the installed JAX
-    source = "./clone[experiments,pretrained]"
+    assert REPOSITORY or pathlib.Path("../../pyproject.toml").exists(), "Set REPOSITORY, in the first cell."
+    if REPOSITORY:
+        subprocess.run(["git", "clone", "-q", "--depth", "1", REPOSITORY, clone], check=True)
+    source = f"{clone}[experiments,pretrained]"
+    # The installed JAX stays as it is.
+    own = [f"{name}=={importlib.metadata.version(name)}" for name in ("jax", "jaxlib") if importlib.util.find_spec(name)]
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", source, *own], check=True)
     importlib.invalidate_caches()
 if importlib.util.find_spec("experiments") is None:
-    sys.path.insert(0, "clone")
+    sys.path.insert(0, clone)
 
 # %% tags=["parameters"]
 import os
@@ -52,7 +58,6 @@ STEPS, EACH = (3, 1) if TOY else (20, 4)  # EACH: images per prompt
 # %%
 import functools
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -108,10 +113,12 @@ else:
 
 
 # %%
+encoded = jax.jit(encode)
+
+
 @functools.partial(jax.jit, static_argnums=0)
-def generate(guide, params, keys, texts, scale):
-    """Images for the texts of each branch. The first branch in alphabetical order is the base."""
-    conds: dict[str, Any] = {name: encode(params, tokens) for name, tokens in texts.items()}
+def generate(guide, params, keys, conds, scale):
+    """Images for the conditions of each branch. The first branch in alphabetical order is the base."""
     branches = gj.branches(denoiser(params), **conds)
     return decode(params, gj.sample(keys, branches, guide(scale), gj.dpmpp_2m(), levels, shape))
 
@@ -122,8 +129,9 @@ def pictures(guide, scales, **texts):
     keys, scales = jax.random.split(jax.random.key(0), EACH), np.asarray(scales, np.float32)
     for rows in (np.arange(n + -n % BATCH) % n).reshape(-1, BATCH):
         tokens = {name: tokenize([some[i] for i in rows]) for name, some in texts.items()}
-        batch = jax.device_put((keys[rows % EACH], tokens, jnp.asarray(scales[rows])), over_devices)
-        parts.append(np.asarray(generate(guide, params, *batch)))
+        keys_of, tokens, scale = jax.device_put((keys[rows % EACH], tokens, jnp.asarray(scales[rows])), over_devices)
+        conds = {name: encoded(params, each) for name, each in tokens.items()}
+        parts.append(np.asarray(generate(guide, params, keys_of, conds, scale)))
     return np.concatenate(parts)[:n]
 
 

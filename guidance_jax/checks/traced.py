@@ -42,13 +42,16 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
       jax.experimental.checkify.JaxRuntimeError: When called, if a check fails.
 
     Example:
-      >>> generate = jax.jit(lambda scale: sample(keys, two, cfg(scale), ddim(), path, (1,)))
-      >>> mixture = oracles.GaussianMixture(jnp.array([[-2.0], [2.0]]), jnp.ones((2, 1, 1)), jnp.ones(2), jnp.arange(2))
-      >>> two = branches(mixture.denoise, cond=jnp.array([0, 1]), uncond=jnp.array([-1, -1]))
-      >>> keys, path = jax.random.split(jax.random.key(0), 2), levels(schedules.edm(), 2, spacings.karras())
-      >>> print(checked(generate)(2.0).shape)
-      (2, 1)
-      >>> checked(generate)(jnp.nan)  # doctest: +IGNORE_EXCEPTION_DETAIL
+      >>> denoise = gj.denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # predicts its condition
+      >>> two = gj.branches(denoise, cond=jnp.array([[1.0, 1.0]]), uncond=jnp.array([[0.0, 1.0]]))
+      >>> path = gj.levels(gj.schedules.flow(), 4, gj.spacings.trailing())
+      >>> keys = jax.random.split(jax.random.key(0), 1)
+      >>> @jax.jit
+      ... def generate(scale):
+      ...     return gj.sample(keys, two, gj.cfg(scale), gj.ddim(), path, (2,))
+      >>> print(gj.checked(generate)(3.0))
+      [[3. 1.]]
+      >>> gj.checked(generate)(jnp.nan)  # doctest: +IGNORE_EXCEPTION_DETAIL
       Traceback (most recent call last):
       JaxRuntimeError: cfg's scale must be finite, got nan.
 

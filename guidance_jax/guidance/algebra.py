@@ -29,10 +29,12 @@ def chain(*parts: Guidance) -> Guidance:
       *parts: Sources and shapers. A source adds to the prediction. A shaper changes what the parts before it added.
 
     Example:
-      >>> denoise = gj.denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # it predicts its condition
+      >>> denoise = gj.denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # predicts its condition
       >>> two = gj.branches(denoise, cond=jnp.array([[1.0, 1.0]]), uncond=jnp.array([[0.0, 1.0]]))
-      >>> path, keys = gj.levels(gj.schedules.flow(), 4, gj.spacings.trailing()), jax.random.split(jax.random.key(0), 1)
-      >>> print(gj.sample(keys, two, gj.chain(gj.cfg(3.0), gj.clip_norm(1.0)), gj.ddim(), path, (2,)))
+      >>> path = gj.levels(gj.schedules.flow(), 4, gj.spacings.trailing())
+      >>> keys = jax.random.split(jax.random.key(0), 1)
+      >>> guidance = gj.chain(gj.cfg(3.0), gj.clip_norm(1.0))
+      >>> print(gj.sample(keys, two, guidance, gj.ddim(), path, (2,)))
       [[2. 1.]]
     """
     warn_of_order(parts)
@@ -90,10 +92,12 @@ def during(guidance: Guidance, low: Ratio, high: Ratio = jnp.inf) -> Guidance:
       ValueError: If a bound is not a scalar, or low is not below high; when called, if there is one level per sample.
 
     Example:
-      >>> denoise = gj.denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # it predicts its condition
+      >>> denoise = gj.denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # predicts its condition
       >>> two = gj.branches(denoise, cond=jnp.array([[1.0, 1.0]]), uncond=jnp.array([[0.0, 1.0]]))
-      >>> path, keys = gj.levels(gj.schedules.flow(), 4, gj.spacings.trailing()), jax.random.split(jax.random.key(0), 1)
-      >>> print(gj.evaluations(keys, two, gj.during(gj.cfg(3.0), 0.19, 1.61), gj.ddim(), path, (2,)))
+      >>> path = gj.levels(gj.schedules.flow(), 4, gj.spacings.trailing())
+      >>> keys = jax.random.split(jax.random.key(0), 1)
+      >>> guidance = gj.during(gj.cfg(3.0), 0.19, 1.61)
+      >>> print(gj.evaluations(keys, two, guidance, gj.ddim(), path, (2,)))
       6
 
     Reference: Kynkaanniemi et al. 2024, arXiv:2404.07724.
@@ -125,11 +129,13 @@ def unless_one(guidance: Guidance, scale: Scale) -> Guidance:
       ValueError: If scale is not finite.
 
     Example:
-      >>> denoise = gj.denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # it predicts its condition
+      >>> denoise = gj.denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # predicts its condition
       >>> two = gj.branches(denoise, cond=jnp.array([[1.0, 1.0]]), uncond=jnp.array([[0.0, 1.0]]))
-      >>> path, keys = gj.levels(gj.schedules.flow(), 4, gj.spacings.trailing()), jax.random.split(jax.random.key(0), 1)
+      >>> path = gj.levels(gj.schedules.flow(), 4, gj.spacings.trailing())
+      >>> keys = jax.random.split(jax.random.key(0), 1)
       >>> scale = lambda level: jnp.where(level.ratio > 2.0, 1.0, 3.0)
-      >>> print(gj.evaluations(keys, two, gj.unless_one(gj.cfg(scale), scale), gj.ddim(), path, (2,)))
+      >>> guidance = gj.unless_one(gj.cfg(scale), scale)
+      >>> print(gj.evaluations(keys, two, guidance, gj.ddim(), path, (2,)))
       6
     """
 
@@ -236,9 +242,10 @@ def on_channels(guidance: Guidance, channels: Count) -> Guidance:
       ValueError: If channels is below 1; when called, if x has fewer.
 
     Example:
-      >>> denoise = gj.denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # it predicts its condition
+      >>> denoise = gj.denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # predicts its condition
       >>> two = gj.branches(denoise, cond=jnp.array([[1.0, 1.0]]), uncond=jnp.array([[0.0, 0.0]]))
-      >>> path, keys = gj.levels(gj.schedules.flow(), 4, gj.spacings.trailing()), jax.random.split(jax.random.key(0), 1)
+      >>> path = gj.levels(gj.schedules.flow(), 4, gj.spacings.trailing())
+      >>> keys = jax.random.split(jax.random.key(0), 1)
       >>> print(gj.sample(keys, two, gj.on_channels(gj.cfg(4.0), 1), gj.ddim(), path, (2,)))
       [[4. 1.]]
 
@@ -270,10 +277,12 @@ def masked(guidance: Guidance, mask: Mask) -> Guidance:
       ValueError: If the mask has a value outside [0, 1]; when called, if it does not broadcast against x.
 
     Example:
-      >>> denoise = gj.denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # it predicts its condition
+      >>> denoise = gj.denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # predicts its condition
       >>> two = gj.branches(denoise, cond=jnp.array([[1.0, 1.0]]), uncond=jnp.array([[0.0, 0.0]]))
-      >>> path, keys = gj.levels(gj.schedules.flow(), 4, gj.spacings.trailing()), jax.random.split(jax.random.key(0), 1)
-      >>> print(gj.sample(keys, two, gj.masked(gj.cfg(4.0), jnp.array([[1, 0]])), gj.ddim(), path, (2,)))
+      >>> path = gj.levels(gj.schedules.flow(), 4, gj.spacings.trailing())
+      >>> keys = jax.random.split(jax.random.key(0), 1)
+      >>> guidance = gj.masked(gj.cfg(4.0), jnp.array([[1, 0]]))
+      >>> print(gj.sample(keys, two, guidance, gj.ddim(), path, (2,)))
       [[4. 1.]]
     """
 

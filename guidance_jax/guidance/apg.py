@@ -40,9 +40,10 @@ def apg(
       ValueError: If a parameter is neither `()` nor `[B]`, or out of range.
 
     Example:
-      >>> denoise = gj.denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # it predicts its condition
+      >>> denoise = gj.denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # predicts its condition
       >>> two = gj.branches(denoise, cond=jnp.array([[1.0, 0.0]]), uncond=jnp.array([[1.0, -1.0]]))
-      >>> path, keys = gj.levels(gj.schedules.flow(), 4, gj.spacings.trailing()), jax.random.split(jax.random.key(0), 1)
+      >>> path = gj.levels(gj.schedules.flow(), 4, gj.spacings.trailing())
+      >>> keys = jax.random.split(jax.random.key(0), 1)
       >>> print(gj.sample(keys, two, gj.apg(4.0, beta=0.0, max_norm=0.5), gj.ddim(), path, (2,)))
       [[1.  1.5]]
 

@@ -30,7 +30,8 @@ def random_labels(classes: Count) -> Callable[[Step], Array]:
     Example:
       >>> denoise = gj.denoiser(lambda x, t, y: x + y[:, None].astype(x.dtype), predicts="x0")
       >>> two = gj.branches(denoise, cond=jnp.array([3, 1]), random=gj.conditions.random_labels(10))
-      >>> keys, path = jax.random.split(jax.random.key(0), 2), gj.levels(gj.schedules.edm(), 4, gj.spacings.karras())
+      >>> keys = jax.random.split(jax.random.key(0), 2)
+      >>> path = gj.levels(gj.schedules.edm(), 4, gj.spacings.karras())
       >>> print(gj.sample(keys, two, gj.icg(2.0), gj.ddim(), path, (3,)).shape)
       (2, 3)
 
@@ -56,8 +57,9 @@ def retimed(denoise: Denoise) -> Denoiser:
       TypeError: If denoise is not a function. When called, if the condition is not such a pair.
 
     Example:
-      >>> later = gj.conditions.retimed(gj.denoiser(lambda x, t, cond: x * t[:, None], predicts="x0"))
-      >>> print(later(jnp.ones((2, 1)), gj.schedules.flow()(0.5), (None, jnp.array([0.0, 0.25]))).x0)
+      >>> denoise = gj.denoiser(lambda x, t, cond: x * t[:, None], predicts="x0")
+      >>> later, level = gj.conditions.retimed(denoise), gj.schedules.flow()(0.5)
+      >>> print(later(jnp.ones((2, 1)), level, (None, jnp.array([0.0, 0.25]))).x0)
       [[0.5 ]
        [0.75]]
 
@@ -86,10 +88,12 @@ def time_noise(spread: NonNegativeScale) -> Callable[[Step], Array]:
 
     Example:
       >>> noise = gj.conditions.time_noise(lambda level: 0.1 * level.t)
-      >>> cond = jnp.array([3, 1])
-      >>> denoise = gj.conditions.retimed(gj.denoiser(lambda x, t, y: x * t[:, None], predicts="x0"))
-      >>> two = gj.branches(denoise, cond=(cond, jnp.zeros(2)), retimed=lambda step: (cond, noise(step)))
-      >>> keys, path = jax.random.split(jax.random.key(0), 2), gj.levels(gj.schedules.flow(), 4, gj.spacings.uniform())
+      >>> y, zero = jnp.array([3, 1]), jnp.zeros(2)
+      >>> denoise = gj.denoiser(lambda x, t, y: x * t[:, None], predicts="x0")
+      >>> later = gj.conditions.retimed(denoise)
+      >>> two = gj.branches(later, cond=(y, zero), retimed=lambda step: (y, noise(step)))
+      >>> keys = jax.random.split(jax.random.key(0), 2)
+      >>> path = gj.levels(gj.schedules.flow(), 4, gj.spacings.uniform())
       >>> print(gj.sample(keys, two, gj.tsg(2.0), gj.ddim(), path, (3,)).shape)
       (2, 3)
 

@@ -62,11 +62,6 @@ class Residuals(NamedTuple):
       cond_squared: `sum a a`, `[S]`.
       product: `sum a b`, `[S]`.
       uncond_squared: `sum b b`, `[S]`.
-
-    Example:
-      >>> a, b = jnp.array([1.0, 2.0]), jnp.array([2.0, 4.0])
-      >>> print(gj.guidance.curves.Residuals.of(a, b).cond, gj.guidance.curves.Residuals.of(a, b).product)
-      3.0 10.0
     """
 
     cond: Array
@@ -106,10 +101,14 @@ class Calibration(NamedTuple):
       TypeError: If anything but a `Calibration` is added.
 
     Example:
-      >>> sums = gj.guidance.curves.Residuals(*jnp.array([[1.0], [2.0], [1.0], [2.0], [4.0]]))
-      >>> one = gj.Calibration(samples=jnp.ones(1), log_ratio=jnp.zeros(1), along=sums, entire=sums)
-      >>> print((one + one).samples, (one + one).ratio, (one + one).rho, one.projected.rho)
-      [2.] [1.] [1.] [0.5]
+      >>> denoise = gj.denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # predicts its condition
+      >>> two = gj.branches(denoise, cond=jnp.ones((2, 1)), uncond=jnp.zeros((2, 1)))
+      >>> path = gj.levels(gj.schedules.edm(), 2, gj.spacings.karras())
+      >>> keys = jax.random.split(jax.random.key(0), 2)
+      >>> one = gj.calibrate(keys, two, jnp.array([[0.0], [2.0]]), path)
+      >>> both = one + one
+      >>> print(both.samples, both.projected.rho)
+      [4. 4.] [0.5 0.5]
     """
 
     samples: Array

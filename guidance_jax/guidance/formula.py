@@ -135,7 +135,7 @@ def stateless(
       ValueError: When called, if the result of update has another shape than x.
 
     Example:
-      >>> halve = gj.stateless(lambda prediction, context: prediction.x0 / 2)  # eps is computed from x0
+      >>> halve = gj.stateless(lambda prediction, context: prediction.x0 / 2)  # eps follows from x0
       >>> sorted(halve.needs)
       []
     """

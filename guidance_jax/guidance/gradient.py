@@ -34,10 +34,12 @@ def classifier(log_prob: LogProb, scale: Scale) -> Guidance:
       ValueError: If scale is neither `()` nor `[B]`. When called, if log_prob does not return `[B]`.
 
     Example:
-      >>> mixture = gj.oracles.GaussianMixture(jnp.array([[-2.0], [2.0]]), jnp.ones((2, 1, 1)), jnp.ones(2), jnp.arange(2))
+      >>> means, covariances = jnp.array([[-2.0], [2.0]]), jnp.ones((2, 1, 1))
+      >>> mixture = gj.oracles.GaussianMixture(means, covariances, jnp.ones(2), jnp.arange(2))
       >>> one = gj.branches(mixture.denoise, uncond=jnp.array([-1]))
       >>> log_prob = lambda x, level: mixture.class_log_prob(x, level, jnp.array([1]))
-      >>> path, keys = gj.levels(gj.schedules.edm(), 20, gj.spacings.karras()), jax.random.split(jax.random.key(0), 1)
+      >>> path = gj.levels(gj.schedules.edm(), 20, gj.spacings.karras())
+      >>> keys = jax.random.split(jax.random.key(0), 1)
       >>> print(bool(gj.sample(keys, one, gj.classifier(log_prob, 3.0), gj.heun(), path, (1,)) > 0))
       True
 

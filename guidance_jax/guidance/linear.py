@@ -33,9 +33,10 @@ def cfg(scale: Scale, *, cond: Branch = "cond", uncond: Branch = "uncond") -> Gu
       ValueError: If scale is neither `()` nor `[B]`, or not finite.
 
     Example:
-      >>> denoise = gj.denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # it predicts its condition
+      >>> denoise = gj.denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # predicts its condition
       >>> two = gj.branches(denoise, cond=jnp.array([[1.0, 1.0]]), uncond=jnp.array([[0.0, 1.0]]))
-      >>> path, keys = gj.levels(gj.schedules.flow(), 4, gj.spacings.trailing()), jax.random.split(jax.random.key(0), 1)
+      >>> path = gj.levels(gj.schedules.flow(), 4, gj.spacings.trailing())
+      >>> keys = jax.random.split(jax.random.key(0), 1)
       >>> print(gj.sample(keys, two, gj.cfg(3.0), gj.ddim(), path, (2,)))
       [[3. 1.]]
 
@@ -61,9 +62,11 @@ def autoguidance(scale: Scale, *, cond: Branch = "cond", weak: Branch = "weak") 
       ValueError: If scale is neither `()` nor `[B]`, or not finite.
 
     Example:
-      >>> denoise = gj.denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # it predicts its condition
-      >>> good, poor = gj.branches(denoise, cond=jnp.array([[1.0, 1.0]])), gj.branches(denoise, weak=jnp.array([[0.5, 1.0]]))
-      >>> path, keys = gj.levels(gj.schedules.flow(), 4, gj.spacings.trailing()), jax.random.split(jax.random.key(0), 1)
+      >>> denoise = gj.denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # predicts its condition
+      >>> good = gj.branches(denoise, cond=jnp.array([[1.0, 1.0]]))
+      >>> poor = gj.branches(denoise, weak=jnp.array([[0.5, 1.0]]))
+      >>> path = gj.levels(gj.schedules.flow(), 4, gj.spacings.trailing())
+      >>> keys = jax.random.split(jax.random.key(0), 1)
       >>> print(gj.sample(keys, (good, poor), gj.autoguidance(2.0), gj.ddim(), path, (2,)))
       [[1.5 1. ]]
 
@@ -91,10 +94,11 @@ def compose(scales: Mapping[Branch, Scale], *, uncond: Branch = "uncond") -> Gui
       ValueError: If there is no scale, or a scale is neither `()` nor `[B]`.
 
     Example:
-      >>> denoise = gj.denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # it predicts its condition
+      >>> denoise = gj.denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # predicts its condition
       >>> red, round, blurred, nothing = jnp.eye(4, 3)[:, None]
       >>> several = gj.branches(denoise, uncond=nothing, red=red, round=round, blurred=blurred)
-      >>> path, keys = gj.levels(gj.schedules.flow(), 4, gj.spacings.trailing()), jax.random.split(jax.random.key(0), 1)
+      >>> path = gj.levels(gj.schedules.flow(), 4, gj.spacings.trailing())
+      >>> keys = jax.random.split(jax.random.key(0), 1)
       >>> guidance = gj.compose({"red": 3.0, "round": 2.0, "blurred": -1.0})
       >>> print(gj.sample(keys, several, guidance, gj.ddim(), path, (3,)))
       [[ 3.  2. -1.]]
@@ -127,10 +131,11 @@ def dual_cfg(
       ValueError: If a scale is neither `()` nor `[B]`, or not finite.
 
     Example:
-      >>> denoise = gj.denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # it predicts its condition
+      >>> denoise = gj.denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # predicts its condition
       >>> both, image, neither = jnp.array([[[1.0, 1.0]], [[1.0, 0.0]], [[0.0, 0.0]]])
       >>> three = gj.branches(denoise, cond=both, image=image, uncond=neither)
-      >>> path, keys = gj.levels(gj.schedules.flow(), 4, gj.spacings.trailing()), jax.random.split(jax.random.key(0), 1)
+      >>> path = gj.levels(gj.schedules.flow(), 4, gj.spacings.trailing())
+      >>> keys = jax.random.split(jax.random.key(0), 1)
       >>> print(gj.sample(keys, three, gj.dual_cfg(7.5, 1.5), gj.ddim(), path, (2,)))
       [[1.5 7.5]]
 
@@ -157,11 +162,13 @@ def perturbed(scale: Scale, *, cond: Branch = "cond", weak: Branch = "perturbed"
       ValueError: If scale is neither `()` nor `[B]`, or not finite.
 
     Example:
-      >>> denoise = gj.denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # it predicts its condition
+      >>> denoise = gj.denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # predicts its condition
       >>> c, u, p = jnp.array([[[1.0, 1.0]], [[0.0, 1.0]], [[1.0, 0.0]]])
       >>> three = gj.branches(denoise, cond=c, uncond=u, perturbed=p)
-      >>> path, keys = gj.levels(gj.schedules.flow(), 4, gj.spacings.trailing()), jax.random.split(jax.random.key(0), 1)
-      >>> print(gj.sample(keys, three, gj.chain(gj.cfg(3.0), gj.perturbed(3.0)), gj.ddim(), path, (2,)))
+      >>> path = gj.levels(gj.schedules.flow(), 4, gj.spacings.trailing())
+      >>> keys = jax.random.split(jax.random.key(0), 1)
+      >>> guidance = gj.chain(gj.cfg(3.0), gj.perturbed(3.0))
+      >>> print(gj.sample(keys, three, guidance, gj.ddim(), path, (2,)))
       [[3. 4.]]
 
     Reference: Ahn et al. 2024, arXiv:2403.17377 (PAG); Hong 2024, arXiv:2408.00760 (SEG).
@@ -239,9 +246,10 @@ def cfg_pp(scale: Scale, *, cond: Branch = "cond", uncond: Branch = "uncond") ->
       ValueError: If scale is neither `()` nor `[B]`, or not finite.
 
     Example:
-      >>> denoise = gj.denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # it predicts its condition
+      >>> denoise = gj.denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # predicts its condition
       >>> two = gj.branches(denoise, uncond=jnp.array([[0.0, 1.0]]), cond=jnp.array([[1.0, 1.0]]))
-      >>> path, keys = gj.levels(gj.schedules.flow(), 4, gj.spacings.trailing()), jax.random.split(jax.random.key(0), 1)
+      >>> path = gj.levels(gj.schedules.flow(), 4, gj.spacings.trailing())
+      >>> keys = jax.random.split(jax.random.key(0), 1)
       >>> print(gj.sample(keys, two, gj.cfg_pp(0.6), gj.ddim(), path, (2,)))
       [[0.6 1. ]]
 

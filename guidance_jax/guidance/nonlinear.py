@@ -45,10 +45,11 @@ def perp_neg(scale: Scale, negatives: Mapping[Branch, Scale], *, cond: Branch = 
       ValueError: If scale or a weight is neither `()` nor `[B]`, or not finite.
 
     Example:
-      >>> denoise = gj.denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # it predicts its condition
+      >>> denoise = gj.denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # predicts its condition
       >>> c, n, u = jnp.array([[[1.0, 0.0]], [[1.0, 1.0]], [[0.0, 0.0]]])
       >>> three = gj.branches(denoise, cond=c, negative=n, uncond=u)
-      >>> path, keys = gj.levels(gj.schedules.flow(), 4, gj.spacings.trailing()), jax.random.split(jax.random.key(0), 1)
+      >>> path = gj.levels(gj.schedules.flow(), 4, gj.spacings.trailing())
+      >>> keys = jax.random.split(jax.random.key(0), 1)
       >>> print(gj.sample(keys, three, gj.perp_neg(7.5, {"negative": 1.0}), gj.ddim(), path, (2,)))
       [[ 7.5 -7.5]]
 

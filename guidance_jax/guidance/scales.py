@@ -58,8 +58,8 @@ def linear(schedule: Schedule, scale: PerSample) -> Level:
       ValueError: If scale is not finite.
 
     Example:
-      >>> schedule = schedules.flow()
-      >>> print(scales.linear(schedule, 3.0)(schedule(0.5)).round(2))
+      >>> schedule = gj.schedules.flow()
+      >>> print(gj.scales.linear(schedule, 3.0)(schedule(0.5)).round(2))
       3.0
 
     Reference: Wang et al. 2024, arXiv:2404.13040, table 1. Its omega is `scale - 1`.
@@ -82,8 +82,8 @@ def clamp_linear(schedule: Schedule, scale: PerSample, min: PerSample) -> Level:
       ValueError: If a scale is not finite.
 
     Example:
-      >>> schedule = schedules.flow()
-      >>> print(scales.clamp_linear(schedule, 3.0, min=2.0)(schedule(1.0)).round(2))
+      >>> schedule = gj.schedules.flow()
+      >>> print(gj.scales.clamp_linear(schedule, 3.0, min=2.0)(schedule(1.0)).round(2))
       2.0
 
     Reference: Wang et al. 2024, arXiv:2404.13040, section 5.
@@ -104,8 +104,8 @@ def cosine(schedule: Schedule, scale: PerSample) -> Level:
       ValueError: If scale is not finite.
 
     Example:
-      >>> schedule = schedules.flow()
-      >>> print(scales.cosine(schedule, 3.0)(schedule(0.0)).round(2))
+      >>> schedule = gj.schedules.flow()
+      >>> print(gj.scales.cosine(schedule, 3.0)(schedule(0.0)).round(2))
       5.0
 
     Reference: Wang et al. 2024, arXiv:2404.13040, table 1.
@@ -131,8 +131,8 @@ def power_cosine(schedule: Schedule, scale: PerSample, power: NonNegative, *, no
       ValueError: If scale or normalise is not finite, or power is negative.
 
     Example:
-      >>> schedule = schedules.flow()
-      >>> print(scales.power_cosine(schedule, 3.0, power=4.0)(schedule(0.0)).round(2))
+      >>> schedule = gj.schedules.flow()
+      >>> print(gj.scales.power_cosine(schedule, 3.0, power=4.0)(schedule(0.0)).round(2))
       3.0
 
     Reference: Gao et al. 2023, arXiv:2303.14389; Wang et al. 2024, arXiv:2404.13040, section 5.
@@ -163,8 +163,8 @@ def beta(schedule: Schedule, scale: PerSample, a: AtLeastOne = 2.0, b: AtLeastOn
       ValueError: If scale is not finite, or a or b is below 1.
 
     Example:
-      >>> schedule = schedules.flow()
-      >>> print(scales.beta(schedule, 3.0)(schedule(0.5)).round(2))
+      >>> schedule = gj.schedules.flow()
+      >>> print(jax.jit(gj.scales.beta(schedule, 3.0))(schedule(0.5)).round(2))
       4.0
 
     Reference: Malarz et al. 2025, arXiv:2502.10574.
@@ -200,8 +200,9 @@ def calibrated(curve: CurveLike, scale: PerSample, *, threshold: NonNegative = 0
         positive. If these are traced, w is NaN where the latter is not positive.
 
     Example:
-      >>> curve = Curve(ratio=jnp.array([0.1, 1.0, 10.0]), rho=jnp.array([1.0, 0.5, 0.0]))
-      >>> print(scales.calibrated(curve, 4.0)(schedules.edm().at(jnp.array([0.01, 0.1, 1.0, 10.0]))))
+      >>> curve = gj.Curve(ratio=jnp.array([0.1, 1.0, 10.0]), rho=jnp.array([1.0, 0.5, 0.0]))
+      >>> level = gj.schedules.edm().at(jnp.array([0.01, 0.1, 1.0, 10.0]))
+      >>> print(jax.jit(gj.scales.calibrated(curve, 4.0))(level))
       [4.  4.  1.6 1. ]
 
     Reference: Derived here; no publication of this form is known to us. Related are learned scales (arXiv:2510.00815), decaying

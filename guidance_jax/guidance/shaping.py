@@ -42,9 +42,10 @@ def rescale(fraction: FractionScale) -> Guidance:
       ValueError: If fraction is neither `()` nor `[B]`, or outside [0, 1]. When called, if a sample has only one element.
 
     Example:
-      >>> denoise = gj.denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # it predicts its condition
+      >>> denoise = gj.denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # predicts its condition
       >>> two = gj.branches(denoise, cond=jnp.array([[1.0, -1.0]]), uncond=jnp.array([[0.0, 0.0]]))
-      >>> path, keys = gj.levels(gj.schedules.flow(), 4, gj.spacings.trailing()), jax.random.split(jax.random.key(0), 1)
+      >>> path = gj.levels(gj.schedules.flow(), 4, gj.spacings.trailing())
+      >>> keys = jax.random.split(jax.random.key(0), 1)
       >>> print(gj.sample(keys, two, gj.chain(gj.cfg(7.5), gj.rescale(0.7)), gj.ddim(), path, (2,)))
       [[ 2.95 -2.95]]
 
@@ -103,10 +104,12 @@ def clip_norm(max_norm: BoundScale) -> Guidance:
       ValueError: If max_norm is neither `()` nor `[B]`, or negative.
 
     Example:
-      >>> denoise = gj.denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # it predicts its condition
+      >>> denoise = gj.denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # predicts its condition
       >>> two = gj.branches(denoise, cond=jnp.array([[1.0, 1.0]]), uncond=jnp.array([[0.0, 1.0]]))
-      >>> path, keys = gj.levels(gj.schedules.flow(), 4, gj.spacings.trailing()), jax.random.split(jax.random.key(0), 1)
-      >>> print(gj.sample(keys, two, gj.chain(gj.cfg(4.0), gj.clip_norm(2.5)), gj.ddim(), path, (2,)))
+      >>> path = gj.levels(gj.schedules.flow(), 4, gj.spacings.trailing())
+      >>> keys = jax.random.split(jax.random.key(0), 1)
+      >>> guidance = gj.chain(gj.cfg(4.0), gj.clip_norm(2.5))
+      >>> print(gj.sample(keys, two, guidance, gj.ddim(), path, (2,)))
       [[3.5 1. ]]
 
     Reference: Sadat et al. 2024, arXiv:2410.02416, section 4.
@@ -132,9 +135,10 @@ def project(eta: Scale = 0.0) -> Guidance:
       ValueError: If eta is neither `()` nor `[B]`, or not finite.
 
     Example:
-      >>> denoise = gj.denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # it predicts its condition
+      >>> denoise = gj.denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # predicts its condition
       >>> two = gj.branches(denoise, cond=jnp.array([[1.0, 0.0]]), uncond=jnp.array([[0.0, -1.0]]))
-      >>> path, keys = gj.levels(gj.schedules.flow(), 4, gj.spacings.trailing()), jax.random.split(jax.random.key(0), 1)
+      >>> path = gj.levels(gj.schedules.flow(), 4, gj.spacings.trailing())
+      >>> keys = jax.random.split(jax.random.key(0), 1)
       >>> print(gj.sample(keys, two, gj.chain(gj.cfg(4.0), gj.project()), gj.ddim(), path, (2,)))
       [[1. 3.]]
 
@@ -161,9 +165,10 @@ def amplify(scale: Scale) -> Guidance:
       ValueError: If scale is neither `()` nor `[B]`, or not finite.
 
     Example:
-      >>> denoise = gj.denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # it predicts its condition
+      >>> denoise = gj.denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # predicts its condition
       >>> two = gj.branches(denoise, cond=jnp.array([[1.0, 1.0]]), uncond=jnp.array([[0.0, 1.0]]))
-      >>> path, keys = gj.levels(gj.schedules.flow(), 4, gj.spacings.trailing()), jax.random.split(jax.random.key(0), 1)
+      >>> path = gj.levels(gj.schedules.flow(), 4, gj.spacings.trailing())
+      >>> keys = jax.random.split(jax.random.key(0), 1)
       >>> print(gj.sample(keys, two, gj.chain(gj.cfg(2.0), gj.amplify(3.0)), gj.ddim(), path, (2,)))
       [[4. 1.]]
     """
@@ -190,10 +195,12 @@ def dynamic_threshold(percentile: Percentile = 99.5, limit: Limit = 1.0) -> Guid
       ValueError: If percentile or limit is neither `()` nor `[B]`, or out of range, or percentile is a number in (0, 1].
 
     Example:
-      >>> denoise = gj.denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # it predicts its condition
+      >>> denoise = gj.denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # predicts its condition
       >>> two = gj.branches(denoise, cond=jnp.array([[1.0, 0.5]]), uncond=jnp.array([[0.0, 0.0]]))
-      >>> path, keys = gj.levels(gj.schedules.flow(), 4, gj.spacings.trailing()), jax.random.split(jax.random.key(0), 1)
-      >>> print(gj.sample(keys, two, gj.chain(gj.cfg(3.0), gj.dynamic_threshold(100.0)), gj.ddim(), path, (2,)))
+      >>> path = gj.levels(gj.schedules.flow(), 4, gj.spacings.trailing())
+      >>> keys = jax.random.split(jax.random.key(0), 1)
+      >>> guidance = gj.chain(gj.cfg(3.0), gj.dynamic_threshold(100.0))
+      >>> print(gj.sample(keys, two, guidance, gj.ddim(), path, (2,)))
       [[1.  0.5]]
 
     Reference: Saharia et al. 2022, arXiv:2205.11487, section 2.3. The paper also thresholds where guidance is off.

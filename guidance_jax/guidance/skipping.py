@@ -62,9 +62,10 @@ def reuse(guidance: Guidance, every: Period) -> Guidance:
       ValueError: If every is below 1.
 
     Example:
-      >>> denoise = gj.denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # it predicts its condition
+      >>> denoise = gj.denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # predicts its condition
       >>> two = gj.branches(denoise, cond=jnp.array([[1.0, 1.0]]), uncond=jnp.array([[0.0, 1.0]]))
-      >>> path, keys = gj.levels(gj.schedules.flow(), 4, gj.spacings.trailing()), jax.random.split(jax.random.key(0), 1)
+      >>> path = gj.levels(gj.schedules.flow(), 4, gj.spacings.trailing())
+      >>> keys = jax.random.split(jax.random.key(0), 1)
       >>> print(gj.evaluations(keys, two, gj.reuse(gj.cfg(3.0), every=2), gj.ddim(), path, (2,)))
       6
 
@@ -131,9 +132,10 @@ def adaptive(guidance: Guidance, threshold: Cosine = 0.991, *, cond: Branch = "c
       ValueError: If threshold is NaN, or not one number.
 
     Example:
-      >>> denoise = gj.denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # it predicts its condition
+      >>> denoise = gj.denoiser(lambda x, t, c: 0 * x + c, predicts="x0")  # predicts its condition
       >>> two = gj.branches(denoise, cond=jnp.array([[1.0, 1.0]]), uncond=jnp.array([[0.0, 1.0]]))
-      >>> path, keys = gj.levels(gj.schedules.flow(), 4, gj.spacings.trailing()), jax.random.split(jax.random.key(0), 1)
+      >>> path = gj.levels(gj.schedules.flow(), 4, gj.spacings.trailing())
+      >>> keys = jax.random.split(jax.random.key(0), 1)
       >>> print(gj.evaluations(keys, two, gj.adaptive(gj.cfg(3.0), -1.0), gj.ddim(), path, (2,)))
       5
 

@@ -39,7 +39,7 @@ def energy_distance(a: Features, b: Features) -> Float[Array, ""]:
 
     Example:
       >>> a, b = jax.random.normal(jax.random.key(0), (2, 1000, 2))
-      >>> print(abs(gj.metrics.energy_distance(a, b)) < 0.01, gj.metrics.energy_distance(a, b + 1) > 0.5)
+      >>> print(gj.metrics.energy_distance(a, b) < 0.01, gj.metrics.energy_distance(a, b + 1) > 0.5)
       True True
 
     Reference: Szekely & Rizzo 2013, "Energy statistics: a class of statistics based on distances".
@@ -64,7 +64,7 @@ def mmd(a: Features, b: Features, bandwidth: Positive) -> Float[Array, ""]:
 
     Example:
       >>> a, b = jax.random.normal(jax.random.key(0), (2, 1000, 2))
-      >>> print(abs(gj.metrics.mmd(a, b, 1.0)) < 0.01, gj.metrics.mmd(a, b + 1, 1.0) > 0.1)
+      >>> print(gj.metrics.mmd(a, b, 1.0) < 0.01, gj.metrics.mmd(a, b + 1, 1.0) > 0.1)
       True True
 
     Reference: Gretton et al. 2012, "A kernel two-sample test", lemma 6.
@@ -89,7 +89,7 @@ def kid(real: Features, fake: Features) -> Float[Array, ""]:
 
     Example:
       >>> real, fake = jax.random.normal(jax.random.key(0), (2, 1000, 2))
-      >>> print(abs(gj.metrics.kid(real, fake)) < 0.1, gj.metrics.kid(real, fake + 1) > 1)
+      >>> print(gj.metrics.kid(real, fake) < 0.1, gj.metrics.kid(real, fake + 1) > 1)
       True True
 
     Reference: Binkowski et al. 2018, arXiv:1801.01401.
@@ -124,7 +124,8 @@ def kid_subsets(
 
     Example:
       >>> real, fake = jax.random.normal(jax.random.key(0), (2, 1000, 2))
-      >>> mean, error = gj.metrics.kid_subsets(real, fake + 1, jax.random.key(1), subsets=10, size=100)
+      >>> key = jax.random.key(1)
+      >>> mean, error = gj.metrics.kid_subsets(real, fake + 1, key, subsets=10, size=100)
       >>> print(abs(mean - gj.metrics.kid(real, fake + 1)) < 4 * error)
       True
 

@@ -57,7 +57,8 @@ def inception_score(logits: Logits, *, splits: Count = 1) -> Float[Array, ""]:
       TypeError: If logits are not an array of floating numbers.
 
     Example:
-      >>> print(gj.metrics.inception_score(100 * jnp.eye(4)), gj.metrics.inception_score(jnp.ones((4, 4))))
+      >>> score = jax.jit(gj.metrics.inception_score)
+      >>> print(score(100 * jnp.eye(4)).round(3), score(jnp.ones((4, 4))).round(3))
       4.0 1.0
 
     Reference: Salimans et al. 2016, arXiv:1606.03498.

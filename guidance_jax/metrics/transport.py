@@ -34,9 +34,10 @@ def sliced_wasserstein(a: Features, b: Features, key: Key, *, projections: Count
       ValueError: If a set is empty, the sets differ in D, or known features are not finite.
 
     Example:
-      >>> a = jax.random.normal(jax.random.key(0), (500, 2))
-      >>> print(gj.metrics.sliced_wasserstein(a, a + jnp.array([[3.0, 4.0]]), jax.random.key(1), projections=4096).round(1))
-      3.5
+      >>> a, b = jax.random.normal(jax.random.key(0), (2, 1000, 2))
+      >>> distance, key = jax.jit(gj.metrics.sliced_wasserstein), jax.random.key(1)
+      >>> print(distance(a, b, key) < 0.1, distance(a, b + 1, key) > 0.9)
+      True True
 
     Reference: Bonneel et al. 2015, "Sliced and Radon Wasserstein barycenters of measures".
     """

@@ -33,7 +33,9 @@ def from_nnx(module: nnx.Module, method: str = "__call__") -> tuple[Callable[...
       ValueError: If the module has no such method.
 
     Example:
-      >>> apply, params = gj.networks.from_nnx(gj.networks.MLP((2,), classes=3, width=8, blocks=1, rngs=nnx.Rngs(0)))
+      >>> from flax import nnx
+      >>> network = gj.networks.MLP((2,), classes=3, width=8, blocks=1, rngs=nnx.Rngs(0))
+      >>> apply, params = gj.networks.from_nnx(network)
       >>> print(jax.jit(apply)(params, jnp.ones((5, 2)), jnp.ones(5), jnp.zeros(5, int)).shape)
       (5, 2)
     """
@@ -67,8 +69,10 @@ def from_linen(module: linen.Module, variables: Mapping[str, Any]) -> tuple[Call
       ValueError: If variables have no collection "params".
 
     Example:
+      >>> from flax import linen
       >>> module = linen.Dense(2)
-      >>> apply, params = gj.networks.from_linen(module, module.init(jax.random.key(0), jnp.ones((1, 3))))
+      >>> variables = module.init(jax.random.key(0), jnp.ones((5, 3)))
+      >>> apply, params = gj.networks.from_linen(module, variables)
       >>> print(apply(params, jnp.ones((5, 3))).shape)
       (5, 2)
     """

@@ -49,10 +49,11 @@ class UNetClassifier(nnx.Module):
       ValueError: If the coarsest width does not divide into heads; when called, if an image does not have the config's shape.
 
     Example:
+      >>> from flax import nnx
       >>> config = gj.networks.UNetConfig((8, 8, 1), classes=10, widths=(8,))
       >>> classify = gj.networks.UNetClassifier(config, rngs=nnx.Rngs(0))
       >>> x, t = jnp.ones((5, 8, 8, 1)), jnp.ones(5)
-      >>> print(jax.jit(classify)(x, t).shape, jax.jit(classify.features)(x, t).shape)
+      >>> print(jax.eval_shape(classify, x, t).shape, jax.eval_shape(classify.features, x, t).shape)
       (5, 10) (5, 8)
 
     Reference: Dhariwal & Nichol 2021, arXiv:2105.05233; the pooling is that of Radford et al. 2021, arXiv:2103.00020.

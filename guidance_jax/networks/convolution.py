@@ -32,8 +32,11 @@ def conv_general_dilated(
       The convolution, as from `jax.lax.conv_general_dilated`.
 
     Example:
-      >>> own = nnx.Conv(3, 8, (3, 3), conv_general_dilated=gj.networks.conv_general_dilated, rngs=nnx.Rngs(0))
-      >>> print(own(jnp.ones((2, 5, 7, 3))).shape)
+      >>> from flax import nnx
+      >>> from flax import nnx
+      >>> convolve = gj.networks.conv_general_dilated
+      >>> layer = nnx.Conv(3, 8, (3, 3), conv_general_dilated=convolve, rngs=nnx.Rngs(0))
+      >>> print(layer(jnp.ones((2, 5, 7, 3))).shape)
       (2, 5, 7, 8)
     """
     numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)

@@ -58,7 +58,8 @@ class DiTConfig:
         that does not exist, or the dtype is unknown.
 
     Example:
-      >>> config = gj.networks.DiTConfig((28, 28, 1), classes=10, width=64, blocks=2, heads=2, patch=4)
+      >>> import dataclasses
+      >>> config = gj.networks.DiTConfig((28, 28, 1), classes=10, width=64, heads=2, patch=4)
       >>> print(config.grid, dataclasses.asdict(config)["width"])
       (7, 7) 64
     """
@@ -101,7 +102,8 @@ class Tokens(NamedTuple):
       mask: `[B, L]`, True where there is a token.
 
     Example:
-      >>> cond = gj.networks.Tokens(jnp.array([3, 1]), jnp.ones((2, 7, 16)), jnp.arange(7)[None] < jnp.array([[5], [7]]))
+      >>> mask = jnp.arange(7)[None] < jnp.array([[5], [7]])  # texts of five and of seven tokens
+      >>> cond = gj.networks.Tokens(jnp.array([3, 1]), jnp.ones((2, 7, 16)), mask)
       >>> uncond = cond._replace(labels=jnp.full(2, 10), mask=jnp.zeros((2, 7), bool))
       >>> print(cond.mask.sum(1), uncond.mask.sum(1))
       [5 7] [0 0]
@@ -126,7 +128,8 @@ class Perturbed(NamedTuple):
 
     Example:
       >>> labels, no, yes = jnp.array([3, 1]), jnp.zeros(2, bool), jnp.ones(2, bool)
-      >>> cond, weak = gj.networks.Perturbed(labels, identity=no), gj.networks.Perturbed(labels, identity=yes)
+      >>> cond = gj.networks.Perturbed(labels, identity=no)
+      >>> weak = gj.networks.Perturbed(labels, identity=yes)
       >>> print(cond.identity, weak.identity)
       [False False] [ True  True]
     """
@@ -248,6 +251,7 @@ class DiT(nnx.Module):
         config's width.
 
     Example:
+      >>> from flax import nnx
       >>> config = gj.networks.DiTConfig((8, 8, 1), classes=10, width=32, blocks=1, heads=2)
       >>> network = gj.networks.DiT(config, rngs=nnx.Rngs(0))
       >>> print(jax.jit(network)(jnp.ones((5, 8, 8, 1)), jnp.ones(5), jnp.zeros(5, int)).shape)

@@ -58,8 +58,9 @@ class MLP(nnx.Module):
       ValueError: If a size is below 1; when called, if an argument has the wrong shape or a label is out of range.
 
     Example:
+      >>> from flax import nnx
       >>> network = gj.networks.MLP((2,), classes=3, width=8, blocks=1, rngs=nnx.Rngs(0))
-      >>> print(network(jnp.ones((5, 2)), jnp.ones(5), jnp.zeros(5, int)).shape)
+      >>> print(jax.jit(network)(jnp.ones((5, 2)), jnp.ones(5), jnp.zeros(5, int)).shape)
       (5, 2)
     """
 
@@ -100,8 +101,9 @@ class MLPClassifier(nnx.Module):
       ValueError: If a size is below 1; when called, if an argument has the wrong shape.
 
     Example:
+      >>> from flax import nnx
       >>> classify = gj.networks.MLPClassifier((2,), classes=3, width=8, blocks=1, rngs=nnx.Rngs(0))
-      >>> print(classify(jnp.ones((5, 2)), jnp.ones(5)).shape)
+      >>> print(jax.jit(classify)(jnp.ones((5, 2)), jnp.ones(5)).shape)
       (5, 3)
     """
 

@@ -65,7 +65,8 @@ class UNetConfig:
         heads. Also if a level of `attention` does not exist, or the dtype is unknown.
 
     Example:
-      >>> config = gj.networks.UNetConfig((28, 28, 1), classes=10, widths=(16, 32), patch=2, attention=(1,), heads=2)
+      >>> import dataclasses
+      >>> config = gj.networks.UNetConfig((28, 28, 1), classes=10, widths=(16, 32), patch=2)
       >>> print(config.levels, dataclasses.asdict(config)["widths"])
       [(14, 14, 16), (7, 7, 32)] (16, 32)
     """
@@ -178,6 +179,7 @@ class UNet(nnx.Module):
       ValueError: When called, if an image does not have the config's shape or a label is out of range.
 
     Example:
+      >>> from flax import nnx
       >>> config = gj.networks.UNetConfig((8, 8, 1), classes=10, widths=(8, 8))
       >>> network = gj.networks.UNet(config, rngs=nnx.Rngs(0))
       >>> print(jax.jit(network)(jnp.ones((5, 8, 8, 1)), jnp.ones(5), jnp.zeros(5, int)).shape)

@@ -26,7 +26,8 @@ def effective_size(log_weights: LogWeights) -> Array:
       `[...]`, in 1..N; 0 if all weights are 0.
 
     Example:
-      >>> print(gj.particles.effective_size(jnp.log(jnp.array([[1.0, 1.0], [1.0, 0.0], [0.0, 0.0]]))))
+      >>> weights = jnp.array([[1.0, 1.0], [1.0, 0.0], [0.0, 0.0]])
+      >>> print(jax.jit(gj.particles.effective_size)(jnp.log(weights)))
       [2. 1. 0.]
 
     Reference: Kong et al. 1994, "Sequential imputations and Bayesian missing data problems".
@@ -51,7 +52,8 @@ def systematic(key: Key, log_weights: LogWeights) -> Array:
       log_weights: `[N]`, normalised or not. -inf is a weight of 0.
 
     Example:
-      >>> print(gj.particles.systematic(jax.random.key(0), jnp.log(jnp.array([0.5, 0.0, 0.25, 0.25]))))
+      >>> weights = jnp.array([0.5, 0.0, 0.25, 0.25])
+      >>> print(jax.jit(gj.particles.systematic)(jax.random.key(0), jnp.log(weights)))
       [0 0 2 3]
 
     Reference: Kitagawa 1996, doi:10.1080/10618600.1996.10474692.

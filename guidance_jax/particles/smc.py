@@ -179,12 +179,16 @@ def feynman_kac(
         groups are right.
 
     Example:
-      >>> mixture = gj.oracles.GaussianMixture(jnp.array([[-1.0], [1.0]]), jnp.ones((2, 1, 1)), jnp.ones(2), jnp.arange(2))
+      >>> means, covariances = jnp.array([[-1.0], [1.0]]), jnp.ones((2, 1, 1))
+      >>> mixture = gj.oracles.GaussianMixture(means, covariances, jnp.ones(2), jnp.arange(2))
       >>> keys, label = jax.random.split(jax.random.key(0), 512), jnp.zeros(512, int)
       >>> two = gj.branches(mixture.denoise, cond=label, uncond=label - 1)
       >>> path = gj.levels(gj.schedules.edm(), 40, gj.spacings.karras())
-      >>> found = gj.feynman_kac(keys, two, gj.targets.tilted(2.0), gj.heun_sde(), path, (1,), size=512)
-      >>> print(found.log_normaliser.round(1))
+      >>> @jax.jit
+      ... def draw(keys, scale):
+      ...     target, sampler = gj.targets.tilted(scale), gj.heun_sde()
+      ...     return gj.feynman_kac(keys, two, target, sampler, path, (1,), size=512)
+      >>> print(draw(keys, 2.0).log_normaliser.round(1))
       [0.5]
 
     Reference: Skreta et al. 2025, arXiv:2503.02819; kernels, arXiv:2506.05668.

@@ -161,7 +161,8 @@ def rewarded(target: Target, log_reward: LogReward, *, guidance: Guidance | None
       TypeError: If an argument is of another type.
 
     Example:
-      >>> target = gj.targets.rewarded(gj.targets.product({"cond": 1.0}), lambda x0, level: -(x0**2).sum(1))
+      >>> law = gj.targets.product({"cond": 1.0})
+      >>> target = gj.targets.rewarded(law, lambda x0, level: -(x0**2).sum(1))
       >>> print(target.log_reward(jnp.ones((1, 2)), gj.schedules.edm()(0.0)))
       [-2.]
 

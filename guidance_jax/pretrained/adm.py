@@ -148,9 +148,12 @@ class ADM(nnx.Module):
         unconditional network gets labels.
 
     Example:
-      >>> config = gj.pretrained.adm.ADMConfig(16, 32, (1, 1), 1, (8,), num_classes=10, num_head_channels=32)
+      >>> from flax import nnx
+      >>> sizes = {"num_classes": 10, "num_head_channels": 32}
+      >>> config = gj.pretrained.adm.ADMConfig(16, 32, (1, 1), 1, (8,), **sizes)
       >>> network = gj.pretrained.adm.ADM(config, rngs=nnx.Rngs(0))
-      >>> print(jax.jit(network)(jnp.zeros((2, 16, 16, 3)), jnp.full(2, 999.0), jnp.array([3, 1])).shape)
+      >>> x, t, labels = jnp.zeros((2, 16, 16, 3)), jnp.full(2, 999.0), jnp.array([3, 1])
+      >>> print(jax.eval_shape(network, x, t, labels).shape)
       (2, 16, 16, 6)
 
     Reference: Dhariwal & Nichol 2021, arXiv:2105.05233; openai/guided-diffusion, guided_diffusion/unet.py.
@@ -206,9 +209,11 @@ class ADMClassifier(nnx.Module):
         config's shape.
 
     Example:
-      >>> config = gj.pretrained.adm.ADMConfig(16, 32, (1, 1), 1, (8,), num_classes=10, num_head_channels=32)
+      >>> from flax import nnx
+      >>> sizes = {"num_classes": 10, "num_head_channels": 32}
+      >>> config = gj.pretrained.adm.ADMConfig(16, 32, (1, 1), 1, (8,), **sizes)
       >>> classify = gj.pretrained.adm.ADMClassifier(config, rngs=nnx.Rngs(0))
-      >>> print(jax.jit(classify)(jnp.zeros((2, 16, 16, 3)), jnp.full(2, 999.0)).shape)
+      >>> print(jax.eval_shape(classify, jnp.zeros((2, 16, 16, 3)), jnp.full(2, 999.0)).shape)
       (2, 10)
 
     Reference: Dhariwal & Nichol 2021, arXiv:2105.05233, section 4; openai/guided-diffusion, guided_diffusion/unet.py.

@@ -148,10 +148,12 @@ class AutoencoderKL(nnx.Module):
       rngs: The random keys that initialise the parameters.
 
     Example:
-      >>> config = gj.pretrained.autoencoder.AutoencoderConfig(block_out_channels=(8, 8), norm_num_groups=4)
+      >>> from flax import nnx
+      >>> sizes = {"block_out_channels": (8, 8), "norm_num_groups": 4}
+      >>> config = gj.pretrained.autoencoder.AutoencoderConfig(**sizes)
       >>> network = gj.pretrained.autoencoder.AutoencoderKL(config, rngs=nnx.Rngs(0))
-      >>> mean, log_variance = jax.jit(network.encode)(jnp.zeros((1, 8, 12, 3)))
-      >>> print(mean.shape, jax.jit(network.decode)(mean).shape)
+      >>> mean, log_variance = jax.eval_shape(network.encode, jnp.zeros((1, 8, 12, 3)))
+      >>> print(mean.shape, jax.eval_shape(network.decode, mean).shape)
       (1, 4, 6, 4) (1, 8, 12, 3)
 
     Reference: Rombach et al. 2022, arXiv:2112.10752; diffusers' autoencoder_kl.py.

@@ -29,8 +29,9 @@ class Encoded(NamedTuple):
       pooled: `[B, P]`, the last state of the token that ends the text, after the projection if the encoder has one.
 
     Example:
-      >>> Encoded = gj.pretrained.clip.Encoded
-      >>> print(Encoded(last=jnp.ones((1, 77, 768)), penultimate=jnp.ones((1, 77, 768)), pooled=jnp.ones((1, 768))).last.shape)
+      >>> tokens, pooled = jnp.ones((1, 77, 768)), jnp.ones((1, 768))
+      >>> encoded = gj.pretrained.clip.Encoded(last=tokens, penultimate=tokens, pooled=pooled)
+      >>> print(encoded.last.shape)
       (1, 77, 768)
     """
 
@@ -74,7 +75,8 @@ class CLIPTextConfig:
       ValueError: If the width does not divide into heads, or the activation function is unknown.
 
     Example:
-      >>> gj.pretrained.clip.CLIPTextConfig(hidden_size=1024, num_attention_heads=16, hidden_act="gelu").max_position_embeddings
+      >>> config = gj.pretrained.clip.CLIPTextConfig(hidden_size=1024, num_attention_heads=16)
+      >>> config.max_position_embeddings
       77
 
     Reference: Radford et al. 2021, arXiv:2103.00020.
@@ -126,8 +128,9 @@ def clip_text_config(published: Mapping[str, Any]) -> CLIPTextConfig:
       ValueError: If it has another architecture, or a setting that is not supported.
 
     Example:
-      >>> published = {"architectures": ["CLIPTextModelWithProjection"], "hidden_size": 1280, "hidden_act": "gelu"}
-      >>> gj.pretrained.clip.clip_text_config({**published, "num_attention_heads": 20, "projection_dim": 1280}).projection_dim
+      >>> published = {"architectures": ["CLIPTextModelWithProjection"], "hidden_size": 1280}
+      >>> published |= {"num_attention_heads": 20, "projection_dim": 1280, "hidden_act": "gelu"}
+      >>> gj.pretrained.clip.clip_text_config(published).projection_dim
       1280
 
     Reference: transformers 5, "models/clip/configuration_clip.py".
@@ -175,10 +178,12 @@ class CLIPText(nnx.Module):
       ValueError: When called, if a text is longer than the encoder's window.
 
     Example:
-      >>> sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-      >>> config = gj.pretrained.clip.CLIPTextConfig(vocab_size=10, **sizes)
+      >>> from flax import nnx
+      >>> sizes = {"vocab_size": 10, "hidden_size": 8, "intermediate_size": 16}
+      >>> sizes |= {"num_hidden_layers": 1, "num_attention_heads": 2}
+      >>> config = gj.pretrained.clip.CLIPTextConfig(**sizes)
       >>> encode = gj.pretrained.clip.CLIPText(config, rngs=nnx.Rngs(0))
-      >>> print(jax.jit(encode)(jnp.array([[8, 3, 5, 9]])).last.shape)
+      >>> print(jax.eval_shape(encode, jnp.array([[8, 3, 5, 9]])).last.shape)
       (1, 4, 8)
 
     Reference: Radford et al. 2021, arXiv:2103.00020; transformers' models/clip/modeling_clip.py.

@@ -120,8 +120,10 @@ def averaged(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
       The tensors of one set, by the names of the network.
 
     Example:
-      >>> tensors = gj.pretrained.from_arrays({"model.pos_embed": np.zeros((1, 4, 8)), "ema.pos_embed": np.ones((1, 4, 8))})
-      >>> list(gj.pretrained.dit.averaged(tensors))
+      >>> import numpy as np
+      >>> import numpy as np
+      >>> values = {"model.pos_embed": np.zeros((1, 4, 8)), "ema.pos_embed": np.ones((1, 4, 8))}
+      >>> list(gj.pretrained.dit.averaged(gj.pretrained.from_arrays(values)))
       ['pos_embed']
 
     Reference: Peebles & Xie 2023, arXiv:2212.09748; facebookresearch/DiT, download.py.
@@ -146,9 +148,12 @@ class DiT(nnx.Module):
       ValueError: When called, if latents do not have the config's size, or a label is out of range.
 
     Example:
-      >>> config = gj.pretrained.dit.DiTConfig(input_size=8, hidden_size=16, depth=1, num_heads=2, num_classes=10)
+      >>> from flax import nnx
+      >>> sizes = {"hidden_size": 16, "depth": 1, "num_heads": 2, "num_classes": 10}
+      >>> config = gj.pretrained.dit.DiTConfig(input_size=8, **sizes)
       >>> network = gj.pretrained.dit.DiT(config, rngs=nnx.Rngs(0))
-      >>> print(jax.jit(network)(jnp.ones((3, 8, 8, 4)), jnp.full(3, 999.0), jnp.array([3, 7, 10])).shape)
+      >>> x, t, labels = jnp.ones((3, 8, 8, 4)), jnp.full(3, 999.0), jnp.array([3, 7, 10])
+      >>> print(jax.eval_shape(network, x, t, labels).shape)
       (3, 8, 8, 8)
 
     Reference: Peebles & Xie 2023, arXiv:2212.09748; facebookresearch/DiT, models.py.

@@ -35,6 +35,7 @@ class Tensor(NamedTuple):
       read: Reads a part of the array, given a tuple of slices with one per axis; `()` for a scalar.
 
     Example:
+      >>> import numpy as np
       >>> values = np.arange(6).reshape(2, 3)
       >>> tensor = gj.pretrained.Tensor(values.shape, values.__getitem__)
       >>> print(tensor.shape, tensor.read((slice(0, 2), slice(1, 2))).ravel())
@@ -65,6 +66,7 @@ def open_weights(path: FilePath) -> dict[str, Tensor]:
         file.
 
     Example:
+      >>> import numpy as np
       >>> import pathlib, safetensors.numpy, tempfile
       >>> file = pathlib.Path(tempfile.mkdtemp()) / "weights.safetensors"
       >>> safetensors.numpy.save_file({"bias": np.arange(3.0)}, file)
@@ -118,6 +120,7 @@ def from_arrays(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
       One `Tensor` per array, by its name.
 
     Example:
+      >>> import numpy as np
       >>> print(gj.pretrained.from_arrays({"bias": np.zeros(3)})["bias"].shape)
       (3,)
     """

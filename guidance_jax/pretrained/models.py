@@ -40,7 +40,8 @@ class Prompts(NamedTuple):
       given: `[B]`, False for a prompt that is None.
 
     Example:
-      >>> gj.pretrained.text_to_image.Prompts((jnp.zeros((2, 77), int),), jnp.array([True, False])).ids[0].shape
+      >>> ids, given = jnp.zeros((2, 77), int), jnp.array([True, False])
+      >>> gj.pretrained.text_to_image.Prompts((ids,), given).ids[0].shape
       (2, 77)
     """
 

@@ -48,7 +48,8 @@ class Scheduling(NamedTuple):
       ValueError: From `levels`, if they do not decrease, or steps exceed those of the schedule.
 
     Example:
-      >>> found = gj.pretrained.schedulers.Scheduling(gj.schedules.scaled_linear(), "eps", gj.spacings.trailing(), clean=True)
+      >>> schedule, spacing = gj.schedules.scaled_linear(), gj.spacings.trailing()
+      >>> found = gj.pretrained.schedulers.Scheduling(schedule, "eps", spacing, clean=True)
       >>> print(found.levels(2).sigma.round(1))
       [1.  0.8 0. ]
     """
@@ -182,8 +183,9 @@ def scheduling(config: Mapping[str, Any]) -> Scheduling:
       ValueError: If the scheduler or a setting is unknown or not supported. The error names it.
 
     Example:
-      >>> config = {"_class_name": "PNDMScheduler", "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
-      >>> stable = gj.pretrained.schedulers.scheduling({**config, "steps_offset": 1})
+      >>> config = {"_class_name": "PNDMScheduler", "steps_offset": 1}
+      >>> config |= {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+      >>> stable = gj.pretrained.schedulers.scheduling(config)
       >>> print(stable.predicts, stable.levels(4).t)
       eps [751. 501. 251.   1.   0.]
 

@@ -176,7 +176,7 @@ def unet_condition_config(published: Mapping[str, Any]) -> UNetConditionConfig:
       ValueError: If settings are not supported. The error names them and their values.
 
     Example:
-      >>> published = {"cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20], "use_linear_projection": True}
+      >>> published = {"cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20]}
       >>> print(gj.pretrained.unet.unet_condition_config(published).heads)
       (5, 10, 20, 20)
 
@@ -256,10 +256,13 @@ class UNet2DCondition(nnx.Module):
         conditions are missing, have another width, or are given to a network without them.
 
     Example:
+      >>> from flax import nnx
       >>> sizes = dict(widths=(8, 8), depths=(1, 0), heads=(2, 2), text=8, groups=4)
-      >>> network = gj.pretrained.unet.UNet2DCondition(gj.pretrained.unet.UNetConditionConfig(**sizes), rngs=nnx.Rngs(0))
+      >>> config = gj.pretrained.unet.UNetConditionConfig(**sizes)
+      >>> network = gj.pretrained.unet.UNet2DCondition(config, rngs=nnx.Rngs(0))
       >>> text = gj.pretrained.unet.Text(jnp.ones((2, 5, 8)))
-      >>> print(jax.jit(network)(jnp.ones((2, 7, 9, 4)), jnp.array([999.0, 0.0]), text).shape)
+      >>> x, t = jnp.ones((2, 7, 9, 4)), jnp.array([999.0, 0.0])
+      >>> print(jax.eval_shape(network, x, t, text).shape)
       (2, 7, 9, 4)
 
     Reference: Rombach et al. 2022, arXiv:2112.10752; Podell et al. 2023, arXiv:2307.01952 (XL).

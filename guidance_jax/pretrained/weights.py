@@ -73,9 +73,15 @@ def load(
         holds the network's weights several times, or is a single-file Stable Diffusion checkpoint.
 
     Example:
+      >>> import numpy as np
+      >>> import numpy as np
+      >>> import numpy as np
+      >>> import numpy as np
+      >>> from flax import nnx
       >>> values = {"weight": np.ones((3, 2), np.float32), "bias": np.zeros(3, np.float32)}
       >>> tensors = gj.pretrained.from_arrays(values)
-      >>> dense = gj.pretrained.load(lambda rngs: nnx.Linear(2, 3, rngs=rngs), tensors, dtype=jnp.bfloat16)
+      >>> build = lambda rngs: nnx.Linear(2, 3, rngs=rngs)
+      >>> dense = gj.pretrained.load(build, tensors, dtype=jnp.bfloat16)
       >>> print(dense.kernel.shape, dense(jnp.ones((1, 2), jnp.bfloat16)))
       (2, 3) [[2 2 2]]
     """
@@ -105,7 +111,9 @@ def abstract(build: Callable[..., Module]) -> Module:
       The module, with `jax.ShapeDtypeStruct`s as parameters. Use it with `parameter_count`, or to see what a file must hold.
 
     Example:
-      >>> print(gj.pretrained.weights.abstract(lambda rngs: nnx.Linear(20_000, 50_000, rngs=rngs)).kernel.shape)
+      >>> from flax import nnx
+      >>> build = lambda rngs: nnx.Linear(20_000, 50_000, rngs=rngs)
+      >>> print(gj.pretrained.abstract(build).kernel.shape)
       (20000, 50000)
     """
     return nnx.eval_shape(lambda: build(rngs=_OneKey()))
@@ -155,11 +163,14 @@ def published(module: nnx.Module) -> dict[str, Any]:
       NumPy arrays, or `jax.ShapeDtypeStruct`s if the module is abstract: what a file must hold.
 
     Example:
+      >>> from flax import nnx
+      >>> from flax import nnx
       >>> import functools, pathlib, safetensors.numpy, tempfile
       >>> dense = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
       >>> file = pathlib.Path(tempfile.mkdtemp()) / "dense.safetensors"
       >>> safetensors.numpy.save_file(gj.pretrained.published(dense), file)
-      >>> again = gj.pretrained.load(functools.partial(nnx.Linear, 2, 3), gj.pretrained.open_weights(file))
+      >>> build = functools.partial(nnx.Linear, 2, 3)
+      >>> again = gj.pretrained.load(build, gj.pretrained.open_weights(file))
       >>> print(bool((again.kernel == dense.kernel).all()))
       True
     """
@@ -181,6 +192,8 @@ def parameter_count(module: nnx.Module) -> int:
       module: A module of Flax NNX.
 
     Example:
+      >>> from flax import nnx
+      >>> from flax import nnx
       >>> gj.pretrained.parameter_count(nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
       9
     """

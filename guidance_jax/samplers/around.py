@@ -47,8 +47,10 @@ def recur(sampler: Sampler, times: Count, low: Ratio = 0.0, high: Ratio = jnp.in
       ValueError: If times is below 1, low is not below high, or the sampler has a memory.
 
     Example:
-      >>> one = gj.branches(gj.denoiser(lambda x, t, cond: 0 * x + 3, predicts="x0"), cond=None)
-      >>> path, keys = gj.levels(gj.schedules.cosine(), 2, gj.spacings.trailing()), jax.random.split(jax.random.key(0), 1)
+      >>> denoise = gj.denoiser(lambda x, t, cond: 0 * x + 3, predicts="x0")
+      >>> one = gj.branches(denoise, cond=None)
+      >>> path = gj.levels(gj.schedules.cosine(), 2, gj.spacings.trailing())
+      >>> keys = jax.random.split(jax.random.key(0), 1)
       >>> print(gj.sample(keys, one, gj.chain(), gj.recur(gj.ddim(), 3), path, (2,)))
       [[3. 3.]]
 
@@ -103,8 +105,10 @@ def inpaint(sampler: Sampler, known: Data, mask: Mask) -> Sampler:
       TypeError: If known is an array of numbers that are not floating.
 
     Example:
-      >>> one = gj.branches(gj.denoiser(lambda x, t, cond: 0 * x + 3, predicts="x0"), cond=None)
-      >>> path, keys = gj.levels(gj.schedules.cosine(), 2, gj.spacings.trailing()), jax.random.split(jax.random.key(0), 1)
+      >>> denoise = gj.denoiser(lambda x, t, cond: 0 * x + 3, predicts="x0")
+      >>> one = gj.branches(denoise, cond=None)
+      >>> path = gj.levels(gj.schedules.cosine(), 2, gj.spacings.trailing())
+      >>> keys = jax.random.split(jax.random.key(0), 1)
       >>> half = gj.inpaint(gj.ddpm(), known=jnp.array([1.0, jnp.nan]), mask=jnp.array([1, 0]))
       >>> print(gj.sample(keys, one, gj.chain(), half, path, (2,)))
       [[1. 3.]]
@@ -142,10 +146,13 @@ def post_step(sampler: Sampler, log_prob: LogProb, scale: PerSample) -> Sampler:
       ValueError: If scale is neither `()` nor `[B]`, or log_prob does not return `[B]`.
 
     Example:
-      >>> one = gj.branches(gj.denoiser(lambda x, t, cond: 0 * x + 3, predicts="x0"), cond=None)
-      >>> path, keys = gj.levels(gj.schedules.cosine(), 2, gj.spacings.trailing()), jax.random.split(jax.random.key(0), 1)
+      >>> denoise = gj.denoiser(lambda x, t, cond: 0 * x + 3, predicts="x0")
+      >>> one = gj.branches(denoise, cond=None)
+      >>> path = gj.levels(gj.schedules.cosine(), 2, gj.spacings.trailing())
+      >>> keys = jax.random.split(jax.random.key(0), 1)
       >>> log_prob = lambda x, level: -0.5 * ((x - 1) ** 2).sum(1)
-      >>> print(gj.sample(keys, one, gj.chain(), gj.post_step(gj.ddim(), log_prob, 0.5), path, (2,)))
+      >>> sampler = gj.post_step(gj.ddim(), log_prob, 0.5)
+      >>> print(gj.sample(keys, one, gj.chain(), sampler, path, (2,)))
       [[2. 2.]]
     """
 
@@ -176,9 +183,12 @@ def projected(sampler: Sampler, project: Project) -> Sampler:
 
     Example:
       >>> centred = lambda x: x - x.mean(1, keepdims=True)  # of points, [B, N, 3]
-      >>> one = gj.branches(gj.denoiser(lambda x, t, cond: 0 * x + 3, predicts="x0"), cond=None)
-      >>> path, keys = gj.levels(gj.schedules.cosine(), 2, gj.spacings.trailing()), jax.random.split(jax.random.key(0), 1)
-      >>> print(gj.sample(keys, one, gj.chain(), gj.projected(gj.ddpm(), centred), path, (4, 3)).mean(1))
+      >>> denoise = gj.denoiser(lambda x, t, cond: 0 * x + 3, predicts="x0")
+      >>> one = gj.branches(denoise, cond=None)
+      >>> path = gj.levels(gj.schedules.cosine(), 2, gj.spacings.trailing())
+      >>> keys = jax.random.split(jax.random.key(0), 1)
+      >>> sampler = gj.projected(gj.ddpm(), centred)
+      >>> print(gj.sample(keys, one, gj.chain(), sampler, path, (4, 3)).mean(1))
       [[0. 0. 0.]]
 
     Reference: For zero centre of mass, Hoogeboom et al. 2022, arXiv:2203.17003, section 3.1.

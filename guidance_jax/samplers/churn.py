@@ -45,9 +45,11 @@ def churn(
 
     Example:
       >>> denoise = gj.denoiser(lambda x, t, cond: 0 * x + 3, predicts="x0")
-      >>> path, keys = gj.levels(gj.schedules.edm(), 2, gj.spacings.karras()), jax.random.split(jax.random.key(0), 1)
+      >>> one = gj.branches(denoise, cond=None)
+      >>> path = gj.levels(gj.schedules.edm(), 2, gj.spacings.karras())
+      >>> keys = jax.random.split(jax.random.key(0), 1)
       >>> sampler = gj.churn(gj.heun(), gj.schedules.edm(), 0.2)
-      >>> print(gj.sample(keys, gj.branches(denoise, cond=None), gj.chain(), sampler, path, (2,)))
+      >>> print(gj.sample(keys, one, gj.chain(), sampler, path, (2,)))
       [[3. 3.]]
 
     Reference: Karras et al. 2022, arXiv:2206.00364, algorithm 2.

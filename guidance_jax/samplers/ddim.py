@@ -29,8 +29,10 @@ def ddim(eta: Fraction = 0.0) -> Sampler:
 
     Example:
       >>> denoise = gj.denoiser(lambda x, t, cond: 0 * x + 3, predicts="x0")
-      >>> path, keys = gj.levels(gj.schedules.cosine(), 2, gj.spacings.trailing()), jax.random.split(jax.random.key(0), 1)
-      >>> print(gj.sample(keys, gj.branches(denoise, cond=None), gj.chain(), gj.ddim(), path, (2,)))
+      >>> one = gj.branches(denoise, cond=None)
+      >>> path = gj.levels(gj.schedules.cosine(), 2, gj.spacings.trailing())
+      >>> keys = jax.random.split(jax.random.key(0), 1)
+      >>> print(gj.sample(keys, one, gj.chain(), gj.ddim(), path, (2,)))
       [[3. 3.]]
 
     Reference: Song et al. 2021, arXiv:2010.02502, equations 12 and 16.

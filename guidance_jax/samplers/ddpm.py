@@ -33,8 +33,10 @@ def ddpm(variance: ReverseVariance = "small") -> Sampler:
 
     Example:
       >>> denoise = gj.denoiser(lambda x, t, cond: 0 * x + 3, predicts="x0")
-      >>> path, keys = gj.levels(gj.schedules.cosine(), 2, gj.spacings.trailing()), jax.random.split(jax.random.key(0), 1)
-      >>> print(gj.sample(keys, gj.branches(denoise, cond=None), gj.chain(), gj.ddpm(), path, (2,)))
+      >>> one = gj.branches(denoise, cond=None)
+      >>> path = gj.levels(gj.schedules.cosine(), 2, gj.spacings.trailing())
+      >>> keys = jax.random.split(jax.random.key(0), 1)
+      >>> print(gj.sample(keys, one, gj.chain(), gj.ddpm(), path, (2,)))
       [[3. 3.]]
 
     Reference: Ho et al. 2020, arXiv:2006.11239, equations 6 and 7, section 3.2. For "learned", Nichol & Dhariwal 2021,

@@ -37,8 +37,10 @@ def dpmpp_sde(eta: NonNegative = 1.0, *, noise_scale: AtLeastZero = 1.0) -> Samp
 
     Example:
       >>> denoise = gj.denoiser(lambda x, t, cond: 0 * x + 3, predicts="x0")
-      >>> path, keys = gj.levels(gj.schedules.cosine(), 2, gj.spacings.trailing()), jax.random.split(jax.random.key(0), 1)
-      >>> print(gj.sample(keys, gj.branches(denoise, cond=None), gj.chain(), gj.dpmpp_sde(), path, (2,)))
+      >>> one = gj.branches(denoise, cond=None)
+      >>> path = gj.levels(gj.schedules.cosine(), 2, gj.spacings.trailing())
+      >>> keys = jax.random.split(jax.random.key(0), 1)
+      >>> print(gj.sample(keys, one, gj.chain(), gj.dpmpp_sde(), path, (2,)))
       [[3. 3.]]
 
     Reference: Lu et al. 2022, arXiv:2211.01095, section 5. eta is that of the k-diffusion library.

@@ -22,8 +22,10 @@ def euler() -> Sampler:
 
     Example:
       >>> denoise = gj.denoiser(lambda x, t, cond: 0 * x + 3, predicts="x0")
-      >>> path, keys = gj.levels(gj.schedules.cosine(), 2, gj.spacings.trailing()), jax.random.split(jax.random.key(0), 1)
-      >>> print(gj.sample(keys, gj.branches(denoise, cond=None), gj.chain(), gj.euler(), path, (2,)))
+      >>> one = gj.branches(denoise, cond=None)
+      >>> path = gj.levels(gj.schedules.cosine(), 2, gj.spacings.trailing())
+      >>> keys = jax.random.split(jax.random.key(0), 1)
+      >>> print(gj.sample(keys, one, gj.chain(), gj.euler(), path, (2,)))
       [[3. 3.]]
 
     Reference: Karras et al. 2022, arXiv:2206.00364, algorithm 1 without its correction.
@@ -55,8 +57,10 @@ def euler_ancestral(eta: NonNegative = 1.0, *, noise_scale: AtLeastZero = 1.0) -
 
     Example:
       >>> denoise = gj.denoiser(lambda x, t, cond: 0 * x + 3, predicts="x0")
-      >>> path, keys = gj.levels(gj.schedules.cosine(), 2, gj.spacings.trailing()), jax.random.split(jax.random.key(0), 1)
-      >>> print(gj.sample(keys, gj.branches(denoise, cond=None), gj.chain(), gj.euler_ancestral(), path, (2,)))
+      >>> one = gj.branches(denoise, cond=None)
+      >>> path = gj.levels(gj.schedules.cosine(), 2, gj.spacings.trailing())
+      >>> keys = jax.random.split(jax.random.key(0), 1)
+      >>> print(gj.sample(keys, one, gj.chain(), gj.euler_ancestral(), path, (2,)))
       [[3. 3.]]
 
     Reference: Karras et al. 2022, arXiv:2206.00364. The step is that of the k-diffusion library.

@@ -36,10 +36,13 @@ def gaussian(kernel: Drawn, *, reversible: bool = False) -> Sampler:
       ValueError: In a step, if `jax.vmap` would draw with only the first key of this kind of PRNG keys.
 
     Example:
-      >>> euler = gj.samplers.gaussian(lambda p, level, next: (next.alpha * p.x0 + next.sigma * p.eps, 0.0))
+      >>> mean = lambda prediction, next: next.alpha * prediction.x0 + next.sigma * prediction.eps
+      >>> euler = gj.samplers.gaussian(lambda p, level, next: (mean(p, next), 0.0))
       >>> denoise = gj.denoiser(lambda x, t, cond: 0 * x + 3, predicts="x0")
-      >>> path, keys = gj.levels(gj.schedules.cosine(), 2, gj.spacings.trailing()), jax.random.split(jax.random.key(0), 1)
-      >>> print(gj.sample(keys, gj.branches(denoise, cond=None), gj.chain(), euler, path, (2,)))
+      >>> one = gj.branches(denoise, cond=None)
+      >>> path = gj.levels(gj.schedules.cosine(), 2, gj.spacings.trailing())
+      >>> keys = jax.random.split(jax.random.key(0), 1)
+      >>> print(gj.sample(keys, one, gj.chain(), euler, path, (2,)))
       [[3. 3.]]
     """
     return from_kernel(kernel, reversible)

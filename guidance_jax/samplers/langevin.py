@@ -56,8 +56,10 @@ def predictor_corrector(
 
     Example:
       >>> denoise = gj.denoiser(lambda x, t, cond: 0 * x + 3, predicts="x0")
-      >>> path, keys = gj.levels(gj.schedules.cosine(), 2, gj.spacings.trailing()), jax.random.split(jax.random.key(0), 1)
-      >>> print(gj.sample(keys, gj.branches(denoise, cond=None), gj.chain(), gj.predictor_corrector(gj.ddim(), 2), path, (2,)))
+      >>> one = gj.branches(denoise, cond=None)
+      >>> path = gj.levels(gj.schedules.cosine(), 2, gj.spacings.trailing())
+      >>> keys = jax.random.split(jax.random.key(0), 1)
+      >>> print(gj.sample(keys, one, gj.chain(), gj.predictor_corrector(gj.ddim(), 2), path, (2,)))
       [[3. 3.]]
 
     Reference: Bradley & Nakkiran 2024, arXiv:2408.09000, algorithm 2. For `guided`, Song et al. 2021, arXiv:2011.13456,

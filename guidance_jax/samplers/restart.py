@@ -71,8 +71,10 @@ def restart(
         not a scalar.
 
     Example:
-      >>> one = gj.branches(gj.denoiser(lambda x, t, cond: 0 * x + 3, predicts="x0"), cond=None)
-      >>> path, keys = gj.levels(gj.schedules.edm(), 18, gj.spacings.karras()), jax.random.split(jax.random.key(0), 1)
+      >>> denoise = gj.denoiser(lambda x, t, cond: 0 * x + 3, predicts="x0")
+      >>> one = gj.branches(denoise, cond=None)
+      >>> path = gj.levels(gj.schedules.edm(), 18, gj.spacings.karras())
+      >>> keys = jax.random.split(jax.random.key(0), 1)
       >>> sampler = gj.restart(gj.heun(), gj.schedules.edm(), 2, 2, 0.06, 0.3)
       >>> run = keys, one, gj.chain(), sampler, path, (2,)
       >>> print(gj.sample(*run), gj.evaluations(*run))

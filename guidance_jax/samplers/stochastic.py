@@ -36,8 +36,10 @@ def heun_sde(eta: AtLeastZero = 1.0) -> Sampler:
 
     Example:
       >>> denoise = gj.denoiser(lambda x, t, cond: 0 * x + 3, predicts="x0")
-      >>> path, keys = gj.levels(gj.schedules.cosine(), 2, gj.spacings.trailing()), jax.random.split(jax.random.key(0), 1)
-      >>> print(gj.sample(keys, gj.branches(denoise, cond=None), gj.chain(), gj.heun_sde(), path, (2,)))
+      >>> one = gj.branches(denoise, cond=None)
+      >>> path = gj.levels(gj.schedules.cosine(), 2, gj.spacings.trailing())
+      >>> keys = jax.random.split(jax.random.key(0), 1)
+      >>> print(gj.sample(keys, one, gj.chain(), gj.heun_sde(), path, (2,)))
       [[3. 3.]]
 
     Reference: For the SDE, Song et al. 2021, arXiv:2011.13456. For solvers with constant or linear x0, Lu et al. 2022,

@@ -61,8 +61,10 @@ def unipc(order: Order = 2, *, variant: Variant = 2) -> Sampler:
 
     Example:
       >>> denoise = gj.denoiser(lambda x, t, cond: 0 * x + 3, predicts="x0")
-      >>> path, keys = gj.levels(gj.schedules.cosine(), 2, gj.spacings.trailing()), jax.random.split(jax.random.key(0), 1)
-      >>> print(gj.sample(keys, gj.branches(denoise, cond=None), gj.chain(), gj.unipc(), path, (2,)))
+      >>> one = gj.branches(denoise, cond=None)
+      >>> path = gj.levels(gj.schedules.cosine(), 2, gj.spacings.trailing())
+      >>> keys = jax.random.split(jax.random.key(0), 1)
+      >>> print(gj.sample(keys, one, gj.chain(), gj.unipc(), path, (2,)))
       [[3. 3.]]
 
     Reference: Zhao et al. 2023, arXiv:2302.04867, algorithms 1 and 2, for the x0-prediction.

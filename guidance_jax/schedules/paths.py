@@ -125,8 +125,8 @@ def strength(path: Path, share: Share) -> NoiseLevel:
       ValueError: If the share is outside (0, 1], is traced, or leaves no step.
 
     Example:
-      >>> path = gj.schedules.strength(gj.levels(gj.schedules.edm(), 10, gj.spacings.karras()), 0.35)
-      >>> print(len(path))
+      >>> path = gj.levels(gj.schedules.edm(), 10, gj.spacings.karras())
+      >>> print(len(gj.schedules.strength(path, 0.35)))
       4
 
     Reference: Meng et al. 2022, arXiv:2108.01073. The number of steps is the same as in diffusers.

@@ -33,7 +33,8 @@ class Schedule(Part):
         place of a time: `at` takes any ratio.
 
     Example:
-      >>> straight = gj.Schedule(lambda t: (1 - t, t), lambda ratio: ratio / (1 + ratio), t_min=0.0, t_max=1.0)
+      >>> inverse = lambda ratio: ratio / (1 + ratio)
+      >>> straight = gj.Schedule(lambda t: (1 - t, t), inverse, t_min=0.0, t_max=1.0)
       >>> print(straight(0.75).ratio, straight.at(3.0).t)
       3.0 0.75
     """

@@ -26,6 +26,7 @@ def discrete(betas: Rates) -> Schedule:
       ValueError: If betas is not one-dimensional, or a rate is outside (0, 1).
 
     Example:
+      >>> import numpy as np
       >>> gj.schedules.discrete(np.linspace(1e-4, 0.02, 1000)).steps
       1000
 

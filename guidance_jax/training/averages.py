@@ -33,7 +33,7 @@ def ema(average: Any, params: Any, step: NonNegative, decay: Fraction = 0.999) -
       ValueError: If average and params differ in structure, decay is outside [0, 1], or step is not a whole number.
 
     Example:
-      >>> print(training.ema(jnp.array(0.0), jnp.array(1.0), step=0))
+      >>> print(gj.training.ema(jnp.array(0.0), jnp.array(1.0), step=0))
       0.9
 
     Reference: Polyak & Juditsky 1992, "Acceleration of stochastic approximation by averaging". The warm-up is that of

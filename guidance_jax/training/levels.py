@@ -36,7 +36,7 @@ def noise_levels(key: Key, schedule: Schedule, n: Count) -> NoiseLevel:
       ValueError: If key is not a single key, or n is below 1.
 
     Example:
-      >>> print(training.noise_levels(jax.random.key(0), schedules.cosine(), 4).t.shape)
+      >>> print(gj.training.noise_levels(jax.random.key(0), gj.schedules.cosine(), 4).t.shape)
       (4,)
 
     Reference: Kingma et al. 2021, arXiv:2107.00630, appendix I.1.
@@ -69,7 +69,8 @@ def log_normal_levels(
       ValueError: If the schedule is discrete, since its network is not trained between the steps.
 
     Example:
-      >>> level = training.log_normal_levels(jax.random.key(0), schedules.edm(), 1000)
+      >>> draw = lambda key: gj.training.log_normal_levels(key, gj.schedules.edm(), 1000)
+      >>> level = jax.jit(draw)(jax.random.key(0))
       >>> print(jnp.log(level.sigma).mean().round(1), jnp.log(level.sigma).std().round(1))
       -1.2 1.2
 
@@ -99,7 +100,8 @@ def diffuse(key: Key, x0: Samples, level: AtLevel) -> tuple[Array, Array]:
       ValueError: If key is not a single key, or the level is neither `()` nor `[B]`.
 
     Example:
-      >>> x, eps = training.diffuse(jax.random.key(0), jnp.zeros((1, 2)), schedules.edm()(0.0))
+      >>> level = gj.schedules.edm()(0.0)
+      >>> x, eps = gj.training.diffuse(jax.random.key(0), jnp.zeros((1, 2)), level)
       >>> print((x == eps).all())
       True
     """

@@ -56,9 +56,10 @@ def denoising_loss(
       ValueError: If `predicts` is none of these, or the output has another shape than x.
 
     Example:
-      >>> level = training.noise_levels(jax.random.key(0), schedules.cosine(), 2)
+      >>> level = gj.training.noise_levels(jax.random.key(0), gj.schedules.cosine(), 2)
       >>> network = lambda x, t, cond: jnp.zeros_like(x)
-      >>> print(training.denoising_loss(network, "x0", jax.random.key(1), jnp.ones((2, 3)), level, None))
+      >>> x0, key = jnp.ones((2, 3)), jax.random.key(1)
+      >>> print(gj.training.denoising_loss(network, "x0", key, x0, level, None))
       [1. 1.]
 
     Reference: Ho et al. 2020, arXiv:2006.11239, equation 14. For v, Salimans & Ho 2022, arXiv:2202.00512.
@@ -90,8 +91,8 @@ def min_snr(level: AtLevel, predicts: Predicts, gamma: Cutoff = 5.0) -> Float[Ar
       ValueError: If `predicts` is none of the five parameterisations.
 
     Example:
-      >>> level = schedules.cosine()(jnp.array([0.1, 0.5, 0.9]))
-      >>> print(training.min_snr(level, "eps").round(3))
+      >>> level = gj.schedules.cosine()(jnp.array([0.1, 0.5, 0.9]))
+      >>> print(gj.training.min_snr(level, "eps").round(3))
       [0.125 1.    1.   ]
 
     Reference: Hang et al. 2023, arXiv:2303.09556, section 3.4.
@@ -130,9 +131,10 @@ def edm_loss(network: Network, sigma_data: Positive, key: Key, x0: Samples, leve
       ValueError: If the output has another shape than x.
 
     Example:
-      >>> level = schedules.edm()(jnp.zeros(2))
+      >>> level = gj.schedules.edm()(jnp.zeros(2))
       >>> network = lambda x, t, cond: jnp.zeros_like(x)
-      >>> print(training.edm_loss(network, 1.0, jax.random.key(1), jnp.zeros((2, 3)), level, None).shape)
+      >>> x0, key = jnp.ones((2, 3)), jax.random.key(1)
+      >>> print(gj.training.edm_loss(network, 1.0, key, x0, level, None).shape)
       (2,)
 
     Reference: Karras et al. 2022, arXiv:2206.00364, equation 8.
@@ -169,9 +171,10 @@ def classifier_loss(
       TypeError: If the labels are not integers.
 
     Example:
-      >>> level = schedules.cosine()(jnp.array([0.5]))
+      >>> level = gj.schedules.cosine()(jnp.array([0.5]))
       >>> classify = lambda x, t: jnp.zeros((1, 10))
-      >>> loss = training.classifier_loss(classify, jax.random.key(0), jnp.ones((1, 2)), level, jnp.array([3]))
+      >>> x0, labels, key = jnp.ones((1, 2)), jnp.array([3]), jax.random.key(0)
+      >>> loss = gj.training.classifier_loss(classify, key, x0, level, labels)
       >>> print(f"{loss[0]:.3f}")
       2.303
 
@@ -200,7 +203,7 @@ def drop(key: Key, cond: Cond, null: Cond, rate: Fraction) -> Cond:
       TypeError: If a leaf of null is not a number.
 
     Example:
-      >>> print(training.drop(jax.random.key(0), jnp.array([3, 1]), 10, rate=1.0))
+      >>> print(gj.training.drop(jax.random.key(0), jnp.array([3, 1]), 10, rate=1.0))
       [10 10]
 
     Reference: Ho & Salimans 2022, arXiv:2207.12598, algorithm 1.

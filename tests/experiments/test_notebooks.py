@@ -1,7 +1,11 @@
-"""Tests of the notebooks: they run at toy size, equal their scripts, and are stored without outputs."""
+"""Tests of the notebooks: they run at toy size, equal their scripts, are stored with outputs, and keep the installed JAX."""
 
+import importlib.metadata
+import importlib.util
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import jupytext
@@ -12,8 +16,8 @@ from published import write_model
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "experiments" / "notebooks").glob("*.ipynb"))}
-NAMES = ("bring_your_own", "every_method", "quickstart", "text_to_image")
-PICTURES = {"bring_your_own": 3, "every_method": 1, "quickstart": 4, "text_to_image": 3}
+NAMES = ("bring_your_own", "every_method", "quickstart", "text_to_image", "which_guidance")
+PICTURES = {"bring_your_own": 3, "every_method": 1, "quickstart": 4, "text_to_image": 3, "which_guidance": 2}
 
 
 def read(name):
@@ -60,7 +64,9 @@ def test_a_notebook_runs_and_shows_its_pictures(name, client):
 @pytest.mark.slow
 def test_the_text_to_image_notebook_reads_a_directory(tmp_path, client):
     """It is run until the first picture. The test above runs all cells, with another model."""
-    notebook, model = read("text_to_image"), write_model(tmp_path / "model")
+    one = lambda down, up: {"block_out_channels": [8], "down_block_types": [down], "up_block_types": [up]}
+    unet, vae = one("CrossAttnDownBlock2D", "CrossAttnUpBlock2D"), one("DownEncoderBlock2D", "UpDecoderBlock2D")
+    notebook, model = read("text_to_image"), write_model(tmp_path / "model", unet=unet, vae=vae)
     sweep = next(i for i, cell in enumerate(notebook.cells) if "images = pictures(gj.cfg" in cell.source)
     notebook.cells = notebook.cells[: sweep + 1]
     outputs = execute(client, notebook, model)
@@ -69,26 +75,49 @@ def test_the_text_to_image_notebook_reads_a_directory(tmp_path, client):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_notebook_equals_its_script_and_is_stored_without_outputs(name):
+def test_a_notebook_equals_its_script_and_is_stored_with_its_outputs(name):
     notebook, script = read(name), jupytext.read(NOTEBOOKS[name].with_suffix(".py"))
     cells = lambda book: [(cell.cell_type, cell.source, cell.metadata.get("tags", [])) for cell in book.cells]
     assert cells(notebook) == cells(script), f"the pair differs, run: jupytext --sync experiments/notebooks/{name}.py"
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            assert (cell.outputs, cell.execution_count) == ([], None)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == [*range(1, len(code) + 1)], "run all cells, from the first to the last"
+    outputs = [output for cell in code for output in cell.outputs]
+    assert shown(outputs) == PICTURES[name]
+    assert {output.output_type for output in outputs} <= {"stream", "display_data"}
+    assert {output.get("name", "stdout") for output in outputs} == {"stdout"}
+    assert NOTEBOOKS[name].stat().st_size < 2**20
+
+
+def installed(name, repository, here, monkeypatch):
+    """The commands that the second cell of a notebook runs in a folder, on a machine without this library."""
+    commands, (setting, install) = [], [cell.source for cell in read(name).cells if cell.cell_type == "code"][:2]
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(subprocess, "run", lambda command, check: commands.append(command[command[0] == sys.executable :]))
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "guidance_jax" else found(name))
+    exec(setting.replace('""', repr(repository), 1) + "\n" + install, {})
+    return commands
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_notebook_can_be_opened_in_colab_and_keeps_the_installed_jax(name):
-    first, install, *_ = (cell.source for cell in read(name).cells)
-    badge = re.search(r"https://colab\.research\.google\.com/github/(\S+?)/blob/main/(\S+\.ipynb)", first)
-    assert badge is not None
-    assert ROOT / badge[2] == NOTEBOOKS[name]
-    addresses = {badge[1], *re.findall(r"https://github\.com/([\w.-]+/[\w.-]+)", install)}
-    addresses |= set(re.findall(r"colab\.research\.google\.com/github/(\S+?)/blob", (ROOT / "README.md").read_text()))
-    assert len(addresses) == 1
-    assert not re.search(r"\bjax\[|-U\b|--upgrade", install)
-    assert '("jax", "jaxlib")' in install
+def test_the_install_cell_needs_an_address_or_a_clone_and_keeps_the_installed_jax(name, tmp_path, monkeypatch):
+    texts = [cell.source for cell in read(name).cells]
+    assert texts[1].startswith('REPOSITORY = ""  # Set it to the address')
+    assert not re.search(r"OWNER|github\.com|colab\.research|file://|\]\(/", "\n".join(texts))
+    own = [f"{package}=={importlib.metadata.version(package)}" for package in ("jax", "jaxlib")]
+    address = "https://example.org/guidance_jax"
+    for repository, here in (("", NOTEBOOKS[name].parent), (address, tmp_path)):
+        *before, pip = installed(name, repository, here, monkeypatch)
+        assert pip[:4] == ["-m", "pip", "install", "-q"]
+        assert pip[-2:] == own
+        assert not {"-U", "--upgrade", "--force-reinstall"} & {*pip}
+        assert not [part for part in pip if re.search(r"\bjax\[", part)]
+        address_in = [part for command in (*before, pip) for part in command if address in part]
+        local = [part for part in pip if part.startswith("../..[")]
+        assert (len(address_in), len(local)) == ((1, 0) if repository else (0, 1))
+    with pytest.raises(AssertionError, match="Set REPOSITORY, in the first cell"):
+        installed(name, "", tmp_path, monkeypatch)
 
 
 def test_every_notebook_is_tested():

@@ -1,5 +1,6 @@
-"""The examples of the docstrings run and print what they show. The README's code runs."""
+"""The examples of the docstrings can be pasted, and print what they show. The README's code runs."""
 
+import ast
 import doctest
 import importlib
 import re
@@ -10,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen, nnx
+from docstrings import pasted, wide
+from flax import nnx
 from worlds import classes, keys, mixture
 
 import guidance_jax as gj
@@ -28,12 +30,31 @@ MODULES = sorted(
 @pytest.mark.parametrize(
     "module", [pytest.param(name, marks=pytest.mark.slow) if name == "guidance_jax.likelihood" else name for name in MODULES]
 )
-def test_examples_run(module):
-    names = {name: getattr(gj, name) for name in gj.__all__}
-    names |= {"gj": gj, "jax": jax, "jnp": jnp, "np": np, "nnx": nnx, "linen": linen}
-    found = doctest.testmod(importlib.import_module(module), extraglobs=names, optionflags=doctest.NORMALIZE_WHITESPACE)
-    assert found.attempted
-    assert not found.failed
+def test_every_example_can_be_pasted(module):
+    found = [pasted(test) for test in doctest.DocTestFinder(exclude_empty=True).find(importlib.import_module(module))]
+    assert sum(each.attempted for each in found)
+    assert not sum(each.failed for each in found)
+
+
+def test_an_example_that_needs_another_name_is_detected(capsys):
+    """A name of its own module, one of the library, or one that another docstring defines."""
+    parse = lambda source: doctest.DocTestParser().get_doctest(source, vars(gj), "fault", None, 0)
+    assert pasted(parse(">>> gj.cfg(3.0)\ncfg(scale=3.0)\n")).failed == 0
+    for name in ("cfg(3.0)", "np.ones(3)", "denoise", "gj.sampling.nothing"):
+        assert pasted(parse(f">>> found = {name}\n")).failed == 1
+    assert capsys.readouterr().out.count("NameError") == 3
+
+
+def test_no_line_of_an_example_has_more_than_100_columns():
+    documented, seen = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef), 0
+    for file in sorted((ROOT / "guidance_jax").rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            text = ast.get_docstring(node, clean=False) if isinstance(node, documented) else None
+            if text and ">>> " in text:
+                assert not wide(text, node.body[0].lineno), file
+                seen += 1
+    assert seen > 200
+    assert wide(f"    >>> x = {'1' * 88}\n    >>> x = {'1' * 89}\n", 7) == [f"8: >>> x = {'1' * 89}"]
 
 
 def test_every_public_name_is_an_attribute_of_its_module():

@@ -1,6 +1,7 @@
 """Figures of all jobs: their style, the colours of methods and samplers, image grids, and labelled curves."""
 
 import itertools
+import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ mpl.use("agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont
 from matplotlib.patheffects import withStroke
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 import guidance_jax as gj
 
@@ -109,16 +111,35 @@ def label_points(axis: Axes, points: Iterable[tuple[float, float, str, Any]], si
         )
 
 
-def montage(images: np.ndarray, minimum: int = 32) -> np.ndarray:
+def montage(images: np.ndarray, minimum: int = 32, rows: Sequence[str] = ()) -> np.ndarray:
     """A grid `[R, C, H, W, channels]` in [-1, 1] as one image in [0, 1].
 
     Images are enlarged to a height of at least `minimum` pixels. Each one has a white border.
+
+    Args:
+      images: The images.
+      minimum: The minimum height of an image in pixels.
+      rows: Names of the rows, written on their left; empty: none.
     """
     times = -(-minimum // images.shape[2])
     tiles = np.clip((images + 1) / 2, 0, 1).repeat(times, axis=2).repeat(times, axis=3)
     tiles = np.pad(tiles, ((0, 0), (0, 0), (2, 2), (2, 2), (0, 0)), constant_values=1)
-    rows, columns, height, width, channels = tiles.shape
-    return tiles.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, channels)
+    count, columns, height, width, channels = tiles.shape
+    canvas = tiles.transpose(0, 2, 1, 3, 4).reshape(count * height, columns * width, channels)
+    return np.concatenate([_margin(rows, height, channels), canvas], axis=1) if rows else canvas
+
+
+def _margin(names: Sequence[str], height: int, channels: int) -> np.ndarray:
+    """A white margin with a name per row of that height, set flush right, as an image in [0, 1]."""
+    size = min(max(height // 5, 11), 28)
+    font, lines = ImageFont.truetype(findfont("DejaVu Sans"), size), max(1, height // (size + 6))
+    wrapped = [textwrap.fill(name, max(14, -(-len(name) // lines))) for name in names]
+    wide = max(font.getlength(line) for name in wrapped for line in name.split("\n"))
+    margin = Image.new("L", (round(wide) + 2 * size, len(names) * height), 255)
+    draw = ImageDraw.Draw(margin)
+    for row, name in enumerate(wrapped):
+        draw.text((margin.width - size, (row + 0.5) * height), name, fill=34, font=font, anchor="rm", align="right")
+    return np.repeat(np.asarray(margin)[..., None] / 255, channels, axis=2)
 
 
 def grids(path: Path, columns: dict[str, np.ndarray], rows: Sequence[str], title: str, labels: float = 0.8) -> None:
@@ -146,6 +167,38 @@ def grids(path: Path, columns: dict[str, np.ndarray], rows: Sequence[str], title
             axis.spines[:].set_visible(False)
         axes[0][0].set_yticks((np.arange(len(rows)) + 0.5) * height / len(rows) - 0.5, rows)
         axes[0][0].tick_params(length=0)
+        figure.suptitle(title)
+        save(figure, path)
+
+
+def bands(path: Path, grids: dict[str, dict[str, np.ndarray]], rows: Sequence[str], title: str, labels: float = 1.5) -> None:
+    """Write image grids `[R, C, H, W, channels]` in [-1, 1], one band per method and one column per scale.
+
+    Args:
+      path: The PNG file.
+      grids: The grids by the name of their column, by the name of their band.
+      rows: The name of each row of a band.
+      title: The title of the figure.
+      labels: The width of the names of bands and rows, in inches.
+    """
+    columns = list(next(iter(grids.values())))
+    height, width = montage(next(iter(next(iter(grids.values())).values()))).shape[:2]
+    wide = (10 - labels) / len(columns)
+    with plt.style.context(STYLE):
+        size = 10, len(grids) * (wide * height / width + 0.05) + 1.1
+        figure, axes = plt.subplots(len(grids), len(columns), figsize=size, squeeze=False)
+        for column, name in zip(axes[0], columns, strict=True):
+            column.set_title(name, fontsize=13)
+        for line, (band, shown) in zip(axes, grids.items(), strict=True):
+            for axis, grid in zip(line, shown.values(), strict=True):
+                canvas = montage(grid)
+                axis.imshow(canvas if canvas.shape[2] == 3 else canvas[..., 0], vmin=0, vmax=1)
+                axis.set(xticks=[], yticks=[])
+                axis.grid(visible=False)
+                axis.spines[:].set_visible(False)
+            line[0].set_yticks((np.arange(len(rows)) + 0.5) * height / len(rows) - 0.5, rows)
+            line[0].tick_params(length=0)
+            line[0].set_ylabel(band, fontsize=14, fontweight="bold", labelpad=8)
         figure.suptitle(title)
         save(figure, path)
 

@@ -73,7 +73,7 @@ def strip(path: Path, sweep: Sweep, count: int, each: int) -> None:
         title: free | {f"w = {scale:g}": pick(way, scale) for scale in (2.0, 5.0, 8.0)}
         for title, way in (("CFG", "cfg"), ("calibrated", "calibrated"))
     }
-    bands(path, methods, names, f"Samples of {len(names)} classes over the guidance scale w")
+    bands(path, methods, names)
 
 
 def gradients(path: Path, run: models.Run, held_out: data.Data) -> None:

@@ -171,21 +171,20 @@ def grids(path: Path, columns: dict[str, np.ndarray], rows: Sequence[str], title
         save(figure, path)
 
 
-def bands(path: Path, grids: dict[str, dict[str, np.ndarray]], rows: Sequence[str], title: str, labels: float = 1.5) -> None:
+def bands(path: Path, grids: dict[str, dict[str, np.ndarray]], rows: Sequence[str], labels: float = 1.5) -> None:
     """Write image grids `[R, C, H, W, channels]` in [-1, 1], one band per method and one column per scale.
 
     Args:
       path: The PNG file.
       grids: The grids by the name of their column, by the name of their band.
       rows: The name of each row of a band.
-      title: The title of the figure.
       labels: The width of the names of bands and rows, in inches.
     """
     columns = list(next(iter(grids.values())))
     height, width = montage(next(iter(next(iter(grids.values())).values()))).shape[:2]
     wide = (10 - labels) / len(columns)
     with plt.style.context(STYLE):
-        size = 10, len(grids) * (wide * height / width + 0.05) + 1.1
+        size = 10, len(grids) * wide * height / width + 0.5
         figure, axes = plt.subplots(len(grids), len(columns), figsize=size, squeeze=False)
         for column, name in zip(axes[0], columns, strict=True):
             column.set_title(name, fontsize=13)
@@ -199,7 +198,7 @@ def bands(path: Path, grids: dict[str, dict[str, np.ndarray]], rows: Sequence[st
             line[0].set_yticks((np.arange(len(rows)) + 0.5) * height / len(rows) - 0.5, rows)
             line[0].tick_params(length=0)
             line[0].set_ylabel(band, fontsize=14, fontweight="bold", labelpad=8)
-        figure.suptitle(title)
+        figure.set_layout_engine("constrained", h_pad=0.04, hspace=0.0, w_pad=0.05)
         save(figure, path)
 
 

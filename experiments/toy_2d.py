@@ -23,6 +23,7 @@ import tyro
 from jax import Array
 from matplotlib.collections import LineCollection
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 import guidance_jax as gj
 from experiments.tools import pictures
@@ -33,10 +34,10 @@ UNGUIDED, GUIDED = ("unguided", "weaker guide"), ("autoguidance", "CFG", "classi
 PARTICLES = gj.heun_sde()
 PANELS = ("truth", "unguided", "CFG", "particles", "interval", "calibrated", "autoguidance", "both")
 """The methods of the picture."""
-WINDOW = ((-1.75, 0.65), (-1.02, 1.04))
+WINDOW = ((-1.75, 0.62), (-1.29, 1.1))
 """The part of the plane that the picture shows."""
-PATHS = 12
-"""The number of paths of class 0 in each panel."""
+PATHS, FAR = 12, 1.0
+"""The number of paths of class 0 in each panel, and the noise level at which they begin."""
 
 
 class Shown(NamedTuple):
@@ -269,31 +270,38 @@ def study(config: Config, world: World, names: tuple[str, ...]) -> dict[str, dic
 def picture(config: Config, world: World, rows: dict[str, dict[str, Any]]) -> None:
     """Samples of class 0 and some of their paths on the exact density, one panel per method."""
     (left, right), (low, high) = WINDOW
-    across, up = np.linspace(left, right, 480), np.linspace(low, high, 420)
+    across, up = np.linspace(left, right, 480), np.linspace(low, high, 460)
     grid = jnp.asarray(np.stack(np.meshgrid(across, up), axis=-1).reshape(-1, 2), jnp.float32)
-    density = jax.jit(lambda grid, y: world.truth.log_prob(grid, world.clean, jnp.full(len(grid), y)) - world.edge)
+    density = jax.jit(lambda x, y: world.truth.log_prob(x, world.clean, jnp.full(len(x), y)) - world.edge)
     own, other = (density(grid, y).reshape(len(up), len(across)) for y in (0, 1))
+    halves = [0, *np.quantile(np.asarray(density(rows["truth"]["x"][::2], 0)), (0.4, 0.75)), np.inf]
     ratios = np.asarray(gj.levels(gj.schedules.edm(), config.steps, gj.spacings.karras()).ratio)[1:]
+    seen = ratios < FAR
     with plt.style.context(pictures.STYLE):
-        figure, axes = plt.subplots(2, 4, figsize=(11, 6.3))
+        figure, axes = plt.subplots(2, 4, figsize=(11, 7.0))
         for axis, name in zip(axes.flat, PANELS, strict=True):
             row, color = rows[name], METHODS[SHOWN[name].method]
-            axis.contourf(across, up, other, levels=[0, np.inf], colors=["#f3f3f3"])
-            axis.contourf(across, up, own, levels=[0, np.inf], colors=["#dcdcdc"])
-            axis.contour(across, up, own, levels=[0], colors=MUTED, linewidths=0.5)
-            axis.scatter(*row["x"][::2].T, s=5, color=color, alpha=0.55, linewidths=0)
-            for path in row["paths"].swapaxes(0, 1):
-                shown = ratios < 0.6
-                parts = np.stack([path[shown][:-1], path[shown][1:]], axis=1)
-                fade = np.clip(1 - ratios[shown][:-1] / 0.6, 0, 1)
-                axis.add_collection(LineCollection(list(parts), colors=INK, alpha=fade.tolist(), linewidths=0.9))
-                axis.plot(*path[-1], "o", ms=3.2, color=INK, mew=0)
-            title = SHOWN[name].title + (f", w = {config.scale:g}" if name in ("CFG", "particles", "autoguidance") else "")
-            axis.set_title(title, fontsize=14, fontweight="bold", pad=23)
-            numbers = f"{row['off_tree']:.0%} off the tree, TV {row['mode_distance']:.2f}"
-            axis.text(0.5, 1.025, numbers, transform=axis.transAxes, ha="center", va="bottom", fontsize=12)
+            axis.contourf(across, up, other, levels=[0, np.inf], colors=["#f4f4f4"])
+            axis.contourf(across, up, own, levels=halves, colors=["#e4e4e4", "#d2d2d2", "#bdbdbd"])
+            axis.contour(across, up, own, levels=[0], colors=MUTED, linewidths=0.6)
+            axis.scatter(*row["x"][::2].T, s=5, color=color, alpha=0.6, linewidths=0)
+            for path in row["paths"][seen].swapaxes(0, 1):
+                steps = np.stack([path[:-1], path[1:]], axis=1)
+                axis.add_collection(LineCollection(list(steps), colors=INK, alpha=1 - ratios[seen][:-1] / FAR, linewidths=0.9))
+                axis.plot(*path[-1], "o", ms=3.4, color=INK, mec="white", mew=0.4)
+            axis.set_title(SHOWN[name].title, fontsize=13, fontweight="bold", pad=23)
+            numbers = f"{100 * row['off_tree']:.0f} % off the tree, TV {row['mode_distance']:.2f}"
+            axis.text(0.5, 1.025, numbers, transform=axis.transAxes, ha="center", va="bottom", fontsize=12.5)
             axis.set(xlim=(left, right), ylim=(low, high), aspect="equal")
             axis.axis("off")
+        handles = [
+            Patch(facecolor="#d2d2d2", edgecolor=MUTED, lw=0.6, label="exact density of the class"),
+            Patch(facecolor="#f4f4f4", label="the other class"),
+            Line2D([], [], color=METHODS["cfg"], marker="o", ms=4, ls="none", label=f"{config.samples // 2:,} samples"),
+            Line2D([], [], color=INK, marker="o", ms=4, lw=1, label=f"{PATHS} paths from the same noise"),
+        ]
+        figure.legend(handles=handles, loc="outside lower center", ncols=4, columnspacing=1.6)
+        figure.set_layout_engine("constrained", h_pad=0.05, w_pad=0.02, hspace=0.04, wspace=0.0)
         pictures.save(figure, config.out / "overview.png")
 
 

@@ -5,7 +5,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,7 +20,7 @@ import guidance_jax as gj
 from experiments.tools import devices, disk
 from experiments.tools.checkpoints import Checkpoints, claim, host, kept, leaves, put, restore
 from experiments.tools.progress import Events, Waiting
-from experiments.tools.stages import Progress, Tell, duration, say
+from experiments.tools.stages import Progress, Tell, say
 
 __all__ = ["Batches", "Training", "fit", "restore", "run_directory"]
 
@@ -296,7 +295,7 @@ def _resume(run: _Run, state: Any, batches: Batches) -> tuple[Any, int]:
 
 
 def _train(run: _Run, step: Callable[..., Any], state: Any, start: int, batches: Batches, tell: Tell) -> Any:
-    training, logged, waiting, begin, loss = run.training, [], Waiting(), time.perf_counter(), math.nan
+    training, logged, waiting, loss = run.training, [], Waiting(), math.nan
     with contextlib.ExitStack() as stack:
         devices.first(lambda: run.tell(stack, start))
         bar = stack.enter_context(Progress(run.name, training.steps, "step", start, hidden=run.store is None))
@@ -318,8 +317,7 @@ def _train(run: _Run, step: Callable[..., Any], state: Any, start: int, batches:
             bar.update()
         share = waiting.share()
         devices.first(run.wait)
-    taken = f"{training.steps - start:,} steps in {duration(time.perf_counter() - begin)}, loss {loss:.4f}"
-    tell(f"{taken}, waiting for data: {100 * share:.1f} % of the time")
+    tell(f"{training.steps - start:,} steps, loss {loss:.4f}, {100 * share:.1f} % of the time waiting for data")
     return state
 
 

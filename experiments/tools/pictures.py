@@ -207,6 +207,7 @@ def digits(
 ) -> None:
     """Write a grid of samples for each method, an overview of all methods, and the curves of fidelity and diversity."""
     each = min(5, samples["cfg"].shape[2], np.bincount(test_set.labels).min())
+    names = [f"class {name}" if name.isdecimal() else name for name in test_set.names]
     at = {scale: i for i, scale in enumerate(scales)}
     shown = [scale for scale in (1.0, 2.0, 4.0, 12.0) if scale in at] or list(scales[:4])
     real = np.stack([test_set.images[test_set.labels == y][:each] for y in range(test_set.classes)])
@@ -220,21 +221,21 @@ def digits(
         "unconditional model": samples["cfg"][at[0.0], :, :each],
         "conditional model": samples["cfg"][at[1.0], :, :each],
     }
-    grids(out / "samples_unguided.png", unguided, test_set.names, "Samples without guidance, one row per class")
+    grids(out / "samples_unguided.png", unguided, names, "Samples without guidance, one row per class")
     for way, title in titles.items():
         columns = {f"scale {scale:g}": samples[way][at[scale], :, :each] for scale in shown}
-        grids(out / f"samples_{way}.png", columns, test_set.names, f"{title}, one row per class")
+        grids(out / f"samples_{way}.png", columns, names, f"{title}, one row per class")
     best = max(range(len(scales)), key=lambda i: metrics["classifier"][i]["accuracy"])
-    high = 8.0 if 8.0 in at else max(scales)
+    some, high = 4.0 if 4.0 in at else scales[-1], max(scales)
     overview = {
-        "unconditional\nmodel": samples["cfg"][at[0.0], :, :each],
-        "conditional\nmodel": samples["cfg"][at[1.0], :, :each],
-        "CFG\nscale 2": samples["cfg"][at.get(2.0, -1), :, :each],
-        f"classifier\nscale {scales[best]:g}": samples["classifier"][best, :, :each],
-        f"CFG\nscale {high:g}": samples["cfg"][at[high], :, :each],
-        f"calibrated CFG\nscale {high:g}": samples["calibrated"][at[high], :, :each],
+        "unconditional\nw = 0": samples["cfg"][at[0.0], :, :each],
+        "no guidance\nw = 1": samples["cfg"][at[1.0], :, :each],
+        f"CFG\nw = {some:g}": samples["cfg"][at[some], :, :each],
+        f"CFG\nw = {high:g} ": samples["cfg"][at[high], :, :each],
+        f"calibrated\nw = {high:g}": samples["calibrated"][at[high], :, :each],
+        f"classifier\nw = {scales[best]:g}": samples["classifier"][best, :, :each],
     }
-    grids(out / "overview.png", overview, test_set.names, "Guided handwritten digits, one row per class", labels=0.4)
+    grids(out / "overview.png", overview, names, "Guided handwritten digits, one row per class")
     curve(out / "fidelity_diversity.png", scales, metrics)
 
 

@@ -14,6 +14,8 @@ from tqdm import tqdm
 
 EVERY = 30.0
 """Seconds between two lines of progress in a file."""
+WIDTH = 97
+"""The maximum number of characters in a line of the plan."""
 Tell = Callable[[str], None]
 Item = TypeVar("Item")
 
@@ -46,14 +48,20 @@ class Stages:
     def __init__(self, title: str, plan: dict[str, str]):
         self._names = tuple(plan)
         parts = (f"{self._numbered(name)}, {known}" if known else self._numbered(name) for name, known in plan.items())
-        say(f"{title}\n{' · '.join(parts)}")
+        lines = [""]
+        for part in parts:
+            if len(lines[-1]) + len(part) > WIDTH:
+                lines.append("")
+            lines[-1] += f" · {part}" if lines[-1] else part
+        say("\n".join([title, *lines]))
 
     @contextlib.contextmanager
     def __call__(self, name: str) -> Iterator[Tell]:
-        """One stage. It gives a function that adds a text to the line of the stage, which ends with the time."""
+        """One stage. It gives a function that adds a text to the line of the stage, after the time."""
         start, told = time.perf_counter(), []
         yield told.append
-        say(f"{self._numbered(name)}: {', '.join([*told, duration(time.perf_counter() - start)])}")
+        taken = duration(time.perf_counter() - start)
+        say(f"{self._numbered(name)}: {taken}" + (f" ({', '.join(told)})" if told else ""))
 
     def _numbered(self, name: str) -> str:
         return f"{self._names.index(name) + 1}/{len(self._names)} {name}"

@@ -32,7 +32,7 @@ def test_a_job_prints_its_plan_at_once_and_one_line_per_stage(capsys, clock):
     with job("data") as tell:
         clock.now += 2.04
         tell("10 images")
-    assert capsys.readouterr().out == "1/3 data: 10 images, 2.0 s\n"
+    assert capsys.readouterr().out == "1/3 data: 2.0 s (10 images)\n"
     with job("network"):
         clock.now += 760
     assert capsys.readouterr().out == "2/3 network: 12 min 40 s\n"

@@ -105,14 +105,14 @@ def plan(config: Config) -> Stages:
     about = lambda name, time: time if usual else f"{getattr(config, name).steps:,} steps"
     known = {
         "data": "built in" if config.dataset == Config.dataset else config.dataset,
-        "denoiser": about("denoiser", "about 90 s"),
-        "classifier": about("classifier", "about 30 s"),
+        "denoiser": about("denoiser", "about 2 minutes"),
+        "classifier": about("classifier", "about 40 s"),
         "judge": about("evaluator", "about 15 s"),
         "calibration": f"on {config.samples:,} samples",
         "sampling": f"3 methods at {len(config.scales)} scales" + (", about 40 s" if usual else ""),
         "tables and pictures": "about 10 s" if usual else "",
     }
-    return Stages("Guided digits" + (", 3 to 4 minutes on 2 CPU cores" if usual else ""), known)
+    return Stages("Guided digits" + (", about 4 minutes on 2 CPU cores" if usual else ""), known)
 
 
 def train(config: Config, train_set: data.Data, stages: Stages) -> dict[str, tuple[Any, Any]]:

@@ -227,6 +227,7 @@ def text(metrics: dict[str, Any], title: str) -> Iterator[str]:
     for sentence in findings(metrics):
         yield from (sentence, "")
     yield from (*table({"real training images": metrics["real"], **metrics["headlines"]}), "")
+    yield from ("## Samples of four classes over the scale, from the same noise", "", "![](scales.png)", "")
     yield from ("## Accuracy and coverage of every method", "", "![](accuracy_coverage.png)", "")
     yield from ("## Frechet distance over the scale", "", "![](fd.png)", "", "![](fd_accuracy.png)", "")
     yield from ("## Precision and recall", "", "![](precision_recall.png)", "")

@@ -31,7 +31,7 @@ from experiments.tools.pictures import INK, METHODS, MUTED
 from experiments.tools.stages import Stages
 
 UNGUIDED, GUIDED = ("unguided", "weaker guide"), ("autoguidance", "CFG", "classifier", "interval", "APG", "calibrated", "both")
-PARTICLES = gj.heun_sde()
+PARTICLES = gj.heun_sde(2.0)
 PANELS = ("truth", "unguided", "CFG", "particles", "interval", "calibrated", "autoguidance", "both")
 """The methods of the picture."""
 WINDOW = ((-1.75, 0.62), (-1.29, 1.1))
@@ -92,7 +92,7 @@ class Config:
     scales: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0, 6.0)
     interval: tuple[float, float] = (0.1, 0.3)
     steps: int = 32
-    particle_steps: int = 128
+    particle_steps: int = 256
     samples: int = 2000
     seed: int = 0
     smoke: bool = False
@@ -226,22 +226,10 @@ def worth(world: World, x: Array) -> dict[str, Array]:
     }
 
 
-def particles(config: Config, world: World, keys: Array, scale: Array) -> tuple[Array, Array]:
-    """Particles that sample the network's tilted density, one group per class, and their network evaluations."""
-    half = len(keys) // 2
-    labels = jnp.repeat(jnp.arange(2), half)
-    both = gj.branches(world.model.denoise, cond=labels, uncond=jnp.full_like(labels, -1))
-    levels = gj.levels(gj.schedules.edm(), config.particle_steps, gj.spacings.karras())
-    found = gj.feynman_kac(keys, both, gj.targets.tilted(scale), PARTICLES, levels, (2,), size=half)
-    drawn = jax.vmap(gj.particles.systematic)(keys[:2], found.log_weights.reshape(2, half))
-    x = jnp.take_along_axis(found.x.reshape(2, half, 2), drawn[:, :, None], axis=1)
-    return x.swapaxes(0, 1).reshape(-1, 2), found.evaluations  # The classes alternate.
-
-
 def study(config: Config, world: World, names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     """Samples of each method at each scale, `x [S, n, 2]`, and their quality, `[S]`, by one program.
 
-    The first row has as many exact samples. Their numbers show the sampling noise. The last row has the particles. `paths`
+    The first row has as many exact samples. Their numbers show the sampling noise. `paths`
     are those of the first samples of class 0, `[S, steps, PATHS, 2]`; NaN where there are none.
     """
     keys = jax.random.split(jax.random.key(config.seed), config.samples)
@@ -258,13 +246,30 @@ def study(config: Config, world: World, names: tuple[str, ...]) -> dict[str, dic
             x.append(samples)
             paths.append(path)
             counts.append(gj.evaluations(*arguments(config, world, curve, name, keys[:1], scale)))
-        moved, count = particles(config, world, keys, scale)
-        x, paths, counts = [*x, moved], [*paths, paths[0]], [*counts, count]
         quality = jax.vmap(worth, in_axes=(None, 0))(world, jnp.stack(x))
         return {"x": jnp.stack(x), "paths": jnp.stack(paths), **quality, "evaluations": jnp.stack(counts)}
 
     found = jax.tree.map(np.asarray, at(jnp.array(config.scales), keys))
-    return {name: {key: value[:, i] for key, value in found.items()} for i, name in enumerate(("truth", *names, "particles"))}
+    return {name: {key: value[:, i] for key, value in found.items()} for i, name in enumerate(("truth", *names))}
+
+
+def particles(config: Config, world: World) -> dict[str, Any]:
+    """The row of the particles, which sample the network's tilted density at `config.scale`: one group per class."""
+    keys = jax.random.split(jax.random.key(config.seed), config.samples)
+    half = len(keys) // 2
+    labels = jnp.repeat(jnp.arange(2), half)
+    both = gj.branches(world.model.denoise, cond=labels, uncond=jnp.full_like(labels, -1))
+    levels = gj.levels(gj.schedules.edm(), config.particle_steps, gj.spacings.karras())
+
+    @jax.jit
+    def moved(keys: Array, scale: Array) -> dict[str, Array]:
+        found = gj.feynman_kac(keys, both, gj.targets.tilted(scale), PARTICLES, levels, (2,), size=half)
+        drawn = jax.vmap(gj.particles.systematic)(keys[:2], found.log_weights.reshape(2, half))
+        x = jnp.take_along_axis(found.x.reshape(2, half, 2), drawn[:, :, None], axis=1)
+        x = x.swapaxes(0, 1).reshape(-1, 2)  # The classes alternate.
+        return {"x": x, **worth(world, x), "evaluations": found.evaluations}
+
+    return jax.tree.map(np.asarray, moved(keys, jnp.float32(config.scale)))
 
 
 def picture(config: Config, world: World, rows: dict[str, dict[str, Any]]) -> None:
@@ -285,7 +290,7 @@ def picture(config: Config, world: World, rows: dict[str, dict[str, Any]]) -> No
             axis.contourf(across, up, own, levels=halves, colors=["#e4e4e4", "#d2d2d2", "#bdbdbd"])
             axis.contour(across, up, own, levels=[0], colors=MUTED, linewidths=0.6)
             axis.scatter(*row["x"][::2].T, s=5, color=color, alpha=0.6, linewidths=0)
-            for path in row["paths"][seen].swapaxes(0, 1):
+            for path in row["paths"][seen].swapaxes(0, 1) if "paths" in row else ():
                 steps = np.stack([path[:-1], path[1:]], axis=1)
                 axis.add_collection(LineCollection(list(steps), colors=INK, alpha=1 - ratios[seen][:-1] / FAR, linewidths=0.9))
                 axis.plot(*path[-1], "o", ms=3.4, color=INK, mec="white", mew=0.4)
@@ -345,7 +350,9 @@ def main(config: Config) -> dict[str, dict[str, Any]]:
     with stages("samples"):
         world = grow(config)
         found = study(config, world, (*UNGUIDED, *GUIDED))
+        moved = particles(config, world)
     rows = {name: {key: value[config.scales.index(config.scale)] for key, value in row.items()} for name, row in found.items()}
+    rows["particles"] = moved
     labels = {
         "truth": "exact samples",
         "particles": "particles, of the tilted density",
@@ -367,7 +374,10 @@ def main(config: Config) -> dict[str, dict[str, Any]]:
     with stages("pictures"):
         picture(config, world, rows)
         curves(config, found)
-    numbers = {name: {k: v.tolist() for k, v in row.items() if k not in ("x", "paths")} for name, row in found.items()}
+    numbers = {
+        name: {k: v.tolist() for k, v in row.items() if k not in ("x", "paths")}
+        for name, row in {**found, "particles": moved}.items()
+    }
     (config.out / "metrics.json").write_text(json.dumps({"scales": config.scales, **numbers}, indent=1))
     print(f"Open {config.out / 'overview.png'} first. Curves and metrics are beside it.")
     return rows

@@ -314,7 +314,7 @@ def test_a_folder_of_classes_has_networks_samples_and_a_judge(classes, config, m
 
     drawn = {}
 
-    def untrained(name, loss, params, batches, training, seed, directory, identity):
+    def untrained(name, loss, params, batches, training, seed, directory, identity, tell):
         drawn[name] = images, labels = next(batches)
         assert jax.eval_shape(loss, params, jax.random.key(seed), images, labels).shape == ()
         assert identity["data"] == f"folder {found.version}, 27 images"

@@ -343,7 +343,7 @@ def main(config: Config) -> dict[str, dict[str, Any]]:
     """Print the tables and draw the pictures. Returns the table with one row per method."""
     if config.smoke:
         out = config.out / "smoke"
-        config = dataclasses.replace(config, steps=16, particle_steps=32, samples=600, scales=(1.0, config.scale), out=out)
+        config = dataclasses.replace(config, steps=16, samples=600, scales=(1.0, config.scale), out=out)
     config.out.mkdir(parents=True, exist_ok=True)
     known = {"samples": f"{len(UNGUIDED) + len(GUIDED) + 1} methods at {len(config.scales)} scales", "pictures": ""}
     stages = Stages("Guidance in the plane" + ("" if config.smoke else ", about a minute on 2 CPU cores"), known)

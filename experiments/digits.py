@@ -25,7 +25,9 @@ import guidance_jax as gj
 from experiments.tools import checks, data, pictures
 from experiments.tools.evaluator import Evaluator, jitter
 from experiments.tools.fit import Training, fit
+from experiments.tools.stages import Progress, Stages, duration
 
+AXES = "methods", "scales", "classes", "samples"
 SCHEDULE, SPACING = gj.schedules.cosine(), gj.spacings.karras(sigma_min=0.02, sigma_max=40.0)
 
 
@@ -97,7 +99,23 @@ class Config:
             )
 
 
-def train(config: Config, train_set: data.Data) -> dict[str, tuple[Any, Any]]:
+def plan(config: Config) -> Stages:
+    """Print what the job will do. The times are those of the default configuration on 2 CPU cores."""
+    usual = dataclasses.replace(config, out=Config.out, seed=Config.seed, calibrations=False) == Config()
+    about = lambda name, time: time if usual else f"{getattr(config, name).steps:,} steps"
+    known = {
+        "data": "built in" if config.dataset == Config.dataset else config.dataset,
+        "denoiser": about("denoiser", "about 2 minutes"),
+        "classifier": about("classifier", "about 40 s"),
+        "judge": about("evaluator", "about 15 s"),
+        "calibration": f"on {config.samples:,} samples",
+        "sampling": f"3 methods at {len(config.scales)} scales" + (", about 40 s" if usual else ""),
+        "tables and pictures": "about 10 s" if usual else "",
+    }
+    return Stages("Guided digits" + (", about 4 minutes on 2 CPU cores" if usual else ""), known)
+
+
+def train(config: Config, train_set: data.Data, stages: Stages) -> dict[str, tuple[Any, Any]]:
     """`{name: (apply, params)}` of the denoiser, the classifier and the evaluator."""
     shape, classes, null = train_set.images.shape[1:], train_set.classes, train_set.classes
     size = lambda name: dataclasses.asdict(getattr(config, f"{name}_size"))
@@ -135,7 +153,8 @@ def train(config: Config, train_set: data.Data) -> dict[str, tuple[Any, Any]]:
         own = size(name) | ({"drop_rate": config.drop_rate} if name == "denoiser" else {})
         batches = data.batches(train_set, training.batch, config.seed)
         checkpoints = config.out / "checkpoints"
-        params = fit(name, losses[name], params, batches, training, config.seed, checkpoints, identity | own)
+        with stages({"evaluator": "judge"}.get(name, name)) as tell:
+            params = fit(name, losses[name], params, batches, training, config.seed, checkpoints, identity | own, tell=tell)
         batches.close()
         trained[name] = network, params
     return trained
@@ -167,7 +186,7 @@ def measure(
 def generate(
     config: Config, trained: dict[str, tuple[Any, Any]], shape: tuple[int, ...], classes: int, curve: gj.Calibration
 ) -> dict[str, Any]:
-    """Samples of every method, `[scales, classes, n, H, W, C]`, by one compiled program."""
+    """Samples of every method, `[scales, classes, n, H, W, C]`, by one program that is compiled once for all scales."""
     denoiser, denoiser_params = trained["denoiser"]
     classifier, classifier_params = trained["classifier"]
     levels = gj.levels(SCHEDULE, config.steps, SPACING)
@@ -190,18 +209,14 @@ def generate(
             way: gj.sample(keys, branches, guidance, gj.dpmpp_2m(), levels, shape) for way, (branches, guidance) in ways.items()
         }
 
-    over_labels = jax.vmap(one, in_axes=(None, 0, 0, None))
-    grid = jax.jit(jax.vmap(over_labels, in_axes=(None, None, None, 0)))
+    over_labels = jax.jit(jax.vmap(one, in_axes=(None, 0, 0, None)))
     keys = jax.random.split(jax.random.key(config.seed + 1), (classes, each))
-    arguments = (denoiser_params, classifier_params, curve), keys, jnp.arange(classes), jnp.array(config.scales)
-    start = time.perf_counter()
-    program = grid.lower(*arguments).compile()
-    compiled = time.perf_counter()
-    size = f"3 methods x {len(config.scales)} scales x {classes} classes x {each} samples"
-    print(f"sampling: {size}, compiled in {compiled - start:.1f} s")
-    samples = jax.block_until_ready(program(*arguments))
-    print(f"sampling took {time.perf_counter() - compiled:.1f} s")
-    return jax.tree.map(np.asarray, samples)
+    params, samples = (denoiser_params, classifier_params, curve), []
+    with Progress("sampling", len(config.scales), "scale") as bar:
+        for scale in config.scales:
+            samples.append(jax.tree.map(np.asarray, over_labels(params, keys, jnp.arange(classes), jnp.float32(scale))))
+            bar.update()
+    return jax.tree.map(lambda *scales: np.stack(scales), *samples)
 
 
 def by_measurement(
@@ -308,40 +323,44 @@ def main(config: Config) -> dict[str, Any]:
         )
     config.out.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", str((config.out / "compilation_cache").absolute()))
-    train_set, test_set = (
-        data.load(config.dataset, split, config.out / "data", size=config.size) for split in ("train", "test")
-    )
-    checks.check_count(config.dataset, "train", train_set, images=2, per_class=2)  # A covariance per class needs two.
-    checks.check_count(config.dataset, "test", test_set, images=4)  # Precision and recall use three neighbours.
-    trained = train(config, train_set)
+    stages = plan(config)
+    with stages("data") as tell:
+        train_set, test_set = (
+            data.load(config.dataset, split, config.out / "data", size=config.size) for split in ("train", "test")
+        )
+        checks.check_count(config.dataset, "train", train_set, images=2, per_class=2)  # A covariance per class needs two.
+        checks.check_count(config.dataset, "test", test_set, images=4)  # Precision and recall use three neighbours.
+        tell(f"{len(train_set):,} images for training, {len(test_set):,} held out")
+    trained = train(config, train_set, stages)
     shape, classes = train_set.images.shape[1:], train_set.classes
-    begin = time.perf_counter()
-    curve = jax.block_until_ready(measure(config, trained, shape, classes)(config.samples))
-    took = time.perf_counter() - begin
-    print(f"calibrated on {config.samples} unguided samples of the denoiser in {took:.1f} s, sampling included")
-    samples = generate(config, trained, shape, classes, curve)
-
-    evaluator = Evaluator(shape, classes, **dataclasses.asdict(config.evaluator_size), rngs=nnx.Rngs(0))
-    apply, params = trained["evaluator"]
-    metrics = {
-        "evaluator_accuracy": float(gj.metrics.accuracy(apply(params, test_set.images), jnp.asarray(test_set.labels))),
-        "scales": config.scales,
-        **{way: judge(trained, evaluator, images, test_set, train_set) for way, images in samples.items()},
-        "samples_a_scale": int(np.prod(samples["cfg"].shape[1:3])),
-        "seconds": time.perf_counter() - start,
-    }
-    if config.calibrations:
-        metrics["calibrations"] = by_measurement(config, trained, evaluator, train_set, test_set)
-    (config.out / "metrics.json").write_text(json.dumps(metrics, indent=1))
-    pictures.digits(config.out, samples, config.scales, metrics, test_set)
-    pictures.calibration(config.out / "calibration.png", {"trained on digits": curve})
+    with stages("calibration") as tell:
+        curve = jax.block_until_ready(measure(config, trained, shape, classes)(config.samples))
+        tell(f"the scale of CFG, measured on {config.samples:,} unguided samples of the denoiser")
+    with stages("sampling") as tell:
+        samples = generate(config, trained, shape, classes, curve)
+        tell(" x ".join(f"{count} {of}" for count, of in zip((3, *samples["cfg"].shape[:3]), AXES, strict=True)))
+    with stages("tables and pictures"):
+        evaluator = Evaluator(shape, classes, **dataclasses.asdict(config.evaluator_size), rngs=nnx.Rngs(0))
+        apply, params = trained["evaluator"]
+        metrics = {
+            "evaluator_accuracy": float(gj.metrics.accuracy(apply(params, test_set.images), jnp.asarray(test_set.labels))),
+            "scales": config.scales,
+            **{way: judge(trained, evaluator, images, test_set, train_set) for way, images in samples.items()},
+            "samples_a_scale": int(np.prod(samples["cfg"].shape[1:3])),
+            "seconds": time.perf_counter() - start,
+        }
+        if config.calibrations:
+            metrics["calibrations"] = by_measurement(config, trained, evaluator, train_set, test_set)
+        (config.out / "metrics.json").write_text(json.dumps(metrics, indent=1))
+        pictures.digits(config.out, samples, config.scales, metrics, test_set)
+        pictures.calibration(config.out / "calibration.png", {"trained on digits": curve})
     report(config, metrics)
     return metrics
 
 
 def report(config: Config, metrics: dict[str, Any]) -> None:
-    """Print the tables."""
-    print(f"\nThe judge reads {metrics['evaluator_accuracy']:.1%} of the held-out digits.\n")
+    """Print the tables, what their columns mean, and which picture to open first."""
+    print(f"\nThe judge reads {metrics['evaluator_accuracy']:.1%} of the held-out images.\n")
     print("          CFG                             classifier, unconditional model")
     print("  scale   accuracy  precision  recall     accuracy  precision  recall")
     line = lambda row, names: "   ".join(f"{row[name]:8.3f}" for name in names)
@@ -352,9 +371,16 @@ def report(config: Config, metrics: dict[str, Any]) -> None:
     print("  scale   accuracy  precision  recall     calibrated  CFG     classifier")
     for scale, *rows in zip(metrics["scales"], *(metrics[way] for way in ("calibrated", "cfg", "classifier")), strict=True):
         print(f"  {scale:5.1f} {line(rows[0], quality)}   {'   '.join(line(row, ('class_fd',)) for row in rows)}")
-    print("\nScale 1 of CFG is the conditional model. Scale 0 of every method is the unconditional model.")
-    print("The distance is the Frechet distance in principal components, averaged over the classes.")
-    print(f"Pictures, metrics and checkpoints are in {config.out}. The run took {metrics['seconds']:.0f} s.")
+    print(f"""
+Scale 1 of CFG is the conditional model, without guidance. Scale 0 of every method is the unconditional model.
+  accuracy   the share of samples that the judge reads as the class asked for
+  precision  the share of samples near held-out images; it falls when samples leave the data
+  recall     the share of held-out images near samples; it falls when samples become alike
+  distance   the Frechet distance to training images in principal components, averaged over the classes; 0 is the best
+
+Open {config.out / "overview.png"} first. It has samples of every method, one row per class.
+Then open {config.out / "fidelity_diversity.png"}, which has the tables as curves.
+Metrics, checkpoints and more pictures are beside them. The run took {duration(metrics["seconds"])}.""")
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from sklearn.decomposition import PCA
 import guidance_jax as gj
 from experiments.tools import checks, data, idx, pictures
 from experiments.tools.pictures import METHODS
+from experiments.tools.stages import Stages, duration, each
 
 CLEAN = gj.NoiseLevel(*map(jnp.float32, (0.0, 1.0, 0.0)))
 COLOURED = {"CFG": "cfg", "APG": "apg"}
@@ -337,46 +338,58 @@ def main(config: Config) -> dict[str, Any]:
         small: Any = {"scales": (1.0, *sorted(config.shown)), "samples": 50, "steps": 16}
         config = dataclasses.replace(config, **small, out=config.out / "smoke")
     config.out.mkdir(parents=True, exist_ok=True)
-    load, splits = lambda split: data.load(config.dataset, split, config.out / "data", size=config.size), ("train", "test")
-    train, test = (fashion(config.fashion, s) for s in splits) if config.fashion else map(load, splits)
-    name, values = str(config.fashion or config.dataset), int(np.prod(train.images.shape[1:]))
-    checks.check_count(name, "train", train, config.components, per_class=2)  # A covariance per class needs two.
-    checks.check_count(name, "test", test, images=1)
-    if values < config.components:
-        raise ValueError(
-            f"components must be at most {values}, the number of values of an image, got {config.components}; use fewer."
-        )
-    world, reading = fit(config, train, test)
-    print(f"The mixture was fitted to {len(train.labels)} images. The judge never saw them, and reads {reading:.1%} of them.")
+    known = {
+        "data and model": str(config.fashion or ("built in" if config.dataset == Config.dataset else config.dataset)),
+        "methods": f"{len(config.scales)} scales",
+        "calibrations": "" if config.smoke else "7 of them",
+        "pictures": "",
+    }
+    stages = Stages("Exact guidance in PCA space, nothing is trained", known)
+    with stages("data and model") as tell:
+        load, splits = lambda split: data.load(config.dataset, split, config.out / "data", size=config.size), ("train", "test")
+        train, test = (fashion(config.fashion, s) for s in splits) if config.fashion else map(load, splits)
+        name, values = str(config.fashion or config.dataset), int(np.prod(train.images.shape[1:]))
+        checks.check_count(name, "train", train, config.components, per_class=2)  # A covariance per class needs two.
+        checks.check_count(name, "test", test, images=1)
+        if values < config.components:
+            raise ValueError(
+                f"components must be at most {values}, the number of values of an image, got {config.components}; use fewer."
+            )
+        world, reading = fit(config, train, test)
+        tell(f"a mixture fitted to {len(train):,} images, which the judge never saw, and of which it reads {reading:.1%}")
     rng, laws = np.random.default_rng((config.seed, 2)), zip(*map(np.asarray, world.moments), strict=True)
     fresh = np.array([rng.multivariate_normal(mean, covariance, config.samples) for mean, covariance in laws])
     floor = jax.tree.map(float, measure(world, world.judge, jnp.asarray(fresh, jnp.float32)))
     results: dict[str, Any] = {"exact samples": [floor | {"scale": 1.0, "evaluations": 0, "milliseconds": 0.0}]}
-    each = min(4, config.samples, np.bincount(test.labels).min())
-    real = np.stack([test.images[test.labels == y][:each] for y in range(train.classes)])
+    few = min(4, config.samples, np.bincount(test.labels).min())
+    real = np.stack([test.images[test.labels == y][:few] for y in range(train.classes)])
     samples, scans, grids = {}, {}, [{"held-out\nimages": real}, {"held-out\nimages": real}]
-    for name, make in methods(config, world).items():
-        if name in SCANS:
-            scans[name] = scan(config, world, name, make, results["no guidance"][0]["class_fd"] + config.budget)
-        given, under = scans[name]["chosen"] if name in SCANS else (), name.startswith("under")
-        scales = (1.0,) if name in ("no guidance", "under-fitted") else config.scales
-        samples[name], rows = sweep(config, world, make, [[scale] for scale in scales], given)
-        results[name] = [{"scale": scale} | row for scale, row in zip(scales, rows, strict=True)]
-        shown = config.shown[under] if len(scales) > 1 else 1.0
-        title = textwrap.fill(SHOWN.get(name.removeprefix("under-fitted, "), "no guidance"), 13)
-        grids[under][f"{title}\nscale {shown:g}"] = world.images(samples[name][scales.index(shown), :, :each])
+    with stages("methods"):
+        for name, make in each("methods", methods(config, world).items(), "method"):
+            if name in SCANS:
+                scans[name] = scan(config, world, name, make, results["no guidance"][0]["class_fd"] + config.budget)
+            given, under = scans[name]["chosen"] if name in SCANS else (), name.startswith("under")
+            scales = (1.0,) if name in ("no guidance", "under-fitted") else config.scales
+            samples[name], rows = sweep(config, world, make, [[scale] for scale in scales], given)
+            results[name] = [{"scale": scale} | row for scale, row in zip(scales, rows, strict=True)]
+            shown = config.shown[under] if len(scales) > 1 else 1.0
+            title = textwrap.fill(SHOWN.get(name.removeprefix("under-fitted, "), "no guidance"), 13)
+            grids[under][f"{title}\nscale {shown:g}"] = world.images(samples[name][scales.index(shown), :, :few])
     report(config, results)
-    counts = [] if config.smoke else how_many(config, world)
+    with stages("calibrations"):
+        counts = [] if config.smoke else how_many(config, world)
     apart = float(jnp.abs(samples["classifier"] - samples["CFG"]).max())
     print(f"The exact classifier guides as CFG does: the maximum difference of their samples is {apart:.0e}.")
-    for name, model, columns in zip(("exact", "underfit"), ("Exact", "Under-fitted"), grids, strict=True):
-        title = f"{model} model: one Gaussian per class in PCA space, one row per class"
-        pictures.grids(config.out / f"samples_{name}.png", columns, train.names, title, labels=0.4)
-    paint(config, scans, results)
+    with stages("pictures"):
+        for name, model, columns in zip(("exact", "underfit"), ("Exact", "Under-fitted"), grids, strict=True):
+            title = f"{model} model: one Gaussian per class in PCA space, one row per class"
+            pictures.grids(config.out / f"samples_{name}.png", columns, train.names, title, labels=0.4)
+        paint(config, scans, results)
     metrics = {"judge_on_real": reading, "scans": scans, "results": results, "apart": apart, "calibrations": counts}
     metrics["seconds"] = time.perf_counter() - begin
     (config.out / "metrics.json").write_text(json.dumps(metrics, indent=1))
-    print(f"Pictures and metrics are in {config.out}. The run took {metrics['seconds']:.0f} s.")
+    print(f"Open {config.out / 'curves.png'} first, then the samples in {config.out / 'samples_exact.png'}.")
+    print(f"Other pictures and metrics are beside them. The run took {duration(metrics['seconds'])}.")
     return metrics
 
 

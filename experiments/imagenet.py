@@ -285,7 +285,7 @@ def main(config: Config) -> Shards:
         identity | {"weights": read.digests},
         batch=config.batch,
         shard=config.shard,
-        finish=assembled(),
+        finish=assembled(names=() if classes else None),
     )
 
 

@@ -26,11 +26,11 @@ import numpy as np
 import optax
 import tyro
 from jax import Array
-from tqdm import tqdm
 
 import guidance_jax as gj
 from experiments.tools import pictures
 from experiments.tools.pictures import INK, METHODS
+from experiments.tools.stages import Progress, each
 
 COLORS = {
     "exact samples": METHODS["exact"],
@@ -175,7 +175,7 @@ def search(config: Config, world: World, bank: Array, scales: np.ndarray) -> tup
         return Found(*pair, float(scales[tried.argmin()]), float(tried.min()))
 
     def best(pairs: list[tuple[float, float]], name: str) -> Found:
-        coarse = [one(pair, scales, config.batch) for pair in tqdm(pairs, desc=name, leave=False)]
+        coarse = [one(pair, scales, config.batch) for pair in each(name, pairs, "pair")]
         top = sorted(coarse, key=lambda found: found.criterion)[:5]
         fine = spacing * np.linspace(-0.9, 0.9, 19)
         return min((one(found[:2], found.scale + fine, 4 * config.batch) for found in top), key=lambda found: found.criterion)
@@ -202,11 +202,12 @@ def train(config: Config, world: World, bank: Array, start: float) -> tuple[Arra
 
     values, keys = jnp.full(config.knots, start), jax.random.split(jax.random.key(config.seed + 2), config.iterations)
     state, history = optimizer.init(values), []
-    with tqdm(keys, desc="training", leave=False) as bar:
-        for key in bar:
+    with Progress("training", len(keys), "step") as bar:
+        for key in keys:
             values, state, value = step(bank, values, state, key)
             history.append(float(value))
-            bar.set_postfix(distance=f"{np.sqrt(history[-1]):.4f}", refresh=False)
+            bar.update()
+            bar.note(f"distance={np.sqrt(history[-1]):.4f}")
     return values, np.array(history)
 
 
@@ -249,7 +250,7 @@ def judge(config: Config, world: World, guidances: dict[str, gj.Guidance]) -> di
     sliced = jax.jit(lambda x, target: gj.metrics.sliced_wasserstein(x, target, lines, projections=64))
     energy = jax.jit(lambda x, target: gj.metrics.energy_distance(x[:2000], target[:2000]))
     rows = {}
-    for name in tqdm(["exact samples", *guidances], desc="judging", leave=False):
+    for name in each("judging", ["exact samples", *guidances], "method"):
         calls, x = 0, fresh[1]
         if name in guidances:
             draw = jax.jit(lambda key, g=guidances[name]: gj.run(*run(world, g, key, n))[0])

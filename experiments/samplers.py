@@ -20,11 +20,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import tyro
 from jax import Array
-from tqdm import tqdm
 
 import guidance_jax as gj
 from experiments.tools import pictures
 from experiments.tools.pictures import MUTED, SAMPLERS
+from experiments.tools.stages import each
 
 SCHEDULE = gj.schedules.edm()
 
@@ -193,7 +193,7 @@ def usual(world: World) -> dict[str, Any]:
     """The distance of each sampler over the number of evaluations, until the last target is reached."""
     config, found = world.config, {}
     exact = {law: [world.exact(Way(gj.ddim(), law), config.scale, seed) for seed in (10, 11)] for law in ("ODE", "SDE")}
-    for name, way in tqdm(config.chosen(WAYS).items(), desc=f"scale {config.scale:g}"):
+    for name, way in each(f"scale {config.scale:g}", config.chosen(WAYS).items(), "sampler"):
         costs, distances = [], []
         for steps in (round(4 * 2 ** (i / 2)) for i in range(24)):
             x, evaluations = world.run(way, config.scale, steps, 12)
@@ -212,7 +212,7 @@ def usual(world: World) -> dict[str, Any]:
 def by_steps(world: World, ways: dict[str, Way], scale: float) -> dict[str, Any]:
     """The distance of each row to its own law by the number of steps, and the largest coordinate under that law."""
     config, found, exact = world.config, {}, {}
-    for name, way in tqdm(config.chosen(ways).items(), desc=f"by steps, scale {scale:g}"):
+    for name, way in each(f"by steps, scale {scale:g}", config.chosen(ways).items(), "sampler"):
         law = (way.law, way.guidance)
         if law not in exact:
             pair = [world.exact(way, scale, seed) for seed in (10, 11)]

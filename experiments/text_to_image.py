@@ -251,9 +251,8 @@ def main(config: Config) -> list[Path]:
     paths = [config.out / f"{i:04d}.png" for i in range(count)]
     for path, picture in zip(paths, images, strict=True):
         plt.imsave(path, (picture + 1) / 2)
-    plt.imsave(
-        config.out / "grid.png", pictures.montage(images.reshape(len(config.prompts), config.samples, *images.shape[1:]))
-    )
+    grid = images.reshape(len(config.prompts), config.samples, *images.shape[1:])
+    plt.imsave(config.out / "grid.png", pictures.montage(grid, rows=config.prompts))
     return paths
 
 

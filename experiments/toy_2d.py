@@ -4,7 +4,8 @@
 arXiv:2406.02507, with another shape). The "network" is the exact denoiser of the trees, blurred by a Gaussian, so some of its
 samples lie outside of the branches. The weaker guide of autoguidance has more blur. Density, classes and branches are known
 exactly, so the only error of the numbers is sampling noise. Nothing is trained. "calibrated" is CFG with a scale that is
-calibrated on the network's own samples. "both" is a chain of it and autoguidance at 3.
+calibrated on the network's own samples. "both" is a chain of it and autoguidance at 3. "particles" sample the network's tilted
+density `p(x)^(1-w) p(x|y)^w`, which no guidance alone samples.
 """
 
 import dataclasses
@@ -20,13 +21,23 @@ import matplotlib.pyplot as plt
 import numpy as np
 import tyro
 from jax import Array
+from matplotlib.collections import LineCollection
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 import guidance_jax as gj
 from experiments.tools import pictures
 from experiments.tools.pictures import INK, METHODS, MUTED
+from experiments.tools.stages import Stages
 
 UNGUIDED, GUIDED = ("unguided", "weaker guide"), ("autoguidance", "CFG", "classifier", "interval", "APG", "calibrated", "both")
+PARTICLES = gj.heun_sde(2.0)
+PANELS = ("truth", "unguided", "CFG", "particles", "interval", "calibrated", "autoguidance", "both")
+"""The methods of the picture."""
+WINDOW = ((-1.75, 0.62), (-1.29, 1.1))
+"""The part of the plane that the picture shows."""
+PATHS, FAR = 12, 1.0
+"""The number of paths of class 0 in each panel, and the noise level at which they begin."""
 
 
 class Shown(NamedTuple):
@@ -52,6 +63,7 @@ SHOWN = {
     "APG": Shown("APG", "apg"),
     "calibrated": Shown("CFG, calibrated", "calibrated"),
     "both": Shown("calibrated + autoguidance", "calibrated_autoguidance"),
+    "particles": Shown("particles", "particles"),
 }
 
 
@@ -67,6 +79,7 @@ class Config:
       scales: Guidance scales of the curves. They must include `scale`.
       interval: The interval of `sigma / alpha` in which the method "interval" guides.
       steps: Number of sampler steps.
+      particle_steps: Number of steps of the particles, whose weights need short ones.
       samples: Number of samples per method and scale, over both classes.
       seed: The seed of the samples.
       smoke: Check the job in seconds at toy size. The numbers of such a run mean nothing.
@@ -79,6 +92,7 @@ class Config:
     scales: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0, 6.0)
     interval: tuple[float, float] = (0.1, 0.3)
     steps: int = 32
+    particle_steps: int = 256
     samples: int = 2000
     seed: int = 0
     smoke: bool = False
@@ -86,8 +100,11 @@ class Config:
     def __post_init__(self) -> None:
         if not 0 < self.blur < self.weak_blur:
             raise ValueError(f"blur must be positive and below weak_blur, got {self.blur} and {self.weak_blur}.")
-        if self.steps < 1 or self.samples < 2:
-            raise ValueError(f"steps must be at least 1 and samples at least 2, got {self.steps} and {self.samples}.")
+        if min(self.steps, self.particle_steps) < 1 or self.samples < 2 * PATHS or self.samples % 2:
+            raise ValueError(
+                f"steps must be at least 1, and samples even and at least {2 * PATHS}, got {self.steps}, {self.particle_steps} "
+                f"and {self.samples}."
+            )
         if self.scale not in self.scales:
             raise ValueError(f"scales must include scale, {self.scale:g}, got {self.scales}.")
 
@@ -212,7 +229,8 @@ def worth(world: World, x: Array) -> dict[str, Array]:
 def study(config: Config, world: World, names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     """Samples of each method at each scale, `x [S, n, 2]`, and their quality, `[S]`, by one program.
 
-    The first row has as many exact samples. Their numbers show the sampling noise.
+    The first row has as many exact samples. Their numbers show the sampling noise. `paths`
+    are those of the first samples of class 0, `[S, steps, PATHS, 2]`; NaN where there are none.
     """
     keys = jax.random.split(jax.random.key(config.seed), config.samples)
     curve = jax.jit(functools.partial(measured, config, world))()
@@ -221,43 +239,74 @@ def study(config: Config, world: World, names: tuple[str, ...]) -> dict[str, dic
     @functools.partial(jax.vmap, in_axes=(0, None))
     def at(scale: Array, keys: Array) -> dict[str, Array]:
         x, counts = [world.truth.sample(keys[0], len(keys), classes(len(keys)))], [jnp.int32(0)]
+        paths = [jnp.full((config.steps, PATHS, 2), jnp.nan)]
         for name in names:
-            x.append(gj.sample(*arguments(config, world, curve, name, keys, scale)))
+            first = lambda state: state.x[: 2 * PATHS : 2]
+            samples, path = gj.sample(*arguments(config, world, curve, name, keys, scale), trace=first)
+            x.append(samples)
+            paths.append(path)
             counts.append(gj.evaluations(*arguments(config, world, curve, name, keys[:1], scale)))
-        return {"x": jnp.stack(x), **jax.vmap(worth, in_axes=(None, 0))(world, jnp.stack(x)), "evaluations": jnp.stack(counts)}
+        quality = jax.vmap(worth, in_axes=(None, 0))(world, jnp.stack(x))
+        return {"x": jnp.stack(x), "paths": jnp.stack(paths), **quality, "evaluations": jnp.stack(counts)}
 
     found = jax.tree.map(np.asarray, at(jnp.array(config.scales), keys))
     return {name: {key: value[:, i] for key, value in found.items()} for i, name in enumerate(("truth", *names))}
 
 
+def particles(config: Config, world: World) -> dict[str, Any]:
+    """The row of the particles, which sample the network's tilted density at `config.scale`: one group per class."""
+    keys = jax.random.split(jax.random.key(config.seed), config.samples)
+    half = len(keys) // 2
+    labels = jnp.repeat(jnp.arange(2), half)
+    both = gj.branches(world.model.denoise, cond=labels, uncond=jnp.full_like(labels, -1))
+    levels = gj.levels(gj.schedules.edm(), config.particle_steps, gj.spacings.karras())
+
+    @jax.jit
+    def moved(keys: Array, scale: Array) -> dict[str, Array]:
+        found = gj.feynman_kac(keys, both, gj.targets.tilted(scale), PARTICLES, levels, (2,), size=half)
+        drawn = jax.vmap(gj.particles.systematic)(keys[:2], found.log_weights.reshape(2, half))
+        x = jnp.take_along_axis(found.x.reshape(2, half, 2), drawn[:, :, None], axis=1)
+        x = x.swapaxes(0, 1).reshape(-1, 2)  # The classes alternate.
+        return {"x": x, **worth(world, x), "evaluations": found.evaluations}
+
+    return jax.tree.map(np.asarray, moved(keys, jnp.float32(config.scale)))
+
+
 def picture(config: Config, world: World, rows: dict[str, dict[str, Any]]) -> None:
-    """The samples of class 0 of every method, on the outline of 99 % of the true density; in grey, the outline of class 1."""
-    across, up = np.linspace(-1.8, 1.8, 360), np.linspace(-1.35, 1.35, 270)
+    """Samples of class 0 and some of their paths on the exact density, one panel per method."""
+    (left, right), (low, high) = WINDOW
+    across, up = np.linspace(left, right, 480), np.linspace(low, high, 460)
     grid = jnp.asarray(np.stack(np.meshgrid(across, up), axis=-1).reshape(-1, 2), jnp.float32)
-    density = jax.jit(lambda grid, y: world.truth.log_prob(grid, world.clean, jnp.full(len(grid), y)) - world.edge)
+    density = jax.jit(lambda x, y: world.truth.log_prob(x, world.clean, jnp.full(len(x), y)) - world.edge)
+    own, other = (density(grid, y).reshape(len(up), len(across)) for y in (0, 1))
+    halves = [0, *np.quantile(np.asarray(density(rows["truth"]["x"][::2], 0)), (0.4, 0.75)), np.inf]
+    ratios = np.asarray(gj.levels(gj.schedules.edm(), config.steps, gj.spacings.karras()).ratio)[1:]
+    seen = ratios < FAR
     with plt.style.context(pictures.STYLE):
-        figure, axes = plt.subplots(3, 4, figsize=(10, 8.4))
-        own, other = (density(grid, y).reshape(len(up), len(across)) for y in (0, 1))
-        for axis, (name, row) in zip(axes.flat, rows.items(), strict=False):
-            axis.contour(across, up, other, levels=[0], colors=MUTED, linewidths=0.6)
-            axis.contour(across, up, own, levels=[0], colors=INK, linewidths=0.8)
-            axis.scatter(*row["x"][::2].T, s=3, color=METHODS[SHOWN[name].method], alpha=0.5, linewidths=0)
-            title = SHOWN[name].title + (f", scale {config.scale:g}" if name in GUIDED and name != "both" else "")
-            numbers = f"log-likelihood {row['log_likelihood']:.2f}\nTV of branch weights {row['mode_distance']:.2f}"
-            axis.set_title(title, fontsize=12.5, pad=34)
-            axis.text(0.5, 1.02, numbers, transform=axis.transAxes, ha="center", va="bottom", fontsize=11)
-            axis.set(xlim=(-1.8, 1.8), ylim=(-1.35, 1.35), aspect="equal")
-        for axis in axes.flat:
+        figure, axes = plt.subplots(2, 4, figsize=(11, 7.0))
+        for axis, name in zip(axes.flat, PANELS, strict=True):
+            row, color = rows[name], METHODS[SHOWN[name].method]
+            axis.contourf(across, up, other, levels=[0, np.inf], colors=["#f4f4f4"])
+            axis.contourf(across, up, own, levels=halves, colors=["#e4e4e4", "#d2d2d2", "#bdbdbd"])
+            axis.contour(across, up, own, levels=[0], colors=MUTED, linewidths=0.6)
+            axis.scatter(*row["x"][::2].T, s=5, color=color, alpha=0.6, linewidths=0)
+            for path in row["paths"][seen].swapaxes(0, 1) if "paths" in row else ():
+                steps = np.stack([path[:-1], path[1:]], axis=1)
+                axis.add_collection(LineCollection(list(steps), colors=INK, alpha=1 - ratios[seen][:-1] / FAR, linewidths=0.9))
+                axis.plot(*path[-1], "o", ms=3.4, color=INK, mec="white", mew=0.4)
+            axis.set_title(SHOWN[name].title, fontsize=13, fontweight="bold", pad=23)
+            numbers = f"{100 * row['off_tree']:.0f} % off the tree, TV {row['mode_distance']:.2f}"
+            axis.text(0.5, 1.025, numbers, transform=axis.transAxes, ha="center", va="bottom", fontsize=12.5)
+            axis.set(xlim=(left, right), ylim=(low, high), aspect="equal")
             axis.axis("off")
         handles = [
-            Line2D([], [], color=INK, label="class 0, outline of 99 % of the true density"),
-            Line2D([], [], color=MUTED, label="class 1, the same"),
-            Line2D([], [], color=MUTED, marker="o", ls="none", label="samples of class 0"),
-            Line2D([], [], ls="none", label="TV: total variation distance to the\ntrue branch weights"),
+            Patch(facecolor="#d2d2d2", edgecolor=MUTED, lw=0.6, label="exact density of the class"),
+            Patch(facecolor="#f4f4f4", label="the other class"),
+            Line2D([], [], color=METHODS["cfg"], marker="o", ms=4, ls="none", label=f"{config.samples // 2:,} samples"),
+            Line2D([], [], color=INK, marker="o", ms=4, lw=1, label=f"{PATHS} paths from the same noise"),
         ]
-        legend = axes[2, 2].legend(handles=handles, loc="upper left", bbox_to_anchor=(0, 1.1), labelspacing=0.9)
-        legend.set_in_layout(False)
-        figure.suptitle("Samples of a blurred network of two trees, guided by each method")
+        figure.legend(handles=handles, loc="outside lower center", ncols=4, columnspacing=1.6)
+        figure.set_layout_engine("constrained", h_pad=0.05, w_pad=0.02, hspace=0.04, wspace=0.0)
         pictures.save(figure, config.out / "overview.png")
 
 
@@ -296,10 +345,20 @@ def main(config: Config) -> dict[str, dict[str, Any]]:
         out = config.out / "smoke"
         config = dataclasses.replace(config, steps=16, samples=600, scales=(1.0, config.scale), out=out)
     config.out.mkdir(parents=True, exist_ok=True)
-    world = grow(config)
-    found = study(config, world, (*UNGUIDED, *GUIDED))
+    known = {"samples": f"{len(UNGUIDED) + len(GUIDED) + 1} methods at {len(config.scales)} scales", "pictures": ""}
+    stages = Stages("Guidance in the plane" + ("" if config.smoke else ", about a minute on 2 CPU cores"), known)
+    with stages("samples"):
+        world = grow(config)
+        found = study(config, world, (*UNGUIDED, *GUIDED))
+        moved = particles(config, world)
     rows = {name: {key: value[config.scales.index(config.scale)] for key, value in row.items()} for name, row in found.items()}
-    labels = {"truth": "exact samples", "calibrated": "CFG, calibrated", "both": "CFG, calibrated, and autoguidance at 3"}
+    rows["particles"] = moved
+    labels = {
+        "truth": "exact samples",
+        "particles": "particles, of the tilted density",
+        "calibrated": "CFG, calibrated",
+        "both": "CFG, calibrated, and autoguidance at 3",
+    }
     print(f"Two trees, a network with blur {config.blur:g} and a guide with blur {config.weak_blur:g}, scale {config.scale:g},")
     print(f"{config.steps} steps, {config.samples} samples. The total variation of exact samples is sampling noise.")
     headings = "log-likelihood under the truth   outside of the tree   total variation of the branch weights"
@@ -312,11 +371,15 @@ def main(config: Config) -> dict[str, dict[str, Any]]:
         print(f"  {labels.get(name, name):38s} " + "  ".join(f"{value:6.3f}" for value in found[name]["mode_distance"]))
     fit = "  ".join(f"{value:6.3f}" for value in found["both"]["log_likelihood"])
     print(f"Log-likelihood of the calibrated scale with autoguidance at 3, at these scales: {fit}")
-    picture(config, world, rows)
-    curves(config, found)
-    numbers = {name: {k: v.tolist() for k, v in row.items() if k != "x"} for name, row in found.items()}
+    with stages("pictures"):
+        picture(config, world, rows)
+        curves(config, found)
+    numbers = {
+        name: {k: v.tolist() for k, v in row.items() if k not in ("x", "paths")}
+        for name, row in {**found, "particles": moved}.items()
+    }
     (config.out / "metrics.json").write_text(json.dumps({"scales": config.scales, **numbers}, indent=1))
-    print(f"Pictures and metrics are in {config.out}.")
+    print(f"Open {config.out / 'overview.png'} first. Curves and metrics are beside it.")
     return rows
 
 

@@ -27,9 +27,9 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from jax import Array
-from tqdm import tqdm
 
 import guidance_jax as gj
+from experiments.tools.stages import each
 from guidance_jax import networks, pretrained
 from guidance_jax.pretrained.schedulers import scheduling
 from guidance_jax.pretrained.unet import Text, UNet2DCondition, unet_condition_config
@@ -189,7 +189,7 @@ def main(config: Config) -> dict[str, Any]:
     first = {name: seconds(run) for name, run in runs.items()}
     here, there = guided(), runs["diffusers"]()
     times: dict[str, list[float]] = {name: [] for name in runs}
-    for number in tqdm(range(config.rounds), desc="rounds"):
+    for number in each("rounds", range(config.rounds), "round"):
         for name in list(runs)[:: 1 if number % 2 else -1]:
             times[name].append(seconds(runs[name]))
     results = {

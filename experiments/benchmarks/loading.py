@@ -20,9 +20,9 @@ import jax
 import numpy as np
 import tyro
 from safetensors.numpy import save_file
-from tqdm import tqdm
 
 from experiments.tools import memory
+from experiments.tools.stages import Progress
 from guidance_jax import pretrained
 from guidance_jax.pretrained.unet import UNet2DCondition, unet_condition_config
 
@@ -80,18 +80,18 @@ def main(config: Config) -> list[dict[str, Any]]:
     with (
         tempfile.TemporaryDirectory(dir=config.out) as place,
         ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as processes,
-        tqdm(total=len(STORED) * (1 + len(LOADED)), unit="step") as bar,
+        Progress("files", len(STORED) * (1 + len(LOADED)), "step") as bar,
     ):
         for stored in STORED:
             file = Path(place) / f"{stored}.safetensors"
-            bar.set_description(f"write {stored}")
             processes.submit(write, config.network, stored, file).result()
             bar.update()
+            bar.note(f"{stored} is written")
             for loaded in LOADED:
-                bar.set_description(f"load {stored} as {loaded}")
                 row = processes.submit(measure, config.network, loaded, file).result()
                 rows.append({"stored": stored, "loaded": loaded} | row)
                 bar.update()
+                bar.note(f"{stored} is loaded as {loaded}")
     (config.out / "loading.json").write_text(json.dumps(rows, indent=1))
     print("| file | parameters | GB | peak of host memory, relative to the parameters | seconds |\n|---|---|---|---|---|")
     for row in rows:

@@ -21,9 +21,9 @@ import numpy as np
 import tyro
 from flax import nnx
 from jax import Array
-from tqdm import tqdm
 
 import guidance_jax as gj
+from experiments.tools.stages import each
 
 CLASSES = 10
 
@@ -184,7 +184,7 @@ def measure(case: Case, config: Config) -> list[dict[str, Any]]:
     }
     arguments = params, weights, keys, labels, jnp.float32(2.0), low, high
     rows = []
-    for method, (calls, evaluations) in tqdm(bare.items(), desc="methods", leave=False):
+    for method, (calls, evaluations) in each("methods", bare.items(), "method"):
         program, compile_guided = compiled(guided(method), *arguments)
 
         def guided_run(program: Callable[..., Any] = program) -> Any:
@@ -294,7 +294,7 @@ def measure_methods(case: Case, config: Config) -> list[dict[str, Any]]:
     forward_backward = call(both_ways, params, *at)
     scale, rows = jnp.float32(2.0), []
     names = list(every_method(scale, labels, case.shape, log_prob(weights)))
-    for method in tqdm(names[::8] if config.smoke else names, desc="methods"):
+    for method in each("methods", names[::8] if config.smoke else names, "method"):
         guided = jax.jit(lambda params, weights, scale, m=method: gj.sample(*arguments(params, weights, scale, m)))
         guidance = arguments(params, weights, scale, method)[2]
         evaluations = int(gj.evaluations(*arguments(params, weights, scale, method)))
@@ -373,7 +373,7 @@ def main(config: Config) -> dict[str, Any]:
     config.out.mkdir(parents=True, exist_ok=True)
     cases = SMOKE if config.smoke else CASES
     results: dict[str, Any] = {"device": str(jax.devices()[0]), "steps": config.steps, "cases": {}}
-    for name, case in tqdm(cases.items(), desc="networks"):
+    for name, case in each("networks", cases.items(), "network"):
         if config.networks:
             results["cases"][name] = measure(case, config)
     if config.methods:

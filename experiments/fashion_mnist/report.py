@@ -13,7 +13,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 import guidance_jax as gj
 from experiments.fashion_mnist.sweep import Sweep
 from experiments.tools import data, folders, models
-from experiments.tools.pictures import METHODS, STYLE, grids, label_points, legend_below, save
+from experiments.tools.pictures import METHODS, STYLE, bands, grids, label_points, legend_below, save
 
 Curves = dict[str, list[dict[str, Any]]]
 CURVES = {
@@ -62,6 +62,18 @@ def by_class(shown: tuple[np.ndarray, np.ndarray], classes: int, each: int) -> n
     """The first images of each class, in bytes, as `[classes, each, H, W, C]` in [-1, 1]."""
     images, labels = shown
     return np.stack([images[labels == y][:each] for y in range(classes)]).astype(np.float32) / 127.5 - 1
+
+
+def strip(path: Path, sweep: Sweep, count: int, each: int) -> None:
+    """The first samples of the first classes over the scale, by CFG and by its calibrated scale, from the same noise."""
+    names = sweep.run.names[:4]
+    pick = lambda way, scale: by_class(sweep.images(way, scale, count), len(sweep.run.names), each)[: len(names)]
+    free = {"w = 0\nunconditional": pick("unconditional", 1.0), "w = 1\nno guidance": pick("conditional", 1.0)}
+    methods = {
+        title: free | {f"w = {scale:g}": pick(way, scale) for scale in (2.0, 5.0, 8.0)}
+        for title, way in (("CFG", "cfg"), ("calibrated", "calibrated"))
+    }
+    bands(path, methods, names)
 
 
 def gradients(path: Path, run: models.Run, held_out: data.Data) -> None:
@@ -189,12 +201,16 @@ def write(config: Any, metrics: dict[str, Any], sweep: Sweep, held_out: data.Dat
         scales = [row["scale"] for row in rows[1:]]
         points = {f"scale {scale:g}": by_class(sweep.images(way, scale, config.samples), classes, each) for scale in scales}
         grids(out / f"classes_{way}.png", points, names, f"Samples by {models.WAYS[way].title}, one row per class", labels=1.2)
+    strip(out / "scales.png", sweep, config.samples, each)
     gradients(out / "gradients.png", sweep.run, held_out)
     title = "Fashion-MNIST" if config.dataset == "fashion_mnist" else folders.printable(config.dataset)
     (out / "report.md").write_text("\n".join(text(metrics, title)) + "\n")
-    print(f"\n{out / 'report.md'} has all tables and pictures.\n")
-    print("\n".join(table(metrics["headlines"])), "\n")
-    print("\n".join(findings(metrics)))
+
+
+def tell(config: Any, metrics: dict[str, Any]) -> None:
+    """Print the main table and the findings, and which file to open first."""
+    print("", *table(metrics["headlines"]), "", *findings(metrics), "", sep="\n")
+    print(f"Open {config.out / 'report.md'} first. It has all tables and pictures. {config.out / 'overview.png'} has samples.")
 
 
 def text(metrics: dict[str, Any], title: str) -> Iterator[str]:
@@ -211,6 +227,7 @@ def text(metrics: dict[str, Any], title: str) -> Iterator[str]:
     for sentence in findings(metrics):
         yield from (sentence, "")
     yield from (*table({"real training images": metrics["real"], **metrics["headlines"]}), "")
+    yield from ("## Samples of four classes over the scale, from the same noise", "", "![](scales.png)", "")
     yield from ("## Accuracy and coverage of every method", "", "![](accuracy_coverage.png)", "")
     yield from ("## Frechet distance over the scale", "", "![](fd.png)", "", "![](fd_accuracy.png)", "")
     yield from ("## Precision and recall", "", "![](precision_recall.png)", "")

@@ -33,8 +33,11 @@ from experiments.fashion_mnist.sweep import SCALES, Sweep, headlines
 from experiments.tools import checks, data, devices, generate, models
 from experiments.tools.evaluator import Evaluator, Judge, jitter
 from experiments.tools.fit import Training, fit, run_directory
+from experiments.tools.stages import Stages
 
 CLEAN = 0.0
+TITLES = {"clean": "classifier of clean images", "evaluator": "judge"}
+"""The names of the stages that train a network, unless they are the network's own."""
 NEAREST = 5
 """The number of neighbours of each image that the judge uses."""
 
@@ -185,16 +188,18 @@ def losses(config: Config, apply: dict[str, Callable[..., Array]], null: int) ->
     return {"denoiser": denoiser, "classifier": classifier, "clean": clean, "evaluator": evaluator}
 
 
-def plan(config: Config, networks: dict[str, models.Trained], shape: tuple[int, ...]) -> None:
-    """Print the number of operations of the run, as counted by the compiler."""
+def plan(config: Config, networks: dict[str, models.Trained], shape: tuple[int, ...]) -> Stages:
+    """Print the stages of the run, and its number of operations as counted by the compiler."""
+    trainings = {name: config.classifier if name == "clean" else getattr(config, name) for name in networks}
+    known = {TITLES.get(name, name): f"{each.steps:,} steps" for name, each in trainings.items()}
+    if "evaluator" not in networks:
+        return Stages("An unconditional denoiser, since the images have no labels", known | {"samples": f"{config.samples:,}"})
     x, t, labels = jnp.zeros((1, *shape)), jnp.zeros(1), jnp.zeros(1, jnp.int32)
     inputs = {"denoiser": (x, t, labels), "classifier": (x, t), "clean": (x, t), "evaluator": (x,)}
     one = {}
     for name, (apply, params, _) in networks.items():
         counted: Any = jax.jit(apply).lower(params, *inputs[name]).cost_analysis()
         one[name] = counted["flops"]
-    trainings = {"denoiser": config.denoiser, "clean": config.classifier, "classifier": config.classifier}
-    trainings["evaluator"] = config.evaluator
     # A gradient costs as much as two forward passes.
     training = sum(3 * one[name] * each.steps * each.batch for name, each in trainings.items())
     contrasts = sum(len(scales) for way, scales in SCALES.items() if "classifier" not in way)
@@ -203,11 +208,17 @@ def plan(config: Config, networks: dict[str, models.Trained], shape: tuple[int, 
     passes = config.samples * (2 * contrasts + steered + 3) + config.headline * 27
     sampling = config.steps * (passes * one["denoiser"] + steered * config.samples * 3 * one["classifier"])
     work = f"training takes {training / 1e12:.1f} TFLOP and sampling {sampling / 1e12:.1f} TFLOP"
-    print(f"plan: {work}, together {(training + sampling) / 6e12:.0f} minutes at 100 GFLOP/s")
+    known |= {
+        "calibration": f"on {config.calibration:,} samples",
+        "sweeps": f"{contrasts + steered + 3} rows of {config.samples:,} samples",
+        "main table": f"up to 16 rows of {config.headline:,} samples",
+        "report": "",
+    }
+    return Stages(f"Guidance table: {work}, together {(training + sampling) / 6e12:.0f} minutes at 100 GFLOP/s", known)
 
 
-def train(config: Config, train_set: data.Data, held_out: data.Data) -> tuple[models.Run, Judge | None, str]:
-    """The networks, the judge, and a digest of everything that they depend on. Without labels, the denoiser alone."""
+def train(config: Config, train_set: data.Data, held_out: data.Data) -> tuple[models.Run, Judge | None, str, Stages]:
+    """The networks, the judge, a digest of everything that they depend on, and the stages. Without labels, only a denoiser."""
     shape, classes = train_set.images.shape[1:], train_set.classes
     # A network without classes has one label: the null label, 0.
     sized = lambda network: dataclasses.replace(network, shape=shape, classes=max(1, classes))
@@ -220,7 +231,7 @@ def train(config: Config, train_set: data.Data, held_out: data.Data) -> tuple[mo
     if judge is not None:
         networks["evaluator"] = models.Trained(*gj.networks.from_nnx(judge))
         described["evaluator"] = {"kind": "Evaluator", "config": {"width": config.evaluator_width, "jitter": "a pixel"}}
-        plan(config, networks, shape)
+    stages = plan(config, networks, shape)
     wanted = losses(config, {name: network.apply for name, network in networks.items()}, classes)
     entries, checkpoints = {}, config.out / "checkpoints"
     for name, (_, params, _) in networks.items():
@@ -230,8 +241,9 @@ def train(config: Config, train_set: data.Data, held_out: data.Data) -> tuple[mo
             "data": f"{data.described(config.dataset, train_set.version)}, {len(train_set.labels)} images",
             **({"drop_rate": config.drop_rate, "loss": config.loss} if name == "denoiser" else {}),
         }
-        with contextlib.closing(data.batches(train_set, training.batch, config.seed)) as batches:
-            params = fit(name, wanted[name], params, batches, training, config.seed, checkpoints, identity)
+        order = data.batches(train_set, training.batch, config.seed)
+        with contextlib.closing(order) as batches, stages(TITLES.get(name, name)) as tell:
+            params = fit(name, wanted[name], params, batches, training, config.seed, checkpoints, identity, tell=tell)
         kept = run_directory(name, training, config.seed, checkpoints, identity)
         entries[name] = described[name] | {"checkpoint": str(kept.relative_to(config.out.absolute()))}
         networks[name] = networks[name]._replace(params=params)
@@ -243,7 +255,7 @@ def train(config: Config, train_set: data.Data, held_out: data.Data) -> tuple[mo
         del entries["evaluator"]
     devices.first(lambda: models.save(config.out, shape, train_set.names, entries))
     digest = hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()[:12]
-    return models.load(config.out), trained, digest
+    return models.load(config.out), trained, digest, stages
 
 
 def unconditional(config: Config, digest: str) -> dict[str, Any]:
@@ -270,29 +282,33 @@ def main(config: Config) -> dict[str, Any]:
         checks.check_count(config.dataset, "test", held_out, NEAREST + 1)
     networks = (config.network, config.classifier_network) if train_set.names else (config.network,)
     checks.check_size(config.dataset, train_set.images.shape[1:], *networks)
-    run, judge, digest = train(config, train_set, held_out)
+    run, judge, digest, stages = train(config, train_set, held_out)
     if judge is None:
-        return unconditional(config, digest)
+        with stages("samples"):
+            return unconditional(config, digest)
     trained = time.perf_counter()
-    run = models.calibrated(run, config.calibration, config.batch)
+    with stages("calibration"):
+        run = models.calibrated(run, config.calibration, config.batch)
     assert run.curve is not None
     samples = config.out / "samples"
     sweep = Sweep(run, judge, samples, digest, steps=config.steps, batch=config.batch, seed=config.seed + 1)
-    plain = {way: sweep.row(way, 1.0, config.samples) for way in ("unconditional", "conditional", "early")}
     starts = {
         "classifier": "unconditional",
         "clean_classifier": "unconditional",
         "early_cfg": "early",
         "early_autoguidance": "early",
     }
-    curves = {
-        way: [
-            plain[starts.get(way, "conditional")] | {"scale": 0.0 if "classifier" in way else 1.0},
-            *(sweep.row(way, scale, config.samples) for scale in scales),
-        ]
-        for way, scales in SCALES.items()
-    }
-    rows = {name: sweep.row(way, scale, config.headline) for name, (way, scale) in headlines(curves).items()}
+    with stages("sweeps"):
+        plain = {way: sweep.row(way, 1.0, config.samples) for way in ("unconditional", "conditional", "early")}
+        curves = {
+            way: [
+                plain[starts.get(way, "conditional")] | {"scale": 0.0 if "classifier" in way else 1.0},
+                *(sweep.row(way, scale, config.samples) for scale in scales),
+            ]
+            for way, scales in SCALES.items()
+        }
+    with stages("main table"):
+        rows = {name: sweep.row(way, scale, config.headline) for name, (way, scale) in headlines(curves).items()}
     real = np.round((train_set.images[: config.headline] + 1) * 127.5).astype(np.uint8)
     metrics = {
         "evaluator_accuracy": judge.accuracy,
@@ -303,5 +319,7 @@ def main(config: Config) -> dict[str, Any]:
         "seconds": {"training": trained - start, "all": time.perf_counter() - start},
     }
     (config.out / "metrics.json").write_text(json.dumps(metrics, indent=1))
-    report.write(config, metrics, sweep, held_out)
+    with stages("report"):
+        report.write(config, metrics, sweep, held_out)
+    report.tell(config, metrics)
     return metrics

@@ -26,6 +26,7 @@ from experiments.text_digits import scenes
 from experiments.tools import data
 from experiments.tools.fit import Training, fit
 from experiments.tools.models import SCHEDULE
+from experiments.tools.stages import Tell
 from guidance_jax.base import Denoiser
 from guidance_jax.networks import DiT, DiTConfig, Tokens
 from guidance_jax.pretrained.clip import CLIPText, CLIPTextConfig
@@ -164,7 +165,13 @@ def untrained(size: Size, seed: int = 0) -> Model:
 
 
 def trained(
-    out: Path = OUT, *, size: Size = SIZE, training: Training = TRAINING, drop_rate: float = 0.1, seed: int = 0
+    out: Path = OUT,
+    *,
+    size: Size = SIZE,
+    training: Training = TRAINING,
+    drop_rate: float = 0.1,
+    seed: int = 0,
+    tell: Tell | None = None,
 ) -> Model:
     """The trained model, from its checkpoint in `out`. If there is none, it is trained first, in minutes.
 
@@ -174,6 +181,7 @@ def trained(
       training: number of steps, batch size and learning rate.
       drop_rate: the probability of an empty text in training.
       seed: the seed of all random numbers.
+      tell: a function that gets one sentence about the training. None: it is printed.
     """
     new = untrained(size, seed)
     digits = data.load("digits", PAINTED, out / "data")
@@ -201,7 +209,7 @@ def trained(
         "contrast": CONTRAST,
     }
     batches = scenes.Scenes(scenes.Cells(digits), training.batch, seed)
-    params = fit("text_to_scene", loss, new.params, batches, training, seed, out / "checkpoints", identity)
+    params = fit("text_to_scene", loss, new.params, batches, training, seed, out / "checkpoints", identity, tell=tell)
     return new._replace(params=params)
 
 

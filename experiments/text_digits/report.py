@@ -235,6 +235,12 @@ def write(out: Path, metrics: dict[str, Any], painter: Painter, scale: float, bo
     negatives_picture(out / "negatives.png", painter, scale)
     compositions_picture(out / "compositions.png", painter, both, scale)
     (out / "report.md").write_text("\n".join(text(metrics)) + "\n")
+
+
+def tell(out: Path, metrics: dict[str, Any]) -> None:
+    """Print the tables and the findings, and which files to open first."""
     print("", *kinds(metrics["ways"]["CFG"], metrics["real"]), "", *methods(metrics["ways"]), "", *rest(metrics), "", sep="\n")
     print("\n".join(findings(metrics)))
-    print(f"\n{out / 'report.md'} has all tables and pictures.")
+    print(
+        f"\nOpen {out / 'report.md'} first. It has all tables and pictures. {out / 'prompts.png'} has samples over the scale."
+    )

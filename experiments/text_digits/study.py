@@ -28,6 +28,7 @@ from experiments.text_digits.model import OUT, SIZE, TRAINING, Model, Painter, S
 from experiments.tools import data
 from experiments.tools.evaluator import Evaluator, Judge, jitter
 from experiments.tools.fit import Training, fit
+from experiments.tools.stages import Stages, Tell
 
 READ, HELD_OUT = "train[50%:]", "test"
 """The digits on which the judge is trained, which are in no scene, and those on which it is tested."""
@@ -94,7 +95,7 @@ def with_blanks(digits: data.Data) -> data.Data:
     return data.Data(np.concatenate([digits.images, blanks]), labels, (*digits.names, "empty"), digits.version)
 
 
-def reader(config: Config) -> Judge:
+def reader(config: Config, tell: Tell) -> Judge:
     """The judge, trained on digits that are in no scene and tested on held-out digits."""
     train_set, held_out = (data.load("digits", split, config.out / "data") for split in (READ, HELD_OUT))
     cells, training, kept = with_blanks(train_set), config.evaluator, config.out / "checkpoints"
@@ -106,7 +107,7 @@ def reader(config: Config) -> Judge:
 
     identity = {"data": f"digits {cells.version} {READ} and blanks", "network": {"width": 32, "blocks": 2}}
     with contextlib.closing(data.batches(cells, training.batch, config.seed)) as batches:
-        params = fit("evaluator", loss, params, batches, training, config.seed, kept, identity)
+        params = fit("evaluator", loss, params, batches, training, config.seed, kept, identity, tell=tell)
     return Judge(module, params, held_out)
 
 
@@ -261,8 +262,8 @@ def compositions(config: Config, painter: Painter, judge: Judge) -> list[dict[st
     return rows
 
 
-def plan(config: Config, model: Model) -> None:
-    """Print the number of operations of training and sampling, as counted by the compiler."""
+def plan(config: Config, model: Model) -> Stages:
+    """Print the stages of the run, and its number of operations as counted by the compiler."""
     x, ids = jnp.zeros((1, *scenes.SHAPE)), jnp.zeros((1, scenes.LENGTH), jnp.int32)
 
     def network(params: Any, x: Array, ids: Array) -> Array:
@@ -274,10 +275,18 @@ def plan(config: Config, model: Model) -> None:
     points = len(config.scales) + len(config.others) * (len(WAYS) - 1) + 2 * len(config.calibrated)
     passes = 2 * points * count + 90 * config.repeats * (12 + 8 * (1 + len(config.others)))
     sampling = counted["flops"] * config.steps * passes
-    print(
-        f"plan: {sum(leaf.size for leaf in jax.tree.leaves(model.params)):,} parameters; training takes {training / 1e12:.0f} "
-        f"TFLOP and sampling {sampling / 1e12:.0f} TFLOP, together {(training + sampling) / 6e12:.0f} minutes at 100 GFLOP/s"
-    )
+    known = {
+        "judge": f"{config.evaluator.steps:,} steps",
+        "text-to-image model": f"{config.model.steps:,} steps",
+        "sweeps": f"{points} rows of {count:,} prompts",
+        "negative prompts": "",
+        "compositions": "",
+        "report": "",
+    }
+    size = sum(leaf.size for leaf in jax.tree.leaves(model.params))
+    work = f"training takes {training / 1e12:.0f} TFLOP and sampling {sampling / 1e12:.0f} TFLOP"
+    minutes = f"together {(training + sampling) / 6e12:.0f} minutes at 100 GFLOP/s"
+    return Stages(f"Text to image with {size:,} parameters: {work}, {minutes}", known)
 
 
 def small(config: Config) -> Config:
@@ -304,19 +313,24 @@ def main(config: Config) -> dict[str, Any]:
     config = small(config) if config.smoke else config
     config.out.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", str((config.out / "compilation_cache").absolute()))
-    plan(config, untrained(config.size))
-    judge = reader(config)
-    model = trained(config.out, size=config.size, training=config.model, drop_rate=config.drop_rate, seed=config.seed)
+    stages = plan(config, untrained(config.size))
+    with stages("judge") as tell:
+        judge = reader(config, tell)
+    options: Any = {"size": config.size, "training": config.model, "drop_rate": config.drop_rate, "seed": config.seed}
+    with stages("text-to-image model") as tell:
+        model = trained(config.out, **options, tell=tell)
     ready = time.perf_counter()
     painter = Painter(model, config.steps, config.batch)
-    metrics = {
-        "evaluator_accuracy": judge.accuracy,
-        "real": real(config, judge),
-        "ways": sweep(config, painter, judge),
-        "negatives": negatives(config, painter, judge),
-        "compositions": compositions(config, painter, judge),
-        "seconds": {"training": ready - start, "all": time.perf_counter() - start},
-    }
+    metrics = {"evaluator_accuracy": judge.accuracy, "real": real(config, judge)}
+    with stages("sweeps"):
+        metrics["ways"] = sweep(config, painter, judge)
+    with stages("negative prompts"):
+        metrics["negatives"] = negatives(config, painter, judge)
+    with stages("compositions"):
+        metrics["compositions"] = compositions(config, painter, judge)
+    metrics["seconds"] = {"training": ready - start, "all": time.perf_counter() - start}
     (config.out / "metrics.json").write_text(json.dumps(metrics, indent=1))
-    report.write(config.out, metrics, painter, config.scale, both)
+    with stages("report"):
+        report.write(config.out, metrics, painter, config.scale, both)
+    report.tell(config.out, metrics)
     return metrics

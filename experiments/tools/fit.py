@@ -15,12 +15,12 @@ import numpy as np
 import optax
 from jax import Array
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 import guidance_jax as gj
 from experiments.tools import devices, disk
 from experiments.tools.checkpoints import Checkpoints, claim, host, kept, leaves, put, restore
 from experiments.tools.progress import Events, Waiting
+from experiments.tools.stages import Progress, Tell, say
 
 __all__ = ["Batches", "Training", "fit", "restore", "run_directory"]
 
@@ -105,6 +105,7 @@ def fit(
     identity: dict[str, Any],
     *,
     mesh: Mesh | None = None,
+    tell: Tell | None = None,
 ) -> Any:
     """Trains a network, and returns its averaged parameters.
 
@@ -128,6 +129,7 @@ def fit(
         and order of the data, choices inside `loss`. Another identity is another run. Leave out what does not change the
         result: devices, processes, directories.
       mesh: A mesh with one axis, "data". None: all devices.
+      tell: A function that gets one sentence about the training at its end. None: it is printed.
 
     Raises:
       FloatingPointError: If a loss, a gradient or a parameter is not finite. The message has the step and the last good
@@ -143,16 +145,17 @@ def fit(
     _check_kept(params, batches)
     mesh = devices.mesh() if mesh is None else mesh
     run = _Run(name, training, run_directory(name, training, seed, directory, identity), mesh)
+    tell = run.say if tell is None else tell
     devices.first(lambda: run.open(_text(name, training, seed, identity)))
     try:
         state, step = _program(loss, training, seed, mesh, params)
         state, start = _resume(run, state, batches)
         if start == training.steps:
-            run.say(f"from the checkpoint {run.path.name}")
+            tell(f"from the checkpoint {run.path.name}")
         else:
             if start:
                 run.say(f"continues from step {start} of {training.steps}")
-            state = _train(run, step, state, start, batches)
+            state = _train(run, step, state, start, batches, tell)
         return jax.tree.map(lambda leaf, like: jnp.asarray(leaf, like.dtype), host(state["average"]), params)
     finally:
         if run.store is not None:
@@ -222,9 +225,8 @@ class _Run:
             raise self.store.failed(f"the log of step {start} could not be written to {self.path}", error) from error
 
     def say(self, text: str) -> None:
-        """Prints to the terminal, in process 0 only."""
-        if jax.process_index() == 0:
-            tqdm.write(f"{self.name}: {text}")
+        """Prints a line, in process 0 only."""
+        say(f"{self.name}: {text}")
 
     def wait(self) -> None:
         """Waits until the last checkpoint is completely on the disk."""
@@ -292,12 +294,11 @@ def _resume(run: _Run, state: Any, batches: Batches) -> tuple[Any, int]:
     return copy(devices.replicate(run.mesh, devices.broadcast(held))), step
 
 
-def _train(run: _Run, step: Callable[..., Any], state: Any, start: int, batches: Batches) -> Any:
-    training, logged, waiting = run.training, [], Waiting()
+def _train(run: _Run, step: Callable[..., Any], state: Any, start: int, batches: Batches, tell: Tell) -> Any:
+    training, logged, waiting, loss = run.training, [], Waiting(), math.nan
     with contextlib.ExitStack() as stack:
         devices.first(lambda: run.tell(stack, start))
-        hidden = run.store is None
-        bar = stack.enter_context(tqdm(total=training.steps, initial=start, desc=run.name, unit="step", disable=hidden))
+        bar = stack.enter_context(Progress(run.name, training.steps, "step", start, hidden=run.store is None))
         for done in range(start + 1, training.steps + 1):
             rows = _rows(waiting.next(batches), training.batch)
             state, new = step(state, np.int32(done - 1), *devices.share(run.mesh, rows))
@@ -305,16 +306,18 @@ def _train(run: _Run, step: Callable[..., Any], state: Any, start: int, batches:
             saves = done % training.checkpoint_every == 0 or done in training.snapshots or done == training.steps
             if saves or done % LOG_EVERY == 0:
                 # Reading losses waits for the device, so they are read rarely and together.
-                _log(run, done, jax.device_get(logged), waiting, bar)
+                loss = _log(run, done, jax.device_get(logged), waiting)
                 logged = []
+                bar.note(f"loss={loss:.4f}")
             if saves:
                 _save(run, done, state, batches)
             if done == start + 1:
+                jax.block_until_ready(new)
                 waiting.restart()  # The first step compiles.
             bar.update()
         share = waiting.share()
         devices.first(run.wait)
-    run.say(f"waiting for data: {100 * share:.1f} % of the time")
+    tell(f"{training.steps - start:,} steps, loss {loss:.4f}, {100 * share:.1f} % of the time waiting for data")
     return state
 
 
@@ -328,7 +331,8 @@ def _rows(batch: tuple[np.ndarray, np.ndarray], size: int) -> tuple[np.ndarray, 
     return batch
 
 
-def _log(run: _Run, done: int, logged: list[dict[str, Any]], waiting: Waiting, bar: tqdm) -> None:
+def _log(run: _Run, done: int, logged: list[dict[str, Any]], waiting: Waiting) -> float:
+    """Writes the losses since the last call, and returns their mean."""
     first = done - len(logged)
     for number, one in enumerate(logged, first):
         for what in ("loss", "gradient_norm"):
@@ -350,7 +354,7 @@ def _log(run: _Run, done: int, logged: list[dict[str, Any]], waiting: Waiting, b
             raise run.store.failed(f"the log of step {done - 1} could not be written to {run.path}", error) from error
 
     devices.first(write)
-    bar.set_postfix(loss=f"{np.mean([one['loss'] for one in logged]):.4f}")
+    return float(np.mean([one["loss"] for one in logged]))
 
 
 def _save(run: _Run, done: int, state: Any, batches: Batches) -> None:

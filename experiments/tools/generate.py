@@ -21,12 +21,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tyro
 from jax import Array
-from tqdm import tqdm
 
 import guidance_jax as gj
 from experiments.tools import devices as local
 from experiments.tools import disk, models, pictures
 from experiments.tools.shards import Shards
+from experiments.tools.stages import Progress
 
 Program = Callable[[Any, Array, Array], Array]
 """`(inputs, keys [B], labels [B]) -> images [B, H, W, C]` in [-1, 1]. Each image depends on its own key and label."""
@@ -195,7 +195,7 @@ def _together() -> Iterator[None]:
     except Exception as caught:
         trouble = caught
         if jax.process_count() > 1:
-            tqdm.write(f"process {jax.process_index()} has stopped: {caught}", file=sys.stderr)
+            print(f"process {jax.process_index()} has stopped: {caught}", file=sys.stderr, flush=True)
     _meet()
     said = local.gather("" if trouble is None else f"{type(trouble).__name__}: {trouble}")
     if trouble is not None:
@@ -249,8 +249,7 @@ def _fill(shards: Shards, mine: Sequence[int], missing: list[int], draw: Draw, b
     total = sum(len(shards.indices(number)) for number in mine)
     found = total - sum(len(shards.indices(number)) for number in missing)
     share = f" (process 0 of {jax.process_count()})" if jax.process_count() > 1 else ""
-    asked = {"desc": shards.directory.name + share, "unit": "sample", "disable": jax.process_index() > 0}
-    with tqdm(total=total, initial=found, **asked) as bar:
+    with Progress(shards.directory.name + share, total, "sample", found, hidden=jax.process_index() > 0) as bar:
         for number in missing:
             indices = shards.indices(number)
             parts = [indices[i : i + batch] for i in range(0, len(indices), batch)]
@@ -287,27 +286,35 @@ def balanced(samples: int, classes: Sequence[int]) -> np.ndarray:
     return np.resize(np.asarray(classes, np.int32), samples)
 
 
-def grid(shards: Shards, rows: int = 20, columns: int = 10) -> Path:
-    """Writes a picture of a finished set, `grid.png`: one row per class, with the first samples of each.
+def grid(shards: Shards, rows: int = 20, columns: int = 10, names: Sequence[str] | None = ()) -> Path:
+    """Writes a picture of a finished set, `grid.png`: one row per class, with the first samples of each and its name.
+
+    Args:
+      shards: The set.
+      rows: The maximum number of classes.
+      columns: The maximum number of samples per class.
+      names: The names of the classes. Empty: a row has the number of its class. None: no names, as of unconditional samples.
 
     Raises:
       FileNotFoundError: If a shard with these samples is missing.
       ValueError: If such a shard is damaged.
     """
-    index = [np.flatnonzero(shards.labels == label)[:columns] for label in np.unique(shards.labels)[:rows]]
+    classes = np.unique(shards.labels)[:rows].tolist()
+    index = [np.flatnonzero(shards.labels == label)[:columns] for label in classes]
     index = np.stack([row[: min(map(len, index))] for row in index])
     parts = {number: shards.read(number) for number in np.unique(index // shards.size).tolist()}
     images = np.stack([[parts[i // shards.size][i % shards.size] for i in row] for row in index.tolist()])
-    canvas = pictures.montage(images.astype(np.float32) / 127.5 - 1)
+    named = [] if names is None else [names[label] if names else f"class {label}" for label in classes]
+    canvas = pictures.montage(images.astype(np.float32) / 127.5 - 1, rows=named)
     path = shards.directory / "grid.png"
     with shards.kept(canvas.nbytes), disk.replacing(path) as file:
         plt.imsave(file, canvas[..., 0] if canvas.shape[2] == 1 else canvas, cmap="gray", vmin=0, vmax=1, format="png")
     return path
 
 
-def assembled(channels: int | None = None) -> Callable[[Shards], None]:
+def assembled(channels: int | None = None, names: Sequence[str] | None = ()) -> Callable[[Shards], None]:
     """The `finish` of the commands: assembles one file with so many channels, writes the grid, and prints both paths."""
-    return lambda shards: print(f"{shards.assemble(channels)}\n{grid(shards)}")
+    return lambda shards: print(f"{shards.assemble(channels)}\n{grid(shards, names=names)}")
 
 
 def main(config: Config) -> Shards:
@@ -340,7 +347,7 @@ def draw(config: Config) -> Shards:
         {**identity, "interval": models.INTERVAL, "networks": {name: known[name] for name in way.networks}},
         batch=config.batch,
         shard=config.shard,
-        finish=assembled(config.channels),
+        finish=assembled(config.channels, None if config.guidance == "unconditional" else run.names),
     )
 
 

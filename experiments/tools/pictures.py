@@ -1,6 +1,7 @@
 """Figures of all jobs: their style, the colours of methods and samplers, image grids, and labelled curves."""
 
 import itertools
+import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ mpl.use("agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont
 from matplotlib.patheffects import withStroke
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 import guidance_jax as gj
 
@@ -109,16 +111,35 @@ def label_points(axis: Axes, points: Iterable[tuple[float, float, str, Any]], si
         )
 
 
-def montage(images: np.ndarray, minimum: int = 32) -> np.ndarray:
+def montage(images: np.ndarray, minimum: int = 32, rows: Sequence[str] = ()) -> np.ndarray:
     """A grid `[R, C, H, W, channels]` in [-1, 1] as one image in [0, 1].
 
     Images are enlarged to a height of at least `minimum` pixels. Each one has a white border.
+
+    Args:
+      images: The images.
+      minimum: The minimum height of an image in pixels.
+      rows: Names of the rows, written on their left; empty: none.
     """
     times = -(-minimum // images.shape[2])
     tiles = np.clip((images + 1) / 2, 0, 1).repeat(times, axis=2).repeat(times, axis=3)
     tiles = np.pad(tiles, ((0, 0), (0, 0), (2, 2), (2, 2), (0, 0)), constant_values=1)
-    rows, columns, height, width, channels = tiles.shape
-    return tiles.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, channels)
+    count, columns, height, width, channels = tiles.shape
+    canvas = tiles.transpose(0, 2, 1, 3, 4).reshape(count * height, columns * width, channels)
+    return np.concatenate([_margin(rows, height, channels), canvas], axis=1) if rows else canvas
+
+
+def _margin(names: Sequence[str], height: int, channels: int) -> np.ndarray:
+    """A white margin with a name per row of that height, set flush right, as an image in [0, 1]."""
+    size = min(max(height // 5, 11), 28)
+    font, lines = ImageFont.truetype(findfont("DejaVu Sans"), size), max(1, height // (size + 6))
+    wrapped = [textwrap.fill(name, max(14, -(-len(name) // lines))) for name in names]
+    wide = max(font.getlength(line) for name in wrapped for line in name.split("\n"))
+    margin = Image.new("L", (round(wide) + 2 * size, len(names) * height), 255)
+    draw = ImageDraw.Draw(margin)
+    for row, name in enumerate(wrapped):
+        draw.text((margin.width - size, (row + 0.5) * height), name, fill=34, font=font, anchor="rm", align="right")
+    return np.repeat(np.asarray(margin)[..., None] / 255, channels, axis=2)
 
 
 def grids(path: Path, columns: dict[str, np.ndarray], rows: Sequence[str], title: str, labels: float = 0.8) -> None:
@@ -150,11 +171,43 @@ def grids(path: Path, columns: dict[str, np.ndarray], rows: Sequence[str], title
         save(figure, path)
 
 
+def bands(path: Path, grids: dict[str, dict[str, np.ndarray]], rows: Sequence[str], labels: float = 1.5) -> None:
+    """Write image grids `[R, C, H, W, channels]` in [-1, 1], one band per method and one column per scale.
+
+    Args:
+      path: The PNG file.
+      grids: The grids by the name of their column, by the name of their band.
+      rows: The name of each row of a band.
+      labels: The width of the names of bands and rows, in inches.
+    """
+    columns = list(next(iter(grids.values())))
+    height, width = montage(next(iter(next(iter(grids.values())).values()))).shape[:2]
+    wide = (10 - labels) / len(columns)
+    with plt.style.context(STYLE):
+        size = 10, len(grids) * wide * height / width + 0.5
+        figure, axes = plt.subplots(len(grids), len(columns), figsize=size, squeeze=False)
+        for column, name in zip(axes[0], columns, strict=True):
+            column.set_title(name, fontsize=13)
+        for line, (band, shown) in zip(axes, grids.items(), strict=True):
+            for axis, grid in zip(line, shown.values(), strict=True):
+                canvas = montage(grid)
+                axis.imshow(canvas if canvas.shape[2] == 3 else canvas[..., 0], vmin=0, vmax=1)
+                axis.set(xticks=[], yticks=[])
+                axis.grid(visible=False)
+                axis.spines[:].set_visible(False)
+            line[0].set_yticks((np.arange(len(rows)) + 0.5) * height / len(rows) - 0.5, rows)
+            line[0].tick_params(length=0)
+            line[0].set_ylabel(band, fontsize=14, fontweight="bold", labelpad=8)
+        figure.set_layout_engine("constrained", h_pad=0.04, hspace=0.0, w_pad=0.05)
+        save(figure, path)
+
+
 def digits(
     out: Path, samples: dict[str, np.ndarray], scales: tuple[float, ...], metrics: dict[str, Any], test_set: Any
 ) -> None:
     """Write a grid of samples for each method, an overview of all methods, and the curves of fidelity and diversity."""
     each = min(5, samples["cfg"].shape[2], np.bincount(test_set.labels).min())
+    names = [f"class {name}" if name.isdecimal() else name for name in test_set.names]
     at = {scale: i for i, scale in enumerate(scales)}
     shown = [scale for scale in (1.0, 2.0, 4.0, 12.0) if scale in at] or list(scales[:4])
     real = np.stack([test_set.images[test_set.labels == y][:each] for y in range(test_set.classes)])
@@ -168,21 +221,21 @@ def digits(
         "unconditional model": samples["cfg"][at[0.0], :, :each],
         "conditional model": samples["cfg"][at[1.0], :, :each],
     }
-    grids(out / "samples_unguided.png", unguided, test_set.names, "Samples without guidance, one row per class")
+    grids(out / "samples_unguided.png", unguided, names, "Samples without guidance, one row per class")
     for way, title in titles.items():
         columns = {f"scale {scale:g}": samples[way][at[scale], :, :each] for scale in shown}
-        grids(out / f"samples_{way}.png", columns, test_set.names, f"{title}, one row per class")
+        grids(out / f"samples_{way}.png", columns, names, f"{title}, one row per class")
     best = max(range(len(scales)), key=lambda i: metrics["classifier"][i]["accuracy"])
-    high = 8.0 if 8.0 in at else max(scales)
+    some, high = 4.0 if 4.0 in at else scales[-1], max(scales)
     overview = {
-        "unconditional\nmodel": samples["cfg"][at[0.0], :, :each],
-        "conditional\nmodel": samples["cfg"][at[1.0], :, :each],
-        "CFG\nscale 2": samples["cfg"][at.get(2.0, -1), :, :each],
-        f"classifier\nscale {scales[best]:g}": samples["classifier"][best, :, :each],
-        f"CFG\nscale {high:g}": samples["cfg"][at[high], :, :each],
-        f"calibrated CFG\nscale {high:g}": samples["calibrated"][at[high], :, :each],
+        "unconditional\nw = 0": samples["cfg"][at[0.0], :, :each],
+        "no guidance\nw = 1": samples["cfg"][at[1.0], :, :each],
+        f"CFG\nw = {some:g}": samples["cfg"][at[some], :, :each],
+        f"CFG\nw = {high:g} ": samples["cfg"][at[high], :, :each],
+        f"calibrated\nw = {high:g}": samples["calibrated"][at[high], :, :each],
+        f"classifier\nw = {scales[best]:g}": samples["classifier"][best, :, :each],
     }
-    grids(out / "overview.png", overview, test_set.names, "Guided handwritten digits, one row per class", labels=0.4)
+    grids(out / "overview.png", overview, names, "Guided handwritten digits, one row per class")
     curve(out / "fidelity_diversity.png", scales, metrics)
 
 

@@ -3,8 +3,10 @@
 import contextlib
 import fcntl
 import importlib.util
+import io
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -143,7 +145,11 @@ def _prepare(name: str, theirs: Any, manual_dir: Path | None) -> None:
         raise ModuleNotFoundError(needed)
     try:
         given = str(manual_dir.absolute()) if manual_dir else None
-        theirs.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=given))
+        config, quiet = tfds.download.DownloadConfig(manual_dir=given), name == "digits"
+        if quiet or not sys.stderr.isatty():
+            tfds.disable_progress_bar()
+        with contextlib.redirect_stdout(io.StringIO()) if quiet else contextlib.nullcontext():  # Nothing is downloaded.
+            theirs.download_and_prepare(download_config=config)
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and "tensorflow" in str(error):
             raise ModuleNotFoundError(needed) from error

@@ -1,6 +1,7 @@
 """Tests of the digits job: its config and its judge."""
 
 import json
+import re
 
 import jax.numpy as jnp
 import numpy as np
@@ -47,11 +48,20 @@ def test_the_program_of_the_judge_has_no_images_and_no_weights_as_constants(no_c
 
 
 @pytest.mark.slow
-def test_a_smoke_run_writes_its_files_and_every_scale_of_zero_is_the_unconditional_model(lenient, tmp_path):
+def test_a_smoke_run_writes_its_files_and_every_scale_of_zero_is_the_unconditional_model(lenient, tmp_path, capsys):
     from experiments.digits import Config, main
 
     metrics = main(Config(out=tmp_path, smoke=True))
     out = tmp_path / "smoke"
+    printed = capsys.readouterr().out
+    first, plan, more, *lines = (line for line in printed.splitlines() if line)
+    assert first == "Guided digits"
+    assert plan == "1/7 data, built in · 2/7 denoiser, 5 steps · 3/7 classifier, 5 steps · 4/7 judge, 5 steps"
+    assert more == "5/7 calibration, on 50 samples · 6/7 sampling, 3 methods at 3 scales · 7/7 tables and pictures"
+    names = ("data", "denoiser", "classifier", "judge", "calibration", "sampling", "tables and pictures")
+    for number, (name, line) in enumerate(zip(names, lines, strict=False), 1):
+        assert re.fullmatch(rf"{number}/7 {name}: [\d.]+ s( \(.+\))?", line)
+    assert f"Open {out / 'overview.png'} first" in printed
     assert json.loads((out / "metrics.json").read_text()) == json.loads(json.dumps(metrics))
     assert {"calibration.png", "checkpoints"} < {path.name for path in out.iterdir()}
     assert len(list(out.glob("*.png"))) > 3

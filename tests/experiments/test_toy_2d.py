@@ -30,10 +30,10 @@ def test_exact_samples_have_the_best_metrics_and_the_classes_are_mirror_images()
 
 
 @pytest.mark.slow
-def test_autoguidance_restores_the_likelihood_and_keeps_the_branches_that_cfg_drops(tmp_path):
+def test_autoguidance_restores_the_likelihood_and_keeps_the_branches_that_cfg_drops(tmp_path, capsys):
     """The smoke run, and the files that it writes."""
     rows = toy_2d.main(toy_2d.Config(out=tmp_path, smoke=True))
-    assert list(rows) == ["truth", *toy_2d.UNGUIDED, *toy_2d.GUIDED]
+    assert list(rows) == ["truth", *toy_2d.UNGUIDED, *toy_2d.GUIDED, "particles"]
     assert {path.name for path in (tmp_path / "smoke").iterdir()} == {"overview.png", "curves.png", "metrics.json"}
     found = json.loads((tmp_path / "smoke" / "metrics.json").read_text())
     assert found["scales"] == [1.0, 3.0]

@@ -314,7 +314,7 @@ def test_a_folder_of_classes_has_networks_samples_and_a_judge(classes, config, m
 
     drawn = {}
 
-    def untrained(name, loss, params, batches, training, seed, directory, identity):
+    def untrained(name, loss, params, batches, training, seed, directory, identity, tell):
         drawn[name] = images, labels = next(batches)
         assert jax.eval_shape(loss, params, jax.random.key(seed), images, labels).shape == ()
         assert identity["data"] == f"folder {found.version}, 27 images"
@@ -324,7 +324,7 @@ def test_a_folder_of_classes_has_networks_samples_and_a_judge(classes, config, m
     monkeypatch.setattr(models, "restore", lambda path, like, step: like)
     config, found = dataclasses.replace(config, dataset=str(classes)), load(classes)
     config.out.mkdir()
-    run, judge, digest = study.train(config, found, load(classes, "test"))
+    run, judge, digest, _ = study.train(config, found, load(classes, "test"))
     assert drawn.keys() == {"denoiser", "classifier", "clean", "evaluator"}
     of_folder = set(zip(stored(found.images), found.labels.tolist(), strict=True))
     for images, labels in drawn.values():

@@ -19,6 +19,7 @@ import guidance_jax as gj
 from guidance_jax.checks import kinds
 
 ROOT = Path(__file__).parents[2]
+GUIDES = sorted((ROOT / ".github" / "site" / "guide").glob("*.md"))
 PUBLIC = public()
 KINDS = {name: value for name, value in vars(kinds).items() if isinstance(value, TypeAliasType)}
 """The annotations that define what a parameter accepts."""
@@ -105,9 +106,9 @@ def test_every_module_lists_its_public_names():
         assert all(hasattr(module, name) for name in module.__all__)
 
 
-def test_the_names_in_the_readme_and_the_experiments_are_public():
+def test_the_names_in_the_readme_the_guides_and_the_experiments_are_public():
     """So `__all__`, on which the rules above rely, omits no name that a user meets."""
-    files = [ROOT / "README.md", *sorted((ROOT / "experiments").rglob("*.py"))]
+    files = [ROOT / "README.md", *GUIDES, *sorted((ROOT / "experiments").rglob("*.py"))]
     used = {match for file in files for match in re.findall(r"\bgj\.(\w+)(?:\.(\w+))?", file.read_text())}
     assert len(used) > 60
     for first, second in used:
@@ -136,12 +137,13 @@ def test_doctest_finds_every_example():
         assert name in OF_FILES or examples[0], name
 
 
-def test_the_references_in_the_readme_are_those_of_the_docstrings():
-    """A row of its tables and the docstring of that row's function have the same arXiv numbers."""
-    rows = re.findall(r"^\| (`.*?) \|.*\| ([^|]*) \|$", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
+def test_the_references_in_the_guides_are_those_of_the_docstrings():
+    """A row of their tables and the docstring of that row's function have the same arXiv numbers."""
+    text = "\n".join(page.read_text() for page in GUIDES)
+    rows = re.findall(r"^\| (`.*?) \|.*\| ([^|]*) \|$", text, flags=re.MULTILINE)
     checked = 0
     for left, right in rows:
-        names = [name for name in re.findall(r"`([a-z]\w*)[`(]", left.partition(" | ")[0]) if name in PUBLIC]
+        names = [name for name in re.findall(r"`gj\.([a-z][\w.]*)[`(]", left.partition(" | ")[0]) if name in PUBLIC]
         docs = " ".join(PUBLIC[name].__doc__ for name in names)
         for number in re.findall(r"\b\d{4}\.\d{5}\b", right) if names else ():
             assert number in docs, (names, number)

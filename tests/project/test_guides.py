@@ -1,4 +1,4 @@
-"""The code of the guide pages runs as a reader would paste it, and prints what its comments say."""
+"""The code of both READMEs and of the guide pages runs as a reader would paste it, and prints what its comments say."""
 
 import ast
 import contextlib
@@ -10,7 +10,8 @@ from pathlib import Path
 import jax
 import pytest
 
-GUIDES = sorted((Path(__file__).parents[2] / ".github" / "site" / "guide").glob("*.md"))
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md", *sorted((ROOT / ".github" / "site" / "guide").glob("*.md"))]
 IMPORTS = "import jax, jax.numpy as jnp\nimport guidance_jax as gj\n"
 
 
@@ -26,8 +27,8 @@ def said(comments: dict[int, str], last: int, lines: list[str]) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.stem)
-def test_a_guide_prints_what_it_says(page):
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_page_prints_what_it_says(page):
     names: dict[str, object] = {"__name__": "__main__"}
     exec(IMPORTS, names)
     text = page.read_text()

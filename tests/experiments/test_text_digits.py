@@ -323,7 +323,10 @@ def test_a_config_with_a_wrong_value_raises(change, message):
 def test_a_smoke_run_writes_a_report_and_its_checkpoint_is_used_again(lenient, tmp_path, capsys, monkeypatch):
     from experiments.text_digits import study
     from experiments.text_digits.model import trained
+    from experiments.tools import devices
 
+    whole = devices.mesh
+    monkeypatch.setattr(devices, "mesh", lambda: whole(jax.devices()[:1]))  # The digits job trains on all devices.
     painters, write = [], study.report.write
     monkeypatch.setattr(study.report, "write", lambda *given: (painters.append(given[2]), write(*given)))
     metrics = study.main(study.Config(out=tmp_path, smoke=True))

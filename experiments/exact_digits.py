@@ -180,7 +180,8 @@ def sweep(config: Config, world: World, make: Any, settings: Any, given: Any = (
     keys = jax.random.split(jax.random.key(config.seed), len(labels))
 
     def one(setting: Array, keys: Array, x: Array) -> tuple[Array, Array]:
-        state, _ = gj.run(keys, *make(labels, *setting, *given), gj.dpmpp_2m(), levels, x)
+        branches, guidance = make(labels, *setting, *given)
+        state, _ = gj.run(keys, branches, guidance, gj.dpmpp_2m(), levels, x)
         return state.x, state.evaluations
 
     hasty = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}

@@ -25,8 +25,8 @@ def drawn(size, seed=0):
     from guidance_jax import networks, pretrained
 
     module = pretrained.abstract(functools.partial(TextToScene, size))
-    functions, params = zip(*(networks.from_nnx(module, name) for name in ("__call__", "read", "contrast")), strict=True)
-    return Model(*functions, awake.drawn(params[0], seed))
+    (apply, params), (read, _), (contrast, _) = (networks.from_nnx(module, name) for name in ("__call__", "read", "contrast"))
+    return Model(apply, read, contrast, awake.drawn(params, seed))
 
 
 @functools.cache

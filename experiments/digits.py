@@ -342,10 +342,12 @@ def main(config: Config) -> dict[str, Any]:
     with stages("tables and pictures"):
         evaluator = Evaluator(shape, classes, **dataclasses.asdict(config.evaluator_size), rngs=nnx.Rngs(0))
         apply, params = trained["evaluator"]
+        judged = judge(trained, evaluator, np.concatenate([*samples.values()]), test_set, train_set)
+        count = len(config.scales)
         metrics = {
             "evaluator_accuracy": float(gj.metrics.accuracy(apply(params, test_set.images), jnp.asarray(test_set.labels))),
             "scales": config.scales,
-            **{way: judge(trained, evaluator, images, test_set, train_set) for way, images in samples.items()},
+            **{way: judged[i * count : (i + 1) * count] for i, way in enumerate(samples)},
             "samples_a_scale": int(np.prod(samples["cfg"].shape[1:3])),
             "seconds": time.perf_counter() - start,
         }

@@ -178,14 +178,19 @@ def sweep(config: Config, world: World, make: Any, settings: Any, given: Any = (
     # The initial noise is an argument, because drawing it would double the time of compilation. The sampler draws nothing.
     x = levels.sigma[0] * np.random.default_rng((config.seed, seed)).standard_normal((len(labels), size), np.float32)
     keys = jax.random.split(jax.random.key(config.seed), len(labels))
-    one = lambda run, setting, keys, x: run(keys, *make(labels, *setting, *given), gj.dpmpp_2m(), levels, x)
-    over = lambda run: jax.jit(jax.vmap(functools.partial(one, run), in_axes=(0, None, None)))
+
+    def one(setting: Array, keys: Array, x: Array) -> tuple[Array, Array]:
+        branches, guidance = make(labels, *setting, *given)
+        state, _ = gj.run(keys, branches, guidance, gj.dpmpp_2m(), levels, x)
+        return state.x, state.evaluations
+
     hasty = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-    program = over(gj.sample).lower(settings, keys, x).compile(hasty if config.smoke else None)
+    lowered = jax.jit(jax.vmap(one, in_axes=(0, None, None))).lower(settings, keys, x)
+    program = lowered.compile(hasty if config.smoke else None)
     start = time.perf_counter()
-    samples = jax.block_until_ready(program(settings, keys, x)).reshape(len(settings), classes, -1, size)
+    samples, counts = jax.block_until_ready(program(settings, keys, x))
     cost = {"milliseconds": 1e3 * (time.perf_counter() - start) / (len(settings) * len(labels))}
-    counts = over(gj.evaluations)(settings, keys, x).tolist()
+    samples, counts = samples.reshape(len(settings), classes, -1, size), counts.tolist()
     rows = [jax.tree.map(float, measure(world, world.judge, part)) | cost for part in samples]
     return samples, [row | {"evaluations": count} for row, count in zip(rows, counts, strict=True)]
 

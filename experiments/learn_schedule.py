@@ -99,15 +99,24 @@ class World(NamedTuple):
 
 def grow(config: Config) -> World:
     """Two overlapping classes with two components each. Class 1 is much wider and more frequent."""
-    mixture = gj.oracles.GaussianMixture(
-        jnp.array([[0.9, -0.4], [0.3, 0.5], [-0.5, 0.2], [-1.5, 1.0]]),
-        jnp.array([0.5, 0.5, 2.5, 1.5])[:, None, None] * jnp.eye(2)[None],
-        jnp.array([1.0, 1.0, 20.0, 10.0]),
-        jnp.array([0, 0, 1, 1]),
-    )
-    levels = gj.levels(gj.schedules.edm(0.02, 40.0), config.steps, gj.spacings.karras())
-    low, high = jnp.log(levels.ratio[-2]), jnp.log(levels.ratio[0])
-    return World(mixture, levels, jnp.linspace(low, high, config.knots))
+
+    @jax.jit
+    def world() -> World:
+        mixture = gj.oracles.GaussianMixture(
+            jnp.array([[0.9, -0.4], [0.3, 0.5], [-0.5, 0.2], [-1.5, 1.0]]),
+            jnp.array([0.5, 0.5, 2.5, 1.5])[:, None, None] * jnp.eye(2)[None],
+            jnp.array([1.0, 1.0, 20.0, 10.0]),
+            jnp.array([0, 0, 1, 1]),
+        )
+        levels = path(config.steps)
+        low, high = jnp.log(levels.ratio[-2]), jnp.log(levels.ratio[0])
+        return World(mixture, levels, jnp.linspace(low, high, config.knots))
+
+    return world()
+
+
+def path(steps: int) -> gj.NoiseLevel:
+    return gj.levels(gj.schedules.edm(0.02, 40.0), steps, gj.spacings.karras())
 
 
 def clean_log_prob(world: World, x: Array, label: int) -> Array:
@@ -234,10 +243,10 @@ def mean_error(values: np.ndarray) -> tuple[float, float]:
 
 def memory(config: Config, world: World, steps: int, remat: bool) -> int:
     """The bytes of temporary memory of the gradient's program."""
-    world = grow(dataclasses.replace(config, steps=steps))
-    target = jnp.zeros((config.batch, 2))
-    loss = lambda values: criterion(world, learned(world, values), target, jax.random.key(0), remat)
-    compiled = jax.jit(jax.grad(loss)).lower(jnp.ones(config.knots)).compile()
+    world = world._replace(levels=jax.jit(path, static_argnums=0)(steps))
+    target, values = np.zeros((config.batch, 2), np.float32), np.ones(config.knots, np.float32)
+    loss = lambda values: criterion(world, learned(world, values), jnp.asarray(target), jax.random.key(0), remat)
+    compiled = jax.jit(jax.grad(loss)).lower(values).compile()
     return compiled.memory_analysis().temp_size_in_bytes  # pyright: ignore[reportOptionalMemberAccess]
 
 
@@ -249,12 +258,12 @@ def judge(config: Config, world: World, guidances: dict[str, gj.Guidance]) -> di
     lines = jax.random.key(config.seed + 4)
     sliced = jax.jit(lambda x, target: gj.metrics.sliced_wasserstein(x, target, lines, projections=64))
     energy = jax.jit(lambda x, target: gj.metrics.energy_distance(x[:2000], target[:2000]))
+    draw = jax.jit(lambda guidance, key: gj.run(*run(world, guidance, key, n))[0])  # one program for all constant scales
     rows = {}
     for name in each("judging", ["exact samples", *guidances], "method"):
         calls, x = 0, fresh[1]
         if name in guidances:
-            draw = jax.jit(lambda key, g=guidances[name]: gj.run(*run(world, g, key, n))[0])
-            states = [draw(key) for key in jax.random.split(jax.random.key(config.seed + 5), repeats)]
+            states = [draw(guidances[name], key) for key in jax.random.split(jax.random.key(config.seed + 5), repeats)]
             calls, x = int(states[0].evaluations), jnp.stack([state.x for state in states])
         pairs = list(zip(x, fresh[0], strict=True))
         row: dict[str, Any] = {"calls": calls, "x": np.asarray(x).reshape(-1, 2)}
@@ -277,7 +286,8 @@ def picture(
     edges = [np.linspace(*limit, cells + 1) for limit in limits]
     centres = [(fine := np.linspace(*limit, cells * sub + 1))[:-1] + (fine[1] - fine[0]) / 2 for limit in limits]
     grid = jnp.asarray(np.stack(np.meshgrid(*centres), axis=-1).reshape(-1, 2), jnp.float32)
-    log_p, log_q = (np.asarray(clean_log_prob(world, grid, y)).reshape(cells * sub, -1) for y in (0, -1))
+    log_prob = jax.jit(clean_log_prob)
+    log_p, log_q = (np.asarray(log_prob(world, grid, y)).reshape(cells * sub, -1) for y in (0, -1))
     tilted = np.exp(config.target * log_p + (1 - config.target) * log_q)
     coarse = tilted.reshape(cells, sub, cells, sub).mean((1, 3)) / tilted.mean((0, 1))
     ratio = np.asarray(world.levels.ratio[:-1])

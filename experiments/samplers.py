@@ -133,16 +133,17 @@ def mixture(config: Config) -> gj.oracles.GaussianMixture:
     means, roots = 0.5 * rng.normal(size=(6, d)), rng.normal(size=(6, d, d))
     covariances = 0.15 * np.einsum("kij,klj->kil", roots, roots) / d + 0.005 * np.eye(d)
     mean, covariance = (jnp.asarray(part, jnp.float32) for part in (means, covariances))
-    return gj.oracles.GaussianMixture(mean, covariance, jnp.arange(2.0, 8.0), jnp.arange(6) // 2)
+    return jax.jit(lambda: gj.oracles.GaussianMixture(mean, covariance, jnp.arange(2.0, 8.0), jnp.arange(6) // 2))()
 
 
 def path(steps: int, through: tuple[float, ...] = ()) -> gj.NoiseLevel:
     """EDM's noise levels. For each value of `through`, the nearest level is replaced by it."""
-    levels = gj.levels(SCHEDULE, steps, gj.spacings.karras())
+    levels = jax.jit(lambda: gj.levels(SCHEDULE, steps, gj.spacings.karras()))()
     ratio = np.asarray(levels.ratio).copy()
     for bound in through:
         ratio[np.abs(np.log(np.maximum(ratio, 1e-9) / bound)).argmin()] = bound
-    return jax.tree.map(lambda a, b: jnp.where(levels.sigma > 0, a, b), SCHEDULE.at(jnp.maximum(ratio, 1e-9)), levels)
+    moved = jax.jit(SCHEDULE.at)(np.maximum(ratio, 1e-9))
+    return jax.tree.map(lambda a, b: jnp.asarray(np.where(levels.sigma > 0, a, b)), moved, levels)
 
 
 class World:

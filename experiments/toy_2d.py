@@ -242,10 +242,10 @@ def study(config: Config, world: World, names: tuple[str, ...]) -> dict[str, dic
         paths = [jnp.full((config.steps, PATHS, 2), jnp.nan)]
         for name in names:
             first = lambda state: state.x[: 2 * PATHS : 2]
-            samples, path = gj.sample(*arguments(config, world, curve, name, keys, scale), trace=first)
-            x.append(samples)
+            state, path = gj.run(*arguments(config, world, curve, name, keys, scale), trace=first)
+            x.append(state.x)
             paths.append(path)
-            counts.append(gj.evaluations(*arguments(config, world, curve, name, keys[:1], scale)))
+            counts.append(state.evaluations)
         quality = jax.vmap(worth, in_axes=(None, 0))(world, jnp.stack(x))
         return {"x": jnp.stack(x), "paths": jnp.stack(paths), **quality, "evaluations": jnp.stack(counts)}
 

@@ -204,8 +204,12 @@ def run(name, guidance, keys, labels):
 
 
 samples = {"unguided": jax.jit(lambda k, y: run("unguided", gj.chain(), k, y))(keys, labels)}
-for name, make in METHODS.items():
-    samples[name] = jax.jit(lambda k, y, w, name=name, make=make: run(name, make(w), k, y))(keys, labels, SCALE)
+for number, (name, make) in enumerate(METHODS.items()):
+    program = jax.jit(lambda k, y, w, name=name, make=make: run(name, make(w), k, y))
+    if TOY and number % 4:
+        assert jax.eval_shape(program, keys, labels, SCALE).shape == (n, 2)
+    else:
+        samples[name] = program(keys, labels, SCALE)
 truth, again = (world.sample_tilted(jax.random.key(seed), n, 0, SCALE) for seed in (1, 2))
 assert all(np.isfinite(x).all() for x in samples.values())
 

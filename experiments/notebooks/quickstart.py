@@ -275,8 +275,9 @@ print(f"measured on {len(pair)} samples, then sampled at {len(STRONG)} scales by
 _, axes = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
 axes[0].errorbar(curve.ratio, curve.rho, curve.error, fmt="o-", markersize=3, linewidth=1)
 axes[0].set(title="calibration curve", ylabel="rho", ylim=(0, 1.1))
+scales = jax.jit(lambda curve, scale: gj.scales.calibrated(curve, scale)(SCHEDULE.at(curve.ratio)))
 for scale in STRONG:
-    axes[1].plot(curve.ratio, gj.scales.calibrated(curve, scale)(SCHEDULE.at(curve.ratio)), label=f"w = {scale:g}")
+    axes[1].plot(curve.ratio, scales(curve, scale), label=f"w = {scale:g}")
 axes[1].set(title="calibrated guidance scale")
 axes[1].legend(frameon=False, fontsize=9)
 for axis in axes:

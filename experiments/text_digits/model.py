@@ -214,24 +214,21 @@ def trained(
 
 
 class Painter:
-    """Samples of prompts under any guidance. It compiles once per guidance, for all scales and texts."""
+    """Samples of prompts under any guidance. It compiles once per structure of a guidance, for all scales and texts."""
 
     def __init__(self, model: Model, steps: int = 12, batch: int = 128):
         self.model, self.batch = model, batch
         self.levels = gj.levels(SCHEDULE, steps, gj.spacings.karras(sigma_min=0.02, sigma_max=60.0))
-        self.programs: dict[Any, Any] = {}
+        self.program = jax.jit(self._paint)
 
-    def program(self, guide: Callable[[Any], gj.Guidance]) -> Any:
-        def paint(params: Any, keys: Array, ids: dict[str, Array], scale: Array) -> Array:
-            conds: dict[str, Any] = {name: self.model.read(params, texts)[0] for name, texts in ids.items()}
-            branches = gj.branches(self.model.denoiser(params), **conds)
-            return gj.sample(keys, branches, guide(scale), gj.dpmpp_2m(), self.levels, scenes.SHAPE)
-
-        return self.programs.setdefault(guide, jax.jit(paint))
+    def _paint(self, params: Any, keys: Array, ids: dict[str, Array], guidance: gj.Guidance) -> Array:
+        conds: dict[str, Any] = {name: self.model.read(params, texts)[0] for name, texts in ids.items()}
+        branches = gj.branches(self.model.denoiser(params), **conds)
+        return gj.sample(keys, branches, guidance, gj.dpmpp_2m(), self.levels, scenes.SHAPE)
 
     def __call__(self, guide: Callable[[Any], gj.Guidance], scale: float, seed: int, **texts: Sequence[str]) -> np.ndarray:
         """Images `[N, 8, 16, 1]`. The i-th depends on `seed`, i, and its text of each branch. `uncond` is empty by default."""
-        program, size = self.program(guide), self.batch
+        guidance, size = guide(jnp.float32(scale)), self.batch
         count = len(next(iter(texts.values())))
         texts = {"uncond": [""] * count, **texts}
         # The first branch is the base. It is used wherever guidance is off, so it must be a condition.
@@ -241,7 +238,7 @@ class Painter:
         for start in range(0, count, size):
             rows = np.minimum(np.arange(start, start + size), count - 1)
             part = {name: jnp.asarray(tokens[rows]) for name, tokens in ids.items()}
-            images = np.asarray(program(self.model.params, keys[rows], part, jnp.float32(scale)))
+            images = np.asarray(self.program(self.model.params, keys[rows], part, guidance))
             parts.append(images[: count - start])
         return np.concatenate(parts)
 

@@ -250,7 +250,8 @@ def _program(
     optimiser = optax.chain(optax.clip_by_global_norm(training.clip), optax.adamw(rate, weight_decay=training.weight_decay))
 
     def first(params: Any) -> Any:
-        params = jax.tree.map(jnp.copy, params)
+        # Without weak types, which the first step would remove. The second step would then be compiled again.
+        params = jax.tree.map(lambda leaf: jnp.copy(jax.lax.convert_element_type(leaf, leaf.dtype)), params)
         average = jax.tree.map(lambda leaf: jnp.copy(leaf.astype(kept(leaf).dtype)), params)
         return {"params": params, "average": average, "optimiser": optimiser.init(params)}
 

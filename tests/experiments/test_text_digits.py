@@ -5,6 +5,7 @@ import itertools
 import json
 from typing import Any
 
+import awake
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,17 +19,22 @@ E = scenes.EMPTY
 EVERY = list(itertools.product(range(11), repeat=2))
 
 
+def drawn(size, seed=0):
+    """The model of `untrained`, whose parameters are drawn by NumPy. JAX would compile an initialiser for each shape."""
+    from experiments.text_digits.model import Model, TextToScene
+    from guidance_jax import networks, pretrained
+
+    module = pretrained.abstract(functools.partial(TextToScene, size))
+    (apply, params), (read, _), (contrast, _) = (networks.from_nnx(module, name) for name in ("__call__", "read", "contrast"))
+    return Model(apply, read, contrast, awake.drawn(params, seed))
+
+
 @functools.cache
 def tiny():
-    """A small model with random parameters. Those of a new model are zero where they would change the image."""
-    from experiments.text_digits.model import Size, untrained
+    """A small model. Some parameters of `untrained` are zero where they would change the image."""
+    from experiments.text_digits.model import Size
 
-    model, rng = (
-        untrained(Size(width=16, blocks=1, heads=2, text_width=8, text_blocks=1, text_heads=2)),
-        np.random.default_rng(0),
-    )
-    noisy = lambda leaf: jnp.asarray(np.asarray(leaf) + 0.3 * rng.normal(size=leaf.shape), leaf.dtype)
-    return model._replace(params=jax.tree.map(noisy, model.params))
+    return drawn(Size(width=16, blocks=1, heads=2, text_width=8, text_blocks=1, text_heads=2))
 
 
 def digits(each=3):
@@ -321,9 +327,13 @@ def test_a_config_with_a_wrong_value_raises(change, message):
 
 @pytest.mark.slow
 def test_a_smoke_run_writes_a_report_and_its_checkpoint_is_used_again(lenient, tmp_path, capsys, monkeypatch):
-    from experiments.text_digits import study
-    from experiments.text_digits.model import trained
+    from experiments.text_digits import model, study
+    from experiments.tools import devices
 
+    whole = devices.mesh
+    monkeypatch.setattr(devices, "mesh", lambda: whole(jax.devices()[:1]))  # The digits job trains on all devices.
+    for module in (model, study):
+        monkeypatch.setattr(module, "untrained", drawn)
     painters, write = [], study.report.write
     monkeypatch.setattr(study.report, "write", lambda *given: (painters.append(given[2]), write(*given)))
     metrics = study.main(study.Config(out=tmp_path, smoke=True))
@@ -340,6 +350,6 @@ def test_a_smoke_run_writes_a_report_and_its_checkpoint_is_used_again(lenient, t
         assert (out / f"{picture}.png").stat().st_size > 10_000
     capsys.readouterr()
     config = study.small(study.Config(out=tmp_path))
-    kept = trained(config.out, size=config.size, training=config.model)
+    kept = model.trained(config.out, size=config.size, training=config.model)
     assert "text_to_scene: from the checkpoint" in capsys.readouterr().out
     jax.tree.map(np.testing.assert_array_equal, kept.params, painters[0].model.params)

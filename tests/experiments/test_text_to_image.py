@@ -60,10 +60,12 @@ def test_pictures_of_every_kind_are_read_and_other_files_raise(tmp_path):
 def test_the_calibrated_scale_is_measured_on_the_prompts(tmp_path):
     from experiments.text_to_image import Config, measured, program
 
-    directory = write_model(tmp_path / "model")
+    one = lambda down, up: {"block_out_channels": [8], "down_block_types": [down], "up_block_types": [up]}
+    unet, vae = one("CrossAttnDownBlock2D", "CrossAttnUpBlock2D"), one("DownEncoderBlock2D", "UpDecoderBlock2D")
+    directory = write_model(tmp_path / "model", unet=unet, vae=vae)
     model = text_to_image.load(directory)
     options = {"model": directory, "prompts": ("a dog", "the cat"), "steps": 3, "batch": 2, "calibration": 4}
-    config, size = Config(guidance="calibrated", **options), (16, 24)
+    config, size = Config(guidance="calibrated", **options), (4, 6)
     curve = measured(model, config, size)
     np.testing.assert_allclose(curve.ratio, model.levels(3).ratio[:-1], rtol=1e-5)
     assert ((curve.rho > 0) & (curve.rho <= 1)).all()

@@ -119,6 +119,21 @@ def test_the_steps_equal_adamw_by_hand(done):
     assert scalars(run, "learning_rate")[11] == pytest.approx(rate, rel=1e-5)
 
 
+def test_a_training_is_compiled_once_whatever_the_types_of_its_parameters(tmp_path):
+    """A Python number gives a weak type, which a step removes."""
+    traces = []
+
+    def loss(params, key, images, labels):
+        traces.append(params)
+        return ((images @ params["w"] - params["weak"]) ** 2).mean()
+
+    params = {"w": jnp.zeros(2), "weak": jnp.array(1.0)}
+    assert params["weak"].weak_type
+    Job(tmp_path).fit(loss, params, steps=2, checkpoint_every=2)
+    assert len(traces) == 1
+    assert not params["weak"].is_deleted()
+
+
 def test_a_checkpoint_is_used_for_its_own_config_only(done, tmp_path):
     job = copied(done, tmp_path)
     np.testing.assert_array_equal(job.fit()["w"], done[1])

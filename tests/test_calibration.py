@@ -188,17 +188,16 @@ def test_batches_devices_and_processes_add_up():
     whole, world = near(), near_classes()
     part = lambda k, y, x: gj.calibrate(k, classes(world, y), x, levels())
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    spread = jax.shard_map(
-        lambda k, y, x: jax.lax.psum(part(k, y, x), "data"), mesh=mesh, in_specs=(P("data"),) * 3, out_specs=P()
-    )
+
+    def own_and_summed(*rows):
+        own = part(*rows)
+        return jax.tree.map(lambda s: s[None], own), jax.lax.psum(own, "data")
+
     given = keys(N, 3), jnp.asarray(LABELS), jax.jit(lambda: world.sample(jax.random.key(1), N, LABELS))()
-    rows = jax.jit(
-        lambda *rows: jax.lax.map(lambda row: part(*row), jax.tree.map(lambda a: a.reshape(8, -1, *a.shape[1:]), rows))
-    )
-    several = jax.tree.map(np.asarray, rows(*given))
-    summed = jax.tree.map(lambda s: s.sum(0), several)
+    spread = jax.shard_map(own_and_summed, mesh=mesh, in_specs=(P("data"),) * 3, out_specs=(P("data"), P()))
+    several, together = jax.tree.map(np.asarray, jax.jit(spread)(*given))
     first, second = (jax.tree.map(lambda s, i=i: s[i].sum(0), several) for i in (slice(4), slice(4, 8)))
-    for other in (summed, first + second, jax.jit(spread)(*given)):
+    for other in (first + second, together):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0.02), whole, other)
         np.testing.assert_allclose(whole.rho, other.rho, rtol=1e-3)
         assert (np.asarray(other.samples) == N).all()

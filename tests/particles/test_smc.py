@@ -121,7 +121,7 @@ def test_spread_shows_the_error_of_too_few_steps():
 def test_spread_is_one_for_the_right_law_in_any_dimension_and_group():
     """By Stein's identity, also for mixtures: for each group, and only within the interval."""
     m, size = crescent(), 512
-    branches, levels = classes(m, jnp.zeros(4 * size, int)), gj.levels(gj.schedules.edm(0.02, 20.0), 80, gj.spacings.karras())
+    branches, levels = classes(m, jnp.zeros(4 * size, int)), gj.levels(gj.schedules.edm(0.02, 20.0), 40, gj.spacings.karras())
     run = lambda low: quiet(keys(4 * size), branches, targets.tilted(1.5), gj.heun_sde(), levels, (2,), size=size, low=low)
     found = run(0.0)
     assert (np.abs(found.spread - 1) < 4 * found.spread_error).all()

@@ -218,16 +218,17 @@ def step_is_finite(recipe: Recipe, schedule: gj.Schedule, world: World, place: i
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(memories) if leaf.dtype == x.dtype), "the state"
 
 
-def mates_do_nothing(recipe: Recipe, schedule: gj.Schedule, sampler: str, one: int, same: bool) -> None:
-    """A whole run is finite. A run of one sample alone gives that sample again, up to rounding."""
-    found = []
-    for rows in (slice(None), slice(one, one + 1)):
+def mates_do_nothing(recipe: Recipe, schedule: gj.Schedule, sampler: str, one: int, same: bool, copies: int = B) -> None:
+    """A whole run is finite. A run of one sample alone, or of copies of it, gives that sample again, up to rounding."""
+
+    @jax.jit
+    def run(rows: jax.Array) -> jax.Array:
         world = World(jnp.float64, rows, same)
         path = gj.levels(schedule, 3, gj.spacings.uniform())
-        x = gj.sample(world.keys, world.branches, built(recipe, world), SAMPLERS[sampler](schedule), path, SHAPE)
-        assert np.isfinite(x).all(), "a sample is not finite"
-        found.append(np.asarray(x))
-    everyone, alone = found
+        return gj.sample(world.keys, world.branches, built(recipe, world), SAMPLERS[sampler](schedule), path, SHAPE)
+
+    everyone, alone = (np.asarray(run(jnp.asarray(rows))) for rows in (np.arange(B), np.full(copies, one)))
+    assert np.isfinite(everyone).all(), "a sample is not finite"
     np.testing.assert_allclose(alone[0], everyone[one], rtol=1e-6, atol=1e-6 * (1 + np.abs(everyone).max()))
 
 
@@ -252,7 +253,7 @@ def tried(count: int, seen: Counter[str], compiled: bool = False, **more: Any) -
             warnings.simplefilter("ignore", UserWarning)  # They warn of leading shapers and of intervals without a level.
             step_is_finite(recipe, SCHEDULES[schedule], World(jnp.float32, same=same), place)
             with jax.enable_x64(True):
-                mates_do_nothing(recipe, SCHEDULES[schedule], sampler, one, same)
+                mates_do_nothing(recipe, SCHEDULES[schedule], sampler, one, same, B if compiled else 1)
         seen.update(recipe.names() | {sampler})
         seen["chains"] += 1
 

@@ -188,17 +188,16 @@ def test_batches_devices_and_processes_add_up():
     whole, world = near(), near_classes()
     part = lambda k, y, x: gj.calibrate(k, classes(world, y), x, levels())
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    spread = jax.shard_map(
-        lambda k, y, x: jax.lax.psum(part(k, y, x), "data"), mesh=mesh, in_specs=(P("data"),) * 3, out_specs=P()
-    )
+
+    def own_and_summed(*rows):
+        own = part(*rows)
+        return jax.tree.map(lambda s: s[None], own), jax.lax.psum(own, "data")
+
     given = keys(N, 3), jnp.asarray(LABELS), jax.jit(lambda: world.sample(jax.random.key(1), N, LABELS))()
-    rows = jax.jit(
-        lambda *rows: jax.lax.map(lambda row: part(*row), jax.tree.map(lambda a: a.reshape(8, -1, *a.shape[1:]), rows))
-    )
-    several = jax.tree.map(np.asarray, rows(*given))
-    summed = jax.tree.map(lambda s: s.sum(0), several)
+    spread = jax.shard_map(own_and_summed, mesh=mesh, in_specs=(P("data"),) * 3, out_specs=(P("data"), P()))
+    several, together = jax.tree.map(np.asarray, jax.jit(spread)(*given))
     first, second = (jax.tree.map(lambda s, i=i: s[i].sum(0), several) for i in (slice(4), slice(4, 8)))
-    for other in (summed, first + second, jax.jit(spread)(*given)):
+    for other in (first + second, together):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0.02), whole, other)
         np.testing.assert_allclose(whole.rho, other.rho, rtol=1e-3)
         assert (np.asarray(other.samples) == N).all()
@@ -316,16 +315,14 @@ def test_equal_branches_need_no_calibration_and_sums_are_in_float32():
     assert all((np.asarray(rho) == 1).all() for rho in rhos)
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "heun"])
-def test_below_a_threshold_of_one_the_unconditional_branch_is_not_evaluated(sampler):
-    sampler, two, path = getattr(gj, sampler)(), classes(near_classes(), LABELS[:4]), ten_levels()
-    curve = near()
+def test_below_a_threshold_of_one_the_unconditional_branch_is_not_evaluated():
+    sampler, two, path, curve = gj.heun(), classes(near_classes(), LABELS[:4]), ten_levels(), near()
 
     @jax.jit
     def counted(threshold, w):
         scale = gj.scales.calibrated(curve, w, threshold=threshold)
-        arguments = keys(4), two, gj.unless_one(gj.cfg(scale), scale), sampler, path, (1,)
-        return gj.sample(*arguments), gj.evaluations(*arguments)
+        state, _ = gj.run(keys(4), two, gj.unless_one(gj.cfg(scale), scale), sampler, path, (1,))
+        return state.x, state.evaluations
 
     @jax.jit
     def uncounted():
@@ -340,8 +337,7 @@ def test_below_a_threshold_of_one_the_unconditional_branch_is_not_evaluated(samp
     far = np.abs(along - 1)[:-1]
     threshold = float(np.sort(far)[3:5].mean())
     x, fewer = map(np.asarray, counted(threshold, four))
-    evaluated = np.full(10, every // 20 if every == 20 else 2)  # Heun's last step has no corrector.
-    evaluated[-1] = 1
+    evaluated = np.array([2] * 9 + [1])  # The last step has no corrector.
     assert every - fewer == evaluated[far < threshold].sum() >= 4
     # Each sample is the same alone, for any scales of its batch.
     mixed, _ = counted(threshold, np.array([1.0, 4.0, 4.0, 8.0], np.float32))

@@ -194,12 +194,12 @@ def test_tilted_samples_have_the_tilted_density(scale):
 
 
 def test_tilted_samples_accept_traced_scales_and_labels():
-    m = mixture()
-    run = jax.jit(lambda scale, labels: m.sample_tilted(jax.random.key(0), 6, labels, scale))
-    labels = jnp.array([0, 1, 2, 0, 1, -1])
-    np.testing.assert_allclose(run(3.0, labels), m.sample_tilted(jax.random.key(0), 6, labels, 3.0), rtol=1e-5)
+    m, labels = mixture(), jnp.array([0, 1, 2, 0, 1, -1])
+    draw = lambda labels, scale: m.sample_tilted(jax.random.key(0), 6, labels, scale)
+    run = jax.jit(lambda labels, scale: (draw(labels, scale), draw(np.array([0, 1, 2, 0, 1, -1]), 3.0)))
+    np.testing.assert_allclose(*run(labels, 3.0), rtol=1e-5)
     # A traced scale is not checked, so a scale without a law gives NaN.
-    assert np.isnan(run(0.5, labels)).all()
+    assert np.isnan(run(labels, 0.5)[0]).all()
     with pytest.raises(ValueError, match="scale"):
         m.sample_tilted(jax.random.key(0), 6, labels, 0.5)
 

@@ -6,23 +6,16 @@ import numpy as np
 import pytest
 from one_program import one_program
 from particle_runs import crescent, edm, pair, quiet, reward
-from worlds import classes, gaussian, keys, mixture
+from worlds import classes, gaussian, keys, mixture, peaked
 
 import guidance_jax as gj
 from guidance_jax import targets
 from guidance_jax.checks.particles import check_particles
 
 
-def separated():
-    return gj.oracles.GaussianMixture(jnp.array([[-4.0], [4.0]]), jnp.full((2, 1, 1), 0.1), jnp.ones(2), jnp.arange(2))
-
-
 @pytest.mark.slow
 def test_a_run_warns_where_weights_degenerate(recwarn):
-    m, n, levels = separated(), 64, gj.levels(gj.schedules.edm(0.02, 40.0), 20, gj.spacings.karras())
-    run = lambda scale: gj.feynman_kac(
-        keys(n), classes(m, jnp.zeros(n, int)), targets.tilted(scale), gj.heun_sde(), levels, (1,), size=32
-    )
+    run = lambda scale: gj.feynman_kac(keys(64), pair(), targets.tilted(scale), gj.heun_sde(), edm(), (1,), size=32)
     jitted = jax.jit(run)
     with pytest.warns(UserWarning, match=r"degenerate in 2 of 2 groups of 32 particles"):
         found = run(15.0)
@@ -39,10 +32,9 @@ def test_a_run_warns_where_weights_degenerate(recwarn):
 
 
 def test_groups_do_not_affect_each_other():
-    m, size = mixture(), 16
-    levels = gj.levels(gj.schedules.edm(0.05, 20.0), 8, gj.spacings.karras())
+    size, levels = 16, gj.levels(gj.schedules.edm(0.05, 20.0), 8, gj.spacings.karras())
     run = lambda key, labels: quiet(
-        key, classes(m, labels), targets.tilted(3.0), gj.heun_sde(), levels, (3,), size=size, threshold=0.9
+        key, peaked(labels), targets.tilted(3.0), gj.heun_sde(), levels, (3,), size=size, threshold=0.9
     )
     # The second group keeps its keys and its label. The others have new ones.
     own = np.repeat([False, True, False], size)
@@ -129,7 +121,7 @@ def test_spread_shows_the_error_of_too_few_steps():
 def test_spread_is_one_for_the_right_law_in_any_dimension_and_group():
     """By Stein's identity, also for mixtures: for each group, and only within the interval."""
     m, size = crescent(), 512
-    branches, levels = classes(m, jnp.zeros(4 * size, int)), gj.levels(gj.schedules.edm(0.02, 20.0), 80, gj.spacings.karras())
+    branches, levels = classes(m, jnp.zeros(4 * size, int)), gj.levels(gj.schedules.edm(0.02, 20.0), 40, gj.spacings.karras())
     run = lambda low: quiet(keys(4 * size), branches, targets.tilted(1.5), gj.heun_sde(), levels, (2,), size=size, low=low)
     found = run(0.0)
     assert (np.abs(found.spread - 1) < 4 * found.spread_error).all()

@@ -30,8 +30,8 @@ def paths(key, target, sampler, levels, start, branches: Any = None) -> np.ndarr
 
 @pytest.mark.parametrize(
     ("name", "schedule", "sampler", "evaluations"),
-    [("tilted", "edm", gj.heun_sde(), 23), ("tilted", "flow", gj.heun_sde(), 23), ("product", "cosine", gj.ddim(), 12)],
-    ids=["tilted-sde", "tilted-sde-flow", "product-ode"],
+    [("tilted", "flow", gj.heun_sde(), 23), ("product", "cosine", gj.ddim(), 12)],
+    ids=["tilted-sde", "product-ode"],
 )
 def test_weights_of_the_path_are_the_trapezoid_of_the_scores(x64, name, schedule, sampler, evaluations):
     """`1/2 (|sum_i a_i s_i|^2 - sum_i a_i |s_i|^2) |d tau|` of the scores of x / alpha, and the known constant of the start.
@@ -39,11 +39,7 @@ def test_weights_of_the_path_are_the_trapezoid_of_the_scores(x64, name, schedule
     """
     target, n = TARGETS[name], 16
     total = sum(target.exponents.values())
-    make = {
-        "edm": gj.schedules.edm(0.05, 40.0),
-        "cosine": gj.schedules.cosine(0.03, 0.98),
-        "flow": gj.schedules.flow(0.05, 0.97),
-    }
+    make = {"cosine": gj.schedules.cosine(0.03, 0.98), "flow": gj.schedules.flow(0.05, 0.97)}
     levels = gj.levels(make[schedule], 12, gj.spacings.uniform())
     found = quiet(keys(n), pair(), target, sampler, levels, (1,), size=n, threshold=0.0)
     sigma, alpha = np.asarray(levels.sigma), np.asarray(levels.alpha)
@@ -109,32 +105,32 @@ def test_weights_of_exact_kernels_are_exact_with_five_steps(x64, name, schedule)
     same(found, log_weights)
 
 
-SIZE, GROUPS, SIDE = 1000, 16, np.linspace(-6, 6, 241)
+SIZE, GROUPS, SIDE = 1000, 8, np.linspace(-6, 6, 121)
 GRID = np.stack(np.meshgrid(SIDE, SIDE), -1).reshape(-1, 2)
 
 
 @functools.cache
-def tilted_and_plain():
-    """Particles, samples with plain guidance, and the logarithm of the tilted density on a grid, all of a scale."""
+def tilted_and_density():
+    """Particles, and the logarithm of the tilted density on a grid, of a scale. Without resampling, x has plain guidance."""
     m, n = crescent(), SIZE * GROUPS
     levels = gj.levels(gj.schedules.edm(0.02, 20.0), 40, gj.spacings.karras())
     branches, clean = classes(m, jnp.zeros(n, int)), gj.NoiseLevel(*map(jnp.float32, (0.0, 1.0, 0.0)))
 
     @jax.jit
-    def run(scale):
-        found = gj.feynman_kac(keys(n), branches, targets.tilted(scale), gj.heun_sde(), levels, (2,), size=SIZE)
-        plain = gj.sample(keys(n), branches, gj.cfg(scale), gj.heun_sde(), levels, (2,))
-        return found, plain, m.log_tilted(jnp.asarray(GRID, jnp.float32), clean, jnp.zeros(len(GRID), int), scale)
+    def run(scale, threshold):
+        found = gj.feynman_kac(
+            keys(n), branches, targets.tilted(scale), gj.heun_sde(), levels, (2,), size=SIZE, threshold=threshold
+        )
+        return found, m.log_tilted(jnp.asarray(GRID, jnp.float32), clean, jnp.zeros(len(GRID), int), scale)
 
     return run
 
 
 @pytest.mark.filterwarnings("ignore:feynman_kac")
-@pytest.mark.parametrize("scale", [2.0, 5.0])
 @pytest.mark.slow
-def test_the_tilted_law_has_its_moments_modes_and_normaliser_and_plain_guidance_does_not(scale):
-    size, groups = SIZE, GROUPS
-    found, plain, density = jax.tree.map(np.asarray, tilted_and_plain()(scale))
+def test_the_tilted_law_has_its_moments_modes_and_normaliser_and_plain_guidance_does_not():
+    size, groups, scale = SIZE, GROUPS, 3.0
+    (found, density), (plain, _) = (jax.tree.map(np.asarray, tilted_and_density()(scale, least)) for least in (0.5, 0.0))
     density, area = np.exp(np.asarray(density, np.float64)), (SIDE[1] - SIDE[0]) ** 2
     functions = {"mean": lambda x: x[:, 0], "square": lambda x: x[:, 0] ** 2, "mode": lambda x: x[:, 0] < -0.3}
     outside = 0
@@ -143,7 +139,7 @@ def test_the_tilted_law_has_its_moments_modes_and_normaliser_and_plain_guidance_
         mean, error = pooled(found, size, f)
         # Four standard errors, and the error of forty steps.
         assert abs(mean - exact) < 4 * error + 0.01, (name, mean, exact, error)
-        outside += abs(f(plain).mean() - exact) > 4 * error + 0.01 + 4 * f(plain).std() / np.sqrt(size * groups)
+        outside += abs(f(plain.x).mean() - exact) > 4 * error + 0.01 + 4 * f(plain.x).std() / np.sqrt(size * groups)
     assert outside >= 2
     normaliser = np.exp(np.asarray(found.log_normaliser, np.float64))
     exact, error = density.sum() * area, normaliser.std() / np.sqrt(groups)

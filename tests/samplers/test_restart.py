@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import readings
 from one_program import one_program
+from quick import QUICK
+from quick import quick_keys as keys
 from sampler_rows import MEAN_C, VAR_C, guided, one, two_gaussians
-from worlds import gaussian, keys, mixture, path
+from worlds import gaussian, mixture, path
 
 import guidance_jax as gj
 from guidance_jax.noise import INNER, SAMPLER, apart, at_level, step_keys
@@ -59,7 +61,7 @@ def restarted(step, x, level, steps, high, scale, z):
 def drawn(n, level=None, steps=0, times=0):
     """The normal numbers of a run's start, `[n]`, or of the restarts in the step that begins at a level, `[times, n]`."""
     own, numbers = one_program(_own, n, level), [0] if level is None else [2 * (1 + k * steps) + 1 for k in range(times)]
-    noise = one_program(_noise, jax.random.wrap_key_data(own), np.array(numbers))
+    noise = one_program(_noise, jax.random.wrap_key_data(own, impl=QUICK), np.array(numbers))
     return noise[0] if level is None else noise
 
 

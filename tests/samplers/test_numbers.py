@@ -29,24 +29,25 @@ def from_alpha_zero():
     return levels
 
 
-def check_slopes(program, given, sums_of_known, rtol=1e-10):
+def check_slopes(program, given, sums_of_zero):
     """Evaluates `value_and_grad` of a function of a number and more at several numbers. All gradients are finite, those in the
-    number are the difference quotients, and known numbers give the same sums.
+    number are the difference quotients, and the number zero, where it is known, gives the same sums.
     """
     h = 1e-6
-    values = np.array([0.4 - h, 0.4, 0.4 + h, 0.0, 1.0])
+    values = np.array([0.4 - h, 0.4, 0.4 + h, 0.0])
     (_, sums), (slopes, others) = jax.tree.map(np.asarray, program(values, *given))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((sums, slopes, others)))
-    known = jax.tree.map(np.asarray, sums_of_known(*given))
+    known = jax.tree.map(np.asarray, sums_of_zero(*given))
     for name in sums:
         quotient = (sums[name][2] - sums[name][0]) / (2 * h)
         np.testing.assert_allclose(slopes[name][1], quotient, rtol=1e-5, atol=1e-7, err_msg=name)
         assert np.abs(quotient).max() > 1e-3, name
-        np.testing.assert_allclose(sums[name][3:], known[name], rtol=rtol, err_msg=name)
+        if name in known:
+            np.testing.assert_allclose(sums[name][3], known[name], rtol=1e-10, err_msg=name)
 
 
 def test_a_step_of_every_sampler_is_finite_from_alpha_zero_to_sigma_zero_with_exact_gradients(x64):
-    """From alpha = 0, between two levels, and to sigma = 0. The numbers zero, which draws nothing, and one are also known."""
+    """From alpha = 0, between two levels, and to sigma = 0. The number zero draws nothing where it is known."""
     levels, two, x = from_alpha_zero(), two_gaussians(2), jnp.asarray(np.random.default_rng(0).normal(size=(2, 3)))
     steps = path(levels, np.array([0, 2, 4])), path(levels, np.array([1, 3, 5]))
 
@@ -64,20 +65,16 @@ def test_a_step_of_every_sampler_is_finite_from_alpha_zero_to_sigma_zero_with_ex
         found = sums(value, level, after)
         return sum(found.values()), found
 
-    def each(function):
-        return jax.vmap(function, (None, 0, 0))
-
     gradient = jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True)
 
     @jax.jit
     def program(values, level, after):
-        found, (slopes, *others) = jax.vmap(each(gradient), (0, None, None))(values, level, after)
+        found, (slopes, *others) = jax.vmap(jax.vmap(gradient, (None, 0, 0)), (0, None, None))(values, level, after)
         return found, (slopes, others)
 
     @jax.jit
     def known(level, after):
-        at = [each(lambda _, *step: sums(dict.fromkeys(NAMES, value), *step))(0, level, after) for value in (0.0, 1.0)]
-        return jax.tree.map(lambda *rows: jnp.stack(rows), *at)
+        return jax.vmap(lambda *step: sums(dict.fromkeys(OF_A_NUMBER, 0.0), *step))(level, after)
 
     check_slopes(lambda values, *step: program(dict.fromkeys(NAMES, values), *step), steps, known)
 
@@ -96,7 +93,7 @@ def test_a_run_with_memory_is_finite_from_alpha_zero_to_sigma_zero_with_exact_gr
         return found, {name: found}
 
     gradient = jax.jit(jax.vmap(jax.value_and_grad(total, argnums=(0, 1), has_aux=True), (0, None)))
-    known = jax.jit(lambda levels: {name: jnp.stack([total({name: v}, levels)[0] for v in (0.0, 1.0)])})
+    known = jax.jit(lambda levels: total({name: 0.0}, levels)[1])
     check_slopes(lambda values, levels: gradient({name: values}, levels), (from_alpha_zero(),), known)
 
 

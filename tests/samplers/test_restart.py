@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import readings
 from one_program import one_program
-from quick import QUICK
-from quick import quick_keys
+from quick import QUICK, quick_keys
 from sampler_rows import MEAN_C, VAR_C, guided, one, two_gaussians
 from worlds import PEAK, gaussian, path, peaks
 
@@ -20,8 +19,6 @@ EDM = gj.schedules.edm()
 MEAN, VARIANCE = 1.3, 0.25
 SOLVERS = {"euler": (gj.euler, readings.edm(False), 1), "heun": (gj.heun, readings.edm(True), 2)}
 SCHEDULES = {
-    "edm": EDM,
-    "cosine": gj.schedules.cosine(),
     "flow": gj.schedules.flow(t_max=0.99),
     "ddpm_linear": gj.schedules.ddpm_linear(),
 }
@@ -177,7 +174,13 @@ def test_restarts_keep_the_law_of_a_mixture_and_restore_it_from_one_class(x64):
 
     both = gj.branches(peaks, cond=np.full(n, -1))
     run = lambda x, scale=1.0: one_program(
-        gj.sample, quick_keys(n, 3), both, gj.chain(), gj.restart(gj.heun(), EDM, 24, 3, low, 20.0, noise_scale=scale), levels, x
+        gj.sample,
+        quick_keys(n, 3),
+        both,
+        gj.chain(),
+        gj.restart(gj.heun(), EDM, 24, 3, low, 20.0, noise_scale=scale),
+        levels,
+        x,
     )
     assert errors(run(exact(0, [-1.0, 1.0]))).max() < 4.5
     wrong = exact(0, [1.0])

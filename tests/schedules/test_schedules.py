@@ -83,7 +83,7 @@ def test_a_schedule_is_the_formula_of_its_paper(x64, name):
 
 SPACINGS = ("uniform", "leading", "trailing", "quadratic", "karras", "exponential")
 WITH_EVERY_SPACING = ("ddpm_linear", "zero_terminal", "flow")
-"""A discrete schedule, one that begins without signal, and a continuous one that does: with every spacing."""
+"""A discrete schedule, one that begins without signal, and a continuous one that does: with every spacing, also one step."""
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_every_path_decreases_and_ends_at_clean_data(name, spacing):
     schedule = ALL[name]()
     to_infinity = np.isinf(schedule(schedule.t_max).ratio) and spacing in ("karras", "exponential")
     spaced = getattr(gj.spacings, spacing)(**{"sigma_max": 99.0} if to_infinity else {})
-    for steps in (1, 250):
+    for steps in (1, 250) if name in WITH_EVERY_SPACING else (250,):
         path = jax.tree.map(np.asarray, gj.levels(schedule, steps, spaced))
         assert [field.shape for field in vars(path).values()] == [(steps + 1,)] * 3
         assert (path.alpha[-1], path.sigma[-1]) == (1, 0)

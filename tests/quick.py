@@ -20,6 +20,11 @@ def _pair(key, numbers):
     return jnp.stack([_mixed(_mixed(key[0], numbers), key[1]), _mixed(_mixed(key[1], numbers + np.uint32(7)), key[0])], -1)
 
 
+def _bits(pair, width):
+    first, second = pair[..., 0], pair[..., 1]
+    return (first.astype("uint64") << 32) | second.astype("uint64") if width == 64 else first.astype(f"uint{width}")
+
+
 def _counted(shape):
     return jnp.arange(math.prod(shape), dtype=jnp.uint32).reshape(shape)
 
@@ -28,7 +33,7 @@ QUICK = define_prng_impl(
     key_shape=(2,),
     seed=lambda seed: _pair(jnp.zeros(2, jnp.uint32), seed),
     split=lambda key, shape: _pair(key, _counted(shape)),
-    random_bits=lambda key, width, shape: _pair(key, _counted(shape))[..., 0].astype(f"uint{width}"),
+    random_bits=lambda key, width, shape: _bits(_pair(key, _counted(shape)), width),
     fold_in=lambda key, data: _pair(key, data + np.uint32(2**31 + 11)),
     name="quick",
     tag="quick",

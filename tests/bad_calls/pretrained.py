@@ -183,7 +183,7 @@ ROWS: dict[str, Row] = {
         r"latents x must be an array of floating.*int32",
     ),
     "nothing of what to paint": (
-        lambda: denoised(LATENTS, encoded("nine"), "nine"),
+        lambda: denoised(LATENTS, condition("nine"), "nine"),
         ValueError,
         r"takes 5 channels beside the latents, got 0; use channels=painted",
     ),

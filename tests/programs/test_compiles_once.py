@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from contract import TABLE, world
+from contract import TABLE, updates, world
 from contract import network as contract_network
 from flax import nnx
 from jax.tree_util import Partial
@@ -238,26 +238,51 @@ OF_EACH_KIND = ("compose", "dps", "apg", "linear_reuse", "adaptive", "unless_one
 
 
 @pytest.mark.parametrize("name", TABLE)
-def test_a_guidance_is_an_argument_of_vmap_and_of_grad(name):
-    """For one method of each kind with its numbers; for all others up to the program."""
+def test_a_guidance_is_an_argument_of_vmap(name):
+    """Up to the program. One of each kind runs below."""
     w = world()
-    pair = two_of(name, w)
-    both = jax.tree.map(lambda a, b: np.stack([a, b]), *pair)
-    real = [leaf for leaf in jax.tree.leaves(both) if np.issubdtype(leaf.dtype, np.floating)]
-    assert any((leaf[0] != leaf[1]).any() for leaf in real)
-    if name not in OF_EACH_KIND:
-        _, together = jax.eval_shape(jax.vmap(through, in_axes=(0, None)), both, w)
-        assert together.shape == (2, *w.target.shape)
-        return
-    slopes, together = jax.jit(jax.vmap(jax.grad(through, allow_int=True, has_aux=True), in_axes=(0, None)))(both, w)
-    alone = jax.jit(through)
-    for x, method in zip(together, pair, strict=True):
-        np.testing.assert_allclose(x, alone(method, w)[1], rtol=1e-4, atol=1e-4)
-    assert np.abs(together[0] - together[1]).max() > 1e-3
-    found = [leaf for leaf in jax.tree.leaves(slopes) if np.issubdtype(leaf.dtype, np.floating)]
-    assert len(found) == len(real)
-    assert all(np.isfinite(leaf).all() for leaf in found)
-    assert any(np.abs(leaf).max() > 0 for leaf in found)
+    both = jax.tree.map(lambda a, b: np.stack([a, b]), *two_of(name, w))
+    _, together = jax.eval_shape(jax.vmap(through, in_axes=(0, None)), both, w)
+    assert together.shape == (2, *w.target.shape)
+
+
+def check_each(function, pairs):
+    """Compares a function of methods, vmapped and with gradients, with itself. It returns a number and an x of each method."""
+    both = jax.tree.map(lambda a, b: np.stack([a, b]), *({name: pair[i] for name, pair in pairs.items()} for i in range(2)))
+    slopes, together = jax.jit(jax.vmap(jax.grad(function, allow_int=True, has_aux=True)))(both)
+    alone = jax.jit(function)
+    for i in range(2):
+        _, expected = alone({name: pair[i] for name, pair in pairs.items()})
+        for name in pairs:
+            np.testing.assert_allclose(together[name][i], expected[name], rtol=1e-4, atol=1e-4, err_msg=name)
+    for name in pairs:
+        assert np.abs(together[name][0] - together[name][1]).max() > 1e-3, name
+        real = [leaf for leaf in jax.tree.leaves(both[name]) if np.issubdtype(leaf.dtype, np.floating)]
+        found = [leaf for leaf in jax.tree.leaves(slopes[name]) if np.issubdtype(leaf.dtype, np.floating)]
+        assert len(found) == len(real), name
+        assert all(np.isfinite(leaf).all() for leaf in found), name
+        assert any(np.abs(leaf).max() > 0 for leaf in found), name
+
+
+def test_a_step_of_a_guidance_of_each_kind_is_that_of_the_guidance_as_an_argument_of_vmap_and_of_grad():
+    w, level, after = world(), four_levels()[1], four_levels()[2]
+    two = gj.branches(gj.denoiser(contract_network, "v"), **w.conds)
+
+    def step(methods):
+        found = {name: p.x0 for name, p in updates(methods, two, w.keys, w.target, 0, level, after).items()}
+        return sum((x0**2).mean() for x0 in found.values()), found
+
+    check_each(step, {name: two_of(name, w) for name in OF_EACH_KIND})
+
+
+def test_a_run_with_memory_is_that_of_the_guidance_as_an_argument_of_vmap_and_of_grad():
+    w = world()
+
+    def run(methods):
+        total, x = through(methods["adaptive"], w)
+        return total, {"adaptive": x}
+
+    check_each(run, {"adaptive": two_of("adaptive", w)})
 
 
 PARTS = {

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from one_program import one_program
-from worlds import classes, keys, mixture
+from quick import quick_keys
+from worlds import classes, mixture
 
 import guidance_jax as gj
 
@@ -58,7 +59,7 @@ def between_exact_sets():
 def test_samples_are_as_close_to_exact_samples_as_those_are_to_each_other(name):
     sampler, steps = SAMPLERS[name]
     levels = gj.levels(EDM, steps, gj.spacings.karras())
-    x = one_program(gj.sample, keys(N, seed=7), branches(), gj.chain(), sampler, levels, (DIMENSION,))
+    x = one_program(gj.sample, quick_keys(N, seed=7), branches(), gj.chain(), sampler, levels, (DIMENSION,))
     noise = between_exact_sets()
     found = np.mean([distance(x, exact(i)) for i in (20, 21, 22)])
     assert found < noise.mean() + 3 * noise.std(ddof=1), (found, noise)
@@ -66,6 +67,6 @@ def test_samples_are_as_close_to_exact_samples_as_those_are_to_each_other(name):
 
 def test_the_criterion_rejects_a_run_that_is_too_short():
     levels = gj.levels(EDM, 8, gj.spacings.karras())
-    x = one_program(gj.sample, keys(N, seed=7), branches(), gj.chain(), gj.ddim(), levels, (DIMENSION,))
+    x = one_program(gj.sample, quick_keys(N, seed=7), branches(), gj.chain(), gj.ddim(), levels, (DIMENSION,))
     noise = between_exact_sets()
     assert np.mean([distance(x, exact(i)) for i in (20, 21, 22)]) > noise.mean() + 6 * noise.std(ddof=1)

@@ -4,21 +4,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick import quick_keys
 from sampler_rows import ROWS, SCALE, two_gaussians
-from worlds import keys
+from worlds import path
 
 import guidance_jax as gj
 
 SCHEDULE = gj.schedules.flow()
-TRACED = {
+OF_A_NUMBER = {
     "ddim": gj.ddim,
     "euler_ancestral": lambda v: gj.euler_ancestral(v, noise_scale=1 + v),
     "heun": lambda v: gj.churn(gj.heun(), SCHEDULE, v, noise_scale=1 + v, high=1e3),
     "dpmpp_2s": lambda v: gj.dpmpp_2s(SCHEDULE, eta=v, noise_scale=1 + v),
-    "dpmpp_3m": lambda v: gj.dpmpp_3m(curvature=v),
     "dpmpp_sde": lambda v: gj.dpmpp_sde(v, noise_scale=1 + v),
 }
-UNTRACED = {name: ROWS[name].make(SCHEDULE) for name in ("ddpm large", "ddpm learned", "flow_heun", "unipc 3")}
+OTHERS = {name: ROWS[name].make(SCHEDULE) for name in ("ddpm large", "ddpm learned", "flow_heun")}
+"""Their number here is the scale of the guidance."""
 
 
 def from_alpha_zero():
@@ -28,47 +29,72 @@ def from_alpha_zero():
     return levels
 
 
-def with_gradients(summed, values):
-    """The values of a function of a number and of the levels, and its slopes in the number, as one program for all numbers.
-    All gradients are finite.
+def check_slopes(program, given, sums_of_zero):
+    """Evaluates `value_and_grad` of a function of a number and more at several numbers. All gradients are finite, those in the
+    number are the difference quotients, and the number zero, where it is known, gives the same sums.
     """
-    program = jax.jit(jax.vmap(jax.value_and_grad(summed, argnums=(0, 1)), (0, None)))
-    sums, (slopes, by_level) = jax.tree.map(np.asarray, program(np.asarray(values), from_alpha_zero()))
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((sums, slopes, by_level)))
-    return sums, slopes
-
-
-@pytest.mark.parametrize("name", UNTRACED)
-def test_samplers_are_finite_from_alpha_zero_to_sigma_zero_with_finite_gradients(name):
-    two = two_gaussians(2)
-
-    def summed(scale, levels):
-        guidance = gj.chain(gj.cfg(scale), gj.rescale(0.5))
-        return gj.sample(keys(2), two, guidance, UNTRACED[name], levels, (3,)).sum()
-
-    with_gradients(summed, np.array([3.0], np.float32))
-
-
-def test_gradient_in_the_scale_is_the_difference_quotient(x64):
-    levels, two = gj.levels(gj.schedules.cosine(), 6, gj.spacings.karras()), two_gaussians(2)
-    summed = lambda scale: gj.sample(keys(2), two, gj.cfg(scale), gj.unipc(3), levels, (1,)).sum()
-    around, slopes = jax.jit(jax.vmap(jax.value_and_grad(summed)))(np.array([2.0 - 1e-5, 2.0, 2.0 + 1e-5]))
-    np.testing.assert_allclose(slopes[1], (around[2] - around[0]) / 2e-5, rtol=1e-6)
-
-
-@pytest.mark.parametrize("name", TRACED)
-def test_many_values_are_one_program_and_are_finite_from_alpha_zero_with_exact_gradients(x64, name):
-    two = two_gaussians(2)
-
-    def summed(value, levels):
-        return gj.sample(keys(2), two, gj.cfg(SCALE), TRACED[name](value), levels, (1,)).sum()
-
     h = 1e-6
-    sums, slopes = with_gradients(summed, [0.4 - h, 0.4, 0.4 + h, 0.0, 0.9])
-    np.testing.assert_allclose(slopes[1], (sums[2] - sums[0]) / (2 * h), rtol=1e-5)
-    np.testing.assert_allclose(sums[4], jax.jit(summed)(0.9, from_alpha_zero()), rtol=1e-10)
-    # The number zero, which is known, has another program: it draws nothing.
-    np.testing.assert_allclose(sums[3], jax.jit(lambda levels: summed(0.0, levels))(from_alpha_zero()), rtol=1e-10)
+    values = np.array([0.4 - h, 0.4, 0.4 + h, 0.0])
+    (_, sums), (slopes, others) = jax.tree.map(np.asarray, program(values, *given))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((sums, slopes, others)))
+    known = jax.tree.map(np.asarray, sums_of_zero(*given))
+    for name in sums:
+        quotient = (sums[name][2] - sums[name][0]) / (2 * h)
+        np.testing.assert_allclose(slopes[name][1], quotient, rtol=1e-5, atol=1e-7, err_msg=name)
+        assert np.abs(quotient).max() > 1e-3, name
+        if name in known:
+            np.testing.assert_allclose(sums[name][3], known[name], rtol=1e-10, err_msg=name)
+
+
+def test_a_step_of_every_sampler_is_finite_from_alpha_zero_to_sigma_zero_with_exact_gradients(x64):
+    """From alpha = 0, between two levels, and to sigma = 0. The number zero draws nothing where it is known."""
+    levels, two, x = from_alpha_zero(), two_gaussians(2), jnp.asarray(np.random.default_rng(0).normal(size=(2, 3)))
+    steps = path(levels, np.array([0, 2, 4])), path(levels, np.array([1, 3, 5]))
+
+    def sums(values, level, after):
+        found = {}
+        for name, value in values.items():
+            guidance = gj.cfg(1 + value if name in OTHERS else SCALE)
+            denoise = gj.guide(two, guidance, gj.Step(jnp.int32(0), level, after, quick_keys(2)))
+            sampler = OTHERS[name] if name in OTHERS else OF_A_NUMBER[name](value)
+            state = gj.State(x, sampler.init(x), guidance.init(x), jnp.int32(0), jnp.zeros_like(x))
+            found[name] = sampler.step(denoise, state, level, after, quick_keys(2, 1)).x.sum()
+        return found
+
+    def total(value, level, after):
+        found = sums(value, level, after)
+        return sum(found.values()), found
+
+    gradient = jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True)
+
+    @jax.jit
+    def program(values, level, after):
+        found, (slopes, *others) = jax.vmap(jax.vmap(gradient, (None, 0, 0)), (0, None, None))(values, level, after)
+        return found, (slopes, others)
+
+    @jax.jit
+    def known(level, after):
+        return jax.vmap(lambda *step: sums(dict.fromkeys(OF_A_NUMBER, 0.0), *step))(level, after)
+
+    check_slopes(lambda values, *step: program(dict.fromkeys(NAMES, values), *step), steps, known)
+
+
+NAMES = (*OF_A_NUMBER, *OTHERS)
+
+
+@pytest.mark.parametrize("name", ["dpmpp_3m", "unipc 3"])
+def test_a_run_with_memory_is_finite_from_alpha_zero_to_sigma_zero_with_exact_gradients(x64, name):
+    two = two_gaussians(2)
+
+    def total(values, levels):
+        value = values[name]
+        sampler, scale = (gj.unipc(3), 1 + value) if name == "unipc 3" else (gj.dpmpp_3m(curvature=value), SCALE)
+        found = gj.sample(quick_keys(2), two, gj.cfg(scale), sampler, levels, (3,)).sum()
+        return found, {name: found}
+
+    gradient = jax.jit(jax.vmap(jax.value_and_grad(total, argnums=(0, 1), has_aux=True), (0, None)))
+    known = jax.jit(lambda levels: total({name: 0.0}, levels)[1])
+    check_slopes(lambda values, levels: gradient({name: values}, levels), (from_alpha_zero(),), known)
 
 
 SCHEDULES_OF_NUMBERS = {
@@ -104,7 +130,7 @@ def test_a_sampler_of_a_schedule_is_an_argument_of_jit(name):
         "churn": gj.churn(gj.heun(), SCHEDULES_OF_NUMBERS["ddpm_linear, its rates"], 0.2),
     }[name]
     levels = gj.levels(sampler.schedule or SCHEDULES_OF_NUMBERS["shift"], 3, gj.spacings.uniform())
-    run = lambda sampler: gj.sample(keys(2), two_gaussians(2), gj.cfg(2.0), sampler, levels, (1,))
+    run = lambda sampler: gj.sample(quick_keys(2), two_gaussians(2), gj.cfg(2.0), sampler, levels, (1,))
     np.testing.assert_allclose(jax.jit(run)(sampler), jax.jit(lambda: run(sampler))(), rtol=1e-5)
 
 

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from one_program import one_program
-from worlds import classes, keys, mixture, path
+from quick import quick_keys
+from worlds import classes, mixture, path
 
 import guidance_jax as gj
 
@@ -69,7 +70,7 @@ def end(guidance, sampler, levels, x):
     assert (len(levels) - 1) % STEPS == 0
     for i in range(0, len(levels) - 1, STEPS):
         part = path(levels, slice(i, i + STEPS + 1))
-        state, _ = one_program(gj.run, keys(8), branches(), guidance, sampler, part, state)
+        state, _ = one_program(gj.run, quick_keys(8), branches(), guidance, sampler, part, state)
     return state.x
 
 

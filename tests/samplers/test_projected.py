@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from one_program import one_program
-from worlds import keys
+from quick import quick_keys
 
 import guidance_jax as gj
 from guidance_jax.base import Prediction
@@ -36,7 +36,7 @@ def test_a_projected_point_cloud_keeps_zero_centre_of_mass(x64, name):
     }[name]
     branches, shape = points(4)
     levels = gj.levels(schedule, 5, gj.spacings.karras())
-    x, along = one_program(gj.sample, keys(4), branches, gj.chain(), sampler, levels, shape, trace=lambda state: state.x)
+    x, along = one_program(gj.sample, quick_keys(4), branches, gj.chain(), sampler, levels, shape, trace=lambda state: state.x)
     np.testing.assert_allclose(along.mean(2), 0, atol=1e-12)
     np.testing.assert_allclose(x.mean(1), 0, atol=1e-12)
     assert (x.std((1, 2)) > 0.05).all()
@@ -46,7 +46,7 @@ def test_the_noise_of_a_projected_sampler_is_standard_normal_in_the_subspace(x64
     """So the law is that of the subspace: the variance per coordinate is (N - 1) / N of the variance without projection."""
     branches, shape = points(2000)
     levels = gj.levels(gj.schedules.cosine(), 60, gj.spacings.karras())
-    run = lambda sampler: one_program(gj.sample, keys(2000), branches, gj.chain(), sampler, levels, shape)
+    run = lambda sampler: one_program(gj.sample, quick_keys(2000), branches, gj.chain(), sampler, levels, shape)
     x, plain = run(gj.projected(gj.heun_sde(), centred)), centred(run(gj.heun_sde()))
     np.testing.assert_allclose(x, plain, atol=1e-12)
     covariance = np.einsum("bid,bjd->ij", x, x) / (3 * 2000)
@@ -72,4 +72,4 @@ def test_a_map_that_is_not_a_projection_raises(project, error, message):
     branches, shape = points(2)
     levels = gj.levels(gj.schedules.cosine(), 2, gj.spacings.karras())
     with pytest.raises(error, match=message):
-        gj.sample(keys(2), branches, gj.chain(), gj.projected(gj.ddim(), project), levels, shape)
+        gj.sample(quick_keys(2), branches, gj.chain(), gj.projected(gj.ddim(), project), levels, shape)

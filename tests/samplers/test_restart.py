@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import readings
 from one_program import one_program
+from quick import QUICK, quick_keys
 from sampler_rows import MEAN_C, VAR_C, guided, one, two_gaussians
-from worlds import gaussian, keys, mixture, path
+from worlds import PEAK, gaussian, path, peaks
 
 import guidance_jax as gj
 from guidance_jax.noise import INNER, SAMPLER, apart, at_level, step_keys
@@ -18,8 +19,6 @@ EDM = gj.schedules.edm()
 MEAN, VARIANCE = 1.3, 0.25
 SOLVERS = {"euler": (gj.euler, readings.edm(False), 1), "heun": (gj.heun, readings.edm(True), 2)}
 SCHEDULES = {
-    "edm": EDM,
-    "cosine": gj.schedules.cosine(),
     "flow": gj.schedules.flow(t_max=0.99),
     "ddpm_linear": gj.schedules.ddpm_linear(),
 }
@@ -59,12 +58,12 @@ def restarted(step, x, level, steps, high, scale, z):
 def drawn(n, level=None, steps=0, times=0):
     """The normal numbers of a run's start, `[n]`, or of the restarts in the step that begins at a level, `[times, n]`."""
     own, numbers = one_program(_own, n, level), [0] if level is None else [2 * (1 + k * steps) + 1 for k in range(times)]
-    noise = one_program(_noise, jax.random.wrap_key_data(own), np.array(numbers))
+    noise = one_program(_noise, jax.random.wrap_key_data(own, impl=QUICK), np.array(numbers))
     return noise[0] if level is None else noise
 
 
 def _own(n, level):
-    own = keys(n) if level is None else apart(at_level(keys(n), level, SAMPLER), INNER)
+    own = quick_keys(n) if level is None else apart(at_level(quick_keys(n), level, SAMPLER), INNER)
     return jax.random.key_data(own)
 
 
@@ -73,7 +72,7 @@ def _noise(own, numbers):
     return jax.vmap(jax.vmap(draw, (0, None)), (None, 0))(own, numbers)
 
 
-@pytest.mark.parametrize(("solver", "name"), [("heun", "edm"), ("heun", "flow"), ("euler", "ddpm_linear")])
+@pytest.mark.parametrize(("solver", "name"), [("heun", "flow"), ("euler", "ddpm_linear")])
 def test_samples_are_those_of_the_paper_for_the_same_noise(x64, solver, name):
     make, step, cost = SOLVERS[solver]
     n, steps, times, high, scale = 5, 3, 2, 4.0, 1.1
@@ -85,7 +84,7 @@ def test_samples_are_those_of_the_paper_for_the_same_noise(x64, solver, name):
     def generate(low, high, scale):
         traces.append(1)
         sampler = gj.restart(make(), SCHEDULES[name], steps, times, low, high, noise_scale=scale)
-        state, _ = gj.run(keys(n), GAUSSIAN, gj.chain(), sampler, levels, (1,))
+        state, _ = gj.run(quick_keys(n), GAUSSIAN, gj.chain(), sampler, levels, (1,))
         return state.x.ravel(), state.evaluations
 
     places = [i for i in range(1, len(levels) - 1) if levels.ratio[i] < high / 2]
@@ -124,7 +123,7 @@ def law(sampler, levels, mean, variance, steps, n=12):
     """
     start = np.random.default_rng(0).normal(size=n)
     x = (mean + np.sqrt(variance) * start)[:, None]
-    found = one_program(gj.sample, keys(n), GAUSSIAN, gj.chain(), sampler, levels, x).ravel()
+    found = one_program(gj.sample, quick_keys(n), GAUSSIAN, gj.chain(), sampler, levels, x).ravel()
     design = np.stack([np.ones(n), start, *drawn(n, path(known(levels), 0), steps, 3)], axis=1)
     coefficients, _, rank, _ = np.linalg.lstsq(design, found, rcond=None)
     assert rank == 5
@@ -159,28 +158,32 @@ def test_restarts_contract_the_error_of_a_wrong_start_as_in_the_closed_form(x64)
 
 def test_restarts_keep_the_law_of_a_mixture_and_restore_it_from_one_class(x64):
     """x is at sigma = 0.5. Its law is the exact one, or that of a single class. Each moment agrees to 4.5 standard errors."""
-    m, n, low = mixture(2), 6000, 0.5
-    draw = m.sample
+    n, low = 6000, 0.5
     levels = two_levels(1.01 * low, low)
-    everything = jnp.full(n, -1)
 
-    def exact(seed, label, sigma=1.01 * low):
-        clean = one_program(draw, jax.random.key(seed), n, np.full(n, label))
-        return clean + sigma * np.random.default_rng(seed).normal(size=clean.shape)
+    def exact(seed, peaks, sigma=1.01 * low):
+        rng = np.random.default_rng(seed)
+        return rng.choice(peaks, size=(n, 2)) + np.sqrt(PEAK + sigma**2) * rng.normal(size=(n, 2))
 
     def errors(x):
         """The errors of the means and second moments, in standard errors."""
         features = lambda x: np.concatenate([x, x**2, x[:, :1] * x[:, 1:]], axis=1)
-        found, wanted = features(x), features(exact(100, -1, low))
+        found, wanted = features(x), features(exact(100, [-1.0, 1.0], low))
         deviation = np.sqrt((found.var(0) + wanted.var(0)) / n)
         return np.abs(found.mean(0) - wanted.mean(0)) / deviation
 
-    one = gj.branches(m.denoise, cond=everything)
+    both = gj.branches(peaks, cond=np.full(n, -1))
     run = lambda x, scale=1.0: one_program(
-        gj.sample, keys(n, 3), one, gj.chain(), gj.restart(gj.heun(), EDM, 24, 3, low, 20.0, noise_scale=scale), levels, x
+        gj.sample,
+        quick_keys(n, 3),
+        both,
+        gj.chain(),
+        gj.restart(gj.heun(), EDM, 24, 3, low, 20.0, noise_scale=scale),
+        levels,
+        x,
     )
-    assert errors(run(exact(0, -1))).max() < 4.5
-    wrong = exact(0, 2)
+    assert errors(run(exact(0, [-1.0, 1.0]))).max() < 4.5
+    wrong = exact(0, [1.0])
     assert errors(wrong).max() > 40
     assert errors(run(wrong)).max() < 4.5
     assert errors(run(wrong, scale=0.0)).max() > 40
@@ -189,7 +192,7 @@ def test_restarts_keep_the_law_of_a_mixture_and_restore_it_from_one_class(x64):
 def test_the_number_of_evaluations_is_that_of_the_paper():
     """43 on CIFAR-10 and 203 on ImageNet. Adjacent intervals do not restart within each other, in either order."""
     one = gj.Branches(lambda x, level, cond: gj.Prediction(x / 2, x / 2), {"cond": None})
-    of = lambda sampler, levels: gj.evaluations(keys(1), one, gj.chain(), sampler, levels, (1,))
+    of = lambda sampler, levels: gj.evaluations(quick_keys(1), one, gj.chain(), sampler, levels, (1,))
     count = lambda sampler, n: one_program(of, sampler, gj.levels(EDM, n, gj.spacings.karras()))
     assert count(gj.restart(gj.heun(), EDM, 2, 2, 0.06, 0.3), 18) == 43
     sampler = gj.heun()
@@ -203,7 +206,7 @@ def test_the_number_of_evaluations_is_that_of_the_paper():
 def test_without_restarts_it_is_the_inner_sampler(x64):
     """There is no restart if low is below the last positive level or above the first. Between two levels there is one."""
     levels = gj.levels(EDM, 6, gj.spacings.karras(sigma_min=0.1))
-    run = lambda sampler: one_program(gj.run, keys(2), GAUSSIAN, gj.chain(), sampler, levels, (1,))[0]
+    run = lambda sampler: one_program(gj.run, quick_keys(2), GAUSSIAN, gj.chain(), sampler, levels, (1,))[0]
     plain = run(gj.heun())
     for low, high, more in ((1e-4, 1.0, 0), (90.0, 100.0, 0), (0.2, 0.21, 12)):
         found = run(gj.restart(gj.heun(), EDM, 3, 2, low, high))
@@ -220,7 +223,7 @@ def test_a_guidance_acts_in_the_steps_of_a_restart_that_begin_in_its_interval(x6
     low, high, steps, times = levels.ratio[place], 1.0, 6, 2
     sampler = gj.restart(gj.ddim(), EDM, steps, times, low, high, noise_scale=0.0)
     guidance = gj.during(gj.cfg(3.0), bound)
-    state, _ = one_program(gj.run, keys(2), two, guidance, sampler, levels, (1,))
+    state, _ = one_program(gj.run, quick_keys(2), two, guidance, sampler, levels, (1,))
 
     between = spaced(high, float(low), steps)
     above = int((levels.ratio[:-1] > bound).sum()) + times * int((between[:-1] > bound).sum())
@@ -247,54 +250,54 @@ def test_a_multistep_sampler_starts_anew_and_continues_from_the_last_restart(x64
     for field, value in zip(vars(inside).values(), vars(path(levels, place)).values(), strict=True):
         field[-1] = value
     two = two_gaussians(3)
-    go = lambda levels, x: one_program(gj.run, keys(3), two, gj.cfg(2.0), gj.dpmpp_2m(), levels, x)[0]
+    go = lambda levels, x: one_program(gj.run, quick_keys(3), two, gj.cfg(2.0), gj.dpmpp_2m(), levels, x)[0]
     state = go(inside, go(path(levels, slice(None, place + 1)), (1,)).x)
     by_hand = go(path(levels, slice(place, None)), state).x
     sampler = gj.restart(gj.dpmpp_2m(), EDM, steps, 1, levels.ratio[place], high, noise_scale=0.0)
-    samples = one_program(gj.sample, keys(3), two, gj.cfg(2.0), sampler, levels, (1,))
+    samples = one_program(gj.sample, quick_keys(3), two, gj.cfg(2.0), sampler, levels, (1,))
     np.testing.assert_allclose(samples, by_hand, rtol=1e-9)
 
 
 def test_a_sample_does_not_depend_on_its_batch_and_each_restart_has_its_own_noise(x64):
     levels, sampler = gj.levels(EDM, 8, gj.spacings.karras()), gj.restart(gj.ddpm(), EDM, 2, 2, 0.5, 5.0)
     run = lambda keys: one_program(gj.sample, keys, GAUSSIAN, gj.chain(), sampler, levels, (1,))
-    together = run(keys(4))
+    together = run(quick_keys(4))
     for i in range(4):
-        np.testing.assert_allclose(run(keys(4)[i : i + 1])[0], together[i], rtol=1e-10)
+        np.testing.assert_allclose(run(quick_keys(4)[i : i + 1])[0], together[i], rtol=1e-10)
     still = gj.Branches(lambda x, level, cond: gj.Prediction(x / level.alpha, 0 * x), {"cond": None})
     n, times = 2000, 4  # No step moves x, so the variances of the restarts' noise add up.
     sampler = gj.restart(gj.ddim(), EDM, 1, times, 1.0, 2.0)
-    x = one_program(gj.sample, keys(n), still, gj.chain(), sampler, two_levels(1.01, 1.0), np.zeros((n, 1)))
+    x = one_program(gj.sample, quick_keys(n), still, gj.chain(), sampler, two_levels(1.01, 1.0), np.zeros((n, 1)))
     assert abs(x.var() / (3 * times) - 1) < 5 * np.sqrt(2 / n)
 
 
 @pytest.mark.slow
 def test_values_are_data_under_jit_vmap_and_grad_from_alpha_zero(x64):
-    flow, two = gj.schedules.flow(), two_gaussians(2)
+    """The last bounds are passed in the first step, from alpha = 0."""
+    flow = gj.schedules.flow()
     levels = known(gj.levels(flow, 6, gj.spacings.trailing()))
     assert levels.alpha[0] == 0
 
     def summed(low, high, scale, levels):
         sampler = gj.restart(gj.heun(), flow, 2, 2, low, high, noise_scale=scale)
-        return gj.sample(keys(2), two, gj.cfg(2.0), sampler, levels, (1,)).sum()
+        return gj.sample(quick_keys(2), GAUSSIAN, gj.chain(), sampler, levels, (1,)).sum()
 
     h = 1e-6
-    lows, highs = np.array([0.3, 0.6, 0.6, 0.6, 9.0]), np.array([2.0, 3.0, 3.0 - h, 3.0 + h, 20.0])
+    lows, highs = np.array([0.3, 0.6, 0.6, 0.6, 9.0, 50.0]), np.array([2.0, 3.0, 3.0 - h, 3.0 + h, 20.0, 60.0])
     generate = jax.jit(jax.vmap(jax.value_and_grad(summed, (0, 1, 2, 3)), (0, 0, None, None)))
     sums, slopes = known(generate(lows, highs, 1.1, levels))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((sums, slopes)))
     np.testing.assert_allclose(slopes[1][1], (sums[3] - sums[2]) / (2 * h), rtol=1e-5)
     assert slopes[0][1] == 0
     np.testing.assert_allclose(sums[1], jax.jit(summed)(0.6, 3.0, 1.1, levels), rtol=1e-10)
-    first = jax.jit(summed)(50.0, 60.0, 1.0, path(levels, slice(None, 2)))  # From alpha = 0 past both bounds in one step.
-    assert np.isfinite(first)
+    assert levels.ratio[1] < 50
 
 
 def test_restart_works_within_other_samplers():
     """The restarts are unguided like the predictor that contains them, and padding stays 0 in a restart."""
     levels, two = gj.levels(EDM, 8, gj.spacings.karras()), two_gaussians(2)
     inner = gj.restart(gj.ddim(), EDM, 2, 3, 0.5, 5.0)
-    count = lambda sampler: one_program(gj.evaluations, keys(2), two, gj.cfg(2.0), sampler, levels, (1,))
+    count = lambda sampler: one_program(gj.evaluations, quick_keys(2), two, gj.cfg(2.0), sampler, levels, (1,))
     assert count(inner) == 2 * (8 + 6)
     assert count(gj.predictor_corrector(inner)) == 8 + 6 + 2 * 7
     seen = []
@@ -305,7 +308,7 @@ def test_restart_works_within_other_samplers():
 
     one = gj.branches(gj.denoiser(network, predicts="x0"), cond=None)
     sampler = gj.trees.zero_padding(inner, jnp.array([[1, 1, 0]]))
-    x = gj.sample(keys(2), one, gj.chain(), sampler, levels, (3,))
+    x = gj.sample(quick_keys(2), one, gj.chain(), sampler, levels, (3,))
     jax.effects_barrier()
     assert (x[:, 2] == 0).all()
     assert {float(value) for value in seen if value is not None} == {0.0}
@@ -314,7 +317,7 @@ def test_restart_works_within_other_samplers():
 def test_restarts_follow_once_per_run_also_if_churn_raises_later_steps_above_low():
     levels = gj.levels(EDM, 8, gj.spacings.karras())
     inner = gj.restart(gj.ddim(), EDM, 2, 1, np.asarray(levels.ratio)[4], 20.0)
-    count = lambda sampler: one_program(gj.evaluations, keys(12), GAUSSIAN, gj.chain(), sampler, levels, (1,))
+    count = lambda sampler: one_program(gj.evaluations, quick_keys(12), GAUSSIAN, gj.chain(), sampler, levels, (1,))
     assert count(inner) == count(gj.churn(inner, EDM, 0.2)) == 8 + 2
     with pytest.raises(ValueError, match="this sampler remembers the step before"):
         count(gj.recur(inner, 3))
@@ -329,7 +332,7 @@ def test_conditions_draw_anew_in_each_restart():
         return draw
 
     random = gj.branches(gj.denoiser(lambda x, t, cond: 0 * x + cond[:, None], predicts="x0"), cond=drawn)
-    gj.sample(keys(1), random, gj.chain(), gj.restart(gj.ddim(), EDM, 2, 3, levels.ratio[2], 20.0), levels, (1,))
+    gj.sample(quick_keys(1), random, gj.chain(), gj.restart(gj.ddim(), EDM, 2, 3, levels.ratio[2], 20.0), levels, (1,))
     jax.effects_barrier()
     assert len(seen) == len(set(seen)) == 4 + 6
 
@@ -337,7 +340,7 @@ def test_conditions_draw_anew_in_each_restart():
 def test_an_interval_that_only_the_restarts_visit_does_not_warn(recwarn):
     levels, two = gj.levels(EDM, 3, gj.spacings.karras()), two_gaussians(2)
     sampler = gj.restart(gj.ddim(), EDM, 4, 2, 1.0, 50.0)
-    assert gj.evaluations(keys(2), two, gj.during(gj.cfg(3.0), 5.0, 60.0), sampler, levels, (1,)) > 3 + 8
+    assert gj.evaluations(quick_keys(2), two, gj.during(gj.cfg(3.0), 5.0, 60.0), sampler, levels, (1,)) > 3 + 8
     assert not recwarn.list
 
 

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from one_program import one_program
+from quick import quick_keys
 from sampler_rows import MEAN_C, MEAN_U, ROWS, RUNS, SCALE, STEPS, VAR_C, VAR_U, guided, one, two_gaussians
-from worlds import SCHEDULES, keys, path, sampler_noise
+from worlds import SCHEDULES, path, sampler_noise
 
 import guidance_jax as gj
 
@@ -26,7 +27,7 @@ def known_branches():
 def generated(sampler, levels, guidance=None):
     """The samples, `[RUNS]`, and evaluations of a run. Samplers that differ in numbers share a program."""
     guidance = gj.cfg(SCALE) if guidance is None else guidance
-    state, _ = one_program(gj.run, keys(RUNS), known_branches(), guidance, sampler, levels, (1,))
+    state, _ = one_program(gj.run, quick_keys(RUNS), known_branches(), guidance, sampler, levels, (1,))
     return state.x.ravel(), state.evaluations
 
 
@@ -38,8 +39,8 @@ def spaced(name, spacing):
 @jax.jit
 def drawn(levels):
     x = jnp.zeros((RUNS, 1))
-    start = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 0), (1,)))(keys(RUNS))
-    steps = lambda fold: [sampler_noise(keys(RUNS), levels, i, x, fold) for i in range(STEPS)]
+    start = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 0), (1,)))(quick_keys(RUNS))
+    steps = lambda fold: [sampler_noise(quick_keys(RUNS), levels, i, x, fold) for i in range(STEPS)]
     return [jnp.concatenate([start, *steps(fold)], axis=1) for fold in (None, 1)]
 
 
@@ -132,7 +133,7 @@ def test_between_two_levels_the_network_receives_the_time_there(x64, name):
     schedule = gj.schedules.ddpm_linear()
     levels = spaced("ddpm_linear", gj.spacings.trailing())
     branches, sampler = two_gaussians(RUNS, schedule), ROWS[name].make(schedule)
-    samples = one_program(gj.sample, keys(RUNS), branches, gj.cfg(SCALE), sampler, levels, (1,)).ravel()
+    samples = one_program(gj.sample, quick_keys(RUNS), branches, gj.cfg(SCALE), sampler, levels, (1,)).ravel()
     np.testing.assert_allclose(samples, generated(sampler, levels)[0], rtol=1e-9)
 
 
@@ -149,7 +150,7 @@ def test_the_number_zero_draws_no_noise():
     schedule = gj.schedules.cosine()
     still = [gj.ddim(), gj.euler(), gj.churn(gj.euler(), schedule, 0), gj.heun(), gj.euler_ancestral(0), gj.dpmpp_sde(0)]
     still.append(gj.dpmpp_2s(schedule))
-    run = lambda sampler: lambda x: gj.sample(keys(2), two_gaussians(2), gj.cfg(2.0), sampler, levels, x)
+    run = lambda sampler: lambda x: gj.sample(quick_keys(2), two_gaussians(2), gj.cfg(2.0), sampler, levels, x)
     for sampler, draws in [*((sampler, False) for sampler in still), (gj.euler_ancestral(0.1), True)]:
         assert ("random_bits" in str(jax.make_jaxpr(run(sampler))(jnp.ones((2, 1))))) == draws
     assert gj.euler().reversible
@@ -180,7 +181,7 @@ def test_a_run_may_start_midway(x64):
     levels, sampler = spaced("cosine", gj.spacings.trailing()), ROWS["dpmpp_2s"].make(gj.schedules.cosine())
     first, second = path(levels, slice(None, 4)), path(levels, slice(3, None))
     halfway = generated(sampler, first)[0][:, None]
-    ended = one_program(gj.sample, keys(RUNS), known_branches(), gj.cfg(SCALE), sampler, second, halfway).ravel()
+    ended = one_program(gj.sample, quick_keys(RUNS), known_branches(), gj.cfg(SCALE), sampler, second, halfway).ravel()
     np.testing.assert_allclose(ended, generated(sampler, levels)[0], rtol=1e-12)
 
 

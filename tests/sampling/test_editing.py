@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from quick import quick_keys
-from worlds import PEAK, keys, path, peaked, peaks, peaks_x0
+from worlds import PEAK, path, peaked, peaks, peaks_x0
 
 import guidance_jax as gj
 from guidance_jax.noise import normal, step_keys
@@ -42,7 +42,7 @@ def drawn(sampler: gj.Sampler, levels: gj.NoiseLevel) -> dict[tuple[int, ...], i
 
     plain, jax.random.normal = jax.random.normal, watched
     try:
-        jax.block_until_ready(draws(keys(2)))
+        jax.block_until_ready(draws(quick_keys(2)))
         jax.effects_barrier()
     finally:
         jax.random.normal = plain
@@ -60,7 +60,7 @@ def test_all_draws_of_diffuse_inpaint_and_a_run_are_distinct():
 
 def test_diffuse_noises_each_sample_by_its_own_key_to_its_level():
     x0, level = jnp.full((40000, 2), 3.0), gj.schedules.cosine()(0.6)
-    given = keys(40000)
+    given = quick_keys(40000)
     x = np.asarray(DIFFUSE(given, x0, level))
     z = (x - float(level.alpha) * 3) / float(level.sigma)
     np.testing.assert_allclose(z.mean(0), 0, atol=4 / 200)
@@ -99,8 +99,8 @@ def test_image_to_image_keeps_the_law_of_the_data(x64):
     levels, kept = gj.levels(gj.schedules.edm(0.01), 40, gj.spacings.exponential()), []
     for bound in (0.3, 3.0):
         cut = gj.schedules.below(levels, bound)
-        x = DIFFUSE(keys(n), x0, first(cut))
-        after = np.asarray(gj.sample(keys(n), peaked(jnp.full(n, 2)), gj.chain(), gj.heun(), cut, x))
+        x = DIFFUSE(quick_keys(n), x0, first(cut))
+        after = np.asarray(gj.sample(quick_keys(n), peaked(jnp.full(n, 2)), gj.chain(), gj.heun(), cut, x))
         np.testing.assert_allclose(after.mean(), mean, atol=4 * deviation / n**0.5)
         np.testing.assert_allclose(after.var(), PEAK, rtol=4 * (2 / n) ** 0.5)
         kept.append(float(np.corrcoef(after.ravel(), x0.ravel())[0, 1]))
@@ -158,7 +158,7 @@ def inpainted(times: int, n: int = 1024, steps: int = 20) -> np.ndarray:
     levels = gj.levels(gj.schedules.cosine(0.02, 0.98), steps, gj.spacings.exponential())
     # The larger variance is exact for data of unit variance.
     sampler = gj.recur(gj.inpaint(gj.ddpm("large"), jnp.array([GIVEN, jnp.nan]), jnp.array([True, False])), times)
-    return np.asarray(gj.sample(keys(n), gj.branches(correlated, cond=None), gj.chain(), sampler, levels, (2,)))
+    return np.asarray(gj.sample(quick_keys(n), gj.branches(correlated, cond=None), gj.chain(), sampler, levels, (2,)))
 
 
 def test_inpainting_approaches_the_conditional_law_only_with_recurrence():
@@ -185,7 +185,7 @@ def test_inpainting_has_the_samplers_own_bias(variance, said):
         return gj.Prediction(level.alpha / total * x, level.sigma / total * x)
 
     sampler = gj.inpaint(gj.ddpm(variance), jnp.array([1.0, jnp.nan]), jnp.array([True, False]))
-    x = np.asarray(gj.sample(keys(n), gj.branches(denoise, cond=None), gj.chain(), sampler, levels, (2,)))
+    x = np.asarray(gj.sample(quick_keys(n), gj.branches(denoise, cond=None), gj.chain(), sampler, levels, (2,)))
     alpha, sigma = (np.asarray(field, np.float64) for field in (levels.alpha, levels.sigma))
     exact = sigma[0] ** 2
     for i in range(20):
@@ -209,7 +209,7 @@ def test_inpainting_sets_the_known_part_before_and_after_every_step():
     known, mask = np.array([[2.0, -1.0], [5.0, 5.0]]), np.array([[1.0], [0.0]])
     branches = gj.branches(gj.denoiser(network, predicts="x0"), cond=None)
     levels, sampler = path(LEVELS, slice(-5, None)), gj.inpaint(gj.ddim(), known, mask)
-    x, trace = gj.sample(keys(n), branches, gj.chain(), sampler, levels, (2, 2), trace=lambda state: state.x)
+    x, trace = gj.sample(quick_keys(n), branches, gj.chain(), sampler, levels, (2, 2), trace=lambda state: state.x)
     jax.effects_barrier()
     noises = []
     for x_there, level in zip([*seen, *trace[:-1]], [*range(4), *range(1, 4)], strict=True):
@@ -304,7 +304,7 @@ def test_encodings_of_one_gaussian_are_the_exact_map_of_the_data(x64):
     levels = gj.levels(gj.schedules.cosine(0.01, 0.99), 400, gj.spacings.uniform())
     back, mean = gj.schedules.reverse(levels), 1.0
     x = np.linspace(-1, 3, 7)[:, None]
-    encode = lambda sampler: gj.sample(keys(7), peaked(jnp.full(7, 2)), gj.chain(), sampler, back, jnp.asarray(x))
+    encode = lambda sampler: gj.sample(quick_keys(7), peaked(jnp.full(7, 2)), gj.chain(), sampler, back, jnp.asarray(x))
     (alpha, end_alpha), (sigma, end_sigma) = (np.asarray(field)[[0, -1]] for field in (back.alpha, back.sigma))
     grown = np.sqrt((end_alpha**2 * PEAK + end_sigma**2) / (alpha**2 * PEAK + sigma**2))
     exact = end_alpha * mean + grown * (x - alpha * mean)
@@ -317,8 +317,8 @@ def test_encodings_of_a_mixture_are_standard_normal():
     data = rng.choice([-1.0, 1.0], size=(n, 2)) + PEAK**0.5 * rng.normal(size=(n, 2))
     levels = gj.levels(gj.schedules.cosine(0.02, 0.998), 40, gj.spacings.karras())
     back = gj.schedules.reverse(levels)
-    x = DIFFUSE(keys(n), data.astype(np.float32), first(back))
-    noise = gj.sample(keys(n), peaked(jnp.full(n, -1)), gj.cfg(1.0), gj.heun(), back, x)
+    x = DIFFUSE(quick_keys(n), data.astype(np.float32), first(back))
+    noise = gj.sample(quick_keys(n), peaked(jnp.full(n, -1)), gj.cfg(1.0), gj.heun(), back, x)
     z = np.asarray(noise) / float(levels.sigma[0])
     np.testing.assert_allclose(z.mean(0), 0, atol=4 / n**0.5)
     np.testing.assert_allclose(np.cov(z.T), np.eye(2), atol=4 * (2 / n) ** 0.5)

@@ -8,7 +8,7 @@ import pytest
 from counted import LABELS, LEVELS, B, Counted
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from quick import quick_keys
-from worlds import classes, keys, mixture, peaked, peaks
+from worlds import classes, mixture, peaked, peaks
 
 import guidance_jax as gj
 
@@ -80,7 +80,7 @@ def test_an_interval_still_skips_under_vmap(over):
         return gj.evaluations(key, peaked(labels), gj.during(gj.cfg(scale), low, high), gj.ddim(), LEVELS, (3,))
 
     mapped = {"scales": (0, None, None), "labels": (None, 0, None), "keys": (None, None, 0)}[over]
-    axes = jnp.linspace(0, 4, 3), jnp.stack([LABELS] * 3), jnp.stack([keys(B, s) for s in range(3)])
+    axes = jnp.linspace(0, 4, 3), jnp.stack([LABELS] * 3), jnp.stack([quick_keys(B, s) for s in range(3)])
     given = [all_ if axis == 0 else all_[0] for all_, axis in zip(axes, mapped, strict=True)]
     counts = jax.vmap(generate, in_axes=mapped)(*given)
     assert (counts == 20 + 13).all()
@@ -121,7 +121,7 @@ def test_eight_devices_give_the_samples_of_one_and_exchange_nothing(x64):
     levels = gj.levels(gj.schedules.edm(), 20, gj.spacings.karras())
     guidance = lambda scale: gj.chain(gj.during(gj.cfg(scale), 0.1, 20.0), gj.rescale(0.7))
     program = jax.jit(lambda key, labels, w: gj.sample(key, peaked(labels), guidance(w), gj.dpmpp_2m(), levels, (3,)))
-    arguments = keys(16), jnp.arange(16) % 3, jnp.linspace(0.0, 5.0, 16)
+    arguments = quick_keys(16), jnp.arange(16) % 3, jnp.linspace(0.0, 5.0, 16)
     spread = [jax.device_put(argument, sharded(8)) for argument in arguments]
     one, over_eight = program(*arguments), program.lower(*spread).compile()
     many = over_eight(*spread)
@@ -173,7 +173,7 @@ def test_conditions_may_be_any_pytree():
 
 
 def test_a_sample_depends_only_on_its_key():
-    few, many = keys(64)[:3], keys(64)
+    few, many = quick_keys(64)[:3], quick_keys(64)
     run = lambda key: gj.sample(key, peaked(jnp.zeros(len(key), int)), gj.cfg(2.0), gj.ddpm(), LEVELS, (3,))
     drawn = run(many)
     np.testing.assert_allclose(drawn[:3], run(few), rtol=1e-5, atol=1e-5)
@@ -185,7 +185,7 @@ def test_vectors_images_and_sequences_can_be_sampled():
     denoise = gj.denoiser(lambda x, t, cond: jnp.tanh(x) * (1 + cond.reshape(-1, *[1] * (x.ndim - 1))), predicts="v")
     branches = gj.branches(denoise, cond=jnp.ones(2), uncond=jnp.zeros(2))
     guidance = gj.chain(gj.cfg(jnp.array([0.0, 5.0])), gj.rescale(0.7))
-    samples = jax.jit(lambda: [gj.sample(keys(2), branches, guidance, gj.dpmpp_2m(), LEVELS, shape) for shape in shapes])
+    samples = jax.jit(lambda: [gj.sample(quick_keys(2), branches, guidance, gj.dpmpp_2m(), LEVELS, shape) for shape in shapes])
     for x, shape in zip(samples(), shapes, strict=True):
         assert x.shape == (2, *shape)
         assert np.isfinite(x).all()
@@ -193,7 +193,7 @@ def test_vectors_images_and_sequences_can_be_sampled():
 
 M = mixture()
 GOOD = {
-    "keys": keys(B),
+    "keys": quick_keys(B),
     "branches": classes(M, LABELS),
     "guidance": gj.cfg(2.0),
     "sampler": gj.ddim(),
@@ -293,7 +293,7 @@ def test_rescale_of_a_single_element_raises():
     denoise = gj.denoiser(lambda x, t, cond: x, predicts="eps")
     with pytest.raises(ValueError, match="at least two elements"):
         gj.sample(
-            keys(2),
+            quick_keys(2),
             gj.branches(denoise, cond=None, uncond=None),
             gj.chain(gj.cfg(2.0), gj.rescale(0.7)),
             gj.ddim(),
@@ -315,7 +315,7 @@ def test_errors_do_not_rely_on_the_checked_annotations_of_these_tests(labels, sh
     jaxtyping.config.update("jaxtyping_disable", True)
     try:
         with pytest.raises(TypeError, match=message):
-            gj.sample(keys(2), gj.branches(M.denoise, cond=labels), gj.chain(), gj.ddim(), LEVELS, shape)
+            gj.sample(quick_keys(2), gj.branches(M.denoise, cond=labels), gj.chain(), gj.ddim(), LEVELS, shape)
     finally:
         jaxtyping.config.update("jaxtyping_disable", False)
 

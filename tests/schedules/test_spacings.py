@@ -65,8 +65,8 @@ def test_a_path_to_clean_data_contains_it_once(spacing):
     within = jax.jit(lambda: gj.levels(flow, 5, make))()
     np.testing.assert_allclose(within.t, path.t, rtol=1e-6)
     for schedule in (gj.schedules.cosine(0.0, 1.0), gj.schedules.linear(0.0, t_min=0.0), gj.schedules.shift(flow, 3.0)):
-        path = gj.levels(schedule, 3, gj.spacings.karras(sigma_max=80.0) if spacing == "karras" else make)
-        np.testing.assert_array_equal(np.asarray(path.sigma) == 0, [False] * 3 + [True])
+        path = gj.levels(schedule, 5, gj.spacings.karras(sigma_max=80.0) if spacing == "karras" else make)
+        np.testing.assert_array_equal(np.asarray(path.sigma) == 0, [False] * 5 + [True])
 
 
 def test_exponential_is_even_in_the_log_and_the_limit_of_karras_for_large_rho(x64):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from contract import SAMPLERS, SHAPE, TABLE, B, World, network, run, updates, world
+from quick import quick_keys
 from worlds import keys, mixture
 
 import guidance_jax as gj
@@ -415,7 +416,7 @@ def test_every_sampler_is_traced_in_shard_map(sampler):
 @pytest.mark.parametrize("sampler", ["dpmpp_2s(eta)", "predictor_corrector", "restart"])
 def test_a_sampler_of_each_kind_runs_in_shard_map_as_without(sampler):
     """One that draws and evaluates twice, one with inner steps, and one around another, which has memory."""
-    generate, w = guided_by_memory(sampler), world()
+    generate, w = guided_by_memory(sampler), world()._replace(keys=quick_keys(B))
     found = np.asarray(jax.jit(generate)(w))
     assert np.isfinite(found).all()
     assert len(np.unique(found.round(4))) > B
@@ -428,7 +429,7 @@ RUN = list(zip(KINDS, 3 * ("ddpm", "heun", "dpmpp_2m"), strict=False))
 
 @pytest.mark.parametrize(("name", "sampler"), RUN)
 def test_each_kind_of_method_runs_with_another_sampler(name, sampler):
-    w, row = world(), TABLE[name]
+    w, row = world()._replace(keys=quick_keys(B)), TABLE[name]
     x = np.asarray(run(row.make(row.usual, w), w, SAMPLERS[sampler], half))
     assert np.isfinite(x).all()
     assert len(np.unique(x.round(4))) > B
@@ -437,7 +438,7 @@ def test_each_kind_of_method_runs_with_another_sampler(name, sampler):
 @pytest.mark.filterwarnings("ignore:feynman_kac")
 def test_particles_run_in_shard_map_with_whole_groups_on_a_device():
     w = world()
-    w = jax.tree.map(lambda leaf: jnp.repeat(leaf, 4, axis=0), w)._replace(keys=keys(4 * B))
+    w = jax.tree.map(lambda leaf: jnp.repeat(leaf, 4, axis=0), w)._replace(keys=quick_keys(4 * B))
 
     def generate(w):
         levels = gj.levels(gj.schedules.cosine(), 4, gj.spacings.karras())
@@ -469,7 +470,7 @@ def test_wrappers_and_the_exact_tilt_run_in_shard_map_as_without():
         slope = jax.grad(lambda w: gj.sample(k, edm, gj.chain(gj.amplify(w)), gj.ddim(), levels, (2,)).sum())(x[:, 0])
         return exact, first, second, slope
 
-    given = keys(B), labels, jnp.ones((B, 2))
+    given = quick_keys(B), labels, jnp.ones((B, 2))
     exact, *found = sharded(generate)(given)
     assert np.isfinite(exact).all()
     for ours, theirs in zip(found, jax.jit(lambda given: generate(given)[1:])(given), strict=True):

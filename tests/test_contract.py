@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from contract import SAMPLERS, SHAPE, TABLE, B, World, network, run, updates, world
+from quick import quick_keys
 from worlds import keys, mixture
 
 import guidance_jax as gj
@@ -36,11 +37,20 @@ def between(row, difference):
     return values(row) if difference is None else jnp.array([second - difference, second, second + difference, second])
 
 
-def sharded(program):
-    """A program of rows in which each device has one row, by `shard_map` with its default check."""
+def sharded(program, whole=()):
+    """A program of rows in which each device has one row, by `shard_map` with its default check.
+
+    The arguments whose numbers are in `whole` are whole on every device.
+    """
     mesh = jax.make_mesh((B,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:B])
-    rows = jax.sharding.PartitionSpec("rows")
-    return jax.jit(jax.shard_map(program, mesh=mesh, in_specs=rows, out_specs=rows))
+    rows, everywhere = jax.sharding.PartitionSpec("rows"), jax.sharding.PartitionSpec()
+
+    @jax.jit
+    def call(*given):
+        specs = tuple(everywhere if i in whole else rows for i in range(len(given)))
+        return jax.shard_map(program, mesh=mesh, in_specs=specs, out_specs=rows)(*given)
+
+    return call
 
 
 @functools.cache
@@ -67,13 +77,63 @@ def runs(name):
     return jax.jit(jax.vmap(jax.value_and_grad(total, has_aux=True), in_axes=(0, None)))
 
 
-def step(given, w):
-    """The x0 of each method, by name, in one step of a batch."""
-    methods = {name: TABLE[name].make(value, w) for name, value in given.items()}
-    level, after = gj.schedules.cosine()(0.6), gj.schedules.cosine()(0.5)
+def ends(number=None):
+    """The number of a step and the levels at its ends: of one in the middle, or of a step of `run`."""
+    if number is None:
+        return jnp.int32(0), gj.schedules.cosine()(0.6), gj.schedules.cosine()(0.5)
+    levels = gj.levels(gj.schedules.cosine(), 4, gj.spacings.karras())
+    return jnp.int32(number), levels[number], levels[number + 1]
+
+
+def predictions(methods, w, at):
+    """The prediction of each method, by name, in one step of a batch."""
     branches = gj.branches(gj.denoiser(network, "v"), **w.conds)
-    x = jnp.cos(3 * w.target)
-    return {name: p.x0 for name, p in updates(methods, branches, w.keys, x, 0, level, after).items()}
+    return updates(methods, branches, w.keys, jnp.cos(3 * w.target), *at)
+
+
+def step(given, w, at):
+    """As `predictions`, of the methods with these values."""
+    return predictions({name: TABLE[name].make(value, w) for name, value in given.items()}, w, at)
+
+
+@functools.cache
+def alone_in_a_step():
+    """As `alone`, of a step of all methods without memory: one program."""
+    traces = []
+
+    def predict(given, w, at):
+        traces.append(1)
+        return step(given, w, at)
+
+    return sharded(predict, whole=(2,)), traces
+
+
+@functools.cache
+def moved(which, number=None):
+    """The x0 and the eps of each method without memory in a step, each sample alone.
+
+    `which` names its value, or the sample that has it, or is "own" for one value per sample.
+    """
+
+    def value(row):
+        given = values(row) if which == "own" else getattr(row, which) if isinstance(which, str) else values(row)[which]
+        return jnp.broadcast_to(jnp.asarray(given, float), B)
+
+    given = {name: value(row) for name, row in TABLE.items() if name not in REMEMBERING}
+    found = alone_in_a_step()[0](given, world(), ends(number))
+    return {name: np.stack([p.x0, p.eps]) for name, p in found.items()}
+
+
+@functools.cache
+def unmoved(number):
+    """As `moved`, of what stands before each method."""
+    sources = {name: row.source for name, row in TABLE.items() if name not in REMEMBERING}
+    return {name: np.stack([p.x0, p.eps]) for name, p in bases()(sources, world(), ends(number)).items()}
+
+
+@functools.cache
+def bases():
+    return jax.jit(predictions)
 
 
 @functools.cache
@@ -81,7 +141,7 @@ def steps():
     """As `runs`, of a step of all methods without memory: one program."""
 
     def total(given, w):
-        found = step(given, w)
+        found = {name: p.x0 for name, p in step(given, w, ends()).items()}
         sums = {name: x0.sum() for name, x0 in found.items()}
         return sum(sums.values()), (sums, found)
 
@@ -113,7 +173,8 @@ def together(name, world_name="usual", difference=None):
 
 
 @functools.cache
-def before(source):
+def before(source, double=True):
+    assert double == jax.config.jax_enable_x64
     return np.asarray(run(source, world()))
 
 
@@ -124,6 +185,12 @@ def test_every_public_method_has_its_row():
 
 @pytest.mark.parametrize("name", TABLE)
 def test_the_neutral_value_is_the_base_and_the_usual_value_is_not(x64, name):
+    """Of a method without memory in the first step, a later one, and the last one; of the others after a run."""
+    if name not in REMEMBERING:
+        for number in (0, 2, 3):
+            np.testing.assert_allclose(moved("neutral", number)[name], unmoved(number)[name], rtol=1e-9, atol=1e-9)
+        assert np.abs(moved("usual")[name] - unmoved(None)[name]).max() > 1e-3
+        return
     row, (generate, _) = TABLE[name], alone(name)
     np.testing.assert_allclose(generate(row.neutral, world()), before(row.source), rtol=1e-9, atol=1e-9)
     assert np.abs(generate(row.usual, world()) - before(row.source)).max() > 1e-3
@@ -131,25 +198,30 @@ def test_the_neutral_value_is_the_base_and_the_usual_value_is_not(x64, name):
 
 @pytest.mark.parametrize("name", TABLE)
 def test_values_share_a_trace_and_per_sample_or_vmapped_or_sharded_they_are_the_same(x64, name):
-    w, row, (generate, traces) = world(), TABLE[name], alone(name)
-    traced = len(traces)
-    by_sample = generate(values(row), w)
-    each = [np.asarray(generate(value, w)) for value in values(row)]
-    generate(values(row)[0], w._replace(keys=keys(B, seed=1), target=w.target + 1))
-    assert len(traces) - traced <= 1  # None if another test made the program.
+    """Of a method without memory in a step, of the others in a run."""
+    w, row = world(), TABLE[name]
+    if name in REMEMBERING:
+        generate, traces = alone(name)
+        by_sample, each = generate(values(row), w), [np.asarray(generate(value, w)) for value in values(row)]
+        generate(values(row)[0], w._replace(keys=keys(B, seed=1), target=w.target + 1))
+        vmapped, wanted = together(name)[0], np.stack(each)
+    else:
+        own, found, traces = moved("own")[name], [moved(i)[name] for i in range(B)], alone_in_a_step()[1]
+        by_sample, each = own.swapaxes(0, 1), [one.swapaxes(0, 1) for one in found]
+        vmapped, wanted = together(name)[0], np.stack(found)[:, 0]
+    assert len(traces) == 1
     assert len({float(x.sum()) for x in each}) == len(each)
     for i, x in enumerate(each):
         np.testing.assert_allclose(by_sample[i], x[i], rtol=1e-9, atol=1e-9)
-    if name in REMEMBERING:
-        np.testing.assert_allclose(together(name)[0], np.stack(each), rtol=1e-8, atol=1e-8)
+    np.testing.assert_allclose(vmapped, wanted, rtol=1e-8, atol=1e-8)
 
 
 def test_one_value_per_sample_or_vmapped_is_the_same_in_a_step_of_every_method(x64):
     given = {name: values(row) for name, row in TABLE.items() if name not in REMEMBERING}
-    for name, x0 in jax.jit(step)(given, world()).items():
+    for name, prediction in jax.jit(step)(given, world(), ends()).items():
         vmapped = together(name)[0]
         assert len(np.unique(vmapped[:, 0, 0, 0])) == len(vmapped), name
-        np.testing.assert_allclose(x0, vmapped[np.arange(B), np.arange(B)], rtol=1e-9, atol=1e-9, err_msg=name)
+        np.testing.assert_allclose(prediction.x0, vmapped[np.arange(B), np.arange(B)], rtol=1e-9, atol=1e-9, err_msg=name)
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -166,7 +238,7 @@ def test_the_gradient_in_the_parameter_is_the_difference_quotient(x64, name):
     np.testing.assert_allclose(slopes[1], (sums[2] - sums[0]) / 2e-6, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", ["apg", "adaptive", "feedback", "dps"])
 def test_jit_gives_the_eager_result(name):
     """`sample` always runs jitted. Here a method's own update, with its state, runs operation by operation."""
     w, level, after = world(), gj.schedules.cosine()(0.6), gj.schedules.cosine()(0.5)
@@ -258,19 +330,24 @@ def composed(name, w):
     return gj.chain(gj.during(inner, 0.1, 20.0), gj.add(gj.reuse(method, 2), gj.cfg(2.0)), gj.rescale(0.5))
 
 
+WHOLE = ("apg", "adaptive", "feedback", "dps")
+
+
 @pytest.mark.parametrize("name", TABLE)
 def test_a_method_composes_with_every_other_part(name):
-    """One method of each kind runs. The others are traced, and their first step runs below."""
+    """Four runs, which shape with momentum, skip, remember, and take a gradient. The others are traced, and their first step
+    runs below.
+    """
     row, w = TABLE[name], world()
     method = row.make(row.usual, w)
     if name in OWN_SPACE:
         with pytest.raises(ValueError, match=r"use chain\(guidance, in_space\(\.\.\.\)\)"):
             jax.eval_shape(lambda: run(gj.in_space("v", method), w))
     chain = composed(name, w)
-    if name in KINDS:
+    if name in WHOLE:
         x = run(chain, w)
         assert np.isfinite(x).all()
-        assert np.abs(x - run(row.source, w)).max() > 1e-3
+        assert np.abs(x - before(row.source, double=False)).max() > 1e-3
     else:
         assert jax.eval_shape(lambda: run(chain, w)).shape == (B, *SHAPE)
 
@@ -284,7 +361,7 @@ def test_a_step_of_every_composition_and_its_gradients_in_all_numbers_are_finite
         return sum(x0.sum() for x0 in found.values()), found
 
     methods = {name: TABLE[name].make(jnp.float32(TABLE[name].usual), w) for name in TABLE}
-    chains = {name: composed(name, w) for name in TABLE if name not in KINDS}
+    chains = {name: composed(name, w) for name in TABLE if name not in WHOLE}
     (_, found), slopes = jax.jit(jax.value_and_grad(total, allow_int=True, has_aux=True))(methods | {"nothing": gj.chain()})
     for name, slope in slopes.items():
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slope) if leaf.dtype == jnp.float32), name
@@ -294,25 +371,35 @@ def test_a_step_of_every_composition_and_its_gradients_in_all_numbers_are_finite
         assert np.abs(x0 - found["nothing"]).max() > 1e-3, name
 
 
-DIFFERENT = ("cfg_pp", "dps", "feedback")
-"""Another eps, a gradient through the network, and memory. Each sampler takes these. `adaptive`, which skips, runs below."""
-PAIRS = [(name, "heun") for name in TABLE] + [(name, s) for s in SAMPLERS for name in DIFFERENT if s not in ("ddim", "heun")]
-
-
 def half(x, t, cond):
     return network(x.astype(jnp.bfloat16), t.astype(jnp.bfloat16), cond.astype(jnp.bfloat16))
 
 
-@pytest.mark.parametrize(("name", "sampler"), PAIRS)
-def test_with_every_sampler_a_bfloat16_network_receives_and_leaves_float32(name, sampler):
-    w, row, seen = world(), TABLE[name], []
+def sampled(method, sampler):
+    """The abstract samples, and the dtypes that a bfloat16 network receives."""
+    seen = []
 
     def recorded(x, t, cond):
         seen.append(x.dtype)
         return half(x, t, cond)
 
-    x = jax.eval_shape(lambda w: run(row.make(row.usual, w), w, SAMPLERS[sampler], recorded), w)
-    assert (x.shape, x.dtype, set(seen)) == ((B, *SHAPE), jnp.float32, {jnp.dtype("float32")})
+    x = jax.eval_shape(lambda w: run(method(w), w, SAMPLERS[sampler], recorded), world())
+    return (x.shape, x.dtype, set(seen))
+
+
+IN_FLOAT32 = ((B, *SHAPE), jnp.float32, {jnp.dtype("float32")})
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_with_every_method_a_bfloat16_network_receives_and_leaves_float32(name):
+    assert sampled(lambda w: TABLE[name].make(TABLE[name].usual, w), "heun") == IN_FLOAT32
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_with_every_sampler_a_bfloat16_network_receives_and_leaves_float32(sampler):
+    """With another eps, a gradient through the network, and memory, in one guidance. One that skips runs below."""
+    parts = [(TABLE[name], TABLE[name].usual) for name in ("cfg_pp", "dps", "feedback")]
+    assert sampled(lambda w: gj.add(*(row.make(usual, w) for row, usual in parts)), sampler) == IN_FLOAT32
 
 
 def guided_by_memory(sampler):
@@ -326,10 +413,10 @@ def test_every_sampler_is_traced_in_shard_map(sampler):
     assert jax.eval_shape(sharded(guided_by_memory(sampler)), world()).shape == (B, *SHAPE)
 
 
-@pytest.mark.parametrize("sampler", ["ddim(eta)", "churn(heun)", "dpmpp_2s(eta)", "predictor_corrector", "restart", "unipc"])
+@pytest.mark.parametrize("sampler", ["dpmpp_2s(eta)", "predictor_corrector", "restart"])
 def test_a_sampler_of_each_kind_runs_in_shard_map_as_without(sampler):
-    """One that draws, one of two evaluations, one around another, one with inner steps, two with memory."""
-    generate, w = guided_by_memory(sampler), world()
+    """One that draws and evaluates twice, one with inner steps, and one around another, which has memory."""
+    generate, w = guided_by_memory(sampler), world()._replace(keys=quick_keys(B))
     found = np.asarray(jax.jit(generate)(w))
     assert np.isfinite(found).all()
     assert len(np.unique(found.round(4))) > B
@@ -342,7 +429,7 @@ RUN = list(zip(KINDS, 3 * ("ddpm", "heun", "dpmpp_2m"), strict=False))
 
 @pytest.mark.parametrize(("name", "sampler"), RUN)
 def test_each_kind_of_method_runs_with_another_sampler(name, sampler):
-    w, row = world(), TABLE[name]
+    w, row = world()._replace(keys=quick_keys(B)), TABLE[name]
     x = np.asarray(run(row.make(row.usual, w), w, SAMPLERS[sampler], half))
     assert np.isfinite(x).all()
     assert len(np.unique(x.round(4))) > B
@@ -351,7 +438,7 @@ def test_each_kind_of_method_runs_with_another_sampler(name, sampler):
 @pytest.mark.filterwarnings("ignore:feynman_kac")
 def test_particles_run_in_shard_map_with_whole_groups_on_a_device():
     w = world()
-    w = jax.tree.map(lambda leaf: jnp.repeat(leaf, 4, axis=0), w)._replace(keys=keys(4 * B))
+    w = jax.tree.map(lambda leaf: jnp.repeat(leaf, 4, axis=0), w)._replace(keys=quick_keys(4 * B))
 
     def generate(w):
         levels = gj.levels(gj.schedules.cosine(), 4, gj.spacings.karras())
@@ -383,10 +470,10 @@ def test_wrappers_and_the_exact_tilt_run_in_shard_map_as_without():
         slope = jax.grad(lambda w: gj.sample(k, edm, gj.chain(gj.amplify(w)), gj.ddim(), levels, (2,)).sum())(x[:, 0])
         return exact, first, second, slope
 
-    given = keys(B), labels, jnp.ones((B, 2))
+    given = quick_keys(B), labels, jnp.ones((B, 2))
     exact, *found = sharded(generate)(given)
     assert np.isfinite(exact).all()
-    for ours, theirs in zip(found, jax.jit(generate)(given)[1:], strict=True):
+    for ours, theirs in zip(found, jax.jit(lambda given: generate(given)[1:])(given), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen, nnx
+from quick import quick_keys
 from walks import DENOISE, GIVEN, predicted, run
-from worlds import keys, mixture, path
+from worlds import keys, path, peaks
 
 import guidance_jax as gj
 
@@ -209,20 +210,20 @@ N = 64
 
 
 @functools.cache
-def class_zero():
-    return gj.branches(mixture().denoise, cond=jnp.zeros(N, int))
+def two_peaks():
+    return gj.branches(peaks, cond=jnp.full(N, -1))
 
 
 @functools.cache
 def missed(guidance):
-    """How far the samples of a class are from 1 in their first coordinate, on average."""
-    x = gj.sample(keys(N), class_zero(), guidance, gj.ddim(), levels(40), (3,))
+    """How far the samples are from 1 in their first coordinate, on average."""
+    x = gj.sample(quick_keys(N), two_peaks(), guidance, gj.ddim(), levels(40), (3,))
     return np.abs(np.asarray(x)[:, 0] - 1).mean()
 
 
 @pytest.mark.parametrize("name", ["dps", "universal", "lgd", "mpgd", "tfg"])
 def test_training_free_guidance_brings_samples_closer_to_the_measurement(name):
-    """On a mixture with a wide posterior, each method comes at least four times closer to y than no guidance."""
+    """On data with a peak there and another, each method comes at least four times closer to y than no guidance."""
     log_prob = lambda x0: -((x0[:, 0] - 1) ** 2)
     methods = {
         "dps": gj.dps(lambda x0: x0[:, :1], np.ones((N, 1), np.float32), 0.3),

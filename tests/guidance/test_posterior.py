@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from contract import updates
 from walks import W, close, gaussian, kernel, walk
 from worlds import SCHEDULES, keys, step
 
@@ -49,12 +50,16 @@ def class_slope(x, t, label):
     return t * (LOGITS[:, label] - LOGITS @ odds / odds.sum())
 
 
-def at_work(guidance, uncond=False):
+def place():
+    """x and its step."""
+    schedule = gj.schedules.flow()
+    return np.random.default_rng(0).normal(size=SHAPE), step(schedule(0.6), schedule(0.4), number=3, batch=4)
+
+
+def at_work(guidance):
     """x, its step, and the guided prediction at x, as the loop computes it."""
-    schedule, x = gj.schedules.flow(), np.random.default_rng(0).normal(size=SHAPE)
-    at = step(schedule(0.6), schedule(0.4), number=3, batch=4)
-    conds = {"cond": jnp.tile(BIAS, (4, 1))} | ({"uncond": jnp.zeros((4, 6))} if uncond else {})
-    branches = gj.Branches(gj.denoiser(network, predicts="x0"), conds)
+    x, at = place()
+    branches = gj.branches(gj.denoiser(network, predicts="x0"), cond=jnp.tile(BIAS, (4, 1)))
     state = gj.State(jnp.asarray(x), (), guidance.init(jnp.asarray(x)), jnp.int32(0), jnp.zeros_like(x))
     return x, at, gj.guide(branches, guidance, at)(state, at.level)[0]
 
@@ -176,10 +181,20 @@ GRADIENTS = {
 }
 
 
+@functools.cache
+def steps():
+    """x, its step, and the guided prediction of every method at x, from one program."""
+    x, at = place()
+    branches = gj.branches(gj.denoiser(network, predicts="x0"), cond=jnp.tile(BIAS, (4, 1)), uncond=jnp.zeros((4, 6)))
+    methods = {name: guidance for name, (guidance, _) in GRADIENTS.items()}
+    guide = jax.jit(lambda x, at: updates(methods, branches, at.keys, x, at.number, at.level, at.next))
+    return x, at, guide(jnp.asarray(x), at)
+
+
 @pytest.mark.parametrize("name", GRADIENTS)
 def test_a_gradient_method_is_the_formula_of_its_paper(x64, name):
-    guidance, formula = GRADIENTS[name]
-    x, at, guided = at_work(guidance, uncond=name == "reg")
+    (_, formula), (x, at, found) = GRADIENTS[name], steps()
+    guided = found[name]
     for i in range(4):
         x0, eps = formula(Sample(x, at, i))
         close(guided.x0[i].ravel(), x0)

@@ -1,7 +1,7 @@
 """Annotations of the library that are checked at every call.
 
-To make a check takes a hundred times as long as to do it. A function within a function would have a new one at each definition,
-so only its first three definitions are checked.
+A check takes a hundred times as long to make as to do. A function within a function would have a new one at each definition, so
+only its first three definitions are checked.
 """
 
 import ast
@@ -28,9 +28,9 @@ class Annotated(_import_hook.JaxtypingTransformer):
         within = any(isinstance(parent, ast.FunctionDef) for parent in self._parents)
         super().visit_FunctionDef(node)
         if within:
-            first = ast.parse("jaxtyping._import_hook.Typechecker.lookup['first_three'](_)", mode="eval").body
-            first.args = [node.decorator_list[-1]]
-            node.decorator_list[-1] = ast.fix_missing_locations(ast.copy_location(first, node))
+            named = ast.parse("jaxtyping._import_hook.Typechecker.lookup['first_three']", mode="eval").body
+            first = ast.copy_location(ast.Call(named, [node.decorator_list[-1]], []), node)
+            node.decorator_list[-1] = ast.fix_missing_locations(first)
         return node
 
 

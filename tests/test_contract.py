@@ -165,7 +165,7 @@ def found(world_name, difference):
 
 
 def together(name, world_name="usual", difference=None):
-    """Of a whole run if the method has memory, and otherwise of a step: for several values, x, sums and derivatives."""
+    """x, its sums and their derivatives for several values: of a whole run if the method has memory, otherwise of one step."""
     if name not in REMEMBERING:
         return tuple(of[name] for of in found(world_name, difference))
     (sums, x), slopes = runs(name)(between(TABLE[name], difference), worlds_of_a_batch()[0][world_name])
@@ -174,7 +174,7 @@ def together(name, world_name="usual", difference=None):
 
 @functools.cache
 def before(source, double=True):
-    assert double == jax.config.jax_enable_x64
+    assert double == (jnp.zeros(()).dtype == jnp.float64)
     return np.asarray(run(source, world()))
 
 
@@ -185,7 +185,7 @@ def test_every_public_method_has_its_row():
 
 @pytest.mark.parametrize("name", TABLE)
 def test_the_neutral_value_is_the_base_and_the_usual_value_is_not(x64, name):
-    """Of a method without memory in the first step, a later one, and the last one; of the others after a run."""
+    """A method without memory is checked in the first step, a later one and the last one, and any other after a run."""
     if name not in REMEMBERING:
         for number in (0, 2, 3):
             np.testing.assert_allclose(moved("neutral", number)[name], unmoved(number)[name], rtol=1e-9, atol=1e-9)
@@ -198,7 +198,7 @@ def test_the_neutral_value_is_the_base_and_the_usual_value_is_not(x64, name):
 
 @pytest.mark.parametrize("name", TABLE)
 def test_values_share_a_trace_and_per_sample_or_vmapped_or_sharded_they_are_the_same(x64, name):
-    """Of a method without memory in a step, of the others in a run."""
+    """A method without memory is checked in one step, and any other in a run."""
     w, row = world(), TABLE[name]
     if name in REMEMBERING:
         generate, traces = alone(name)

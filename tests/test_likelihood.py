@@ -140,8 +140,9 @@ def test_the_density_of_a_guided_mixture_on_the_line_is_normalised_and_not_the_t
 
 
 def test_hutchinsons_estimate_is_unbiased_has_its_exact_spread_and_none_for_a_diagonal_jacobian(x64):
-    """All derivatives of the flow of a Gaussian are functions of its covariance, so they commute, and their integral is the
-    logarithm of the whole map, the square root of the ratio of the covariances of u.
+    """All derivatives of the flow of a Gaussian are functions of its covariance, so they commute.
+
+    Their integral is the logarithm of the whole map, which is the square root of the ratio of the covariances of u.
     """
     n, probes, flow = 400, 4, gj.schedules.flow()
     mixed = np.array([[1.0, 0.6, -0.3], [0.6, 0.8, 0.2], [-0.3, 0.2, 0.5]])

@@ -86,7 +86,7 @@ def sampler_noise(keys: jax.Array, levels: gj.NoiseLevel, number: int, x: jax.Ar
     return normal(own if fold is None else jax.vmap(jax.random.fold_in, (0, None))(own, fold), x)
 
 
-def path(levels: gj.NoiseLevel, i: int | slice) -> gj.NoiseLevel:
+def path(levels: gj.NoiseLevel, i: int | slice | np.ndarray) -> gj.NoiseLevel:
     return jax.tree.map(lambda field: field[i], levels)
 
 

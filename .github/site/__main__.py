@@ -1,8 +1,9 @@
 """Builds the documentation site: `python3 .github/site --out out/site`.
 
-Zensical with mkdocstrings was chosen among three tools that were tried: it reads docstrings in Markdown, as ours are, and its
-search finds the entry of a name first, also in pages that are opened from a folder. Sphinx needs an unmaintained extension for
-Markdown in docstrings, and Material for MkDocs lists the entry of `autoguidance` below four other pages.
+The tool is Zensical with mkdocstrings. It reads docstrings in Markdown, as ours are. Its search finds the entry of a name
+first, also in pages that are opened from a folder. Material for MkDocs, tried on the same pages, lists the entry of
+`autoguidance` below four others. Sphinx was not tried: for Markdown in docstrings it needs an extension that is no longer
+maintained.
 """
 
 import argparse

@@ -299,7 +299,7 @@ def grid(shards: Shards, rows: int = 20, columns: int = 10, names: Sequence[str]
       FileNotFoundError: If a shard with these samples is missing.
       ValueError: If such a shard is damaged.
     """
-    classes = np.unique(shards.labels)[:rows].tolist()
+    classes: list[int] = np.unique(shards.labels)[:rows].tolist()
     index = [np.flatnonzero(shards.labels == label)[:columns] for label in classes]
     index = np.stack([row[: min(map(len, index))] for row in index])
     parts = {number: shards.read(number) for number in np.unique(index // shards.size).tolist()}

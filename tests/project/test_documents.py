@@ -31,7 +31,7 @@ def test_every_example_can_be_pasted(module):
 
 def test_an_example_that_needs_another_name_is_detected(capsys):
     """A name of its own module, one of the library, or one that another docstring defines."""
-    parse = lambda source: doctest.DocTestParser().get_doctest(source, vars(gj), "fault", None, 0)
+    parse = lambda source: doctest.DocTestParser().get_doctest(source, dict(vars(gj)), "fault", None, 0)
     assert pasted(parse(">>> gj.cfg(3.0)\ncfg(scale=3.0)\n")).failed == 0
     for name in ("cfg(3.0)", "np.ones(3)", "denoise", "gj.sampling.nothing"):
         assert pasted(parse(f">>> found = {name}\n")).failed == 1
@@ -42,8 +42,7 @@ def test_no_line_of_an_example_has_more_than_100_columns():
     documented, seen = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef), 0
     for file in sorted((ROOT / "guidance_jax").rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text())):
-            text = ast.get_docstring(node, clean=False) if isinstance(node, documented) else None
-            if text and ">>> " in text:
+            if isinstance(node, documented) and ">>> " in (text := ast.get_docstring(node, clean=False) or ""):
                 assert not wide(text, node.body[0].lineno), file
                 seen += 1
     assert seen > 200

@@ -53,11 +53,11 @@ def check_cuts(sampler, start, guidance=gj.chain(), branches=DRAWS):  # noqa: B0
     """
     run = lambda levels, start: gj.run(W.keys, branches, guidance, sampler, levels, start, trace=lambda state: state)
     two = jax.jit(lambda levels, start: run(levels, start)[1])
-    remembered, continued = isinstance(start, gj.State), None
+    remembered, continued = isinstance(start, gj.State), start
     for number in range(STEPS - 1):
         both = two(path(LEVELS, slice(number, number + 3)), start)
         first, second = (jax.tree.map(lambda field, i=i: field[i], both) for i in (0, 1))
-        if continued is not None:
+        if number:
             same(*((first, continued) if remembered else (first.x, continued.x)))
         continued, start = second, first if remembered else first.x
     assert np.isfinite(continued.x).all()

@@ -24,6 +24,7 @@ SHARES = (0.3, 0.6, 1.0, 1.2)
 
 
 REMEMBERING = ("apg", "cfg_zero_star", "feedback", "linear_reuse", "reuse", "adaptive", "momentum")
+"""Methods that are checked in whole runs: they have memory, or depend on the number of the step."""
 
 
 def values(row):
@@ -181,6 +182,12 @@ def before(source, double=True):
 def test_every_public_method_has_its_row():
     assert set(TABLE) == set(guidance.__all__) - COMBINATORS
     assert {name.partition("(")[0] for name in SAMPLERS} == set(samplers.__all__) - {"gaussian"}
+
+
+@pytest.mark.parametrize("name", sorted(set(TABLE) - set(REMEMBERING)))
+def test_a_method_that_is_checked_in_one_step_has_no_memory(name):
+    w = world()
+    assert not jax.tree.leaves(jax.eval_shape(TABLE[name].make(TABLE[name].usual, w).init, w.target))
 
 
 @pytest.mark.parametrize("name", TABLE)

@@ -39,7 +39,7 @@ def two(labels=LABELS):
 def of_a_mixture(labels):
     """The branches of a mixture whose classes are known in the program."""
     with jax.ensure_compile_time_eval():
-        known = mixture(1)
+        known = mixture()
     return classes(known, labels)
 
 

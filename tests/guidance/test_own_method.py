@@ -59,6 +59,8 @@ def test_a_formula_in_one_line_is_cfg(x64, base):
         by_x0 = gj.source(lambda c, u, w: u.x0 + w * (c.x0 - u.x0), *NAMES, w=given)
         for guidance in (mine, gj.chain(gj.cfg(1.0), more), by_x0):
             same(guidance, gj.cfg(given), contexts, f"{name}: {guidance!r}")
+        after = gj.chain(gj.cfg(2.0), by_x0)
+        same(after, gj.chain(gj.cfg(2.0), mine), contexts, f"{name}: {after!r}")
         assert apart(gj.cfg(given), gj.chain(), contexts) > 0.1
 
 

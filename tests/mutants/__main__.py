@@ -25,8 +25,8 @@ import tyro
 
 HERE = Path(__file__).parent
 TESTS = {
-    "guidance": ("guidance", "test_contract.py"),
-    "samplers": ("samplers", "sampling", "test_contract.py"),
+    "guidance": ("guidance", "test_contract.py", "test_calibration.py"),
+    "samplers": ("samplers", "sampling", "test_contract.py", "guidance/test_closed_forms.py"),
     "schedules": ("schedules", "sampling"),
     "arrays": ("test_contract.py", "guidance"),
     "noise": ("sampling", "samplers"),

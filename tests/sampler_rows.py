@@ -66,6 +66,9 @@ ROWS = {
     "euler": Row(lambda schedule: gj.euler(), readings.edm(False)),
     "euler churn": Row(lambda schedule: gj.churn(gj.euler(), schedule, **CHURN), readings.edm(False, **EDM), 1, "ddpm_linear"),
     "euler_ancestral": Row(lambda schedule: gj.euler_ancestral(1.0, noise_scale=1.0), readings.euler_ancestral(1.0, 1.0)),
+    "euler_ancestral eta above one": Row(
+        lambda schedule: gj.euler_ancestral(2.5, noise_scale=1.1), readings.euler_ancestral(2.5, 1.1)
+    ),
     "euler_ancestral eta": Row(lambda schedule: gj.euler_ancestral(0.6, noise_scale=1.1), readings.euler_ancestral(0.6, 1.1)),
     "heun": Row(lambda schedule: gj.heun(), readings.edm(True), 2),
     "heun churn": Row(lambda schedule: gj.churn(gj.heun(), schedule, **CHURN), readings.edm(True, **EDM), 2, "flow"),

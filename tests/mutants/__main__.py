@@ -26,7 +26,7 @@ import tyro
 HERE = Path(__file__).parent
 TESTS = {
     "guidance": ("guidance", "test_contract.py", "test_calibration.py"),
-    "samplers": ("samplers", "sampling", "test_contract.py", "guidance/test_closed_forms.py"),
+    "samplers": ("samplers", "sampling", "test_contract.py", "guidance/test_closed_forms.py", "guidance/test_forms.py"),
     "schedules": ("schedules", "sampling"),
     "arrays": ("test_contract.py", "guidance"),
     "noise": ("sampling", "samplers"),

@@ -42,6 +42,15 @@ def test_a_projected_point_cloud_keeps_zero_centre_of_mass(x64, name):
     assert (x.std((1, 2)) > 0.05).all()
 
 
+def test_every_evaluation_sees_a_point_in_the_subspace(x64):
+    """So a run from x is the run from its projection, also for a network that depends on the centre of mass."""
+    branches = gj.branches(gj.denoiser(lambda x, t, cond: x * (0.5 + x.mean((1, 2), keepdims=True)), "x0"), cond=None)
+    levels = gj.levels(gj.schedules.cosine(), 2, gj.spacings.karras())
+    x = np.random.default_rng(0).normal(0.5, 1.0, (2, 5, 3))
+    run = lambda x: one_program(gj.sample, quick_keys(2), branches, gj.chain(), gj.projected(gj.ddim(), centred), levels, x)
+    np.testing.assert_allclose(run(x), run(centred(x)), rtol=1e-12)
+
+
 def test_the_noise_of_a_projected_sampler_is_standard_normal_in_the_subspace(x64):
     """So the law is that of the subspace: the variance per coordinate is (N - 1) / N of the variance without projection."""
     branches, shape = points(2000)

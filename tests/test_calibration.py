@@ -85,6 +85,7 @@ def calibrated_and_cfg():
     return program
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WORLDS)
 def test_calibrated_samples_are_three_times_nearer_to_the_tilted_law_than_cfg(name):
     means, variance = WORLDS[name]
@@ -118,6 +119,7 @@ def test_the_curve_of_two_gaussians_samples_their_tilt():
         np.testing.assert_allclose(low, mean, rtol=0.01, atol=0.005)
 
 
+@pytest.mark.slow
 def test_residuals_are_the_variances_of_the_posterior_and_have_their_standard_errors():
     """By the closed form of a level: one class is N(1, 1), and without the condition it is the mixture of both."""
     path, near = at(1.0, 0.5), near_classes()
@@ -142,6 +144,7 @@ def test_residuals_are_the_variances_of_the_posterior_and_have_their_standard_er
         assert abs(found.rho.mean(0) - truth.rho) < 4 * (truth.error + found.error.mean(0) / np.sqrt(200))
 
 
+@pytest.mark.slow
 def test_the_curve_of_an_oracle_is_the_measured_one_and_its_covariance_is_the_denoisers_derivative():
     world, labels, three = correlated(), jnp.asarray(np.arange(4000) % 3, int), jnp.array([0, 1, -1])
     level = gj.NoiseLevel(*map(jnp.float32, (0.0, 0.8, 0.6)))
@@ -184,6 +187,7 @@ def test_the_projected_form_is_its_formula():
         np.testing.assert_allclose(rho, min(1, (a.sum() / b.sum()) / min(1, a.sum() / b.sum())), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_batches_devices_and_processes_add_up():
     whole, world = near(), near_classes()
     part = lambda k, y, x: gj.calibrate(k, classes(world, y), x, levels())
@@ -315,6 +319,7 @@ def test_equal_branches_need_no_calibration_and_sums_are_in_float32():
     assert all((np.asarray(rho) == 1).all() for rho in rhos)
 
 
+@pytest.mark.slow
 def test_below_a_threshold_of_one_the_unconditional_branch_is_not_evaluated():
     sampler, two, path, curve = gj.heun(), classes(near_classes(), LABELS[:4]), ten_levels(), near()
 

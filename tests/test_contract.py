@@ -190,6 +190,7 @@ def test_a_method_that_is_checked_in_one_step_has_no_memory(name):
     assert not jax.tree.leaves(jax.eval_shape(TABLE[name].make(TABLE[name].usual, w).init, w.target))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TABLE)
 def test_the_neutral_value_is_the_base_and_the_usual_value_is_not(x64, name):
     """A method without memory is checked in the first step, a later one and the last one, and any other after a run."""
@@ -203,6 +204,7 @@ def test_the_neutral_value_is_the_base_and_the_usual_value_is_not(x64, name):
     assert np.abs(generate(row.usual, world()) - before(row.source)).max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TABLE)
 def test_values_share_a_trace_and_per_sample_or_vmapped_or_sharded_they_are_the_same(x64, name):
     """A method without memory is checked in one step, and any other in a run."""
@@ -231,6 +233,7 @@ def test_one_value_per_sample_or_vmapped_is_the_same_in_a_step_of_every_method(x
         np.testing.assert_allclose(prediction.x0, vmapped[np.arange(B), np.arange(B)], rtol=1e-9, atol=1e-9, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TABLE)
 def test_a_sample_does_not_depend_on_its_batch(x64, name):
     """Permuted, and among others. The sharded runs above have it alone."""
@@ -245,6 +248,7 @@ def test_the_gradient_in_the_parameter_is_the_difference_quotient(x64, name):
     np.testing.assert_allclose(slopes[1], (sums[2] - sums[0]) / 2e-6, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["apg", "adaptive", "feedback", "dps"])
 def test_jit_gives_the_eager_result(name):
     """`sample` always runs jitted. Here a method's own update, with its state, runs operation by operation."""
@@ -269,6 +273,7 @@ SEVERAL = {"beta_cfg", "compose", "dual_cfg", "perp_neg", "fdg", "fresca", "univ
 """Methods whose rows set several parameters from one value."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(TABLE) - SEVERAL))
 def test_a_value_may_follow_the_level(name):
     row, w = TABLE[name], world()
@@ -291,6 +296,7 @@ def flat(x, t, cond):
     return jnp.zeros_like(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REMEMBERING)
 def test_a_run_and_its_gradients_are_finite_without_difference_and_without_spread(name):
     w, row = world(), TABLE[name]
@@ -306,6 +312,7 @@ def test_a_run_and_its_gradients_are_finite_without_difference_and_without_sprea
         assert np.isfinite(gradient(values(row), target)).all()
 
 
+@pytest.mark.slow
 def test_a_step_of_every_method_and_its_gradients_are_finite_without_difference_and_without_spread():
     w, level, after = world(), gj.schedules.cosine()(0.6), gj.schedules.cosine()(0.5)
     branches = gj.branches(gj.denoiser(flat, predicts="x0"), **w.conds)
@@ -340,6 +347,7 @@ def composed(name, w):
 WHOLE = ("apg", "adaptive", "feedback", "dps")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TABLE)
 def test_a_method_composes_with_every_other_part(name):
     """Four runs, which shape with momentum, skip, remember, and take a gradient. The others are traced, and their first step
@@ -359,6 +367,7 @@ def test_a_method_composes_with_every_other_part(name):
         assert jax.eval_shape(lambda: run(chain, w)).shape == (B, *SHAPE)
 
 
+@pytest.mark.slow
 def test_a_step_of_every_composition_and_its_gradients_in_all_numbers_are_finite():
     w, level, after = world(), gj.schedules.cosine()(0.6), gj.schedules.cosine()(0.5)
     branches = gj.branches(gj.denoiser(network, "v"), **w.conds)
@@ -397,11 +406,13 @@ def sampled(method, sampler):
 IN_FLOAT32 = ((B, *SHAPE), jnp.float32, {jnp.dtype("float32")})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TABLE)
 def test_with_every_method_a_bfloat16_network_receives_and_leaves_float32(name):
     assert sampled(lambda w: TABLE[name].make(TABLE[name].usual, w), "heun") == IN_FLOAT32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_with_every_sampler_a_bfloat16_network_receives_and_leaves_float32(sampler):
     """With another eps, a gradient through the network, and memory, in one guidance. One that skips runs below."""
@@ -414,12 +425,14 @@ def guided_by_memory(sampler):
     return lambda w: run(gj.adaptive(gj.cfg(2.0 + w.target[:, 0, 0]), 0.97), w, SAMPLERS[sampler], half)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_is_traced_in_shard_map(sampler):
     """A carry that varies over the devices, or a sum across them, raises while tracing."""
     assert jax.eval_shape(sharded(guided_by_memory(sampler)), world()).shape == (B, *SHAPE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["dpmpp_2s(eta)", "predictor_corrector", "restart"])
 def test_a_sampler_of_each_kind_runs_in_shard_map_as_without(sampler):
     """One that draws and evaluates twice, one with inner steps, and one around another, which has memory."""
@@ -434,6 +447,7 @@ RUN = list(zip(KINDS, 3 * ("ddpm", "heun", "dpmpp_2m"), strict=False))
 """Each kind of method, with a sampler that draws, one of two evaluations per step, or one with memory."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "sampler"), RUN)
 def test_each_kind_of_method_runs_with_another_sampler(name, sampler):
     w, row = world()._replace(keys=quick_keys(B)), TABLE[name]
@@ -442,6 +456,7 @@ def test_each_kind_of_method_runs_with_another_sampler(name, sampler):
     assert len(np.unique(x.round(4))) > B
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:feynman_kac")
 def test_particles_run_in_shard_map_with_whole_groups_on_a_device():
     w = world()
@@ -459,6 +474,7 @@ def test_particles_run_in_shard_map_with_whole_groups_on_a_device():
     jax.effects_barrier()
 
 
+@pytest.mark.slow
 def test_wrappers_and_the_exact_tilt_run_in_shard_map_as_without():
     m, labels = mixture(2), jnp.arange(B) % 3
     levels = gj.levels(gj.schedules.edm(), 4, gj.spacings.karras())

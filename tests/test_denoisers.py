@@ -9,6 +9,7 @@ from worlds import OUTPUTS, SCHEDULES, keys, mixture, network, sampler_noise
 import guidance_jax as gj
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cosine", "ddpm_linear", "edm", "flow"])
 def test_all_five_parameterisations_are_one_denoiser(x64, name):
     m, schedule = mixture(), SCHEDULES[name](t_max=0.95) if name == "flow" else SCHEDULES[name]()
@@ -97,6 +98,7 @@ def adm_step(x, w, cond, uncond, t, after, bar, z):
     return mean + np.exp(0.5 * log_variance) * z
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("together", [True, False], ids=["one call", "two calls"])
 def test_a_learned_variance_is_that_of_improved_ddpm_and_cfg_keeps_the_bases(x64, together):
     cond, uncond, w = jnp.array([0.5, -1.0, 2.0]), jnp.zeros(3), 3.0
@@ -114,6 +116,7 @@ def test_a_learned_variance_is_that_of_improved_ddpm_and_cfg_keeps_the_bases(x64
     np.testing.assert_allclose(mine, x, rtol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("learned", ["cond", "uncond"])
 def test_networks_with_and_without_a_variance_guide_each_other_in_an_interval(learned):
     """Only the base's variance is used. That of the other branch is not read, and may be missing."""

@@ -18,6 +18,7 @@ def test_every_public_guidance_can_be_drawn():
     assert set(guidance.__all__) - COMBINATORS == EVERY.keys()
 
 
+@pytest.mark.slow
 def test_random_chains_are_finite_and_couple_no_samples():
     seen = Counter[str]()
     tried(CHAINS, seen, compiled=True, derandomize=True, phases=[Phase.generate])()

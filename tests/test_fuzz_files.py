@@ -26,6 +26,7 @@ def traced():
     tracemalloc.stop()
 
 
+@pytest.mark.slow
 def test_changed_files_are_read_the_same_or_refused_by_name():
     kinds = sum(not kind.rare for kind in KINDS.values())
     with warnings.catch_warnings():
@@ -40,6 +41,7 @@ def test_changed_files_are_read_the_same_or_refused_by_name():
     assert max(run.peak for run in every) < 20e6
 
 
+@pytest.mark.slow
 def test_files_made_to_harm_are_refused_in_little_memory_and_time():
     runs = hostile()
     assert runs.keys() == HOSTILE.keys()

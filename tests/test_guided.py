@@ -45,6 +45,7 @@ def arrived(guidance):
     return jax.jit(lambda x: solved(gj.guided(branches, GUIDANCES[guidance]()), schedule, x, 20.0, 0.02))(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sampler", "steps", "guidance"), [("dpmpp_2m", 5000, "rescaled"), ("heun", 400, "cfg")])
 def test_an_ode_solver_arrives_where_the_samplers_do(x64, sampler, steps, guidance):
     branches, schedule, x = world()
@@ -52,6 +53,7 @@ def test_an_ode_solver_arrives_where_the_samplers_do(x64, sampler, steps, guidan
     np.testing.assert_allclose(ours, arrived(guidance), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_ode_may_be_solved_in_another_time(x64):
     """Rectified flow by its velocity: `dx / dt = eps - x0`, from t = 1 to 0, is EDM's ODE in other coordinates."""
     branches, _, x = world()
@@ -81,6 +83,7 @@ REMEMBERING = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REMEMBERING)
 def test_guidance_with_memory_is_the_same_in_a_custom_loop_as_in_sample(x64, name):
     """DDIM step by step, with the memory as input and output. Two that remember run operation by operation too."""

@@ -30,6 +30,7 @@ def normal_log_prob(x, mean, variance):
     return -0.5 * ((x - mean) ** 2 / variance + math.log(2 * math.pi * variance))
 
 
+@pytest.mark.slow
 def test_the_density_of_a_mixture_is_exact(x64):
     """It is exact except for the start, N(0, sigma^2) instead of the mixture at that level."""
     truth, schedule, labels = mixture(2), gj.schedules.ddpm_linear(), jnp.array([-1, 0, 1, 2, -1])
@@ -119,6 +120,7 @@ def test_gradient_guidances_are_differentiated_through(x64):
     np.testing.assert_allclose(found, normal_log_prob(0.8, 0.0, variance), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_density_of_a_guided_mixture_on_the_line_is_normalised_and_not_the_tilted_one(x64):
     """It integrates to one, and its cumulative distribution is that of the latents."""
     truth, schedule, n = mixture(1), gj.schedules.flow(), 401
@@ -139,6 +141,7 @@ def test_the_density_of_a_guided_mixture_on_the_line_is_normalised_and_not_the_t
     assert np.trapezoid(np.abs(p - tilted), x) / 2 > 0.03
 
 
+@pytest.mark.slow
 def test_hutchinsons_estimate_is_unbiased_has_its_exact_spread_and_none_for_a_diagonal_jacobian(x64):
     """All derivatives of the flow of a Gaussian are functions of its covariance, so they commute.
 
@@ -259,6 +262,7 @@ def poisoned():
 POINTS, LABELS = np.array([[0.3, -1.0], [1.0, 0.5], [-0.7, 2.0]]), np.array([1, 0, 2])
 
 
+@pytest.mark.slow
 def test_float32_is_accurate_to_its_own_tolerance():
     for scale, labels in ((1.0, LABELS), (0.0, np.full(3, -1)), (2.0, np.full(3, -1))):
         found, expected = poisoned()(POINTS, labels, scale=scale)
@@ -267,6 +271,7 @@ def test_float32_is_accurate_to_its_own_tolerance():
         assert max(found.steps) < 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("poison", ["x", "infinite x", "a label outside", "the network", "the network, later"])
 def test_a_poisoned_sample_is_nan_alone_and_delays_no_other(poison):
     x, labels, above = POINTS.copy(), LABELS.copy(), 2.0
@@ -296,6 +301,7 @@ def test_a_missing_diffrax_raises(monkeypatch):
         call(gj.cfg(2.0))
 
 
+@pytest.mark.slow
 def test_a_guidance_that_draws_receives_the_same_draws_at_every_level():
     """With new noise at each level there would be no ODE, and a solver would not end."""
 

@@ -178,6 +178,7 @@ def tilted():
     return program
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1.0, 3.0, 6.0])
 def test_tilted_samples_have_the_tilted_density(scale):
     """Moments and the weight of a mode, by quadrature of `log_prob`. Those of p(x | y) differ far more than the tolerance."""

@@ -162,6 +162,7 @@ def test_a_network_receives_zeros_as_padding():
     jax.tree.map(np.testing.assert_array_equal, program(cloud), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("guidance", "sampler"), [("apg", gj.dpmpp_2m()), ("norms and a gradient", gj.dpmpp_sde())], ids=GUIDANCES
 )

@@ -110,6 +110,7 @@ MORE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:feynman_kac")
 @pytest.mark.parametrize("name", MORE)
 def test_traced_values_are_checked_wherever_known_values_are(name):

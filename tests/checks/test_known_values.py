@@ -194,6 +194,7 @@ def test_every_room_has_numeric_parameters():
     assert {room for room, *_ in PARAMETERS} == set(ARGUMENTS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("room", "name", "parameter"), PARAMETERS, ids=[f"{name}-{parameter}" for _, name, parameter in PARAMETERS]
 )

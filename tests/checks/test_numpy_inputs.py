@@ -85,6 +85,7 @@ EAGER = "sample", "feynman_kac", "training.drop", "schedules.discrete", "schedul
 """Called as they are. The others are one program each, whose inputs are known as well."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CALLS)
 def test_numpy_arrays_give_the_same_numbers_as_jax_arrays(name):
     given = {

@@ -25,6 +25,7 @@ def test_a_config_with_a_wrong_value_raises(change, message):
         Config(**change)
 
 
+@pytest.mark.slow
 def test_the_program_of_the_judge_has_no_images_and_no_weights_as_constants(no_constants):
     from flax import nnx
 

@@ -12,6 +12,7 @@ import pytest
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 
+@pytest.mark.smoke
 @pytest.mark.slow
 def test_cfg_raises_the_distance_and_autoguidance_lowers_it(tmp_path):
     """The smoke run, and the files that it writes.

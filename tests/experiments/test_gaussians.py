@@ -29,6 +29,7 @@ def test_the_closed_forms_are_exact():
     assert closed_forms(-1.0, 0.5, 2.0)["tilted"] == np.inf  # not a density
 
 
+@pytest.mark.slow
 def test_the_table_of_the_tilted_density_has_its_exact_moments():
     import guidance_jax as gj
     from experiments.gaussians import exact, pooled, statistics, two_modes

@@ -66,6 +66,7 @@ def usual(imagenet, tmp_path_factory):
     return *images(imagenet, out), out
 
 
+@pytest.mark.slow
 def test_adm_g_reads_files_of_weights_and_writes_the_file_for_the_evaluator(imagenet, usual):
     import matplotlib.pyplot as plt
 
@@ -83,6 +84,7 @@ def test_adm_g_reads_files_of_weights_and_writes_the_file_for_the_evaluator(imag
         images(imagenet, out, scale=1.0)
 
 
+@pytest.mark.slow
 def test_adm_g_is_the_released_recipe_and_rounds_bytes_down(usual):
     kinds = ((TINY, adm.ADM), 0), ((CLASSIFIER, adm.ADMClassifier), 1)
     (denoise, params), (classify, weights) = (
@@ -107,6 +109,7 @@ def test_adm_g_is_the_released_recipe_and_rounds_bytes_down(usual):
     assert 0.4 < (expected - below)[(below > 0) & (below < 255)].mean() < 0.6
 
 
+@pytest.mark.slow
 def test_options_change_the_images(imagenet, usual, tmp_path, monkeypatch):
     unguided, _ = images(imagenet, tmp_path / "a", scale=0.0)
     ddim, _ = images(imagenet, tmp_path / "b", sampler="ddim", steps=4)
@@ -117,6 +120,7 @@ def test_options_change_the_images(imagenet, usual, tmp_path, monkeypatch):
     assert 0 < np.abs(unguided.astype(float) - half).mean() < 5
 
 
+@pytest.mark.slow
 def test_dit_reads_files_of_weights_and_draws_images(imagenet, tmp_path):
     three, _ = images(imagenet, tmp_path / "a", model="latents", samples=5)
     four, labels = images(imagenet, tmp_path / "b", model="latents", samples=5, guided_channels=4)

@@ -13,6 +13,7 @@ from experiments import learn_schedule
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 
+@pytest.mark.slow
 def test_exact_samples_have_the_moments_of_the_tilted_density():
     config = learn_schedule.Config(target=2.5)
     side = np.linspace(-7.0, 7.0, 281)
@@ -35,6 +36,7 @@ def test_exact_samples_have_the_moments_of_the_tilted_density():
     assert np.abs(covariance - np.cov(untilted.T)).max() > 0.1
 
 
+@pytest.mark.slow
 def test_equal_knots_are_a_constant_scale_and_the_gradient_is_the_difference_quotient(x64):
     config = learn_schedule.Config(steps=4, knots=3)
     target: Any = np.random.default_rng(0).normal(size=(50, 2))
@@ -53,6 +55,7 @@ def test_equal_knots_are_a_constant_scale_and_the_gradient_is_the_difference_quo
     np.testing.assert_allclose(gradient @ along, (up - down) / 2e-6, rtol=1e-5)
 
 
+@pytest.mark.smoke
 @pytest.mark.slow
 def test_a_smoke_run_halves_the_criterion_of_the_best_constant_and_writes_its_files(lenient, tmp_path):
     rows = learn_schedule.main(learn_schedule.Config(out=tmp_path, smoke=True))

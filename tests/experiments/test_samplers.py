@@ -17,6 +17,7 @@ def test_levels_include_the_bounds_and_keep_their_ends():
     assert (np.asarray(plain.ratio) != ratio).sum() == 2
 
 
+@pytest.mark.smoke
 @pytest.mark.slow
 def test_a_smoke_run_writes_its_files_and_thresholding_removes_the_error_of_a_large_scale(tmp_path):
     found = samplers.main(samplers.Config(out=tmp_path, smoke=True))

@@ -265,6 +265,7 @@ def test_accuracy_is_reported_separately_for_held_out_pairs():
     assert (row["accuracy"], row["held_out"]) == (0.75, 0.25)
 
 
+@pytest.mark.slow
 def test_a_painter_draws_the_same_sample_of_a_prompt_in_any_batch():
     """A text in the unconditional branch is a negative prompt."""
     import guidance_jax as gj
@@ -325,6 +326,7 @@ def test_a_config_with_a_wrong_value_raises(change, message):
         Config(**change)
 
 
+@pytest.mark.smoke
 @pytest.mark.slow
 def test_a_smoke_run_writes_a_report_and_its_checkpoint_is_used_again(lenient, tmp_path, capsys, monkeypatch):
     from experiments.text_digits import model, study

@@ -57,6 +57,7 @@ def test_pictures_of_every_kind_are_read_and_other_files_raise(tmp_path):
         read(tmp_path / "nothing.png")
 
 
+@pytest.mark.slow
 def test_the_calibrated_scale_is_measured_on_the_prompts(tmp_path):
     from experiments.text_to_image import Config, measured, program
 

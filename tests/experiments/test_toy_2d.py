@@ -12,6 +12,7 @@ from experiments import toy_2d
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 
+@pytest.mark.slow
 def test_exact_samples_have_the_best_metrics_and_the_classes_are_mirror_images():
     world = toy_2d.grow(toy_2d.Config())
     y = toy_2d.classes(4000)
@@ -29,6 +30,7 @@ def test_exact_samples_have_the_best_metrics_and_the_classes_are_mirror_images()
     np.testing.assert_allclose(np.asarray(world.shares).reshape(2, 15).sum(1), 0.5, rtol=1e-5)
 
 
+@pytest.mark.smoke
 @pytest.mark.slow
 def test_autoguidance_restores_the_likelihood_and_keeps_the_branches_that_cfg_drops(tmp_path, capsys):
     """The smoke run, and the files that it writes."""

@@ -288,6 +288,7 @@ def test_predictor_corrector_guidance_is_ddpm_at_the_mean_of_the_scale_and_one(x
     np.testing.assert_allclose(found, exact((scale + 1) / 2, 1.0, (1.5, -0.5)), rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_predictor_corrector_guidance_samples_the_tilted_law_with_many_corrections(x64):
     scale, errors = 3.0, []
     precision = scale / V_C + (1 - scale) / V_U

@@ -59,6 +59,7 @@ def reading(derivatives, needs=()):
     return gj.stateless(lambda prediction, context: prediction.x0, needs=needs, derivatives=derivatives)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("names", "networks"),
     [

@@ -42,6 +42,7 @@ def varied(x, level, cond):
     return DENOISE(x, level, cond).replace(variance=jnp.cos(x) ** 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("variance", "at_mean"), [("small", True), ("large", False), ("learned", True)], ids=str)
 def test_the_mean_shift_moves_the_mean_of_a_ddpm_step_by_its_variance_times_the_gradient(x64, variance, at_mean):
     """One step of Dhariwal & Nichol's algorithm 1 by hand, for a conditional and an unconditional base."""
@@ -221,6 +222,7 @@ def missed(guidance):
     return np.abs(np.asarray(x)[:, 0] - 1).mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dps", "universal", "lgd", "mpgd", "tfg"])
 def test_training_free_guidance_brings_samples_closer_to_the_measurement(name):
     """On data with a peak there and another, each method comes at least four times closer to y than no guidance."""

@@ -168,6 +168,7 @@ def test_the_evaluations_do_not_depend_on_whether_equal_gates_are_one_object(x64
                 np.testing.assert_allclose(eps[name], eps_of, rtol=1e-9, err_msg=f"{which} {bits}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("networks", [1, 2])
 def test_bounds_may_differ_from_run_to_run_under_vmap(x64, networks):
     """Each run of the grid equals the run alone, and counts the evaluations that it would need alone."""

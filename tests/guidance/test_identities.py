@@ -22,6 +22,7 @@ def bayes_classifier(m):
     return lambda x, level: m.class_log_prob(x, level, jnp.asarray(LABELS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_the_exact_classifier_is_cfg_through_a_whole_run(x64, sampler):
     m, sampler = mixture(), SAMPLERS[sampler]

@@ -201,6 +201,7 @@ def found(world):
     return jax.tree.map(np.asarray, every(context(x, x0, level)._replace(space=())))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", WORLDS)
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_is_the_formula_of_its_paper(x64, name, world):
@@ -233,6 +234,7 @@ def test_apg_has_the_defaults_of_its_paper():
         np.testing.assert_allclose(got.x0, x0["cond"] + 2 * np.array(changes), rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("space", "world"),
     [("x0", "sequence"), ("eps", "image"), ("v", "vector"), ("v", "image"), ("score", "vector"), ("velocity", "sequence")],

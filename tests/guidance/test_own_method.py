@@ -188,6 +188,7 @@ def test_a_fractional_mask_applies_that_fraction_of_the_change(x64):
     same(gj.masked(gj.cfg(3.0), share), by_scale, along("image"))
 
 
+@pytest.mark.slow
 def test_a_mask_is_data_keeps_memory_and_still_skips_evaluations(x64):
     """`reuse` remembers its change and asks for its branch in every second step, also under a `vmap` over masks."""
     one = np.ones((4, 6, 1))

@@ -191,6 +191,7 @@ def steps():
     return x, at, guide(jnp.asarray(x), at)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GRADIENTS)
 def test_a_gradient_method_is_the_formula_of_its_paper(x64, name):
     (_, formula), (x, at, found) = GRADIENTS[name], steps()
@@ -327,6 +328,7 @@ def said():
     return jax.jit(moves)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MOVED)
 def test_a_step_of_one_evaluation_moves_by_exactly_the_documented_amount(x64, name):
     sampler, *missed = MOVED[name]

@@ -85,6 +85,7 @@ def test_adaptive_ends_after_a_step_and_not_within_it(x64):
     close(ours[2].x0, first.base.x0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("past", "every", "rowwise"), [(1, 2, False), (2, 3, True)])
 def test_linear_reuse_is_the_formula_by_hand(x64, past, every, rowwise):
     run, asked, c, u = steps(8), [], [], []

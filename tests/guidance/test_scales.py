@@ -10,6 +10,7 @@ from worlds import SCHEDULES
 import guidance_jax as gj
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["linear", "clamp_linear", "cosine", "power_cosine", "beta"])
 @pytest.mark.parametrize("schedule", ["flow", "edm", "ddpm_linear"])
 def test_a_scale_schedule_is_the_curve_of_its_paper(x64, name, schedule):

@@ -76,6 +76,7 @@ def test_reuse_repeats_the_change_of_eps_too(x64):
     np.testing.assert_allclose(found, x, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("over", "wrap"),
     [
@@ -208,6 +209,7 @@ GRADIENTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GRADIENTS)
 def test_gradient_methods_cost_one_forward_and_one_backward_pass(name):
     assert Passes().run(GRADIENTS[name]) == (ONCE * 20, ONCE * 20)

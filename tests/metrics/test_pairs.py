@@ -28,6 +28,7 @@ def normal(seed, *shape):
     return np.random.default_rng(seed).normal(size=shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("itself", [True, False])
 def test_every_pair_is_counted_once(itself):
     """For sizes around whole blocks. Pairs of a set with itself exclude the diagonal."""
@@ -170,6 +171,7 @@ KERNELS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("metric", "kernel"), KERNELS.values(), ids=KERNELS)
 def test_discrepancies_are_averages_over_pairs(x64, metric, kernel):
     a, b = normal(0, 60, 3), normal(1, 40, 3) + 0.3

@@ -100,6 +100,7 @@ def test_attention_and_its_gradient_are_those_of_jax(queries, tokens, in_parts, 
         np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol / 100)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["unet", "dit"])
 def test_bfloat16_is_close_to_float32_with_float32_parameters_and_output(kind):
     apply, params = network(kind, dtype="bfloat16")
@@ -124,6 +125,7 @@ def test_the_initial_output_is_zero(kind):
     assert not np.any(apply(params | {"last": last}, *inputs(kind)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["unet", "dit"])
 def test_remat_saves_memory_and_changes_no_gradient(kind):
     def saved_and_gradient(remat):

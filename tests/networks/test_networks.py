@@ -73,6 +73,7 @@ SMALLEST = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALLEST)
 def test_a_network_learns_to_denoise(name):
     """Three classes of constant images. A few steps reduce the loss far below that of predicting zero."""
@@ -109,6 +110,7 @@ class Dense(linen.Module):
         return linen.Dense(x.shape[1])(linen.tanh(h))
 
 
+@pytest.mark.slow
 def test_linen_and_nnx_give_pure_functions_that_sample():
     x, t, cond = np.ones((4, 2), np.float32), np.ones(4, np.float32), np.arange(4, dtype=np.int32) % 3
     module = Dense()

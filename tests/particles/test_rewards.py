@@ -83,6 +83,7 @@ def programs():
     return once(lambda *at: graded(*at, np.float32(0))), once(gj.checked(run))
 
 
+@pytest.mark.slow
 def test_a_hard_constraint_gives_the_law_within_its_set():
     """The moments and mass of the truncated Gaussian, although at high noise every predicted x0 is outside it, or inside."""
     n, size = 8192, 512
@@ -129,6 +130,7 @@ def test_a_group_of_dead_particles_raises_and_does_not_affect_other_groups(recwa
     assert slope != 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [jnp.nan, jnp.inf])
 @pytest.mark.parametrize("noisy", [False, True], ids=["at the end", "on the way"])
 def test_the_error_of_a_reward_that_is_not_a_number_names_it(recwarn, value, noisy):

@@ -47,6 +47,7 @@ def test_groups_do_not_affect_each_other():
     assert (a.least < 0.9 * size).all()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:feynman_kac")
 def test_many_scales_share_one_trace_and_vmap_is_a_loop():
     traces = []
@@ -104,6 +105,7 @@ def tilt(sampler, steps, n, **how):
     return square * (w / v_c + (1 - w) / v_u), found
 
 
+@pytest.mark.slow
 def test_spread_shows_the_error_of_too_few_steps():
     """The variance is 23 % off in 20 steps of `heun_sde(2.0)`, and a third off in 20 steps of kernels."""
     with pytest.warns(
@@ -118,6 +120,7 @@ def test_spread_shows_the_error_of_too_few_steps():
     assert 0.6 < ratio < 0.8
 
 
+@pytest.mark.slow
 def test_spread_is_one_for_the_right_law_in_any_dimension_and_group():
     """By Stein's identity, also for mixtures: for each group, and only within the interval."""
     m, size = crescent(), 512

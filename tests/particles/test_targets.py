@@ -28,6 +28,7 @@ def paths(key, target, sampler, levels, start, branches: Any = None) -> np.ndarr
     return np.concatenate([start[None], along])[..., 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "schedule", "sampler", "evaluations"),
     [("tilted", "flow", gj.heun_sde(), 23), ("product", "cosine", gj.ddim(), 12)],
@@ -66,6 +67,7 @@ KERNEL_TARGETS = TARGETS | {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "schedule"), [("annealed", "cosine"), ("twisted", "edm")])
 def test_weights_of_exact_kernels_are_exact_with_five_steps(x64, name, schedule):
     """For any steps and proposal, the weights are the importance weights `pi'(x') F(x | x') / (pi(x) B(x' | x))`."""

@@ -16,6 +16,7 @@ from guidance_jax.pretrained import adm
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "count"),
     [
@@ -44,6 +45,7 @@ def network():
     return apply, params, inputs, np.asarray(apply(params, *inputs))
 
 
+@pytest.mark.slow
 def test_bfloat16_is_close_and_stays_bfloat16(network):
     *_, inputs, exact = network
     half = pretrained.load(build(TINY), pretrained.from_arrays(arrays(build(TINY))), dtype=jnp.bfloat16)

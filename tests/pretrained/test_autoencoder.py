@@ -77,6 +77,7 @@ def test_older_names_are_those_of_attention_only():
         assert current_name(name) == name
 
 
+@pytest.mark.slow
 def test_bfloat16_weights_compute_in_bfloat16_with_and_without_tiles():
     near, image = np.asarray(DECODE(tiny(jnp.bfloat16), Z)), np.asarray(DECODE(tiny(), Z))
     assert near.dtype == jnp.bfloat16

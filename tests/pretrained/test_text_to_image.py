@@ -76,6 +76,7 @@ def test_a_sample_depends_on_its_own_prompts_and_scales(kind, request):
     assert (np.abs(x - other).max((1, 2, 3)) > 0.01).all()
 
 
+@pytest.mark.slow
 def test_no_text_is_zeros_for_xl_and_the_empty_text_for_others(of_first, of_xl):
     text = jax.tree.map(np.asarray, of_xl.cond([None, "", "a dog"]).text)
     assert not text.states[0].any()
@@ -118,6 +119,7 @@ def test_latents_are_shifted_and_scaled(of_first):
     np.testing.assert_allclose(images, np.clip(mean, -1, 1), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_image_to_image_keeps_the_image_that_little_noise_hides(of_first):
     model = of_first.model
     z = of_first.encode_image(model.params, picture(3, 16, 24))
@@ -127,6 +129,7 @@ def test_image_to_image_keeps_the_image_that_little_noise_hides(of_first):
     assert 0 < np.abs(x - z).max() < 0.5
 
 
+@pytest.mark.slow
 def test_inpainting_keeps_the_known_part(of_first):
     model = of_first.model
     z = np.asarray(of_first.encode_image(model.params, picture(3, 16, 24)))
@@ -167,6 +170,7 @@ def test_inpainting_networks_require_their_channels(tmp_path, of_first):
         text_to_image.load(write_model(tmp_path / "eight", unet={"in_channels": 8}))
 
 
+@pytest.mark.slow
 def test_bfloat16_several_files_and_variants_are_loaded(first, tmp_path):
     directory = tmp_path / "model"
     shutil.copytree(first, directory)

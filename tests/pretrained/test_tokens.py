@@ -65,6 +65,7 @@ def test_the_window_is_the_encoders_if_the_files_have_none(tmp_path, length, win
     assert open_tokenizer(tmp_path)(["a dog"]).shape == (1, 77 if window == 13 else 9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["dog " * 250_000, "\x00" * 10**5])
 def test_the_warning_of_a_cut_text_shows_an_excerpt(tmp_path, text):
     write_tokenizer(tmp_path)

@@ -118,6 +118,7 @@ def inputs():
     return x, np.array([999, 500.5, 0], np.float32), Text(states, pooled, 100 * np.abs(sizes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COUNTS)
 def test_published_configurations_have_the_published_number_of_parameters(name):
     config = unet_condition_config(PUBLISHED[name])
@@ -174,6 +175,7 @@ def test_a_config_is_checked_and_hashable():
             dataclasses.replace(SMALL, **changes)
 
 
+@pytest.mark.slow
 def test_every_input_affects_the_output_of_its_own_sample_only():
     apply, params = network()
     x, t, text = inputs()
@@ -196,6 +198,7 @@ def test_every_input_affects_the_output_of_its_own_sample_only():
         assert max(change[0], change[2]) < 1e-5
 
 
+@pytest.mark.slow
 def test_bfloat16_gives_nearly_the_same_output():
     exact, out = output(), output("bfloat16")
     assert out.dtype == jnp.bfloat16

@@ -95,6 +95,7 @@ def drawn(network, scale=2.0, low=0.1, labels=LABELS, seed=0, path=None):
     return gj.sample(keys(B, seed), two, gj.during(gj.cfg(scale), low, 5.0), gj.ddim(), path or levels(), (3,))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_an_eager_call_traces_the_network_once(name):
     make = NETWORKS[name]
@@ -137,6 +138,7 @@ def test_a_label_outside_the_range_raises_at_any_call(monkeypatch):
                 drawn(network, labels=np.array([1, 2, wrong, 2]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind", ["a global", "a list", "an object", "NumPy", "an nnx module", "a scale", "an update", "an oracle"]
 )
@@ -237,6 +239,7 @@ OF_EACH_KIND = ("compose", "dps", "apg", "linear_reuse", "adaptive", "unless_one
 """Numbers by name, a tree of arrays, a memory, an array, a method within a method, a number twice, and a shaper."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TABLE)
 def test_a_guidance_is_an_argument_of_vmap(name):
     """Up to the program. One of each kind runs below."""

@@ -90,6 +90,7 @@ def found(name, doc):
     return [f"{name}: {lack}" for lack in lacks if lack not in known and f"{name}: {lack}" not in NEVER]
 
 
+@pytest.mark.slow
 def test_no_docstring_lacks_anything():
     lacks = [lack for name, value in PUBLIC.items() for lack in found(name, value.__doc__)]
     print(f"{len(PUBLIC)} public names, {len(lacks)} parts lacking")
@@ -198,6 +199,7 @@ def test_a_fault_is_detected(name, fault, lack):
     assert any(entry.startswith(f"{name}: {lack}") for entry in found(name, fault(doc)))
 
 
+@pytest.mark.slow
 def test_a_missing_section_or_parameter_is_detected_in_every_name():
     """A fault of each kind in every docstring that has that part."""
     seen = 0

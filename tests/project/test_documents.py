@@ -20,6 +20,7 @@ MODULES = sorted(
 """The modules with examples."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "module", [pytest.param(name, marks=pytest.mark.slow) if name == "guidance_jax.likelihood" else name for name in MODULES]
 )

@@ -11,7 +11,8 @@ import jax
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md", *sorted((ROOT / ".github" / "site" / "guide").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / ".github" / "site" / "guide").glob("*.md"))]
+CHINESE = ROOT / "README.zh-CN.md"
 IMPORTS = "import jax, jax.numpy as jnp\nimport guidance_jax as gj\n"
 
 
@@ -26,9 +27,23 @@ def said(comments: dict[int, str], last: int, lines: list[str]) -> str:
     return " ".join(below)
 
 
+def test_the_chinese_readme_has_the_code_of_the_english_one():
+    """All but the words in comments, which begin with the first character that is not ASCII."""
+    english, chinese = (
+        re.findall(r"^```\w+\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE) for page in (PAGES[0], CHINESE)
+    )
+    assert len(english) == len(chinese) > 3
+    for ours, theirs in zip(english, chinese, strict=True):
+        for line, translated in zip(ours.splitlines(), theirs.splitlines(), strict=True):
+            code, comment, words = translated.partition("# ")
+            assert line == translated or (not words.isascii() and line.startswith(code + comment)), translated
+
+
 def test_code_has_at_most_100_columns():
     blocks = [
-        block for page in PAGES for block in re.findall(r"^```py.*?\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+        block
+        for page in (*PAGES, CHINESE)
+        for block in re.findall(r"^```py.*?\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
     ]
     assert len(blocks) > 50
     assert [line for block in blocks for line in block.splitlines() if len(line) > 100] == []

@@ -54,6 +54,7 @@ def test_the_wheel_contains_only_the_library(wheel):
     assert str(headers.get_payload()).startswith("# guidance_jax")
 
 
+@pytest.mark.slow
 def test_the_wheel_runs_without_the_repository(wheel, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")

@@ -135,6 +135,7 @@ def test_tests_lie_in_the_rooms_of_the_code_that_they_test():
     assert named <= jobs
 
 
+@pytest.mark.slow
 def test_the_tests_of_a_room_use_it():
     """Each file imports the room or one of its public names."""
     for folder in sorted(path for path in TESTS.iterdir() if path.is_dir() and (LIBRARY / path.name / "__init__.py").exists()):

@@ -55,6 +55,7 @@ def between_exact_sets():
     return np.array([distance(exact(i), exact(i + 1)) for i in range(0, 12, 2)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_samples_are_as_close_to_exact_samples_as_those_are_to_each_other(name):
     sampler, steps = SAMPLERS[name]

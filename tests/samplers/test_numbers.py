@@ -46,6 +46,7 @@ def check_slopes(program, given, sums_of_zero):
             np.testing.assert_allclose(sums[name][3], known[name], rtol=1e-10, err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_step_of_every_sampler_is_finite_from_alpha_zero_to_sigma_zero_with_exact_gradients(x64):
     """From alpha = 0, between two levels, and to sigma = 0. The number zero draws nothing where it is known."""
     levels, two, x = from_alpha_zero(), two_gaussians(2), jnp.asarray(np.random.default_rng(0).normal(size=(2, 3)))
@@ -82,6 +83,7 @@ def test_a_step_of_every_sampler_is_finite_from_alpha_zero_to_sigma_zero_with_ex
 NAMES = (*OF_A_NUMBER, *OTHERS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dpmpp_3m", "unipc 3"])
 def test_a_run_with_memory_is_finite_from_alpha_zero_to_sigma_zero_with_exact_gradients(x64, name):
     two = two_gaussians(2)
@@ -109,6 +111,7 @@ SCHEDULES_OF_NUMBERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCHEDULES_OF_NUMBERS)
 def test_a_schedule_is_an_argument_of_jit(name):
     """Its numbers are traced and its functions are called again, except for values that are computed in float64 beforehand."""
@@ -123,6 +126,7 @@ def test_a_schedule_is_an_argument_of_jit(name):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), given, closed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dpmpp_2s", "churn"])
 def test_a_sampler_of_a_schedule_is_an_argument_of_jit(name):
     sampler = {

@@ -94,6 +94,7 @@ SOLVERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SOLVERS)
 def test_a_solver_converges_to_the_exact_solution_with_its_order(x64, name):
     sampler, schedule, order = SOLVERS[name]
@@ -138,6 +139,7 @@ def test_from_alpha_zero_halving_the_step_still_divides_the_error(x64):
         assert errors[sampler][1] < 0.15 * errors[first][1]
 
 
+@pytest.mark.slow
 def test_an_interval_on_step_boundaries_keeps_the_order(x64):
     """Heun's corrector follows the choice of its step. If its own level decided, the order here would be 1. Multistep samplers
     have order 1 here without `forget`, because they extrapolate across the jump.

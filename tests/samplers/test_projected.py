@@ -23,6 +23,7 @@ def points(n, count=5):
     return gj.branches(denoise, cond=None), (count, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ddim", "heun_sde", "churn", "recur", "dpmpp_2m"])
 def test_a_projected_point_cloud_keeps_zero_centre_of_mass(x64, name):
     schedule = gj.schedules.cosine()

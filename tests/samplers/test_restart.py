@@ -72,6 +72,7 @@ def _noise(own, numbers):
     return jax.vmap(jax.vmap(draw, (0, None)), (None, 0))(own, numbers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("solver", "name"), [("heun", "flow"), ("euler", "ddpm_linear")])
 def test_samples_are_those_of_the_paper_for_the_same_noise(x64, solver, name):
     make, step, cost = SOLVERS[solver]

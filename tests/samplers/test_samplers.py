@@ -58,6 +58,7 @@ def read(step, levels, start, z, denoise=guided):
     return x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ROWS)
 def test_samples_are_those_of_the_paper_for_the_same_noise(x64, name):
     row = ROWS[name]
@@ -162,6 +163,7 @@ def test_the_number_zero_draws_no_noise():
     assert own.call is None
 
 
+@pytest.mark.slow
 def test_samplers_that_coincide_for_some_value_give_the_same_samples(x64):
     """Euler ancestral is DDIM for every eta, and the first step of SDE is DDPM's."""
     levels = spaced("cosine", gj.spacings.karras())

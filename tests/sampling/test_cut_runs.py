@@ -64,11 +64,13 @@ def check_cuts(sampler, start, guidance=gj.chain(), branches=DRAWS):  # noqa: B0
     return continued
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FORGETFUL)
 def test_without_memory_x_is_enough_to_continue(name):
     check_cuts(FORGETFUL[name], X)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REMEMBERING)
 def test_with_memory_the_state_is_enough_to_continue(name):
     check_cuts(REMEMBERING[name], begun(REMEMBERING[name], gj.chain()))

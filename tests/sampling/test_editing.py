@@ -261,6 +261,7 @@ def way(sampler, steps, schedule):
     return lambda x: run(gj.schedules.reverse(levels), x), lambda x: run(levels, x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sampler", "order", "back", "schedule"),
     [(gj.ddim(), 1, 1, gj.schedules.edm(0.05, 20.0)), (gj.heun(), 2, 3, gj.schedules.cosine(0.03, 0.97))],

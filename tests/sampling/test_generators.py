@@ -70,6 +70,7 @@ DRAW = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("generator", WRONG)
 @pytest.mark.parametrize("what", DRAW)
 def test_a_generator_that_draws_by_the_first_key_raises(what, generator):
@@ -89,6 +90,7 @@ def all_draws(keys):
     return run(keys, guidance, random=drawn), *draws(keys)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("generator", RIGHT)
 def test_with_any_other_generator_a_sample_depends_on_its_own_key(generator):
     """Neither on the other keys nor on its place in the batch. The keys have 2, 4, 1 and 2 words."""

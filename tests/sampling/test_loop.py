@@ -51,6 +51,7 @@ def test_a_trace_has_the_requested_values_of_every_run_under_vmap():
     np.testing.assert_allclose(along["x"][:, -1], x[:, :, 0], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_gradients_in_scales_levels_and_parameters_are_right_with_and_without_remat(x64):
     """They agree with difference quotients along a direction in each, and with each other."""
     levels = gj.levels(gj.schedules.cosine(), 4, gj.spacings.karras())
@@ -99,6 +100,7 @@ def gradients_bytes(steps, remat):
     return memory.temp_size_in_bytes
 
 
+@pytest.mark.slow
 def test_with_remat_the_memory_of_a_gradient_grows_by_one_state_per_step_and_not_by_the_activations():
     state, activations = 4 * B * D, 4 * 2 * B * WIDTH * DEPTH
     few, many = gradients_bytes(10, True), gradients_bytes(50, True)
@@ -130,6 +132,7 @@ RUNS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", RUNS)
 def test_the_progress_bar_shows_every_step_once_and_changes_nothing(how, bar, capsys):
     levels = gj.levels(gj.schedules.cosine(), 30, gj.spacings.karras())

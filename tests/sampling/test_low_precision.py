@@ -102,6 +102,7 @@ def test_an_average_in_low_precision_does_not_stall(dtype):
     np.testing.assert_allclose(started["w"], 1.9)
 
 
+@pytest.mark.slow
 @IN_ONE
 @pytest.mark.filterwarnings("ignore:feynman_kac")
 def test_particles_resample_by_sums_in_float32(dtype):

@@ -72,6 +72,7 @@ def test_two_intervals_skip_independently():
     assert Counted(peaks).run(guidance, conds=conds) == [B, B] * 5 + [3 * B] * 10 + [B] * 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("over", ["scales", "labels", "keys"])
 def test_an_interval_still_skips_under_vmap(over):
     low, high = LEVELS.ratio[15], LEVELS.ratio[2]

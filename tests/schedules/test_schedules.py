@@ -86,6 +86,7 @@ WITH_EVERY_SPACING = ("ddpm_linear", "zero_terminal", "flow")
 """A discrete schedule, one that begins without signal, and a continuous one that does: with every spacing, also one step."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "spacing"),
     [
@@ -214,6 +215,7 @@ def test_between_its_last_two_steps_zero_terminal_snr_is_continuous_and_has_an_i
     assert np.isfinite(slopes).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sampler", "tolerance"), [(gj.ddim(), 1.2e-2), (gj.heun(), 2e-4), (gj.dpmpp_2m(), 2e-3)], ids=["ddim", "heun", "dpmpp_2m"]
 )

@@ -55,6 +55,7 @@ ENDINGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spacing", ENDINGS)
 def test_a_path_to_clean_data_contains_it_once(spacing):
     flow, (make, times) = gj.schedules.flow(t_min=0.0), ENDINGS[spacing]

@@ -232,6 +232,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_wrong_folder_raises_and_the_message_names_the_fix(classes, name):
     change, error, message = CHANGES[name]

@@ -126,6 +126,7 @@ def test_two_killed_processes_continue_together_to_the_result_of_one(trainees, u
     near(tasks[0], undisturbed)
 
 
+@pytest.mark.slow
 def test_a_full_disk_raises_with_the_last_good_checkpoint_and_nothing_is_lost(trainees, undisturbed, tmp_path):
     shutil.copytree(undisturbed.run, trained(tmp_path).run)
     for step in (12, 16):  # The snapshot of step 10 is left.

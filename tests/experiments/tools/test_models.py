@@ -46,6 +46,7 @@ def sampled(name, scale, classify=classifier, **changes):
     return np.asarray(generate((params | changes, np.float32(scale)), keys, labels))
 
 
+@pytest.mark.slow
 def test_every_method_is_unguided_at_its_neutral_scale_and_guided_at_others():
     """A contrast at scale 1 samples the conditional model. A classifier at scale 0 samples the unconditional model."""
     from experiments.tools import models

@@ -61,7 +61,7 @@ def compiled(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]
 def unet(smoke: bool) -> Case:
     """Stable Diffusion 1.5's U-Net at 512 x 512 pixels with CFG and DPM-Solver++ (2M)."""
     small = UNetConditionConfig(widths=(8,), depths=(1,), heads=(2,), blocks=1, text=16, groups=4)
-    config, side, batch, dtype = (small, 8, 2, "float32") if smoke else (UNetConditionConfig(), 64, 4, "bfloat16")
+    config, side, batch, dtype = (small, 8, 2, "float32") if smoke else (stable_diffusion.SIZES, 64, 4, "bfloat16")
     steps = 4 if smoke else STEPS
     programs = stable_diffusion.programs(config, side, batch, steps, dtype)
     params = networks.drawn(programs.shapes)

@@ -192,12 +192,20 @@ def measure(smoke: bool, minutes: float, out: Path) -> Iterator[dict[str, Any]]:
       out: Not used.
     """
     clock, peak = timing.Clock(minutes), timing.peak(smoke)
+    failed: list[Exception] = []
     for title, (build, needed) in CASES.items():
         if not smoke and (lacks := clock.lacks(needed)):
             yield {"network": title, "reason": lacks}
-        else:
-            before = timing.high_water()
-            yield row(title, build(smoke), peak, before)
+            continue
+        before = timing.high_water()
+        try:
+            found = row(title, build(smoke), peak, before)
+        except Exception as error:  # One network that fails must not take the others with it.
+            found = {"network": title, "reason": f"it stopped with {type(error).__name__}: {str(error)[:200]}"}
+            failed.append(error)
+        yield found
+    if failed:
+        raise failed[0]
 
 
 def table(rows: list[dict[str, Any]]) -> str:

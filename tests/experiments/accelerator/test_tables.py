@@ -51,6 +51,23 @@ def test_overhead_begins_with_stable_diffusion_and_leaves_out_what_does_not_fit(
     assert len(cells(overhead.table(rows))) == 2 + 3
 
 
+def test_a_network_that_fails_does_not_take_the_others_with_it(monkeypatch, tmp_path):
+    def fails(smoke):
+        raise MemoryError("too large")
+
+    monkeypatch.setattr(overhead, "CASES", {"one": (fails, 1), "two": (lambda smoke: "case", 1)})
+    monkeypatch.setattr(overhead, "row", lambda title, case, peak, before: {"network": title, "case": case})
+    rows = []
+
+    def collect():
+        for found in overhead.measure(True, 1.0, tmp_path):
+            rows.append(found)
+
+    with pytest.raises(MemoryError):
+        collect()
+    assert rows == [{"network": "one", "reason": "it stopped with MemoryError: too large"}, {"network": "two", "case": "case"}]
+
+
 def test_the_table_of_overhead():
     case = {"network": "U-Net", "parameters": 859_520_964, "batch": 4, "compile": [30.2, 41.0], "program_bytes": 3 * 2**30}
     row = found(**case, peak_bytes=None, rate=2.5e14, share=0.31)

@@ -34,7 +34,7 @@ def _program(program: Any) -> float:
 
 def _equation(equation: Any) -> float:
     name, parameters = equation.primitive.name, equation.params
-    shapes = [getattr(value.aval, "shape", ()) for value in equation.invars]
+    shapes: list[Any] = [getattr(value.aval, "shape", ()) for value in equation.invars]
     out = math.prod(getattr(equation.outvars[0].aval, "shape", ())) if equation.outvars else 0
     if name == "dot_general":
         (contracted, _), _ = parameters["dimension_numbers"]

@@ -61,7 +61,7 @@ def compiled(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]
 def unet(smoke: bool) -> Case:
     """Stable Diffusion 1.5's U-Net at 512 x 512 pixels with CFG and DPM-Solver++ (2M)."""
     small = UNetConditionConfig(widths=(8,), depths=(1,), heads=(2,), blocks=1, text=16, groups=4)
-    config, side, batch, dtype = (small, 8, 2, "float32") if smoke else (UNetConditionConfig(), 64, 4, "bfloat16")
+    config, side, batch, dtype = (small, 8, 2, "float32") if smoke else (stable_diffusion.SIZES, 64, 4, "bfloat16")
     steps = 4 if smoke else STEPS
     programs = stable_diffusion.programs(config, side, batch, steps, dtype)
     params = networks.drawn(programs.shapes)
@@ -192,12 +192,20 @@ def measure(smoke: bool, minutes: float, out: Path) -> Iterator[dict[str, Any]]:
       out: Not used.
     """
     clock, peak = timing.Clock(minutes), timing.peak(smoke)
+    failed: list[Exception] = []
     for title, (build, needed) in CASES.items():
         if not smoke and (lacks := clock.lacks(needed)):
             yield {"network": title, "reason": lacks}
-        else:
-            before = timing.high_water()
-            yield row(title, build(smoke), peak, before)
+            continue
+        before = timing.high_water()
+        try:
+            found = row(title, build(smoke), peak, before)
+        except Exception as error:  # One network that fails must not take the others with it.
+            found = {"network": title, "reason": f"it stopped with {type(error).__name__}: {str(error)[:200]}"}
+            failed.append(error)
+        yield found
+    if failed:
+        raise failed[0]
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -4,6 +4,7 @@ diffusers' pipeline runs eagerly and under `torch.compile`. It uses PyTorch's fu
 convolutions that its documentation recommends, channels last.
 """
 
+import dataclasses
 import importlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -77,16 +78,21 @@ def measure(smoke: bool, minutes: float, out: Path) -> Iterator[dict[str, Any]]:
     unet, scheduler = diffusers.published(preset)
     ours, bare, took = diffusers.ours(unet, preset, config)
     unet = unet.to(memory_format=torch.channels_last)
-    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = True, False
     shared = {"parameters": unet.num_parameters(), "batch": config.batch, "steps": config.steps, "dtype": preset.dtype, **took}
     eager = diffusers.theirs(unet, scheduler, preset, config)
     pairs = 2 if smoke else PAIRS
-    yield {**against(EAGER, ours, eager, pairs), **shared, "network": timing.seconds(bare)}
+    found = against(EAGER, ours, eager, pairs)
+    exact = dataclasses.replace(preset, dtype="float32")
+    reference = diffusers.theirs(unet.float(), scheduler, exact, config)()
+    unet.to(getattr(torch, preset.dtype))  # The weights are as before: each of them was rounded to this dtype.
+    apart = {name: difference(run(), reference) for name, run in (("ours", ours), ("theirs", eager))}
+    yield {**found, **shared, "network": timing.seconds(bare), "from_float32": apart}
     if lacks := None if smoke else clock.lacks(NEEDED[COMPILED]):
         yield {"method": COMPILED, "reason": lacks}
         return
-    how: Any = {"backend": "eager"} if smoke else {"mode": MODE, "fullgraph": True}
-    compiled = diffusers.theirs(torch.compile(unet, **how), scheduler, preset, config)
+    how: Any = {"backend": "eager"} if smoke else {"mode": MODE}
+    compiled = diffusers.theirs(torch.compile(unet, fullgraph=True, **how), scheduler, preset, config)
     found = against(f"{COMPILED}, {next(iter(how.values()))}", ours, compiled, pairs)
     yield {**found, **shared, "from_eager": difference(compiled(), eager())}
 
@@ -109,6 +115,9 @@ def table(rows: list[dict[str, Any]]) -> str:
         )
         lines.append(f"| {row['method']} | {' | '.join(cells)} |")
     for row in rows:
+        if apart := row.get("from_float32"):
+            both = f"{apart['ours']['rms']:.1e} for ours and {apart['theirs']['rms']:.1e} for theirs"
+            lines += ["", f"From diffusers' latents in float32 the root mean square is {both}."]
         if apart := row.get("from_eager"):
             lines += ["", f"diffusers' two ways differ from each other by {apart['rms']:.1e} (rms), {apart['maximum']:.1e}."]
     return "\n".join(lines)

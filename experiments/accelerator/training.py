@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from experiments.tools import data
 
 NAMES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
-FOLDERS = (Path(".wheels/fashion-mnist"), Path("/usr/share/datasets/fashion-mnist"))
+FOLDERS = (Path("wheels/fashion-mnist"), Path("/usr/share/datasets/fashion-mnist"))
 """Where the four IDX files are sought, after the folder that the environment variable FASHION_MNIST names."""
 ON_CPU = 37.74
 """The Frechet distance of the conditional model of `python3 -m experiments.fashion_mnist` on a CPU: experiments/README.md."""
 SHARE = 0.25
 """The share of the device's peak that the training is expected to reach. It sets the number of steps."""
-COMPILING, AFTER = 30.0, 60.0
+COMPILING, AFTER = 25.0, 50.0
 """Seconds to compile the training step, and for all that follows the training."""
 SCALES = {"conditional": 1.0, "cfg": 2.0}
 

@@ -78,7 +78,7 @@ class Preset:
 QUARTER = {"block_out_channels": (80, 160, 320, 320), "cross_attention_dim": 192, "attention_head_dim": 2, "norm_num_groups": 8}
 PRESETS = {
     "cpu": Preset(QUARTER, 32, "float32", "cpu", False),
-    "gpu": Preset({"cross_attention_dim": 768}, 64, "bfloat16", "cuda", True),
+    "gpu": Preset(stable_diffusion.NETWORK, 64, "bfloat16", "cuda", True),
     "smoke": Preset({**QUARTER, "block_out_channels": (8, 16, 16, 16)}, 8, "float32", "cpu", False),
 }
 Run = Callable[[], Any]

@@ -13,9 +13,12 @@ from jax import Array
 import guidance_jax as gj
 from guidance_jax import networks, pretrained
 from guidance_jax.pretrained.schedulers import scheduling
-from guidance_jax.pretrained.unet import Text, UNet2DCondition, UNetConditionConfig
+from guidance_jax.pretrained.unet import Text, UNet2DCondition, UNetConditionConfig, unet_condition_config
 
 TOKENS = 77
+NETWORK = {"cross_attention_dim": 768}
+SIZES = unet_condition_config(NETWORK)
+"""The settings of version 1.5's U-Net that are not diffusers' defaults, and its sizes."""
 SCHEDULER = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
 """The settings of the published scheduler that are not diffusers' defaults."""
 

@@ -1,8 +1,8 @@
 """The library on an accelerator: exactness, overhead, PyTorch, training and scale, measured by one command in eight minutes.
 
-`python -m experiments.accelerator` measures, and prints a table per part. Each part writes its rows to `PART.json` as soon as it
-has them, so a run that is cut leaves what it has. `--report DIR` prints the tables of such files. `--smoke` checks every part at
-toy size on any device. Nothing needs the network.
+`python -m experiments.accelerator` measures, and prints a table per part. Each part writes a row to `PART.json` as soon as it
+has it, so a run that is cut leaves what it has. `--report DIR` prints the tables of such files. `--smoke` checks every part at
+toy size on any device. Nothing here needs the network.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ import tyro
 from experiments.tools.stages import Stages, duration, say
 
 Part = Literal["exactness", "overhead", "pytorch", "training", "scale"]
-SHARES: dict[str, float] = {"exactness": 1.5, "overhead": 2.5, "pytorch": 2.0, "training": 2.5, "scale": 0.75}
+SHARES: dict[str, float] = {"exactness": 1.0, "overhead": 2.25, "pytorch": 1.75, "training": 2.5, "scale": 0.5}
 """The parts in their order, with the relative time of each. What a part leaves is shared among those after it."""
 TITLES = {
     "exactness": "Exactness: float32 against float64 on the host, exact mixtures",

@@ -3,13 +3,13 @@
 Accelerators multiply matrices in a lower precision by default: NVIDIA's in TF32, with 10 bits of mantissa, TPUs in bfloat16,
 with 7. The library asks for float32 wherever it multiplies matrices itself. Two columns would show a product that does not:
 
-- The error of a run on exact mixtures, in which all products are the library's. One product in TF32 would give 1e-3 in place of
-  1e-6. For comparison, the same program also runs in float32 on the host.
+- The error of a run on exact mixtures, in which all products are the library's. It is about 1e-6. One product in TF32 gives
+  1e-4 to 1e-3. For comparison, the same program also runs in float32 on the host.
 - The same run with a network whose products have the device's default precision, once with that default for everything else
   and once with the highest. If the library leaves no product to the default, both are the same program. If they are not, the
   column has the difference of their results.
 
-A control row has such a product, and must fail both.
+The row "a product in the default precision" has such a product, and shows what both columns then say.
 """
 
 import os
@@ -30,7 +30,7 @@ from experiments.accelerator.worlds import SHAPE, Data, World
 
 THREE = "ddpm", "dpmpp_2m", "heun"
 """The samplers of every method: one that draws, one that remembers, and one of two evaluations per step."""
-CONTROL = "control: a product in the default precision"
+CONTROL = "a product in the default precision"
 DEFAULT, HIGHEST = "default", "highest"
 HASTY: dict[str, Any] = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 """The CPU's programs run once, so they are compiled in a hurry."""
@@ -49,7 +49,7 @@ class Case(NamedTuple):
       name: The name of the method, the sampler, ...
       sampler: The sampler.
       run: The function.
-      both: Whether it is also traced with the network.
+      both: Whether the row has all columns: also float32 on the host, and the network.
     """
 
     kind: str
@@ -99,7 +99,7 @@ def particles(world: World, given: Data, target: str, sampler: gj.Sampler, kerne
 
 
 def cases(smoke: bool) -> list[Case]:
-    """All rows, or a few of each kind."""
+    """All rows, or a few of each kind. If time runs out, methods lack their second and third sampler."""
     given = worlds.data().cast(np.float32, jax.devices()[0])
     names, solvers = list(worlds.methods(worlds.exact(given), given)), list(worlds.samplers(given))
     targets, probes, three = list(worlds.targets(given)), (None, 8), THREE
@@ -115,16 +115,18 @@ def cases(smoke: bool) -> list[Case]:
     control: Run = lambda world, given: draw(world, given, turned(given), gj.ddim())
     rows = [Case("control", CONTROL, "ddim", control, True)]
     rows += [Case("sampler", "cfg", name, sampler(name), True) for name in solvers]
-    rows += [Case("method", name, solver, method(name, solver), solver == three[0]) for name in names for solver in three]
+    rows += [Case("method", name, three[0], method(name, three[0]), True) for name in names]
     for count in probes:
         title = "exact divergence" if count is None else f"{count} probes"
         rows.append(Case("likelihood", title, "", lambda world, given, count=count: likelihood(world, given, count), True))
     of_particles = [(name, "heun_sde(2.0)", gj.heun_sde(2.0), False) for name in targets]
     of_particles += [] if smoke else [("tilted", "ddpm, kernels", gj.ddpm(), True)]
     for name, title, solver, kernels in of_particles:
-        run: Run = lambda world, given, name=name, solver=solver, kernels=kernels: particles(world, given, name, solver, kernels)
+        run: Run = lambda world, given, name=name, solver=solver, kernels=kernels: particles(
+            world, given, name, solver, kernels
+        )
         rows.append(Case("particles", name, title, run, True))
-    return rows
+    return rows + [Case("method", name, solver, method(name, solver), False) for solver in three[1:] for name in names]
 
 
 class Lowered(NamedTuple):
@@ -159,7 +161,7 @@ def lowered(run: Run, device: Any, world: Callable[[Data], World], wide: bool = 
 
 
 def pinned(run: Run, device: Any) -> list[Lowered]:
-    """The row with a network of the device's default precision. Outside of it the precision is the default, then the highest."""
+    """The row with a network in the device's default precision: everything else first in the default, then in the highest."""
     found = []
     for outside in (DEFAULT, HIGHEST):
         with jax.default_matmul_precision(outside):
@@ -183,7 +185,14 @@ def network_error(device: Any) -> float:
 
 
 class Begun(NamedTuple):
-    """A row whose programs are being compiled: on the device, in float64 on the host, in float32 there, and with the network."""
+    """A row whose programs are being compiled.
+
+    Args:
+      case: The row.
+      programs: The program on the device, in float64 on the host, and maybe in float32 there.
+      same: Whether both programs with the network are the same. None if the row has no such programs.
+      network: The programs with the network, if they differ.
+    """
 
     case: Case
     programs: list[tuple[Lowered, Future[Any]]]
@@ -194,7 +203,7 @@ class Begun(NamedTuple):
 def begin(case: Case, device: Any, pool: ThreadPoolExecutor) -> Begun:
     """Traces a row and starts to compile it."""
     host = jax.devices("cpu")[0]
-    places = [(device, False), (host, True)] + [(host, False)] * (device.platform != "cpu")
+    places = [(device, False), (host, True)] + [(host, False)] * (case.both and device.platform != "cpu")
     traced = [lowered(case.run, place, worlds.exact, wide) for place, wide in places]
     outside = pinned(case.run, device) if case.both else []
     same = outside[0].program.as_text() == outside[1].program.as_text() if outside else None
@@ -238,3 +247,43 @@ def measure(smoke: bool, minutes: float, out: Path) -> Iterator[dict[str, Any]]:
                 yield finish(begun)
             except ImportError as missing:
                 yield {"kind": begun.case.kind, "name": begun.case.name, "sampler": "", "reason": str(missing)}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The Markdown tables: one row per method, then one per sampler and so on, and the largest error of all."""
+    kept = [row for row in rows if "error" in row]
+    usual = [row for row in kept if row["kind"] != "control"]
+    lines = [f"{row['name']}: {row['reason']}" for row in rows if "reason" in row]
+    for row in rows:
+        if row["kind"] == "network":
+            lines.append(f"The default precision changes the network itself by {row['default_changes']:.1e}.")
+        elif row["kind"] == "control":
+            parts = f"error {row['error']:.1e}, changed by the default precision by {row['default_changes']:.1e}"
+            lines.append(f"A row with a product in the default precision, for comparison: {parts}.")
+    if usual:
+        worst = max(usual, key=lambda row: row["error"])
+        lines.append(f"{len(usual)} rows. The largest error is {worst['error']:.1e} ({worst['name']}, {worst['sampler']}).")
+    if twice := [row for row in usual if row["host_error"]]:
+        most = max(row["error"] / row["host_error"] for row in twice)
+        lines.append(
+            f"In {len(twice)} rows the host also ran in float32. The device's error is at most {most:.1f} times the host's."
+        )
+    if checked := [row for row in usual if "same_program" in row]:
+        other = [row for row in checked if not row["same_program"]]
+        lines.append(
+            f"With the network, {len(checked) - len(other)} of {len(checked)} are the same program at the highest precision."
+        )
+        lines += [f"The default precision changes {row['name']} by {row['default_changes']:.1e}." for row in other]
+    methods: dict[str, dict[str, str]] = {}
+    for row in usual:
+        if row["kind"] == "method":
+            methods.setdefault(row["name"], {})[row["sampler"]] = f"{row['error']:.1e}"
+    if methods:
+        lines += ["", f"| method | {' | '.join(THREE)} |", "|---|" + "---:|" * len(THREE)]
+        lines += [f"| {name} | {' | '.join(found.get(one, '') for one in THREE)} |" for name, found in methods.items()]
+    if others := [row for row in kept if row["kind"] != "method"]:
+        lines += ["", "| | | error | on the host in float32 |", "|---|---|---:|---:|"]
+        for row in others:
+            host = "" if row["host_error"] is None else f"{row['host_error']:.1e}"
+            lines.append(f"| {row['kind']}: {row['name']} | {row['sampler']} | {row['error']:.1e} | {host} |")
+    return "\n".join(lines).strip()

@@ -16,7 +16,7 @@ ATTENTION = {"dot_product_attention_fwd": 4, "dot_product_attention_bwd": 10}
 def operations(function: Callable[..., Any], *arguments: Any) -> float:
     """The operations of a function: two for each multiplication and its addition. Arguments may be shapes.
 
-    A loop of known length counts as often as it runs. Of the branches of a condition the largest counts.
+    A loop of known length counts as often as it runs. A condition counts as its largest branch.
 
     Args:
       function: Any function that JAX can trace.

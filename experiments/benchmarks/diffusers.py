@@ -26,15 +26,11 @@ import tyro
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
-from jax import Array
 
-import guidance_jax as gj
+from experiments.tools import stable_diffusion
 from experiments.tools.stages import each
 from guidance_jax import networks, pretrained
-from guidance_jax.pretrained.schedulers import scheduling
 from guidance_jax.pretrained.unet import Text, UNet2DCondition, unet_condition_config
-
-TOKENS = 77
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,59 +78,51 @@ class Preset:
 QUARTER = {"block_out_channels": (80, 160, 320, 320), "cross_attention_dim": 192, "attention_head_dim": 2, "norm_num_groups": 8}
 PRESETS = {
     "cpu": Preset(QUARTER, 32, "float32", "cpu", False),
-    "gpu": Preset({"cross_attention_dim": 768}, 64, "bfloat16", "cuda", True),
+    "gpu": Preset(stable_diffusion.NETWORK, 64, "bfloat16", "cuda", True),
     "smoke": Preset({**QUARTER, "block_out_channels": (8, 16, 16, 16)}, 8, "float32", "cpu", False),
 }
-SCHEDULER = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
 Run = Callable[[], Any]
 
 
 def published(preset: Preset) -> tuple[Any, Any]:
-    """diffusers' network with random weights, and its scheduler."""
+    """diffusers' network with random weights, made on its device in its dtype, and its scheduler."""
     torch.manual_seed(0)
-    unet = UNet2DConditionModel(sample_size=preset.side, **preset.network).eval()
-    return unet, DPMSolverMultistepScheduler(**SCHEDULER)
+    with torch.device(preset.device):
+        unet = UNet2DConditionModel(sample_size=preset.side, **preset.network).eval()
+    return unet.to(getattr(torch, preset.dtype)), DPMSolverMultistepScheduler(**stable_diffusion.SCHEDULER)
 
 
 def inputs(preset: Preset, batch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Latents `[B, h, w, 4]`, and the states of the prompt and of the empty text, `[B, 77, d]`."""
-    rng = np.random.default_rng(0)
-    text = (batch, TOKENS, preset.network["cross_attention_dim"])
-    shapes = ((batch, preset.side, preset.side, 4), text, text)
-    latents, cond, uncond = (rng.standard_normal(shape).astype(np.float32) for shape in shapes)
-    return latents, cond, uncond
+    return stable_diffusion.inputs(preset.network["cross_attention_dim"], preset.side, batch)
 
 
-def ours(unet: Any, scheduler: Any, preset: Preset, config: Config) -> tuple[Run, Run, dict[str, float]]:
+def ours(unet: Any, preset: Preset, config: Config) -> tuple[Run, Run, dict[str, float]]:
     """The guided run, its calls of the network alone, and the seconds for loading and for compiling."""
     start = time.perf_counter()
-    weights = pretrained.from_arrays({name: weight.float().numpy() for name, weight in unet.state_dict().items()})
-    build = lambda rngs: UNet2DCondition(unet_condition_config(unet.config), rngs=rngs)
-    apply, params = networks.from_nnx(pretrained.load(build, weights, dtype=preset.dtype))
+    sizes = unet_condition_config(unet.config)
+    weights = pretrained.from_arrays({name: array(weight) for name, weight in unet.state_dict().items()})
+    network = pretrained.load(lambda rngs: UNet2DCondition(sizes, rngs=rngs), weights, dtype=preset.dtype)
+    _, params = networks.from_nnx(network)
     jax.block_until_ready(params)
     loaded = time.perf_counter() - start
+    programs = stable_diffusion.programs(sizes, preset.side, config.batch, config.steps, preset.dtype)
     x, cond, uncond = map(jnp.asarray, inputs(preset, config.batch))
-    published = scheduling(json.loads(scheduler.to_json_string()))
-    levels = published.levels(config.steps)
-
-    def generate(params: Any, keys: Array, x: Array, cond: Text, uncond: Text, scale: Array) -> Array:
-        denoise = gj.denoiser(lambda x, t, text: apply(params, x, t, text), predicts=published.predicts)
-        branches = gj.branches(denoise, cond=cond, uncond=uncond)
-        return gj.sample(keys, branches, gj.cfg(scale), gj.dpmpp_2m(), levels, x)
-
     keys = jax.random.split(jax.random.key(0), config.batch)
     arguments = params, keys, x, Text(cond), Text(uncond), jnp.float32(config.scale)
-    start = time.perf_counter()
-    program = jax.jit(generate).lower(*arguments).compile()
-    took = time.perf_counter() - start
-    both = jnp.concatenate([x, x]), jnp.full(2 * config.batch, 500.0), Text(jnp.concatenate([cond, uncond]))
-    network = jax.jit(apply).lower(params, *both).compile()
+    both = stable_diffusion.doubled(x, cond, uncond)
 
     def bare() -> None:
         for _ in range(config.steps):
-            network(params, *both).block_until_ready()
+            programs.network(params, *both).block_until_ready()
 
-    return lambda: np.asarray(program(*arguments)), bare, {"load": loaded, "compile": took}
+    return lambda: np.asarray(programs.guided(*arguments)), bare, {"load": loaded, "compile": programs.seconds["guided"]}
+
+
+def array(weight: Any) -> np.ndarray:
+    """A weight on the host in its own dtype. NumPy has bfloat16 from JAX, so PyTorch passes its bits."""
+    weight = weight.cpu()
+    return weight.view(torch.int16).numpy().view(jnp.bfloat16) if weight.dtype == torch.bfloat16 else weight.numpy()
 
 
 def theirs(unet: Any, scheduler: Any, preset: Preset, config: Config) -> Run:
@@ -180,8 +168,7 @@ def main(config: Config) -> dict[str, Any]:
         config = dataclasses.replace(config, steps=4, rounds=2, out=config.out / "smoke")
     preset = PRESETS["smoke" if config.smoke else config.preset]
     unet, scheduler = published(preset)
-    guided, bare, took = ours(unet, scheduler, preset, config)
-    unet = unet.to(preset.device, getattr(torch, preset.dtype))
+    guided, bare, took = ours(unet, preset, config)
     runs = {"guidance_jax": guided, "diffusers": theirs(unet, scheduler, preset, config), "network alone": bare}
     if preset.compiled:
         compiled = torch.compile(unet, mode="max-autotune", fullgraph=True)

@@ -18,7 +18,7 @@ import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,8 +32,8 @@ from experiments.fashion_mnist import report
 from experiments.fashion_mnist.sweep import SCALES, Sweep, headlines
 from experiments.tools import checks, data, devices, generate, models
 from experiments.tools.evaluator import Evaluator, Judge, jitter
-from experiments.tools.fit import Training, fit, run_directory
-from experiments.tools.stages import Stages
+from experiments.tools.fit import Batches, Training, fit, run_directory
+from experiments.tools.stages import Stages, Tell
 
 CLEAN = 0.0
 TITLES = {"clean": "classifier of clean images", "evaluator": "judge"}
@@ -190,7 +190,7 @@ def losses(config: Config, apply: dict[str, Callable[..., Array]], null: int) ->
 
 def plan(config: Config, networks: dict[str, models.Trained], shape: tuple[int, ...]) -> Stages:
     """Print the stages of the run, and its number of operations as counted by the compiler."""
-    trainings = {name: config.classifier if name == "clean" else getattr(config, name) for name in networks}
+    trainings = {name: training_of(config, name) for name in networks}
     known = {TITLES.get(name, name): f"{each.steps:,} steps" for name, each in trainings.items()}
     if "evaluator" not in networks:
         return Stages("An unconditional denoiser, since the images have no labels", known | {"samples": f"{config.samples:,}"})
@@ -217,9 +217,22 @@ def plan(config: Config, networks: dict[str, models.Trained], shape: tuple[int, 
     return Stages(f"Guidance table: {work}, together {(training + sampling) / 6e12:.0f} minutes at 100 GFLOP/s", known)
 
 
-def train(config: Config, train_set: data.Data, held_out: data.Data) -> tuple[models.Run, Judge | None, str, Stages]:
-    """The networks, the judge, a digest of everything that they depend on, and the stages. Without labels, only a denoiser."""
-    shape, classes = train_set.images.shape[1:], train_set.classes
+class Made(NamedTuple):
+    """The networks of a study before training.
+
+    Args:
+      networks: The networks by name.
+      described: What the identity of each training says of its network.
+      judge: The judge's architecture. None without labels.
+    """
+
+    networks: dict[str, models.Trained]
+    described: dict[str, dict[str, Any]]
+    judge: Evaluator | None
+
+
+def make(config: Config, shape: tuple[int, ...], classes: int) -> Made:
+    """The networks of a study for images of a shape. Without classes, only a denoiser."""
     # A network without classes has one label: the null label, 0.
     sized = lambda network: dataclasses.replace(network, shape=shape, classes=max(1, classes))
     described = {"denoiser": models.describe("UNet", sized(config.network), "edm" if config.loss == "edm" else "v")}
@@ -231,31 +244,64 @@ def train(config: Config, train_set: data.Data, held_out: data.Data) -> tuple[mo
     if judge is not None:
         networks["evaluator"] = models.Trained(*gj.networks.from_nnx(judge))
         described["evaluator"] = {"kind": "Evaluator", "config": {"width": config.evaluator_width, "jitter": "a pixel"}}
-    stages = plan(config, networks, shape)
-    wanted = losses(config, {name: network.apply for name, network in networks.items()}, classes)
-    entries, checkpoints = {}, config.out / "checkpoints"
-    for name, (_, params, _) in networks.items():
-        training = config.classifier if name == "clean" else getattr(config, name)
-        identity = {
-            "network": described[name],
-            "data": f"{data.described(config.dataset, train_set.version)}, {len(train_set.labels)} images",
-            **({"drop_rate": config.drop_rate, "loss": config.loss} if name == "denoiser" else {}),
-        }
-        order = data.batches(train_set, training.batch, config.seed)
-        with contextlib.closing(order) as batches, stages(TITLES.get(name, name)) as tell:
-            params = fit(name, wanted[name], params, batches, training, config.seed, checkpoints, identity, tell=tell)
-        kept = run_directory(name, training, config.seed, checkpoints, identity)
-        entries[name] = described[name] | {"checkpoint": str(kept.relative_to(config.out.absolute()))}
-        networks[name] = networks[name]._replace(params=params)
+    return Made(networks, described, judge)
+
+
+def train_one(
+    config: Config,
+    name: str,
+    made: Made,
+    train_set: data.Data,
+    tell: Tell | None = None,
+    order: Callable[[data.Batches], Batches] = lambda batches: batches,
+) -> tuple[Any, Path]:
+    """Train a network of a study. Returns its averaged parameters, and the directory of the training.
+
+    Args:
+      config: The configuration of the study.
+      name: The name of the network.
+      made: The networks, as `make` returns them.
+      train_set: The images.
+      tell: As for `fit`.
+      order: Makes the batches that are used of those of the data set.
+    """
+    training, checkpoints = training_of(config, name), config.out / "checkpoints"
+    identity = {
+        "network": made.described[name],
+        "data": f"{data.described(config.dataset, train_set.version)}, {len(train_set.labels)} images",
+        **({"drop_rate": config.drop_rate, "loss": config.loss} if name == "denoiser" else {}),
+    }
+    loss = losses(config, {name: network.apply for name, network in made.networks.items()}, train_set.classes)[name]
+    params = made.networks[name].params
+    with contextlib.closing(data.batches(train_set, training.batch, config.seed)) as batches:
+        params = fit(name, loss, params, order(batches), training, config.seed, checkpoints, identity, tell=tell)
+    return params, run_directory(name, training, config.seed, checkpoints, identity)
+
+
+def training_of(config: Config, name: str) -> Training:
+    """How a network is trained. Both classifiers that guide are trained alike."""
+    return config.classifier if name == "clean" else getattr(config, name)
+
+
+def train(config: Config, train_set: data.Data, held_out: data.Data) -> tuple[models.Run, Judge | None, str, Stages]:
+    """The networks, the judge, a digest of everything that they depend on, and the stages. Without labels, only a denoiser."""
+    shape = train_set.images.shape[1:]
+    made = make(config, shape, train_set.classes)
+    stages = plan(config, made.networks, shape)
+    entries, trained = {}, {}
+    for name in made.networks:
+        with stages(TITLES.get(name, name)) as tell:
+            trained[name], kept = train_one(config, name, made, train_set, tell)
+        entries[name] = made.described[name] | {"checkpoint": str(kept.relative_to(config.out.absolute()))}
     weak, early = config.denoiser.snapshots
     entries |= {"weak": entries["denoiser"] | {"step": weak}, "early": entries["denoiser"] | {"step": early}}
-    trained = None
-    if judge is not None:
-        trained = Judge(judge, networks["evaluator"].params, held_out)
+    judge = None
+    if made.judge is not None:
+        judge = Judge(made.judge, trained["evaluator"], held_out)
         del entries["evaluator"]
     devices.first(lambda: models.save(config.out, shape, train_set.names, entries))
     digest = hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()[:12]
-    return models.load(config.out), trained, digest, stages
+    return models.load(config.out), judge, digest, stages
 
 
 def unconditional(config: Config, digest: str) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""Data sets in memory or on disk, and batches of them by Grain: sets of TFDS, IDX files, and folders of images."""
+"""Data sets in memory or on disk, and batches of them by Grain: sets of TFDS, IDX files, and folders of images.
+
+TFDS is imported where it is used. Data in memory and their batches do without it.
+"""
 
 import dataclasses
 import functools
@@ -10,11 +13,9 @@ from typing import Any, Protocol
 import grain
 import jax
 import numpy as np
-import tensorflow_datasets as tfds
 from absl import flags
 
 from experiments.tools import folders
-from experiments.tools.prepare import checked, damaged, prepare
 
 READ = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
 """One Grain element is one batch: one thread, a few batches ahead."""
@@ -87,6 +88,8 @@ class Records:
 
     def read(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The images and labels of the records `index`, `[B]`. Raises RuntimeError if the set is damaged."""
+        from experiments.tools.prepare import damaged
+
         try:
             read = self.records.__getitems__(index.tolist())
             images, labels = (np.stack([record[key] for record in read]) for key in ("image", "label"))
@@ -149,6 +152,8 @@ def records(
         raise ValueError(
             f"size is {size}, but {name!r} is a set of TFDS. Only the images of a folder are resized. Leave it out."
         )
+    from experiments.tools.prepare import checked, damaged, prepare
+
     builder = prepare(name, directory, manual_dir)
     features = checked(name, builder)
     image, label, folder = features["image"], features["label"], Path(builder.data_path)
@@ -177,6 +182,8 @@ def _images(folder: Path, split: str, manual_dir: Path | None, size: int | None,
             f"{shown} has images without labels, and this command needs labels. Put the images of each class into a folder of "
             f"its own. To train without labels: python3 -m experiments.fashion_mnist --dataset {shlex.quote(shown)}"
         )
+    import tensorflow_datasets as tfds
+
     info = {
         each: tfds.core.SplitInfo(name=each, shard_lengths=[len(images)], num_bytes=0, filename_template=None)
         for each, images in found.items()
@@ -189,6 +196,8 @@ def _images(folder: Path, split: str, manual_dir: Path | None, size: int | None,
 
 def _parts(name: str, split: str, splits: Any) -> list[tuple[str, int, int]]:
     """`[(split, start, end)]` of TFDS' notation. Raises ValueError if one of them is empty."""
+    import tensorflow_datasets as tfds
+
     count = {each: info.num_examples for each, info in splits.items()}
     parts = [
         (part.splitname, part.from_ or 0, count[part.splitname] if part.to is None else part.to)

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
 from PIL import ExifTags, Image, ImageOps
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -101,8 +100,12 @@ def named(name: str) -> Path | None:
         raise ValueError('dataset must be a folder or a name of TFDS, got ""; use "." for the current directory.')
     if name.startswith((".", "/", "~")):
         return Path(name).expanduser()
+    if not Path(name).exists():
+        return None
+    import tensorflow_datasets as tfds  # Here, as folders are also read where there is no TFDS.
+
     known = name.partition("/")[0].partition(":")[0] in tfds.list_builders(with_community_datasets=False)
-    return Path(name) if not known and Path(name).exists() else None
+    return None if known else Path(name)
 
 
 def printable(path: Path | str) -> str:

@@ -6,11 +6,12 @@ import math
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
-import tensorflow_datasets as tfds
-from tensorflow_datasets.image_classification.mnist import MNIST
+
+if TYPE_CHECKING:
+    from tensorflow_datasets.image_classification.mnist import MNIST
 
 PARTS = {"train": ("train",), "test": ("t10k", "test")}
 KINDS = ("images-idx3-ubyte", "labels-idx1-ubyte")
@@ -90,12 +91,14 @@ def pair(images_path: Path, labels_path: Path, shape: tuple[int, ...], classes: 
     return images[..., None], labels
 
 
-def builder(theirs: MNIST, directory: Path) -> tfds.core.GeneratorBasedBuilder:
+def builder(theirs: "MNIST", directory: Path) -> Any:
     """A builder that prepares the set of TFDS' builder `theirs` from IDX files.
 
     The set has the same name, version, splits, description and classes. Its images are of the feature Tensor and not Image,
     since TFDS writes Image only if TensorFlow is installed. All four files are read and checked before anything is written.
     """
+    import tensorflow_datasets as tfds  # Here, as the files are also read where there is no TFDS.
+
     features: Any = theirs.info.features
     shape, classes = features["image"].shape, features["label"].num_classes
     parts = {split: pair(*paths, shape, classes) for split, paths in find(directory, _prefix(theirs)).items()}
@@ -136,7 +139,7 @@ def digest(parts: dict[str, tuple[np.ndarray, np.ndarray]]) -> str:
     return total.hexdigest()
 
 
-def check_same(prepared: Any, theirs: MNIST, directory: Path) -> None:
+def check_same(prepared: Any, theirs: "MNIST", directory: Path) -> None:
     """Raises ValueError if a set was prepared from other files than those in `directory`, where this can be known."""
     known = (prepared.info.metadata or {}).get("sha256")
     if not known:
@@ -154,5 +157,5 @@ def check_same(prepared: Any, theirs: MNIST, directory: Path) -> None:
         )
 
 
-def _prefix(theirs: MNIST) -> str:
+def _prefix(theirs: "MNIST") -> str:
     return f"{theirs.name}-{theirs.builder_config.name}-" if theirs.builder_config else ""

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.image_classification.mnist import MNIST
 
-from experiments.tools import disk, idx
+from experiments.tools import bundled, disk, idx
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
@@ -32,13 +32,8 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
-        from sklearn.datasets import load_digits  # Here, as Grain's workers import this module and need no scikit-learn.
-        from sklearn.model_selection import train_test_split
-
-        digits: Any = load_digits()
-        images = np.round(digits.images[..., None] * (255 / 16)).astype(np.uint8)
-        train, test = train_test_split(np.arange(len(images)), test_size=0.2, stratify=digits.target, random_state=0)
-        return {name: self._generate_examples(images, digits.target, at) for name, at in (("train", train), ("test", test))}
+        images, labels, index = bundled.digits()
+        return {name: self._generate_examples(images, labels, at) for name, at in index.items()}
 
     def _generate_examples(self, images: np.ndarray, labels: np.ndarray, index: Any) -> Iterator[tuple[int, dict[str, Any]]]:
         for i in index:

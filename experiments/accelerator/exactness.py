@@ -1,0 +1,289 @@
+"""Exactness: the library in float32 on the device against float64 on the host, and what a network's precision may change.
+
+Accelerators multiply matrices in a lower precision by default: NVIDIA's in TF32, with 10 bits of mantissa, TPUs in bfloat16,
+with 7. The library asks for float32 wherever it multiplies matrices itself. Two columns would show a product that does not:
+
+- The error of a run on exact mixtures, in which all products are the library's. It is about 1e-6. One product in TF32 gives
+  1e-4 to 1e-3. For comparison, the same program also runs in float32 on the host.
+- The same run with a network whose products have the device's default precision, once with that default for everything else
+  and once with the highest. If the library leaves no product to the default, both are the same program. If they are not, the
+  column has the difference of their results.
+
+The row "a product in the default precision" has such a product, and shows what both columns then say.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+import guidance_jax as gj
+from experiments.accelerator import timing, worlds
+from experiments.accelerator.worlds import SHAPE, Data, World
+
+THREE = "ddpm", "dpmpp_2m", "heun"
+"""The samplers of every method: one that draws, one that remembers, and one of two evaluations per step."""
+CONTROL = "a product in the default precision"
+DEFAULT, HIGHEST = "default", "highest"
+HASTY: dict[str, Any] = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+"""The CPU's programs run once, so they are compiled in a hurry."""
+AHEAD = 48
+"""The number of rows that compile at the same time as others run."""
+SECONDS_PER_ROW = 3.0
+
+Run = Callable[[World, Data], Any]
+
+
+class Case(NamedTuple):
+    """One row: a function of the world and its numbers.
+
+    Args:
+      kind: "method", "sampler", "likelihood", "particles" or "control".
+      name: The name of the method, the sampler, ...
+      sampler: The sampler.
+      run: The function.
+      both: Whether the row has all columns: also float32 on the host, and the network.
+    """
+
+    kind: str
+    name: str
+    sampler: str
+    run: Run
+    both: bool
+
+
+def draw(world: World, given: Data, guidance: gj.Guidance, sampler: gj.Sampler) -> Array:
+    """Samples of the images."""
+    keys = jax.random.split(jax.random.key(0, impl="threefry2x32"), len(world.labels))
+    return gj.sample(keys, world.networks, guidance, sampler, given.levels, SHAPE)
+
+
+def turned(given: Data) -> gj.Guidance:
+    """CFG through an orthogonal matrix and back, by products that leave their precision to the default."""
+    turn = jnp.asarray(np.linalg.qr(np.random.default_rng(0).normal(size=(worlds.SIZE,) * 2))[0], given.target.dtype)
+
+    def update(prediction: gj.Prediction, context: gj.Context) -> gj.Prediction:
+        there = lambda leaf: ((leaf.reshape(len(leaf), -1) @ turn) @ turn.T).reshape(leaf.shape)
+        d = context["cond"] - context["uncond"]
+        return prediction + gj.Prediction(there(d.x0), there(d.eps))
+
+    return gj.stateless(update, needs=["cond", "uncond"])
+
+
+def likelihood(world: World, given: Data, probes: int | None) -> Array:
+    """The log-likelihood of points under CFG."""
+    label = jnp.zeros(len(given.points), jnp.int32)
+    branches = gj.branches(world.points, cond=label, uncond=jnp.full_like(label, world.null))
+    keys = jax.random.split(jax.random.key(0, impl="threefry2x32"), len(label))
+    schedule = gj.schedules.edm(0.01, 40.0)
+    return gj.log_likelihood(branches, gj.cfg(1.5), given.points, schedule, keys=keys, probes=probes)
+
+
+def particles(world: World, given: Data, target: str, sampler: gj.Sampler, kernels: bool) -> dict[str, Array]:
+    """What particles estimate: the log-normaliser, the weighted mean and the effective sample size of each group."""
+    size, groups = 256, 4
+    label = jnp.zeros(size * groups, jnp.int32)
+    conds = {"cond": label, "negative": label + 1, "uncond": jnp.full_like(label, world.null)}
+    keys = jax.random.split(jax.random.key(0, impl="threefry2x32"), len(label))
+    branches, asked = gj.branches(world.points, **conds), worlds.targets(given)[target]
+    found = gj.feynman_kac(keys, branches, asked, sampler, given.longer, (2,), size=size, kernels=kernels)
+    mean = (jnp.exp(found.log_weights)[:, None] * found.x).reshape(groups, size, 2).sum(1)
+    return {"log-normaliser": found.log_normaliser, "mean": mean, "effective": found.effective}
+
+
+def cases(smoke: bool) -> list[Case]:
+    """All rows, or a few of each kind. If time runs out, methods lack their second and third sampler."""
+    given = worlds.data().cast(np.float32, jax.devices()[0])
+    names, solvers = list(worlds.methods(worlds.exact(given), given)), list(worlds.samplers(given))
+    targets, probes, three = list(worlds.targets(given)), (None, 8), THREE
+    if smoke:
+        names, solvers, targets, probes, three = names[::12], solvers[::8], targets[:1], probes[:1], THREE[1:2]
+
+    def method(name: str, solver: str) -> Run:
+        return lambda world, given: draw(world, given, worlds.methods(world, given)[name], worlds.samplers(given)[solver])
+
+    def sampler(name: str) -> Run:
+        return lambda world, given: draw(world, given, gj.cfg(2.0), worlds.samplers(given)[name])
+
+    control: Run = lambda world, given: draw(world, given, turned(given), gj.ddim())
+    rows = [Case("control", CONTROL, "ddim", control, True)]
+    rows += [Case("sampler", "cfg", name, sampler(name), True) for name in solvers]
+    rows += [Case("method", name, three[0], method(name, three[0]), True) for name in names]
+    for count in probes:
+        title = "exact divergence" if count is None else f"{count} probes"
+        rows.append(Case("likelihood", title, "", lambda world, given, count=count: likelihood(world, given, count), True))
+    of_particles = [(name, "heun_sde(2.0)", gj.heun_sde(2.0), False) for name in targets]
+    of_particles += [] if smoke else [("tilted", "ddpm, kernels", gj.ddpm(), True)]
+    for name, title, solver, kernels in of_particles:
+        run: Run = lambda world, given, name=name, solver=solver, kernels=kernels: particles(
+            world, given, name, solver, kernels
+        )
+        rows.append(Case("particles", name, title, run, True))
+    return rows + [Case("method", name, solver, method(name, solver), False) for solver in three[1:] for name in names]
+
+
+class Lowered(NamedTuple):
+    """A traced program with its arguments.
+
+    Args:
+      program: What `lower` returns.
+      given: The arguments.
+      wide: Whether it is in float64.
+    """
+
+    program: Any
+    given: Data
+    wide: bool
+
+    def compile(self, pool: ThreadPoolExecutor) -> Future[Any]:
+        host = jax.tree.leaves(self.given)[0].devices() == {jax.devices("cpu")[0]}
+        return pool.submit(self.program.compile, HASTY if host else None)
+
+    def __call__(self, program: Any) -> Any:
+        with jax.enable_x64(self.wide):
+            return jax.tree.map(np.asarray, program(self.given))
+
+
+def lowered(run: Run, device: Any, world: Callable[[Data], World], wide: bool = False) -> Lowered:
+    """The traced program of a row on a device, in float32 or float64. Both draw the same numbers."""
+    with jax.enable_x64(wide), jax.default_device(device), worlds.float32_draws():
+        given = worlds.data().cast(np.float64 if wide else np.float32, device)
+        levels = {"levels": given.levels, "longer": given.longer}
+        program = jax.jit(lambda given: run(world(given._replace(**levels)), given._replace(**levels))).lower(given)
+    return Lowered(program, given, wide)
+
+
+def pinned(run: Run, device: Any) -> list[Lowered]:
+    """The row with a network in the device's default precision: everything else first in the default, then in the highest."""
+    found = []
+    for outside in (DEFAULT, HIGHEST):
+        with jax.default_matmul_precision(outside):
+            found.append(lowered(run, device, lambda given: worlds.trained(given, DEFAULT)))
+    return found
+
+
+def error(found: Any, right: Any) -> float:
+    """The largest difference, relative to the root mean square of the right values. Of several arrays the largest counts."""
+    one = lambda a, b: float(np.abs(np.float64(a) - b).max() / np.sqrt((np.float64(b) ** 2).mean()))
+    return max(map(one, jax.tree.leaves(found), jax.tree.leaves(right)))
+
+
+def network_error(device: Any) -> float:
+    """How much the default precision changes the network itself: what the second column would show."""
+    given = worlds.data().cast(np.float32, device)
+    x, level = given.target, gj.schedules.cosine()(0.5)
+    level = jax.tree.map(lambda field: jnp.asarray(field, x.dtype), level)
+    at = lambda precision: worlds.trained(given, precision).networks[0].denoise(x, level, jnp.asarray(worlds.LABELS)).x0
+    return error(jax.jit(lambda: at(DEFAULT))(), np.asarray(jax.jit(lambda: at(HIGHEST))()))
+
+
+class Begun(NamedTuple):
+    """A row whose programs are being compiled.
+
+    Args:
+      case: The row.
+      programs: The program on the device, in float64 on the host, and maybe in float32 there.
+      same: Whether both programs with the network are the same. None if the row has no such programs.
+      network: The programs with the network, if they differ.
+    """
+
+    case: Case
+    programs: list[tuple[Lowered, Future[Any]]]
+    same: bool | None
+    network: list[tuple[Lowered, Future[Any]]]
+
+
+def begin(case: Case, device: Any, pool: ThreadPoolExecutor) -> Begun:
+    """Traces a row and starts to compile it."""
+    host = jax.devices("cpu")[0]
+    places = [(device, False), (host, True)] + [(host, False)] * (case.both and device.platform != "cpu")
+    traced = [lowered(case.run, place, worlds.exact, wide) for place, wide in places]
+    outside = pinned(case.run, device) if case.both else []
+    same = outside[0].program.as_text() == outside[1].program.as_text() if outside else None
+    both = lambda programs: [(one, one.compile(pool)) for one in programs]
+    return Begun(case, both(traced), same, both(outside) if same is False else [])
+
+
+def finish(begun: Begun) -> dict[str, Any]:
+    """The row, when its programs are compiled."""
+    case = begun.case
+    found, right, *more = (one(program.result()) for one, program in begun.programs)
+    row = {"kind": case.kind, "name": case.name, "sampler": case.sampler, "error": error(found, right)}
+    row["host_error"] = error(more[0], right) if more else None
+    if begun.same is not None:
+        row["same_program"] = begun.same
+        default, highest = (one(program.result()) for one, program in begun.network) if begun.network else (None, None)
+        row["default_changes"] = error(default, highest) if begun.network else 0.0
+    return row
+
+
+def measure(smoke: bool, minutes: float, out: Path) -> Iterator[dict[str, Any]]:
+    """One row per method and sampler, and so on. The first says how much the default precision changes a network here.
+
+    Args:
+      smoke: A few rows of each kind.
+      minutes: The time. Rows that do not fit are left out.
+      out: Not used.
+    """
+    clock, device = timing.Clock(minutes), jax.devices()[0]
+    todo, waiting = deque(cases(smoke)), deque[Begun]()
+    yield {"kind": "network", "name": "the network in the default precision", "default_changes": network_error(device)}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        while todo or waiting:
+            while todo and len(waiting) < AHEAD and (smoke or clock.left > 0):
+                waiting.append(begin(todo.popleft(), device, pool))
+            if not waiting:
+                yield {"kind": "left out", "name": f"{len(todo)} rows", "reason": clock.lacks(SECONDS_PER_ROW * len(todo))}
+                return
+            begun = waiting.popleft()
+            try:
+                yield finish(begun)
+            except ImportError as missing:
+                yield {"kind": begun.case.kind, "name": begun.case.name, "sampler": "", "reason": str(missing)}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The Markdown tables: one row per method, then one per sampler and so on, and the largest error of all."""
+    kept = [row for row in rows if "error" in row]
+    usual = [row for row in kept if row["kind"] != "control"]
+    lines = [f"{row['name']}: {row['reason']}" for row in rows if "reason" in row]
+    for row in rows:
+        if row["kind"] == "network":
+            lines.append(f"The default precision changes the network itself by {row['default_changes']:.1e}.")
+        elif row["kind"] == "control":
+            parts = f"error {row['error']:.1e}, changed by the default precision by {row['default_changes']:.1e}"
+            lines.append(f"A row with a product in the default precision, for comparison: {parts}.")
+    if usual:
+        worst = max(usual, key=lambda row: row["error"])
+        lines.append(f"{len(usual)} rows. The largest error is {worst['error']:.1e} ({worst['name']}, {worst['sampler']}).")
+    if twice := [row for row in usual if row["host_error"]]:
+        most = max(row["error"] / row["host_error"] for row in twice)
+        lines.append(
+            f"In {len(twice)} rows the host also ran in float32. The device's error is at most {most:.1f} times the host's."
+        )
+    if checked := [row for row in usual if "same_program" in row]:
+        other = [row for row in checked if not row["same_program"]]
+        lines.append(
+            f"With the network, {len(checked) - len(other)} of {len(checked)} are the same program at the highest precision."
+        )
+        lines += [f"The default precision changes {row['name']} by {row['default_changes']:.1e}." for row in other]
+    methods: dict[str, dict[str, str]] = {}
+    for row in usual:
+        if row["kind"] == "method":
+            methods.setdefault(row["name"], {})[row["sampler"]] = f"{row['error']:.1e}"
+    if methods:
+        lines += ["", f"| method | {' | '.join(THREE)} |", "|---|" + "---:|" * len(THREE)]
+        lines += [f"| {name} | {' | '.join(found.get(one, '') for one in THREE)} |" for name, found in methods.items()]
+    if others := [row for row in kept if row["kind"] != "method"]:
+        lines += ["", "| | | error | on the host in float32 |", "|---|---|---:|---:|"]
+        for row in others:
+            host = "" if row["host_error"] is None else f"{row['host_error']:.1e}"
+            lines.append(f"| {row['kind']}: {row['name']} | {row['sampler']} | {row['error']:.1e} | {host} |")
+    return "\n".join(lines).strip()

@@ -95,7 +95,7 @@ def attention(
     """`softmax(q k / sqrt(d)) v` over the entries where the mask is True, with the softmax in float32.
 
     On NVIDIA GPUs, cuDNN's kernel computes it without writing out the logits if `fusible`, no mask is given, and nothing
-    differentiates it. A mask would be an array of all logits there, and the kernel has a gradient, but no forward mode.
+    differentiates it. The kernel takes a mask as an array of all logits, and it has a gradient, but no forward mode.
     """
     return fused(q, k, v) if mask is None and fusible(q, k, v) else by_logits(q, k, v, mask)
 
@@ -150,10 +150,12 @@ def _(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, A
 def fusible(q: Array, k: Array, v: Array) -> bool:
     """Whether JAX finds cuDNN in this process, and whether its kernel accepts these shapes and half-precision dtypes.
 
-    JAX limits the width of a head to multiples of 8 up to 128, or up to 256 on Hopper and later. Fewer than `FEW` queries or
-    keys have few logits to write.
+    JAX limits the width of a head to multiples of 8 up to 128, or up to 256 on Hopper and later. It cannot compile the kernel
+    if queries and keys are sharded differently. This is not known here, so the process must have a single device. Fewer than
+    `FEW` queries or keys have few logits to write.
     """
-    if q.dtype not in (jnp.float16, jnp.bfloat16) or not q.dtype == k.dtype == v.dtype or min(q.shape[1], k.shape[1]) < FEW:
+    half = q.dtype == k.dtype == v.dtype and q.dtype in (jnp.float16, jnp.bfloat16)
+    if not half or min(q.shape[1], k.shape[1]) < FEW or jax.device_count() > 1:
         return False
     try:
         jax.eval_shape(by_cudnn, *(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k, v)))

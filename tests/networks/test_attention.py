@@ -1,6 +1,6 @@
 """Attention: that of JAX on every path, and cuDNN's kernel where a program is lowered for CUDA.
 
-No test here runs on a GPU. The CPU lowers programs for CUDA, after it is told that cuDNN is there.
+No test here runs on a GPU. The CPU lowers programs for CUDA, in a JAX that finds cuDNN.
 """
 
 import functools
@@ -40,7 +40,8 @@ by_xla = functools.partial(jax.nn.dot_product_attention, implementation="xla")
 
 @pytest.fixture
 def cudnn(monkeypatch):
-    """Lets JAX find cuDNN. The widths of heads in these tests appear in no other test, whose programs JAX may have kept."""
+    """Lets JAX find cuDNN and one device. No other test has these widths of heads: JAX may have kept its programs."""
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
     monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91300)
 
 
@@ -93,8 +94,14 @@ def test_masks_write_out_their_logits(cudnn, mask):
     assert KERNEL not in for_cuda(attend, *arrays(72, 66, "bfloat16", 72)[:3])
 
 
-def test_without_cudnn_every_device_writes_out_its_logits():
+def test_without_cudnn_every_device_writes_out_its_logits(monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
     assert KERNEL not in for_cuda(layers.attention, *arrays(72, 66, "bfloat16", 88)[:3])
+
+
+def test_several_devices_write_out_their_logits_because_jax_cannot_shard_keys_unlike_queries(cudnn, monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 2)
+    assert KERNEL not in for_cuda(layers.attention, *arrays(72, 66, "bfloat16", 112)[:3])
 
 
 def loss(q, k, v):

@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 zeros = nnx.initializers.zeros
-MANY, ROWS = 2**18, 64
+MANY, ROWS, FEW = 2**18, 64, 64
 
 
 def patchify(x: Float[Array, "b h w c"], patch: int) -> Float[Array, "b r s f"]:
@@ -94,6 +94,15 @@ def attention(
 ) -> Float[Array, "b n heads d"]:
     """`softmax(q k / sqrt(d)) v` over the entries where the mask is True, with the softmax in float32.
 
+    On NVIDIA GPUs, cuDNN's kernel computes it without writing out the logits if `fusible`, no mask is given, and nothing
+    differentiates it. The kernel takes a mask as an array of all logits, and it has a gradient, but no forward mode.
+    """
+    return fused(q, k, v) if mask is None and fusible(q, k, v) else by_logits(q, k, v, mask)
+
+
+def by_logits(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
+    """Attention that writes out its logits, on every device.
+
     Heads come first inside, which is faster on CPUs. A CPU computes `ROWS` queries at a time if a head has many logits and one
     mask serves all queries: all logits at once would not fit into its caches.
     """
@@ -112,6 +121,47 @@ def attention(
 
     whole = q.shape[2] * k.shape[2] < MANY or (mask is not None and mask.shape[1] > 1)
     return (attend(q) if whole else jax.lax.platform_dependent(q, cpu=by_rows, default=attend)).transpose(0, 2, 1, 3)
+
+
+@jax.custom_batching.custom_vmap
+def by_cudnn(q: Array, k: Array, v: Array) -> Array:
+    """Attention by cuDNN's kernel. `vmap` adds to the batch: JAX's own rule fails if not all arguments are batched."""
+    return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+
+
+@by_cudnn.def_vmap
+def _(size: int, batched: list[bool], *arrays: Array) -> tuple[Array, bool]:
+    all_batched = (x if each else jnp.broadcast_to(x, (size, *x.shape)) for x, each in zip(arrays, batched, strict=True))
+    out = by_cudnn(*(x.reshape(-1, *x.shape[2:]) for x in all_batched))
+    return out.reshape(size, -1, *out.shape[1:]), True
+
+
+@jax.custom_jvp
+def fused(q: Array, k: Array, v: Array) -> Array:
+    """cuDNN's kernel where the program is lowered for CUDA. All derivatives, and all other devices, write out the logits."""
+    return jax.lax.platform_dependent(q, k, v, cuda=by_cudnn, default=by_logits)
+
+
+@fused.defjvp
+def _(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
+    return jax.jvp(by_logits, primals, tangents)
+
+
+def fusible(q: Array, k: Array, v: Array) -> bool:
+    """Whether JAX finds cuDNN in this process, and whether its kernel accepts these shapes and half-precision dtypes.
+
+    JAX limits the width of a head to multiples of 8 up to 128, or up to 256 on Hopper and later. It cannot compile the kernel
+    if queries and keys are sharded differently. This is not known here, so the process must have a single device. Fewer than
+    `FEW` queries or keys have few logits to write.
+    """
+    half = q.dtype == k.dtype == v.dtype and q.dtype in (jnp.float16, jnp.bfloat16)
+    if not half or min(q.shape[1], k.shape[1]) < FEW or jax.device_count() > 1:
+        return False
+    try:
+        jax.eval_shape(by_cudnn, *(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k, v)))
+    except (NotImplementedError, RuntimeError):  # Of JAX: a shape that is not supported, or no cuDNN.
+        return False
+    return True
 
 
 def in_heads(h: Float[Array, "b n w"], heads: int, parts: int) -> list[Float[Array, "b n heads d"]]:

@@ -79,27 +79,6 @@ def test_a_group_norm_is_its_formula_scaled_and_shifted():
     assert jax.eval_shape(norm, params, jax.ShapeDtypeStruct(h.shape, jnp.bfloat16)).dtype == jnp.bfloat16
 
 
-@pytest.mark.parametrize(("queries", "tokens", "in_parts", "rtol"), [(7, 4, False, 1e-4), (530, 520, True, 1e-3)])
-def test_attention_and_its_gradient_are_those_of_jax(queries, tokens, in_parts, rtol):
-    q, k, v, dout = (normal(i, B, n, 2, 6) for i, n in enumerate((queries, tokens, tokens, queries)))
-    mask = jnp.asarray(np.arange(tokens)[None] < np.array([[tokens], [3], [2]]))
-    assert (queries * tokens > layers.MANY) == in_parts
-    assert queries % layers.ROWS  # The last part is smaller.
-    ours = lambda q, k, v: layers.attention(q, k, v, mask[:, None])
-    theirs = lambda q, k, v: jax.nn.dot_product_attention(q, k, v, mask=mask[:, None, None])
-
-    @jax.jit
-    def both(q, k, v, dout):
-        found = []
-        for f in (ours, theirs):
-            out, pull = jax.vjp(f, q, k, v)
-            found.append((out, *pull(dout)))
-        return found
-
-    for a, b in zip(*both(q, k, v, dout), strict=True):
-        np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol / 100)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["unet", "dit"])
 def test_bfloat16_is_close_to_float32_with_float32_parameters_and_output(kind):

@@ -34,8 +34,8 @@ CONTROL = "a product in the default precision"
 DEFAULT, HIGHEST = "default", "highest"
 HASTY: dict[str, Any] = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 """The CPU's programs run once, so they are compiled in a hurry."""
-AHEAD = 48
-"""The number of rows that compile at the same time as others run."""
+AHEAD = 2 * (os.cpu_count() or 1)
+"""The number of rows whose programs compile at the same time."""
 SECONDS_PER_ROW = 3.0
 
 Run = Callable[[World, Data], Any]
@@ -104,7 +104,7 @@ def cases(smoke: bool) -> list[Case]:
     names, solvers = list(worlds.methods(worlds.exact(given), given)), list(worlds.samplers(given))
     targets, probes, three = list(worlds.targets(given)), (None, 8), THREE
     if smoke:
-        names, solvers, targets, probes, three = names[::12], solvers[::8], targets[:1], probes[:1], THREE[1:2]
+        names, solvers, targets, probes, three = names[::20], solvers[::11], targets[:1], probes[:1], THREE[:1]
 
     def method(name: str, solver: str) -> Run:
         return lambda world, given: draw(world, given, worlds.methods(world, given)[name], worlds.samplers(given)[solver])
@@ -192,28 +192,40 @@ class Begun(NamedTuple):
       programs: The program on the device, in float64 on the host, and maybe in float32 there.
       same: Whether both programs with the network are the same. None if the row has no such programs.
       network: The programs with the network, if they differ.
+      error: What tracing raised.
     """
 
     case: Case
     programs: list[tuple[Lowered, Future[Any]]]
     same: bool | None
     network: list[tuple[Lowered, Future[Any]]]
+    error: Exception | None = None
 
 
 def begin(case: Case, device: Any, pool: ThreadPoolExecutor) -> Begun:
+    """Traces a row and starts to compile it. An exception is kept for `finish`."""
+    try:
+        return traced(case, device, pool)
+    except Exception as error:
+        return Begun(case, [], None, [], error)
+
+
+def traced(case: Case, device: Any, pool: ThreadPoolExecutor) -> Begun:
     """Traces a row and starts to compile it."""
     host = jax.devices("cpu")[0]
     places = [(device, False), (host, True)] + [(host, False)] * (case.both and device.platform != "cpu")
-    traced = [lowered(case.run, place, worlds.exact, wide) for place, wide in places]
+    programs = [lowered(case.run, place, worlds.exact, wide) for place, wide in places]
     outside = pinned(case.run, device) if case.both else []
     same = outside[0].program.as_text() == outside[1].program.as_text() if outside else None
-    both = lambda programs: [(one, one.compile(pool)) for one in programs]
-    return Begun(case, both(traced), same, both(outside) if same is False else [])
+    both = lambda lowered: [(one, one.compile(pool)) for one in lowered]
+    return Begun(case, both(programs), same, both(outside) if same is False else [])
 
 
 def finish(begun: Begun) -> dict[str, Any]:
     """The row, when its programs are compiled."""
     case = begun.case
+    if begun.error is not None:
+        raise begun.error
     found, right, *more = (one(program.result()) for one, program in begun.programs)
     row = {"kind": case.kind, "name": case.name, "sampler": case.sampler, "error": error(found, right)}
     row["host_error"] = error(more[0], right) if more else None
@@ -235,18 +247,24 @@ def measure(smoke: bool, minutes: float, out: Path) -> Iterator[dict[str, Any]]:
     clock, device = timing.Clock(minutes), jax.devices()[0]
     todo, waiting = deque(cases(smoke)), deque[Begun]()
     yield {"kind": "network", "name": "the network in the default precision", "default_changes": network_error(device)}
+    failed = 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         while todo or waiting:
             while todo and len(waiting) < AHEAD and (smoke or clock.left > 0):
                 waiting.append(begin(todo.popleft(), device, pool))
             if not waiting:
                 yield {"kind": "left out", "name": f"{len(todo)} rows", "reason": clock.lacks(SECONDS_PER_ROW * len(todo))}
-                return
+                break
             begun = waiting.popleft()
             try:
-                yield finish(begun)
-            except ImportError as missing:
-                yield {"kind": begun.case.kind, "name": begun.case.name, "sampler": "", "reason": str(missing)}
+                row = finish(begun)
+            except Exception as error:  # The other rows may still run.
+                case, failed = begun.case, failed + (not isinstance(error, ImportError))
+                reason = f"{type(error).__name__}: {error}"[:300]
+                row = {"kind": case.kind, "name": case.name, "sampler": case.sampler, "reason": reason}
+            yield row
+    if failed:
+        raise RuntimeError(f"{failed} rows failed. The file has the reasons.")
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -186,7 +186,7 @@ def measure(smoke: bool, minutes: float, out: Path) -> Iterator[dict[str, Any]]:
       out: Not used.
     """
     clock = timing.Clock(minutes)
-    populations = ((256, 1), (64, 4)) if smoke else ((2**20, 1), (2**10, 2**10))
+    populations = ((64, 4),) if smoke else ((2**20, 1), (2**10, 2**10))
     rows: list[tuple[str, Callable[[], Iterator[dict[str, Any]]]]] = [("grid", lambda: iter([grid(smoke)]))]
     rows += [("particles", lambda one=one: iter([particles(smoke, *one)])) for one in populations]
     rows.append(("batches", lambda: batches(smoke)))

@@ -7,6 +7,7 @@ packages=(
     tyro docstring-parser typeguard                                # options of the command
     jaxtyping wadler-lindig                                        # the library's annotations
     diffrax equinox lineax optimistix                              # the likelihood
+    grain array-record portpicker absl-py cloudpickle tensorboardX  # training
     diffusers importlib-metadata lazy-importer requests charset-normalizer idna urllib3 certifi # the pipeline in PyTorch
 )
 python3 -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 --implementation cp --abi cp312 --abi none \

@@ -173,6 +173,22 @@ def test_a_product_in_the_default_precision_is_noticed(lenient):
 
 
 @pytest.mark.slow
+def test_a_row_that_fails_leaves_the_others(lenient, monkeypatch, tmp_path):
+    def broken(world, given):
+        raise ValueError("wrong shape")
+
+    first = exactness.Case("method", "broken", "ddpm", broken, False)
+    monkeypatch.setattr(exactness, "cases", lambda smoke: [first, case(gj.cfg(2.0))._replace(both=False)])
+    rows = exactness.measure(True, 1.0, tmp_path)
+    found = [next(rows) for _ in range(3)]
+    assert found[1] == {"kind": "method", "name": "broken", "sampler": "ddpm", "reason": "ValueError: wrong shape"}
+    assert found[2]["error"] < 2e-5
+    with pytest.raises(RuntimeError, match="1 rows failed"):
+        next(rows)
+    assert "broken: ValueError: wrong shape" in exactness.table(found)
+
+
+@pytest.mark.slow
 def test_draws_of_float64_are_those_of_float32(lenient):
     with worlds.float32_draws():
         narrow = jax.random.normal(jax.random.key(0), (5,), jnp.float32)

@@ -68,7 +68,7 @@ class Config:
       samples: Number of samples per scale, with equal numbers per class.
       steps: Number of sampler steps.
       calibrations: Also compare calibrations on other numbers of samples, another seed, real images and fewer noise levels.
-      smoke: Check the job in seconds at toy size. The numbers of such a run mean nothing.
+      smoke: Check the job at toy size. The numbers of such a run mean nothing.
     """
 
     out: Path = Path("out/digits")

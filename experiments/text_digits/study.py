@@ -28,7 +28,7 @@ from experiments.text_digits.model import OUT, SIZE, TRAINING, Model, Painter, S
 from experiments.tools import data
 from experiments.tools.evaluator import Evaluator, Judge, jitter
 from experiments.tools.fit import Training, fit
-from experiments.tools.stages import Stages, Tell
+from experiments.tools.stages import Stages, Tell, tera
 
 READ, HELD_OUT = "train[50%:]", "test"
 """The digits on which the judge is trained, which are in no scene, and those on which it is tested."""

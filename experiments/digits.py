@@ -68,7 +68,7 @@ class Config:
       samples: Number of samples per scale, with equal numbers per class.
       steps: Number of sampler steps.
       calibrations: Also compare calibrations on other numbers of samples, another seed, real images and fewer noise levels.
-      smoke: Check the job in seconds at toy size. The numbers of such a run mean nothing.
+      smoke: Check the job at toy size. The numbers of such a run mean nothing.
     """
 
     out: Path = Path("out/digits")
@@ -355,7 +355,9 @@ def main(config: Config) -> dict[str, Any]:
             metrics["calibrations"] = by_measurement(config, trained, evaluator, train_set, test_set)
         (config.out / "metrics.json").write_text(json.dumps(metrics, indent=1))
         pictures.digits(config.out, samples, config.scales, metrics, test_set)
-        pictures.calibration(config.out / "calibration.png", {"trained on digits": curve})
+        above = [scale for scale in config.scales if scale > 1]
+        shown = [scale for scale in (2.0, 4.0, 8.0, 12.0) if scale in above] or above[:4]
+        pictures.calibration(config.out / "calibration.png", curve.for_classes, shown)
     report(config, metrics)
     return metrics
 
@@ -364,17 +366,17 @@ def report(config: Config, metrics: dict[str, Any]) -> None:
     """Print the tables, what their columns mean, and which picture to open first."""
     print(f"\nThe judge reads {metrics['evaluator_accuracy']:.1%} of the held-out images.\n")
     print("          CFG                             classifier, unconditional model")
-    print("  scale   accuracy  precision  recall     accuracy  precision  recall")
+    print("  w       accuracy  precision  recall     accuracy  precision  recall")
     line = lambda row, names: "   ".join(f"{row[name]:8.3f}" for name in names)
     quality = ("accuracy", "precision", "recall")
     for scale, *rows in zip(metrics["scales"], metrics["cfg"], metrics["classifier"], strict=True):
         print(f"  {scale:5.1f} {'   '.join(line(row, quality) for row in rows)}")
-    print("\n          CFG, calibrated                 distance")
-    print("  scale   accuracy  precision  recall     calibrated  CFG     classifier")
+    print("\n          CFG, calibrated scale           distance of each method")
+    print("  w       accuracy  precision  recall     calibrated  CFG     classifier")
     for scale, *rows in zip(metrics["scales"], *(metrics[way] for way in ("calibrated", "cfg", "classifier")), strict=True):
         print(f"  {scale:5.1f} {line(rows[0], quality)}   {'   '.join(line(row, ('class_fd',)) for row in rows)}")
     print(f"""
-Scale 1 of CFG is the conditional model, without guidance. Scale 0 of every method is the unconditional model.
+w is the guidance scale. CFG at 1 is the conditional model, without guidance. Every method at 0 is the unconditional model.
   accuracy   the share of samples that the judge reads as the class asked for
   precision  the share of samples near held-out images; it falls when samples leave the data
   recall     the share of held-out images near samples; it falls when samples become alike
@@ -382,6 +384,8 @@ Scale 1 of CFG is the conditional model, without guidance. Scale 0 of every meth
 
 Open {config.out / "overview.png"} first. It has samples of every method, one row per class.
 Then open {config.out / "fidelity_diversity.png"}, which has the tables as curves.
+{config.out / "calibration.png"} has the calibrated scale at each noise level, and rho, the error with the class relative to the
+error without. rho is small where a noisy image does not show its class yet, and the calibrated scale is close to 1 there.
 Metrics, checkpoints and more pictures are beside them. The run took {duration(metrics["seconds"])}.""")
 
 

@@ -75,7 +75,7 @@ class Config:
       samples: Number of samples per class and setting.
       steps: Number of sampler steps.
       seed: The seed of the samples. The scans use other random numbers.
-      smoke: Check the job in seconds at toy size. The numbers of such a run mean nothing.
+      smoke: Check the job at toy size. The numbers of such a run mean nothing.
     """
 
     out: Path = Path("out/exact_digits")

@@ -45,7 +45,7 @@ class Config:
       counts: Numbers of sampler steps in the table of the particles' errors. Its scale is the first of `tilted_scales`.
       picture_scale: The guidance scale of the picture.
       seed: The seed of the samples.
-      smoke: Check the job in seconds at toy size. The numbers of such a run mean nothing.
+      smoke: Check the job at toy size. The numbers of such a run mean nothing.
     """
 
     out: Path = Path("out/gaussians")

@@ -57,7 +57,7 @@ class Config:
       repeats: Number of independent test sets of samples and exact samples. Their spread gives the error bars.
       judged: Number of samples, and of exact samples, per test set.
       seed: The seed of all random numbers.
-      smoke: Check the job in seconds at toy size. The numbers of such a run mean nothing.
+      smoke: Check the job at toy size. The numbers of such a run mean nothing.
     """
 
     out: Path = Path("out/learn_schedule")

@@ -96,7 +96,7 @@ class Config:
       only: The rows to compute. The default is all rows.
       exact: Number of steps of the long runs.
       seed: The seed of mixture and samples.
-      smoke: Check the job in seconds at toy size. The numbers of such a run mean nothing.
+      smoke: Check the job at toy size. The numbers of such a run mean nothing.
     """
 
     out: Path = Path("out/samplers")

@@ -82,7 +82,7 @@ class Config:
       particle_steps: Number of steps of the particles, whose weights need short ones.
       samples: Number of samples per method and scale, over both classes.
       seed: The seed of the samples.
-      smoke: Check the job in seconds at toy size. The numbers of such a run mean nothing.
+      smoke: Check the job at toy size. The numbers of such a run mean nothing.
     """
 
     out: Path = Path("out/toy_2d")

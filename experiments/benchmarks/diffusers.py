@@ -44,7 +44,7 @@ class Config:
       steps: Number of sampler steps.
       scale: The guidance scale.
       rounds: Number of rounds. In each round every program is timed once.
-      smoke: Check the job in seconds at toy size. The numbers of such a run mean nothing.
+      smoke: Check the job at toy size. The numbers of such a run mean nothing.
     """
 
     preset: Literal["cpu", "gpu"] = "cpu"

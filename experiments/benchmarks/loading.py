@@ -38,7 +38,7 @@ class Config:
 
     Args:
       out: The directory for `loading.json`, and for the files of weights during the run.
-      smoke: Check the job in seconds at toy size. The numbers of such a run mean nothing.
+      smoke: Check the job at toy size. The numbers of such a run mean nothing.
     """
 
     out: Path = Path("out/loading")

@@ -45,7 +45,7 @@ class Config:
       networks: Time every network without guidance, with CFG, with CFG in an interval and with a classifier.
       methods: Time every method on the DiT, with half the number of steps.
       programs: Count the traces of `sample` outside of `jit`, on the toy network.
-      smoke: Check the job in seconds at toy size. The numbers of such a run mean nothing.
+      smoke: Check the job at toy size. The numbers of such a run mean nothing.
     """
 
     out: Path = Path("out/overhead")

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.ticker import LogLocator, NullFormatter
 
 import guidance_jax as gj
-from experiments.fashion_mnist.sweep import Sweep
+from experiments.fashion_mnist.sweep import Sweep, shown
 from experiments.tools import data, folders, models
 from experiments.tools.pictures import METHODS, STYLE, bands, grids, label_points, legend_below, save
 
@@ -109,6 +109,8 @@ def gradients(path: Path, run: models.Run, held_out: data.Data) -> None:
         save(figure, path)
 
 
+FEW = 1000
+"""With fewer samples or held-out images the report warns. The judge has 128 features."""
 COLUMNS = {
     "samples": "",
     "accuracy": ".3f",
@@ -125,18 +127,38 @@ def table(rows: dict[str, dict[str, Any]]) -> Iterator[str]:
     heads = ["", "scale", *(name.replace("fd", "FD") for name in COLUMNS), "KID", "Vendi", "evaluations", "ms per sample"]
     yield f"| {' | '.join(heads)} |"
     yield "|---|" + "---:|" * (len(heads) - 1)
+    merged: dict[Any, list[str]] = {}
     for name, row in rows.items():
-        cells = [name, f"{row['scale']:g}" if "scale" in row else ""]
+        merged.setdefault((row["way"], row["scale"]) if "way" in row else name, []).append(name)
+    for names in merged.values():
+        row = rows[names[0]]
+        cells = ["; ".join(names), f"{shown(row):g}" if "scale" in row else ""]
         cells += [format(row[column], form) for column, form in COLUMNS.items()]
         cells += [f"{row['kid']:.2f}", f"{row['vendi']:.1f}"]
         cells += [str(row["evaluations"]), f"{1000 * row['seconds']:.1f}"] if "seconds" in row else ["", ""]
         yield f"| {' | '.join(cells)} |"
 
 
+def chosen(metrics: dict[str, Any]) -> str:
+    """The sentence below the main table: where its scales come from."""
+    few, many = metrics["curves"]["cfg"][0]["samples"], metrics["headlines"]["conditional"]["samples"]
+    return (
+        f"The scales were chosen in the sweeps, of {few:,} samples each. The rows are measured on {many:,} samples, so their "
+        "accuracy or precision can differ from the one in their name. Scale 0 is the unconditional model, and scale 1 the "
+        "conditional one."
+    )
+
+
 def findings(metrics: dict[str, Any]) -> Iterator[str]:
     """Sentences that describe the numbers. They are true for any outcome."""
     rows, curves = metrics["headlines"], metrics["curves"]
     plain, free = rows["conditional"], rows["unconditional"]
+    sizes = curves["cfg"][0]["samples"], plain["samples"], metrics["held_out"]
+    if min(sizes) < FEW:
+        yield (
+            f"These are few: {sizes[0]:,} samples per point of the sweeps, {sizes[1]:,} per row of the table, and {sizes[2]:,} "
+            f"held-out images. With fewer than {FEW:,} the FD has a large error, so compare only large differences."
+        )
     yield (
         f"The judge reads {metrics['evaluator_accuracy']:.1%} of the held-out images. The FD of real training images is "
         f"{metrics['real']['fd']:.2f}. That of the conditional model is {plain['fd']:.2f}, which is "
@@ -194,12 +216,13 @@ def write(config: Any, metrics: dict[str, Any], sweep: Sweep, held_out: data.Dat
     ways = (("unconditional", 1.0), ("conditional", 1.0), ("cfg", 2.0), ("cfg", 5.0), ("classifier", 4.0))
     shown = {"held-out\nimages": by_class((held, held_out.labels), classes, each)}
     for way, scale in ways:
-        title = models.WAYS[way].title.replace(" ", "\n") + (f"\nscale {scale:g}" if scale != 1 else "\nmodel")
+        title = models.WAYS[way].title.replace(" ", "\n") + (f"\nw = {scale:g}" if scale != 1 else "\nmodel")
         shown[title] = by_class(sweep.images(way, scale, config.samples), classes, each)
-    grids(out / "overview.png", shown, names, "Samples of each method, one row per class", labels=1.2)
+    overview = "Samples of each method, one row per class (the unconditional model has none)"
+    grids(out / "overview.png", shown, names, overview, labels=1.2)
     for way, rows in curves.items():
         scales = [row["scale"] for row in rows[1:]]
-        points = {f"scale {scale:g}": by_class(sweep.images(way, scale, config.samples), classes, each) for scale in scales}
+        points = {f"w = {scale:g}": by_class(sweep.images(way, scale, config.samples), classes, each) for scale in scales}
         grids(out / f"classes_{way}.png", points, names, f"Samples by {models.WAYS[way].title}, one row per class", labels=1.2)
     strip(out / "scales.png", sweep, config.samples, each)
     gradients(out / "gradients.png", sweep.run, held_out)
@@ -209,7 +232,7 @@ def write(config: Any, metrics: dict[str, Any], sweep: Sweep, held_out: data.Dat
 
 def tell(config: Any, metrics: dict[str, Any]) -> None:
     """Print the main table and the findings, and which file to open first."""
-    print("", *table(metrics["headlines"]), "", *findings(metrics), "", sep="\n")
+    print("", *table(metrics["headlines"]), "", chosen(metrics), *findings(metrics), "", sep="\n")
     print(f"Open {config.out / 'report.md'} first. It has all tables and pictures. {config.out / 'overview.png'} has samples.")
 
 
@@ -226,7 +249,7 @@ def text(metrics: dict[str, Any], title: str) -> Iterator[str]:
     yield from ("", "![Samples of each method, one row per class](overview.png)", "", "## What was found", "")
     for sentence in findings(metrics):
         yield from (sentence, "")
-    yield from (*table({"real training images": metrics["real"], **metrics["headlines"]}), "")
+    yield from (*table({"real training images": metrics["real"], **metrics["headlines"]}), "", chosen(metrics), "")
     yield from ("## Samples of four classes over the scale, from the same noise", "", "![](scales.png)", "")
     yield from ("## Accuracy and coverage of every method", "", "![](accuracy_coverage.png)", "")
     yield from ("## Frechet distance over the scale", "", "![](fd.png)", "", "![](fd_accuracy.png)", "")

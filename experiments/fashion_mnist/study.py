@@ -1,8 +1,8 @@
 """The guidance table of a paper on Fashion-MNIST: training, a sweep of every method's scale, judgement, and a report.
 
-`python -m experiments.fashion_mnist` takes about an hour on 2 CPU cores, and `... small` about ten minutes. `... gpu` has the
-networks and sample sizes of a paper. Every stage continues where it was stopped. All files are in `out/fashion_mnist`. Read
-`report.md` first.
+`python -m experiments.fashion_mnist` takes one to two hours on 2 CPU cores, and `... small` about ten minutes. `... gpu` has
+the networks and sample sizes of a paper. Every stage continues where it was stopped. All files are in `out/fashion_mnist`.
+Read `report.md` first.
 
 The judge is a classifier of clean images that no guidance method uses. Its features give the Frechet distance, precision,
 recall, density and coverage, all against the 10,000 held-out images. The Frechet distance is called FD. It is not FID, which
@@ -33,7 +33,7 @@ from experiments.fashion_mnist.sweep import SCALES, Sweep, headlines
 from experiments.tools import checks, data, devices, generate, models
 from experiments.tools.evaluator import Evaluator, Judge, jitter
 from experiments.tools.fit import Batches, Training, fit, run_directory
-from experiments.tools.stages import Stages, Tell
+from experiments.tools.stages import Stages, Tell, tera
 
 CLEAN = 0.0
 TITLES = {"clean": "classifier of clean images", "evaluator": "judge"}
@@ -107,7 +107,7 @@ class Config:
 
 
 PRESETS: dict[str, tuple[str, Config]] = {
-    "default": ("About an hour on 2 CPU cores.", Config()),
+    "default": ("One to two hours on 2 CPU cores.", Config()),
     "small": (
         "About ten minutes on 2 CPU cores: fewer steps and samples.",
         Config(
@@ -138,7 +138,7 @@ PRESETS: dict[str, tuple[str, Config]] = {
         ),
     ),
     "smoke": (
-        "A check of the job in seconds at toy size. The numbers of such a run mean nothing.",
+        "A check of the job at toy size: a few minutes, most of them compilation. The numbers of such a run mean nothing.",
         Config(
             out=Path("out/fashion_mnist_smoke"),
             dataset="digits",
@@ -189,7 +189,7 @@ def losses(config: Config, apply: dict[str, Callable[..., Array]], null: int) ->
 
 
 def plan(config: Config, networks: dict[str, models.Trained], shape: tuple[int, ...]) -> Stages:
-    """Print the stages of the run, and its number of operations as counted by the compiler."""
+    """Print the stages of the run, its number of operations as counted by the compiler, and the time of a preset."""
     trainings = {name: training_of(config, name) for name in networks}
     known = {TITLES.get(name, name): f"{each.steps:,} steps" for name, each in trainings.items()}
     if "evaluator" not in networks:
@@ -207,14 +207,16 @@ def plan(config: Config, networks: dict[str, models.Trained], shape: tuple[int, 
     # Three models without guidance, and sixteen rows of the main table, most of them with two branches.
     passes = config.samples * (2 * contrasts + steered + 3) + config.headline * 27
     sampling = config.steps * (passes * one["denoiser"] + steered * config.samples * 3 * one["classifier"])
-    work = f"training takes {training / 1e12:.1f} TFLOP and sampling {sampling / 1e12:.1f} TFLOP"
+    work = f"Training takes {tera(training)} TFLOP and sampling {tera(sampling)} TFLOP, besides compilation."
+    own = {name: getattr(config, name) for name in ("out", "manual_dir", "seed", "coordinator", "processes", "process")}
+    about = [f"{text} " for text, preset in PRESETS.values() if dataclasses.replace(preset, **own) == config]
     known |= {
         "calibration": f"on {config.calibration:,} samples",
         "sweeps": f"{contrasts + steered + 3} rows of {config.samples:,} samples",
         "main table": f"up to 16 rows of {config.headline:,} samples",
         "report": "",
     }
-    return Stages(f"Guidance table: {work}, together {(training + sampling) / 6e12:.0f} minutes at 100 GFLOP/s", known)
+    return Stages(f"Guidance table. {''.join(about)}{work}", known)
 
 
 class Made(NamedTuple):
@@ -358,6 +360,7 @@ def main(config: Config) -> dict[str, Any]:
     real = np.round((train_set.images[: config.headline] + 1) * 127.5).astype(np.uint8)
     metrics = {
         "evaluator_accuracy": judge.accuracy,
+        "held_out": len(held_out.labels),
         "real": judge(real, train_set.labels[: config.headline]),
         "curves": curves,
         "rho": dict(zip(map("{:.4g}".format, np.asarray(run.curve.ratio)), np.asarray(run.curve.rho).tolist(), strict=True)),

@@ -39,7 +39,7 @@ class Sweep:
         row = {"way": way, "scale": scale} | self.judge(images, labels) | self.cost(way)
         names = {"accuracy": "accuracy", "fd": "FD", "precision": "precision", "recall": "recall", "coverage": "coverage"}
         measures = ", ".join(f"{name} {row[key]:.3f}" for key, name in names.items())
-        print(f"{models.WAYS[way].title}, scale {scale:g}, {count} samples: {measures}", flush=True)
+        print(f"{models.WAYS[way].title}, scale {shown(row):g}, {count} samples: {measures}", flush=True)
         return row
 
     def images(self, way: str, scale: float, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -78,6 +78,11 @@ class Sweep:
         return self.costs[way]
 
 
+def shown(row: dict[str, Any]) -> float:
+    """The scale of a row as tables show it. The unconditional model is CFG, or a classifier, at scale 0."""
+    return 0.0 if row["way"] == "unconditional" else row["scale"]
+
+
 def scale_at(rows: list[dict[str, Any]], value: float, measure: str = "accuracy") -> float | None:
     """The smallest scale at which a sweep reaches a value, by linear interpolation, or None if it never does.
 
@@ -102,13 +107,16 @@ def headlines(curves: dict[str, list[dict[str, Any]]]) -> dict[str, tuple[str, f
     }
     level = min(ACCURATE, reach("cfg", "interval"))
     for way in ("cfg", "interval", "apg", "calibrated"):
-        rows[f"{models.WAYS[way].title}, at accuracy {level:.3f}"] = way, scale_at(curves[way], level)
+        rows[f"{models.WAYS[way].title}, at accuracy {level:.3f} in the sweep"] = way, scale_at(curves[way], level)
     rows["CFG, calibrated, lowest FD"] = "calibrated", best("calibrated")["scale"]
     if (scale := scale_at(curves["cfg"], level)) is not None:
         column = lambda name: [row[name] for row in curves["cfg"]]
         precise = float(np.interp(scale, column("scale"), column("precision")))
         for way in ("interval", "calibrated"):
-            rows[f"{models.WAYS[way].title}, at precision {precise:.3f}"] = way, scale_at(curves[way], precise, "precision")
+            rows[f"{models.WAYS[way].title}, at precision {precise:.3f} in the sweep"] = (
+                way,
+                scale_at(curves[way], precise, "precision"),
+            )
     rows["under-trained, conditional"] = "early", 1.0
     guided = best("early_autoguidance")
     rows["under-trained, autoguidance, lowest FD"] = "early_autoguidance", guided["scale"]

@@ -28,7 +28,7 @@ from experiments.text_digits.model import OUT, SIZE, TRAINING, Model, Painter, S
 from experiments.tools import data
 from experiments.tools.evaluator import Evaluator, Judge, jitter
 from experiments.tools.fit import Training, fit
-from experiments.tools.stages import Stages, Tell
+from experiments.tools.stages import Stages, Tell, tera
 
 READ, HELD_OUT = "train[50%:]", "test"
 """The digits on which the judge is trained, which are in no scene, and those on which it is tested."""
@@ -59,7 +59,7 @@ class Config:
       repeats: Number of samples per pair of digits, for negative prompts and for compositions.
       steps: Number of sampler steps.
       batch: Number of samples per batch.
-      smoke: Check the job in seconds at toy size. The numbers of such a run mean nothing.
+      smoke: Check the job at toy size. The numbers of such a run mean nothing.
     """
 
     out: Path = OUT
@@ -284,9 +284,10 @@ def plan(config: Config, model: Model) -> Stages:
         "report": "",
     }
     size = sum(leaf.size for leaf in jax.tree.leaves(model.params))
-    work = f"training takes {training / 1e12:.0f} TFLOP and sampling {sampling / 1e12:.0f} TFLOP"
-    minutes = f"together {(training + sampling) / 6e12:.0f} minutes at 100 GFLOP/s"
-    return Stages(f"Text to image with {size:,} parameters: {work}, {minutes}", known)
+    work = f"training takes {tera(training)} TFLOP and sampling {tera(sampling)} TFLOP, besides compilation"
+    usual = dataclasses.replace(config, out=Config.out, seed=Config.seed) == Config()
+    about = ", 5 to 20 minutes on 2 CPU cores" if usual else ""
+    return Stages(f"Text to image with {size:,} parameters{about}: {work}", known)
 
 
 def small(config: Config) -> Config:

@@ -208,6 +208,7 @@ def digits(
     """Write a grid of samples for each method, an overview of all methods, and the curves of fidelity and diversity."""
     each = min(5, samples["cfg"].shape[2], np.bincount(test_set.labels).min())
     names = [f"class {name}" if name.isdecimal() else name for name in test_set.names]
+    rows = "one row per class (the unconditional model has none)"
     at = {scale: i for i, scale in enumerate(scales)}
     shown = [scale for scale in (1.0, 2.0, 4.0, 12.0) if scale in at] or list(scales[:4])
     real = np.stack([test_set.images[test_set.labels == y][:each] for y in range(test_set.classes)])
@@ -221,9 +222,9 @@ def digits(
         "unconditional model": samples["cfg"][at[0.0], :, :each],
         "conditional model": samples["cfg"][at[1.0], :, :each],
     }
-    grids(out / "samples_unguided.png", unguided, names, "Samples without guidance, one row per class")
+    grids(out / "samples_unguided.png", unguided, names, f"Samples without guidance, {rows}")
     for way, title in titles.items():
-        columns = {f"scale {scale:g}": samples[way][at[scale], :, :each] for scale in shown}
+        columns = {f"w = {scale:g}": samples[way][at[scale], :, :each] for scale in shown}
         grids(out / f"samples_{way}.png", columns, names, f"{title}, one row per class")
     best = max(range(len(scales)), key=lambda i: metrics["classifier"][i]["accuracy"])
     some, high = 4.0 if 4.0 in at else scales[-1], max(scales)
@@ -235,17 +236,17 @@ def digits(
         f"calibrated\nw = {high:g}": samples["calibrated"][at[high], :, :each],
         f"classifier\nw = {scales[best]:g}": samples["classifier"][best, :, :each],
     }
-    grids(out / "overview.png", overview, names, "Guided handwritten digits, one row per class")
+    grids(out / "overview.png", overview, names, f"Guided handwritten digits, {rows}")
     curve(out / "fidelity_diversity.png", scales, metrics)
 
 
 def curve(path: Path, scales: tuple[float, ...], metrics: dict[str, Any]) -> None:
-    """Plot accuracy, precision and recall over the scale, and precision against recall."""
+    """Plot accuracy, precision, recall and distance over the scale, and precision against recall."""
     ways = {"cfg": "CFG", "classifier": "classifier guidance", "calibrated": "CFG, calibrated scale"}
-    titles = {"accuracy": "Accuracy", "precision": "Precision", "recall": "Recall"}
+    titles = {"accuracy": "Accuracy", "precision": "Precision", "recall": "Recall", "class_fd": "Distance"}
     with plt.style.context(STYLE):
-        figure, axes = plt.subplots(2, 2, figsize=(10, 8))
-        *over, against = axes.flat
+        figure, axes = plt.subplots(2, 3, figsize=(14, 8))
+        *over, against, legend = axes.flat
         for way, label in ways.items():
             column = {name: [row[name] for row in metrics[way]] for name in titles}
             for axis, name in zip(over, titles, strict=True):
@@ -253,9 +254,14 @@ def curve(path: Path, scales: tuple[float, ...], metrics: dict[str, Any]) -> Non
             against.plot(column["recall"], column["precision"], "o-", color=METHODS[way])
         over[0].axhline(metrics["evaluator_accuracy"], color=METHODS["real"], lw=1.2, ls=":", label="held-out images")
         for axis, title in zip(over, titles.values(), strict=True):
-            axis.set(title=title, xlabel="guidance scale", ylabel=title.lower(), ylim=(0, 1.04))
-        against.set(title="Precision against recall\n(labels: guidance scale)", xlabel="recall", ylabel="precision")
-        figure.legend(*over[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+            axis.set(title=title, xlabel="guidance scale w", ylabel=title.lower())
+        for axis in over[:3]:
+            axis.set_ylim(0, 1.04)
+        over[3].set(title="Distance to training images", yscale="log")
+        over[3].yaxis.set_major_formatter("{x:g}")
+        against.set(title="Precision against recall\n(labels: w)", xlabel="recall", ylabel="precision")
+        legend.axis("off")
+        legend.legend(*over[0].get_legend_handles_labels(), loc="center")
         labelled = {"cfg": (0, 1, 4, 8, 12), "classifier": (1, 4, 8, 12), "calibrated": (12,)}
         label_points(
             against,
@@ -269,21 +275,18 @@ def curve(path: Path, scales: tuple[float, ...], metrics: dict[str, Any]) -> Non
         save(figure, path)
 
 
-def calibration(path: Path, measured: dict[str, gj.Calibration]) -> None:
-    """Plot rho in both forms with its standard error over the noise level, and the guidance scales of the form for classes."""
+def calibration(path: Path, curve: gj.Curve, scales: Sequence[float]) -> None:
+    """Plot rho of the form for classes, with its standard error, and the guidance scale that follows, over the noise level."""
     with plt.style.context(STYLE):
         figure, axes = plt.subplots(1, 2, figsize=(10, 4.8))
-        for (name, one), color in zip(measured.items(), CURVES, strict=False):
-            for curve, style, form in ((one.for_classes, "-", "for classes"), (one.for_prompts, "--", "for prompts")):
-                ratio, rho, error = map(np.asarray, curve)
-                axes[0].plot(ratio, rho, style, color=color, label=f"{name}, {form}")
-                axes[0].fill_between(ratio, rho - error, rho + error, color=color, alpha=0.2, lw=0)
-        first = next(iter(measured.values()))
-        for scale, color in zip((2.0, 4.0, 8.0, 16.0), CURVES, strict=False):
-            rho = np.asarray(first.rho)
-            axes[1].plot(first.ratio, scale / (rho + scale * (1 - rho)), color=color, label=f"w = {scale:g}")
-        axes[0].set(title="Calibration curve\n(band: standard error)", ylabel="rho", ylim=(0, 1.04))
-        axes[1].set(title="Calibrated guidance scale", ylabel="guidance scale at the level")
+        ratio, rho, error = map(np.asarray, curve)
+        axes[0].plot(ratio, rho, color=METHODS["calibrated"], label="measured on unguided samples")
+        axes[0].fill_between(ratio, rho - error, rho + error, color=METHODS["calibrated"], alpha=0.2, lw=0)
+        for scale, color in zip(scales, CURVES, strict=False):
+            axes[1].plot(ratio, scale / (rho + scale * (1 - rho)), color=color, label=f"w = {scale:g}")
+        name = r"$\rho$: error with the class / without"
+        axes[0].set(title=r"Calibration curve $\rho$" "\n(band: standard error)", ylabel=name, ylim=(0, 1.04))
+        axes[1].set(title=r"Calibrated scale, $w / (\rho + w (1 - \rho))$", ylabel="guidance scale at the level")
         for axis in axes:
             axis.set(xscale="log", xlabel="noise level sigma / alpha")
         legend_below(axes[0], 1)

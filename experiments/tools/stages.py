@@ -1,10 +1,11 @@
 """What a job prints while it runs: its plan, one line per stage with its time, and the progress within a stage.
 
-A terminal has bars. A file has a line of progress every half minute instead.
+A terminal has bars. A file has a line of progress every half minute instead, and one while a long first step compiles.
 """
 
 import contextlib
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Self, TypeVar
@@ -14,6 +15,8 @@ from tqdm import tqdm
 
 EVERY = 30.0
 """Seconds between two lines of progress in a file."""
+SILENT = 5.0
+"""Seconds after which a file says that the first step is still compiling."""
 WIDTH = 97
 """The maximum number of characters in a line of the plan."""
 Tell = Callable[[str], None]
@@ -35,6 +38,11 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def tera(operations: float) -> str:
+    """A number of operations in TFLOP: "0.0012", "3.4", "1,250"."""
+    return f"{operations / 1e12:,.0f}" if operations >= 1e13 else f"{operations / 1e12:.2g}"
 
 
 class Stages:
@@ -83,15 +91,21 @@ class Progress:
     def __init__(self, name: str, total: int, unit: str, done: int = 0, hidden: bool = False):
         self.name, self.total, self.unit, self.done, self.hidden = name, total, unit, done, hidden
         self._first: tuple[int, float] | None = None
-        self._bar, self._terminal = None, sys.stderr.isatty()
+        self._bar, self._silence, self._terminal = None, None, sys.stderr.isatty()
 
     def __enter__(self) -> Self:
         self._start = self._said = time.perf_counter()
         if self._terminal and not self.hidden:
             self._bar = tqdm(desc=f"{self.name}: compiling", bar_format="{desc}", leave=False)
+        elif not self.hidden:
+            self._silence = threading.Timer(SILENT, say, (f"    {self.name}: compiling",))
+            self._silence.daemon = True
+            self._silence.start()
         return self
 
     def __exit__(self, *error: object) -> None:
+        if self._silence is not None:
+            self._silence.cancel()
         if self._bar is not None:
             self._bar.close()
 
@@ -101,6 +115,8 @@ class Progress:
         now = time.perf_counter()
         if self._first is None:
             self._first = self.done, now
+            if self._silence is not None:
+                self._silence.cancel()
             if self._bar is not None:
                 self._bar.close()
                 shown = {"desc": self.name, "unit": self.unit, "dynamic_ncols": True, "leave": False}

@@ -41,7 +41,9 @@ def check_bounds(name: str, schedule: Any, own: tuple[Any, Any], bounds: tuple[A
       bounds: The minimum and maximum of the path.
     """
     (low, high), (end, start) = own, bounds
-    demand(lambda: start < np.inf, f"{name}: sigma_max must be finite, got the schedule's {{start}}; use 80.0.", start=start)
+    wanted = "sigma_max must be finite, got the schedule's {start}: it begins in pure noise"
+    mend = f"begin at {name}(sigma_max=80.0), or use uniform() or trailing(), as usual for flow matching."
+    demand(lambda: start < np.inf, f"{name}: {wanted}; {mend}", start=start)
     if name == "exponential":
         demand(lambda: end > 0, "exponential: sigma_min must be positive, got {end}; use sigma_min=0.002.", end=end)
     if schedule.steps is not None:

@@ -71,6 +71,10 @@ def noting(name: str, **given: Any) -> Iterator[None]:
         error.add_note(f"This was raised by {name}, called with {words}.")
         if isinstance(error, jax.errors.TracerBoolConversionError):
             error.add_note("Its arguments are traced: use jnp.where(level.ratio > 1, a, b) instead of if.")
+        if isinstance(error, TypeError | AttributeError) and "Prediction" in str(error):
+            error.add_note(
+                "Predictions can be added, subtracted and scaled. Any other function takes x0: jnp.tanh(c.x0 - u.x0)."
+            )
         if type(error).__name__ == "TraceContextError":
             error.add_note("A module that changes when called (dropout, batch norm) is not a pure function; use module.eval().")
         raise

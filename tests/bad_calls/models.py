@@ -74,12 +74,12 @@ ROWS: dict[str, Row] = {
     "karras to infinity": (
         lambda: gj.levels(gj.schedules.flow(), 5, KARRAS),
         ValueError,
-        r"karras: sigma_max must be finite, got the schedule's inf; use 80\.0",
+        r"karras: sigma_max must be finite, got the schedule's inf.*; begin at karras\(sigma_max=80\.0\), or use uniform\(\)",
     ),
     "exponential to infinity": (
         lambda: gj.levels(gj.schedules.flow(), 5, gj.spacings.exponential()),
         ValueError,
-        r"exponential: sigma_max must be finite, got the schedule's inf; use 80\.0",
+        r"exponential: sigma_max must be finite, got the schedule's inf.*; begin at exponential\(sigma_max=80\.0\), or use",
     ),
     "karras of no rho": (lambda: gj.spacings.karras(rho=0.0), ValueError, r"karras: rho.*positive.*0\.0"),
     "karras of a schedule": (lambda: gj.spacings.karras(EDM, 10), TypeError, r"karras: rho.*number.*the Schedule edm\(\)"),

@@ -85,6 +85,18 @@ CALLS = {
         lambda: run(functools.partial(*gj.networks.from_nnx(Dropping()))),
         "module.eval()",
     ),
+    "a nonlinear function of predictions": (
+        lambda: run(guidance=gj.source(lambda c, u: u + jnp.tanh(c - u), "cond", "uncond")),
+        "Any other function takes x0: jnp.tanh(c.x0 - u.x0).",
+    ),
+    "a power of predictions": (
+        lambda: run(guidance=gj.direction(lambda c, u: (c - u) ** 2, "cond", "uncond")),
+        "Any other function takes x0",
+    ),
+    "an array that a prediction is not": (
+        lambda: run(guidance=gj.source(lambda c, u: u * (c - u).mean(), "cond", "uncond")),
+        "Any other function takes x0",
+    ),
     "a guidance that asks for no branch": (
         lambda: run(guidance=gj.stateless(lambda prediction, context: context.branches["uncond"])),
         "stateless(update, needs=('uncond',))",

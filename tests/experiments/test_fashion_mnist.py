@@ -44,18 +44,84 @@ def test_the_headlines_compare_methods_at_equal_accuracy_or_precision():
 
     rows = headlines(CURVES)
     assert rows["CFG, lowest FD"] == ("cfg", 2.0)
-    assert rows["CFG, at accuracy 0.970"] == ("cfg", 2.25)
-    assert rows["CFG in an interval, at accuracy 0.970"] == ("interval", 4.0)
-    assert rows["CFG, calibrated, at accuracy 0.970"] == ("calibrated", 2.56)
+    assert rows["CFG, at accuracy 0.970 in the sweep"] == ("cfg", 2.25)
+    assert rows["CFG in an interval, at accuracy 0.970 in the sweep"] == ("interval", 4.0)
+    assert rows["CFG, calibrated, at accuracy 0.970 in the sweep"] == ("calibrated", 2.56)
     assert rows["CFG, calibrated, lowest FD"] == ("calibrated", 3.0)
-    assert rows["CFG, calibrated, at precision 0.850"] == ("calibrated", 4.0)  # The precision of CFG at accuracy 0.970.
-    assert "APG, at accuracy 0.970" not in rows
+    assert rows["CFG, calibrated, at precision 0.850 in the sweep"] == (
+        "calibrated",
+        4.0,
+    )  # The precision of CFG at accuracy 0.970.
+    assert "APG, at accuracy 0.970 in the sweep" not in rows
     assert rows["under-trained, autoguidance, lowest FD"] == ("early_autoguidance", 2.0)
     assert rows["under-trained, CFG, at its accuracy"] == ("early_cfg", 1.5)
     assert rows["noise-aware classifier, scale 4"] == ("classifier", 4.0)
     assert rows["clean-trained classifier, scale 4"] == ("clean_classifier", 4.0)
     out_of_reach = CURVES | {"early_cfg": [row(1.0, 0.80, 20.0), row(2.0, 0.81, 18.0)]}
     assert "under-trained, CFG, at its accuracy" not in headlines(out_of_reach)
+
+
+def measures(way, scale, accuracy, fd, **more):
+    each = {"way": way, "samples": 60, "density": 1.0, "kid": 0.1, "vendi": 9.0, "evaluations": 24, "seconds": 0.001}
+    return row(scale, accuracy, fd, **each, **more)
+
+
+def test_the_report_merges_equal_rows_names_the_unconditional_scale_and_warns_of_few_samples():
+    from experiments.fashion_mnist import report
+
+    rows = {
+        "unconditional": measures("unconditional", 1.0, 0.1, 9.0),
+        "conditional": measures("conditional", 1.0, 0.9, 5.0),
+        "CFG, lowest FD": measures("cfg", 3.0, 0.667, 4.0),
+        "CFG, at accuracy 0.683 in the sweep": measures("cfg", 3.0, 0.667, 4.0),
+        "under-trained, conditional": measures("early", 1.0, 0.8, 20.0),
+        "under-trained, autoguidance, lowest FD": measures("early_autoguidance", 2.0, 0.85, 10.0),
+        "noise-aware classifier, scale 4": measures("classifier", 4.0, 0.99, 8.0),
+        "clean-trained classifier, scale 4": measures("clean_classifier", 4.0, 0.3, 30.0),
+    }
+    table = list(report.table(rows))
+    assert table[2].startswith("| unconditional | 0 | 60 | 0.100 |")
+    assert table[4].startswith("| CFG, lowest FD; CFG, at accuracy 0.683 in the sweep | 3 | 60 | 0.667 |")
+    assert len(table) == 2 + len(rows) - 1
+    curves = {"cfg": [measures("conditional", 1.0, 0.9, 5.0), measures("cfg", 3.0, 0.667, 4.0)]}
+    metrics = {"headlines": rows, "curves": curves, "evaluator_accuracy": 0.9, "real": row(0.0, 1.0, 1.0), "held_out": 72}
+    assert "of 60 samples each" in report.chosen(metrics)
+    first = next(report.findings(metrics))
+    assert first.startswith(
+        "These are few: 60 samples per point of the sweeps, 60 per row of the table, and 72 held-out images."
+    )
+    many = {name: one | {"samples": 5000} for name, one in rows.items()}
+    curves = {"cfg": [one | {"samples": 2000} for one in curves["cfg"]]}
+    assert "few" not in next(report.findings(metrics | {"headlines": many, "curves": curves, "held_out": 10_000}))
+
+
+def test_the_plan_has_the_time_of_a_preset_and_not_of_other_sizes(capsys):
+    from experiments.fashion_mnist import study
+    from experiments.tools import models
+
+    for name, change, wanted in (
+        ("smoke", {"seed": 3}, "Guidance table. A check of the job at toy size: a few minutes, most of them compilation."),
+        ("smoke", {"samples": 20}, "Guidance table. Training takes"),
+    ):
+        config = dataclasses.replace(study.PRESETS[name][1], **change)
+        networks = {
+            "denoiser": models.build(models.describe("UNet", config.network, "v"), 0),
+            "classifier": models.build(models.describe("UNetClassifier", config.classifier_network), 0),
+        }
+        study.plan(config, networks | {"clean": networks["classifier"], "evaluator": judge()}, (8, 8, 1))
+        printed = capsys.readouterr().out
+        assert printed.startswith(wanted)
+        assert "Training takes 0.0" in printed
+        assert "minutes at" not in printed
+
+
+def judge():
+    from flax import nnx
+
+    from experiments.tools import models
+    from experiments.tools.evaluator import Evaluator
+
+    return models.Trained(*gj.networks.from_nnx(Evaluator((8, 8, 1), 10, 8, 3, rngs=nnx.Rngs(0))))
 
 
 def test_a_study_with_wrong_values_raises():

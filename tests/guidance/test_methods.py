@@ -262,6 +262,21 @@ def test_recfg_accepts_one_ratio_per_sample_when_there_are_as_many_elements_as_s
     close(guided.x0, np.stack([2 * x0["cond"][i] - K[i] * x0["uncond"][i] for i in range(4)]))
 
 
+@pytest.mark.parametrize("size", [2, 3, 192, 12288])
+def test_rescale_leaves_a_constant_sample_and_is_exact_close_to_it(size):
+    """In float32 the deviation of equal entries is not always 0: the mean is rounded."""
+    values = jnp.array([0.1, 0.7, 1.3, -2.7])[:, None]
+    base = jnp.asarray(np.random.default_rng(0).normal(size=(4, size)), jnp.float32)
+    denoise = gj.denoiser(lambda x, t, c: c, predicts="x0")
+    branches = lambda given: gj.branches(denoise, cond=base, other=given)
+    replace = gj.chain(gj.source(lambda o: o, "other"), gj.rescale(1.0))
+    at = jax.jit(lambda given: gj.guided(branches(given), replace)(base, gj.schedules.cosine()(0.5)).x0)
+    np.testing.assert_allclose(at(jnp.broadcast_to(values, base.shape)), np.broadcast_to(values, base.shape), rtol=1e-4)
+    near = np.broadcast_to(values, base.shape) * (1 + 0.01 * np.random.default_rng(1).normal(size=base.shape))
+    wanted = [rescaled(one, c, 1.0) for one, c in zip(near, np.asarray(base, float), strict=True)]
+    np.testing.assert_allclose(at(jnp.asarray(near, jnp.float32)), wanted, rtol=1e-3)
+
+
 @pytest.mark.parametrize("predicts", ["velocity", "eps"])
 @pytest.mark.parametrize("world", WORLDS)
 def test_cfg_zero_star_is_the_formula_of_its_paper(x64, world, predicts):

@@ -2,6 +2,7 @@
 
 import io
 import sys
+import threading
 
 import pytest
 
@@ -49,6 +50,10 @@ def test_a_duration_is_in_words(seconds, text):
     assert stages.duration(seconds) == text
 
 
+def test_a_number_of_operations_never_rounds_to_zero():
+    assert [stages.tera(count * 1e12) for count in (0.00123, 0.5, 3.44, 1250)] == ["0.0012", "0.5", "3.4", "1,250"]
+
+
 def test_a_file_has_a_line_every_half_minute_whose_estimate_leaves_out_the_first_step(capsys, clock):
     with stages.Progress("training", 102, "step", done=1) as progress:
         for _ in range(101):
@@ -77,8 +82,26 @@ def test_a_terminal_has_a_bar_whose_time_begins_after_the_first_step(monkeypatch
     assert not capsys.readouterr().out
 
 
+def test_a_file_says_that_a_long_first_step_compiles(monkeypatch, capsys):
+    monkeypatch.setattr(stages, "SILENT", 0.01)
+    said = threading.Event()
+    monkeypatch.setattr(stages, "say", lambda text: (print(text), said.set()))
+    with stages.Progress("training", 3, "step") as progress:
+        assert said.wait(10)
+        progress.update()
+    monkeypatch.setattr(stages, "SILENT", 100.0)
+    with stages.Progress("sampling", 3, "step") as progress:
+        progress.update()
+    assert capsys.readouterr().out == "    training: compiling\n"
+    timers = [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
+    for timer in timers:
+        timer.join(10)
+    assert not any(timer.is_alive() for timer in timers)
+
+
 def test_a_hidden_progress_shows_nothing(monkeypatch, capsys):
     monkeypatch.setattr(stages, "EVERY", 0.0)
+    monkeypatch.setattr(stages, "SILENT", 0.0)
     with stages.Progress("training", 3, "step", hidden=True) as progress:
         progress.update()
         progress.update()

@@ -24,6 +24,7 @@ from guidance_jax.checks.numbers import (
     count,
     known,
     number,
+    of_kind,
     real,
     whole,
 )
@@ -122,7 +123,7 @@ def choice(*names: str) -> Kind:
 
 def array_kind(words: str, of: Any, *, finite: bool = False, hint: str = "") -> Kind:
     """The kind of an array of numbers: `array_kind("floating numbers, [B]", jnp.floating)`."""
-    is_array = lambda value: hasattr(value, "shape") and jnp.issubdtype(getattr(value, "dtype", bool), of)
+    is_array = lambda value: hasattr(value, "shape") and of_kind(value, of)
     return Kind(f"an array of {words}", is_array, hint=hint, also=check_finite if finite else None)
 
 

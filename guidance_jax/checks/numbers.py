@@ -10,17 +10,25 @@ import numpy as np
 
 from guidance_jax.checks.door import Kind
 from guidance_jax.checks.traced import concrete, demand, insist
-from guidance_jax.checks.words import described
+from guidance_jax.checks.words import described, of_torch
 
 LARGEST = sys.float_info.max
 Real = float | int
 
 
+def of_kind(value: Any, *kinds: Any) -> bool:
+    """Whether the dtype of an array is of one of these kinds. That of a PyTorch tensor is of none."""
+    dtype = getattr(value, "dtype", None)
+    try:
+        return dtype is not None and any(jnp.issubdtype(dtype, kind) for kind in kinds)
+    except TypeError:
+        return False
+
+
 def real(value: object) -> bool:
     """Whether a value is a real number, or an array or list of them."""
-    dtype = getattr(value, "dtype", None)
-    if dtype is not None:
-        return any(jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_))
+    if hasattr(value, "dtype"):
+        return of_kind(value, jnp.floating, jnp.integer, jnp.bool_)
     return all(map(real, value)) if isinstance(value, list) else isinstance(value, bool | int | float)
 
 
@@ -80,7 +88,10 @@ def check_time(t: Any, t_min: Any, t_max: Any) -> None:
 
 def check_shape(value: Any, x: Any, where: str) -> None:
     """Raises an error unless a value is one number for all samples, `()`, or one per sample, `[B]`."""
-    mend = "one number for all samples, or one per sample. For a grid of values, use jax.vmap."
+    mend = (
+        "one number for all samples, or one per sample. For one per noise level, use a function of the level; for a grid of "
+        "values, jax.vmap."
+    )
     shape = jnp.shape(value)
     demand(shape in ((), x.shape[:1]), f"{where} has shape {shape}, but must be () or [B] = {x.shape[:1]}: {mend}")
 
@@ -94,12 +105,13 @@ def check_scalar(value: Any, where: str) -> None:
 def check_form(value: Any, where: str, form: str, kind: Any = jnp.floating, hint: str = "") -> None:
     """Raises an error unless a value is an array of this form, such as `"B h w 4"`. A letter is an axis of length 1 or more."""
     axes = form.split()
-    array, mend = hasattr(value, "shape") and hasattr(value, "dtype"), f"; {hint}" if hint else "."
+    array = hasattr(value, "shape") and hasattr(value, "dtype") and not of_torch(value)
+    mend = f"; {hint}" if hint else "."
     if array and (value.ndim != len(axes) or any(a.isdigit() and int(a) != n for a, n in zip(axes, value.shape, strict=True))):
         raise ValueError(f"{where} must be [{', '.join(axes)}], got {described(value)}{mend}")
     if array and 0 in value.shape:
         raise ValueError(f"{where} is empty, got {described(value)}.")
-    if not array or not jnp.issubdtype(value.dtype, kind):
+    if not array or not of_kind(value, kind):
         raise TypeError(
             f"{where} must be an array of {kind.__name__} numbers, [{', '.join(axes)}], got {described(value)}{mend}"
         )
@@ -108,7 +120,10 @@ def check_form(value: Any, where: str, form: str, kind: Any = jnp.floating, hint
 def check_finite(tree: Any, where: str) -> None:
     """Raises an error if a leaf of a pytree has NaN or infinite values."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        dtype, which = jnp.result_type(leaf), f"{where}{jax.tree_util.keystr(path)}"
+        which = f"{where}{jax.tree_util.keystr(path)}"
+        if of_torch(leaf):
+            raise TypeError(f"{which} must be an array of numbers, got {described(leaf)}.")
+        dtype = jnp.result_type(leaf)
         if not jnp.issubdtype(dtype, jnp.inexact):
             continue
         if not concrete(leaf):
@@ -167,7 +182,7 @@ AS_X = "it must be shaped as x."
 
 def floating(value: Any) -> bool:
     """Whether a value is an array of floating-point numbers."""
-    return hasattr(value, "shape") and jnp.issubdtype(getattr(value, "dtype", bool), jnp.floating)
+    return hasattr(value, "shape") and of_kind(value, jnp.floating)
 
 
 def check_shaped(value: Any, shape: tuple[int, ...], where: str, hint: str = AS_X, kind: Any = jnp.floating) -> None:

@@ -18,7 +18,7 @@ from guidance_jax.base import Branches, Cond, Context, Derivative, NoiseLevel, P
 from guidance_jax.checks.door import Kind
 from guidance_jax.checks.kinds import CLASSES, array_kind
 from guidance_jax.checks.known import check_known, has_labels
-from guidance_jax.checks.numbers import check_shape, whole
+from guidance_jax.checks.numbers import check_shape, of_kind, whole
 from guidance_jax.checks.outcomes import Asked, check_state, predicted
 from guidance_jax.checks.paths import check_level, check_levels, check_schedule_of
 from guidance_jax.checks.traced import all_finite, concrete, demand, insist
@@ -195,7 +195,7 @@ def _drawn(name: str, cond: Callable[[Step], Cond], step: Step) -> Any:
 
 def check_inputs(x: Any, level: Any, who: str) -> None:
     """Raises an error unless x is a batch and its level matches it."""
-    if not hasattr(x, "dtype") or not hasattr(x, "ndim") or not jnp.issubdtype(x.dtype, jnp.floating) or x.ndim < 2:
+    if not hasattr(x, "ndim") or not of_kind(x, jnp.floating) or x.ndim < 2:
         raise TypeError(
             f"{who}: x must be an array [B, ...] of floating numbers, got {described(x)}; for a State, use state.x."
         )

@@ -46,6 +46,20 @@ def is_labels(value: Any) -> bool:
     return of_kind(value if hasattr(value, "dtype") else np.asarray(value), jnp.integer)
 
 
+def check_condition(cond: Any, batch: tuple[int, ...], where: str, per: str) -> None:
+    """Raises an error unless each leaf of a condition is an array `[B, ...]`. A network would broadcast another silently."""
+    (count,) = batch
+    for path, leaf in jax.tree_util.tree_leaves_with_path(cond):
+        which = f"{where}{jax.tree_util.keystr(path)}"
+        if not is_array(leaf):
+            one = not path and isinstance(leaf, int | float)
+            use = f"jnp.full({count}, {leaf})" if one else "jnp.array(labels), or an encoded text"
+            raise TypeError(f"{which} must be an array [B, ...], got {described(leaf)}; use {use}.")
+        if jnp.shape(leaf)[:1] != batch:
+            use = f"; for one of all, use jnp.full({count}, value)." if jnp.ndim(leaf) == 0 else "."
+            raise ValueError(f"{which} must be [B, ...] with B = {count}, {per}, got shape {jnp.shape(leaf)}{use}")
+
+
 def check_scores(a: Array, b: Array, scale: Any = 1.0) -> None:
     """Raises an error unless two scores have the same shape, and the scale is `()` or `[B]`."""
     one, other = jnp.shape(a), jnp.shape(b)

@@ -172,7 +172,7 @@ def check_rates(value: Any, where: str) -> None:
     rates = np.asarray(value, np.float64) if concrete(value) else np.full(1, 0.5)
     wrong = rates[~((rates > 0) & (rates < 1))]
     if rates.ndim != 1 or not rates.size or wrong.size:
-        RATES.refuse(value, where, got=f"shape {rates.shape}" + f" with {wrong[0]:g}" * bool(wrong.size))
+        RATES.refuse(value, where, got=f"shape {rates.shape}{f' with {wrong.flat[0]:g}' if wrong.size else ''}")
     if np.log1p(-rates).sum() < np.log(np.finfo(np.float32).tiny):
         mend = "for alphas_cumprod a, use 1 - a / np.concatenate([[1.0], a[:-1]])."
         raise ValueError(f"{where} must leave alpha^2 = prod(1 - betas) above 0, got 0 in float32; {mend}")

@@ -75,15 +75,34 @@ def check_range(
         raise ValueError(f"{where} must be {expected}, got {value}{as_held}{f'; {hint}' if hint else '.'}")
 
 
-def check_time(t: Any, t_min: Any, t_max: Any) -> None:
-    """Raises an error if a time is not finite, or is far outside of the schedule, as a sigma may be."""
+def check_time(t: Any, t_min: Any, t_max: Any, steps: int | None) -> None:
+    """Raises an error if a time is not finite, or is far outside of the schedule, as a sigma may be.
+
+    A continuous schedule may be used a little beyond its ends, for example at t = 0. A discrete one has no steps there.
+    """
     check_range(t, "the schedule's time")
     if concrete((t, t_min, t_max)):
         times, low, high = map(np.asarray, (t, t_min, t_max))
-        far = times[(times < low - (high - low) / 2) | (times > high + (high - low) / 2)]
+        margin = (high - low) / 2 if steps is None else 0.01
+        # Where times begin at 0 or above, none is negative: formulae of t^2 or sin(t) rise again there.
+        least = low - margin if low < 0 or steps is not None else -1e-6
+        far = times[(times < least) | (times > high + margin)]
+        if far.size and steps is not None:
+            raise ValueError(f"the time {far[0]:g} must be one of the {steps} training steps, 0 to {steps - 1}.")
         if far.size:
             mend = "for a ratio sigma / alpha, use schedule.at(ratio)."
-            raise ValueError(f"the time {far[0]:g} is far outside of this schedule, {low:g} to {high:g}; {mend}")
+            distance = "far outside" if far[0] < low - margin or far[0] > high + margin else "outside"
+            raise ValueError(f"the time {far[0]:g} is {distance} of this schedule, {low:g} to {high:g}; {mend}")
+
+
+def check_positive(t: Any, alpha: Any, sigma: Any) -> None:
+    """Raises an error if a schedule's alpha or sigma is negative: beyond its ends, the formula of a schedule may be wrong."""
+    if concrete((t, alpha, sigma)):
+        # A time that is rounded may be a little beyond the end.
+        wrong = ~((np.asarray(alpha) >= -1e-6) & (np.asarray(sigma) >= -1e-6))
+        if wrong.any():
+            time, a, s = (np.asarray(value)[wrong][0] for value in (t, alpha, sigma))
+            raise ValueError(f"the time {time:g} is outside of this schedule, where alpha would be {a:.4g} and sigma {s:.4g}.")
 
 
 def check_shape(value: Any, x: Any, where: str) -> None:

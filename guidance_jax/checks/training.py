@@ -17,9 +17,9 @@ def check_continuous(schedule: Any) -> None:
     demand(schedule.steps is None, wanted)
 
 
-def check_cond(x0: Any, cond: Any) -> None:
+def check_cond(x0: Any, cond: Any, who: str) -> None:
     """Raises an error unless a condition has the batch of the data. A network would broadcast one label over all samples."""
-    check_condition(cond, jnp.shape(x0)[:1], "cond", "one per sample of x0")
+    check_condition(cond, jnp.shape(x0)[:1], f"{who}: cond", "one per sample of x0")
 
 
 def check_null(cond: Any, null: Any) -> None:
@@ -27,7 +27,8 @@ def check_null(cond: Any, null: Any) -> None:
     leaves, structure = jax.tree.flatten(cond)
     if not leaves:
         raise ValueError(f"drop: the condition must have at least one leaf, got {described(cond)}.")
-    check_condition(cond, jnp.shape(leaves[0])[:1] or (1,), "drop: cond", "as its first leaf")
+    if batch := getattr(leaves[0], "shape", ())[:1]:
+        check_condition(cond, tuple(batch), "drop: cond", "as its first leaf")
     try:
         nulls = structure.flatten_up_to(null)
     except ValueError as error:

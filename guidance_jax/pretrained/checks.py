@@ -7,12 +7,14 @@ from typing import Annotated, Any
 
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax import Array
 from typing_extensions import TypeAliasType
 
 from guidance_jax.checks.door import Kind
 from guidance_jax.checks.numbers import check_finite, check_form, real
 from guidance_jax.checks.traced import concrete, demand, insist
+from guidance_jax.checks.values import is_function
 from guidance_jax.checks.words import described
 
 SCALED = "pixels / 127.5 - 1 for pixels of 0..255"
@@ -55,6 +57,22 @@ Parameters = TypeAliasType("Parameters", Annotated[Any, _DTYPE])
 _PATH = Kind("a path", lambda value: isinstance(value, str | os.PathLike))
 FilePath = TypeAliasType("FilePath", Annotated[str | os.PathLike[str], _PATH])
 """The path of a file or a directory."""
+_is_mapping = lambda value: isinstance(value, Mapping)
+_CONFIG = Kind(
+    "a dictionary with _class_name",
+    _is_mapping,
+    lambda value: "_class_name" in value,
+    hint="use json.loads(scheduler.to_json_string()), since scheduler.config has no _class_name.",
+)
+SchedulerConfig = TypeAliasType("SchedulerConfig", Annotated[Mapping[str, Any], _CONFIG])
+"""A parsed `scheduler_config.json`."""
+BUILD = Kind(
+    "a function that makes a module",
+    lambda value: is_function(value) and not isinstance(value, nnx.Module),
+    hint="use lambda rngs: UNet(config, rngs=rngs); for a directory, use gj.pretrained.text_to_image.load.",
+)
+TENSORS = Kind("a dictionary of weights", _is_mapping, hint="use gj.pretrained.open_weights(file).")
+ARRAYS = Kind("a dictionary of arrays", _is_mapping, hint='use {"bias": np.zeros(3)}.')
 _NUMBERS = Kind("a real number or an array of them", lambda v: real(list(v) if isinstance(v, tuple) else v))
 Numbers = TypeAliasType("Numbers", Annotated[Any, _NUMBERS])
 """Numbers in an array, a list or a tuple."""

@@ -8,7 +8,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,8 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
+from guidance_jax.checks.door import door
+from guidance_jax.pretrained.checks import BUILD, TENSORS, Parameters
 from guidance_jax.pretrained.files import Tensor
 
 Module = TypeVar("Module", bound=nnx.Module)
@@ -41,13 +43,14 @@ SINGLE_FILE = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model
 """The first parts of names in a single-file Stable Diffusion checkpoint."""
 
 
+@door()
 def load(
-    build: Callable[..., Module],
-    tensors: Mapping[str, Tensor],
+    build: Annotated[Callable[..., Module], BUILD],
+    tensors: Annotated[Mapping[str, Tensor], TENSORS],
     *,
     rename: Callable[[str], str] = lambda name: name,
     ignored: Collection[str] = (),
-    dtype: Any = jnp.float32,
+    dtype: Parameters = jnp.float32,
     sharding: Place = None,
 ) -> Module:
     """A module with published weights, each used exactly once.
@@ -69,13 +72,11 @@ def load(
         `fully_sharded`. None is the default device.
 
     Raises:
+      TypeError: If build is not a function, or tensors are not a dictionary.
       ValueError: If a weight is missing, left over, of another shape, or there twice; the error names it. Also if a checkpoint
         holds the network's weights several times, or is a single-file Stable Diffusion checkpoint.
 
     Example:
-      >>> import numpy as np
-      >>> import numpy as np
-      >>> import numpy as np
       >>> import numpy as np
       >>> from flax import nnx
       >>> values = {"weight": np.ones((3, 2), np.float32), "bias": np.zeros(3, np.float32)}

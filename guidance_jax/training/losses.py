@@ -33,7 +33,7 @@ Cutoff = TypeAliasType("Cutoff", Annotated[ArrayLike, number(low=0, high=np.inf,
 """A positive number. Infinity means no cutoff."""
 
 
-@door(also(check_cond))
+@door(also(lambda x0, cond: check_cond(x0, cond, "denoising_loss")))
 def denoising_loss(
     network: Network, predicts: Predicts, key: Key, x0: Samples, level: AtLevel, cond: Cond
 ) -> Float[Array, "b"]:
@@ -110,7 +110,7 @@ def min_snr(level: AtLevel, predicts: Predicts, gamma: Cutoff = 5.0) -> Float[Ar
     return jnp.where((alpha / sigma) ** 2 < most, in_eps**2, most * in_x0**2)
 
 
-@door(also(check_cond))
+@door(also(lambda x0, cond: check_cond(x0, cond, "edm_loss")))
 def edm_loss(network: Network, sigma_data: Positive, key: Key, x0: Samples, level: AtLevel, cond: Cond) -> Float[Array, "b"]:
     """The loss of a network F with EDM's preconditioning: the error of its raw output, whose target has unit variance.
 

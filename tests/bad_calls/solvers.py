@@ -171,10 +171,14 @@ ROWS: dict[str, Row] = {
     "restart without a schedule": (
         lambda: gj.restart(gj.heun(), 2, 2, 0.06, 0.3),
         TypeError,
-        r"restart: high is missing",
+        r"restart: schedule must be a Schedule, got the int 2",
     ),
     "restart for the schedule": (lambda: gj.restart(gj.heun(), 2, EDM, 2, 0.1, 1.0), TypeError, r"a Schedule, got the int 2"),
-    "restart as before": (lambda: gj.restart(gj.dpmpp_2m(), 0.2, 2.0), TypeError, r"restart: times is missing"),
+    "restart as before": (
+        lambda: gj.restart(gj.dpmpp_2m(), 0.2, 2.0),
+        TypeError,
+        r"restart: schedule must be .*the float 0\.2",
+    ),
     "restart in no steps": (lambda: gj.restart(gj.heun(), EDM, 0, 2, 0.1, 1.0), ValueError, r"restart: steps.*at least 1.*0"),
     "restart never": (lambda: gj.restart(gj.heun(), EDM, 2, 0, 0.1, 1.0), ValueError, r"restart: times.*at least 1.*0"),
     "restart one time and a half": (lambda: gj.restart(gj.heun(), EDM, 2, 1.5, 0.1, 1.0), TypeError, r"times.*integer.*1\.5"),

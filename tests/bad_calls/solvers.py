@@ -48,6 +48,21 @@ ROWS: dict[str, Row] = {
     "ddpm of a middle variance": (lambda: gj.ddpm("medium"), ValueError, r"ddpm: variance.*'small' or 'large'.*'medium'"),
     "ddpm of a number": (lambda: gj.ddpm(0.5), TypeError, r"ddpm: variance.*'small' or 'large'.*0\.5"),
     "ddpm of a variance that nothing predicts": (lambda: stepped(gj.ddpm("learned")), ValueError, r"learned.*learned_variance"),
+    "a sampler on Karras' levels": (
+        lambda: gj.dpmpp_2m(use_karras_sigmas=True),
+        TypeError,
+        r"dpmpp_2m: .*'use_karras_sigmas'; .*gj\.spacings\.karras\(\)\); it takes no arguments",
+    ),
+    "an argument of a sampler that takes none": (
+        lambda: gj.dpmpp_2m(2),
+        TypeError,
+        r"dpmpp_2m: too many positional arguments; it takes no arguments",
+    ),
+    "a variance of diffusers": (
+        lambda: gj.ddpm("fixed_small"),
+        ValueError,
+        r"variance must be 'small'.*got 'fixed_small'; it is 'small' here",
+    ),
     "churn of before": (lambda: gj.heun(churn=0.2), TypeError, r"heun: got an unexpected keyword argument 'churn'"),
     "churn without a schedule": (
         lambda: gj.churn(gj.heun()),

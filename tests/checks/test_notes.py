@@ -80,6 +80,8 @@ CALLS = {
         lambda: run(guidance=gj.cfg(lambda level: 3.0 if level.ratio > 1 else 1.0)),
         "use jnp.where",
     ),
+    "a scale of the time": (lambda: run(guidance=gj.cfg(lambda t: 3.0 * t)), "It receives a noise level: use level.t"),
+    "a network in NumPy": (lambda: run(lambda x, t, cond: np.tanh(np.asarray(x))), "It must be JAX code"),
     "dropout in training": (lambda: run(Dropping()), "module.eval()"),
     "dropout in training, as a function": (
         lambda: run(functools.partial(*gj.networks.from_nnx(Dropping()))),

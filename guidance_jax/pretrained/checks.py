@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Callable, Collection, Mapping, Set
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +14,6 @@ from typing_extensions import TypeAliasType
 from guidance_jax.checks.door import Kind
 from guidance_jax.checks.numbers import check_finite, check_form, real
 from guidance_jax.checks.traced import concrete, demand, insist
-from guidance_jax.checks.values import is_function
 from guidance_jax.checks.words import described
 
 SCALED = "pixels / 127.5 - 1 for pixels of 0..255"
@@ -66,13 +65,20 @@ _CONFIG = Kind(
 )
 SchedulerConfig = TypeAliasType("SchedulerConfig", Annotated[Mapping[str, Any], _CONFIG])
 """A parsed `scheduler_config.json`."""
-BUILD = Kind(
+Module = TypeVar("Module", bound=nnx.Module)
+_BUILD = Kind(
     "a function that makes a module",
-    lambda value: is_function(value) and not isinstance(value, nnx.Module),
+    lambda value: callable(value) and not isinstance(value, nnx.Module),
     hint="use lambda rngs: UNet(config, rngs=rngs); for a directory, use gj.pretrained.text_to_image.load.",
 )
-TENSORS = Kind("a dictionary of weights", _is_mapping, hint="use gj.pretrained.open_weights(file).")
-ARRAYS = Kind("a dictionary of arrays", _is_mapping, hint='use {"bias": np.zeros(3)}.')
+Build = TypeAliasType("Build", Annotated[Callable[..., Module], _BUILD], type_params=(Module,))
+"""A function that makes a module, or its class."""
+_TENSORS = Kind("a dictionary of weights", _is_mapping, hint="use gj.pretrained.open_weights(file).")
+Tensors = TypeAliasType("Tensors", Annotated[Mapping[str, Any], _TENSORS])
+"""Weights by their names. They are not read."""
+_ARRAYS = Kind("a dictionary of arrays", _is_mapping, hint='use {"bias": np.zeros(3)}.')
+Arrays = TypeAliasType("Arrays", Annotated[Mapping[str, np.ndarray], _ARRAYS])
+"""Arrays by their names."""
 _NUMBERS = Kind("a real number or an array of them", lambda v: real(list(v) if isinstance(v, tuple) else v))
 Numbers = TypeAliasType("Numbers", Annotated[Any, _NUMBERS])
 """Numbers in an array, a list or a tuple."""

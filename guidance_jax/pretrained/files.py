@@ -5,13 +5,13 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
 from guidance_jax.checks.door import door
-from guidance_jax.pretrained.checks import ARRAYS, FilePath
+from guidance_jax.pretrained.checks import Arrays, FilePath
 from guidance_jax.pretrained.pickles import open_pickle
 from guidance_jax.pretrained.settings import parsed, read_json
 
@@ -111,7 +111,7 @@ def _open_several(index: Path) -> dict[str, Tensor]:
 
 
 @door()
-def from_arrays(arrays: Annotated[Mapping[str, np.ndarray], ARRAYS]) -> dict[str, Tensor]:
+def from_arrays(arrays: Arrays) -> dict[str, Tensor]:
     """Weights in memory, as `load` takes them.
 
     Args:

@@ -18,7 +18,7 @@ from guidance_jax.arrays import divide, expand
 from guidance_jax.base import Cond, Denoiser, NoiseLevel, Prediction
 from guidance_jax.checks.door import part, rule
 from guidance_jax.checks.kinds import Denoise, Network, Positive, Predicts, number
-from guidance_jax.checks.outcomes import network_output
+from guidance_jax.checks.outcomes import check_prediction, network_output
 from guidance_jax.checks.paths import check_level
 
 __all__ = ["Network", "clip", "denoiser", "edm", "learned_variance"]
@@ -205,6 +205,7 @@ def clip(denoise: Denoise, low: Bound = -1.0, high: Bound = 1.0) -> Denoiser:
 
     def clipped(x: Array, level: NoiseLevel, cond: Cond) -> Prediction:
         prediction, (x, alpha, sigma) = denoise(x, level, cond), _terms(x, level)
+        check_prediction(prediction, x, "the denoiser")
         x0 = jnp.clip(prediction.x0, low, high)
         return prediction.replace(x0=x0, eps=from_x0(x0, x, alpha, sigma).eps)
 

@@ -10,11 +10,11 @@ from jax import Array
 
 from guidance_jax.base import Branches, Cond, Context, Derivative, GuidedDenoiser, NoiseLevel, Prediction, State, Step, pytree
 from guidance_jax.checks.door import also, door
-from guidance_jax.checks.kinds import Denoise
+from guidance_jax.checks.kinds import Denoise, Flag, Wanted
 from guidance_jax.checks.outcomes import Asked, Slopes, check_update, predicted
-from guidance_jax.checks.paths import check_level
 from guidance_jax.checks.running import (
     check_conditions,
+    check_conditions_of,
     check_inputs,
     check_memory,
     check_named,
@@ -32,7 +32,7 @@ Derivatives = Mapping[str | None, Derivative]
 
 
 @door(also(check_conditions))
-def branches(denoise: Denoise, *, batched: bool = True, **conds: Cond) -> Branches:
+def branches(denoise: Denoise, *, batched: Flag = True, **conds: Cond) -> Branches:
     """Named conditions of one denoiser, evaluated in one batched call. The first branch is the base.
 
     Args:
@@ -201,7 +201,7 @@ def evaluate(
     x: Array,
     step: Step,
     level: NoiseLevel,
-    wanted: Mapping[str, Any],
+    wanted: Wanted,
     derivatives: frozenset[str | None] = frozenset(),
 ) -> tuple[dict[str, Prediction], Array | int, Derivatives]:
     """The predictions of the base and of every wanted branch at x, merged into one call per network.
@@ -236,7 +236,8 @@ def evaluate(
     """
     networks = check_networks(branches)
     check_named({*wanted, *derivatives}, networks, "evaluate is asked for")
-    check_level(level, x)
+    check_inputs(x, level, "evaluate")
+    check_conditions_of(networks, x)
     base = next(iter(networks[0].conds))
     gates = {base: True, **{name: gate for name, gate in wanted.items() if name != base}}
     known: dict[str, Prediction] = {}

@@ -1,7 +1,6 @@
 """`door` and `part`: decorators that check the arguments of a public function against its annotations."""
 
 import dataclasses
-import difflib
 import functools
 import inspect
 import re
@@ -11,7 +10,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
 from guidance_jax.checks.traced import concrete, demand
-from guidance_jax.checks.words import call_it, described, shown
+from guidance_jax.checks.words import call_it, described, elsewhere, shown
 from guidance_jax.programs.parts import Call, remembering, signature
 
 P = ParamSpec("P")
@@ -143,7 +142,7 @@ class Entrance:
         try:
             arguments = signature(self.function).bind(*args, **kwargs).arguments
         except TypeError as error:
-            raise TypeError(self._unbound(str(error))) from None
+            raise TypeError(self._unbound(str(error), args, kwargs)) from None
         fixed: list[str] = []
 
         def enter(kind: Kind, value: Any, where: str) -> Any:
@@ -197,16 +196,32 @@ class Entrance:
         else:
             holds(**values)
 
-    def _unbound(self, error: str) -> str:
-        """The error message for a missing or an unknown argument."""
+    def _unbound(self, error: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+        """The error message for an unknown or a missing argument. The unknown one is named first: it may be the missing one."""
+        parameters = {name: each for name, each in signature(self.function).parameters.items() if name != "self"}
+        unknown = [name for name in kwargs if name not in parameters]
+        if unknown and not any(each.kind is KEYWORDS for each in parameters.values()):
+            error = f"got an unexpected keyword argument {unknown[0]!r}"
+            return f"{self.name}: {error}; {elsewhere(unknown[0], [*parameters])}it takes {self._taken(parameters)}."
+        if "missing" not in error:
+            return f"{self.name}: {error}; it takes {self._taken(parameters)}."
+        # A forgotten argument shifts those after it. The first of a wrong type is where it was forgotten.
+        for name, value in signature(self.function).bind_partial(*args, **kwargs).arguments.items():
+            if name in self.hints:
+                _over(self.hints[name], value, f"{self.name}: {name}", lambda kind, each, where: kind.check(each, where))
         name = (re.findall(r"'(\w+)'", error) or [""])[0]
-        if "missing" in error:
-            kind, _, _ = _read(self.hints.get(name))
-            return f"{self.name}: {name} is missing" + (f"; {kind.hint or f'it must be {kind.expected}.'}" if kind else ".")
-        parameters = [name for name in signature(self.function).parameters if name != "self"]
-        close = difflib.get_close_matches(name, parameters, n=1) if name else ()
-        mend = f"did you mean {close[0]}? " if close else ""
-        return f"{self.name}: {error}; {mend}it takes {', '.join(parameters)}."
+        kind, _, _ = _read(self.hints.get(name))
+        return f"{self.name}: {name} is missing" + (f"; {kind.hint or f'it must be {kind.expected}.'}" if kind else ".")
+
+    def _taken(self, parameters: Mapping[str, inspect.Parameter]) -> str:
+        """The names of the parameters, for an error message."""
+        by_name = [name for name, each in parameters.items() if each.kind is inspect.Parameter.KEYWORD_ONLY]
+        by_name += [f"the {name}" for name, each in parameters.items() if each.kind is KEYWORDS]
+        first = [name for name, each in parameters.items() if each.kind not in (inspect.Parameter.KEYWORD_ONLY, KEYWORDS)]
+        words = [", ".join(first)] * bool(first) + [f"by name {', '.join(by_name)}"] * bool(by_name)
+        made = typing.get_type_hints(inspect.unwrap(self.function)).get("return")
+        usage = CLASSES[made].hint.removesuffix(".") if made in CLASSES and len(by_name) > 0 and "the" in by_name[-1] else ""
+        return ", and ".join(words) + f"; {usage}" * bool(usage) or "no arguments"
 
 
 @functools.cache
@@ -233,7 +248,8 @@ def _over(hint: Any, value: Any, where: str, act: Callable[[Kind, Any, str], Any
         return None if value is None else _over(inside[0], value, where, act)
     if origin is Mapping:
         if not isinstance(value, Mapping):
-            raise TypeError(f'{where} must be a dictionary, got {described(value)}; use {{"cond": 3.0}}.')
+            use = '; use {"cond": 3.0}.' if _says(inside[1]) else "."
+            raise TypeError(f"{where} must be a dictionary, got {described(value)}{use}")
         return {
             _over(inside[0], k, f"{where}'s key", act): _over(inside[1], v, f"{where}[{k!r}]", act) for k, v in value.items()
         }

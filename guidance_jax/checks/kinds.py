@@ -4,7 +4,7 @@ A function documents what its parameter does. This file documents what a `Scale`
 """
 
 import dataclasses
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Annotated, Any
 
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from guidance_jax.checks.numbers import (
     count,
     known,
     number,
+    of_kind,
     real,
     whole,
 )
@@ -117,12 +118,31 @@ def function_kind(*takes: str, hint: str) -> Kind:
 
 def choice(*names: str) -> Kind:
     """The kind of a string that is one of these."""
-    return Kind(" or ".join(map(repr, names)), lambda value: isinstance(value, str), lambda value: value in names)
+
+    def also(value: Any, where: str) -> None:
+        here = TRANSLATED.get(value)
+        if value not in names:
+            mend = f"; it is {here!r} here." if here in names else "."
+            raise ValueError(f"{where} must be {' or '.join(map(repr, names))}, got {value!r}{mend}")
+
+    return Kind(" or ".join(map(repr, names)), lambda value: isinstance(value, str), also=also)
+
+
+TRANSLATED = {
+    **dict.fromkeys(("epsilon", "noise", "pred_noise"), "eps"),
+    **dict.fromkeys(("sample", "x_start", "pred_x0", "x_0"), "x0"),
+    **dict.fromkeys(("v_prediction", "pred_v"), "v"),
+    **dict.fromkeys(("flow_prediction", "flow"), "velocity"),
+    **dict.fromkeys(("fixed_small", "fixed_small_log"), "small"),
+    **dict.fromkeys(("fixed_large", "fixed_large_log"), "large"),
+    **dict.fromkeys(("learned_range",), "learned"),
+}
+"""Choices in diffusers and other code, and their names here."""
 
 
 def array_kind(words: str, of: Any, *, finite: bool = False, hint: str = "") -> Kind:
     """The kind of an array of numbers: `array_kind("floating numbers, [B]", jnp.floating)`."""
-    is_array = lambda value: hasattr(value, "shape") and jnp.issubdtype(getattr(value, "dtype", bool), of)
+    is_array = lambda value: hasattr(value, "shape") and of_kind(value, of)
     return Kind(f"an array of {words}", is_array, hint=hint, also=check_finite if finite else None)
 
 
@@ -148,10 +168,14 @@ def names(none: bool) -> Kind:
 
 
 def check_rates(value: Any, where: str) -> None:
-    """Raises an error unless rates are one-dimensional and each is in (0, 1)."""
+    """Raises an error unless rates are one-dimensional, each is in (0, 1), and their product leaves some signal."""
     rates = np.asarray(value, np.float64) if concrete(value) else np.full(1, 0.5)
-    if rates.ndim != 1 or not rates.size or not ((rates > 0) & (rates < 1)).all():
-        RATES.refuse(value, where, got=f"shape {rates.shape}: {rates}")
+    wrong = rates[~((rates > 0) & (rates < 1))]
+    if rates.ndim != 1 or not rates.size or wrong.size:
+        RATES.refuse(value, where, got=f"shape {rates.shape}{f' with {wrong.flat[0]:g}' if wrong.size else ''}")
+    if np.log1p(-rates).sum() < np.log(np.finfo(np.float32).tiny):
+        mend = "for alphas_cumprod a, use 1 - a / np.concatenate([[1.0], a[:-1]])."
+        raise ValueError(f"{where} must leave alpha^2 = prod(1 - betas) above 0, got 0 in float32; {mend}")
 
 
 def check_coefficients(value: Any, where: str) -> None:
@@ -245,6 +269,12 @@ ReverseVariance = TypeAliasType("ReverseVariance", Annotated[str, choice("small"
 Compute = TypeAliasType("Compute", Annotated[str, choice("float32", "bfloat16")])
 """The dtype that dense layers compute in."""
 
+Flag = TypeAliasType("Flag", Annotated[bool, Kind("True or False", lambda value: isinstance(value, bool | np.bool_))])
+"""True or False. It is static."""
+_WANTED = Kind("a dictionary", lambda value: isinstance(value, Mapping), hint='use {"cond": True}.')
+Wanted = TypeAliasType("Wanted", Annotated[Mapping[str, Any], _WANTED])
+"""The branches to evaluate: `{name: True, or a boolean scalar}`."""
+
 _OF_LEVEL = function_kind("x", "level", hint="use gj.scores.class_log_prob(classify, labels), or a function (x, level) -> [B].")
 LogProb = TypeAliasType("LogProb", Annotated[Callable[[Array, NoiseLevel], Array], _OF_LEVEL])
 """`(x [B, ...], level) -> [B]`: `log p(y | x_t)`, or any other log-probability or reward of noisy data."""
@@ -268,7 +298,10 @@ Measurement = TypeAliasType("Measurement", Annotated[Any, Kind("finite numbers",
 _DENOISE = function_kind("x", "level", "cond", hint="for a network, use gj.denoiser(network, predicts=...).")
 Denoise = TypeAliasType("Denoise", Annotated[Denoiser, _DENOISE])
 """`(x [B, ...], level, cond) -> Prediction`."""
-_NETWORK = "use a function (x, t, cond) -> output, or an instance of a class: UNet(config, rngs=nnx.Rngs(0))."
+_NETWORK = (
+    "use a function (x, t, cond) -> output, jax.tree_util.Partial(apply, params), or an instance of a class: "
+    "UNet(config, rngs=nnx.Rngs(0))."
+)
 Network = TypeAliasType(
     "Network", Annotated[Callable[[Array, Array, Any], Array], Kind("a function", is_function, hint=_NETWORK, also=check_bound)]
 )

@@ -10,17 +10,25 @@ import numpy as np
 
 from guidance_jax.checks.door import Kind
 from guidance_jax.checks.traced import concrete, demand, insist
-from guidance_jax.checks.words import described
+from guidance_jax.checks.words import described, of_torch
 
 LARGEST = sys.float_info.max
 Real = float | int
 
 
+def of_kind(value: Any, *kinds: Any) -> bool:
+    """Whether the dtype of an array is of one of these kinds. That of a PyTorch tensor is of none."""
+    dtype = getattr(value, "dtype", None)
+    try:
+        return dtype is not None and any(jnp.issubdtype(dtype, kind) for kind in kinds)
+    except TypeError:
+        return False
+
+
 def real(value: object) -> bool:
     """Whether a value is a real number, or an array or list of them."""
-    dtype = getattr(value, "dtype", None)
-    if dtype is not None:
-        return any(jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_))
+    if hasattr(value, "dtype"):
+        return of_kind(value, jnp.floating, jnp.integer, jnp.bool_)
     return all(map(real, value)) if isinstance(value, list) else isinstance(value, bool | int | float)
 
 
@@ -67,20 +75,42 @@ def check_range(
         raise ValueError(f"{where} must be {expected}, got {value}{as_held}{f'; {hint}' if hint else '.'}")
 
 
-def check_time(t: Any, t_min: Any, t_max: Any) -> None:
-    """Raises an error if a time is not finite, or is far outside of the schedule, as a sigma may be."""
+def check_time(t: Any, t_min: Any, t_max: Any, steps: int | None) -> None:
+    """Raises an error if a time is not finite, or is far outside of the schedule, as a sigma may be.
+
+    A continuous schedule may be used a little beyond its ends, for example at t = 0. A discrete one has no steps there.
+    """
     check_range(t, "the schedule's time")
     if concrete((t, t_min, t_max)):
         times, low, high = map(np.asarray, (t, t_min, t_max))
-        far = times[(times < low - (high - low) / 2) | (times > high + (high - low) / 2)]
+        margin = (high - low) / 2 if steps is None else 0.01
+        # Where times begin at 0 or above, none is negative: formulae of t^2 or sin(t) rise again there.
+        least = low - margin if low < 0 or steps is not None else -1e-6
+        far = times[(times < least) | (times > high + margin)]
+        if far.size and steps is not None:
+            raise ValueError(f"the time {far[0]:g} must be one of the {steps} training steps, 0 to {steps - 1}.")
         if far.size:
             mend = "for a ratio sigma / alpha, use schedule.at(ratio)."
-            raise ValueError(f"the time {far[0]:g} is far outside of this schedule, {low:g} to {high:g}; {mend}")
+            distance = "far outside" if far[0] < low - margin or far[0] > high + margin else "outside"
+            raise ValueError(f"the time {far[0]:g} is {distance} of this schedule, {low:g} to {high:g}; {mend}")
+
+
+def check_positive(t: Any, alpha: Any, sigma: Any) -> None:
+    """Raises an error if a schedule's alpha or sigma is negative: beyond its ends, the formula of a schedule may be wrong."""
+    if concrete((t, alpha, sigma)):
+        # A time that is rounded may be a little beyond the end.
+        wrong = ~((np.asarray(alpha) >= -1e-6) & (np.asarray(sigma) >= -1e-6))
+        if wrong.any():
+            time, a, s = (np.asarray(value)[wrong][0] for value in (t, alpha, sigma))
+            raise ValueError(f"the time {time:g} is outside of this schedule, where alpha would be {a:.4g} and sigma {s:.4g}.")
 
 
 def check_shape(value: Any, x: Any, where: str) -> None:
     """Raises an error unless a value is one number for all samples, `()`, or one per sample, `[B]`."""
-    mend = "one number for all samples, or one per sample. For a grid of values, use jax.vmap."
+    mend = (
+        "one number for all samples, or one per sample. For one per noise level, use a function of the level; for a grid of "
+        "values, jax.vmap."
+    )
     shape = jnp.shape(value)
     demand(shape in ((), x.shape[:1]), f"{where} has shape {shape}, but must be () or [B] = {x.shape[:1]}: {mend}")
 
@@ -94,12 +124,13 @@ def check_scalar(value: Any, where: str) -> None:
 def check_form(value: Any, where: str, form: str, kind: Any = jnp.floating, hint: str = "") -> None:
     """Raises an error unless a value is an array of this form, such as `"B h w 4"`. A letter is an axis of length 1 or more."""
     axes = form.split()
-    array, mend = hasattr(value, "shape") and hasattr(value, "dtype"), f"; {hint}" if hint else "."
+    array = hasattr(value, "shape") and hasattr(value, "dtype") and not of_torch(value)
+    mend = f"; {hint}" if hint else "."
     if array and (value.ndim != len(axes) or any(a.isdigit() and int(a) != n for a, n in zip(axes, value.shape, strict=True))):
         raise ValueError(f"{where} must be [{', '.join(axes)}], got {described(value)}{mend}")
     if array and 0 in value.shape:
         raise ValueError(f"{where} is empty, got {described(value)}.")
-    if not array or not jnp.issubdtype(value.dtype, kind):
+    if not array or not of_kind(value, kind):
         raise TypeError(
             f"{where} must be an array of {kind.__name__} numbers, [{', '.join(axes)}], got {described(value)}{mend}"
         )
@@ -108,7 +139,10 @@ def check_form(value: Any, where: str, form: str, kind: Any = jnp.floating, hint
 def check_finite(tree: Any, where: str) -> None:
     """Raises an error if a leaf of a pytree has NaN or infinite values."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        dtype, which = jnp.result_type(leaf), f"{where}{jax.tree_util.keystr(path)}"
+        which = f"{where}{jax.tree_util.keystr(path)}"
+        if of_torch(leaf):
+            raise TypeError(f"{which} must be an array of numbers, got {described(leaf)}.")
+        dtype = jnp.result_type(leaf)
         if not jnp.issubdtype(dtype, jnp.inexact):
             continue
         if not concrete(leaf):
@@ -167,7 +201,7 @@ AS_X = "it must be shaped as x."
 
 def floating(value: Any) -> bool:
     """Whether a value is an array of floating-point numbers."""
-    return hasattr(value, "shape") and jnp.issubdtype(getattr(value, "dtype", bool), jnp.floating)
+    return hasattr(value, "shape") and of_kind(value, jnp.floating)
 
 
 def check_shaped(value: Any, shape: tuple[int, ...], where: str, hint: str = AS_X, kind: Any = jnp.floating) -> None:

@@ -18,11 +18,11 @@ from guidance_jax.base import Branches, Cond, Context, Derivative, NoiseLevel, P
 from guidance_jax.checks.door import Kind
 from guidance_jax.checks.kinds import CLASSES, array_kind
 from guidance_jax.checks.known import check_known, has_labels
-from guidance_jax.checks.numbers import check_shape, whole
+from guidance_jax.checks.numbers import check_shape, of_kind, whole
 from guidance_jax.checks.outcomes import Asked, check_state, predicted
 from guidance_jax.checks.paths import check_level, check_levels, check_schedule_of
 from guidance_jax.checks.traced import all_finite, concrete, demand, insist
-from guidance_jax.checks.values import is_array
+from guidance_jax.checks.values import check_condition
 from guidance_jax.checks.words import check_takes, described, noting, warn
 from guidance_jax.interfaces import Guidance, Sampler
 from guidance_jax.programs.compiled import tracing
@@ -115,8 +115,13 @@ def check_start(keys: Array, levels: NoiseLevel, x: Any) -> jax.ShapeDtypeStruct
 
 
 def check_conditions(conds: dict[str, Cond]) -> None:
-    """Raises an error if there is no condition."""
+    """Raises an error if there is no condition, or if the only one is a dictionary of conditions."""
     demand(len(conds) > 0, "branches must have at least one condition, got no condition; use branches(denoise, cond=labels).")
+    if set(conds) == {"conds"} and isinstance(conds["conds"], dict):
+        names = ", ".join(f"{name}=..." for name in conds["conds"]) or "cond=..."
+        raise TypeError(
+            f"branches: conditions go by name, got a dictionary under the name conds; use branches(denoise, {names})."
+        )
 
 
 def check_networks(branches: Any) -> tuple[Branches, ...]:
@@ -136,7 +141,10 @@ def check_named(needs: Iterable[str | None], networks: tuple[Branches, ...], who
     needed = {name for name in needs if name is not None}
     for name in sorted(needed.difference(names), key=str):
         close = difflib.get_close_matches(name, set(names) - needed, n=1)
-        mend = f"Did you mean {close[0]!r}?" if close else f"Use gj.branches(denoise, {name}=...)."
+        rename = f"gj.branches(denoise, {name}=...)"
+        mend = (
+            f"Did you mean {close[0]!r}? Rename the branch, {rename}, or ask for {close[0]!r}." if close else f"Use {rename}."
+        )
         raise ValueError(f"{who} a branch {name!r}, but there are only {', '.join(map(repr, names))}. {mend}")
 
 
@@ -166,14 +174,7 @@ def check_branches(networks: tuple[Branches, ...], guidance: Guidance, x: jax.Sh
 
 def _form(name: str, cond: Cond, x: jax.ShapeDtypeStruct) -> Any:
     """The description of a condition: `{"y": "int32[2]"}`. Raises an error unless each leaf is an array `[B, ...]`."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(cond):
-        where = f"branch {name!r}{jax.tree_util.keystr(path)}"
-        if not is_array(leaf):
-            raise TypeError(
-                f"{where} must be an array [B, ...], got {described(leaf)}; use jnp.array(labels), or an encoded text."
-            )
-        if jnp.shape(leaf)[:1] != x.shape[:1]:
-            raise ValueError(f"{where} must be [B, ...] with B = {x.shape[0]}, one per key, got shape {jnp.shape(leaf)}.")
+    check_condition(cond, x.shape[:1], f"branch {name!r}", "one per key")
     return jax.tree.map(described, cond)
 
 
@@ -195,11 +196,19 @@ def _drawn(name: str, cond: Callable[[Step], Cond], step: Step) -> Any:
 
 def check_inputs(x: Any, level: Any, who: str) -> None:
     """Raises an error unless x is a batch and its level matches it."""
-    if not hasattr(x, "dtype") or not hasattr(x, "ndim") or not jnp.issubdtype(x.dtype, jnp.floating) or x.ndim < 2:
+    if not hasattr(x, "ndim") or not of_kind(x, jnp.floating) or x.ndim < 2:
         raise TypeError(
             f"{who}: x must be an array [B, ...] of floating numbers, got {described(x)}; for a State, use state.x."
         )
     check_level(level, x)
+
+
+def check_conditions_of(networks: tuple[Branches, ...], x: Array) -> None:
+    """Raises an error unless the conditions of all branches have the batch of x. Functions of the step are not called."""
+    for network in networks:
+        for name, cond in network.conds.items():
+            if not callable(cond):
+                check_condition(cond, x.shape[:1], f"branch {name!r}", "one per sample of x")
 
 
 def check_memory(guidance: Guidance, x: Array, memory: Any) -> None:

@@ -3,9 +3,11 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from guidance_jax.checks.numbers import check_broadcasts, check_range
 from guidance_jax.checks.traced import demand
+from guidance_jax.checks.values import check_condition
 from guidance_jax.checks.words import described
 
 
@@ -15,11 +17,18 @@ def check_continuous(schedule: Any) -> None:
     demand(schedule.steps is None, wanted)
 
 
+def check_cond(x0: Any, cond: Any, who: str) -> None:
+    """Raises an error unless a condition has the batch of the data. A network would broadcast one label over all samples."""
+    check_condition(cond, jnp.shape(x0)[:1], f"{who}: cond", "one per sample of x0")
+
+
 def check_null(cond: Any, null: Any) -> None:
     """Raises an error unless the null condition can replace the condition of each sample."""
     leaves, structure = jax.tree.flatten(cond)
     if not leaves:
         raise ValueError(f"drop: the condition must have at least one leaf, got {described(cond)}.")
+    if batch := getattr(leaves[0], "shape", ())[:1]:
+        check_condition(cond, tuple(batch), "drop: cond", "as its first leaf")
     try:
         nulls = structure.flatten_up_to(null)
     except ValueError as error:

@@ -9,9 +9,9 @@ import numpy as np
 from jax import Array
 
 from guidance_jax.base import NoiseLevel
-from guidance_jax.checks.numbers import check_shape
+from guidance_jax.checks.numbers import check_shape, of_kind
 from guidance_jax.checks.traced import concrete, demand
-from guidance_jax.checks.words import call_it, check_takes, described
+from guidance_jax.checks.words import call_it, check_takes, described, of_torch
 from guidance_jax.programs.parts import Function, Part
 
 SPLIT = "use jax.random.split(jax.random.key(0), B)."
@@ -26,14 +26,14 @@ def is_function(value: object) -> bool:
 
 def is_array(value: Any) -> bool:
     """Whether a value is an array of numbers, and not of objects or text."""
-    if not hasattr(value, "shape") or not hasattr(value, "dtype"):
+    if not hasattr(value, "shape") or not hasattr(value, "dtype") or of_torch(value):
         return False
     return not isinstance(value.dtype, np.dtype) or value.dtype.kind not in "OSU"
 
 
 def is_key(value: Any) -> bool:
     """Whether a value holds PRNG keys from `jax.random.key`."""
-    return hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+    return of_kind(value, jax.dtypes.prng_key)
 
 
 def is_any_key(value: Any) -> bool:
@@ -43,7 +43,21 @@ def is_any_key(value: Any) -> bool:
 
 def is_labels(value: Any) -> bool:
     """Whether a value holds integers."""
-    return jnp.issubdtype((value if hasattr(value, "dtype") else np.asarray(value)).dtype, jnp.integer)
+    return of_kind(value if hasattr(value, "dtype") else np.asarray(value), jnp.integer)
+
+
+def check_condition(cond: Any, batch: tuple[int, ...], where: str, per: str) -> None:
+    """Raises an error unless each leaf of a condition is an array `[B, ...]`. A network would broadcast another silently."""
+    (count,) = batch
+    for path, leaf in jax.tree_util.tree_leaves_with_path(cond):
+        which = f"{where}{jax.tree_util.keystr(path)}"
+        if not is_array(leaf):
+            one = not path and isinstance(leaf, int | float)
+            use = f"jnp.full({count}, {leaf})" if one else "jnp.array(labels), or an encoded text"
+            raise TypeError(f"{which} must be an array [B, ...], got {described(leaf)}; use {use}.")
+        if jnp.shape(leaf)[:1] != batch:
+            use = f"; for one of all, use jnp.full({count}, value)." if jnp.ndim(leaf) == 0 else "."
+            raise ValueError(f"{which} must be [B, ...] with B = {count}, {per}, got shape {jnp.shape(leaf)}{use}")
 
 
 def check_scores(a: Array, b: Array, scale: Any = 1.0) -> None:
@@ -82,6 +96,10 @@ def check_key(value: Array, where: str) -> None:
 def check_bound(value: Any, where: str) -> None:
     """Raises an error if a Linen module has no parameters, or a network takes other arguments."""
     of = getattr(value, "__self__", value)
+    if of_torch(of):
+        raise TypeError(
+            f"{where} must be JAX code, got {described(of)}; write it in Flax, and read its weights with gj.pretrained.load."
+        )
     if any(part.__module__.startswith("flax.linen") for part in type(of).__mro__) and getattr(of, "scope", None) is None:
         raise TypeError(
             f"{where} must hold its parameters, got {described(value)}; for a Linen module, use gj.networks.from_linen."

@@ -3,10 +3,11 @@
 import os
 import re
 from collections.abc import Callable, Collection, Mapping, Set
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax import Array
 from typing_extensions import TypeAliasType
 
@@ -55,6 +56,29 @@ Parameters = TypeAliasType("Parameters", Annotated[Any, _DTYPE])
 _PATH = Kind("a path", lambda value: isinstance(value, str | os.PathLike))
 FilePath = TypeAliasType("FilePath", Annotated[str | os.PathLike[str], _PATH])
 """The path of a file or a directory."""
+_is_mapping = lambda value: isinstance(value, Mapping)
+_CONFIG = Kind(
+    "a dictionary with _class_name",
+    _is_mapping,
+    lambda value: "_class_name" in value,
+    hint="use json.loads(scheduler.to_json_string()), since scheduler.config has no _class_name.",
+)
+SchedulerConfig = TypeAliasType("SchedulerConfig", Annotated[Mapping[str, Any], _CONFIG])
+"""A parsed `scheduler_config.json`."""
+Module = TypeVar("Module", bound=nnx.Module)
+_BUILD = Kind(
+    "a function that makes a module",
+    lambda value: callable(value) and not isinstance(value, nnx.Module),
+    hint="use lambda rngs: UNet(config, rngs=rngs); for a directory, use gj.pretrained.text_to_image.load.",
+)
+Build = TypeAliasType("Build", Annotated[Callable[..., Module], _BUILD], type_params=(Module,))
+"""A function that makes a module, or its class."""
+_TENSORS = Kind("a dictionary of weights", _is_mapping, hint="use gj.pretrained.open_weights(file).")
+Tensors = TypeAliasType("Tensors", Annotated[Mapping[str, Any], _TENSORS])
+"""Weights by their names. They are not read."""
+_ARRAYS = Kind("a dictionary of arrays", _is_mapping, hint='use {"bias": np.zeros(3)}.')
+Arrays = TypeAliasType("Arrays", Annotated[Mapping[str, np.ndarray], _ARRAYS])
+"""Arrays by their names."""
 _NUMBERS = Kind("a real number or an array of them", lambda v: real(list(v) if isinstance(v, tuple) else v))
 Numbers = TypeAliasType("Numbers", Annotated[Any, _NUMBERS])
 """Numbers in an array, a list or a tuple."""

@@ -90,7 +90,11 @@ def _download(directory: Path) -> str:
         known = directory.as_posix()
     what = "Download it" if known else "Download a model, such as Stable Diffusion 1.5"
     place = shlex.quote(str(directory)) if known else example
-    return f"{what}: pip install huggingface_hub, then hf download {known or PUBLISHED[example]} --local-dir {place}"
+    return (
+        f"{what}, only the files that are read: pip install huggingface_hub, then hf download {known or PUBLISHED[example]} "
+        f'--local-dir {place} --include "*.json" --include "*.txt" --include "*.fp16.safetensors" '
+        '--exclude "safety_checker/*", and pass variant="fp16".'
+    )
 
 
 def _on_hub(directory: Path) -> bool:

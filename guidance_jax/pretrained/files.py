@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 
 from guidance_jax.checks.door import door
-from guidance_jax.pretrained.checks import FilePath
+from guidance_jax.pretrained.checks import Arrays, FilePath
 from guidance_jax.pretrained.pickles import open_pickle
 from guidance_jax.pretrained.settings import parsed, read_json
 
@@ -110,7 +110,8 @@ def _open_several(index: Path) -> dict[str, Tensor]:
     return {name: held[file][name] for name, file in places.items()}
 
 
-def from_arrays(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+@door()
+def from_arrays(arrays: Arrays) -> dict[str, Tensor]:
     """Weights in memory, as `load` takes them.
 
     Args:
@@ -118,6 +119,9 @@ def from_arrays(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
 
     Returns:
       One `Tensor` per array, by its name.
+
+    Raises:
+      TypeError: If arrays are not a dictionary.
 
     Example:
       >>> import numpy as np

@@ -24,6 +24,7 @@ from guidance_jax.base import NoiseLevel
 from guidance_jax.checks.door import door
 from guidance_jax.checks.kinds import Count
 from guidance_jax.checks.paths import check_levels
+from guidance_jax.pretrained.checks import SchedulerConfig
 from guidance_jax.pretrained.settings import FLAG, NULL, TEXT, between, check_settings, either, several, whole
 from guidance_jax.schedules import spacings
 from guidance_jax.schedules.schedule import Schedule
@@ -173,13 +174,15 @@ OF_SAMPLERS = {
 """Settings of the sampler, or without effect here. Some are of files before version 0.5."""
 
 
-def scheduling(config: Mapping[str, Any]) -> Scheduling:
+@door()
+def scheduling(config: SchedulerConfig) -> Scheduling:
     """The schedule and spacing that a `scheduler_config.json` describes.
 
     Args:
-      config: The parsed file.
+      config: The parsed file, or `json.loads(scheduler.to_json_string())` of a scheduler of diffusers.
 
     Raises:
+      TypeError: If config is not a dictionary.
       ValueError: If the scheduler or a setting is unknown or not supported. The error names it.
 
     Example:
@@ -205,6 +208,8 @@ def scheduling(config: Mapping[str, Any]) -> Scheduling:
         value = settings.get(setting, supported[0])
         if value not in supported:
             raise ValueError(f"{setting}={value!r} of a {name} is not supported, expected {' or '.join(map(repr, supported))}.")
+    if heeded.get("use_karras_sigmas") and heeded.get("use_exponential_sigmas"):
+        raise ValueError(f"use_karras_sigmas and use_exponential_sigmas of a {name} exclude each other, got both.")
     schedule = _schedule(heeded)
     if heeded.get("rescale_betas_zero_snr"):
         schedule = schedules.zero_terminal_snr(schedule)

@@ -8,7 +8,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +16,10 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
+from guidance_jax.checks.door import door
+from guidance_jax.pretrained.checks import Build, Module, Parameters, Tensors
 from guidance_jax.pretrained.files import Tensor
 
-Module = TypeVar("Module", bound=nnx.Module)
 Place = Sharding | Callable[[str, tuple[int, ...]], Sharding] | None
 
 WEIGHTS = {"kernel": "weight", "scale": "weight", "gain": "weight", "embedding": "weight"}
@@ -41,13 +42,14 @@ SINGLE_FILE = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model
 """The first parts of names in a single-file Stable Diffusion checkpoint."""
 
 
+@door()
 def load(
-    build: Callable[..., Module],
-    tensors: Mapping[str, Tensor],
+    build: Build[Module],
+    tensors: Tensors,
     *,
-    rename: Callable[[str], str] = lambda name: name,
+    rename: Callable[[str], str] | None = None,
     ignored: Collection[str] = (),
-    dtype: Any = jnp.float32,
+    dtype: Parameters = jnp.float32,
     sharding: Place = None,
 ) -> Module:
     """A module with published weights, each used exactly once.
@@ -62,20 +64,18 @@ def load(
       build: A function that makes the module, `lambda rngs: UNet(config, rngs=rngs)`. It is only traced, so nothing is
         initialised.
       tensors: The weights by their published names, from `open_weights`.
-      rename: A function from a name in the file to the module's name, for older files.
+      rename: A function from a name in the file to the module's name, for older files; None if they are the same.
       ignored: Names in the file that are not weights, such as tables of positions 0, 1, 2.
       dtype: The dtype of the parameters, float32 or bfloat16. The networks of this package compute in it.
       sharding: The placement of the weights: one (replicated) sharding for all, or `(name, shape) -> sharding`, as from
         `fully_sharded`. None is the default device.
 
     Raises:
+      TypeError: If build is not a function, or tensors are not a dictionary.
       ValueError: If a weight is missing, left over, of another shape, or there twice; the error names it. Also if a checkpoint
         holds the network's weights several times, or is a single-file Stable Diffusion checkpoint.
 
     Example:
-      >>> import numpy as np
-      >>> import numpy as np
-      >>> import numpy as np
       >>> import numpy as np
       >>> from flax import nnx
       >>> values = {"weight": np.ones((3, 2), np.float32), "bias": np.zeros(3, np.float32)}
@@ -85,6 +85,7 @@ def load(
       >>> print(dense.kernel.shape, dense(jnp.ones((1, 2), jnp.bfloat16)))
       (2, 3) [[2 2 2]]
     """
+    rename = rename or str
     graph, params, rest = nnx.split(abstract(build), nnx.Param, ...)
     if jax.tree.leaves(rest):
         raise ValueError(f"the module must hold only parameters, got also {rest}.")

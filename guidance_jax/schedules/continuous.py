@@ -60,6 +60,8 @@ def linear(beta_min: Rate = 0.1, beta_max: Rate = 20.0, t_min: Rate = 1e-5, t_ma
 
     `log alpha = -t^2 (beta_max - beta_min) / 4 - t beta_min / 2`, `sigma = sqrt(1 - alpha^2)`, t in [0, 1].
 
+    "linear" in diffusers and DDPM is another schedule, `ddpm_linear`, with t in 0..999.
+
     Args:
       beta_min: The rate at t = 0.
       beta_max: The rate at t = 1.

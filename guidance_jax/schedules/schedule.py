@@ -11,7 +11,7 @@ from jaxtyping import ArrayLike
 from guidance_jax.base import NoiseLevel, Scalar
 from guidance_jax.checks.door import CLASSES
 from guidance_jax.checks.kinds import class_kind
-from guidance_jax.checks.numbers import check_range, check_time
+from guidance_jax.checks.numbers import check_positive, check_range, check_time
 from guidance_jax.programs.parts import Part
 
 
@@ -30,7 +30,8 @@ class Schedule(Part):
 
     Raises:
       ValueError: When called with a known time that is not finite, or far outside `t_min..t_max`. A common cause is a sigma in
-        place of a time: `at` takes any ratio.
+        place of a time: `at` takes any ratio. Also if it is none of the steps of a discrete schedule, or alpha or sigma is
+        negative there.
 
     Example:
       >>> inverse = lambda ratio: ratio / (1 + ratio)
@@ -47,11 +48,13 @@ class Schedule(Part):
     network_time: Callable[[Array], Array] | None = None
 
     def __call__(self, t: ArrayLike) -> NoiseLevel:
-        check_time(t, self.t_min, self.t_max)
-        return self._level(t)
+        check_time(t, self.t_min, self.t_max, self.steps)
+        level = self._level(t)
+        check_positive(t, level.alpha, level.sigma)
+        return level
 
     def at(self, ratio: ArrayLike) -> NoiseLevel:
-        """The level at which `sigma / alpha` is `ratio`.
+        """The level at which `sigma / alpha` is `ratio`. Beyond the ends of a discrete schedule, it is the first or last step.
 
         Raises:
           ValueError: If ratio is known and negative or NaN.

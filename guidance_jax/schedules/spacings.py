@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import ArrayLike
 
-from guidance_jax.checks.door import part
+from guidance_jax.checks.door import part, rule
 from guidance_jax.checks.kinds import CountFromZero, Positive, Share, Spacing
 from guidance_jax.checks.paths import check_bounds, check_steps
 from guidance_jax.checks.traced import concrete
@@ -140,7 +140,11 @@ def quadratic(reach: Share = 1.0) -> Spacing:
     return spacing
 
 
-@part()
+ORDER = "rho must come first, then sigma_min and sigma_max; use karras(sigma_min=0.1, sigma_max=10.0)"
+KEPT = lambda rho, sigma_min, sigma_max: sigma_min is None or sigma_max is not None or (rho >= 1) | (rho >= sigma_min)
+
+
+@part(rule(ORDER, KEPT))
 def karras(rho: Positive = 7.0, sigma_min: Positive | None = None, sigma_max: Positive | None = None) -> Spacing:
     """Times evenly spaced in `(sigma / alpha)^(1 / rho)`, dense at low noise.
 
@@ -153,7 +157,7 @@ def karras(rho: Positive = 7.0, sigma_min: Positive | None = None, sigma_max: Po
 
     Raises:
       ValueError: If `sigma_max` is None and the schedule's maximum `sigma / alpha` is infinite, or a bound is outside the
-        levels of a discrete schedule.
+        levels of a discrete schedule. If sigma_min and sigma_max come first, as in k-diffusion.
 
     Example:
       >>> t = gj.spacings.karras()(gj.schedules.edm(), 5)

@@ -25,7 +25,7 @@ from guidance_jax.checks.kinds import (
     number,
 )
 from guidance_jax.checks.outcomes import given_logits, network_output
-from guidance_jax.checks.training import check_null
+from guidance_jax.checks.training import check_cond, check_null
 from guidance_jax.denoisers import OUTPUTS, edm_coefficients
 from guidance_jax.training.levels import diffuse, noised
 
@@ -33,7 +33,7 @@ Cutoff = TypeAliasType("Cutoff", Annotated[ArrayLike, number(low=0, high=np.inf,
 """A positive number. Infinity means no cutoff."""
 
 
-@door()
+@door(also(lambda x0, cond: check_cond(x0, cond, "denoising_loss")))
 def denoising_loss(
     network: Network, predicts: Predicts, key: Key, x0: Samples, level: AtLevel, cond: Cond
 ) -> Float[Array, "b"]:
@@ -53,7 +53,7 @@ def denoising_loss(
       The loss, `[B]`.
 
     Raises:
-      ValueError: If `predicts` is none of these, or the output has another shape than x.
+      ValueError: If `predicts` is none of these, the output has another shape than x, or cond has another batch than x0.
 
     Example:
       >>> level = gj.training.noise_levels(jax.random.key(0), gj.schedules.cosine(), 2)
@@ -110,7 +110,7 @@ def min_snr(level: AtLevel, predicts: Predicts, gamma: Cutoff = 5.0) -> Float[Ar
     return jnp.where((alpha / sigma) ** 2 < most, in_eps**2, most * in_x0**2)
 
 
-@door()
+@door(also(lambda x0, cond: check_cond(x0, cond, "edm_loss")))
 def edm_loss(network: Network, sigma_data: Positive, key: Key, x0: Samples, level: AtLevel, cond: Cond) -> Float[Array, "b"]:
     """The loss of a network F with EDM's preconditioning: the error of its raw output, whose target has unit variance.
 
@@ -128,7 +128,7 @@ def edm_loss(network: Network, sigma_data: Positive, key: Key, x0: Samples, leve
       The loss, `[B]`.
 
     Raises:
-      ValueError: If the output has another shape than x.
+      ValueError: If the output has another shape than x, or cond has another batch than x0.
 
     Example:
       >>> level = gj.schedules.edm()(jnp.zeros(2))

@@ -5,7 +5,25 @@ import jax.numpy as jnp
 import numpy as np
 
 import guidance_jax as gj
-from bad_calls.world import EDM, KEYS, LABELS, LEVEL, MIXTURE, NULL, STEP, TWO, B, Row, X, guided, log_prob, on_images, sampled
+from bad_calls.world import (
+    EDM,
+    KEYS,
+    LABELS,
+    LEVEL,
+    MIXTURE,
+    NULL,
+    STEP,
+    TORCH,
+    TWO,
+    B,
+    Row,
+    Tensor,
+    X,
+    guided,
+    log_prob,
+    on_images,
+    sampled,
+)
 
 ONE, THREE = jnp.ones(1), jnp.ones(3)
 GUIDED = gj.cfg(2.0)
@@ -22,6 +40,13 @@ def classified(classify=lambda x, t: x, labels=LABELS, classes=None, **more):
 
 ROWS: dict[str, Row] = {
     # Scales.
+    "a guidance scale": (
+        lambda: gj.cfg(guidance_scale=7.5),
+        TypeError,
+        r"^cfg: got an unexpected keyword argument 'guidance_scale'; did you mean scale\? it takes scale, and by name cond",
+    ),
+    "a scale of one letter": (lambda: gj.cfg(w=3.0), TypeError, r"cfg: .*'w'; did you mean scale\?"),
+    "a scale of PyTorch": (lambda: gj.cfg(Tensor()), TypeError, rf"cfg: scale.*{TORCH}"),
     "three scales for two samples": (lambda: guided(gj.cfg(THREE)), ValueError, r"cfg: scale.*\(3,\).*\[B\] = \(2,\)"),
     "a scale with axes": (lambda: guided(gj.cfg(jnp.ones((B, 1)))), ValueError, r"cfg: scale.*\(2, 1\).*vmap"),
     "a scale in a string": (lambda: guided(gj.cfg("3.0")), TypeError, r"cfg: scale.*number.*the str '3\.0'"),

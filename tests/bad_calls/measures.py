@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import guidance_jax as gj
-from bad_calls.world import DISCRETE, EDM, KEYS, LABELS, LEVEL, MIXTURE, NULL, PATH, TWO, B, Row, X, log_prob
+from bad_calls.world import DISCRETE, EDM, KEYS, LABELS, LEVEL, MIXTURE, NULL, PATH, TORCH, TWO, B, Row, Tensor, X, log_prob
 
 KEY, MANY = jax.random.key(0), jnp.arange(8.0).reshape(4, 2)
 LEVELS = EDM(jnp.zeros(B))
@@ -67,6 +67,43 @@ ROWS: dict[str, Row] = {
         r"two calibrations must have the same levels.*sigma / alpha",
     ),
     # Training.
+    "a loss of one label": (
+        lambda: gj.training.denoising_loss(network, "x0", KEY, X, LEVELS, LABELS[:1]),
+        ValueError,
+        r"denoising_loss: cond must be \[B, \.\.\.\] with B = 2, one per sample of x0, got shape \(1,\)",
+    ),
+    "a loss of three labels": (
+        lambda: gj.training.denoising_loss(network, "x0", KEY, X, LEVELS, {"y": jnp.zeros(3, int)}),
+        ValueError,
+        r"denoising_loss: cond\['y'\] must be \[B, \.\.\.\] with B = 2.*got shape \(3,\)",
+    ),
+    "an edm loss of one label": (
+        lambda: gj.training.edm_loss(network, 0.5, KEY, X, LEVELS, LABELS[:1]),
+        ValueError,
+        r"edm_loss: cond must be .*B = 2.*got shape \(1,\)",
+    ),
+    "a loss of one label, inside jit": (
+        lambda: jax.jit(lambda x0: gj.training.denoising_loss(network, "x0", KEY, x0, LEVELS, LABELS[:1]))(X),
+        ValueError,
+        r"denoising_loss: cond must be .*B = 2.*got shape \(1,\)",
+    ),
+    "an edm loss without a deviation": (
+        lambda: gj.training.edm_loss(network, KEY, X, LEVELS, LABELS),
+        TypeError,
+        r"edm_loss: sigma_data must be a positive number, got key<fry>",
+    ),
+    "a loss of PyTorch": (lambda: lost(x0=Tensor(B, 2)), TypeError, rf"denoising_loss: x0.*{TORCH}"),
+    "a drop of a probability": (
+        lambda: gj.training.drop(KEY, LABELS, 10, p=0.1),
+        TypeError,
+        r"drop: .*'p'; did you mean rate\? it takes key, cond, null, rate",
+    ),
+    "a drop of two batches": (
+        lambda: gj.training.drop(KEY, (LABELS, jnp.zeros(3, int)), (10, 10), 0.1),
+        ValueError,
+        r"drop: cond\[1\] must be .*B = 2, as its first leaf, got shape \(3,\)",
+    ),
+    "a drop of PyTorch": (lambda: gj.training.drop(KEY, Tensor(2), 10, 0.1), TypeError, rf"drop: cond.*{TORCH}"),
     "keys of a batch": (lambda: gj.training.noise_levels(KEYS, EDM, 4), ValueError, r"one PRNG key.*\(2,\)"),
     "levels of an empty batch": (
         lambda: gj.training.noise_levels(KEY, EDM, 0),
@@ -174,6 +211,8 @@ ROWS: dict[str, Row] = {
     ),
     "an average that grows": (lambda: gj.training.ema(X, X, 0, decay=1.5), ValueError, r"ema: decay.*\[0, 1\].*1\.5"),
     # Metrics.
+    "fid of PyTorch": (lambda: gj.metrics.fid(Tensor(4, 2), MANY), TypeError, rf"fid: real.*{TORCH}"),
+    "labels of PyTorch": (lambda: gj.metrics.accuracy(X, Tensor(2)), TypeError, rf"accuracy: labels.*{TORCH}"),
     "fid of one point": (lambda: gj.metrics.fid(MANY, MANY[:1]), ValueError, r"at least 2 points.*1"),
     "fid of two widths": (lambda: gj.metrics.fid(MANY, MANY[:, :1]), ValueError, r"different sizes D.*2.*1.*same network"),
     "fid of images": (lambda: gj.metrics.fid(MANY[:, :, None], MANY), ValueError, r"\[N, D\], got float32\[4,2,1\]; reshape"),

@@ -15,7 +15,10 @@ from bad_calls.world import (
     MIXTURE,
     NULL,
     PATH,
+    TORCH,
     Row,
+    Tensor,
+    TorchModule,
     X,
     sampled,
     through,
@@ -26,6 +29,17 @@ KARRAS, THREE = gj.spacings.karras(), jnp.ones(3)
 
 ROWS: dict[str, Row] = {
     # Paths.
+    "steps as in diffusers": (
+        lambda: gj.levels(EDM, num_inference_steps=20, spacing=KARRAS),
+        TypeError,
+        r"levels: .*'num_inference_steps'; did you mean steps\? it takes schedule, steps, spacing",
+    ),
+    "a spacing of PyTorch": (lambda: gj.levels(EDM, 3, lambda s, n: Tensor(3)), TypeError, rf"time must be.*{TORCH}"),
+    "karras in k-diffusion's order": (
+        lambda: gj.spacings.karras(0.1, 10.0),
+        ValueError,
+        r"karras: rho must come first, then sigma_min and sigma_max, got rho 0\.1 and .*use karras\(sigma_min=",
+    ),
     "no steps": (lambda: gj.levels(EDM, 0, KARRAS), ValueError, r"steps.*at least 1.*0"),
     "half a step": (lambda: gj.levels(EDM, 2.5, KARRAS), TypeError, r"steps.*integer.*2\.5"),
     "a spacing for the steps": (lambda: gj.levels(EDM, KARRAS, 10), TypeError, r"steps.*integer.*the Function karras"),
@@ -143,6 +157,23 @@ ROWS: dict[str, Row] = {
     "below what is there": (lambda: gj.schedules.below(PATH, 1e-4), ValueError, r"at least one step.*0\.0001"),
     "below, traced": (lambda: jax.jit(lambda p: gj.schedules.below(p, 1.0))(PATH), ValueError, r"traced.*outside of jit"),
     # Schedules.
+    "a time of PyTorch": (lambda: EDM(Tensor(2)), TypeError, rf"time must be.*{TORCH}"),
+    "a ratio of PyTorch": (lambda: EDM.at(Tensor(2)), TypeError, rf"at: ratio must be.*{TORCH}"),
+    "rates of PyTorch": (lambda: gj.schedules.discrete(Tensor(10)), TypeError, rf"discrete: betas.*{TORCH}"),
+    "cumulative alphas for rates": (
+        lambda: gj.schedules.discrete(DISCRETE(jnp.arange(1000)).alpha ** 2),
+        ValueError,
+        r"discrete: betas must leave alpha.*got 0 in float32; for alphas_cumprod a, use 1 - a / ",
+    ),
+    "a negative time": (lambda: gj.schedules.cosine()(-0.1), ValueError, r"time -0\.1 is outside.*0\.001 to 0\.992"),
+    "a time beyond the data": (lambda: gj.schedules.linear()(-0.1), ValueError, r"time -0\.1 is outside.*1e-05 to 1"),
+    "a time beyond the noise": (
+        lambda: gj.schedules.flow()(jnp.array([0.5, 1.2])),
+        ValueError,
+        r"time 1\.2 is outside.*alpha would be -0\.2 and sigma 1\.2",
+    ),
+    "a step after the last": (lambda: DISCRETE(1000), ValueError, r"time 1000 must be one of the 1000 .*0 to 999"),
+    "a step before the first": (lambda: DISCRETE(-1), ValueError, r"time -1 must be one of the 1000 .*0 to 999"),
     "a time in words": (lambda: EDM("0.5"), TypeError, r"time.*number.*'0\.5'"),
     "a complex time": (lambda: EDM(1j), TypeError, r"time.*real.*1j"),
     "a ratio in words": (lambda: EDM.at("high"), TypeError, r"ratio.*number.*'high'"),
@@ -189,6 +220,32 @@ ROWS: dict[str, Row] = {
     ),
     "zero terminal SNR of a path": (lambda: gj.schedules.zero_terminal_snr(PATH), TypeError, r"a Schedule, got a NoiseLevel"),
     # Denoisers.
+    "a prediction type": (
+        lambda: gj.denoiser(lambda x, t, y: x, prediction_type="eps"),
+        TypeError,
+        r"denoiser: .*'prediction_type'; did you mean predicts\?",
+    ),
+    "a prediction of diffusers": (
+        lambda: gj.denoiser(lambda x, t, y: x, "epsilon"),
+        ValueError,
+        r"predicts.*got 'epsilon'; it is 'eps' here",
+    ),
+    "a network of PyTorch": (
+        lambda: gj.denoiser(TorchModule(), "eps"),
+        TypeError,
+        r"denoiser: network must be JAX code, got the PyTorch object TorchModule; write it in Flax",
+    ),
+    "a network that returns a tensor": (lambda: through(lambda x, t, y: Tensor(2, 2)), TypeError, rf"output must be.*{TORCH}"),
+    "a clipped network": (
+        lambda: gj.denoisers.clip(lambda x, t, y: x)(X, LEVEL, LABELS),
+        TypeError,
+        r"the denoiser must return a Prediction, got float32\[2,2\]; use gj\.denoiser",
+    ),
+    "a network and its parameters": (
+        lambda: gj.denoiser((lambda p, x, t, y: x, {}), "eps"),
+        TypeError,
+        r"network must be a function, got the tuple.*Partial\(apply, params\)",
+    ),
     "an unknown prediction": (lambda: gj.denoiser(lambda x, t, y: x, "noise"), ValueError, r"'eps' or 'x0'.*got 'noise'"),
     "no word of what is predicted": (lambda: gj.denoiser(lambda x, t, y: x, None), TypeError, r"predicts.*'eps'.*None"),
     "predictions in a list": (

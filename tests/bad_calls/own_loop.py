@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 import guidance_jax as gj
-from bad_calls.world import LEVEL, MIXTURE, PATH, STEP, TWO, Row, X
+from bad_calls.world import LEVEL, MIXTURE, PATH, STEP, TORCH, TWO, Row, Tensor, X
 
 STATE = gj.State(X, (), (), jnp.int32(0), X)
 NOWHERE = gj.NoiseLevel(jnp.array(0.0), jnp.array(1.0), jnp.array(jnp.nan))
@@ -64,6 +64,17 @@ CALLS: dict[str, Row] = {
         TypeError,
         r"guided: x must be an array .* of floating numbers, got int32\[2,2\]",
     ),
+    "x of another batch": (
+        lambda x: called(jnp.concatenate([x, x])),
+        ValueError,
+        r"branch 'cond' must be \[B, \.\.\.\] with B = 4, one per sample of x, got shape \(2,\)",
+    ),
+    "x of another batch, to evaluate": (
+        lambda x: gj.evaluate(TWO, x[:1], STEP, LEVEL, {"cond": True}),
+        ValueError,
+        r"branch 'cond' must be \[B, \.\.\.\] with B = 1, one per sample of x, got shape \(2,\)",
+    ),
+    "x of PyTorch": (lambda x: called(Tensor(2, 2)), TypeError, rf"guided: x must be.*{TORCH}"),
     "a branch that is not there": (
         lambda x: called(x, guidance=gj.cfg(3.0, cond="con")),
         ValueError,

@@ -9,9 +9,11 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from published import write_model
 
-from bad_calls.world import KEYS, Row, X
+import guidance_jax as gj
+from bad_calls.world import KEYS, Row, TorchModule, X
 from guidance_jax.pretrained import text_to_image
 
 IMAGES, KNOWN, LATENTS = jnp.zeros((2, 16, 24, 3)), jnp.ones((2, 16, 24, 1)), jnp.zeros((2, 8, 12, 4))
@@ -259,6 +261,44 @@ ROWS: dict[str, Row] = {
         r"images must be an array of floating.*got uint8",
     ),
     # Directories.
+    "a scheduler's configuration": (
+        lambda: gj.pretrained.schedulers.scheduling({"beta_schedule": "linear"}),
+        ValueError,
+        r"scheduling: config must be a dictionary with _class_name, got \{'beta.*json\.loads\(scheduler\.to_json_string\(\)\)",
+    ),
+    "a scheduler's text": (
+        lambda: gj.pretrained.schedulers.scheduling('{"_class_name": "DDIMScheduler"}'),
+        TypeError,
+        r"scheduling: config must be a dictionary.*got the str .*json\.loads",
+    ),
+    "a scheduler": (
+        lambda: gj.pretrained.schedulers.scheduling(TorchModule()),
+        TypeError,
+        r"scheduling: config must be a dictionary.*got the PyTorch object.*json\.loads",
+    ),
+    "a scheduler of two kinds of levels": (
+        lambda: gj.pretrained.schedulers.scheduling(
+            {"_class_name": "EulerDiscreteScheduler", "use_karras_sigmas": True, "use_exponential_sigmas": True}
+        ),
+        ValueError,
+        r"use_karras_sigmas and use_exponential_sigmas of .*exclude each other, got both",
+    ),
+    "a directory for a module": (
+        lambda: gj.pretrained.load("model"),
+        TypeError,
+        r"load: build must be a function that makes a module, got the str 'model'.*gj\.pretrained\.text_to_image\.load",
+    ),
+    "a module in place of its maker": (
+        lambda: gj.pretrained.load(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), {}),
+        TypeError,
+        r"load: build must be a function.*got a Linear.*lambda rngs",
+    ),
+    "half precision for a module": (
+        lambda: gj.pretrained.load(lambda rngs: nnx.Linear(2, 2, rngs=rngs), {}, dtype="fp16"),
+        TypeError,
+        r"load: dtype must be float32 or bfloat16, got the str 'fp16'",
+    ),
+    "weights without names": (lambda: gj.pretrained.from_arrays([X]), TypeError, r"arrays must be a dictionary.*got the list"),
     "a model that is nowhere": (lambda: text_to_image.load("/nowhere/at/all"), FileNotFoundError, r"no directory /nowhere/at"),
     "a model in one file": (
         lambda: loaded(["v1-5.safetensors"], inside="v1-5.safetensors"),

@@ -6,7 +6,24 @@ import jax.numpy as jnp
 import numpy as np
 
 import guidance_jax as gj
-from bad_calls.world import EDM, KEYS, LABELS, LEVEL, MIXTURE, NULL, PATH, STEP, TWO, B, Row, X, sampled, stepped
+from bad_calls.world import (
+    EDM,
+    KEYS,
+    LABELS,
+    LEVEL,
+    MIXTURE,
+    NULL,
+    PATH,
+    STEP,
+    TORCH,
+    TWO,
+    B,
+    Row,
+    Tensor,
+    X,
+    sampled,
+    stepped,
+)
 
 NAN = PATH.replace(sigma=PATH.sigma.at[1].set(jnp.nan))
 UP = gj.schedules.reverse(PATH)
@@ -32,6 +49,7 @@ def moved(step):
 
 ROWS: dict[str, Row] = {
     # Keys.
+    "keys of PyTorch": (lambda: sampled(keys=Tensor(2)), TypeError, rf"keys.*{TORCH}"),
     "one raw key": (
         lambda: sampled(keys=jax.random.PRNGKey(0)),
         TypeError,
@@ -67,6 +85,31 @@ ROWS: dict[str, Row] = {
     "more keys than x": (lambda: sampled(keys=jax.random.split(KEYS[0], 3), shape_or_x=X), ValueError, r"B = 3.*\(2, 2\)"),
     "more keys than labels": (lambda: sampled(keys=jax.random.split(KEYS[0], 3)), ValueError, r"'cond'.*B = 3.*\(2,\)"),
     # Branches.
+    "conditions in their order": (
+        lambda: gj.branches(MIXTURE.denoise, LABELS, NULL),
+        TypeError,
+        r"branches: too many positional.*by name batched, the conds; use gj\.branches\(denoise, cond=labels, uncond=null\)",
+    ),
+    "conditions in a dictionary": (
+        lambda: gj.branches(MIXTURE.denoise, {"cond": LABELS}),
+        TypeError,
+        r"branches: too many positional.*use gj\.branches\(denoise, cond=labels, uncond=null\)",
+    ),
+    "conditions in a dictionary, by name": (
+        lambda: gj.branches(MIXTURE.denoise, conds={"cond": LABELS, "uncond": NULL}),
+        TypeError,
+        r"go by name, got a dictionary under the name conds; use branches\(denoise, cond=\.\.\., uncond=\.\.\.\)",
+    ),
+    "batched in words": (
+        lambda: gj.branches(MIXTURE.denoise, batched="no", cond=LABELS),
+        TypeError,
+        r"branches: batched must be True or False, got the str 'no'",
+    ),
+    "an unconditional branch": (
+        lambda: sampled(branches=gj.branches(MIXTURE.denoise, cond=LABELS, unconditional=NULL)),
+        ValueError,
+        r"'uncond'.*Rename the branch, gj\.branches\(denoise, uncond=\.\.\.\), or ask for 'unconditional'",
+    ),
     "a denoiser for branches": (lambda: sampled(branches=MIXTURE.denoise), TypeError, r"branches.*gj\.branches\(denoise, cond"),
     "a dict for branches": (lambda: sampled(branches={"cond": LABELS}), TypeError, r"branches.*dict.*gj\.branches\(denoise"),
     "no networks": (lambda: sampled(branches=()), ValueError, r"branches must hold a network.*gj\.branches\(denoise"),
@@ -107,6 +150,8 @@ ROWS: dict[str, Row] = {
         r"eps .*must be \[2, 2\], got float32\[2,1\]; .*shaped as x",
     ),
     # Conditions.
+    "one null for all": (lambda: between(LABELS, -1), TypeError, r"'uncond'.*got the int -1; use jnp\.full\(2, -1\)"),
+    "labels of PyTorch": (lambda: between(Tensor(2, dtype="int64")), TypeError, rf"branch 'cond'.*{TORCH}"),
     "too few labels": (lambda: between(LABELS[:1], NULL[:1]), ValueError, r"'cond'.*B = 2.*\(1,\)"),
     "branches of two dtypes": (
         lambda: between(LABELS, NULL.astype(jnp.int8)),
@@ -255,6 +300,14 @@ ROWS: dict[str, Row] = {
         r"sigma > 0.*reverse",
     ),
     # Starting points.
+    "x of PyTorch": (lambda: sampled(shape_or_x=Tensor(B, 2)), TypeError, rf"x must be.*{TORCH}"),
+    "data of PyTorch": (lambda: gj.diffuse(KEYS, Tensor(B, 2), LEVEL), TypeError, rf"x must be.*{TORCH}"),
+    "a shape by name": (
+        lambda: gj.sample(KEYS, TWO, gj.cfg(2.0), gj.ddim(), PATH, shape=(2,)),
+        TypeError,
+        r"sample: got an unexpected keyword argument 'shape'; did you mean shape_or_x\? it takes keys, ",
+    ),
+    "steps of a run": (lambda: sampled(num_steps=3), TypeError, r"sample: .*'num_steps'.*it takes keys, .*by name trace"),
     "a shape in a list": (lambda: sampled(shape_or_x=[2]), TypeError, r"shape_or_x.*tuple.*\[2\]"),
     "a shape of one number": (lambda: sampled(shape_or_x=2), TypeError, r"shape_or_x.*tuple.*\b2\b"),
     "a shape of floats": (lambda: sampled(shape_or_x=(2.0,)), TypeError, r"integers.*got the tuple \(2\.0,\)"),
@@ -273,6 +326,11 @@ ROWS: dict[str, Row] = {
     "x with NaN": (lambda: sampled(shape_or_x=X.at[1].set(jnp.nan)), ValueError, r"NaN or infinite.*1 of 2 samples: \[1\]"),
     "x without a batch": (lambda: sampled(shape_or_x=X[0]), ValueError, r"\[B, \.\.\.\].*\(2,\)"),
     # Other arguments.
+    "names of branches to evaluate": (
+        lambda: gj.evaluate(TWO, X, STEP, LEVEL, wanted=("cond",)),
+        TypeError,
+        r"evaluate: wanted must be a dictionary, got the tuple.*use \{\"cond\": True\}",
+    ),
     "a trace that is no function": (lambda: sampled(trace=True), TypeError, r"trace.*the bool True.*lambda state"),
     "a progress bar without a name": (lambda: sampled(progress=True), TypeError, r"progress.*name.*the bool True"),
     "an unknown branch to evaluate": (

@@ -48,6 +48,21 @@ ROWS: dict[str, Row] = {
     "ddpm of a middle variance": (lambda: gj.ddpm("medium"), ValueError, r"ddpm: variance.*'small' or 'large'.*'medium'"),
     "ddpm of a number": (lambda: gj.ddpm(0.5), TypeError, r"ddpm: variance.*'small' or 'large'.*0\.5"),
     "ddpm of a variance that nothing predicts": (lambda: stepped(gj.ddpm("learned")), ValueError, r"learned.*learned_variance"),
+    "a sampler on Karras' levels": (
+        lambda: gj.dpmpp_2m(use_karras_sigmas=True),
+        TypeError,
+        r"dpmpp_2m: .*'use_karras_sigmas'; .*gj\.spacings\.karras\(\)\); it takes no arguments",
+    ),
+    "an argument of a sampler that takes none": (
+        lambda: gj.dpmpp_2m(2),
+        TypeError,
+        r"dpmpp_2m: too many positional arguments; it takes no arguments",
+    ),
+    "a variance of diffusers": (
+        lambda: gj.ddpm("fixed_small"),
+        ValueError,
+        r"variance must be 'small'.*got 'fixed_small'; it is 'small' here",
+    ),
     "churn of before": (lambda: gj.heun(churn=0.2), TypeError, r"heun: got an unexpected keyword argument 'churn'"),
     "churn without a schedule": (
         lambda: gj.churn(gj.heun()),
@@ -171,10 +186,14 @@ ROWS: dict[str, Row] = {
     "restart without a schedule": (
         lambda: gj.restart(gj.heun(), 2, 2, 0.06, 0.3),
         TypeError,
-        r"restart: high is missing",
+        r"restart: schedule must be a Schedule, got the int 2",
     ),
     "restart for the schedule": (lambda: gj.restart(gj.heun(), 2, EDM, 2, 0.1, 1.0), TypeError, r"a Schedule, got the int 2"),
-    "restart as before": (lambda: gj.restart(gj.dpmpp_2m(), 0.2, 2.0), TypeError, r"restart: times is missing"),
+    "restart as before": (
+        lambda: gj.restart(gj.dpmpp_2m(), 0.2, 2.0),
+        TypeError,
+        r"restart: schedule must be .*the float 0\.2",
+    ),
     "restart in no steps": (lambda: gj.restart(gj.heun(), EDM, 0, 2, 0.1, 1.0), ValueError, r"restart: steps.*at least 1.*0"),
     "restart never": (lambda: gj.restart(gj.heun(), EDM, 2, 0, 0.1, 1.0), ValueError, r"restart: times.*at least 1.*0"),
     "restart one time and a half": (lambda: gj.restart(gj.heun(), EDM, 2, 1.5, 0.1, 1.0), TypeError, r"times.*integer.*1\.5"),

@@ -18,6 +18,30 @@ STEP = gj.Step(jnp.int32(0), LEVEL, NEXT, KEYS)
 MIXTURE = gj.oracles.GaussianMixture(jnp.array([[-1.0, 0.0], [1.0, 0.0]]), jnp.stack([jnp.eye(2)] * 2), jnp.ones(2), LABELS)
 TWO = gj.branches(MIXTURE.denoise, cond=LABELS, uncond=NULL)
 
+
+class Tensor:
+    """A stand-in for `torch.Tensor`, of no dtype that NumPy knows."""
+
+    __module__ = "torch"
+
+    def __init__(self, *shape: int, dtype: str = "float32") -> None:
+        self.shape, self.ndim, self.dtype = shape, len(shape), f"torch.{dtype}"
+
+    def numpy(self) -> Any:
+        return jnp.ones(self.shape)
+
+
+class TorchModule:
+    """A stand-in for `torch.nn.Module`."""
+
+    __module__ = "torch.nn.modules.module"
+
+    def __call__(self, x: Any, t: Any, cond: Any) -> Any:
+        raise TypeError("linear(): argument 'input' (position 1) must be Tensor, not DynamicJaxprTracer")
+
+
+TORCH = r"got a torch\.Tensor .*: use jnp\.asarray\(x\.numpy\(\)\)"
+
 Row = tuple[Any, type[Exception], str]
 """The wrong call, its error, and a pattern of the message, which states what it got and what it expected or the fix."""
 

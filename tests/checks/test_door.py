@@ -52,7 +52,7 @@ WRONG = {
     "one too many": (
         lambda: gj.cfg(1.0, "cond"),  # pyright: ignore[reportCallIssue]
         TypeError,
-        "cfg: too many positional arguments; it takes scale, cond, uncond",
+        "cfg: too many positional arguments; it takes scale, and by name cond, uncond",
     ),
     "not finite": (lambda: made(jnp.nan), ValueError, "made: scale must be .*finite.*got nan"),
     "below": (lambda: made(1.0, 0.0, 0.0), ValueError, "made: high must be a positive number, got 0.0"),

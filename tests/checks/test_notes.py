@@ -46,6 +46,11 @@ def sine_of_a_time(x, t: Any):
     return x * jnp.sin(t)
 
 
+def thrice(t: Any):
+    """A scale that uses its level as a time."""
+    return 3.0 * t
+
+
 CALLS = {
     "labels as floats": (
         lambda: run(lambda x, t, cond: jnp.ones((4, 3))[cond], cond=LABELS.astype(float)),
@@ -80,6 +85,8 @@ CALLS = {
         lambda: run(guidance=gj.cfg(lambda level: 3.0 if level.ratio > 1 else 1.0)),
         "use jnp.where",
     ),
+    "a scale of the time": (lambda: run(guidance=gj.cfg(thrice)), "It receives a noise level: use level.t"),
+    "a network in NumPy": (lambda: run(lambda x, t, cond: np.tanh(np.asarray(x))), "It must be JAX code"),
     "dropout in training": (lambda: run(Dropping()), "module.eval()"),
     "dropout in training, as a function": (
         lambda: run(functools.partial(*gj.networks.from_nnx(Dropping()))),

@@ -249,3 +249,21 @@ def test_karras_levels_agree(tolerance):
     dpm.set_timesteps(STEPS)
     mine = gj.levels(gj.schedules.ddpm_linear(), STEPS, gj.spacings.karras())
     np.testing.assert_allclose(mine.ratio, dpm.sigmas.numpy(), rtol=tolerance)
+
+
+KARRAS = {"use_karras_sigmas": True, "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+
+
+@pytest.mark.parametrize(("make", "sampler"), [(DPM, gj.dpmpp_2m()), (UNIPC, gj.unipc())], ids=["dpmpp_2m", "unipc"])
+def test_solvers_on_karras_levels_agree_if_the_network_rounds_its_time(make, sampler, monkeypatch):
+    """diffusers' solvers give the network whole times there. This network oscillates in t, so that fractions show."""
+    levels = gj.levels(gj.schedules.scaled_linear(), STEPS, gj.spacings.karras())
+
+    def difference(at):
+        denoise = gj.denoiser(lambda x, t, cond: network(jnp, x, at(t), cond), "eps")
+        scheduler = prepared(make(**KARRAS))
+        mine, theirs = both(scheduler, preserving, denoise, gj.cfg(W), sampler, monkeypatch, levels=levels)
+        return np.abs(mine - theirs).max() / np.abs(theirs).max()
+
+    assert difference(jnp.round) <= 1e-5
+    assert difference(lambda t: t) > 1e-2

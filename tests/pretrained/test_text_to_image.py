@@ -279,11 +279,12 @@ def test_a_damaged_or_unsupported_directory_raises(first, tmp_path, name, edit, 
 
 
 REPOSITORY = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+READ = r' --include "\*\.json" --include "\*\.txt" --include "\*\.fp16\.safetensors" --exclude .*pass variant="fp16"\.$'
 MISSING = {
-    "stable-diffusion-v1-5": f"Download it: .*hf download {REPOSITORY} --local-dir stable-diffusion-v1-5$",
-    "a place/stable-diffusion-v1-5": f"Download it: .*hf download {REPOSITORY} --local-dir 'a place/stable-diffusion-v1-5'$",
-    "someone/a-model": "Download it: .*hf download someone/a-model --local-dir someone/a-model$",
-    "nothing": f"Download a model, such as .*hf download {REPOSITORY} --local-dir stable-diffusion-v1-5$",
+    "stable-diffusion-v1-5": f"Download it, only .*hf download {REPOSITORY} --local-dir stable-diffusion-v1-5{READ}",
+    "a place/stable-diffusion-v1-5": f"Download it, only .*hf download .* --local-dir 'a place/stable-diffusion-v1-5'{READ}",
+    "someone/a-model": f"Download it, only .*hf download someone/a-model --local-dir someone/a-model{READ}",
+    "nothing": f"Download a model, such as .*hf download {REPOSITORY} --local-dir stable-diffusion-v1-5{READ}",
     "here/nothing": "Download a model, such as",
     "black-forest-labs/FLUX.1-dev": "Download a model, such as",
     "stable-diffusion-3.5-medium": "Download a model, such as",

@@ -12,7 +12,7 @@ import tyro
 
 import guidance_jax as gj
 from experiments.accelerator import __main__ as command
-from experiments.accelerator import exactness, scale, worlds
+from experiments.accelerator import cases, exactness, scale, worlds
 from experiments.accelerator.__main__ import SHARES, Config, main
 
 
@@ -139,8 +139,8 @@ def finished(case):
 
 
 def case(guidance, sampler=None):
-    run = lambda world, given: exactness.draw(world, given, guidance, sampler or gj.ddpm())
-    return exactness.Case("method", "of the test", "ddpm", run, True)
+    run = lambda world, given: cases.draw(world, given, guidance, sampler or gj.ddpm())
+    return cases.Case("method", "of the test", "ddpm", run, True)
 
 
 def coarse(bits):
@@ -166,7 +166,7 @@ def test_the_error_tells_float32_from_tf32_and_bfloat16(lenient):
 
 @pytest.mark.slow
 def test_a_product_in_the_default_precision_is_noticed(lenient):
-    control = exactness.cases(smoke=True)[0]
+    control = cases.cases(smoke=True)[0]
     found = finished(control)
     assert control.kind == "control"
     assert not found["same_program"]
@@ -177,7 +177,7 @@ def test_a_row_that_fails_leaves_the_others(lenient, monkeypatch, tmp_path):
     def broken(world, given):
         raise ValueError("wrong shape")
 
-    first = exactness.Case("method", "broken", "ddpm", broken, False)
+    first = cases.Case("method", "broken", "ddpm", broken, False)
     monkeypatch.setattr(exactness, "cases", lambda smoke: [first, case(gj.cfg(2.0))._replace(both=False)])
     rows = exactness.measure(True, 1.0, tmp_path)
     found = [next(rows) for _ in range(3)]

@@ -16,7 +16,7 @@ ATTENTION = {"dot_product_attention_fwd": 4, "dot_product_attention_bwd": 10}
 def operations(function: Callable[..., Any], *arguments: Any) -> float:
     """The operations of a function: two for each multiplication and its addition. Arguments may be shapes.
 
-    A loop of known length counts as often as it runs. Of the branches of a condition the largest counts.
+    A loop of known length counts as often as it runs. A condition counts as its largest branch.
 
     Args:
       function: Any function that JAX can trace.
@@ -34,7 +34,7 @@ def _program(program: Any) -> float:
 
 def _equation(equation: Any) -> float:
     name, parameters = equation.primitive.name, equation.params
-    shapes = [getattr(value.aval, "shape", ()) for value in equation.invars]
+    shapes: list[Any] = [getattr(value.aval, "shape", ()) for value in equation.invars]
     out = math.prod(getattr(equation.outvars[0].aval, "shape", ())) if equation.outvars else 0
     if name == "dot_general":
         (contracted, _), _ = parameters["dimension_numbers"]

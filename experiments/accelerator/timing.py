@@ -42,7 +42,8 @@ def seconds(run: Run) -> float:
 
 def paired(first: Run, second: Run, pairs: int) -> list[tuple[float, float]]:
     """Seconds of both runs, in turn. Each is run once before. The order changes from pair to pair."""
-    seconds(first), seconds(second)
+    for run in (first, second):
+        seconds(run)
     found = []
     for number in range(pairs):
         if number % 2:

@@ -233,7 +233,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     """The training in sentences, and the Markdown table of the samples."""
     lines = [" ".join(sentences(rows)), ""]
     heads = ("scale", "FD", "accuracy", "precision", "recall", "coverage", "evaluations", "samples per second")
-    lines += ["", f"| | {' | '.join(heads)} |", "|---|" + "---:|" * len(heads)]
+    lines += [f"| | {' | '.join(heads)} |", "|---|" + "---:|" * len(heads)]
     for row in rows:
         if "reason" in row:
             lines.append(f"| {row['stage']} | {row['reason']} {'| ' * (len(heads) - 1)}|")

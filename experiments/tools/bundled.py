@@ -12,5 +12,7 @@ def digits() -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
 
     found: Any = load_digits()
     images = np.round(found.images[..., None] * (255 / 16)).astype(np.uint8)
-    train, test = train_test_split(np.arange(len(images)), test_size=0.2, stratify=found.target, random_state=0)
+    train, test = map(
+        np.asarray, train_test_split(np.arange(len(images)), test_size=0.2, stratify=found.target, random_state=0)
+    )
     return images, found.target, {"train": train, "test": test}

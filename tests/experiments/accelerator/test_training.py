@@ -70,11 +70,16 @@ def test_at_full_size_the_preset_keeps_its_network_and_the_judge_is_that_of_the_
     assert 1000 < short.denoiser.steps < 2000
 
 
-class Counted:
+class Counted(timing.Clock):
     """A clock whose time is up after some batches."""
 
     def __init__(self, batches):
-        self.left = batches
+        super().__init__(1.0)
+        self.batches = batches
+
+    @property
+    def left(self):
+        return self.batches
 
 
 @pytest.mark.slow
@@ -87,7 +92,7 @@ def test_a_training_that_is_cut_leaves_its_last_checkpoint(lenient, tmp_path, ba
     class Until(training.Until):
         def __next__(self):
             found = super().__next__()
-            clock.left -= 1
+            clock.batches -= 1
             return found
 
     name, train_set, _ = training.images(None)

@@ -67,7 +67,7 @@ def particles(world: World, given: Data, target: str, sampler: gj.Sampler, kerne
     """What particles estimate: the log-normaliser, the weighted mean and the effective sample size of each group."""
     size, groups = 256, 4
     label = jnp.zeros(size * groups, jnp.int32)
-    conds = {"cond": label, "negative": label + 1, "uncond": jnp.full_like(label, world.null)}
+    conds: dict[str, Any] = {"cond": label, "negative": label + 1, "uncond": jnp.full_like(label, world.null)}
     keys = jax.random.split(jax.random.key(0, impl="threefry2x32"), len(label))
     branches, asked = gj.branches(world.points, **conds), worlds.targets(given)[target]
     found = gj.feynman_kac(keys, branches, asked, sampler, given.longer, (2,), size=size, kernels=kernels)

@@ -77,7 +77,7 @@ def pinned(run: Run, device: Any) -> list[Lowered]:
 
 
 def error(found: Any, right: Any) -> float:
-    """The largest difference, relative to the root mean square of the right values. With several arrays it is the maximum over all of them."""
+    """The largest difference, relative to the root mean square of the right values: the maximum over all arrays."""
     one = lambda a, b: float(np.abs(np.float64(a) - b).max() / np.sqrt((np.float64(b) ** 2).mean()))
     return max(map(one, jax.tree.leaves(found), jax.tree.leaves(right)))
 

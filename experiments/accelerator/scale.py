@@ -120,7 +120,7 @@ def integral(mixture: gj.oracles.GaussianMixture, scale: float, level: gj.NoiseL
 
 def particles(smoke: bool, size: int, groups: int) -> dict[str, Any]:
     """Groups of particles that sample the tilted density of an exact mixture."""
-    scale, steps, total = 2.0, 8 if smoke else 100, size * groups
+    scale, steps, total = 2.0, 40 if smoke else 100, size * groups
     mixture, path = plane(), gj.levels(gj.schedules.edm(0.01, 40.0), steps, gj.spacings.karras())
     label = jnp.zeros(total, jnp.int32)
 

@@ -85,8 +85,8 @@ def data() -> Data:
             (network(SHAPE)[1], network((2,))[1]),
             gj.levels(COSINE, STEPS, gj.spacings.karras()),
             gj.levels(gj.schedules.edm(0.01, 40.0), 4 * STEPS, gj.spacings.karras()),
-            rng.normal(size=(BATCH, *SHAPE)),
-            rng.normal(size=(BATCH, 2)),
+            jnp.asarray(rng.normal(size=(BATCH, *SHAPE))),
+            jnp.asarray(rng.normal(size=(BATCH, 2))),
         )
         rounded = lambda leaf: np.float32(leaf) if np.issubdtype(leaf.dtype, np.floating) else np.asarray(leaf)
         return jax.tree.map(rounded, found)
@@ -106,8 +106,9 @@ def float32_draws() -> Iterator[None]:
         return (2 * jax.random.bernoulli(key, jnp.float32(0.5), shape) - 1).astype(dtype)
 
     integers = functools.partial(jax.random.randint, dtype=jnp.int32)
-    floating = {name: drawn(getattr(jax.random, name)) for name in ("normal", "uniform")}
-    with mock.patch.multiple(jax.random, randint=integers, rademacher=signs, **floating):
+    changed: dict[str, Any] = {name: drawn(getattr(jax.random, name)) for name in ("normal", "uniform")}
+    changed |= {"randint": integers, "rademacher": signs}
+    with mock.patch.multiple(jax.random, **changed):
         yield
 
 
@@ -137,7 +138,7 @@ def _around(denoise: Any, weak: Any, null: int) -> tuple[gj.Branches, ...]:
     labels = jnp.asarray(LABELS)
     later = gj.denoiser(lambda x, t, cond: denoise(x, COSINE(jnp.clip(t, 0.01, 0.99)), cond).x0, predicts="x0")
     noise = gj.conditions.time_noise(0.01)
-    conds = {name: (labels + i) % CLASSES for i, name in enumerate(("cond", "negative", "image"))}
+    conds: dict[str, Any] = {name: (labels + i) % CLASSES for i, name in enumerate(("cond", "negative", "image"))}
     drawn = gj.conditions.random_labels(CLASSES)
     return (
         gj.branches(denoise, **conds, uncond=jnp.full_like(labels, null), random=drawn),

@@ -3,6 +3,7 @@
 import json
 import types
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import contract
 import jax
@@ -12,7 +13,7 @@ import tyro
 
 import guidance_jax as gj
 from experiments.accelerator import __main__ as command
-from experiments.accelerator import exactness, scale, worlds
+from experiments.accelerator import cases, exactness, scale, worlds
 from experiments.accelerator.__main__ import SHARES, Config, main
 
 
@@ -109,9 +110,10 @@ def test_a_report_prints_the_tables_of_files_and_measures_nothing(tmp_path, part
 
 
 def test_unknown_parts_are_refused():
-    for wrong in ("speed", ""):
+    unknown: Any = "speed"
+    for wrong in ((unknown,), ()):
         with pytest.raises(ValueError, match="parts must be some of exactness, overhead, pytorch, training, scale, got"):
-            Config(parts=(wrong,) if wrong else ())
+            Config(parts=wrong)
     with pytest.raises(ValueError, match="minutes must be positive, got 0"):
         Config(minutes=0)
     with pytest.raises(SystemExit):
@@ -139,8 +141,8 @@ def finished(case):
 
 
 def case(guidance, sampler=None):
-    run = lambda world, given: exactness.draw(world, given, guidance, sampler or gj.ddpm())
-    return exactness.Case("method", "of the test", "ddpm", run, True)
+    run = lambda world, given: cases.draw(world, given, guidance, sampler or gj.ddpm())
+    return cases.Case("method", "of the test", "ddpm", run, True)
 
 
 def coarse(bits):
@@ -166,7 +168,7 @@ def test_the_error_tells_float32_from_tf32_and_bfloat16(lenient):
 
 @pytest.mark.slow
 def test_a_product_in_the_default_precision_is_noticed(lenient):
-    control = exactness.cases(smoke=True)[0]
+    control = cases.cases(smoke=True)[0]
     found = finished(control)
     assert control.kind == "control"
     assert not found["same_program"]
@@ -177,7 +179,7 @@ def test_a_row_that_fails_leaves_the_others(lenient, monkeypatch, tmp_path):
     def broken(world, given):
         raise ValueError("wrong shape")
 
-    first = exactness.Case("method", "broken", "ddpm", broken, False)
+    first = cases.Case("method", "broken", "ddpm", broken, False)
     monkeypatch.setattr(exactness, "cases", lambda smoke: [first, case(gj.cfg(2.0))._replace(both=False)])
     rows = exactness.measure(True, 1.0, tmp_path)
     found = [next(rows) for _ in range(3)]

@@ -101,7 +101,9 @@ def elsewhere(name: str, parameters: list[str]) -> str:
 
 
 def shown(value: Any) -> Any:
-    """The value for an error message, or its description if the value is long."""
+    """The value for an error message, or its description if the value is long. Of parameters, only the names are shown."""
+    if isinstance(value, dict) and any(hasattr(leaf, "dtype") for leaf in jax.tree.leaves(value)):
+        return f"a dictionary of {', '.join(map(repr, value))}"
     if isinstance(value, type) or getattr(value, "size", 1) > 8 or (not isinstance(value, str) and len(str(value)) > 200):
         return described(value)
     return value

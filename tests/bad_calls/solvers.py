@@ -304,7 +304,7 @@ ROWS: dict[str, Row] = {
     "Linen without variables": (
         lambda: gj.networks.from_linen(linen.Dense(2), {"kernel": X}),
         ValueError,
-        r'"params".*kernel',
+        r'"params", as module\.init gives it, got variables a dictionary of \'kernel\'\.$',
     ),
     "an NNX module for Linen": (
         lambda: gj.networks.from_linen(nnx.Linear(1, 1, rngs=nnx.Rngs(0)), {"params": {}}),

@@ -113,6 +113,7 @@ def title(file: Path) -> str:
 def notebook(site: Site, source: Path, target: str) -> str:
     """A notebook with its stored output. Its pictures are written beside the page."""
     book = nbformat.read(source, as_version=4)
+    book.metadata.setdefault("language_info", {"name": "python"})
     if not any(cell.get("outputs") for cell in book.cells):
         site.faults.append(f"{source.relative_to(ROOT)}: no output is stored; run it")
     for cell in book.cells:

@@ -112,7 +112,7 @@ def lists(text: str) -> str:
 
 
 def moved(site: Site, source: Path, where: str, target: str, picture: bool, fault: Callable[[str], None]) -> str | None:
-    """The address of a link on the site, or None if it becomes plain text."""
+    """The address of a link on the site, or None if it becomes plain text. A folder leads to its first page."""
     if re.match(r"[a-z]+:|//", where):
         if picture:
             fault(f"the picture {where} would be loaded from another server")
@@ -127,6 +127,8 @@ def moved(site: Site, source: Path, where: str, target: str, picture: bool, faul
     if not file.exists() or not file.is_relative_to(ROOT):
         fault(f"{where} does not exist")
         return None
+    if file.is_dir():
+        file = next((first for first in site.pages if first.parent == file), file)
     if file in site.pages:
         return relative(site.pages[file], target) + (f"#{anchor}" if anchor else "")
     if picture or file.suffix in PICTURES:

@@ -204,16 +204,3 @@ def test_the_log_normaliser_is_that_of_a_gaussian(lenient):
     """For a mixture of one class, every tilted density is the density itself."""
     one = gj.oracles.GaussianMixture(jnp.zeros((1, 2)), jnp.eye(2)[None], jnp.ones(1), jnp.zeros(1, int))
     assert abs(scale.integral(one, 3.0, gj.schedules.edm()(0.0))) < 1e-4
-
-
-@pytest.mark.smoke
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
-def test_every_part_runs_at_toy_size(lenient, tmp_path, capsys):
-    assert main(Config(out=tmp_path, smoke=True)) == 0
-    for part in SHARES:
-        found = read(tmp_path / "smoke", part)
-        assert found["rows"], part
-        assert found["smoke"], part
-        assert "error" not in found, found
-    assert capsys.readouterr().out.count("these numbers mean nothing") == len(SHARES)

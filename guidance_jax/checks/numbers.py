@@ -83,7 +83,9 @@ def check_time(t: Any, t_min: Any, t_max: Any, steps: int | None) -> None:
     check_range(t, "the schedule's time")
     if concrete((t, t_min, t_max)):
         times, low, high = map(np.asarray, (t, t_min, t_max))
-        margin = (high - low) / 2 if steps is None else 0.01
+        # A time in half precision is rounded by more than a hundredth of a step.
+        rounded = float(jnp.finfo(times.dtype).eps * high) if jnp.issubdtype(times.dtype, jnp.floating) else 0.0
+        margin = (high - low) / 2 if steps is None else max(0.01, rounded)
         # Where times begin at 0 or above, none is negative: formulae of t^2 or sin(t) rise again there.
         least = low - margin if low < 0 or steps is not None else -1e-6
         far = times[(times < least) | (times > high + margin)]
@@ -99,9 +101,9 @@ def check_positive(t: Any, alpha: Any, sigma: Any) -> None:
     """Raises an error if a schedule's alpha or sigma is negative: beyond its ends, the formula of a schedule may be wrong."""
     if concrete((t, alpha, sigma)):
         # A time that is rounded may be a little beyond the end.
-        wrong = ~((np.asarray(alpha) >= -1e-6) & (np.asarray(sigma) >= -1e-6))
+        wrong = ~((np.asarray(alpha) >= -1e-6) & (np.asarray(sigma) >= -1e-6) & np.ones(np.shape(t), bool))
         if wrong.any():
-            time, a, s = (np.asarray(value)[wrong][0] for value in (t, alpha, sigma))
+            time, a, s = (value[wrong][0] for value in np.broadcast_arrays(t, alpha, sigma))
             raise ValueError(f"the time {time:g} is outside of this schedule, where alpha would be {a:.4g} and sigma {s:.4g}.")
 
 

@@ -36,7 +36,7 @@ def described(value: Any) -> str:
 
 def of_torch(value: Any) -> bool:
     """Whether a value is a tensor, a module or a dtype of PyTorch, which is not imported for that."""
-    return any(kind.__module__.partition(".")[0] == "torch" for kind in type(value).__mro__)
+    return any(str(kind.__module__).partition(".")[0] == "torch" for kind in type(value).__mro__)
 
 
 def _of_torch(value: Any) -> str:
@@ -102,7 +102,7 @@ def elsewhere(name: str, parameters: list[str]) -> str:
 
 def shown(value: Any) -> Any:
     """The value for an error message, or its description if the value is long. Of parameters, only the names are shown."""
-    if isinstance(value, dict) and any(hasattr(leaf, "dtype") for leaf in jax.tree.leaves(value)):
+    if isinstance(value, dict) and any(hasattr(leaf, "dtype") for leaf in jax.tree.leaves([*value.values()])):
         return f"a dictionary of {', '.join(map(repr, value))}"
     if isinstance(value, type) or getattr(value, "size", 1) > 8 or (not isinstance(value, str) and len(str(value)) > 200):
         return described(value)

@@ -141,7 +141,7 @@ def quadratic(reach: Share = 1.0) -> Spacing:
 
 
 ORDER = "rho must come first, then sigma_min and sigma_max; use karras(sigma_min=0.1, sigma_max=10.0)"
-KEPT = lambda rho, sigma_min, sigma_max: sigma_min is None or sigma_max is not None or (rho >= 1) | (rho >= sigma_min)
+KEPT = lambda rho, sigma_min, sigma_max: sigma_min is None or sigma_max is not None or (rho >= 1) | (sigma_min < 1)
 
 
 @part(rule(ORDER, KEPT))

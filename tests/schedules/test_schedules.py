@@ -290,3 +290,11 @@ def test_schedules_and_spacings_remember_their_calls():
 def test_missing_or_traced_arguments_raise(build, error, message):
     with pytest.raises(error, match=message):
         build()
+
+
+def test_a_time_in_half_precision_may_be_rounded_beyond_the_last_step():
+    assert gj.schedules.ddpm_linear()(jnp.bfloat16(999)).sigma > 0.99
+
+
+def test_small_values_by_keyword_are_not_the_order_of_k_diffusion():
+    assert gj.spacings.karras(rho=0.5, sigma_min=0.6)(gj.schedules.edm(), 3).shape == (3,)

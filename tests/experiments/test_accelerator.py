@@ -156,6 +156,12 @@ def coarse(bits):
     return gj.stateless(update, needs=["cond", "uncond"])
 
 
+def test_an_error_that_is_not_a_number_is_infinite():
+    right = [jnp.ones(2), jnp.ones(2)]
+    assert exactness.error(right, right) == 0
+    assert exactness.error([right[0], jnp.array([1.0, jnp.nan])], right) == float("inf")
+
+
 @pytest.mark.slow
 def test_the_error_tells_float32_from_tf32_and_bfloat16(lenient):
     exact, tf32, bfloat16 = (finished(case(guidance)) for guidance in (gj.cfg(2.0), coarse(10), coarse(7)))

@@ -31,7 +31,7 @@ from experiments.accelerator.worlds import Data, World
 DEFAULT, HIGHEST = "default", "highest"
 HASTY: dict[str, Any] = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 """The CPU's programs run once, so they are compiled in a hurry."""
-AHEAD = 2 * (os.cpu_count() or 1)
+AHEAD = 8
 """The number of rows whose programs compile at the same time."""
 SECONDS_PER_ROW = 3.0
 

@@ -61,6 +61,8 @@ class Until:
 def found() -> Path | None:
     """The folder with Fashion-MNIST's four IDX files, or None."""
     given = os.environ.get("FASHION_MNIST")
+    if given and not Path(given).is_dir():
+        raise FileNotFoundError(f"FASHION_MNIST must name the folder of the four IDX files, got {given}, which is no folder.")
     return next((folder for folder in (*([Path(given)] if given else []), *FOLDERS) if folder.is_dir()), None)
 
 
@@ -220,7 +222,7 @@ def sentences(rows: list[dict[str, Any]]) -> Iterator[str]:
         if row["stage"] == "judge":
             yield f"Data: {row['data']}. The judge reads {row['accuracy']:.1%} of the held-out images."
             if row["data"] == "fashion_mnist":
-                yield f"The FD of the conditional model of the default on a CPU is {ON_CPU}."
+                yield f"The FD of the conditional model of the default on a CPU is {ON_CPU}, by a judge trained there."
         elif row["stage"] == "training":
             size = f"{row['steps']:,} steps of {row['batch']} images in {row['seconds']:.0f} s"
             yield f"Training: {size}, of {row['planned']:,} steps planned." if row["cut"] else f"Training: {size}."

@@ -218,7 +218,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         "compile: bare, guided",
         "memory",
         "TFLOP/s",
-        "of peak",
+        "of a large product's rate",
     )
     lines = [f"| | {' | '.join(heads)} |", "|---|" + "---:|" * len(heads)]
     for found in rows:

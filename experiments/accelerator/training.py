@@ -1,7 +1,8 @@
 """Fashion-MNIST's networks for a GPU, trained in minutes, and the judge of the CPU's study on their samples.
 
 The denoiser, its loss and its batch size are those of the preset `gpu` of `experiments.fashion_mnist`. The number of steps
-follows from the time. The judge is trained as in the default of that study, so that the Frechet distances compare.
+follows from the time. The judge is trained as in the default of that study, but on the device, so that distances compare only
+roughly.
 """
 
 import dataclasses

@@ -121,7 +121,7 @@ def test_the_table_of_training():
     rows = [judge, {**training_row, "samples_per_second": 12_345.6, "share": 0.254}, row]
     text = training.table(json.loads(json.dumps(rows)))
     assert "The judge reads 92.7% of the held-out images." in text
-    assert "default on a CPU is 37.74." in text
+    assert "default on a CPU is 37.74, by a judge trained there." in text
     assert "1,500 steps of 512 images in 61 s, of 2,000 steps planned." in text
     assert "12,346 images per second, 25% of the peak." in text
     assert cells(text)[2] == ["cfg", "2", "12.35", *["0.500"] * 4, "36", "1,000"]

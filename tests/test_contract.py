@@ -225,6 +225,7 @@ def test_values_share_a_trace_and_per_sample_or_vmapped_or_sharded_they_are_the_
     np.testing.assert_allclose(vmapped, wanted, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_one_value_per_sample_or_vmapped_is_the_same_in_a_step_of_every_method(x64):
     given = {name: values(row) for name, row in TABLE.items() if name not in REMEMBERING}
     for name, prediction in jax.jit(step)(given, world(), ends()).items():

@@ -287,6 +287,7 @@ def test_a_poisoned_sample_is_nan_alone_and_delays_no_other(poison):
     assert found.steps[1] < 100
 
 
+@pytest.mark.slow
 def test_cfg_pp_has_no_ode_also_beside_a_poisoned_sample_and_too_few_steps_raise():
     """With a scale of 0 it is the unconditional model."""
     program = jax.jit(lambda x, scale: call(gj.cfg_pp(scale), x, max_steps=3))

@@ -210,6 +210,7 @@ def test_a_number_outside_the_range_raises(room, name, parameter):
         assert re.search("nan|inf|e.?39", message, re.IGNORECASE), (bad, message)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "parameter"), OPEN)
 def test_an_infinite_bound_is_no_bound(name, parameter):
     room = next(room for room, given, _ in PARAMETERS if given == name)

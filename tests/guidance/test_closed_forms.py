@@ -306,6 +306,7 @@ def few(guidance, sampler, batch=3):
     return gj.sample(keys(batch), gaussians(batch, (1.0, 0.0)), guidance, sampler, levels, (1,))
 
 
+@pytest.mark.slow
 def test_gradients_in_eta_and_size_are_finite_from_alpha_zero():
     assert gj.levels(gj.schedules.flow(), 4, gj.spacings.trailing()).alpha[0] == 0
     for make in (gj.heun_sde, CORRECTED[1]):

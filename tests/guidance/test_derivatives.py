@@ -158,6 +158,7 @@ def test_a_run_with_derivatives_is_the_run_by_hand(x64):
     np.testing.assert_allclose(found, x, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("of", [lambda context: context.pullback(context.x, "weak"), lambda context: context.jvp(context.x)])
 def test_a_derivative_that_the_guidance_did_not_request_raises(of):
     guidance = gj.stateless(lambda d, context: of(context), derivatives=("uncond",))

@@ -69,6 +69,7 @@ def run(networks, guidance, sampler=None):
     return jax.block_until_ready(generate([list(network.conds.values()) for network in networks], guidance))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("k", [1, 7])
 def test_gates_compile_few_copies_skip_closed_branches_and_do_not_change_samples(x64, k):
     network = Network()
@@ -94,6 +95,7 @@ def test_a_heun_step_is_gated_as_a_whole(x64):
     assert int(state.evaluations) == 2 * sum(each) - each[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("k", [2, 5])
 def test_gates_on_two_networks_compile_few_copies_and_do_not_change_samples(x64, k):
     network, other = Network(), Network(0.5)

@@ -56,6 +56,7 @@ def test_the_exact_classifier_adds_one_to_the_scale_of_a_conditional_model_and_o
             np.testing.assert_allclose(ours.eps, theirs.eps, rtol=1e-8, atol=1e-8, err_msg=f"{t=}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_scale_one_is_the_conditional_model_and_scale_zero_the_unconditional_one(x64, sampler):
     """CFG++ at scale 0 is the unconditional model too."""

@@ -95,6 +95,7 @@ def test_an_update_may_return_a_prediction_with_another_eps(x64):
     same(gj.stateless(update, needs=NAMES), gj.cfg_pp(0.6), along("vector"))
 
 
+@pytest.mark.slow
 def test_a_custom_method_composes_is_data_and_prints_its_call(x64):
     mine = lambda w: gj.source(contrast, *NAMES, w=w)
     inside = lambda guidance: gj.chain(gj.during(guidance, 0.1, 20.0), gj.rescale(0.5))

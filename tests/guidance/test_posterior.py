@@ -249,6 +249,7 @@ def test_a_gradient_method_in_another_space_raises(x64, name):
         gj.in_space("eps", GRADIENTS[name][0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("build", "message"),
     [

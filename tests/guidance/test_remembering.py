@@ -101,6 +101,7 @@ def test_linear_reuse_is_the_formula_by_hand(x64, past, every, rowwise):
         moved(got, x, cfg(c[n], u[n], W[:, None]), level)
 
 
+@pytest.mark.slow
 def test_linear_reuse_counts_steps_and_not_evaluations(x64):
     asked = []
     walk(gj.linear_reuse(3.0, np.ones(5), every=3), [here for *_, here in steps(4, twice=True)], asked)
@@ -121,6 +122,7 @@ def test_fit_linear_is_least_squares(x64):
     close(gj.fit_linear(jnp.asarray(c), jnp.asarray(u))[1:], np.broadcast_to(row, (3, 3)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", ["cond", "uncond"])
 @pytest.mark.parametrize("schedule", ["cosine", "flow", "edm"])
 def test_feedback_is_the_formula_by_hand(x64, schedule, base):

@@ -92,6 +92,7 @@ def test_neighbours_are_found_once_for_many_sets(x64):
     assert gj.metrics.precision_recall(far, samples)[0] == gj.metrics.density_coverage(far, fake)[1] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offset", [0, 4096])
 def test_ties_and_duplicates_are_exact(offset):
     """The points are integers with many duplicates and equal distances, so distances have no rounding at any offset."""

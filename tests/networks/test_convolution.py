@@ -97,6 +97,7 @@ def test_gradients_in_a_scan_have_the_fast_axis_order():
     assert kernels(slow, x, kernel) > kernels(fast, x, kernel) == {FAST}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["networks", "pretrained"])
 def test_the_networks_use_this_convolution(family):
     if family == "networks":

@@ -195,6 +195,7 @@ def test_pooling_is_attention_of_the_mean_and_knows_order_only_by_the_positions(
     np.testing.assert_allclose(pool(params, h[:, order]), pool(params, h), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_classifier_treats_samples_separately_and_its_gradient_is_that_of_its_values():
     apply, params = network("classifier")
     out = output("classifier")

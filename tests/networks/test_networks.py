@@ -32,6 +32,7 @@ def network(name):
     return awake(NETWORKS[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_input_affects_the_output_of_its_own_sample_only(name):
     apply, params = network(name)

@@ -31,6 +31,7 @@ def test_systematic_resampling_takes_each_particle_in_proportion_to_its_weight()
     np.testing.assert_allclose(np.mean(counts, 0), expected, atol=4 * 0.5 / np.sqrt(200))
 
 
+@pytest.mark.slow
 def test_resampling_leaves_the_normaliser_without_bias(x64):
     """Many small groups with exact kernels, resampled at every step or never. The mean is that of the exact law."""
     levels = path(gj.levels(gj.schedules.edm(0.3, 6.0), 5, gj.spacings.karras()), slice(None, -1))

@@ -18,6 +18,7 @@ import guidance_jax as gj
 from guidance_jax import targets
 
 
+@pytest.mark.slow
 def test_a_reward_acts_only_through_the_weights(x64):
     """Along the model's own SDE the weights are the reward of the output. With resampling, the law is the posterior."""
     n, target = 4096, targets.rewarded(targets.product({"cond": 1.0}), reward)

@@ -147,6 +147,7 @@ def test_degeneracy_depends_on_the_number_and_on_the_fraction(recwarn, counted, 
         assert ["degenerate" in str(w.message) for w in recwarn.list] == [True] * warns
 
 
+@pytest.mark.slow
 def test_bad_input_raises():
     m = mixture()
     schedule, flow = gj.schedules.edm(), gj.levels(gj.schedules.flow(), 4, gj.spacings.uniform())

@@ -88,6 +88,7 @@ def test_sizes_that_define_no_network_raise(change, message):
         dataclasses.replace(SMALL, **change)
 
 
+@pytest.mark.slow
 def test_calls_that_do_not_fit_the_network_raise(network):
     apply, params, *_ = network
     apply = apply.__wrapped__  # Without jit, which would hide the values of labels.

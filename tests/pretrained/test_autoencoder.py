@@ -143,6 +143,7 @@ def test_seams_are_gradual():
     np.testing.assert_allclose(image[[0, -1]], [7.5, 39.5], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_tiles_of_an_autoencoder_are_decoded_separately():
     image = np.asarray(BY_TILES(tiny(), Z))
     first, second = (np.asarray(DECODE(tiny(), z)) for z in (Z[:, :12], Z[:, 8:]))

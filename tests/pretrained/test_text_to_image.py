@@ -264,6 +264,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "edit", "error", "message"), BROKEN.values(), ids=BROKEN)
 def test_a_damaged_or_unsupported_directory_raises(first, tmp_path, name, edit, error, message):
     directory = tmp_path / "model"

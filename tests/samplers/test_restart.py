@@ -132,6 +132,7 @@ def law(sampler, levels, mean, variance, steps, n=12):
     return coefficients[0], np.sum(coefficients[1:] ** 2)
 
 
+@pytest.mark.slow
 def test_restarts_contract_the_error_of_a_wrong_start_as_in_the_closed_form(x64):
     """For data N(m, v), the exact ODE from R to r multiplies `x - m` by `g = sqrt((v + r^2) / (v + R^2))`. So K restarts reduce
     an error of the mean to `g^K` of it and an error of the variance to `g^(2 K)`. `N(m, v + r^2)` is the fixed point.
@@ -190,6 +191,7 @@ def test_restarts_keep_the_law_of_a_mixture_and_restore_it_from_one_class(x64):
     assert errors(run(wrong, scale=0.0)).max() > 40
 
 
+@pytest.mark.slow
 def test_the_number_of_evaluations_is_that_of_the_paper():
     """43 on CIFAR-10 and 203 on ImageNet. Adjacent intervals do not restart within each other, in either order."""
     one = gj.Branches(lambda x, level, cond: gj.Prediction(x / 2, x / 2), {"cond": None})
@@ -216,6 +218,7 @@ def test_without_restarts_it_is_the_inner_sampler(x64):
             np.testing.assert_allclose(found.x, plain.x, rtol=1e-12, err_msg=str(low))
 
 
+@pytest.mark.slow
 def test_a_guidance_acts_in_the_steps_of_a_restart_that_begin_in_its_interval(x64):
     """With a bound within (0.1, 1): the beginning of the step of the restart decides, not the beginning of the run's step."""
     two, bound = two_gaussians(2), 0.5
@@ -243,6 +246,7 @@ def test_a_guidance_acts_in_the_steps_of_a_restart_that_begin_in_its_interval(x6
     np.testing.assert_allclose(state.x.ravel(), walk(x, levels.ratio[place:]), rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_a_multistep_sampler_starts_anew_and_continues_from_the_last_restart(x64):
     levels = known(gj.levels(EDM, 10, gj.spacings.karras()))
     place, steps, high = 6, 4, 3.0

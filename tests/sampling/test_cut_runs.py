@@ -103,6 +103,7 @@ def test_guidance_without_memory_is_the_same_whatever_the_number_of_the_step():
         np.testing.assert_array_equal(later[name].eps, first[name].eps, name)
 
 
+@pytest.mark.slow
 def test_a_run_from_noise_continues_with_all_that_it_reports():
     """Not jitted, from a shape. The evaluations and the trace continue, and the dtypes are those of the whole run."""
     guidance, sampler = gj.chain(gj.reuse(gj.cfg(2.0), 2), gj.momentum(-0.5)), gj.dpmpp_sde()
@@ -142,6 +143,7 @@ def test_a_state_of_another_run_raises():
             call()
 
 
+@pytest.mark.slow
 def test_particles_draw_by_level_too():
     """With a target without guidance the weights stay equal, so a cut run equals the whole one."""
     one = gj.branches(DENOISE, cond=jnp.zeros((4, 2)), uncond=jnp.ones((4, 2)))

@@ -92,6 +92,7 @@ def test_a_path_is_cut_by_strength_or_by_noise():
             cut()
 
 
+@pytest.mark.slow
 def test_image_to_image_keeps_the_law_of_the_data(x64):
     """Exact samples of a Gaussian that are noised to any level and denoised are exact again. More noise changes them more."""
     mean, deviation, n = 1.0, PEAK**0.5, 2000
@@ -161,6 +162,7 @@ def inpainted(times: int, n: int = 1024, steps: int = 20) -> np.ndarray:
     return np.asarray(gj.sample(quick_keys(n), gj.branches(correlated, cond=None), gj.chain(), sampler, levels, (2,)))
 
 
+@pytest.mark.slow
 def test_inpainting_approaches_the_conditional_law_only_with_recurrence():
     mean, variance = MEANS[1] + CORRELATION * (GIVEN - MEANS[0]), 1 - CORRELATION**2
     errors = []

@@ -23,6 +23,7 @@ def arguments(scale=2.0, sampler=None, guidance=gj.cfg, levels=LEVELS):
     return quick_keys(4), peaked(LABELS), guidance(scale), sampler or gj.ddpm(), levels, (3,)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.* guides nowhere:UserWarning")  # the run that stops before the interval
 def test_the_trace_is_the_state_after_each_step():
     """It equals a run that stops there: x, the guided x0, the memories of sampler and guidance, the evaluations so far.

@@ -30,6 +30,7 @@ def is_drawn_wide(z, dtype):
     np.testing.assert_allclose([z.mean(), z.var()], [0, 1], atol=5 * (2 / z.size) ** 0.5)
 
 
+@pytest.mark.slow
 @IN_EITHER
 def test_diffuse_and_every_part_that_draws_per_step_draw_in_float32(dtype):
     given, x0 = keys(100), jnp.zeros((100, 1000), dtype)
@@ -157,6 +158,7 @@ def measured(x, a, b):
     return (of_x, of_sets), m.sample(jax.random.key(0), 2000)
 
 
+@pytest.mark.slow
 @IN_ONE
 def test_measures_classifiers_and_oracles_are_computed_in_float32(dtype):
     rng = np.random.default_rng(0)

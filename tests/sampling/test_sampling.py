@@ -32,6 +32,7 @@ def test_classifier_guidance_is_one_call_of_b_per_step():
     assert Counted(peaks).run(gj.classifier(log_prob, 2.0), conds={"uncond": jnp.full_like(LABELS, -1)}) == [B] * 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("around", [lambda g: g, lambda g: gj.chain(g, gj.rescale(0.7)), lambda g: gj.add(g)])
 def test_an_interval_skips_the_unconditional_branch(around):
     ratio = np.asarray(LEVELS.ratio)[:-1]

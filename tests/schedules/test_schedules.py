@@ -182,6 +182,7 @@ def test_the_level_of_a_shift_is_the_schedules_at_the_time_that_the_network_rece
         np.testing.assert_allclose(back, drawn, rtol=1e-6, err_msg=str(schedule))
 
 
+@pytest.mark.slow
 def test_a_shift_accepts_a_traced_factor_from_pure_noise(x64):
     def total(factor):
         levels = gj.levels(gj.schedules.shift(gj.schedules.flow(), factor), 6, gj.spacings.uniform())

@@ -35,6 +35,7 @@ def test_the_exact_denoiser_minimises_the_loss(x64):
             assert abs(rise.mean()) < 5 * rise.std() / np.sqrt(N), predicts
 
 
+@pytest.mark.slow
 def test_the_loss_is_zero_for_a_single_point(x64):
     """For data of one point every exact output is known, so each loss is 0."""
     x0 = jnp.ones((8, 3))

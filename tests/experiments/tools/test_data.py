@@ -223,6 +223,7 @@ def test_files_that_differ_from_the_prepared_ones_raise(tmp_path, prepared):
     assert len(data.load("fashion_mnist", "train", prepared[0], tmp_path / "not there")) == 47
 
 
+@pytest.mark.slow
 def test_after_a_kill_during_preparation_the_next_call_works(tmp_path, prepared):
     from experiments.tools import data
 

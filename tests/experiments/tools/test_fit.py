@@ -234,6 +234,7 @@ def test_names_that_are_no_steps_are_ignored_and_checkpoints_of_other_runs_are_m
     assert {"012", "١٢", "notes", "16.tmp"} <= {path.name for path in run.iterdir()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b"null", b'{"data": 1', b"\xff\xfe", b"[" * 100_000])
 def test_a_damaged_identity_is_written_again_without_training(done, tmp_path, content):
     job = copied(done, tmp_path)
@@ -369,6 +370,7 @@ def hurt(path, how):
     path.write_bytes(data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["truncated", "emptied", 0.03, 0.62])
 def test_damage_to_any_file_raises_or_changes_no_value(done, tmp_path, how):
     from experiments.tools.checkpoints import DamagedError, read

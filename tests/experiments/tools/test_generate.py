@@ -352,6 +352,7 @@ def test_the_progress_starts_at_the_number_of_existing_samples(draw, capsys, mon
     assert not capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_assembled_file_has_the_format_of_openais_evaluator(draw):
     grey = lambda inputs, keys, labels: (5 * pixels(labels) + jnp.arange(6.0).reshape(1, 3, 2, 1)) / 127.5 - 1
     drawn = draw(program=grey, labels=np.arange(N) % 3)

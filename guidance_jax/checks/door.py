@@ -9,8 +9,9 @@ import typing
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
+from guidance_jax.checks.foreign import translated
 from guidance_jax.checks.traced import concrete, demand
-from guidance_jax.checks.words import call_it, described, elsewhere, shown
+from guidance_jax.checks.words import call_it, described, shown
 from guidance_jax.programs.parts import Call, remembering, signature
 
 P = ParamSpec("P")
@@ -202,7 +203,7 @@ class Entrance:
         unknown = [name for name in kwargs if name not in parameters]
         if unknown and not any(each.kind is KEYWORDS for each in parameters.values()):
             error = f"got an unexpected keyword argument {unknown[0]!r}"
-            return f"{self.name}: {error}; {elsewhere(unknown[0], [*parameters])}it takes {self._taken(parameters)}."
+            return f"{self.name}: {error}; {translated(unknown[0], [*parameters])}it takes {self._taken(parameters)}."
         if "missing" not in error:
             return f"{self.name}: {error}; it takes {self._taken(parameters)}."
         # A forgotten argument shifts those after it. The first of a wrong type is where it was forgotten.
@@ -216,12 +217,13 @@ class Entrance:
     def _taken(self, parameters: Mapping[str, inspect.Parameter]) -> str:
         """The names of the parameters, for an error message."""
         by_name = [name for name, each in parameters.items() if each.kind is inspect.Parameter.KEYWORD_ONLY]
-        by_name += [f"the {name}" for name, each in parameters.items() if each.kind is KEYWORDS]
-        first = [name for name, each in parameters.items() if each.kind not in (inspect.Parameter.KEYWORD_ONLY, KEYWORDS)]
+        open_ended = [name for name, each in parameters.items() if each.kind is KEYWORDS]
+        first = [name for name in parameters if name not in (*by_name, *open_ended)]
+        by_name += [f"the {name}" for name in open_ended]
         words = [", ".join(first)] * bool(first) + [f"by name {', '.join(by_name)}"] * bool(by_name)
-        made = typing.get_type_hints(inspect.unwrap(self.function)).get("return")
-        usage = CLASSES[made].hint.removesuffix(".") if made in CLASSES and len(by_name) > 0 and "the" in by_name[-1] else ""
-        return ", and ".join(words) + f"; {usage}" * bool(usage) or "no arguments"
+        made = CLASSES.get(typing.get_type_hints(inspect.unwrap(self.function)).get("return"))
+        usage = f"; {made.hint.removesuffix('.')}" if made and open_ended else ""
+        return ", and ".join(words) + usage or "no arguments"
 
 
 @functools.cache

@@ -15,6 +15,7 @@ from typing_extensions import TypeAliasType
 
 from guidance_jax.base import Branches, Denoiser, NoiseLevel, Prediction, Step
 from guidance_jax.checks.door import CLASSES, Kind
+from guidance_jax.checks.foreign import CHOICES
 from guidance_jax.checks.numbers import (
     LARGEST,
     Real,
@@ -120,24 +121,12 @@ def choice(*names: str) -> Kind:
     """The kind of a string that is one of these."""
 
     def also(value: Any, where: str) -> None:
-        here = TRANSLATED.get(value)
+        here = CHOICES.get(value)
         if value not in names:
             mend = f"; it is {here!r} here." if here in names else "."
             raise ValueError(f"{where} must be {' or '.join(map(repr, names))}, got {value!r}{mend}")
 
     return Kind(" or ".join(map(repr, names)), lambda value: isinstance(value, str), also=also)
-
-
-TRANSLATED = {
-    **dict.fromkeys(("epsilon", "noise", "pred_noise"), "eps"),
-    **dict.fromkeys(("sample", "x_start", "pred_x0", "x_0"), "x0"),
-    **dict.fromkeys(("v_prediction", "pred_v"), "v"),
-    **dict.fromkeys(("flow_prediction", "flow"), "velocity"),
-    **dict.fromkeys(("fixed_small", "fixed_small_log"), "small"),
-    **dict.fromkeys(("fixed_large", "fixed_large_log"), "large"),
-    **dict.fromkeys(("learned_range",), "learned"),
-}
-"""Choices in diffusers and other code, and their names here."""
 
 
 def array_kind(words: str, of: Any, *, finite: bool = False, hint: str = "") -> Kind:

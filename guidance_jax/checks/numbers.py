@@ -83,18 +83,20 @@ def check_time(t: Any, t_min: Any, t_max: Any, steps: int | None) -> None:
     check_range(t, "the schedule's time")
     if concrete((t, t_min, t_max)):
         times, low, high = map(np.asarray, (t, t_min, t_max))
-        # A time in half precision is rounded by more than a hundredth of a step.
-        rounded = float(jnp.finfo(times.dtype).eps * high) if jnp.issubdtype(times.dtype, jnp.floating) else 0.0
-        margin = (high - low) / 2 if steps is None else max(0.01, rounded)
+        if steps is not None:
+            # A time in half precision is rounded by more than a hundredth of a step.
+            eps = float(jnp.finfo(times.dtype).eps) if jnp.issubdtype(times.dtype, jnp.floating) else 0.0
+            margin = max(0.01, eps * float(high))
+            beyond = times[(times < low - margin) | (times > high + margin)]
+            if beyond.size:
+                raise ValueError(f"the time {beyond[0]:g} must be one of the {steps} training steps, 0 to {steps - 1}.")
+            return
         # Where times begin at 0 or above, none is negative: formulae of t^2 or sin(t) rise again there.
-        least = low - margin if low < 0 or steps is not None else -1e-6
-        far = times[(times < least) | (times > high + margin)]
-        if far.size and steps is not None:
-            raise ValueError(f"the time {far[0]:g} must be one of the {steps} training steps, 0 to {steps - 1}.")
-        if far.size:
+        least, most = low - (high - low) / 2 if low < 0 else -1e-6, high + (high - low) / 2
+        beyond = times[(times < least) | (times > most)]
+        if beyond.size:
             mend = "for a ratio sigma / alpha, use schedule.at(ratio)."
-            distance = "far outside" if far[0] < low - margin or far[0] > high + margin else "outside"
-            raise ValueError(f"the time {far[0]:g} is {distance} of this schedule, {low:g} to {high:g}; {mend}")
+            raise ValueError(f"the time {beyond[0]:g} is outside of this schedule, {low:g} to {high:g}; {mend}")
 
 
 def check_positive(t: Any, alpha: Any, sigma: Any) -> None:

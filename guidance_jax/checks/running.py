@@ -118,7 +118,7 @@ def check_conditions(conds: dict[str, Cond]) -> None:
     """Raises an error if there is no condition, or if the only one is a dictionary of conditions."""
     demand(len(conds) > 0, "branches must have at least one condition, got no condition; use branches(denoise, cond=labels).")
     if set(conds) == {"conds"} and isinstance(conds["conds"], dict) and {"cond", "uncond"} & set(conds["conds"]):
-        names = ", ".join(f"{name}=..." for name in conds["conds"]) or "cond=..."
+        names = ", ".join(f"{name}=..." for name in conds["conds"])
         raise TypeError(
             f"branches: conditions go by name, got a dictionary under the name conds; use branches(denoise, {names})."
         )

@@ -85,7 +85,7 @@ def load(
       >>> print(dense.kernel.shape, dense(jnp.ones((1, 2), jnp.bfloat16)))
       (2, 3) [[2 2 2]]
     """
-    rename = rename or str
+    rename = rename or (lambda name: name)
     graph, params, rest = nnx.split(abstract(build), nnx.Param, ...)
     if jax.tree.leaves(rest):
         raise ValueError(f"the module must hold only parameters, got also {rest}.")

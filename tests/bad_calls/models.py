@@ -120,7 +120,11 @@ ROWS: dict[str, Row] = {
         r"a NoiseLevel.*got the Sampler ddim\(\).*gj\.levels",
     ),
     "no level to reverse": (lambda: gj.schedules.reverse(LEVEL), ValueError, r"\[steps \+ 1\].*\(\)"),
-    "a sigma for a time": (lambda: EDM(80.0), ValueError, r"time 80 is far outside.*-1\.55.* to 1\.09.*schedule\.at\(ratio\)"),
+    "a sigma for a time": (
+        lambda: EDM(80.0),
+        ValueError,
+        r"time 80 is outside of this schedule.*-1\.55.* to 1\.09.*schedule\.at\(ratio\)",
+    ),
     "sigmas of another model": (
         lambda: gj.levels(DISCRETE, 3, gj.spacings.karras(sigma_min=0.1, sigma_max=800.0)),
         ValueError,

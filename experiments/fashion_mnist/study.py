@@ -265,7 +265,7 @@ def train_one(
       made: The networks, as `make` returns them.
       train_set: The images.
       tell: As for `fit`.
-      order: Makes the batches that are used of those of the data set.
+      order: Wraps the batches of the data set, for example to stop them after a time.
     """
     training, checkpoints = training_of(config, name), config.out / "checkpoints"
     identity = {
